@@ -1,0 +1,48 @@
+"""The records that training hands on: what a finished stage is and where its model lies."""
+
+from __future__ import annotations
+
+from datagen.settings import Settings
+
+
+class StageRecord(Settings):
+    """`<run>/stages/<name>/done.json`: its presence says that the stage is finished."""
+
+    stage: str
+    steps: int
+    images_seen: int
+    recipe_digest: str
+    dataset_digest: str
+    model: str
+    """The model folder, relative to the run."""
+
+
+class StageProgress(Settings):
+    """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few seconds."""
+
+    stage: str
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+    updated: float
+    """Seconds since the epoch."""
+    checkpoint_step: int
+    """Step of the newest checkpoint; 0 before the first."""
+    checkpoint_time: float
+    """Seconds since the epoch; 0 before the first."""
+
+
+class EvaluationRow(Settings):
+    """One line of the evaluation table: means over the held-out photos."""
+
+    method: str
+    """`bicubic` or `flowmapsr`."""
+    scale: float
+    steps: int
+    """Network evaluations; 0 for bicubic."""
+    psnr: float
+    """dB against the original, RGB."""
+    ssim: float
+    seconds: float
+    """Mean seconds for one photo."""

@@ -1,0 +1,175 @@
+"""What a user may set about training and evaluation, checked when the recipe is read.
+
+Knows no torch. Paper values are defaults only where `method.md`'s tables say so; every one is a setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from datagen.settings import Probability, Settings
+
+
+class ModelSettings(Settings):
+    """Size of `FlowMapNet`, a diffusers `UNet2DConditionModel` (defaults: SDXL-like, 2.43 B)."""
+
+    block_channels: tuple[int, ...] = Field((320, 640, 1280), min_length=1)
+    layers_per_block: int = Field(2, ge=1)
+    transformer_layers: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 10)
+    """Transformer layers of each block; 0 makes the block convolutional."""
+    attention_heads: tuple[int, ...] = (5, 10, 20)
+    norm_groups: int = Field(32, ge=1)
+    time_channels: int = Field(256, ge=2, multiple_of=2)
+    """Channels of the embedding of s, and of w when `guidance_input` is on."""
+    prompt_channels: int = Field(1280, ge=1)
+    guidance_input: bool = False
+    """Give the guidance strength w to the model as an input."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        blocks = len(self.block_channels)
+        for name in ("transformer_layers", "attention_heads"):
+            if len(getattr(self, name)) != blocks:
+                raise ValueError(f"{name} needs {blocks} values, one for each of block_channels")
+        for channels, heads in zip(self.block_channels, self.attention_heads, strict=True):
+            if channels % heads or channels % self.norm_groups:
+                raise ValueError(
+                    f"block_channels {channels} must be divisible by its attention_heads ({heads}) "
+                    f"and by norm_groups ({self.norm_groups})"
+                )
+        return self
+
+
+class FlowMatching(Settings):
+    """L_FM alone (eq. 3): the warm-up."""
+
+    kind: Literal["flow_matching"] = "flow_matching"
+    levels: int = Field(7, ge=0, le=20)
+    """K: times lie on grids of 2^k intervals, k = 0..K."""
+
+
+class SelfDistillation(Settings):
+    """L_FM + L_SD in one batch (eq. 12), shortcut formulation (eq. 22)."""
+
+    kind: Literal["self_distillation"] = "self_distillation"
+    formulation: Literal["shortcut"] = "shortcut"
+    levels: int = Field(7, ge=1, le=20)
+    flow_matching_share: Probability = 0.75
+    """Part of every batch that trains L_FM; the rest trains L_SD."""
+
+
+ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]
+
+
+class NoPerceptual(Settings):
+    kind: Literal["none"] = "none"
+
+
+class PatchPerceptual(Settings):
+    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch, lambda(t) = strength * (1 - t)."""
+
+    strength: float = Field(10.0, gt=0)
+    patch: int = Field(512, gt=0, multiple_of=8)
+    """Side of the patch, pixels; smaller images are used whole."""
+
+
+class Charbonnier(PatchPerceptual):
+    """sqrt(difference^2 + epsilon^2), averaged: a pixel loss that needs no weights."""
+
+    kind: Literal["charbonnier"] = "charbonnier"
+    epsilon: float = Field(1e-3, gt=0)
+
+
+class Lpips(PatchPerceptual):
+    """LPIPS on VGG-16 features (the paper's)."""
+
+    kind: Literal["lpips"] = "lpips"
+    weights: str | None = None
+    """Local safetensors file with the VGG features and the LPIPS linear layers."""
+
+
+PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]
+
+
+class StageSettings(Settings):
+    """One training stage. `step` is an optimiser step, `micro_batch` is per worker."""
+
+    name: str
+    objective: ObjectiveSettings
+    steps: int = Field(ge=1)
+    global_batch: int = Field(256, ge=1)
+    micro_batch: int = Field(8, ge=1)
+    learning_rate: float = Field(4e-5, gt=0)
+    final_learning_rate_fraction: float = Field(1.0, ge=0, le=1)
+    """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
+    learning_rate_warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is 1."""
+    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    dynamic_weighting: bool = True
+    perceptual: PerceptualSettings = NoPerceptual()
+    checkpoint_every: int = Field(500, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
+        return self
+
+
+class TrainingRecipe(Settings):
+    """Everything that decides a training run, and where it lives."""
+
+    manifest: str
+    """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
+    output: str
+    """The run's local folder."""
+    workers: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    experiment: str = "flowmapsr"
+    """MLflow experiment of the run."""
+    model: ModelSettings = ModelSettings()
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+    images_every: int = Field(500, ge=1)
+    """Steps between image grids in MLflow."""
+    max_failures: int = Field(3, ge=0)
+    """Times the workers of a stage may die and be restarted from the last checkpoint."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ: {', '.join(names)}")
+        for stage in self.stages:
+            share = stage.micro_batch * self.workers
+            if stage.global_batch % share:
+                raise ValueError(
+                    f"stage {stage.name!r}: global_batch {stage.global_batch} is not a multiple of "
+                    f"micro_batch {stage.micro_batch} x workers {self.workers} = {share}"
+                )
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the result: everything but `output`, as canonical JSON."""
+        canonical = json.dumps(
+            self.model_dump(mode="json", exclude={"output"}), sort_keys=True, separators=(",", ":")
+        )
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class EvaluationSettings(Settings):
+    """Held-out photos are degraded by the dataset's own chain at fixed scales, then restored."""
+
+    photos: str
+    """Folder of held-out photos."""
+    scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
+    seed: int = Field(0, ge=0)
