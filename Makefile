@@ -1,0 +1,63 @@
+# make demo   sets everything up and runs the whole way on the photos that ship with two libraries
+# make test   sets everything up and runs the tests
+# Needed beforehand: Python 3.11-3.13 and make. Both share one .venv/, made once.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_OUTPUT ?= demo-output
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# uv does not read pip's variable, and fails on a folder that is not there.
+FIND_LINKS := $(if $(wildcard $(PIP_FIND_LINKS)),UV_FIND_LINKS="$(PIP_FIND_LINKS)")
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(INSTALLED)
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	  if command -v $$python >/dev/null && $$python -c '$(SUITABLE)' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "flowmapsr needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian: apt install" \
+	  "python3-venv). None of these will do: $(PYTHONS). Name another with: make PYTHON=/path/to/python" >&2; \
+	exit 1
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(FIND_LINKS) $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.run
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""Connects to Ray: the cluster that `RAY_ADDRESS` names, else one that lives as long as this command.
+
+Knows nothing of what runs on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from datagen.errors import FlowmapsrError
+from pipelines.environment import QUIET, prepare_environment
+
+OBJECT_STORE_BYTES = 300_000_000
+"""Enough for paths and records, which is all that travels through Ray; pixels stay in the workers."""
+
+
+@contextmanager
+def ray_cluster(*, cpus: int) -> Iterator[None]:
+    """Ray for the duration of the block; what this starts, it also stops.
+
+    Args:
+        cpus: worker slots that a cluster of our own must have; a cluster by address has what it has.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    prepare_environment()
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+    else:
+        _start_local(cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": QUIET},
+        )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise FlowmapsrError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, correct the "
+            f"variable, or unset it to run on this machine alone"
+        ) from error
+
+
+def _start_local(cpus: int) -> None:
+    # "local" and not the default, which may attach to a stale cluster left on this machine.
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )

@@ -1,0 +1,32 @@
+"""Settles how the libraries behave by their environment variables, before any of them is imported.
+
+Sets only what the user left open: no telemetry, no start-up checks over the network, quiet consoles.
+"""
+
+from __future__ import annotations
+
+import os
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Needed by workers on other machines too."""
+
+EMBEDDED = {
+    # Prefect's own server inside the process: slow disks and cold starts need more than its 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    # Logs go to Prefect's pages; the terminal shows progress and warnings.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
+}
+
+
+def prepare_environment() -> None:
+    """Fills in `QUIET` and `EMBEDDED` where the user has set nothing."""
+    for name, value in {**QUIET, **EMBEDDED}.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,199 @@
+"""Spreads shard tasks over Ray actors, outlives dead ones, and never ends with a part missing.
+
+Knows how to place work and nothing of what a shard is: a builder is any callable from task to record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from datagen.errors import FlowmapsrError
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Times one task may lose its worker before the run fails."""
+PATIENCE_SECONDS = 30.0
+"""Waiting this long for a first worker is worth a warning."""
+
+
+class Task(Protocol):
+    """What the pool needs to know of a task: how it is named to the user."""
+
+    @property
+    def path(self) -> str: ...
+
+
+T = TypeVar("T", bound=Task)
+R = TypeVar("R")
+
+
+def run_shard_tasks(
+    make_builder: Callable[[], Callable[[T], R]],
+    tasks: Sequence[T],
+    *,
+    workers: int,
+    on_done: Callable[[R], None],
+) -> list[R]:
+    """Runs every task on up to `workers` actors of the connected Ray cluster.
+
+    A worker that dies is replaced and its task tried again. A task that raises stops the run, after the tasks
+    already under way have ended.
+
+    Args:
+        make_builder: called once in every actor; must be picklable.
+        on_done: called here, with each record as it arrives.
+
+    Returns:
+        One record for each task, in the order of `tasks`.
+
+    Raises:
+        FlowmapsrError: a task raised one, lost its worker too often, or left no record.
+    """
+    run = _Run(make_builder, waiting=deque(tasks), workers=workers)
+    try:
+        while run.unfinished():
+            run.place()
+            run.collect(on_done)
+    finally:
+        run.stop()
+    if run.failure is not None:
+        raise run.failure
+    missing = [task.path for task in tasks if task.path not in run.records]
+    if missing:
+        raise FlowmapsrError(f"these parts are missing at the end: {', '.join(missing)}; run again")
+    return [run.records[task.path] for task in tasks]
+
+
+class _ShardWorker:
+    """The actor. Its builder is made by the first task, so that a fault in making it is that task's error."""
+
+    def __init__(self, make_builder: Callable[[], Callable[[Any], Any]]) -> None:
+        self._make_builder = make_builder
+        self._builder: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Returns once the actor has its CPU."""
+
+    def build(self, task: Any) -> Any:
+        if self._builder is None:
+            _use_one_thread()
+            self._builder = self._make_builder()
+        return self._builder(task)
+
+
+def _use_one_thread() -> None:
+    """One CPU is what the actor was given; libraries that take all of them slow each other down."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+@dataclass
+class _Work(Generic[T]):
+    actor: Any
+    task: T
+
+
+@dataclass
+class _Run(Generic[T, R]):
+    """Where each task and each actor stands."""
+
+    make_builder: Callable[[], Callable[[T], R]]
+    waiting: deque[T]
+    workers: int
+    starting: dict[Any, Any] = field(default_factory=dict)
+    idle: list[Any] = field(default_factory=list)
+    busy: dict[Any, _Work[T]] = field(default_factory=dict)
+    records: dict[str, R] = field(default_factory=dict)
+    losses: Counter[str] = field(default_factory=Counter)
+    failed_starts: int = 0
+    failure: Exception | None = None
+
+    def unfinished(self) -> bool:
+        return bool(self.busy) or (bool(self.waiting) and self.failure is None)
+
+    def place(self) -> None:
+        """Gives waiting tasks to idle actors, and starts actors for those left over."""
+        if self.failure is not None:
+            return
+        while self.waiting and self.idle:
+            actor, task = self.idle.pop(), self.waiting.popleft()
+            self.busy[actor.build.remote(task)] = _Work(actor, task)
+        free_places = self.workers - len(self.busy) - len(self.starting) - len(self.idle)
+        for _ in range(min(free_places, len(self.waiting) - len(self.starting))):
+            actor = ray.remote(num_cpus=1, max_restarts=0)(_ShardWorker).remote(self.make_builder)
+            # A task goes only to an actor that runs: one without a CPU might hold it for ever.
+            self.starting[actor.ready.remote()] = actor
+
+    def collect(self, on_done: Callable[[R], None]) -> None:
+        """Waits until an actor has started or ended its task, and takes note."""
+        refs = [*self.starting, *self.busy]
+        ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
+        if not ready and not self.busy:
+            logger.warning("no worker has started yet: the Ray cluster has no free CPU")
+        for ref in ready:
+            if ref in self.starting:
+                self._note_start(ref)
+            else:
+                self._note_end(ref, on_done)
+
+    def stop(self) -> None:
+        """Ends every actor; commits are atomic, so one at work leaves nothing half-written."""
+        working = [work.actor for work in self.busy.values()]
+        for actor in [*self.starting.values(), *self.idle, *working]:
+            ray.kill(actor)
+
+    def _note_start(self, ref: Any) -> None:
+        actor = self.starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts >= ATTEMPTS:
+                self.failure = FlowmapsrError(f"Ray workers cannot start: {_first_line(error)}")
+        else:
+            self.idle.append(actor)
+
+    def _note_end(self, ref: Any, on_done: Callable[[R], None]) -> None:
+        work = self.busy.pop(ref)
+        try:
+            record = ray.get(ref)
+        except RayTaskError as error:
+            self.idle.append(work.actor)
+            cause = error.cause
+            self.failure = self.failure or (cause if isinstance(cause, FlowmapsrError) else error)
+        except RayError as error:
+            self._note_loss(work, error)
+        else:
+            self.idle.append(work.actor)
+            self.records[work.task.path] = record
+            on_done(record)
+
+    def _note_loss(self, work: _Work[T], error: RayError) -> None:
+        ray.kill(work.actor)  # it may be cut off rather than dead, and must not write any more
+        path = work.task.path
+        self.losses[path] += 1
+        logger.warning("worker lost at %s: %s", path, _first_line(error))
+        if self.losses[path] < ATTEMPTS:
+            self.waiting.appendleft(work.task)
+            return
+        self.failure = self.failure or FlowmapsrError(
+            f"shard {path} lost its worker {ATTEMPTS} times, last: {_first_line(error)}; too little "
+            f"memory is the usual reason: lower workers, or the size of its buckets. Then run again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
