@@ -1,6 +1,6 @@
-"""What a user may set about a dataset: the recipe of `flowmapsr dataset build`, checked when it is read.
+"""What a user may set about a dataset: the recipe of `flowmapsr dataset build`, checked when read.
 
-Knows no torch, no Ray and no Prefect. Values that follow from others are derived where they are used.
+Knows no torch, no Ray and no Prefect. Values that follow from others are derived where used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Blur(Settings):
     kind: Literal["blur"] = "blur"
     probability: Probability = 0.7
     kernel_size: tuple[int, int] = (7, 21)
-    """Smallest and largest odd kernel width, pixels; drawn uniformly from the odd numbers between."""
+    """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
     sigma: PositiveRange = (0.2, 1.5)
     shapes: dict[KernelShape, Annotated[float, Field(ge=0)]] = {
         "iso": 0.45,
@@ -71,7 +71,9 @@ class Downscale(Settings):
     """Shrinks by the sample's scale; the size is rounded once and stays registered with the HQ."""
 
     kind: Literal["downscale"] = "downscale"
-    modes: tuple[Interpolation, ...] = Field(("nearest", "area", "bilinear", "bicubic"), min_length=1)
+    modes: tuple[Interpolation, ...] = Field(
+        ("nearest", "area", "bilinear", "bicubic"), min_length=1
+    )
 
 
 class Noise(Settings):
@@ -98,19 +100,20 @@ class ResizeBack(Settings):
     """Enlarges to exactly the HQ size, so that HQ and LQ are registered."""
 
     kind: Literal["resize_back"] = "resize_back"
-    modes: tuple[Interpolation, ...] = Field(("nearest", "area", "bilinear", "bicubic"), min_length=1)
+    modes: tuple[Interpolation, ...] = Field(
+        ("nearest", "area", "bilinear", "bicubic"), min_length=1
+    )
 
 
-Operation = Annotated[
-    Blur | Downscale | Noise | Jpeg | ResizeBack, Field(discriminator="kind")
-]
+Operation = Annotated[Blur | Downscale | Noise | Jpeg | ResizeBack, Field(discriminator="kind")]
 
 
 class DegradationSettings(Settings):
-    """The chain that makes an LQ image (FlowMapSR, appendix B.1) as an ordered list of operations."""
+    """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
 
     scale: Annotated[
-        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]], AfterValidator(_ordered)
+        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
+        AfterValidator(_ordered),
     ] = (1.0, 16.0)
     """Bounds of the continuous downscale factor, drawn uniformly once for each image."""
     operations: tuple[Operation, ...] = (
@@ -192,7 +195,7 @@ class DatasetRecipe(Settings):
     seed: int = Field(0, ge=0, lt=2**63)
     buckets: BucketSettings = BucketSettings()
     crop: Literal["cover", "native", "random"] = "cover"
-    """`cover` shrinks the photo to just cover its bucket; `native` cuts at the photo's own resolution;
+    """`cover` shrinks the photo to just cover its bucket; `native` cuts at the photo's resolution;
     `random` draws a zoom between the two, log-uniformly."""
     variants: int = Field(1, ge=1, le=99)
     """Samples made of each photo."""
@@ -207,8 +210,8 @@ class DatasetRecipe(Settings):
     """The build stops when more than this part of the photos had to be left out."""
 
     def content(self) -> dict[str, object]:
-        """The settings that decide the dataset's bytes: everything but `output` and `workers`."""
-        return self.model_dump(mode="json", exclude={"output", "workers"})
+        """The settings that decide the dataset's bytes: not where, how fast or when to give up."""
+        return self.model_dump(mode="json", exclude={"output", "workers", "max_rejected_fraction"})
 
     def digest(self) -> str:
         """SHA-256 of `content()` as canonical JSON."""

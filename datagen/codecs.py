@@ -1,0 +1,181 @@
+"""Turns pixels into latents and back: the embedded 8x8 DCT, or a diffusers autoencoder.
+
+Pixels are (B, 3, H, W) float32 in [-1, 1]. Knows no files but the autoencoder's own, no samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from datagen.errors import FlowmapsrError
+from datagen.settings import AutoencoderSettings, CodecSettings, Dct8Settings
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+_BLOCK = 8
+
+
+class Codec(Protocol):
+    """Pixels to latents and back, deterministic in both directions."""
+
+    @property
+    def channels(self) -> int:
+        """C of the latents."""
+
+    @property
+    def downsample(self) -> int:
+        """H / h and W / w."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that changes whenever the latents would."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable."""
+
+
+def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
+    """The codec of a recipe on a device; FlowmapsrError when its weights cannot be had."""
+    match settings:
+        case Dct8Settings():
+            return Dct8Codec(device)
+        case AutoencoderSettings():
+            return AutoencoderCodec(settings, device)
+
+
+def dct8_scales() -> torch.Tensor:
+    """What each coefficient of a block is multiplied by, float64 (8, 8): vertical, horizontal.
+
+    One everywhere keeps the squared error of the latents equal to that of the pixels. The standard
+    deviation over photos then falls from 3.7 (mean of the block) over 0.7 (next) to 0.02 (finest).
+    """
+    return torch.ones(_BLOCK, _BLOCK, dtype=torch.float64)
+
+
+def _dct_matrix() -> torch.Tensor:
+    """The orthonormal DCT-II (Ahmed, Natarajan, Rao 1974): rows are frequencies, float64 (8, 8)."""
+    index = torch.arange(_BLOCK, dtype=torch.float64)
+    matrix = torch.cos(math.pi / _BLOCK * (index[None, :] + 0.5) * index[:, None])
+    matrix *= math.sqrt(2 / _BLOCK)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+class Dct8Codec:
+    """Orthonormal DCT of the 8x8 blocks of each colour: lossless, linear, without weights.
+
+    Latent channel = 64 * colour + 8 * vertical frequency + horizontal frequency.
+    """
+
+    channels = 3 * _BLOCK**2
+    downsample = _BLOCK
+
+    def __init__(self, device: str = "cpu") -> None:
+        dct, scales = _dct_matrix(), dct8_scales()
+        basis = torch.einsum("vy,ux->vuyx", dct, dct)
+        analysis = (basis * scales[..., None, None]).reshape(_BLOCK**2, _BLOCK**2)
+        synthesis = (basis / scales[..., None, None]).reshape(_BLOCK**2, _BLOCK**2)
+        self._analysis = analysis.float().to(device)
+        self._synthesis = synthesis.float().to(device)
+        content = b"dct8" + scales.numpy().tobytes()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        batch, colours, height, width = pixels.shape
+        if height % _BLOCK or width % _BLOCK:
+            raise ValueError(f"dct8 needs sides that are multiples of 8, not {height}x{width}")
+        rows, columns = height // _BLOCK, width // _BLOCK
+        blocks = pixels.float().reshape(batch, colours, rows, _BLOCK, columns, _BLOCK)
+        blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, colours, _BLOCK**2, -1)
+        return (self._analysis @ blocks).reshape(batch, -1, rows, columns)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        batch, _, rows, columns = latents.shape
+        coefficients = latents.float().reshape(batch, 3, _BLOCK**2, rows * columns)
+        blocks = (self._synthesis.T @ coefficients).reshape(batch, 3, _BLOCK, _BLOCK, rows, columns)
+        return blocks.permute(0, 1, 4, 2, 5, 3).reshape(batch, 3, rows * _BLOCK, columns * _BLOCK)
+
+
+class AutoencoderCodec:
+    """diffusers' `AutoencoderKL` (mode of the posterior) or `AutoencoderTiny`, scaled and shifted.
+
+    latents = (z - shift_factor) * scaling_factor, as the model's own config says.
+    """
+
+    def __init__(self, settings: AutoencoderSettings, device: str = "cpu") -> None:
+        self._model = _load_autoencoder(settings)
+        config: Any = self._model.config
+        self.channels = int(config.latent_channels)
+        self.downsample = 2 ** (len(_widths(config)) - 1)
+        self.fingerprint = _fingerprint(self._model)
+        self._scale = float(config.scaling_factor)
+        self._shift = float(config.shift_factor or 0.0)
+        self._dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        self._model.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
+        if settings.tiling:
+            self._model.enable_tiling()
+        if settings.slicing:
+            self._model.enable_slicing()
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        encoded: Any = self._model.encode(pixels.to(self._dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (latents.float() - self._shift) * self._scale
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        unscaled = latents.float() / self._scale + self._shift
+        decoded: torch.Tensor = self._model.decode(unscaled.to(self._dtype)).sample
+        return decoded.float()
+
+
+def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | AutoencoderTiny:
+    import diffusers
+
+    kind = {
+        "autoencoder_kl": diffusers.AutoencoderKL,
+        "autoencoder_tiny": diffusers.AutoencoderTiny,
+    }[settings.kind]
+    try:
+        model = kind.from_pretrained(
+            settings.source,
+            subfolder=settings.subfolder,
+            use_safetensors=True,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        raise FlowmapsrError(
+            f"codec.source {settings.source!r} (subfolder {settings.subfolder!r}): no "
+            f"{kind.__name__} with safetensors weights could be loaded ({error}); "
+            "give a hub id or the folder that holds its config.json"
+        ) from error
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _widths(config: Any) -> tuple[int, ...]:
+    if "block_out_channels" in config:
+        widths: tuple[int, ...] = tuple(config.block_out_channels)
+    if "encoder_block_out_channels" in config:
+        widths = tuple(config.encoder_block_out_channels)
+    return widths
+
+
+def _fingerprint(model: AutoencoderKL | AutoencoderTiny) -> str:
+    """SHA-256 of the weights as stored (float32) and of the config, without where it came from."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
