@@ -1,4 +1,4 @@
-"""Connects to Ray: the cluster that `RAY_ADDRESS` names, else one that lives as long as this command.
+"""Connects to Ray: the cluster that `RAY_ADDRESS` names, else one that ends with this command.
 
 Knows nothing of what runs on it.
 """
@@ -16,7 +16,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.environment import QUIET, prepare_environment
 
 OBJECT_STORE_BYTES = 300_000_000
-"""Enough for paths and records, which is all that travels through Ray; pixels stay in the workers."""
+"""Enough for paths and records, which is all that travels through Ray; pixels do not."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
     """Ray for the duration of the block; what this starts, it also stops.
 
     Args:
-        cpus: worker slots that a cluster of our own must have; a cluster by address has what it has.
+        cpus: worker slots of a cluster of our own; one by address has what it has.
     """
     if ray.is_initialized():
         yield
@@ -63,6 +63,6 @@ def _start_local(cpus: int) -> None:
         num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,  # its warnings are about clusters of several machines
         object_store_memory=OBJECT_STORE_BYTES,
     )

@@ -1,10 +1,11 @@
 """Settles how the libraries behave by their environment variables, before any of them is imported.
 
-Sets only what the user left open: no telemetry, no start-up checks over the network, quiet consoles.
+Sets only what the user left open: no telemetry, no look-ups over the network, quiet consoles.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 
 QUIET = {
@@ -20,9 +21,7 @@ EMBEDDED = {
     # Prefect's own server inside the process: slow disks and cold starts need more than its 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    # Logs go to Prefect's pages; the terminal shows progress and warnings.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
-    "PREFECT_LOGGING_LOGGERS_PREFECT_FLOW_RUNS_LEVEL": "INFO",
 }
 
 
@@ -30,3 +29,12 @@ def prepare_environment() -> None:
     """Fills in `QUIET` and `EMBEDDED` where the user has set nothing."""
     for name, value in {**QUIET, **EMBEDDED}.items():
         os.environ.setdefault(name, value)
+
+
+def leave_run_logs_to_prefect() -> None:
+    """Keeps logs of flow and task runs off the terminal, where the command reports for itself.
+
+    They still go to Prefect's pages. Under a Prefect worker, which shows them, this is not called.
+    """
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).propagate = False

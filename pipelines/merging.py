@@ -36,8 +36,9 @@ def nearest(name: object, known: Iterable[str]) -> str:
 def merged(base: Any, patch: Any, *, path: str = "") -> Any:
     """`patch` laid over `base`; neither is changed.
 
-    Mappings merge key by key, a mapping over a list reaches its items by `name` or by index, and everything
-    else replaces. A mapping of another `kind` replaces too: it must not inherit the other kind's fields.
+    Mappings merge key by key, a mapping over a list reaches its items by `name` or by index, and
+    everything else replaces. So does a mapping of another `kind`: it must not inherit the fields
+    of the other one.
     """
     if isinstance(patch, Mapping) and isinstance(base, Mapping):
         if _other_kind(base, patch):

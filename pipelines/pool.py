@@ -1,6 +1,6 @@
 """Spreads shard tasks over Ray actors, outlives dead ones, and never ends with a part missing.
 
-Knows how to place work and nothing of what a shard is: a builder is any callable from task to record.
+Knows how to place work, not what a shard is: a builder is any callable from task to record.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ R = TypeVar("R")
 
 
 def run_shard_tasks(
-    make_builder: Callable[[], Callable[[T], R]],
+    builder: Callable[[T], R],
     tasks: Sequence[T],
     *,
     workers: int,
-    on_done: Callable[[R], None],
+    on_done: Callable[[T, R], None],
 ) -> list[R]:
     """Runs every task on up to `workers` actors of the connected Ray cluster.
 
-    A worker that dies is replaced and its task tried again. A task that raises stops the run, after the tasks
-    already under way have ended.
+    A worker that dies is replaced and its task tried again. A task that raises stops the run, after
+    the tasks already under way have ended.
 
     Args:
-        make_builder: called once in every actor; must be picklable.
-        on_done: called here, with each record as it arrives.
+        builder: picklable; every actor holds a copy of it.
+        on_done: called here with each task and its record as they arrive; what it raises stops the
+            run like a task that raises.
 
     Returns:
         One record for each task, in the order of `tasks`.
@@ -58,7 +59,7 @@ def run_shard_tasks(
     Raises:
         FlowmapsrError: a task raised one, lost its worker too often, or left no record.
     """
-    run = _Run(make_builder, waiting=deque(tasks), workers=workers)
+    run = _Run(builder, waiting=deque(tasks), workers=workers)
     try:
         while run.unfinished():
             run.place()
@@ -74,20 +75,21 @@ def run_shard_tasks(
 
 
 class _ShardWorker:
-    """The actor. Its builder is made by the first task, so that a fault in making it is that task's error."""
+    """The actor: one copy of the builder on one CPU."""
 
-    def __init__(self, make_builder: Callable[[], Callable[[Any], Any]]) -> None:
-        self._make_builder = make_builder
-        self._builder: Callable[[Any], Any] | None = None
+    def __init__(self, builder: Callable[[Any], Any]) -> None:
+        _use_one_thread()
+        self._builder = builder
 
     def ready(self) -> None:
         """Returns once the actor has its CPU."""
 
     def build(self, task: Any) -> Any:
-        if self._builder is None:
-            _use_one_thread()
-            self._builder = self._make_builder()
         return self._builder(task)
+
+
+def _actor_class() -> Any:
+    return ray.remote(num_cpus=1, max_restarts=0)(_ShardWorker)
 
 
 def _use_one_thread() -> None:
@@ -110,7 +112,7 @@ class _Work(Generic[T]):
 class _Run(Generic[T, R]):
     """Where each task and each actor stands."""
 
-    make_builder: Callable[[], Callable[[T], R]]
+    builder: Callable[[T], R]
     waiting: deque[T]
     workers: int
     starting: dict[Any, Any] = field(default_factory=dict)
@@ -133,11 +135,11 @@ class _Run(Generic[T, R]):
             self.busy[actor.build.remote(task)] = _Work(actor, task)
         free_places = self.workers - len(self.busy) - len(self.starting) - len(self.idle)
         for _ in range(min(free_places, len(self.waiting) - len(self.starting))):
-            actor = ray.remote(num_cpus=1, max_restarts=0)(_ShardWorker).remote(self.make_builder)
+            started = _actor_class().remote(self.builder)
             # A task goes only to an actor that runs: one without a CPU might hold it for ever.
-            self.starting[actor.ready.remote()] = actor
+            self.starting[started.ready.remote()] = started
 
-    def collect(self, on_done: Callable[[R], None]) -> None:
+    def collect(self, on_done: Callable[[T, R], None]) -> None:
         """Waits until an actor has started or ended its task, and takes note."""
         refs = [*self.starting, *self.busy]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
@@ -162,24 +164,24 @@ class _Run(Generic[T, R]):
         except RayError as error:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS:
-                self.failure = FlowmapsrError(f"Ray workers cannot start: {_first_line(error)}")
+                self._fail(FlowmapsrError(f"Ray workers cannot start: {_first_line(error)}"))
         else:
             self.idle.append(actor)
 
-    def _note_end(self, ref: Any, on_done: Callable[[R], None]) -> None:
+    def _note_end(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
         work = self.busy.pop(ref)
         try:
             record = ray.get(ref)
-        except RayTaskError as error:
-            self.idle.append(work.actor)
-            cause = error.cause
-            self.failure = self.failure or (cause if isinstance(cause, FlowmapsrError) else error)
-        except RayError as error:
-            self._note_loss(work, error)
-        else:
             self.idle.append(work.actor)
             self.records[work.task.path] = record
-            on_done(record)
+            on_done(work.task, record)
+        except RayTaskError as error:
+            self.idle.append(work.actor)
+            self._fail(error.cause if isinstance(error.cause, FlowmapsrError) else error)
+        except RayError as error:
+            self._note_loss(work, error)
+        except FlowmapsrError as error:
+            self._fail(error)
 
     def _note_loss(self, work: _Work[T], error: RayError) -> None:
         ray.kill(work.actor)  # it may be cut off rather than dead, and must not write any more
@@ -189,10 +191,16 @@ class _Run(Generic[T, R]):
         if self.losses[path] < ATTEMPTS:
             self.waiting.appendleft(work.task)
             return
-        self.failure = self.failure or FlowmapsrError(
-            f"shard {path} lost its worker {ATTEMPTS} times, last: {_first_line(error)}; too little "
-            f"memory is the usual reason: lower workers, or the size of its buckets. Then run again"
+        self._fail(
+            FlowmapsrError(
+                f"shard {path} lost its worker {ATTEMPTS} times, last: {_first_line(error)}; "
+                f"the usual reason is too little memory: lower workers and run the same command"
+            )
         )
+
+    def _fail(self, error: Exception) -> None:
+        """The first failure is the one that is raised, once the tasks under way have ended."""
+        self.failure = self.failure or error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Shows how far long work has come: a bar on a terminal, else a plain line every few seconds, on stderr.
+"""Shows how far long work has come, on stderr: a bar on a terminal, else a line every few seconds.
 
 Knows only counts and a note; not what is counted.
 """
@@ -9,7 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich import progress as bars
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -83,7 +86,7 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
 
 
 class _Bar:
-    def __init__(self, display: object, task: object) -> None:
+    def __init__(self, display: bars.Progress, task: bars.TaskID) -> None:
         self._display, self._task = display, task
 
     def advance(self, count: int = 1, *, note: str = "") -> None:

@@ -1,6 +1,6 @@
 """Recipes: a name or file, a section and `a.b=value` settings become one checked settings model.
 
-The border of the program: what passes here is trusted inside. Knows no Prefect, no Ray and no torch.
+The border of the program: what passes is trusted inside. Knows no Prefect, no Ray and no torch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(name: str, section: Section, overrides: Overrides = ()) -> dict[str, Any]:
-    """The section's values as the file, those it extends and `overrides` give them, not yet checked.
+    """The section's values from the file, those it extends and `overrides`, not yet checked.
 
-    Defaults of the settings models lie at the bottom, so that a setting inside one can be changed alone.
+    The models' defaults lie at the bottom, so that a setting inside one can be changed alone.
     """
     values = merged(_defaults(MODELS[section]), read_section(name, section))
     return _prepared(with_overrides(values, _as_mapping(overrides)), section)
@@ -50,7 +50,10 @@ def training_recipe(name: str, overrides: Overrides = ()) -> TrainingRecipe:
 
 
 def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
-    """The checked recipe of a whole run; overrides start with their section's name. Raises `RecipeError`."""
+    """The checked recipe of a whole run; overrides start with a section's name.
+
+    Raises `RecipeError`.
+    """
     values: dict[str, Any] = read_full_output(name)
     for section in SECTIONS:
         values[section] = merged(_defaults(MODELS[section]), read_section(name, section))
@@ -61,6 +64,18 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     if isinstance(values.get("output"), str):
         values["output"] = absolute_location(values["output"], field="output")
     return validated(FullRecipe, values, title=name)
+
+
+def evaluation_settings(
+    photos: str, *, scales: Sequence[str], steps: Sequence[str]
+) -> EvaluationSettings:
+    """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
+    values = {
+        "photos": absolute_location(photos, field="photos"),
+        "scales": [scale.strip() for scale in scales],
+        "steps": [count.strip() for count in steps],
+    }
+    return validated(EvaluationSettings, values, title="evaluate")
 
 
 def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> Model:
@@ -78,15 +93,20 @@ def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> M
 
 
 def absolute_location(location: str, *, field: str) -> str:
-    """A local path made absolute (workers run elsewhere); `s3://` and other addresses stay as they are."""
+    """A local path made absolute (workers run elsewhere); `s3://` and the like stay as they are."""
     if "://" in location or not location:
         return location
     path = os.path.expanduser(location)
     if path.startswith("~"):
-        raise RecipeError(
-            f"{field} = {location!r}: there is no such home folder; write the full path"
-        )
+        raise RecipeError(f"{field} = {location!r}: no such home folder; write the full path")
     return os.path.abspath(path)
+
+
+def require_sources(recipe: DatasetRecipe) -> None:
+    """Raises `RecipeError` for a local source that is not there: before any server is started."""
+    for source in recipe.sources:
+        if "://" not in source and not os.path.exists(source):
+            raise RecipeError(f"sources: {source} does not exist; give a folder or file of photos")
 
 
 def _as_mapping(overrides: Overrides) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads recipe files: YAML text, by name or path, with `extends`, down to one section's tree of values.
+"""Reads recipe files by name or path, with `extends`, down to one section's tree of values.
 
 Knows no settings models; whether the values make sense is checked in `recipe.py`.
 """
@@ -97,8 +97,8 @@ def _layers(path: Path, section: Section, *, seen: tuple[Path, ...]) -> list[Lay
         layers += _layers(base_path, section, seen=seen)
         if not _is_full(base_path):
             raise RecipeError(
-                f"{path}: extends {content['extends']!r}, which is one section and not a full recipe; "
-                f"put this 'extends' inside the section it belongs to"
+                f"{path}: extends {content['extends']!r}, which is one section and not a full "
+                f"recipe; put this 'extends' inside the section it belongs to"
             )
     if section in content:
         own = _mapping(content[section], path, what=section)
@@ -167,7 +167,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that stands twice: YAML would keep the last in silence."""
+    """The safe loader, which also refuses a key that stands twice: YAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()

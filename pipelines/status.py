@@ -1,4 +1,4 @@
-"""Reads from disk how far a training run has come; asks no server, so it works while any of them is down.
+"""Reads from disk how far a training run has come; asks no server, so none needs to be up.
 
 Knows the run folder's records, not the processes that write them.
 """
@@ -95,6 +95,6 @@ def _read(path: Path, record: type[Record]) -> Record | None:
         return None
     except ValidationError as error:
         raise FlowmapsrError(
-            f"{path} is not a {record.__name__} of this version of flowmapsr: {error.error_count()} "
-            f"faults, the first at {error.errors()[0]['loc']}; look at it with the version that wrote it"
+            f"{path} is no {record.__name__} of this version of flowmapsr (first fault: "
+            f"{error.errors()[0]['loc']}); read it with the version that wrote it"
         ) from error

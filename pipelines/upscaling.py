@@ -1,4 +1,4 @@
-"""Files to upscaled files: decides what goes where, refuses to lose anything, and goes on past bad images.
+"""Files to upscaled files: decides what goes where, loses nothing, and goes on past bad images.
 
 Knows files and formats; how a picture is enlarged is the `Upscaler`'s business.
 """
@@ -6,7 +6,7 @@ Knows files and formats; how a picture is enlarged is the `Upscaler`'s business.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.images import SUFFIXES
+from pipelines.progress import show_progress
 
 FORMATS = {
     ".png": "PNG",
@@ -52,8 +53,8 @@ def default_model() -> str:
     if DEMO_RUN.is_dir():
         return str(DEMO_RUN)
     raise FlowmapsrError(
-        f"no model is given and {DEMO_RUN} is not here; name a model folder or run with --model, or "
-        f"make one with: flowmapsr demo --output {DEMO_RUN.parent}"
+        f"no model is given and {DEMO_RUN} is not here; name a model or run folder with --model, "
+        f"or make one with: flowmapsr demo --output {DEMO_RUN.parent}"
     )
 
 
@@ -76,29 +77,29 @@ def plan_jobs(source: Path, output: Path, *, overwrite: bool, skip_existing: boo
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise FlowmapsrError(
-            f"{existing[0]}{more} exists already; use --overwrite to replace, --skip-existing to make "
-            f"only what is missing, or another --output"
+            f"{existing[0]}{more} exists already; use --overwrite to replace, --skip-existing to "
+            f"make only what is missing, or another --output"
         )
     return jobs
 
 
-def upscale_all(
-    jobs: Sequence[Job],
-    upscale: Callable[[bytes], Image.Image],
-    *,
-    on_done: Callable[[Job], None],
-) -> UpscaleReport:
+def upscale_all(jobs: Sequence[Job], model: str, *, scale: float, steps: int) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others go on."""
+    from training.upscaler import Upscaler
+
     report = UpscaleReport()
-    for job in jobs:
-        try:
-            image = upscale(storage.read_bytes(str(job.source)))
-            storage.write_bytes(str(job.target), encode(image, job.target.suffix))
-        except FlowmapsrError as error:
-            report.failed.append((job.source, str(error)))
-        else:
-            report.written.append(job.target)
-        on_done(job)
+    upscaler = Upscaler.from_pretrained(model)
+    with show_progress("upscale", total=len(jobs), unit="images") as progress:
+        for job in jobs:
+            try:
+                data = storage.read_bytes(str(job.source))
+                image = upscaler.upscale_file(data, scale=scale, steps=steps)
+                storage.write_bytes(str(job.target), encode(image, job.target.suffix))
+            except FlowmapsrError as error:
+                report.failed.append((job.source, str(error)))
+            else:
+                report.written.append(job.target)
+            progress.advance(note=job.source.name)
     return report
 
 
@@ -123,9 +124,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _folder_jobs(source: Path, output: Path) -> list[Job]:
     if output.is_file():
-        raise FlowmapsrError(
-            f"{output} is a file, but {source} is a folder; give a folder as --output"
-        )
+        raise FlowmapsrError(f"{output} is a file, but {source} is a folder; give a folder to -o")
     inside_output = output.resolve()
     photos = [
         path
@@ -145,7 +144,7 @@ def _file_target(source: Path, output: Path) -> Path:
         return _target_in(output, Path(source.name))
     if output.suffix.lower() not in FORMATS:
         raise FlowmapsrError(
-            f"{output}: cannot write {output.suffix} files; end --output in one of {', '.join(FORMATS)}"
+            f"{output}: cannot write {output.suffix} files; choose from {', '.join(FORMATS)}"
         )
     return output
 

@@ -1,17 +1,16 @@
-"""The flow from photos to dataset: plan, shards, finish. Every step skips what an earlier run has done.
+"""The flow from photos to dataset: plan, shards, finish. Every step skips what is done already.
 
 Knows where the work runs; what a shard holds is `datagen`'s business.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from datagen.build import Plan, ShardBuilder, finish, pending_tasks, plan_dataset
-from datagen.manifest import Manifest
+from datagen.build import RejectionLimit, ShardBuilder, finish
+from datagen.manifest import Manifest, ShardRecord
+from datagen.plan import Plan, ShardTask, pending_tasks, plan_dataset
 from datagen.settings import DatasetRecipe
 from pipelines.cluster import ray_cluster
 from pipelines.pool import run_shard_tasks
@@ -34,24 +33,25 @@ def plan_shards(recipe: DatasetRecipe) -> Plan:
 
 @task(name="shards", cache_policy=NO_CACHE)
 def make_shards(recipe: DatasetRecipe, plan: Plan) -> None:
-    """Makes the shards that are not there yet; one Prefect task drives all of Ray's workers itself."""
+    """Makes the shards that are not there yet; this one task drives all of Ray's workers."""
     logger = get_run_logger()
     pending = pending_tasks(plan)
     total = len(plan.tasks)
     logger.info("%d shards, %d to make", total, len(pending))
     if not pending:
         return
+    limit = RejectionLimit(plan)
     done = total - len(pending)
     with (
         show_progress("dataset", total=total, unit="shards", done=done) as progress,
         ray_cluster(cpus=recipe.workers),
     ):
-        run_shard_tasks(
-            partial(ShardBuilder, recipe),
-            pending,
-            workers=recipe.workers,
-            on_done=lambda record: progress.advance(),
-        )
+
+        def note(task: ShardTask, record: ShardRecord) -> None:
+            progress.advance()
+            limit.check(task, record)
+
+        run_shard_tasks(ShardBuilder(recipe), pending, workers=recipe.workers, on_done=note)
 
 
 @task(name="finish", cache_policy=NO_CACHE)

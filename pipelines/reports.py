@@ -1,0 +1,199 @@
+"""What each verb says at its end: the JSON result, and lines for a person with the next command.
+
+Turns records into words; computes and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datagen.manifest import Manifest
+    from datagen.verify import Fault
+    from pipelines.status import RunStatus, StageStatus
+    from pipelines.upscaling import UpscaleReport
+    from training.records import EvaluationRow, StageRecord
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same outcome for a program and for a person."""
+
+    result: Mapping[str, Any]
+    lines: Sequence[str]
+    ok: bool = True
+
+
+def built(dataset: str, manifest: Manifest, *, how: str) -> Report:
+    """A dataset that is complete; `how` tells whether this command made it."""
+    folder = dataset.rstrip("/")
+    place = f"{folder}/manifest.json"
+    left_out = counted(manifest.rejected.count, "image")
+    lines = [
+        f"The dataset {how}: {_contents(manifest)}.",
+        f"  manifest  {place}",
+        f"  preview   {folder}/preview.png",
+        f"  left out  {left_out}{' (see rejected.jsonl)' if manifest.rejected.count else ''}",
+        f"Next: {command('train', 'demo', f'manifest={place}', 'output=RUN')}",
+    ]
+    return Report({"output": dataset, "manifest": place, **_summary(manifest)}, lines)
+
+
+def inspected(dataset: str, manifest: Manifest) -> Report:
+    """What a dataset holds."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for shard in manifest.shards:
+        counts[shard.bucket, shard.split] += shard.num_samples
+    rows = [(bucket, split, str(count)) for (bucket, split), count in sorted(counts.items())]
+    codec = manifest.codec
+    lines = [
+        f"{dataset}: {_contents(manifest)}.",
+        f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
+        f"digest {manifest.digest}",
+        *table(("bucket", "split", "samples"), rows),
+        f"left out: {counted(manifest.rejected.count, 'image')}",
+        *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
+        f"Next: {command('dataset', 'verify', dataset)}",
+    ]
+    result = {"uri": dataset, **_summary(manifest), "recipe": manifest.recipe}
+    result["buckets"] = [
+        {"bucket": bucket, "split": split, "num_samples": count}
+        for (bucket, split), count in sorted(counts.items())
+    ]
+    return Report(result, lines)
+
+
+def verified(dataset: str, faults: Sequence[Fault]) -> Report:
+    """How a dataset compares with its manifest."""
+    result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
+    if faults:
+        lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
+        lines += [f"  {fault.where}: {fault.what}" for fault in faults]
+        return Report(result, lines, ok=False)
+    next_step = command("train", "demo", f"manifest={dataset}", "output=RUN")
+    lines = [f"{dataset}: every part is as its manifest says.", f"Next: {next_step}"]
+    return Report(result, lines)
+
+
+def trained(run: str, records: Sequence[StageRecord]) -> Report:
+    """A training run whose stages are done."""
+    model = f"{run}/{records[-1].model}"
+    lines = [
+        f"Trained {counted(len(records), 'stage')} in {run}.",
+        *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
+        f"  model  {model}",
+        f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
+    ]
+    stages = [record.model_dump(mode="json") for record in records]
+    return Report({"run": run, "model": model, "stages": stages}, lines)
+
+
+def evaluated(model: str, rows: Sequence[EvaluationRow]) -> Report:
+    """The evaluation table of a model."""
+    next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
+    result = {"model": model, "rows": [row.model_dump(mode="json") for row in rows]}
+    return Report(result, [*evaluation_table(rows), f"Next: {next_step}"])
+
+
+def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Lines of the table by which methods are compared."""
+    cells = [
+        (
+            row.method,
+            f"x{row.scale:g}",
+            str(row.steps) if row.steps else "-",
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.seconds:.2f}",
+        )
+        for row in rows
+    ]
+    return table(("method", "scale", "steps", "PSNR dB", "SSIM", "seconds"), cells)
+
+
+def upscaled(output: str, scale: float, report: UpscaleReport) -> Report:
+    """Which photos were enlarged, and which could not be."""
+    failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
+    result = {"written": [str(path) for path in report.written], "failed": failed}
+    lines = [f"Upscaled {counted(len(report.written), 'image')} by {scale:g} to {output}."]
+    if failed:
+        lines += [f"Left out {counted(len(failed), 'image')}:"]
+        lines += [f"  {path}: {reason}" for path, reason in report.failed]
+    return Report(result, lines, ok=not failed)
+
+
+def run_stands(found: RunStatus) -> Report:
+    """How far a training run has come."""
+    headings = ("stage", "state", "step", "images/s", "left", "last checkpoint")
+    lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
+    if found.done:
+        lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
+    return Report(found.model_dump(mode="json"), lines)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    grid = [headings, *rows]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(headings))]
+    return ["  ".join(_aligned(row, widths)) for row in grid]
+
+
+def human_bytes(count: int) -> str:
+    """`1.4 MB`: decimal units."""
+    if count < 1000:
+        return f"{count} bytes"
+    size = count / 1000
+    for unit in ("kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def command(*words: str) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(["flowmapsr", *words])
+
+
+def _contents(manifest: Manifest) -> str:
+    samples, shards = counted(manifest.num_samples, "sample"), counted(manifest.num_shards, "shard")
+    return f"{samples} in {shards}, {human_bytes(manifest.bytes)}"
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    fields = {"recipe_digest", "codec", "num_samples", "num_shards", "bytes", "rejected"}
+    return {"digest": manifest.digest, **manifest.model_dump(mode="json", include=fields)}
+
+
+def _stage_cells(stage: StageStatus) -> tuple[str, ...]:
+    speed, left = stage.images_per_second, stage.seconds_left
+    age = stage.checkpoint_age_seconds
+    return (
+        stage.stage,
+        stage.state,
+        f"{stage.step}/{stage.steps}",
+        "-" if speed is None else f"{speed:.1f}",
+        "-" if left is None else duration(left),
+        "-" if age is None else f"step {stage.checkpoint_step}, {duration(age)} ago",
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if column == 0 else cell.rjust(width)
