@@ -38,10 +38,10 @@ class Bucket:
 def budget_buckets(side: int, *, step: int, max_aspect_ratio: float) -> tuple[Bucket, ...]:
     """All buckets of about side**2 pixels with sides that are multiples of `step`, sorted."""
     found: set[Bucket] = set()
-    for short in range(step, side + 1, step):
-        long = max(short, step * round(side**2 / short / step))
-        if long <= max_aspect_ratio * short:
-            found |= {Bucket(short, long), Bucket(long, short)}
+    for one in range(step, math.floor(side * math.sqrt(max_aspect_ratio)) + step, step):
+        other = step * max(1, round(side**2 / one / step))
+        if max(one, other) <= max_aspect_ratio * min(one, other):
+            found |= {Bucket(one, other), Bucket(other, one)}
     if not found:  # a side that is no multiple of a coarse step
         square = step * max(1, round(side / step))
         found = {Bucket(square, square)}

@@ -1,12 +1,13 @@
 """Turns a recipe into a finished dataset: plan, build each shard, finish. Every step can be rerun.
 
-`ShardBuilder(recipe)(task)` is a plain picklable callable; who calls it, and where, it does not know.
+`ShardBuilder(recipe)(task)` is a plain picklable callable that does not know who calls it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
@@ -38,7 +39,7 @@ from datagen.plan import (
 from datagen.preview import PreviewRow, draw_preview
 from datagen.samples import DrawnSample, SamplePixels, draw_sample, make_pixels
 from datagen.settings import DatasetRecipe
-from datagen.shards import META, Latents, StoredSample, read_shard, write_shard
+from datagen.shards import Latents, ShardSample, read_shard, write_shard
 from datagen.sources import Rejection, SourceImage
 from datagen.summary import ShardSummary, Tally, rejected_count, statistics
 
@@ -68,11 +69,12 @@ class ShardBuilder:
         Photos that cannot be used are left out and named in the summary. Raises FlowmapsrError when
         a photo is not the one that was planned, or the output cannot be written.
         """
-        cv2.setNumThreads(1)  # shards are made in parallel, one core each
         codec = self._loaded_codec()
         tally = Tally(codec_record(self._recipe, codec))
         output = self._recipe.output
-        written = write_shard(storage.join(output, task.path), self._samples(task, codec, tally))
+        with _one_core():
+            samples = self._samples(task, codec, tally)
+            written = write_shard(storage.join(output, task.path), samples)
         record = ShardRecord(
             path=task.path,
             sha256=written.sha256,
@@ -90,7 +92,7 @@ class ShardBuilder:
             self._codec = load_codec(self._recipe.codec, self._device)
         return self._codec
 
-    def _samples(self, task: ShardTask, codec: Codec, tally: Tally) -> Iterator[StoredSample]:
+    def _samples(self, task: ShardTask, codec: Codec, tally: Tally) -> Iterator[ShardSample]:
         for sample in task.samples:
             try:
                 drawn = draw_sample(self._recipe, sample.source, sample.variant)
@@ -100,11 +102,11 @@ class ShardBuilder:
                 tally.reject(Rejection(uri=sample.source.uri, reason=error.reason))
                 continue
             tally.add(latents.hq, drawn.scale)
-            yield StoredSample(
+            yield ShardSample(
                 key=drawn.key,
                 latents=latents.to_bytes(),
                 meta=to_json(drawn),
-                hq=_hq_jpeg(pixels.hq, self._recipe.hq_jpeg_quality),
+                hq_jpeg=_hq_jpeg(pixels.hq, self._recipe.hq_jpeg_quality),
             )
 
     def _decoded(self, source: SourceImage) -> np.ndarray:
@@ -254,6 +256,19 @@ def _read_lines(record: type[R], uri: str) -> list[R]:
     return [record.model_validate_json(line) for line in storage.read_bytes(uri).splitlines()]
 
 
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Shards are made side by side, one core each: threads inside them would only wait."""
+    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        cv2.setNumThreads(cv2_threads)
+
+
 def _encode(codec: Codec, pixels: SamplePixels, device: str) -> Latents:
     """HQ, LQ and negative in one batch; ImageRejected when the latents are not finite."""
     images = np.stack([pixels.hq.astype(np.float32) / 255, pixels.lq, pixels.neg]) * 2 - 1
@@ -283,8 +298,8 @@ def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRo
     rows: list[PreviewRow] = []
     for shard in chosen:
         for sample in read_shard(storage.join(plan.output, shard.path))[:per_shard]:
-            drawn = DrawnSample.model_validate_json(sample[META])
-            latents = Latents.from_bytes(sample["latents.safetensors"])
+            drawn = DrawnSample.model_validate_json(sample.meta)
+            latents = Latents.from_bytes(sample.latents)
             stacked = np.stack([latents.hq, latents.lq, latents.neg]).astype(np.float32)
             with torch.no_grad():
                 images = codec.decode(torch.from_numpy(stacked)).clamp(-1, 1)

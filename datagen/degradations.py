@@ -31,7 +31,7 @@ from datagen.settings import (
 T = TypeVar("T")
 
 _FLAGS: dict[Interpolation, int] = {
-    "nearest": cv2.INTER_NEAREST,
+    "nearest": cv2.INTER_NEAREST_EXACT,  # plain INTER_NEAREST moves the picture by half a pixel
     "area": cv2.INTER_AREA,
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,

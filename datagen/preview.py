@@ -57,14 +57,14 @@ def draw_preview(rows: Sequence[PreviewRow]) -> bytes:
         captions = (
             (
                 row.drawn.key,
-                f"{row.drawn.bucket}, crop {row.drawn.crop.width}×{row.drawn.crop.height}",
+                f"{row.drawn.bucket}, crop {row.drawn.crop.width}x{row.drawn.crop.height}",
             ),
             _captions(row.drawn.lq),
             _captions(row.drawn.neg),
         )
         for column, image in enumerate((row.hq, row.lq, row.neg)):
             tile = Image.fromarray(image).resize(_tile_size(image), Image.Resampling.LANCZOS)
-            page.paste(tile, (_left(column) + (_TILE - tile.width) // 2, top))
+            page.paste(tile, (_left(column), top))
             first, second = captions[column]
             below = top + tile_height + 5
             draw.text((_left(column), below), first, font=ImageFont.load_default(15), fill=_INK)
@@ -90,7 +90,7 @@ def _tile_size(image: np.ndarray) -> tuple[int, int]:
 
 def _captions(drawn: DrawnDegradation) -> tuple[str, str]:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
-    return f"×{drawn.scale:.1f}", " · ".join(parts)
+    return f"x{drawn.scale:.1f}", ", ".join(parts)
 
 
 def _describe(operation: object) -> str:
@@ -100,7 +100,7 @@ def _describe(operation: object) -> str:
         case DrawnSinc():
             return f"sinc {operation.omega:.1f}"
         case DrawnDownscale():
-            return f"↓ {operation.mode}"
+            return f"down {operation.mode}"
         case DrawnGaussianNoise():
             return f"{'gray ' if operation.gray else ''}gauss {operation.sigma:.0f}"
         case DrawnPoissonNoise():
@@ -108,5 +108,5 @@ def _describe(operation: object) -> str:
         case DrawnJpeg():
             return f"jpeg {operation.quality}"
         case DrawnResizeBack():
-            return f"↑ {operation.mode}"
+            return f"up {operation.mode}"
     return ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -20,18 +21,19 @@ from datagen.errors import FlowmapsrError
 LATENTS = "latents.safetensors"
 HQ_IMAGE = "hq.jpg"
 META = "meta.json"
+_BUFFER = 4 * 2**20
 
 
 @dataclass(frozen=True)
-class StoredSample:
+class ShardSample:
     """The members of one sample as they lie in the shard."""
 
     key: str
     latents: bytes
     """Safetensors with `hq`, `lq`, `neg`: float16 (C, h, w)."""
     meta: bytes
-    hq: bytes | None
-    """JPEG of the HQ pixels."""
+    hq_jpeg: bytes | None
+    """The HQ pixels; None where the recipe stores none."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class _HashingFile(io.RawIOBase):
         return self._stream.write(data)
 
 
-def write_shard(uri: str, samples: Iterable[StoredSample]) -> WrittenShard:
+def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
     """Streams the samples into a tar that appears at `uri` once all are in, not if one raises."""
     from webdataset import TarWriter
 
@@ -88,28 +90,29 @@ def write_shard(uri: str, samples: Iterable[StoredSample]) -> WrittenShard:
     with storage.open_atomic(uri) as stream:
         hashing = _HashingFile(stream)
         # Not as a context: closing on an exception would write a valid end after half the samples.
-        writer = TarWriter(hashing, user="", group="", mtime=0, encoder=False)
+        buffered = io.BufferedWriter(hashing, _BUFFER)
+        writer = TarWriter(buffered, user="", group="", mtime=0, encoder=False)
         for sample in samples:
             members: dict[str, Any] = {
                 "__key__": sample.key,
                 LATENTS: sample.latents,
                 META: sample.meta,
             }
-            if sample.hq is not None:
-                members[HQ_IMAGE] = sample.hq
+            if sample.hq_jpeg is not None:
+                members[HQ_IMAGE] = sample.hq_jpeg
             writer.write(members)
             count += 1
         writer.close()
+        buffered.flush()
     return WrittenShard(sha256=hashing.digest.hexdigest(), bytes=hashing.size, num_samples=count)
 
 
-def read_shard(uri: str, sha256: str | None = None) -> list[dict[str, Any]]:
-    """All samples of a shard in order, as webdataset gives them: `__key__` and the raw members.
+def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
+    """All samples of a shard in order, read through webdataset.
 
-    Raises FlowmapsrError naming the shard when it is missing, no tar, or (with `sha256`) altered.
+    Raises FlowmapsrError naming the shard when it is missing, no readable tar, lacks a member, or
+    (with `sha256`) is not the one that was written.
     """
-    import tarfile
-
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     data = storage.read_bytes(uri)
@@ -120,12 +123,17 @@ def read_shard(uri: str, sha256: str | None = None) -> list[dict[str, Any]]:
         )
     try:
         members = tar_file_expander([{"url": uri, "stream": io.BytesIO(data)}])
-        samples = list(group_by_keys(members))
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise FlowmapsrError(f"{uri}: this is no readable shard ({error})") from error
-    return [
-        {name: value for name, value in sample.items() if name in _FIELDS} for sample in samples
-    ]
+        return [_sample(sample) for sample in group_by_keys(members)]
+    except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+        raise FlowmapsrError(
+            f"{uri}: this is no readable shard ({error}); restore it, or build the dataset again"
+        ) from error
 
 
-_FIELDS = frozenset({"__key__", LATENTS, HQ_IMAGE, META})
+def _sample(members: dict[str, Any]) -> ShardSample:
+    return ShardSample(
+        key=members["__key__"],
+        latents=members[LATENTS],
+        meta=members[META],
+        hq_jpeg=members.get(HQ_IMAGE),
+    )

@@ -33,6 +33,7 @@ _FIXES = {
     errno.EACCES: "give this user permission there or choose another place",
     errno.EPERM: "give this user permission there or choose another place",
     errno.EROFS: "choose a place that can be written",
+    errno.EEXIST: "part of this path is a file: choose another place",
     errno.ENOTDIR: "part of this path is a file: choose another place",
     errno.EISDIR: "this is a folder where a file is expected",
 }

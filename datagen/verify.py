@@ -19,7 +19,7 @@ from datagen.manifest import Manifest, ShardRecord, dataset_of, load_manifest, p
 from datagen.plan import SHARDS
 from datagen.samples import DrawnSample
 from datagen.settings import Settings
-from datagen.shards import HQ_IMAGE, LATENTS, META, Latents, read_shard
+from datagen.shards import HQ_IMAGE, META, Latents, ShardSample, read_shard
 
 
 class Fault(Settings):
@@ -88,7 +88,7 @@ def _shard_faults(
 ) -> Iterator[Fault]:
     uri = storage.join(root, record.path)
     try:
-        samples = read_shard(uri, record.sha256)
+        samples = read_shard(uri, sha256=record.sha256)
         committed = parse(ShardRecord, uri.removesuffix(".tar") + ".json")
     except FlowmapsrError as error:
         yield Fault(where=uri, what=str(error))
@@ -98,27 +98,21 @@ def _shard_faults(
     if len(samples) != record.num_samples:
         yield Fault(where=uri, what=f"{len(samples)} samples, recorded are {record.num_samples}")
     for sample in samples:
-        where = f"{uri}#{sample['__key__']}"
-        if sample["__key__"] in keys:
-            yield Fault(where=where, what=f"this key is in {keys[sample['__key__']]} too")
-        keys[sample["__key__"]] = record.path
+        where = f"{uri}#{sample.key}"
+        if sample.key in keys:
+            yield Fault(where=where, what=f"this key is in {keys[sample.key]} too")
+        keys[sample.key] = record.path
         for what in _sample_faults(manifest, record, sample):
             yield Fault(where=where, what=what)
 
 
-def _sample_faults(
-    manifest: Manifest, record: ShardRecord, sample: dict[str, bytes]
-) -> Iterator[str]:
+def _sample_faults(manifest: Manifest, record: ShardRecord, sample: ShardSample) -> Iterator[str]:
     height, width = (int(side) for side in record.bucket.split("x"))
-    missing = {LATENTS, META} - sample.keys()
-    if missing:
-        yield f"{', '.join(sorted(missing))} missing"
-        return
     shrink = manifest.codec.downsample
     shape = (manifest.codec.channels, height // shrink, width // shrink)
     try:
-        latents = Latents.from_bytes(sample[LATENTS])
-        drawn = DrawnSample.model_validate_json(sample[META])
+        latents = Latents.from_bytes(sample.latents)
+        drawn = DrawnSample.model_validate_json(sample.meta)
     except FlowmapsrError as error:
         yield str(error)
         return
@@ -135,13 +129,11 @@ def _sample_faults(
     yield from _hq_faults(manifest, sample, (height, width))
 
 
-def _hq_faults(
-    manifest: Manifest, sample: dict[str, bytes], size: tuple[int, int]
-) -> Iterator[str]:
+def _hq_faults(manifest: Manifest, sample: ShardSample, size: tuple[int, int]) -> Iterator[str]:
     expected = manifest.recipe["hq_jpeg_quality"] is not None
-    if expected != (HQ_IMAGE in sample):
+    if expected != (sample.hq_jpeg is not None):
         yield f"{HQ_IMAGE} {'missing' if expected else 'not asked for by the recipe'}"
-    elif expected:
-        image = cv2.imdecode(np.frombuffer(sample[HQ_IMAGE], np.uint8), cv2.IMREAD_COLOR)
+    elif sample.hq_jpeg is not None:
+        image = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR)
         if image is None or image.shape[:2] != size:
             yield f"{HQ_IMAGE} is no JPEG of {size[0]}x{size[1]}"
