@@ -18,7 +18,8 @@ class StageRecord(Settings):
 
 
 class StageProgress(Settings):
-    """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few seconds."""
+    """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few
+    seconds."""
 
     stage: str
     step: int

@@ -1,6 +1,7 @@
 """What a user may set about training and evaluation, checked when the recipe is read.
 
-Knows no torch. Paper values are defaults only where `method.md`'s tables say so; every one is a setting.
+Knows no torch. Paper values are defaults only where `method.md`'s tables say so; every one is a
+setting.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Lpips(PatchPerceptual):
     """LPIPS on VGG-16 features (the paper's)."""
 
     kind: Literal["lpips"] = "lpips"
-    weights: str | None = None
-    """Local safetensors file with the VGG features and the LPIPS linear layers."""
+    weights: str
+    """Local safetensors file with the VGG-16 features and the LPIPS linear layers."""
 
 
 PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]
@@ -110,7 +111,8 @@ class StageSettings(Settings):
     learning_rate_warmup: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     gradient_clipping: float = Field(1.0, ge=0)
-    """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is 1."""
+    """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
+    1."""
     zero_stage: Literal[0, 1, 2] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
     dynamic_weighting: bool = True
@@ -138,6 +140,9 @@ class TrainingRecipe(Settings):
     """MLflow experiment of the run."""
     model: ModelSettings = ModelSettings()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
+    shuffle_shards: int = Field(8, ge=1)
+    """Samples mix inside windows of this many shards; each worker holds up to two windows in
+    memory."""
     images_every: int = Field(500, ge=1)
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
@@ -156,6 +161,14 @@ class TrainingRecipe(Settings):
                     f"micro_batch {stage.micro_batch} x workers {self.workers} = {share}"
                 )
         return self
+
+    def stage(self, name: str) -> StageSettings:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def stage_before(self, name: str) -> StageSettings | None:
+        """The stage whose model the stage `name` starts from; None for the first."""
+        index = self.stages.index(self.stage(name))
+        return self.stages[index - 1] if index else None
 
     def digest(self) -> str:
         """SHA-256 of what decides the result: everything but `output`, as canonical JSON."""

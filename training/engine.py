@@ -1,0 +1,97 @@
+"""The one file that knows DeepSpeed: a module and its settings to an engine that steps, saves and
+loads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from training.settings import StageSettings
+
+
+def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration that a stage amounts to (also an artifact of the run)."""
+    share = settings.micro_batch * world_size
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.global_batch // share,
+        # DeepSpeed clips at 1.0 when this is absent.
+        "gradient_clipping": settings.gradient_clipping,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "bf16": {"enabled": settings.precision == "bf16"},
+        # ZeRO refuses torch's own AdamW without it; the compiled one would need a compiler at run
+        # time.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def _import_deepspeed() -> Any:
+    """deepspeed, quiet, and on CPU without the shared-memory operator it would compile for half a
+    minute."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A DeepSpeed engine around `module`, whose forward it calls with whatever arguments it gets."""
+
+    def __init__(
+        self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
+        )
+        config = deepspeed_config(settings, world_size=world_size)
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module.to(device), optimizer=optimizer, config=config
+        )
+        self.accumulation: int = config["gradient_accumulation_steps"]
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    def __call__(self, *args: Any) -> Any:
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradients of one micro batch; the engine divides by the accumulation."""
+        self._engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the last update's gradient before clipping; 0 before the first."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Writes this worker's part of the state below `folder`; every worker must call it."""
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restores module and optimiser from what `save` wrote; every worker must call it."""
+        loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -1,0 +1,162 @@
+"""The training loop: batches to optimiser steps, checkpoints and metrics. Knows no method and no
+launcher."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from datagen import storage
+from datagen.errors import FlowmapsrError
+from training.checkpoint import Checkpoints, TrainerState
+from training.engine import Engine
+from training.loader import Batch, LatentLoader
+from training.meter import Meter, memory_gb
+from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective
+from training.records import StageProgress
+from training.schedule import Position, seeded
+from training.settings import StageSettings
+from training.tracking import Picture, Tracker
+
+LOG_EVERY = 10
+PROGRESS_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """What only rank 0 has: where progress, metrics and pictures go."""
+
+    home: Path
+    """The stage's folder."""
+    tracker: Tracker
+    draw_images: Callable[[int], Path]
+    images_every: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One worker's view of a stage, ready to run."""
+
+    settings: StageSettings
+    seed: int
+    engine: Engine
+    objective: FlowMapObjective
+    loader: LatentLoader
+    checkpoints: Checkpoints
+    device: torch.device
+    reporting: Reporting | None
+    stop_requested: Callable[[], bool]
+
+    def run(self, position: Position) -> Position:
+        """Trains from `position` to the last step, or to where a stop was requested.
+
+        Every worker runs the same steps. A checkpoint is on disk whenever this returns.
+
+        Raises:
+            FlowmapsrError: the loss is not finite; the last checkpoint stays as it is.
+        """
+        batches = self.loader.batches(position)
+        meter = Meter(self.settings.global_batch)
+        stopping = False
+        while position.step < self.settings.steps and not stopping:
+            sums = torch.zeros(len(LOSS_NAMES), 2, dtype=torch.float64, device=self.device)
+            keys: list[str] = []
+            for micro in range(self.engine.accumulation):
+                batch = meter.waited(lambda: next(batches)).to(self.device)
+                keys += batch.keys
+                sums += self._micro_step(batch, position.step, micro)
+            step, position = position.step, batch.position
+            stopping = self._share(sums)
+            self._check_finite(sums, step, keys)
+            meter.add(sums)
+            last = stopping or position.step == self.settings.steps
+            if last or position.step % self.settings.checkpoint_every == 0:
+                self.checkpoints.save(self.engine, self._state(position))
+            self._report(meter, position.step, last)
+        batches.close()
+        return position
+
+    def _micro_step(self, batch: Batch, step: int, micro: int) -> Tensor:
+        # Draws depend on the place in the global batch, not on how many workers share it.
+        place = micro * self.loader.world_size + self.loader.rank
+        seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
+        generator = torch.Generator(self.device).manual_seed(seed)
+        losses = self.engine(self.objective, batch, generator)
+        self.engine.backward(losses.total)
+        self.engine.step(learning_rate(self.settings, step))
+        return losses.sums
+
+    def _share(self, sums: Tensor) -> bool:
+        """Adds the sums of all workers in place; whether any of them was asked to stop."""
+        asked = sums.new_tensor([float(self.stop_requested())])
+        message = torch.cat([sums.flatten(), asked])
+        dist.all_reduce(message)
+        sums.copy_(message[:-1].view_as(sums))
+        return bool(message[-1] > 0)
+
+    def _check_finite(self, sums: Tensor, step: int, keys: list[str]) -> None:
+        if not math.isfinite(float(sums[0, 0])):
+            raise FlowmapsrError(
+                f"stage {self.settings.name!r}: the loss is not finite at step {step}; this "
+                "worker's samples "
+                f"were {', '.join(keys)}. The last checkpoint is kept: lower learning_rate, "
+                "or look at "
+                "these samples with 'flowmapsr dataset inspect'"
+            )
+
+    def _state(self, position: Position) -> TrainerState:
+        return TrainerState(
+            step=position.step,
+            images_seen=position.step * self.settings.global_batch,
+            consumed=dict(position.consumed),
+            seed=self.seed,
+            world_size=self.loader.world_size,
+            zero_stage=self.settings.zero_stage,
+        )
+
+    def _report(self, meter: Meter, step: int, last: bool) -> None:
+        if self.reporting is None:
+            return
+        if step % LOG_EVERY == 0 or last:
+            metrics = meter.metrics()
+            metrics["optim/gradient_norm"] = self.engine.gradient_norm
+            metrics["optim/learning_rate"] = learning_rate(self.settings, step - 1)
+            metrics["perf/memory_gb"] = memory_gb(self.device)
+            self.reporting.tracker.metrics(step, metrics)
+        if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
+            self._write_progress(meter, step)
+        if step % self.reporting.images_every == 0 or step == self.settings.steps:
+            path = self.reporting.draw_images(step)
+            self.reporting.tracker.write(Picture(key="samples", step=step, path=str(path)))
+
+    def _write_progress(self, meter: Meter, step: int) -> None:
+        assert self.reporting is not None
+        newest = self.checkpoints.newest()
+        progress = StageProgress(
+            stage=self.settings.name,
+            step=step,
+            steps=self.settings.steps,
+            images_per_second=meter.images_per_second,
+            loss=meter.loss,
+            updated=time.time(),
+            checkpoint_step=newest.step if newest else 0,
+            checkpoint_time=newest.written if newest else 0.0,
+        )
+        path = self.reporting.home / "progress.json"
+        storage.write_bytes(str(path), progress.model_dump_json().encode())
+        meter.progress_written()
+
+
+def learning_rate(settings: StageSettings, step: int) -> float:
+    """Rate of a step: a linear warm-up, then a cosine down to `final_learning_rate_fraction`."""
+    warm = min(1.0, (step + 1) / (settings.learning_rate_warmup + 1))
+    final = settings.final_learning_rate_fraction
+    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
+    return settings.learning_rate * warm * (final + (1 - final) * cosine)

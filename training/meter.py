@@ -1,0 +1,76 @@
+"""Means of losses and speeds between two reports of the training loop. Knows nothing of where they
+go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+
+from training.objectives.flow_maps import LOSS_NAMES
+
+T = TypeVar("T")
+
+
+class Meter:
+    """Collects what happened since the last report."""
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self.images_per_second = 0.0
+        self.loss = 0.0
+        self._progress_time = time.monotonic()
+        self._start()
+
+    def _start(self) -> None:
+        self._sums = torch.zeros(len(LOSS_NAMES), 2, dtype=torch.float64)
+        self._steps = 0
+        self._waited = 0.0
+        self._since = time.monotonic()
+
+    def waited(self, wait: Callable[[], T]) -> T:
+        """Calls `wait` and counts its time as waiting for data."""
+        start = time.monotonic()
+        value = wait()
+        self._waited += time.monotonic() - start
+        return value
+
+    def add(self, sums: Tensor) -> None:
+        """One step's sums and counts, (5, 2), over all workers."""
+        self._sums += sums.cpu()
+        self._steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call, named as in MLflow; terms without a sample are left out."""
+        elapsed = time.monotonic() - self._since
+        self.images_per_second = self._steps * self.images_per_step / elapsed
+        means = {
+            f"loss/{name}": float(total / count)
+            for name, (total, count) in zip(LOSS_NAMES, self._sums, strict=True)
+            if count > 0
+        }
+        self.loss = means["loss/total"]
+        speeds = {
+            "perf/images_per_second": self.images_per_second,
+            "perf/data_wait_fraction": self._waited / elapsed,
+        }
+        self._start()
+        return means | speeds
+
+    def seconds_since_progress(self) -> float:
+        """Seconds since this last said that a progress report is due."""
+        return time.monotonic() - self._progress_time
+
+    def progress_written(self) -> None:
+        self._progress_time = time.monotonic()
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory of this worker on its GPU, or its resident memory on CPU, in 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return psutil.Process().memory_info().rss / 1e9

@@ -1,0 +1,237 @@
+"""One stage from recipe to model: builds the parts, resumes, runs the loop and writes what the
+stage made.
+
+Called on every worker inside an initialised launcher (Ray Train, torchrun or deepspeed); knows none
+of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from datagen import storage
+from datagen.codecs import load_codec
+from datagen.errors import FlowmapsrError
+from datagen.manifest import dataset_of, load_manifest
+from training.checkpoint import Checkpoints
+from training.engine import Engine, deepspeed_config
+from training.grids import image_grid
+from training.loader import LatentLoader, fixed_batch
+from training.loop import Loop, Reporting
+from training.models.flow_map_net import FlowMapNet
+from training.models.prompts import STAND_IN
+from training.objectives.flow_maps import FlowMapObjective, TrainedModel
+from training.objectives.perceptual import load_regulariser
+from training.objectives.weighting import DynamicWeighting
+from training.pretrained import ModelConfig, load_config, load_net, save_model
+from training.records import StageRecord
+from training.schedule import Position
+from training.settings import TrainingRecipe
+from training.tracking import Artifact, DatasetInput, Params, Tags, Tracker, flatten
+
+IMAGES_IN_GRID = 4
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Paths of one stage inside a run."""
+
+    run: Path
+    name: str
+
+    @property
+    def home(self) -> Path:
+        return self.run / "stages" / self.name
+
+    @property
+    def model(self) -> Path:
+        return self.home / "model"
+
+    @property
+    def done(self) -> Path:
+        return self.home / "done.json"
+
+    def record(self) -> StageRecord | None:
+        """What the stage made, if it is finished."""
+        if not self.done.is_file():
+            return None
+        return StageRecord.model_validate_json(self.done.read_bytes())
+
+
+def run_stage(
+    recipe: TrainingRecipe, name: str, *, stop_requested: Callable[[], bool]
+) -> StageRecord | None:
+    """Trains one stage to its end, going on from the last checkpoint.
+
+    Returns:
+        The stage's record, or None when a stop was requested first (a checkpoint is saved).
+    """
+    folder = StageFolder(Path(recipe.output), name)
+    if folder.record() is None:
+        StageWorker(recipe, folder).train(stop_requested)
+    return folder.record()
+
+
+class StageWorker:
+    """The parts of one stage on one worker."""
+
+    def __init__(self, recipe: TrainingRecipe, folder: StageFolder) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.settings = recipe.stage(folder.name)
+        self.manifest = load_manifest(recipe.manifest)
+        self.dataset = dataset_of(recipe.manifest)
+        self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = _device()
+        self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
+        torch.manual_seed(recipe.seed)
+        self.net = self._initial_net()
+        weighting = DynamicWeighting() if self.settings.dynamic_weighting else None
+        self.engine = Engine(
+            TrainedModel(self.net, weighting),
+            self.settings,
+            device=self.device,
+            world_size=self.world_size,
+        )
+
+    def train(self, stop_requested: Callable[[], bool]) -> None:
+        """Resumes, trains and, on rank 0, writes model and record; every worker returns together."""
+        tracker = self._start_tracking() if self.rank == 0 else None
+        loop = self._loop(tracker, stop_requested)
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            newest = loop.checkpoints.newest()
+            start = loop.checkpoints.load(self.engine, newest).position if newest else Position()
+            end = loop.run(start)
+            status = "FINISHED" if end.step == self.settings.steps else "KILLED"
+            if status == "FINISHED" and self.rank == 0:
+                self._write_results()
+        finally:
+            if tracker is not None:
+                tracker.close(status)
+        dist.barrier()
+
+    def _initial_net(self) -> FlowMapNet:
+        """The previous stage's network, or a fresh one for the first stage."""
+        previous = self.recipe.stage_before(self.settings.name)
+        if previous is None:
+            return FlowMapNet(self.recipe.model, latent_channels=self.manifest.codec.channels)
+        model = StageFolder(self.folder.run, previous.name).model
+        if not model.is_dir():
+            raise FlowmapsrError(
+                f"stage {self.settings.name!r} starts from stage {previous.name!r}, which is "
+                "not finished: "
+                f"there is no {model}"
+            )
+        return load_net(model, load_config(model), torch.device("cpu")).train()
+
+    def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
+        settings = self.settings
+        regulariser = load_regulariser(settings.perceptual, self.codec, self.device)
+        return Loop(
+            settings=settings,
+            seed=self.recipe.seed,
+            engine=self.engine,
+            objective=FlowMapObjective(settings.objective, regulariser=regulariser),
+            loader=LatentLoader(
+                self.dataset,
+                self.manifest,
+                global_batch=settings.global_batch,
+                micro_batch=settings.micro_batch,
+                rank=self.rank,
+                world_size=self.world_size,
+                seed=self.recipe.seed,
+                shuffle_shards=self.recipe.shuffle_shards,
+            ),
+            checkpoints=Checkpoints(
+                self.folder.home / "checkpoints", keep=settings.keep_checkpoints
+            ),
+            device=self.device,
+            reporting=self._reporting(tracker) if tracker else None,
+            stop_requested=stop_requested,
+        )
+
+    def _reporting(self, tracker: Tracker) -> Reporting:
+        batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
+
+        def draw(step: int) -> Path:
+            path = self.folder.home / "images" / f"step-{step:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            image_grid(self.net, batch, self.codec).save(path)
+            return path
+
+        return Reporting(self.folder.home, tracker, draw, self.recipe.images_every)
+
+    def _start_tracking(self) -> Tracker:
+        home = self.folder.home
+        tracker = Tracker(
+            self.folder.run, experiment=self.recipe.experiment, stage=self.folder.name
+        )
+        digest = self.manifest.digest
+        config = deepspeed_config(self.settings, world_size=self.world_size)
+        (home / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
+        previous = self.recipe.stage_before(self.settings.name)
+        tracker.write(Params(values=flatten(self.settings.model_dump(mode="json"))))
+        tracker.write(
+            Tags(
+                values={
+                    "dataset.digest": digest,
+                    "recipe.digest": self.recipe.digest(),
+                    "initialised_from": previous.name if previous else "random weights",
+                    "prompt_embeddings": STAND_IN,
+                }
+            )
+        )
+        tracker.write(
+            DatasetInput(
+                name=Path(self.dataset).name,
+                digest=digest,
+                source=self.dataset,
+                samples=self.manifest.num_samples,
+            )
+        )
+        tracker.write(Artifact(path=str(home / "deepspeed.json")))
+        return tracker
+
+    def _write_results(self) -> None:
+        """Model folder first, `done.json` last: its presence says that everything else is there."""
+        settings, folder = self.settings, self.folder
+        config = ModelConfig(
+            model=self.net.settings,
+            latent_channels=self.net.latent_channels,
+            codec=self.dataset_recipe.codec,
+            codec_fingerprint=self.codec.fingerprint,
+            prompt_embeddings=STAND_IN,
+            degradation=self.dataset_recipe.degradation,
+            stage=settings.name,
+            recipe_digest=self.recipe.digest(),
+            dataset_digest=self.manifest.digest,
+        )
+        save_model(folder.model, self.net, config)
+        record = StageRecord(
+            stage=settings.name,
+            steps=settings.steps,
+            images_seen=settings.steps * settings.global_batch,
+            recipe_digest=config.recipe_digest,
+            dataset_digest=config.dataset_digest,
+            model=str(folder.model.relative_to(folder.run)),
+        )
+        storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
