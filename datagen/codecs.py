@@ -121,7 +121,9 @@ class AutoencoderCodec:
         self._scale = float(config.scaling_factor)
         self._shift = float(config.shift_factor or 0.0)
         self._dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        self._model.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
+        # Not diffusers' own `to`, which warns of a cast even of models that have nothing to keep.
+        torch.nn.Module.to(self._model, device=device, dtype=self._dtype)
+        self._model.to(memory_format=torch.channels_last)
         if settings.tiling:
             self._model.enable_tiling()
         if settings.slicing:
