@@ -6,7 +6,6 @@ Knows how to place work, not what a shard is: a builder is any callable from tas
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +77,6 @@ class _ShardWorker:
     """The actor: one copy of the builder on one CPU."""
 
     def __init__(self, builder: Callable[[Any], Any]) -> None:
-        _use_one_thread()
         self._builder = builder
 
     def ready(self) -> None:
@@ -89,17 +87,9 @@ class _ShardWorker:
 
 
 def _actor_class() -> Any:
+    # With one CPU asked for, Ray also sets OMP_NUM_THREADS=1: threads of several workers would only
+    # slow each other down.
     return ray.remote(num_cpus=1, max_restarts=0)(_ShardWorker)
-
-
-def _use_one_thread() -> None:
-    """One CPU is what the actor was given; libraries that take all of them slow each other down."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import cv2
-    import torch
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 @dataclass

@@ -29,7 +29,14 @@ _Location = tuple[int | str, ...]
 
 def describe(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> list[str]:
     """One line for every fault: `stages.distill.steps = 0: must be greater than or equal to 1`."""
-    return [_line(fault, model, data) for fault in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    return [_line(fault, model, data) for fault in faults if not _follows(fault, faults)]
+
+
+def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
+    """Whether a list is only called too short because its items have faults of their own."""
+    deeper = (other["loc"][: len(fault["loc"])] for other in faults if other is not fault)
+    return fault["type"] == "too_short" and fault["loc"] in deeper
 
 
 def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) -> str:
@@ -67,6 +74,8 @@ def _names(choices: str) -> list[str]:
 
 def _rule(fault: ErrorDetails) -> str:
     """pydantic's sentence in our voice: what the value must be."""
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a mapping of settings"
     text = fault["msg"].removeprefix("Value error, ")
     text = text.replace("Input should be", "must be").replace("Input should", "must")
     if fault["type"] == "string_type" and not isinstance(fault["input"], Mapping | list):

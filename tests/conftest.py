@@ -1,0 +1,58 @@
+"""What all tests share: an environment that touches nothing of the user's, one Prefect, one Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+_HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
+
+# Before any of the libraries is imported, and inherited by every process that a test starts.
+os.environ.update(
+    DO_NOT_TRACK="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    MLFLOW_TRACKING_URI=f"sqlite:///{_HOME}/mlflow.db",
+    NO_ALBUMENTATIONS_UPDATE="1",
+    PREFECT_HOME=f"{_HOME}/prefect",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # else the tests' own processes come first
+)
+for _address in ("PREFECT_API_URL", "PREFECT_API_KEY", "RAY_ADDRESS"):
+    os.environ.pop(_address, None)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A Prefect server for the whole session; its address."""
+    from prefect.settings import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster_address() -> Iterator[str]:
+    """A Ray cluster of two slots for the whole session, to which this process is connected."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=150_000_000,
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -1,0 +1,118 @@
+"""Photos to build from, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOS, VARIANTS, SAMPLES_PER_SHARD = 6, 4, 3
+SHARDS = PHOTOS * VARIANTS // SAMPLES_PER_SHARD
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six smooth random pictures, 200x160 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(PHOTOS):
+        rng = np.random.default_rng(index)
+        coarse = Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8))
+        coarse.resize((200, 160), Image.Resampling.BICUBIC).save(folder / f"photo{index}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        result = json.loads(self.out)
+        assert isinstance(result, dict) and self.out.count("\n") == 1
+        return result
+
+
+def start_command(
+    *words: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str]) -> Ended:
+    out, err = process.communicate(timeout=240)
+    return Ended(process.returncode, out, err)
+
+
+@pytest.fixture
+def flowmapsr(tmp_path: Path) -> Callable[..., Ended]:
+    """Runs `flowmapsr WORDS...` in its own process, in an empty folder."""
+
+    def run(*words: str, env: dict[str, str] | None = None) -> Ended:
+        return end_of(start_command(*words, cwd=tmp_path, env=env))
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `flowmapsr WORDS...` and leaves it running."""
+
+    def run(*words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return start_command(*words, cwd=tmp_path, env=env)
+
+    return run
+
+
+@pytest.fixture
+def finished() -> Callable[[subprocess.Popen[str]], Ended]:
+    """Waits for a started command."""
+    return end_of
+
+
+@pytest.fixture
+def build_words(photos: Path) -> Callable[..., list[str]]:
+    """The words of a small build of the photos, eight shards."""
+
+    def words(output: Path, *more: str) -> list[str]:
+        return [
+            *("dataset", "build", "demo", f"sources=[{photos}]", f"output={output}"),
+            *(f"variants={VARIANTS}", f"samples_per_shard={SAMPLES_PER_SHARD}", *more),
+        ]
+
+    return words
+
+
+@pytest.fixture
+def digests() -> Callable[[Path], dict[str, str]]:
+    """SHA-256 of every file below a folder."""
+
+    def of(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return of

@@ -1,0 +1,123 @@
+"""Enforces the one-way street pipelines -> training -> datagen and each library's one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("datagen", "training", "pipelines")
+"""Each may import itself and those before it."""
+
+HOMES = {
+    "prefect": ("pipelines/",),
+    "ray": ("pipelines/",),
+    "deepspeed": ("training/engine.py",),
+    "mlflow": ("training/tracking.py", "training/registry.py"),
+    "boto3": ("datagen/storage.py",),
+    "botocore": ("datagen/storage.py",),
+    "webdataset": ("datagen/shards.py", "training/loader.py"),
+    "torchvision": (),
+}
+"""The only files or folders that may import a library."""
+
+
+def violations(root: Path) -> list[str]:
+    """Every breach of the import rules below `root`, as `path:line: what`."""
+    return [
+        f"{path}:{line}: {what}"
+        for layer in LAYERS
+        for file in sorted((root / layer).rglob("*.py"))
+        for path in [file.relative_to(root).as_posix()]
+        for line, what in _breaches(path, ast.parse(file.read_text(encoding="utf-8")))
+    ]
+
+
+def _breaches(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    name = path.rsplit("/", 1)[-1]
+    if name == "utils.py":
+        yield 1, "no utils.py: name a module after what it does"
+    for line, module in _imports(tree):
+        if name == "__init__.py":
+            yield line, "__init__.py re-exports nothing"
+        if module.startswith("."):
+            yield line, "relative import; write the whole name"
+        package = module.split(".")[0]
+        if package in LAYERS and LAYERS.index(package) > LAYERS.index(path.split("/")[0]):
+            yield line, f"{package} is downstream: the street is one-way"
+        if package in HOMES and not path.startswith(HOMES[package]):
+            yield line, f"{package} belongs only in {', '.join(HOMES[package]) or 'no file'}"
+        if name == "settings.py" and package == "torch":
+            yield line, "settings import no torch"
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            case ast.ImportFrom():
+                yield node.lineno, "." * node.level + (node.module or "")
+            case ast.Call(args=[ast.Constant(value=str(module)), *_]) if _is_import(node.func):
+                yield node.lineno, module
+
+
+def _is_import(function: ast.expr) -> bool:
+    match function:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name in ("import_module", "__import__")
+    return False
+
+
+def test_imports_go_one_way_and_each_library_has_one_place() -> None:
+    assert violations(ROOT) == []
+
+
+def test_all_layers_are_found() -> None:
+    assert all(list((ROOT / layer).rglob("*.py")) for layer in LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "expected"),
+    [
+        ("datagen/a.py", "import training.loop", "one-way"),
+        ("datagen/a.py", "from pipelines import pool", "one-way"),
+        ("training/a.py", "def f():\n    from pipelines.pool import x", "one-way"),
+        ("training/a.py", "import ray.train", "ray belongs only"),
+        ("datagen/a.py", "from prefect import flow", "prefect belongs only"),
+        ("training/loop.py", "import deepspeed", "deepspeed belongs only"),
+        ("pipelines/a.py", "import mlflow", "mlflow belongs only"),
+        ("training/a.py", "import boto3", "boto3 belongs only"),
+        ("training/a.py", "from webdataset import WebLoader", "webdataset belongs only"),
+        ("training/a.py", "from importlib import import_module\nimport_module('ray')", "ray"),
+        ("training/settings.py", "import torch", "no torch"),
+        ("training/models/a.py", "from torchvision.transforms import v2", "torchvision"),
+        ("training/utils.py", "", "no utils.py"),
+        ("training/__init__.py", "from training.loop import run", "re-exports nothing"),
+        ("training/a.py", "from .loop import run", "relative"),
+    ],
+)
+def test_a_breach_is_found(tmp_path: Path, path: str, code: str, expected: str) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(code)
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert found[0].startswith(path) and expected in found[0]
+
+
+def test_allowed_imports_pass(tmp_path: Path) -> None:
+    allowed = {
+        "pipelines/flows/a.py": "import ray\nfrom prefect import flow\nimport training.loop",
+        "training/engine.py": "import deepspeed\nimport datagen.settings",
+        "training/rays.py": "import raymarching",
+        "datagen/storage.py": "import boto3",
+    }
+    for path, code in allowed.items():
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    assert violations(tmp_path) == []
