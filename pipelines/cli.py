@@ -19,8 +19,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in the help are brackets
 )
-dataset_app = typer.Typer(help="Make and check datasets.", no_args_is_help=True)
+dataset_app = typer.Typer(
+    help="Make and check datasets.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(dataset_app, name="dataset")
 
 RecipeName = Annotated[

@@ -17,11 +17,19 @@ STAGES = {"stages": [{"name": "warmup", "steps": 10, "lr": 1}, {"name": "distill
         ({"a": [1, 2]}, {"a": {"1": 5}}, {"a": [1, 5]}),
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
         ({"a": {"kind": "x", "p": 1}}, {"a": {"kind": "y"}}, {"a": {"kind": "y"}}),
-        ({"a": {"kind": "x", "p": 1}}, {"a": {"kind": "x", "q": 2}}, {"a": {"kind": "x", "p": 1, "q": 2}}),
+        (
+            {"a": {"kind": "x", "p": 1}},
+            {"a": {"kind": "x", "q": 2}},
+            {"a": {"kind": "x", "p": 1, "q": 2}},
+        ),
         ({"a": {"kind": "x", "p": 1}}, {"a": {"p": 2}}, {"a": {"kind": "x", "p": 2}}),
-        (STAGES, {"stages": {"distill": {"steps": 5}}}, {"stages": [STAGES["stages"][0], {"name": "distill", "steps": 5}]}),
+        (
+            STAGES,
+            {"stages": {"distill": {"steps": 5}}},
+            {"stages": [STAGES["stages"][0], {"name": "distill", "steps": 5}]},
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_rule_merges_everything(base: Any, patch: Any, result: Any) -> None:
     before = repr(base)
     assert merged(base, patch) == result

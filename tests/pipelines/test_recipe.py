@@ -143,19 +143,34 @@ def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> N
         ([*PLACES, "varients=3"], ["varients = 3", "unknown key", "did you mean 'variants'?"]),
         ([*PLACES, "variants=0"], ["variants = 0", "greater than or equal to 1"]),
         ([*PLACES, "seed=x"], ["seed = 'x'", "valid integer"]),
-        ([*PLACES, "crop=nativ"], ["crop = 'nativ'", "'cover', 'native' or 'random'", "did you mean 'native'"]),
-        ([*PLACES, "codec.kind=dct9"], ["codec.kind = 'dct9'", "'autoencoder_kl'", "did you mean 'dct8'"]),
+        (
+            [*PLACES, "crop=nativ"],
+            ["crop = 'nativ'", "'cover', 'native' or 'random'", "did you mean 'native'"],
+        ),
+        (
+            [*PLACES, "codec.kind=dct9"],
+            ["codec.kind = 'dct9'", "'autoencoder_kl'", "did you mean 'dct8'"],
+        ),
         ([*PLACES, "codec=dct8"], ["codec = 'dct8'", "mapping"]),
         ([*PLACES, "codec.kind=autoencoder_kl"], ["codec.source: must be given"]),
-        ([*PLACES, "degradation.operations.2.gaussian_sigma=[3, 1]"], ["degradation.operations.2.gaussian_sigma = [3, 1]", "above"]),
-        ([*PLACES, "degradation.operations.3.qualty=[1, 2]"], ["operations.3.qualty", "did you mean 'quality'"]),
+        (
+            [*PLACES, "degradation.operations.2.gaussian_sigma=[3, 1]"],
+            ["degradation.operations.2.gaussian_sigma = [3, 1]", "above"],
+        ),
+        (
+            [*PLACES, "degradation.operations.3.qualty=[1, 2]"],
+            ["operations.3.qualty", "did you mean 'quality'"],
+        ),
         ([*PLACES, "buckets.budgets=[{side: 16}]"], ["buckets", "16", "step 32"]),
         (["sources=[]", "output=/set"], ["sources = []", "at least 1"]),
-        (["sources=[~nobody-here/x]", "output=/set"], ["sources = '~nobody-here/x'", "home folder"]),
+        (
+            ["sources=[~nobody-here/x]", "output=/set"],
+            ["sources = '~nobody-here/x'", "home folder"],
+        ),
         (["sources=[/photos]", "output=7"], ["output = 7", "string"]),
         (["sources=[/photos]", "output="], ["output = None", "string"]),
     ],
-)  # fmt: skip
+)
 def test_a_fault_names_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
     text = refusal(dataset_recipe, "demo", overrides)
     assert [part for part in parts if part not in text] == []
@@ -183,7 +198,11 @@ def test_faults_across_fields_are_told(write: Write) -> None:
         ("missing.yaml", None, ["missing.yaml", "does not exist", "demo"]),
         ("bad.yaml", "seed: 1\nbuckets: [1,\n", ["bad.yaml", "line 3"]),
         ("tab.yaml", "seed:\n\t- 1\n", ["tab.yaml", "line 2"]),
-        ("twice.yaml", "seed: 1\nworkers: 2\nseed: 3\n", ["twice.yaml", "line 3", "'seed'", "twice"]),
+        (
+            "twice.yaml",
+            "seed: 1\nworkers: 2\nseed: 3\n",
+            ["twice.yaml", "line 3", "'seed'", "twice"],
+        ),
         ("list.yaml", "- 1\n- 2\n", ["list.yaml", "key: value"]),
         ("code.yaml", "seed: !!python/object/apply:os.getcwd []\n", ["code.yaml", "line 1"]),
         ("loop.yaml", "extends: ./loop.yaml\n", ["loop.yaml -> ", "loop"]),
@@ -193,7 +212,7 @@ def test_faults_across_fields_are_told(write: Write) -> None:
         ("typo.yaml", "dataset: {}\ntrainin: {}\n", ["trainin", "did you mean 'training'?"]),
         ("empty.yaml", "", ["sources: must be given"]),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_file_is_refused(
     write: Write, name: str, text: str | None, parts: list[str]
 ) -> None:

@@ -1,0 +1,160 @@
+"""The command line as a process: words in, text and exit code out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.records import StageProgress, StageRecord
+
+Run = Callable[..., object]
+HEAVY = ("torch", "ray", "prefect", "mlflow", "deepspeed", "diffusers", "albumentations", "cv2")
+
+
+def modules_loaded_by(*words: str) -> set[str]:
+    code = (
+        "import sys; from pipelines.cli import main\n"
+        f"sys.argv = ['flowmapsr', *{list(words)!r}]\n"
+        "try: main()\n"
+        "except SystemExit: print('\\n', *sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return set(ended.stderr.split("\n")[-2].split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("dataset", "build", "--help"),
+        ("dataset", "build", "demo", "sources=[a]", "output=b", "--dry-run"),
+        ("train", "demo", "manifset=a"),
+        ("evaluate", "model", "--photos", "x", "--scales", "a"),
+    ],
+)
+def test_help_and_mistakes_load_nothing_heavy(words: tuple[str, ...]) -> None:
+    loaded = modules_loaded_by(*words)
+    assert "pipelines.cli" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_help_is_quick_and_lists_the_verbs(flowmapsr: Run) -> None:
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        ended = flowmapsr("--help")
+        seconds.append(time.perf_counter() - begun)
+    assert ended.code == 0
+    for verb in ("demo", "dataset", "train", "evaluate", "upscale", "status"):
+        assert verb in ended.out
+    assert min(seconds) < 2, "0.6 s on an idle machine"
+
+
+def test_version(flowmapsr: Run) -> None:
+    assert flowmapsr("--version").out.startswith("flowmapsr 0.")
+
+
+def test_dry_run_prints_the_resolved_recipe(flowmapsr: Run, tmp_path: Path) -> None:
+    words = ("dataset", "build", "demo", "sources=[a,b]", "output=set", "workers=3", "--dry-run")
+    ended = flowmapsr(*words)
+    recipe = yaml.safe_load(ended.out)
+    assert ended.code == 0
+    assert recipe["sources"] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert (recipe["workers"], recipe["codec"]) == (3, {"kind": "dct8"})
+    assert flowmapsr(*words, "--json").json == recipe
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        (["dataset", "build", "demo"], 2, ["sources: must be given", "output: must be given"]),
+        (["dataset", "build", "demoo", "output=x"], 2, ["did you mean 'demo'?"]),
+        (["dataset", "build", "demo", "sources=[none]", "output=x"], 2, ["none does not exist"]),
+        (
+            ["dataset", "build", "demo", "sources=[none]", "output=x", "wrkers=1"],
+            2,
+            ["wrkers = 1", "'workers'"],
+        ),
+        (["dataset", "build", "demo", "sources"], 2, ["name=value"]),
+        (["dataset", "inspect", "nowhere"], 1, ["nowhere/manifest.json"]),
+        (
+            ["evaluate", "model", "--photos", "p", "--scales", "0"],
+            2,
+            ["scales.0 = '0'", "greater than 1"],
+        ),
+        (["upscale", "none.jpg", "-o", "out.png"], 1, ["none.jpg does not exist"]),
+        (["status", "nowhere"], 1, ["no training run", "recipe.json"]),
+    ],
+)
+def test_mistakes_are_answered_clearly(
+    flowmapsr: Run, tmp_path: Path, words: list[str], code: int, parts: list[str]
+) -> None:
+    ended = flowmapsr(*words, "--json")
+    assert ended.code == code
+    for part in parts:
+        assert part in ended.err and part in ended.json["error"]
+    assert "Traceback" not in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["dataset", "bild"], ["upscale", "a.png"], ["demo", "--fast"]])
+def test_unknown_words_are_wrong_usage(flowmapsr: Run, words: list[str]) -> None:
+    ended = flowmapsr(*words)
+    assert (ended.code, ended.out) == (2, "")
+
+
+def test_verify_of_nothing_is_a_fault(flowmapsr: Run) -> None:
+    ended = flowmapsr("dataset", "verify", "nowhere", "--json")
+    assert ended.code == 1
+    assert not ended.json["ok"] and "nowhere" in ended.json["faults"][0]["where"]
+
+
+def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
+    stage = {"objective": {"kind": "flow_matching"}, "steps": 100, "global_batch": 8}
+    recipe = {"manifest": "/m", "output": "/r", "stages": []}
+    recipe["stages"] = [{"name": name, **stage} for name in ("warmup", "distill", "polish")]
+    run = tmp_path / "run"
+    (run / "stages" / "warmup").mkdir(parents=True)
+    (run / "stages" / "distill").mkdir()
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    done = StageRecord(
+        stage="warmup", steps=100, images_seen=800, recipe_digest="a", dataset_digest="b", model="m"
+    )
+    (run / "stages" / "warmup" / "done.json").write_text(done.model_dump_json())
+    progress = StageProgress(
+        stage="distill", step=40, steps=100, images_per_second=4.0, loss=0.1,
+        updated=time.time(), checkpoint_step=30, checkpoint_time=time.time() - 200,
+    )  # fmt: skip
+    (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
+
+    stages = flowmapsr("status", str(run), "--json").json["stages"]
+    assert [stage["state"] for stage in stages] == ["done", "running", "waiting"]
+    assert stages[1]["seconds_left"] == 60 * 8 / 4
+    assert 200 <= stages[1]["checkpoint_age_seconds"] < 260
+    text = flowmapsr("status", str(tmp_path)).out  # the folder of a demo, with the run inside
+    assert "40/100" in text and "step 30, 3 min ago" in text
+
+    (run / "stages" / "distill" / "progress.json").write_text("{}")
+    broken = flowmapsr("status", str(run))
+    assert broken.code == 1 and "progress.json" in broken.err
+
+
+def test_an_unexpected_failure_leaves_a_report(flowmapsr: Run, tmp_path: Path) -> None:
+    (tmp_path / "prefect.py").write_text("raise RuntimeError('broken install')")
+    (tmp_path / "photos").mkdir()
+    env = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
+    ended = flowmapsr(*words, env=env)
+    assert ended.code == 1
+    assert "broken install" in ended.json["error"] and "Traceback" not in ended.err
+    (report,) = tmp_path.glob("flowmapsr-error-*.log")
+    assert str(report) in ended.err
+    assert "Traceback" in report.read_text() and "dataset build demo" in report.read_text()

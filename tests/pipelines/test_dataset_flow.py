@@ -1,0 +1,176 @@
+"""Photos to dataset through a real Prefect server and a real Ray cluster, with real kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from datagen.manifest import load_manifest
+from datagen.verify import verify_dataset
+from pipelines.recipe import dataset_recipe
+
+Digests = Callable[[Path], dict[str, str]]
+Words = Callable[..., list[str]]
+NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "127.0.0.1:9"}
+"""Servers that do not answer."""
+
+
+@pytest.fixture(scope="session")
+def servers(prefect_server: str, ray_cluster_address: str) -> dict[str, str]:
+    """Addresses with which a command uses the session's servers instead of starting its own."""
+    return {"PREFECT_API_URL": prefect_server, "RAY_ADDRESS": ray_cluster_address}
+
+
+def build(words: list[str]) -> None:
+    """The flow in this process, on the session's servers."""
+    from pipelines.flows.dataset import build_dataset
+
+    build_dataset(dataset_recipe(words[2], words[3:]))
+
+
+@pytest.fixture(scope="module")
+def reference(
+    servers: dict[str, str], photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The dataset as one worker makes it when nothing happens."""
+    output = tmp_path_factory.mktemp("reference") / "set"
+    settings = [f"sources=[{photos}]", f"output={output}", "variants=4", "samples_per_shard=3"]
+    build(["dataset", "build", "demo", *settings, "workers=1"])
+    return output
+
+
+def wait_for_first_record(output: Path, process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not committed(output):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def committed(output: Path) -> list[Path]:
+    return [path for path in output.glob("shards/*/*.json") if ".summary" not in path.name]
+
+
+def test_the_dataset_is_sound(reference: Path) -> None:
+    assert verify_dataset(str(reference)) == []
+    assert len(committed(reference)) == 8
+
+
+def test_two_workers_make_the_same_bytes(
+    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+) -> None:
+    build(build_words(tmp_path / "set", "workers=2"))
+    assert digests(tmp_path / "set") == digests(reference)
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+) -> None:
+    output, killed = tmp_path / "set", []
+
+    def kill_one() -> None:
+        wait_for_first_record(output)
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if any("_ShardWorker" in word for word in process.info["cmdline"] or []):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    build(build_words(output, "workers=2"))
+    killer.join()
+    assert killed
+    assert digests(output) == digests(reference)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_stopped_command_continues(
+    number: int,
+    code: int,
+    reference: Path,
+    tmp_path: Path,
+    servers: dict[str, str],
+    build_words: Words,
+    digests: Digests,
+    start: Callable[..., subprocess.Popen[str]],
+    finished: Callable[..., object],
+    flowmapsr: Callable[..., object],
+) -> None:
+    words = build_words(tmp_path / "set", "workers=1", "--json")
+    process = start(*words, env=servers)
+    wait_for_first_record(tmp_path / "set", process)
+    process.send_signal(number)
+    ended = finished(process)
+    assert ended.code == code
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    if code == 130:
+        assert "flowmapsr dataset build demo" in ended.json["error"]
+        assert "To continue" in ended.err
+    before = {path: os.stat(path).st_mtime_ns for path in committed(tmp_path / "set")}
+    again = flowmapsr(*words, env=servers)
+    assert again.code == 0, again.err
+    assert again.json["num_samples"] == 24
+    assert digests(tmp_path / "set") == digests(reference)
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+
+
+def test_a_complete_dataset_needs_no_servers(
+    reference: Path, build_words: Words, digests: Digests, flowmapsr: Callable[..., object]
+) -> None:
+    before = digests(reference)
+    ended = flowmapsr(*build_words(reference, "workers=2"), env=NOWHERE)
+    assert ended.code == 0, ended.err
+    assert "complete already" in ended.out and "Next: flowmapsr train" in ended.out
+    assert digests(reference) == before
+
+
+def test_inspect_and_verify_tell_what_is_there(
+    reference: Path, tmp_path: Path, flowmapsr: Callable[..., object]
+) -> None:
+    inspected = flowmapsr("dataset", "inspect", str(reference), "--json").json
+    assert (inspected["num_samples"], inspected["buckets"][0]["bucket"]) == (24, "128x128")
+    verified = flowmapsr("dataset", "verify", str(reference), "--json")
+    assert verified.json == {"ok": True, "faults": []}
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", str(reference), str(broken)], check=True)
+    shard = sorted(broken.glob("shards/*/*.tar"))[0]
+    shard.write_bytes(shard.read_bytes().replace(b"hq.jpg", b"hq.jpq", 1))
+    ended = flowmapsr("dataset", "verify", str(broken), "--json")
+    assert ended.code == 1 and not ended.json["ok"]
+    assert shard.name in str(ended.json["faults"])
+
+
+def test_bad_images_are_left_out_up_to_the_limit(
+    photos: Path,
+    tmp_path: Path,
+    servers: dict[str, str],
+    flowmapsr: Callable[..., object],
+) -> None:
+    folder = tmp_path / "mixed"
+    subprocess.run(["cp", "-r", str(photos), str(folder)], check=True)
+    whole = (folder / "photo0.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "none.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    words = ["dataset", "build", "demo", f"sources=[{folder}]", "variants=1", "--json"]
+
+    refused = flowmapsr(*words, f"output={tmp_path}/strict", env=servers)
+    assert refused.code == 1
+    assert "max_rejected_fraction=0.1" in refused.json["error"]
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+
+    build([*words[:-1], f"output={tmp_path}/lenient", "max_rejected_fraction=0.5"])
+    manifest = load_manifest(f"{tmp_path}/lenient")
+    assert (manifest.num_samples, manifest.rejected.count) == (6, 3)
+    assert len((tmp_path / "lenient" / "rejected.jsonl").read_text().splitlines()) == 3
