@@ -146,7 +146,8 @@ def degrade(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
     pixels = _levels(hq)
     for operation in drawn.operations:
         pixels = _apply(operation, pixels, scale=drawn.scale, size=size)
-    return np.clip(pixels * np.float32(1 / 255), 0, 1)
+    lq = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
+    return np.clip(lq, 0, 1, out=lq)
 
 
 def degrade_small(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:

@@ -86,9 +86,7 @@ class Filter:
     @classmethod
     def of(cls, kernel: np.ndarray) -> Filter:
         kernel = _trimmed(kernel)
-        size = len(kernel)
-        affordable = 1 if size <= 7 else 2 if size <= _DIRECT_WIDTH else 5
-        terms = _separable_terms(kernel, limit=affordable)
+        terms = _separable_terms(kernel, limit=_affordable_terms(len(kernel)))
         return cls(terms, None if terms else _taps(kernel))
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
@@ -117,6 +115,22 @@ def _trimmed(kernel: np.ndarray) -> np.ndarray:
     return kernel
 
 
+def _affordable_terms(size: int) -> int:
+    """How many separable terms cost less than the kernel itself, as measured on OpenCV 5.
+
+    Milliseconds for 512 x 512 x 3: 0.15 size + 0.4 a term, 0.055 size^2 direct, 23 by DFT.
+    """
+    whole = 0.055 * size**2 if size <= _DIRECT_WIDTH else 23.0
+    return max(1, int(whole / (0.15 * size + 0.4)))
+
+
+def _mirrored(values: np.ndarray) -> np.ndarray:
+    """Exactly even or odd, as all terms here are but for rounding: OpenCV then halves the work."""
+    flipped = values[::-1]
+    sign = 1 if np.dot(values, flipped) > 0 else -1
+    return (values + sign * flipped) / 2
+
+
 def _taps(values: np.ndarray) -> np.ndarray:
     """As float32, without the denormal numbers that processors multiply a hundred times slower."""
     return np.where(np.abs(values) < 1e-20, 0, values).astype(np.float32)
@@ -129,10 +143,10 @@ def _separable_terms(
     columns, strengths, rows = np.linalg.svd(kernel)
     rest = kernel.copy()
     for rank in range(1, min(limit, len(kernel)) + 1):
-        rest -= strengths[rank - 1] * np.outer(columns[:, rank - 1], rows[rank - 1])
+        term = rank - 1
+        columns[:, term] = _mirrored(columns[:, term]) * strengths[term]
+        rows[term] = _mirrored(rows[term])
+        rest -= np.outer(columns[:, term], rows[term])
         if np.abs(rest).sum() <= TOLERANCE / 2:
-            return tuple(
-                (_taps(columns[:, term] * strengths[term]), _taps(rows[term]))
-                for term in range(rank)
-            )
+            return tuple((_taps(columns[:, index]), _taps(rows[index])) for index in range(rank))
     return ()
