@@ -1,7 +1,7 @@
-"""Places one training stage on Ray: `training.stages.run_stage` on every worker of a Ray Train group.
+"""Places one training stage on Ray: `run_stage` on every worker of a Ray Train group.
 
-Knows Ray; what a stage does is `training`'s business. Ray restarts the group when a worker dies, and the
-stage goes on from its own last checkpoint.
+Knows Ray; what a stage does is `training`'s business. Ray restarts the group when a worker dies,
+and the stage goes on from its own last checkpoint.
 """
 
 from __future__ import annotations

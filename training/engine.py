@@ -46,7 +46,7 @@ def _import_deepspeed() -> Any:
 
 
 class Engine:
-    """A DeepSpeed engine around `module`, whose forward it calls with whatever arguments it gets."""
+    """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
 
     def __init__(
         self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int

@@ -176,7 +176,7 @@ def _put(
 
 
 def fixed_batch(dataset: str, manifest: Manifest, size: int) -> Batch:
-    """The same few samples at every call, for pictures: of the validation split where there is one."""
+    """The same few samples at every call, for pictures: validation samples where there are any."""
     splits = {shard.split for shard in manifest.shards if shard.num_samples}
     split = "validation" if "validation" in splits else "train"
     schedule = Schedule(manifest, global_batch=size, seed=0, shuffle_shards=1, split=split)

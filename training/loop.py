@@ -17,13 +17,14 @@ from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.checkpoint import Checkpoints, TrainerState
 from training.engine import Engine
+from training.events import Picture
 from training.loader import Batch, LatentLoader
 from training.meter import Meter, memory_gb
 from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective
 from training.records import StageProgress
 from training.schedule import Position, seeded
 from training.settings import StageSettings
-from training.tracking import Picture, Tracker
+from training.tracking import Tracker
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0

@@ -72,7 +72,7 @@ class NoPerceptual(Settings):
 
 
 class PatchPerceptual(Settings):
-    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch, lambda(t) = strength * (1 - t)."""
+    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch, lambda = strength * (1 - t)."""
 
     strength: float = Field(10.0, gt=0)
     patch: int = Field(512, gt=0, multiple_of=8)

@@ -23,6 +23,7 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import dataset_of, load_manifest
 from training.checkpoint import Checkpoints
 from training.engine import Engine, deepspeed_config
+from training.events import Artifact, DatasetInput, Params, Tags, flatten
 from training.grids import image_grid
 from training.loader import LatentLoader, fixed_batch
 from training.loop import Loop, Reporting
@@ -35,7 +36,7 @@ from training.pretrained import ModelConfig, load_config, load_net, save_model
 from training.records import StageRecord
 from training.schedule import Position
 from training.settings import TrainingRecipe
-from training.tracking import Artifact, DatasetInput, Params, Tags, Tracker, flatten
+from training.tracking import Tracker
 
 IMAGES_IN_GRID = 4
 
@@ -105,7 +106,7 @@ class StageWorker:
         )
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
-        """Resumes, trains and, on rank 0, writes model and record; every worker returns together."""
+        """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
         tracker = self._start_tracking() if self.rank == 0 else None
         loop = self._loop(tracker, stop_requested)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"

@@ -14,12 +14,21 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field, TypeAdapter
+from typing import TYPE_CHECKING, Literal
 
 from datagen import storage
 from datagen.settings import Settings
+from training.events import (
+    EVENT,
+    Artifact,
+    DatasetInput,
+    End,
+    Event,
+    Metrics,
+    Params,
+    Picture,
+    Tags,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,55 +40,6 @@ MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 RETRY_SECONDS = 5.0
 NAMES_FILE = "mlflow.json"
-
-
-class Metrics(Settings):
-    kind: Literal["metrics"] = "metrics"
-    step: int
-    time_ms: int
-    values: dict[str, float]
-
-
-class Params(Settings):
-    kind: Literal["params"] = "params"
-    values: dict[str, str]
-
-
-class Tags(Settings):
-    kind: Literal["tags"] = "tags"
-    values: dict[str, str]
-
-
-class Picture(Settings):
-    kind: Literal["picture"] = "picture"
-    key: str
-    step: int
-    path: str
-
-
-class Artifact(Settings):
-    kind: Literal["artifact"] = "artifact"
-    path: str
-    folder: str | None = None
-
-
-class DatasetInput(Settings):
-    kind: Literal["dataset"] = "dataset"
-    name: str
-    digest: str
-    source: str
-    samples: int
-
-
-class End(Settings):
-    kind: Literal["end"] = "end"
-    status: Literal["FINISHED", "FAILED", "KILLED"]
-
-
-Event = Annotated[
-    Metrics | Params | Tags | Picture | Artifact | DatasetInput | End, Field(discriminator="kind")
-]
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 class RunNames(Settings):
@@ -94,17 +54,6 @@ class RunNames(Settings):
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or a SQLite file in the working folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)[:500]
-    return flat
 
 
 class Tracker:
@@ -185,7 +134,7 @@ class Tracker:
             ]
         if not lines:
             return False
-        self._target.send([_EVENT.validate_json(line) for line in lines])
+        self._target.send([EVENT.validate_json(line) for line in lines])
         storage.write_bytes(str(self._offset), str(start + sum(map(len, lines))).encode())
         return True
 
@@ -204,7 +153,7 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 class MlflowTarget:
-    """Sends events to one MLflow run, creating experiment, parent and child run when first needed."""
+    """Sends events to one MLflow run; creates experiment, parent and child when first needed."""
 
     def __init__(self, run: Path, *, experiment: str, stage: str | None) -> None:
         self.run = run

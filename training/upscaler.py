@@ -103,7 +103,7 @@ def enlarged(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (h, w[, 3]) resized to (width, height): the model's input and the baseline beside it."""
+    """uint8 (h, w[, 3]) resized to (width, height): the model's input, and the baseline."""
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 

@@ -11,10 +11,11 @@ from prefect.cache_policies import NO_CACHE
 from datagen.manifest import load_manifest
 from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import train_stage
+from training.events import Artifact, Params, Tags, flatten
 from training.records import StageRecord
 from training.run import write_recipe
 from training.settings import TrainingRecipe
-from training.tracking import Artifact, Params, Tags, Tracker, flatten
+from training.tracking import Tracker
 
 
 @flow(name="train", flow_run_name="{recipe.output}")
@@ -37,9 +38,7 @@ def prepare_run(recipe: TrainingRecipe) -> None:
     """Checks that the dataset is there and that the folder belongs to this recipe."""
     manifest = load_manifest(recipe.manifest)
     write_recipe(recipe)
-    get_run_logger().info(
-        "%d samples in %d shards", manifest.num_samples, manifest.num_shards
-    )
+    get_run_logger().info("%d samples in %d shards", manifest.num_samples, manifest.num_shards)
 
 
 def open_parent_run(recipe: TrainingRecipe) -> Tracker:

@@ -37,7 +37,7 @@ class Losses:
 
 
 class TrainedModel(nn.Module):
-    """Everything a stage optimises: the network and, where the recipe asks for it, the weighting."""
+    """Everything a stage optimises: the network and, if the recipe asks for it, the weighting."""
 
     def __init__(self, net: FlowMapNet, weighting: DynamicWeighting | None) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Distance(Protocol):
 
 
 class PatchRegulariser:
-    """lambda(t) * distance on the same random patch of the decoded prediction and of the HQ pixels."""
+    """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels."""
 
     def __init__(self, distance: Distance, codec: Codec, *, strength: float, patch: int) -> None:
         self.distance = distance

@@ -15,7 +15,7 @@ def weighted_loss(per_sample: Tensor, log_weight: Tensor) -> Tensor:
 
 
 class DynamicWeighting(nn.Module):
-    """phi(t, s): two sinusoidal embeddings, then 512 -> hidden -> 1; zero everywhere at the start."""
+    """phi(t, s): two sinusoidal embeddings, then 512 -> hidden -> 1; zero at the start."""
 
     def __init__(self, *, channels: int = 256, hidden: int = 128) -> None:
         super().__init__()

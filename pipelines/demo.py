@@ -1,0 +1,183 @@
+"""`flowmapsr demo`: the recipe `demo` on photographs that two installed libraries bring along.
+
+Runs the same flow as any full recipe; this file only lays out the photos, draws the comparison and
+sums up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from datagen import storage
+from datagen.errors import FlowmapsrError
+from datagen.settings import Settings
+from pipelines.recipe import full_recipe
+from pipelines.reports import command, evaluation_table
+from pipelines.settings import FullRecipe
+from training.evaluation import BICUBIC, FLOWMAPSR
+from training.records import EvaluationRow
+
+TRAINING_PHOTOS = (
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/hubble_deep_field.jpg"),
+    ("skimage", "data/ihc.png"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/motorcycle_right.png"),
+    ("skimage", "data/retina.jpg"),
+    ("skimage", "data/rocket.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+HELD_OUT_PHOTOS = (("skimage", "data/coffee.png"), ("sklearn", "datasets/images/china.jpg"))
+"""Never trained on."""
+REPORT = "report.json"
+COMPARISON = "comparison.png"
+COMPARISON_SCALE = 4.0
+
+
+class DemoReport(Settings):
+    """`report.json`: what the demo measured and how long each station took."""
+
+    output: str
+    recipe_digest: str
+    rows: tuple[EvaluationRow, ...]
+    seconds: dict[str, float]
+    one_step_gain_db: float
+    """Mean PSNR of one step over that of its own input, the LQ image resized by bicubic."""
+
+    def lines(self) -> list[str]:
+        """The end of the demo, for a person."""
+        base, python = Path(self.output), Path(sys.executable).parent
+        stations = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
+        return [
+            *evaluation_table(self.rows),
+            f"One step is {self.one_step_gain_db:+.2f} dB against its own input, mean over the "
+            "held-out photos and scales.",
+            f"Stations: {stations}",
+            f"Picture   {base / COMPARISON}",
+            f"Dataset   {base / 'dataset'}",
+            f"Run       {base / 'run'}",
+            f"Report    {base / REPORT}",
+            "Review it in MLflow, and see the flows in Prefect:",
+            f"  {python / 'mlflow'} ui --backend-store-uri {os.environ['MLFLOW_TRACKING_URI']}",
+            f"  PREFECT_HOME={os.environ['PREFECT_HOME']} {python / 'prefect'} server start",
+            f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', str(base / 'run'))}",
+        ]
+
+
+def demo_recipe(output: str) -> FullRecipe:
+    """The recipe `demo` with the demo's photos, everything under `output`."""
+    base = Path(output).absolute()
+    places = [
+        f"output={base}",
+        f"dataset.sources=[{base / 'photos' / 'train'}]",
+        f"evaluation.photos={base / 'photos' / 'held-out'}",
+    ]
+    return full_recipe("demo", places)
+
+
+def run_demo(output: str) -> DemoReport:
+    """Photos to a compared, upscaled picture under `output`; a second run skips what is done.
+
+    Raises:
+        FlowmapsrError: a station failed, or one step is no better than its own input.
+    """
+    recipe = demo_recipe(output)
+    base = Path(recipe.output)
+    use_local_services(base)
+    report = finished_report(base, recipe)
+    if report is None:
+        report = _run(base, recipe)
+    if report.one_step_gain_db <= 0:
+        raise FlowmapsrError(
+            f"one step is {report.one_step_gain_db:+.2f} dB against its own input, which is "
+            "no improvement; "
+            f"see {base / REPORT}"
+        )
+    return report
+
+
+def use_local_services(base: Path) -> None:
+    """MLflow on a SQLite file and Prefect's home below `base`, unless their variables are set."""
+    store = base / "mlruns"
+    store.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
+    os.environ.setdefault("PREFECT_HOME", str(base / "prefect"))
+
+
+def finished_report(base: Path, recipe: FullRecipe) -> DemoReport | None:
+    """The report of an earlier demo of the same recipe, if everything it names is still there."""
+    path = base / REPORT
+    parts = [path, base / COMPARISON, Path(recipe.training.manifest)]
+    stages = base / "run" / "stages"
+    parts += [stages / stage.name / "done.json" for stage in recipe.training.stages]
+    if not all(part.is_file() for part in parts):
+        return None
+    report = DemoReport.model_validate_json(path.read_bytes())
+    return report if report.recipe_digest == _digest(recipe) else None
+
+
+def _digest(recipe: FullRecipe) -> str:
+    return f"{recipe.dataset.digest()}-{recipe.training.digest()}"
+
+
+def _run(base: Path, recipe: FullRecipe) -> DemoReport:
+    from pipelines.flows.full import full
+
+    copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
+    copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")
+    record = full(recipe)
+    start = time.monotonic()
+    draw_comparison(recipe, base / COMPARISON)
+    seconds = {**record.seconds, "comparison": round(time.monotonic() - start, 3)}
+    report = DemoReport(
+        output=str(base),
+        recipe_digest=_digest(recipe),
+        rows=record.rows,
+        seconds=seconds,
+        one_step_gain_db=one_step_gain(record.rows),
+    )
+    storage.write_bytes(str(base / REPORT), report.model_dump_json(indent=2).encode())
+    return report
+
+
+def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
+    """Copies photographs out of installed packages into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for package, path in photos:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise FlowmapsrError(f"the demo's photos come with {package}, which is not installed")
+        source = Path(spec.origin).parent / path
+        if not source.is_file():
+            raise FlowmapsrError(
+                f"{package} brings no {path} in this version; install the pinned set"
+            )
+        shutil.copyfile(source, folder / source.name)
+
+
+def one_step_gain(rows: tuple[EvaluationRow, ...]) -> float:
+    """Mean over the scales of PSNR(one step) - PSNR(bicubic), dB."""
+    bicubic = {row.scale: row.psnr for row in rows if row.method == BICUBIC}
+    gains = [
+        row.psnr - bicubic[row.scale] for row in rows if row.method == FLOWMAPSR and row.steps == 1
+    ]
+    return sum(gains) / len(gains)
+
+
+def draw_comparison(recipe: FullRecipe, path: Path) -> None:
+    """Upscales the held-out photos and shows every number of steps beside bicubic and original."""
+    from pipelines.comparison import comparison
+    from training.evaluation import degraded_photos
+    from training.upscaler import Upscaler
+
+    upscaler = Upscaler.from_pretrained(recipe.training.output)
+    photos = list(degraded_photos(recipe.evaluation, upscaler.config.degradation, COMPARISON_SCALE))
+    partial = path.with_name(f".{path.name}")
+    comparison(upscaler, photos, recipe.evaluation.steps).save(partial, format="PNG")
+    partial.rename(path)

@@ -1,0 +1,74 @@
+"""The whole story on one page: photos -> dataset -> trained stages -> evaluation. Every part skips
+what is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from datagen.build import completed
+from datagen.settings import Settings
+from pipelines.cluster import ray_cluster
+from pipelines.flows.dataset import build_dataset
+from pipelines.flows.training import train
+from pipelines.settings import FullRecipe
+from training.evaluation import FLOWMAPSR, evaluate
+from training.records import EvaluationRow
+from training.settings import EvaluationSettings, TrainingRecipe
+from training.tracking import Tracker
+
+
+class FullRecord(Settings):
+    """What a full run leaves behind, for `report.json`."""
+
+    rows: tuple[EvaluationRow, ...]
+    seconds: dict[str, float]
+    """Wall time of each station."""
+
+
+class Stopwatch:
+    """Wall seconds of named stations."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def station(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 3)
+
+
+@flow(name="full", flow_run_name="{recipe.output}")
+def full(recipe: FullRecipe) -> FullRecord:
+    """Photos to an evaluated model; run it again to continue where it stopped."""
+    watch = Stopwatch()
+    with ray_cluster(cpus=max(recipe.dataset.workers, recipe.training.workers)):
+        with watch.station("dataset"):
+            if completed(recipe.dataset) is None:
+                build_dataset(recipe.dataset)
+        with watch.station("training"):
+            train(recipe.training)
+    with watch.station("evaluation"):
+        rows = evaluate_run(recipe.training, recipe.evaluation)
+    return FullRecord(rows=tuple(rows), seconds=watch.seconds)
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:
+    """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
+    rows = evaluate(training.output, settings)
+    tracker = Tracker(Path(training.output), experiment=training.experiment)
+    metrics: dict[str, float] = {}
+    for row in rows:
+        name = f"nfe{row.steps}" if row.method == FLOWMAPSR else row.method
+        metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
+        metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
+    tracker.metrics(training.stages[-1].steps, metrics)
+    tracker.close("FINISHED")
+    return rows

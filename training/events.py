@@ -1,0 +1,69 @@
+"""What a run tells its tracker: the records that a journal line can hold. Knows no MLflow."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from datagen.settings import Settings
+
+
+class Metrics(Settings):
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    time_ms: int
+    values: dict[str, float]
+
+
+class Params(Settings):
+    kind: Literal["params"] = "params"
+    values: dict[str, str]
+
+
+class Tags(Settings):
+    kind: Literal["tags"] = "tags"
+    values: dict[str, str]
+
+
+class Picture(Settings):
+    kind: Literal["picture"] = "picture"
+    key: str
+    step: int
+    path: str
+
+
+class Artifact(Settings):
+    kind: Literal["artifact"] = "artifact"
+    path: str
+    folder: str | None = None
+
+
+class DatasetInput(Settings):
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    source: str
+    samples: int
+
+
+class End(Settings):
+    kind: Literal["end"] = "end"
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+
+
+Event = Annotated[
+    Metrics | Params | Tags | Picture | Artifact | DatasetInput | End, Field(discriminator="kind")
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:500]
+    return flat
