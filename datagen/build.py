@@ -47,6 +47,7 @@ REJECTED = "rejected.jsonl"
 SOURCES = "sources.jsonl"
 PREVIEW = "preview.png"
 _PREVIEW_SAMPLES = 6
+_FLOAT16_MAX = 65504
 
 R = TypeVar("R", Rejection, SourceImage)
 
@@ -271,14 +272,17 @@ def _one_core() -> Iterator[None]:
 
 def _encode(codec: Codec, pixels: SamplePixels, device: str) -> Latents:
     """HQ, LQ and negative in one batch; ImageRejected when the latents are not finite."""
-    images = np.stack([pixels.hq.astype(np.float32) / 255, pixels.lq, pixels.neg]) * 2 - 1
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-    hq, lq, neg = codec.encode(batch).to(torch.float16).cpu().numpy()
-    if not all(np.isfinite(latent).all() for latent in (hq, lq, neg)):
+    images = np.empty((3, *pixels.hq.shape), np.float32)
+    np.multiply(pixels.hq, np.float32(2 / 255), out=images[0], dtype=np.float32)
+    np.multiply(pixels.lq, np.float32(2), out=images[1])
+    np.multiply(pixels.neg, np.float32(2), out=images[2])
+    images -= 1
+    latents = codec.encode(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+    low, high = torch.aminmax(latents)
+    if not (low >= -_FLOAT16_MAX and high <= _FLOAT16_MAX):  # false for NaN too
         raise ImageRejected("latents not finite")
-    return Latents(
-        hq=np.ascontiguousarray(hq), lq=np.ascontiguousarray(lq), neg=np.ascontiguousarray(neg)
-    )
+    hq, lq, neg = latents.to(torch.float16).cpu().contiguous().numpy()
+    return Latents(hq=hq, lq=lq, neg=neg)
 
 
 def _hq_jpeg(hq: np.ndarray, quality: int | None) -> bytes | None:

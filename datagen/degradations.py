@@ -7,6 +7,8 @@ record -> pixels, no randomness left). Chain: FlowMapSR, appendix B.1. Knows no 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Annotated, Literal, TypeVar
 
 import cv2
@@ -142,11 +144,8 @@ def degrade(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
 
     `hq` is uint8, or float in [0, 1], of shape (H, W, 3).
     """
-    size = hq.shape[1], hq.shape[0]
-    pixels = _levels(hq)
-    for operation in drawn.operations:
-        pixels = _apply(operation, pixels, scale=drawn.scale, size=size)
-    lq = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
+    lq = _run(hq, drawn.operations, drawn.scale)
+    lq = np.multiply(lq, np.float32(1 / 255), dtype=np.float32)
     return np.clip(lq, 0, 1, out=lq)
 
 
@@ -155,13 +154,8 @@ def degrade_small(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
 
     Runs the chain up to, not including, the resize back.
     """
-    size = hq.shape[1], hq.shape[0]
-    pixels = _levels(hq)
-    for operation in drawn.operations:
-        if isinstance(operation, DrawnResizeBack):
-            break
-        pixels = _apply(operation, pixels, scale=drawn.scale, size=size)
-    return _rounded(pixels)
+    before = takewhile(lambda item: not isinstance(item, DrawnResizeBack), drawn.operations)
+    return _rounded(_run(hq, before, drawn.scale))
 
 
 def small_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -234,10 +228,17 @@ def _choice(options: tuple[T, ...], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
 
 
+def _run(hq: np.ndarray, operations: Iterable[DrawnOperation], scale: float) -> np.ndarray:
+    pixels = np.multiply(hq, 1 if hq.dtype == np.uint8 else 255, dtype=np.float32)
+    for operation in operations:
+        pixels = _apply(operation, pixels, scale=scale, size=(hq.shape[1], hq.shape[0]))
+    return pixels
+
+
 def _apply(
     operation: DrawnOperation, pixels: np.ndarray, *, scale: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """One step on 8-bit levels, uint8 or float32 (H, W, 3); `size` is the HQ's (width, height)."""
+    """One step on float32 (H, W, 3) in 8-bit levels; `size` is the HQ's (width, height)."""
     match operation:
         case Skipped():
             return pixels
@@ -258,7 +259,7 @@ def _apply(
         case DrawnJpeg():
             return _jpeg(_rounded(pixels), operation.quality)
         case DrawnResizeBack():
-            return _resized(pixels.astype(np.float32, copy=False), size, operation.mode)
+            return _resized(pixels, size, operation.mode)
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int], mode: Interpolation) -> np.ndarray:
@@ -273,14 +274,8 @@ def _jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
     assert decoded is not None, "a JPEG just written can be read"
-    return decoded
-
-
-def _levels(hq: np.ndarray) -> np.ndarray:
-    return hq if hq.dtype == np.uint8 else (hq * 255).astype(np.float32)
+    return decoded.astype(np.float32)
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
     return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)

@@ -90,10 +90,9 @@ class Filter:
         return cls(terms, None if terms else _taps(kernel))
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Filters uint8 or float32 (H, W, C) to float32 with reflect-101 borders."""
+        """Filters float32 (H, W, C) with reflect-101 borders."""
         if self.taps is not None:
-            source = pixels.astype(np.float32, copy=False)
-            return cv2.filter2D(source, cv2.CV_32F, self.taps, borderType=cv2.BORDER_REFLECT_101)
+            return cv2.filter2D(pixels, cv2.CV_32F, self.taps, borderType=cv2.BORDER_REFLECT_101)
         (column, row), *others = self.terms
         total = _separable(pixels, column, row)
         for column, row in others:

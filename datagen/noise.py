@@ -30,8 +30,8 @@ def gaussian_noise(
 def poisson_noise(pixels: np.ndarray, *, scale: float, gray: bool, seed: int) -> np.ndarray:
     """Shot noise (Poisson(q vals) / vals - q) * scale of the rounded pixels, in 8-bit levels.
 
-    vals = 2^ceil(log2(number of distinct q)). `pixels` are float32 or uint8 levels (H, W, 3); the
-    result is float32 (H, W, 3), or (H, W, 1) for gray, where q is the luma. Drawn by inverting the
+    vals = 2^ceil(log2(number of distinct q)). `pixels` are levels (H, W, 3); the result
+    is float32 (H, W, 3), or (H, W, 1) for gray, where q is the luma. Drawn by inverting the
     distribution on a table of equally likely slices, so the mean is exact.
     """
     levels = _rounded(pixels)
@@ -46,8 +46,6 @@ def poisson_noise(pixels: np.ndarray, *, scale: float, gray: bool, seed: int) ->
 
 
 def _rounded(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
     return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 

@@ -26,6 +26,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 _S3 = "s3://"
 _READ_ATTEMPTS = 5
+_PAGE = 1000
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _FIXES = {
     errno.ENOSPC: "free some space there or choose another place",
@@ -209,7 +210,11 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
 def _objects(uri: str) -> Iterator[str]:
     bucket, key = _bucket_and_key(uri)
     folder = key.rstrip("/") + "/" if key else ""
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+    pages = (
+        _client()
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=bucket, Prefix=key, PaginationConfig={"PageSize": _PAGE})
+    )
     with _s3_errors(uri):
         for page in pages:
             for item in page.get("Contents", []):

@@ -46,10 +46,10 @@ class Tally:
 
     def add(self, hq_latent: np.ndarray, scale: float) -> None:
         """Counts one stored sample; `hq_latent` is (C, h, w)."""
-        values = hq_latent.reshape(len(hq_latent), -1).astype(np.float64)
+        values = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
         self._positions += values.shape[1]
-        self._sum += values.sum(axis=1)
-        self._square_sum += np.square(values).sum(axis=1)
+        self._sum += values.sum(axis=1, dtype=np.float64)
+        self._square_sum += np.square(values).sum(axis=1, dtype=np.float64)
         self._scales.append(scale)
 
     def summary(self) -> ShardSummary:

@@ -1,7 +1,7 @@
 """Turns an image and drawn parameters into an LQ the plain way, as the yardstick of the benchmark.
 
-Two paths of the Real-ESRGAN pipeline written for clarity, not speed: NumPy with OpenCV, and torch with
-a differentiable JPEG. They take the draws of `datagen.degradations`, so all paths do the same work.
+Two paths of the Real-ESRGAN pipeline written for clarity, not speed: NumPy with OpenCV, and torch
+with a differentiable JPEG. They take the draws of `datagen.degradations`, so all do the same work.
 """
 
 from __future__ import annotations
