@@ -149,6 +149,9 @@ def train(
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
+        from datagen.manifest import load_manifest
+
+        load_manifest(resolved.manifest)  # a wrong address is answered before any server starts
         from pipelines.flows.training import train as train_stages
 
         out.say(reports.trained(resolved.output, train_stages(resolved)))

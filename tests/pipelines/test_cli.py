@@ -117,6 +117,15 @@ def test_verify_of_nothing_is_a_fault(flowmapsr: Run) -> None:
     assert not ended.json["ok"] and "nowhere" in ended.json["faults"][0]["where"]
 
 
+def test_training_without_a_dataset_is_refused_at_once(flowmapsr: Run, tmp_path: Path) -> None:
+    stage = "{name: warmup, objective: {kind: flow_matching}, steps: 1, global_batch: 8}"
+    (tmp_path / "mine.yaml").write_text(f"stages: [{stage}]")
+    ended = flowmapsr("train", "./mine.yaml", "manifest=nowhere", "output=run", "--json")
+    assert ended.code == 1
+    assert "nowhere/manifest.json" in ended.json["error"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     stage = {"objective": {"kind": "flow_matching"}, "steps": 100, "global_batch": 8}
     recipe = {"manifest": "/m", "output": "/r", "stages": []}
