@@ -14,6 +14,11 @@ def weighted_loss(per_sample: Tensor, log_weight: Tensor) -> Tensor:
     return (torch.exp(-log_weight) * per_sample + log_weight).mean()
 
 
+TIME_SCALE = 1000.0
+"""Times enter the embeddings as 1000 t: neighbours on the finest grid must differ, and no derivative in
+time is ever taken of phi."""
+
+
 class DynamicWeighting(nn.Module):
     """phi(t, s): two sinusoidal embeddings, then 512 -> hidden -> 1; zero at the start."""
 
@@ -28,7 +33,7 @@ class DynamicWeighting(nn.Module):
     def forward(self, t: Tensor, s: Tensor) -> Tensor:
         """t, s (B,) -> phi (B,), float32."""
         embedding = torch.cat(
-            [get_timestep_embedding(times, self.channels) for times in (t, s)], dim=1
+            [get_timestep_embedding(TIME_SCALE * times, self.channels) for times in (t, s)], dim=1
         )
         hidden = functional.silu(self.hidden(embedding.to(self.hidden.weight.dtype)))
         return self.last(hidden).squeeze(1).float()
