@@ -6,6 +6,7 @@ Knows pixels and draws, not where they come from.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from datagen.samples import DrawnSample
 
 _TILE = 360
 _GAP = 14
-_CAPTION = 46
+_CAPTION = 62
 _HEADER = 44
 _PAPER = (250, 249, 246)
 _INK = (38, 38, 42)
@@ -90,7 +91,7 @@ def _tile_size(image: np.ndarray) -> tuple[int, int]:
 
 def _captions(drawn: DrawnDegradation) -> tuple[str, str]:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
-    return f"x{drawn.scale:.1f}", ", ".join(parts)
+    return f"x{drawn.scale:.1f}", "\n".join(textwrap.wrap(", ".join(parts), width=48))
 
 
 def _describe(operation: object) -> str:
