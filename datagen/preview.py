@@ -91,7 +91,7 @@ def _tile_size(image: np.ndarray) -> tuple[int, int]:
 
 def _captions(drawn: DrawnDegradation) -> tuple[str, str]:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
-    return f"x{drawn.scale:.1f}", "\n".join(textwrap.wrap(", ".join(parts), width=48))
+    return f"x{drawn.scale:.1f}", "\n".join(textwrap.wrap(", ".join(parts), width=54))
 
 
 def _describe(operation: object) -> str:
