@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
@@ -116,7 +115,7 @@ def test_a_stopped_command_continues(
     if code == 130:
         assert "flowmapsr dataset build demo" in ended.json["error"]
         assert "To continue" in ended.err
-    before = {path: os.stat(path).st_mtime_ns for path in committed(tmp_path / "set")}
+    before = {path: path.stat().st_mtime_ns for path in committed(tmp_path / "set")}
     if number == signal.SIGKILL:
         again = flowmapsr(*words, env=servers)
         assert again.code == 0, again.err
@@ -124,7 +123,7 @@ def test_a_stopped_command_continues(
     else:
         build(words[:-1])
     assert digests(tmp_path / "set") == digests(reference)
-    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_complete_dataset_needs_no_servers(
