@@ -73,11 +73,11 @@ class DemoReport(Settings):
 def demo_recipe(output: str) -> FullRecipe:
     """The recipe `demo` with the demo's photos, everything under `output`."""
     base = Path(output).absolute()
-    places = [
-        f"output={base}",
-        f"dataset.sources=[{base / 'photos' / 'train'}]",
-        f"evaluation.photos={base / 'photos' / 'held-out'}",
-    ]
+    places = {
+        "output": str(base),
+        "dataset.sources": [str(base / "photos" / "train")],
+        "evaluation.photos": str(base / "photos" / "held-out"),
+    }
     return full_recipe("demo", places)
 
 

@@ -1,7 +1,8 @@
 """The closed form behind the tests: a correlated Gaussian pair, whose exact flow map is known.
 
 x0 ~ N(m0, s0^2), x1 ~ N(m1, s1^2), correlation rho: mean_t = (1-t) m0 + t m1,
-V_t = (1-t)^2 s0^2 + t^2 s1^2 + 2 t (1-t) rho s0 s1, X_{t,s}(x) = mean_s + sqrt(V_s / V_t) (x - mean_t).
+V_t = (1-t)^2 s0^2 + t^2 s1^2 + 2 t (1-t) rho s0 s1,
+X_{t,s}(x) = mean_s + sqrt(V_s / V_t) (x - mean_t).
 """
 
 from __future__ import annotations

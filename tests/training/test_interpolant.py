@@ -84,9 +84,7 @@ def test_times_lie_on_the_dyadic_grids_in_order(kind: str) -> None:
     assert (s[~is_fm] < t[~is_fm]).all()
 
 
-def test_shortcut_intervals_start_at_a_multiple_of_their_width_and_levels_are_equally_frequent() -> (
-    None
-):
+def test_shortcut_intervals_are_aligned_and_their_levels_equally_frequent() -> None:
     t, s, is_fm = sample_times(
         40_000,
         levels=3,

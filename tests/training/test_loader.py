@@ -1,4 +1,4 @@
-"""Shards to batches on disk that was really built: contents, split over workers, read-ahead, faults."""
+"""Really built shards to batches: contents, split over workers, read-ahead, faults."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from datagen.manifest import Manifest
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.schedule import Position
 
+START = Position()
+
 
 def _take(
     dataset: Path,
@@ -24,7 +26,7 @@ def _take(
     rank: int = 0,
     world_size: int = 1,
     micro_batch: int = 4,
-    position: Position = Position(),
+    position: Position = START,
 ) -> list[Batch]:
     loader = LatentLoader(
         str(dataset),

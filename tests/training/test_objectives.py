@@ -1,4 +1,4 @@
-"""The objective of a batch against a naive reference that spells out the formulas; costs; weighting."""
+"""The objective of a batch against a naive reference of its formulas; its costs; the weighting."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, ShardRecord
 from training.schedule import Place, Position, Schedule
 
+START = Position()
+
 
 def _with_buckets(manifest: Manifest, **sizes: int) -> Manifest:
     """The manifest with shards of the given sizes, named after their bucket and number."""
@@ -31,7 +33,7 @@ def _schedule(manifest: Manifest, *, global_batch: int = 4, seed: int = 0) -> Sc
     return Schedule(manifest, global_batch=global_batch, seed=seed, shuffle_shards=2, split="train")
 
 
-def _run(schedule: Schedule, steps: int, position: Position = Position()) -> list[list[Place]]:
+def _run(schedule: Schedule, steps: int, position: Position = START) -> list[list[Place]]:
     batches = []
     for _ in range(steps):
         places, position = schedule.global_batch_at(position)

@@ -1,4 +1,4 @@
-"""The targets against the exact map of a correlated Gaussian pair (rho < 1, where wrong targets show)."""
+"""The targets against the exact map of a Gaussian pair with rho < 1, where wrong targets show."""
 
 from __future__ import annotations
 

@@ -62,13 +62,16 @@ class FlowMapNet(nn.Module):
         conditions = [self._embed(s), self.prompts[prompt].float()]
         if self.settings.guidance_input:
             conditions.append(self._embed(torch.ones_like(t) if w is None else w))
-        velocity = self.unet(
+        output = self.unet(
             x.to(dtype),
             TIME_SCALE * t,
             encoder_hidden_states=None,
             class_labels=torch.cat(conditions, dim=1).to(dtype),
-        ).sample
-        return velocity.float()
+        ).sample.float()
+        if not self.settings.input_gain:
+            return output
+        bias, gain = output.chunk(2, dim=1)
+        return bias + gain * x
 
     def _embed(self, values: Tensor) -> Tensor:
         return get_timestep_embedding(
@@ -81,7 +84,7 @@ def _unet_arguments(settings: ModelSettings, latent_channels: int) -> dict[str, 
     conditions = settings.time_channels * (2 if settings.guidance_input else 1)
     return {
         "in_channels": latent_channels,
-        "out_channels": latent_channels,
+        "out_channels": latent_channels * (2 if settings.input_gain else 1),
         "block_out_channels": settings.block_channels,
         "layers_per_block": settings.layers_per_block,
         "down_block_types": [

@@ -15,8 +15,8 @@ def weighted_loss(per_sample: Tensor, log_weight: Tensor) -> Tensor:
 
 
 TIME_SCALE = 1000.0
-"""Times enter the embeddings as 1000 t: neighbours on the finest grid must differ, and no derivative in
-time is ever taken of phi."""
+"""Times enter the embeddings as 1000 t, so that neighbours on the finest grid differ; no derivative
+in time is ever taken of phi."""
 
 
 class DynamicWeighting(nn.Module):

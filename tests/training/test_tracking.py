@@ -1,0 +1,117 @@
+"""Journal and a real MLflow store: what arrives, what survives a lost store, and restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from training.events import Artifact, DatasetInput, Params, Picture, Tags, flatten
+from training.tracking import RunNames, Tracker
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return MlflowClient(uri)
+
+
+def _names(run: Path) -> RunNames:
+    return RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+
+
+def test_everything_written_arrives_in_parent_and_child(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    parent = Tracker(run, experiment="tests")
+    parent.write(Params(values={"seed": "7"}))
+    assert parent.close("FINISHED")
+
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
+    stage = Tracker(run, experiment="tests", stage="warmup")
+    stage.write(Tags(values={"dataset.digest": "d" * 64}))
+    stage.write(
+        DatasetInput(name="photos", digest="d" * 64, source=str(tmp_path / "dataset"), samples=12)
+    )
+    stage.write(Picture(key="samples", step=5, path=str(picture)))
+    stage.write(Artifact(path=str(picture), folder="files"))
+    for step in range(700):
+        stage.metrics(step, {"loss/total": 1.0 / (step + 1)})
+    assert stage.close("FINISHED")
+
+    names = _names(run)
+    assert store.get_run(names.parent).data.params == {"seed": "7"}
+    child = store.get_run(names.stages["warmup"])
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == names.parent
+    assert child.data.tags["stage"] == "warmup"
+    assert child.data.tags["dataset.digest"] == "d" * 64
+    (entry,) = child.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("photos", "d" * 36)
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == list(range(700))
+    artifacts = {item.path for item in store.list_artifacts(child.info.run_id)}
+    assert {"images", "files"} <= artifacts
+    experiment = store.get_experiment_by_name("tests")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_restart_goes_on_in_the_same_runs(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for start in (0, 10):
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        for step in range(start, start + 10):
+            tracker.metrics(step, {"loss/total": float(step)})
+        assert tracker.close("KILLED" if start == 0 else "FINISHED")
+    names = _names(run)
+    history = store.get_metric_history(names.stages["warmup"], "loss/total")
+    assert [point.step for point in history] == list(range(20))
+    assert store.get_run(names.stages["warmup"]).info.status == "FINISHED"
+    assert len(store.search_runs([store.get_run(names.parent).info.experiment_id])) == 2
+
+
+def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    for step in range(5):
+        tracker.metrics(step, {"loss/total": float(step)})
+    assert not tracker.close("FINISHED", wait=30)
+    assert "training goes on" in caplog.text and "tracking.jsonl" in caplog.text
+
+    (tmp_path / "store").mkdir()
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert Tracker(run, experiment="tests", stage="warmup").close("FINISHED")
+    names = _names(run)
+    history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
+    assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
+
+
+def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    journal = run / "stages" / "warmup" / "tracking.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text('{"kind": "metrics", "step": 1, "time_ms": 1, "val')
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    tracker.metrics(2, {"loss/total": 2.0})
+    assert tracker.close("FINISHED")
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [point.step for point in history] == [2]
+
+
+def test_nested_settings_become_dotted_parameters() -> None:
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {
+        "a.b": "1",
+        "a.c": "[1, 2]",
+        "d": "None",
+    }
