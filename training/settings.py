@@ -29,8 +29,8 @@ class ModelSettings(Settings):
     """Channels of the embedding of s, and of w when `guidance_input` is on."""
     prompt_channels: int = Field(1280, ge=1)
     input_gain: bool = False
-    """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide how
-    large a latent is, so a small network on many channels cannot scale it down; with this it can."""
+    """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
+    how large a latent is, so a small network cannot scale many channels down; with this it can."""
     guidance_input: bool = False
     """Give the guidance strength w to the model as an input."""
 
