@@ -33,7 +33,7 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(FIND_LINKS) $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' || \
+	$(FIND_LINKS) $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' || \
 	  { echo "uv, which does not read pip's configuration, could not; now with pip" >&2; \
 	    $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'; }
 	@touch $@
@@ -58,7 +58,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m tests.benchmarks.run
+	$(BIN)/python -m tests.benchmarks.degradation
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

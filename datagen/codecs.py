@@ -153,6 +153,7 @@ def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | Autoenco
             settings.source,
             subfolder=settings.subfolder,
             use_safetensors=True,
+            low_cpu_mem_usage=False,  # would need accelerate
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError) as error:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["tests.tiny"]
+
 _HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
 
 # Before any of the libraries is imported, and inherited by every process that a test starts.

@@ -21,13 +21,11 @@ from datagen.errors import FlowmapsrError
 from datagen.images import ImageRejected, decode_photo
 from datagen.settings import DegradationSettings
 from datagen.sources import list_sources
-from training.records import EvaluationRow
+from training.records import BICUBIC, FLOWMAPSR, EvaluationRow
 from training.schedule import seeded
 from training.settings import EvaluationSettings
 from training.upscaler import Upscaler, bicubic
 
-BICUBIC = "bicubic"
-FLOWMAPSR = "flowmapsr"
 MIN_SIDE = 16
 """Pixels; below it SSIM's window does not fit."""
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from datagen.settings import Settings
 
+BICUBIC = "bicubic"
+FLOWMAPSR = "flowmapsr"
+"""Methods of an evaluation row."""
+
 
 class StageRecord(Settings):
     """`<run>/stages/<name>/done.json`: its presence says that the stage is finished."""

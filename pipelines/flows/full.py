@@ -17,8 +17,8 @@ from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
-from training.evaluation import FLOWMAPSR, evaluate
-from training.records import EvaluationRow
+from training.evaluation import evaluate
+from training.records import FLOWMAPSR, EvaluationRow
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.tracking import Tracker
 

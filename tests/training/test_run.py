@@ -6,118 +6,46 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import torch
 
 from datagen.errors import FlowmapsrError
-from tests.training.conftest import RecipeMaker, torchrun
+from tests.tiny import (
+    DISTILL,
+    WARMUP,
+    RunMaker,
+    finish_torchrun,
+    same_weights,
+    start_torchrun,
+    weights,
+)
 from training.run import write_recipe
 from training.settings import TrainingRecipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 
 
-def _start(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
-    path.write_text(recipe.model_dump_json())
-    return subprocess.Popen(
-        torchrun(path, workers=recipe.workers),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": _store(folder)},
-        start_new_session=True,
-    )
-
-
-def _store(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def _train(recipe: TrainingRecipe, folder: Path) -> str:
-    process = _start(recipe, folder)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return output
-
-
 def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:
-    """Reported loss by step; a step trained twice must have reported the same."""
+    """Reported loss by step."""
     journal = Path(recipe.output) / "stages" / stage / "tracking.jsonl"
-    losses: dict[int, float] = {}
-    for line in journal.read_text().splitlines():
-        event = json.loads(line)
-        if event["kind"] == "metrics":
-            loss = event["values"]["loss/total"]
-            assert losses.setdefault(event["step"], loss) == loss
-    return losses
-
-
-def _weights(recipe: TrainingRecipe, stage: str) -> dict[str, torch.Tensor]:
-    path = Path(recipe.output) / "stages" / stage / "model" / "model.safetensors"
-    return safetensors.torch.load_file(path)
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    return {
+        event["step"]: event["values"]["loss/total"]
+        for event in events
+        if event["kind"] == "metrics"
+    }
 
 
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline, "the run did not come so far"
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TrainingRecipe]:
-    """A finished run of both stages with two workers."""
-    from tests.training.conftest import TINY_MODEL
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = make_recipe(dataset, folder / "run", TINY_MODEL)
-    _train(recipe, folder)
-    yield recipe
-
-
-def make_recipe(dataset: Path, output: Path, model: dict[str, object]) -> TrainingRecipe:
-    common = {
-        "steps": 12,
-        "global_batch": 4,
-        "micro_batch": 1,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "checkpoint_every": 3,
-    }
-    charbonnier = {"kind": "charbonnier", "patch": 16}
-    return TrainingRecipe.model_validate(
-        {
-            "manifest": str(dataset / "manifest.json"),
-            "output": str(output),
-            "workers": 2,
-            "seed": 3,
-            "model": model,
-            "stages": [
-                {"name": "warmup", "objective": {"kind": "flow_matching"}, **common},
-                {
-                    "name": "distill",
-                    "objective": {"kind": "self_distillation"},
-                    "perceptual": charbonnier,
-                    **common,
-                },
-            ],
-            "images_every": 6,
-        }
-    )
-
-
-def _again(recipe: TrainingRecipe, folder: Path) -> TrainingRecipe:
-    return recipe.model_copy(update={"output": str(folder / "run")})
+        time.sleep(0.02)
 
 
 def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -> None:
@@ -142,66 +70,53 @@ def test_the_loss_of_a_tiny_run_is_golden(undisturbed: TrainingRecipe) -> None:
 
 
 def test_distill_starts_from_the_model_of_warmup(undisturbed: TrainingRecipe) -> None:
-    warm, distilled = _weights(undisturbed, "warmup"), _weights(undisturbed, "distill")
-    assert warm.keys() == distilled.keys()
-    differences = [float((warm[k] - distilled[k]).abs().max()) for k in warm]
+    warm, distilled = weights(undisturbed, "warmup"), weights(undisturbed, "distill")
+    differences = [float((warm[name] - distilled[name]).abs().max()) for name in warm]
     # 12 steps of AdamW at 1e-3 move no weight further than about 12e-3.
     assert 0 < max(differences) < 0.02
 
 
-def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:
-    before = (Path(undisturbed.output) / "stages" / "distill" / "done.json").stat().st_mtime_ns
-    _train(undisturbed, tmp_path)
-    after = (Path(undisturbed.output) / "stages" / "distill" / "done.json").stat().st_mtime_ns
-    assert before == after
-
-
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_bit_identical_losses_and_weights(
-    undisturbed: TrainingRecipe, tmp_path: Path, signal_number: signal.Signals
+def test_a_stopped_run_goes_on_to_the_bit_identical_model(
+    undisturbed: TrainingRecipe,
+    run_recipe: RunMaker,
+    tmp_path: Path,
+    signal_number: signal.Signals,
 ) -> None:
-    recipe = _again(undisturbed, tmp_path)
-    checkpoints = Path(recipe.output) / "stages" / "warmup" / "checkpoints"
-    process = _start(recipe, tmp_path)
-    _wait(lambda: (checkpoints / "step-000003").exists(), process)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    stage = Path(recipe.output) / "stages" / "warmup"
+    process = start_torchrun(recipe, tmp_path)
+    _wait((stage / "checkpoints" / "step-000003").exists, process)
     if signal_number == signal.SIGKILL:
         os.killpg(process.pid, signal_number)
     else:
         process.send_signal(signal_number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=100)
     assert process.returncode != 0
-    assert not (Path(recipe.output) / "stages" / "distill" / "done.json").exists()
-    _train(recipe, tmp_path)
-    for stage in ("warmup", "distill"):
-        mine, theirs = _losses(recipe, stage), _losses(undisturbed, stage)
-        assert mine[12] == theirs[12]
-        weights, expected = _weights(recipe, stage), _weights(undisturbed, stage)
-        assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
-def test_another_number_of_workers_on_a_checkpoint_is_refused(
-    undisturbed: TrainingRecipe, tmp_path: Path
-) -> None:
-    recipe = _again(undisturbed, tmp_path)
-    process = _start(recipe, tmp_path)
-    checkpoints = Path(recipe.output) / "stages" / "warmup" / "checkpoints"
-    _wait(lambda: (checkpoints / "step-000003").exists(), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    assert not (stage / "done.json").exists()
     with pytest.raises(FlowmapsrError, match="different: workers"):
         write_recipe(recipe.model_copy(update={"workers": 1}))
+    finish_torchrun(recipe, tmp_path)
+    assert same_weights(recipe, undisturbed, "warmup")
 
 
-def test_a_run_folder_of_another_recipe_is_refused(recipe: RecipeMaker) -> None:
-    write_recipe(recipe())
-    write_recipe(recipe())
+def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:
+    done = Path(undisturbed.output) / "stages" / "distill" / "done.json"
+    before = done.stat().st_mtime_ns
+    finish_torchrun(undisturbed, tmp_path)
+    assert done.stat().st_mtime_ns == before
+
+
+def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    write_recipe(recipe)
+    write_recipe(recipe)
     with pytest.raises(FlowmapsrError, match="different: stages"):
-        write_recipe(recipe(learning_rate=2e-3))
+        write_recipe(run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL]))
 
 
 def test_a_wrong_recipe_file_is_usage_error_2(tmp_path: Path) -> None:
-    import sys
-
     path = tmp_path / "recipe.json"
     path.write_text('{"manifest": "x", "output": "y", "stages": []}')
     done = subprocess.run(

@@ -1,0 +1,113 @@
+"""Training and the full flow through a real Prefect server, real Ray Train and real kills."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from datagen.errors import FlowmapsrError
+from datagen.manifest import load_manifest
+from pipelines.flows.full import full
+from pipelines.flows.training import train
+from pipelines.settings import FullRecipe
+from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
+from training.settings import TrainingRecipe
+from training.tracking import RunNames
+
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server", "ray_cluster_address"),
+    pytest.mark.timeout(900),
+]
+
+
+def _kill_one_worker(checkpoint: Path, killed: list[int]) -> None:
+    """Once the checkpoint is there, kill -9 to a worker of the Ray Train group."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and not checkpoint.exists():
+        time.sleep(0.02)
+    for process in psutil.process_iter(["cmdline"]):
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+            killed.append(process.pid)
+            process.kill()
+            return
+
+
+def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
+    run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000003"
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_one_worker, args=(checkpoint, killed))
+    killer.start()
+    (record,) = train(recipe)
+    killer.join()
+    assert len(killed) == 1, "no worker was found to kill"
+    assert (record.stage, record.steps, record.images_seen) == ("warmup", 12, 48)
+    assert same_weights(recipe, undisturbed, "warmup")
+
+
+def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(
+    run_recipe: RunMaker, dataset: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "dataset"
+    shutil.copytree(dataset, copy)
+    shard = copy / load_manifest(str(copy)).shards[0].path
+    shard.write_bytes(shard.read_bytes()[:-512] + bytes(512 * [1]))
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    recipe = recipe.model_copy(update={"manifest": str(copy / "manifest.json")})
+    with pytest.raises(FlowmapsrError, match=shard.name):
+        train(recipe)
+
+
+def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
+    run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    photos = write_photos(tmp_path / "photos", 2)
+    base = tmp_path / "out"
+    stage = {**WARMUP, "steps": 4}
+    recipe = FullRecipe.model_validate(
+        {
+            "output": str(base),
+            "dataset": dataset_recipe(photos, base / "dataset").model_dump(exclude={"output"}),
+            "training": run_recipe(base / "run", stages=[stage]).model_dump(
+                exclude={"output", "manifest"}
+            ),
+            "evaluation": {"photos": str(photos), "scales": [2], "steps": [1, 2]},
+        }
+    )
+    record = full(recipe)
+    assert [(row.method, row.steps) for row in record.rows] == [
+        ("bicubic", 0),
+        ("flowmapsr", 1),
+        ("flowmapsr", 2),
+    ]
+    assert set(record.seconds) == {"dataset", "training", "evaluation"}
+
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((base / "run" / "mlflow.json").read_bytes())
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
+    assert "recipe.json" in {item.path for item in client.list_artifacts(names.parent)}
+    assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
+        child.data.metrics
+    )
+    digest = load_manifest(str(base / "dataset")).digest
+    assert child.data.tags["dataset.digest"] == digest
+    assert child.inputs.dataset_inputs[0].dataset.digest == digest[:36]
+    assert "images" in {item.path for item in client.list_artifacts(child.info.run_id)}
+
+    done = base / "run" / "stages" / "warmup" / "done.json"
+    before = done.stat().st_mtime_ns
+    again = full(recipe)
+    assert done.stat().st_mtime_ns == before
+    assert [row.psnr for row in again.rows] == [row.psnr for row in record.rows]

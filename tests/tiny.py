@@ -1,0 +1,145 @@
+"""A tiny dataset, tiny recipes and one undisturbed run, made once for training and pipelines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from datagen.build import build_dataset
+from datagen.settings import BucketSettings, DatasetRecipe, DegradationSettings, PixelBudget
+from training.settings import TrainingRecipe
+
+RunMaker = Callable[..., TrainingRecipe]
+MODEL = {
+    "block_channels": [16, 32],
+    "layers_per_block": 1,
+    "transformer_layers": [0, 0],
+    "attention_heads": [2, 2],
+    "norm_groups": 8,
+    "time_channels": 16,
+    "prompt_channels": 8,
+}
+STAGE = {
+    "steps": 12,
+    "global_batch": 4,
+    "micro_batch": 1,
+    "learning_rate": 1e-3,
+    "precision": "fp32",
+    "checkpoint_every": 3,
+}
+WARMUP = {"name": "warmup", "objective": {"kind": "flow_matching"}, **STAGE}
+DISTILL = {
+    "name": "distill",
+    "objective": {"kind": "self_distillation"},
+    "perceptual": {"kind": "charbonnier", "patch": 16},
+    **STAGE,
+}
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Smooth random pictures of 64x64 pixels."""
+    folder.mkdir(parents=True)
+    for seed in range(count):
+        coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        smooth = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC)
+        Image.fromarray(smooth).save(folder / f"{seed}.png")
+    return folder
+
+
+def dataset_recipe(photos: Path, output: Path) -> DatasetRecipe:
+    return DatasetRecipe(
+        sources=(str(photos),),
+        output=str(output),
+        buckets=BucketSettings(budgets=(PixelBudget(side=32),), max_aspect_ratio=1.0),
+        crop="native",
+        variants=4,
+        samples_per_shard=4,
+        degradation=DegradationSettings(scale=(1, 4)),
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve samples of 32x32 pixels from three generated photos, in three shards."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def run_recipe(dataset: Path) -> RunMaker:
+    """A recipe for two workers on the tiny dataset: `run_recipe(output, stages=[...])`."""
+
+    def make(output: Path, *, stages: list[dict[str, Any]]) -> TrainingRecipe:
+        return TrainingRecipe.model_validate(
+            {
+                "manifest": str(dataset / "manifest.json"),
+                "output": str(output),
+                "workers": 2,
+                "seed": 3,
+                "experiment": "tests",
+                "model": MODEL,
+                "stages": stages,
+                "images_every": 6,
+            }
+        )
+
+    return make
+
+
+def start_torchrun(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str]:
+    """Launches a recipe with neither Ray nor Prefect, in a process group of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.json"
+    path.write_text(recipe.model_dump_json())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*launcher, f"--nproc_per_node={recipe.workers}", "-m", "training.run", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        },
+        start_new_session=True,
+    )
+
+
+def finish_torchrun(recipe: TrainingRecipe, folder: Path) -> None:
+    process = start_torchrun(recipe, folder)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+
+
+@pytest.fixture(scope="session")
+def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
+    """A finished run of both stages with two workers under `torchrun`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = run_recipe(folder / "run", stages=[WARMUP, DISTILL])
+    finish_torchrun(recipe, folder)
+    return recipe
+
+
+def weights(recipe: TrainingRecipe, stage: str) -> dict[str, torch.Tensor]:
+    """The weights a finished stage left behind."""
+    path = Path(recipe.output) / "stages" / stage / "model" / "model.safetensors"
+    return safetensors.torch.load_file(path)
+
+
+def same_weights(one: TrainingRecipe, other: TrainingRecipe, stage: str) -> bool:
+    """Whether two runs made bit-identical models."""
+    mine, theirs = weights(one, stage), weights(other, stage)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
