@@ -20,9 +20,8 @@ from datagen.errors import FlowmapsrError
 from pipelines.cluster import ray_cluster
 from pipelines.progress import Progress, show_progress
 from training.records import StageProgress, StageRecord
-from training.run import STOP_FILE, StopSignal
+from training.run_folder import STOP_FILE, StageFolder, StopSignal
 from training.settings import TrainingRecipe
-from training.stages import StageFolder, run_stage
 from training.tracking import tracking_uri
 
 FAILURE_FILE = "failure.txt"
@@ -114,6 +113,8 @@ def _work(config: dict[str, str]) -> None:
     It is written to a file and raised, so that Ray takes the other workers down too, which wait for
     this one; the restarted group sees the file and leaves the telling to the driver.
     """
+    from training.stages import run_stage  # heavy, and only needed here
+
     os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
     recipe = TrainingRecipe.model_validate_json(config["recipe"])
     folder = StageFolder(Path(recipe.output), config["stage"])

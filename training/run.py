@@ -9,67 +9,17 @@ command again. SIGTERM saves a checkpoint and ends. `recipe.json` is what `flowm
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import yaml
 from pydantic import ValidationError
 
-from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.records import StageRecord
+from training.run_folder import StopSignal, write_recipe
 from training.settings import TrainingRecipe
 from training.stages import run_stage
-
-STOP_FILE = "stop"
-
-
-class StopSignal:
-    """Becomes true when this process gets SIGTERM, or when somebody puts a `stop` file into the
-    run.
-
-    The file reaches workers on other machines and in threads that cannot hear signals.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self._file = run / STOP_FILE
-        self._signalled = False
-
-    def listen(self) -> None:
-        """Installs the SIGTERM handler; only the main thread may."""
-        signal.signal(signal.SIGTERM, self._handle)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self._signalled = True
-
-    def __call__(self) -> bool:
-        return self._signalled or self._file.exists()
-
-
-def write_recipe(recipe: TrainingRecipe) -> None:
-    """Writes `<run>/recipe.json`; a run folder of another recipe is refused.
-
-    Raises:
-        FlowmapsrError: the folder holds a run of another recipe, with the settings that differ.
-    """
-    path = Path(recipe.output) / "recipe.json"
-    if path.is_file():
-        old = TrainingRecipe.model_validate_json(path.read_bytes())
-        differing = sorted(
-            name
-            for name in TrainingRecipe.model_fields
-            if getattr(old, name) != getattr(recipe, name)
-            and name not in ("output", "max_failures")
-        )
-        if differing:
-            raise FlowmapsrError(
-                f"{recipe.output} holds a run of another recipe (different: "
-                f"{', '.join(differing)}); "
-                "choose another output, or repeat the old settings to go on"
-            )
-    storage.write_bytes(str(path), recipe.model_dump_json(indent=2).encode())
 
 
 def run_training(recipe: TrainingRecipe) -> list[StageRecord] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -34,37 +33,12 @@ from training.objectives.perceptual import load_regulariser
 from training.objectives.weighting import DynamicWeighting
 from training.pretrained import ModelConfig, load_config, load_net, save_model
 from training.records import StageRecord
+from training.run_folder import StageFolder
 from training.schedule import Position
 from training.settings import TrainingRecipe
 from training.tracking import Tracker
 
 IMAGES_IN_GRID = 4
-
-
-@dataclass(frozen=True)
-class StageFolder:
-    """Paths of one stage inside a run."""
-
-    run: Path
-    name: str
-
-    @property
-    def home(self) -> Path:
-        return self.run / "stages" / self.name
-
-    @property
-    def model(self) -> Path:
-        return self.home / "model"
-
-    @property
-    def done(self) -> Path:
-        return self.home / "done.json"
-
-    def record(self) -> StageRecord | None:
-        """What the stage made, if it is finished."""
-        if not self.done.is_file():
-            return None
-        return StageRecord.model_validate_json(self.done.read_bytes())
 
 
 def run_stage(

@@ -17,7 +17,6 @@ from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
-from training.evaluation import evaluate
 from training.records import FLOWMAPSR, EvaluationRow
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.tracking import Tracker
@@ -62,6 +61,8 @@ def full(recipe: FullRecipe) -> FullRecord:
 @task(name="evaluate", cache_policy=NO_CACHE)
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:
     """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
+    from training.evaluation import evaluate  # heavy: not before it is needed
+
     rows = evaluate(training.output, settings)
     tracker = Tracker(Path(training.output), experiment=training.experiment)
     metrics: dict[str, float] = {}

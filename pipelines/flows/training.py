@@ -13,7 +13,7 @@ from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import train_stage
 from training.events import Artifact, Params, Tags, flatten
 from training.records import StageRecord
-from training.run import write_recipe
+from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
 from training.tracking import Tracker
 

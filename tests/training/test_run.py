@@ -23,7 +23,7 @@ from tests.tiny import (
     start_torchrun,
     weights,
 )
-from training.run import write_recipe
+from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
