@@ -29,7 +29,7 @@ class FullRecipe(Settings):
     """Photos to reviewed model in one go: `<output>/dataset` and `<output>/run`."""
 
     output: str
-    """Local folder, or an `s3://` prefix, that holds everything the run makes."""
+    """Local folder that holds everything the run makes."""
     dataset: DatasetRecipe
     training: TrainingRecipe
     evaluation: EvaluationSettings

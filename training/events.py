@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from datagen.manifest import Manifest
 from datagen.settings import Settings
 
 
@@ -56,6 +58,16 @@ Event = Annotated[
     Metrics | Params | Tags | Picture | Artifact | DatasetInput | End, Field(discriminator="kind")
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def dataset_input(manifest: Manifest, dataset: str) -> DatasetInput:
+    """The dataset at `dataset` as an input of a run."""
+    return DatasetInput(
+        name=PurePosixPath(dataset).name,
+        digest=manifest.digest,
+        source=dataset,
+        samples=manifest.num_samples,
+    )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from datagen.settings import Probability, Settings
 
@@ -136,7 +136,7 @@ class TrainingRecipe(Settings):
     manifest: str
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
     output: str
-    """The run's local folder."""
+    """The run's local folder; workers on other machines must see it at the same path."""
     workers: int = Field(1, ge=1)
     seed: int = Field(0, ge=0, lt=2**63)
     experiment: str = "flowmapsr"
@@ -150,6 +150,13 @@ class TrainingRecipe(Settings):
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
     """Times the workers of a stage may die and be restarted from the last checkpoint."""
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError("a training run lies in a local folder; its dataset may be on S3")
+        return output
 
     @model_validator(mode="after")
     def _check(self) -> Self:

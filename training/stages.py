@@ -22,7 +22,7 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import dataset_of, load_manifest
 from training.checkpoint import Checkpoints
 from training.engine import Engine, deepspeed_config
-from training.events import Artifact, DatasetInput, Params, Tags, flatten
+from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.grids import image_grid
 from training.loader import LatentLoader, fixed_batch
 from training.loop import Loop, Reporting
@@ -167,14 +167,7 @@ class StageWorker:
                 }
             )
         )
-        tracker.write(
-            DatasetInput(
-                name=Path(self.dataset).name,
-                digest=digest,
-                source=self.dataset,
-                samples=self.manifest.num_samples,
-            )
-        )
+        tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         return tracker
 

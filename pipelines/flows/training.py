@@ -8,10 +8,10 @@ from typing import Literal
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from datagen.manifest import load_manifest
+from datagen.manifest import dataset_of, load_manifest
 from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import train_stage
-from training.events import Artifact, Params, Tags, flatten
+from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.records import StageRecord
 from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
@@ -44,17 +44,19 @@ def prepare_run(recipe: TrainingRecipe) -> None:
 def open_parent_run(recipe: TrainingRecipe) -> Tracker:
     """The MLflow run above the stages' runs, with the resolved recipe."""
     run = Path(recipe.output)
+    manifest = load_manifest(recipe.manifest)
     tracker = Tracker(run, experiment=recipe.experiment)
     tracker.write(Params(values=flatten(recipe.model_dump(mode="json", exclude={"stages"}))))
     tracker.write(
         Tags(
             values={
-                "dataset.digest": load_manifest(recipe.manifest).digest,
+                "dataset.digest": manifest.digest,
                 "recipe.digest": recipe.digest(),
                 "stages": ", ".join(stage.name for stage in recipe.stages),
             }
         )
     )
+    tracker.write(dataset_input(manifest, dataset_of(recipe.manifest)))
     tracker.write(Artifact(path=str(run / "recipe.json")))
     return tracker
 

@@ -98,10 +98,12 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
     assert "recipe.json" in {item.path for item in client.list_artifacts(names.parent)}
+    assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
     assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
         child.data.metrics
     )
     digest = load_manifest(str(base / "dataset")).digest
+    assert parent.inputs.dataset_inputs[0].dataset.digest == digest[:36]
     assert child.data.tags["dataset.digest"] == digest
     assert child.inputs.dataset_inputs[0].dataset.digest == digest[:36]
     assert "images" in {item.path for item in client.list_artifacts(child.info.run_id)}

@@ -72,13 +72,12 @@ class FlowMapObjective:
 
         u = model.net(x_t, t, s)
         squared = (u - target).square().flatten(1).mean(dim=1)
-        phi = torch.zeros_like(t) if model.weighting is None else model.weighting(t, s)
-        total = weighted_loss(squared, phi)
-        perceptual = torch.zeros_like(t)
+        phi = None if model.weighting is None else model.weighting(t, s)
+        total = squared.mean() if phi is None else weighted_loss(squared, phi)
+        perceptual = None
         if self.regulariser is not None:
-            pixels = batch.require_pixels()
             x0 = x_t - per_sample(t, x_t) * u
-            perceptual = self.regulariser(x0, pixels, t, generator)
+            perceptual = self.regulariser(x0, batch.require_pixels(), t, generator)
             total = total + perceptual.mean()
         return Losses(total, _sums(total, squared, is_fm, perceptual, phi))
 
@@ -98,14 +97,17 @@ class FlowMapObjective:
 
 
 @torch.no_grad()
-def _sums(total: Tensor, squared: Tensor, is_fm: Tensor, perceptual: Tensor, phi: Tensor) -> Tensor:
-    everyone, fm = squared.new_tensor(len(squared)), is_fm.sum()
-    values = (
-        total * everyone,
-        squared[is_fm].sum(),
-        squared[~is_fm].sum(),
-        perceptual.sum(),
-        phi.sum(),
+def _sums(
+    total: Tensor, squared: Tensor, is_fm: Tensor, perceptual: Tensor | None, phi: Tensor | None
+) -> Tensor:
+    """`Losses.sums`; a term that the recipe leaves out counts no sample, so it is not reported."""
+    nothing = squared[:0]
+    terms = (
+        total.expand(len(squared)),
+        squared[is_fm],
+        squared[~is_fm],
+        nothing if perceptual is None else perceptual,
+        nothing if phi is None else phi,
     )
-    counts = (everyone, fm.to(everyone), everyone - fm, everyone, everyone)
-    return torch.stack([torch.stack(values), torch.stack(counts)], dim=1).double()
+    sums = torch.stack([term.sum() for term in terms])
+    return torch.stack([sums, sums.new_tensor([len(term) for term in terms])], dim=1).double()
