@@ -31,12 +31,12 @@ MODEL = {
     "prompt_channels": 8,
 }
 STAGE = {
-    "steps": 12,
+    "steps": 60,
     "global_batch": 4,
     "micro_batch": 1,
     "learning_rate": 1e-3,
     "precision": "fp32",
-    "checkpoint_every": 3,
+    "checkpoint_every": 10,
 }
 WARMUP = {"name": "warmup", "objective": {"kind": "flow_matching"}, **STAGE}
 DISTILL = {
@@ -91,7 +91,7 @@ def run_recipe(dataset: Path) -> RunMaker:
                 "experiment": "tests",
                 "model": MODEL,
                 "stages": stages,
-                "images_every": 6,
+                "images_every": 30,
             }
         )
 
@@ -99,7 +99,7 @@ def run_recipe(dataset: Path) -> RunMaker:
 
 
 def start_torchrun(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str]:
-    """Launches a recipe with neither Ray nor Prefect, in a process group of its own."""
+    """Launches a recipe with neither Ray nor Prefect."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     path.write_text(recipe.model_dump_json())
@@ -114,7 +114,6 @@ def start_torchrun(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str
             "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         },
-        start_new_session=True,
     )
 
 

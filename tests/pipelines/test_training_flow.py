@@ -42,14 +42,14 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
-    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000003"
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010"
     killed: list[int] = []
     killer = threading.Thread(target=_kill_one_worker, args=(checkpoint, killed))
     killer.start()
     (record,) = train(recipe)
     killer.join()
     assert len(killed) == 1, "no worker was found to kill"
-    assert (record.stage, record.steps, record.images_seen) == ("warmup", 12, 48)
+    assert (record.stage, record.steps, record.images_seen) == ("warmup", 60, 240)
     assert same_weights(recipe, undisturbed, "warmup")
 
 

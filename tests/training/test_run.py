@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from datagen.errors import FlowmapsrError
@@ -40,6 +40,13 @@ def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:
     }
 
 
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    """kill -9 to the launcher and to its workers, which would outlive it."""
+    launcher = psutil.Process(process.pid)
+    for victim in [launcher, *launcher.children(recursive=True)]:
+        victim.kill()
+
+
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 200
     while not condition():
@@ -52,14 +59,14 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
     stages = Path(undisturbed.output) / "stages"
     for name in ("warmup", "distill"):
         record = json.loads((stages / name / "done.json").read_text())
-        assert (record["steps"], record["images_seen"]) == (12, 48)
-        assert (stages / name / "images" / "step-000012.png").is_file()
+        assert (record["steps"], record["images_seen"]) == (60, 240)
+        assert (stages / name / "images" / "step-000060.png").is_file()
         checkpoints = sorted(p.name for p in (stages / name / "checkpoints").glob("step-*"))
-        assert checkpoints == ["step-000009", "step-000012"]
+        assert checkpoints == ["step-000050", "step-000060"]
     state = json.loads(
-        (stages / "distill" / "checkpoints" / "step-000012" / "trainer_state.json").read_text()
+        (stages / "distill" / "checkpoints" / "step-000060" / "trainer_state.json").read_text()
     )
-    assert (state["step"], state["images_seen"]) == (12, 48)
+    assert (state["step"], state["images_seen"]) == (60, 240)
 
 
 def test_the_loss_of_a_tiny_run_is_golden(undisturbed: TrainingRecipe) -> None:
@@ -72,8 +79,8 @@ def test_the_loss_of_a_tiny_run_is_golden(undisturbed: TrainingRecipe) -> None:
 def test_distill_starts_from_the_model_of_warmup(undisturbed: TrainingRecipe) -> None:
     warm, distilled = weights(undisturbed, "warmup"), weights(undisturbed, "distill")
     differences = [float((warm[name] - distilled[name]).abs().max()) for name in warm]
-    # 12 steps of AdamW at 1e-3 move no weight further than about 12e-3.
-    assert 0 < max(differences) < 0.02
+    # 60 steps of AdamW at 1e-3 move no weight further than about 0.06.
+    assert 0 < max(differences) < 0.1
 
 
 @pytest.mark.timeout(600)
@@ -87,9 +94,9 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_model(
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     stage = Path(recipe.output) / "stages" / "warmup"
     process = start_torchrun(recipe, tmp_path)
-    _wait((stage / "checkpoints" / "step-000003").exists, process)
+    _wait((stage / "checkpoints" / "step-000010").exists, process)
     if signal_number == signal.SIGKILL:
-        os.killpg(process.pid, signal_number)
+        _kill_all(process)
     else:
         process.send_signal(signal_number)
     process.communicate(timeout=100)
