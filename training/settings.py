@@ -1,7 +1,6 @@
 """What a user may set about training and evaluation, checked when the recipe is read.
 
-Knows no torch. Paper values are defaults only where `method.md`'s tables say so; every one is a
-setting.
+Knows no torch. Defaults are FlowMapSR's where the paper gives a number; every one is a setting.
 """
 
 from __future__ import annotations

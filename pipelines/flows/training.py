@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import train_stage
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.records import StageRecord
-from training.run_folder import write_recipe
+from training.run_folder import StageFolder, write_recipe
 from training.settings import TrainingRecipe
 from training.tracking import Tracker
 
@@ -25,12 +26,17 @@ def train(recipe: TrainingRecipe) -> list[StageRecord]:
     status: Literal["FINISHED", "FAILED"] = "FAILED"
     tracker = open_parent_run(recipe)
     try:
-        with ray_cluster(cpus=recipe.workers):
+        with ray_cluster(cpus=recipe.workers) if _unfinished(recipe) else nullcontext():
             records = [run_stage(recipe, stage.name) for stage in recipe.stages]
         status = "FINISHED"
     finally:
         tracker.close(status)
     return records
+
+
+def _unfinished(recipe: TrainingRecipe) -> bool:
+    folders = (StageFolder(Path(recipe.output), stage.name) for stage in recipe.stages)
+    return any(folder.record() is None for folder in folders)
 
 
 @task(name="prepare", cache_policy=NO_CACHE)

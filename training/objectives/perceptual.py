@@ -1,5 +1,4 @@
-"""Pixel-space regularisers: lambda(t) * distance(D(predicted x0), HQ) on one random patch (method,
-LPIPS row).
+"""Pixel-space regularisers: lambda(t) * distance(D(predicted x0), HQ) on one random patch.
 
 Knows the codec only through `decode` and `downsample`. A distance whose weights are missing is an
 error, never replaced by another.
