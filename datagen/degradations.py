@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import Field
 
 from datagen import kernels
+from datagen.fields import Settings
 from datagen.noise import gaussian_noise, poisson_noise
-from datagen.settings import (
+from datagen.operations import (
     Blur,
     DegradationSettings,
     Downscale,
@@ -27,7 +28,6 @@ from datagen.settings import (
     Noise,
     Operation,
     ResizeBack,
-    Settings,
 )
 
 T = TypeVar("T")

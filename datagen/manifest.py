@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.fields import Settings
 from datagen.samples import Split
-from datagen.settings import DatasetRecipe, Settings
+from datagen.settings import DatasetRecipe
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

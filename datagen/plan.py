@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.fields import Settings
 from datagen.images import ImageRejected
 from datagen.manifest import MANIFEST, ShardRecord, load_manifest, parse, to_json
 from datagen.samples import Split, draw_sample, split_of
-from datagen.settings import DatasetRecipe, Settings
+from datagen.settings import DatasetRecipe
 from datagen.sources import DUPLICATE, Rejection, SourceImage, list_sources
 
 PLAN = "plan.json"

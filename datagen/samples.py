@@ -17,8 +17,9 @@ import numpy as np
 
 from datagen.buckets import Bucket, draw_bucket
 from datagen.degradations import DrawnDegradation, degrade, draw_degradation
+from datagen.fields import Settings
 from datagen.images import ImageRejected
-from datagen.settings import Augmentation, DatasetRecipe, Settings
+from datagen.settings import Augmentation, DatasetRecipe
 from datagen.sources import SourceImage
 
 Split = Literal["train", "validation"]

@@ -9,130 +9,10 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Interpolation = Literal["nearest", "area", "bilinear", "bicubic"]
-KernelShape = Literal[
-    "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
-]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every settings model: unknown keys are refused and values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
-    return bounds
-
-
-Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
-PositiveRange = Annotated[
-    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)
-]
-
-
-class Blur(Settings):
-    """A random kernel of the Real-ESRGAN family; defaults are FlowMapSR's weakened first order."""
-
-    kind: Literal["blur"] = "blur"
-    probability: Probability = 0.7
-    kernel_size: tuple[int, int] = (7, 21)
-    """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
-    sigma: PositiveRange = (0.2, 1.5)
-    shapes: dict[KernelShape, Annotated[float, Field(ge=0)]] = {
-        "iso": 0.45,
-        "aniso": 0.25,
-        "generalized_iso": 0.12,
-        "generalized_aniso": 0.03,
-        "plateau_iso": 0.12,
-        "plateau_aniso": 0.03,
-    }
-    """Relative frequency of each kernel shape."""
-    beta_generalized: PositiveRange = (0.5, 4.0)
-    beta_plateau: PositiveRange = (1.0, 2.0)
-    sinc_probability: Probability = 0.1
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        low, high = self.kernel_size
-        if low % 2 == 0 or high % 2 == 0 or not 3 <= low <= high:
-            raise ValueError(f"kernel_size {self.kernel_size} must be two odd widths, 3 or more")
-        if not sum(self.shapes.values()) > 0:
-            raise ValueError("shapes needs at least one weight above 0")
-        return self
-
-
-class Downscale(Settings):
-    """Shrinks by the sample's scale; the size is rounded once and stays registered with the HQ."""
-
-    kind: Literal["downscale"] = "downscale"
-    modes: tuple[Interpolation, ...] = Field(
-        ("nearest", "area", "bilinear", "bicubic"), min_length=1
-    )
-
-
-class Noise(Settings):
-    """Gaussian noise with a probability, Poisson noise otherwise."""
-
-    kind: Literal["noise"] = "noise"
-    probability: Probability = 1.0
-    gaussian_probability: Probability = 0.5
-    gaussian_sigma: Range = (1.0, 10.0)
-    """Standard deviation in 8-bit levels (of 255)."""
-    poisson_scale: Range = (0.05, 1.0)
-    gray_probability: Probability = 0.4
-
-
-class Jpeg(Settings):
-    kind: Literal["jpeg"] = "jpeg"
-    quality: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]],
-        AfterValidator(_ordered),
-    ] = (30, 95)
-
-
-class ResizeBack(Settings):
-    """Enlarges to exactly the HQ size, so that HQ and LQ are registered."""
-
-    kind: Literal["resize_back"] = "resize_back"
-    modes: tuple[Interpolation, ...] = Field(
-        ("nearest", "area", "bilinear", "bicubic"), min_length=1
-    )
-
-
-Operation = Annotated[Blur | Downscale | Noise | Jpeg | ResizeBack, Field(discriminator="kind")]
-
-
-class DegradationSettings(Settings):
-    """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
-
-    scale: Annotated[
-        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
-        AfterValidator(_ordered),
-    ] = (1.0, 16.0)
-    """Bounds of the continuous downscale factor, drawn uniformly once for each image."""
-    operations: tuple[Operation, ...] = (
-        Blur(),
-        Downscale(),
-        Noise(),
-        Jpeg(),
-        ResizeBack(),
-        Blur(probability=0.3, sigma=(0.2, 1.0)),
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        kinds = [operation.kind for operation in self.operations]
-        if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
-            raise ValueError("operations needs exactly one 'downscale' and one 'resize_back'")
-        if kinds.index("downscale") > kinds.index("resize_back"):
-            raise ValueError("'downscale' must come before 'resize_back'")
-        return self
+from datagen.fields import Probability, Settings
+from datagen.operations import DegradationSettings
 
 
 class PixelBudget(Settings):
@@ -161,6 +41,32 @@ class Augmentation(Settings):
 
     flip_probability: Probability = 0.5
     rotate90_probability: Probability = 0.0
+
+
+class ImageSettings(Settings):
+    """What becomes of image files that are not plain upright 8-bit sRGB photos.
+
+    EXIF orientation and colour profiles are always applied; broken profiles are ignored.
+    """
+
+    transparent: Literal["reject", "white", "black"] = "reject"
+    """Images with an alpha channel that is not opaque everywhere: laid over white or black."""
+    animated: Literal["reject", "first_frame"] = "reject"
+    grey: Literal["convert", "reject"] = "convert"
+    cmyk: Literal["convert", "reject"] = "convert"
+    sixteen_bit: Literal["convert", "reject"] = "convert"
+
+
+class FilterSettings(Settings):
+    """Which photos are good enough; each one left out is named with its reason."""
+
+    min_side: int = Field(0, ge=0)
+    """Shorter side of the upright photo, pixels."""
+    max_aspect_ratio: float | None = Field(None, ge=1)
+    """Longer side over shorter side."""
+    min_sharpness: float | None = Field(None, gt=0)
+    min_jpeg_quality: int | None = Field(None, ge=1, le=100)
+    """JPEG files saved with less (as their quantisation tables tell) are left out."""
 
 
 class Dct8Settings(Settings):
@@ -203,6 +109,8 @@ class DatasetRecipe(Settings):
     samples_per_shard: int = Field(256, ge=1)
     hq_jpeg_quality: int | None = Field(95, ge=1, le=100)
     """Quality of the stored HQ pixels (`hq.jpg`); null stores none."""
+    images: ImageSettings = ImageSettings()
+    filters: FilterSettings = FilterSettings()
     augmentation: Augmentation = Augmentation()
     degradation: DegradationSettings = DegradationSettings()
     codec: CodecSettings = Dct8Settings()

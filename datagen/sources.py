@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.fields import Settings
 from datagen.images import SUFFIXES, ImageRejected, read_header
-from datagen.settings import Settings
 
 _THREADS = 8
 DUPLICATE = "duplicate"

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datagen.fields import Settings
 from datagen.manifest import CodecRecord, Histogram, LatentStatistics, RejectedCount, Statistics
-from datagen.settings import DatasetRecipe, Settings
+from datagen.settings import DatasetRecipe
 from datagen.sources import Rejection
 
 _SCALE_BINS = 15

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
-from datagen.settings import Settings
+from datagen.fields import Settings
 from pipelines.recipe import full_recipe
 from pipelines.reports import command, evaluation_table
 from pipelines.settings import FullRecipe

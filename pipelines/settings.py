@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from datagen.settings import DatasetRecipe, Settings
+from datagen.fields import Settings
+from datagen.settings import DatasetRecipe
 from training.settings import EvaluationSettings, TrainingRecipe
 
 Section = Literal["dataset", "training", "evaluation"]

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.settings import Settings
+from datagen.fields import Settings
 from training.records import StageProgress, StageRecord
 from training.settings import StageSettings, TrainingRecipe
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from datagen.build import build_dataset
-from datagen.settings import BucketSettings, DatasetRecipe, DegradationSettings, PixelBudget
+from datagen.operations import DegradationSettings
+from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from training.settings import TrainingRecipe
 
 RunMaker = Callable[..., TrainingRecipe]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
-from datagen.settings import Settings
+from datagen.fields import Settings
 from training.engine import Engine
 from training.schedule import Position
 

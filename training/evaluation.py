@@ -19,7 +19,7 @@ from datagen import storage
 from datagen.degradations import degrade_small, draw_degradation
 from datagen.errors import FlowmapsrError
 from datagen.images import ImageRejected, decode_photo
-from datagen.settings import DegradationSettings
+from datagen.operations import DegradationSettings
 from datagen.sources import list_sources
 from training.records import BICUBIC, FLOWMAPSR, EvaluationRow
 from training.schedule import seeded

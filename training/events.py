@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from datagen.fields import Settings
 from datagen.manifest import Manifest
-from datagen.settings import Settings
 
 
 class Metrics(Settings):

@@ -19,7 +19,9 @@ from pydantic import ValidationError
 
 from datagen.codecs import Codec, load_codec
 from datagen.errors import FlowmapsrError
-from datagen.settings import CodecSettings, DegradationSettings, Settings
+from datagen.fields import Settings
+from datagen.operations import DegradationSettings
+from datagen.settings import CodecSettings
 from training.models.flow_map_net import FlowMapNet
 from training.settings import ModelSettings
 

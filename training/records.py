@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datagen.settings import Settings
+from datagen.fields import Settings
 
 BICUBIC = "bicubic"
 FLOWMAPSR = "flowmapsr"

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datagen.settings import Probability, Settings
+from datagen.fields import Probability, Settings
 
 
 class ModelSettings(Settings):

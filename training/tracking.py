@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datagen import storage
-from datagen.settings import Settings
+from datagen.fields import Settings
 from training.events import (
     EVENT,
     Artifact,

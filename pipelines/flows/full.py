@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from datagen.build import completed
-from datagen.settings import Settings
+from datagen.fields import Settings
 from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train

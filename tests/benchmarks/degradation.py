@@ -21,18 +21,9 @@ from datagen.build import ShardBuilder, plan_dataset
 from datagen.codecs import load_codec
 from datagen.degradations import DrawnDegradation, degrade, draw_degradation
 from datagen.images import decode_photo
+from datagen.operations import Blur, DegradationSettings, Downscale, Jpeg, Noise, ResizeBack
 from datagen.samples import draw_sample, make_pixels
-from datagen.settings import (
-    Blur,
-    BucketSettings,
-    DatasetRecipe,
-    DegradationSettings,
-    Downscale,
-    Jpeg,
-    Noise,
-    PixelBudget,
-    ResizeBack,
-)
+from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from tests.benchmarks.reference_degradation import degrade_numpy, degrade_torch
 
 DegradationPath = Callable[[np.ndarray, DrawnDegradation], np.ndarray]

@@ -16,7 +16,7 @@ from datagen.degradations import (
     degrade,
     draw_degradation,
 )
-from datagen.settings import Blur, DegradationSettings, Downscale, ResizeBack
+from datagen.operations import Blur, DegradationSettings, Downscale, ResizeBack
 from tests.benchmarks.reference_degradation import degrade_numpy, degrade_torch
 
 

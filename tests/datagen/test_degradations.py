@@ -26,7 +26,7 @@ from datagen.degradations import (
     degrade_small,
     draw_degradation,
 )
-from datagen.settings import Blur, DegradationSettings, Downscale, Jpeg, Noise, ResizeBack
+from datagen.operations import Blur, DegradationSettings, Downscale, Jpeg, Noise, ResizeBack
 
 _FIRST_ORDER = DegradationSettings(
     operations=(

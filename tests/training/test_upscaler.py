@@ -15,7 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
-from datagen.settings import Dct8Settings, DegradationSettings
+from datagen.operations import DegradationSettings
+from datagen.settings import Dct8Settings
 from training.evaluation import degraded_photos, evaluate
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import STAND_IN
