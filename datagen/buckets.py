@@ -54,24 +54,45 @@ def nearest_bucket(buckets: tuple[Bucket, ...], *, width: int, height: int) -> B
     return min(buckets, key=lambda bucket: abs(math.log(bucket.width / bucket.height) - ratio))
 
 
+def fitting_buckets(
+    settings: BucketSettings, *, width: int, height: int
+) -> tuple[tuple[float, Bucket], ...]:
+    """Frequency and bucket of each budget that a photo covers without being enlarged.
+
+    Raises ImageRejected("too small") when it covers none.
+    """
+    nearest = [
+        (
+            budget.probability,
+            nearest_bucket(
+                budget_buckets(
+                    budget.side, step=settings.step, max_aspect_ratio=settings.max_aspect_ratio
+                ),
+                width=width,
+                height=height,
+            ),
+        )
+        for budget in settings.budgets
+    ]
+    fitting = tuple(
+        (chance, bucket)
+        for chance, bucket in nearest
+        if bucket.width <= width and bucket.height <= height
+    )
+    if not fitting:
+        raise ImageRejected("too small")
+    return fitting
+
+
 def draw_bucket(
     settings: BucketSettings, rng: np.random.Generator, *, width: int, height: int
 ) -> Bucket:
-    """Draws a pixel budget among those the photo covers without being enlarged; gives its bucket.
+    """Draws a pixel budget among those the photo covers, by frequency; gives its bucket.
 
     One number is drawn whatever the photo. Raises ImageRejected("too small") when no budget fits.
     """
     chance = rng.random()
-    fitting: list[tuple[float, Bucket]] = []
-    for budget in settings.budgets:
-        buckets = budget_buckets(
-            budget.side, step=settings.step, max_aspect_ratio=settings.max_aspect_ratio
-        )
-        bucket = nearest_bucket(buckets, width=width, height=height)
-        if bucket.width <= width and bucket.height <= height:
-            fitting.append((budget.probability, bucket))
-    if not fitting:
-        raise ImageRejected("too small")
+    fitting = fitting_buckets(settings, width=width, height=height)
     cumulative = np.cumsum([weight for weight, _ in fitting])
     index = int(np.searchsorted(cumulative, chance * cumulative[-1], side="right"))
     return fitting[min(index, len(fitting) - 1)][1]

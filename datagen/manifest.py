@@ -60,6 +60,8 @@ class LatentStatistics(Settings):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    positions: int
+    """How many positions that were."""
 
 
 class Statistics(Settings):
@@ -75,6 +77,8 @@ class Manifest(Settings):
     recipe: dict[str, Any]
     """`DatasetRecipe.content()`: the settings that decide the bytes."""
     recipe_digest: str
+    sources: tuple[str, ...]
+    """Where photos were looked for, in all builds together."""
     codec: CodecRecord
     num_samples: int
     num_shards: int
@@ -90,13 +94,20 @@ class Manifest(Settings):
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
         """The recipe again, for a dataset that lies at `output`."""
-        return DatasetRecipe.model_validate({**self.recipe, "output": output})
+        return DatasetRecipe.model_validate(
+            {**self.recipe, "sources": self.sources, "output": output}
+        )
 
 
 def to_json(record: Settings) -> bytes:
     """Readable JSON whose bytes depend on the content only."""
     text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
     return text.encode() + b"\n"
+
+
+def to_compact_json(record: Settings) -> bytes:
+    """JSON without spaces, for records of millions of entries."""
+    return record.model_dump_json().encode() + b"\n"
 
 
 def parse(record: type[R], uri: str) -> R:

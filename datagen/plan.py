@@ -1,114 +1,79 @@
-"""Turns a recipe into the list of shards to make (`plan.json`), and says which are still missing.
+"""Turns a survey into the tasks of a build (`plan.json`): which photos go into which shards.
 
-Reads headers and committed records, never pixels. Knows no codec.
+A begun build keeps its tasks as long as their photos are as planned, so that an interrupted build
+ends with the bytes of an undisturbed one. Reads headers, never pixels. Knows no codec.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 from datagen import storage
+from datagen.buckets import fitting_buckets
 from datagen.errors import FlowmapsrError
-from datagen.fields import Settings
+from datagen.headers import (
+    DUPLICATE,
+    ContentHasher,
+    HeaderReader,
+    Spread,
+    chunked,
+    examine,
+    in_this_process,
+)
 from datagen.images import ImageRejected
-from datagen.manifest import MANIFEST, ShardRecord, load_manifest, parse, to_json
-from datagen.samples import Split, draw_sample, split_of
+from datagen.ledger import KnownPhoto, Ledger, rejected_photo
+from datagen.manifest import to_compact_json
 from datagen.settings import DatasetRecipe
-from datagen.sources import DUPLICATE, Rejection, SourceImage, list_sources
-
-PLAN = "plan.json"
-SHARDS = "shards"
-
-
-class SampleTask(Settings):
-    """One sample to make."""
-
-    source: SourceImage
-    variant: int
+from datagen.sources import Listing, SourceFile
+from datagen.survey import Survey, survey
+from datagen.tasks import PLAN, PhotoVariants, Plan, ShardTask, task_index
 
 
-class ShardTask(Settings):
-    """One shard to make; `path` is relative to the dataset."""
+def plan_dataset(
+    recipe: DatasetRecipe, *, listing: Listing | None = None, spread: Spread = in_this_process
+) -> Plan:
+    """Makes the plan and writes `plan.json`; goes on with the one that is there.
 
-    path: str
-    bucket: str
-    split: Split
-    samples: tuple[SampleTask, ...]
-
-    @property
-    def record_path(self) -> str:
-        """Of the ShardRecord: its presence is the commit."""
-        return self.path.removesuffix(".tar") + ".json"
-
-    @property
-    def summary_path(self) -> str:
-        """Of the ShardSummary, written before the record."""
-        return self.path.removesuffix(".tar") + ".summary.json"
-
-
-class Plan(Settings):
-    """What a build will make, decided by the recipe and the photos alone."""
-
-    schema_version: Literal[1] = 1
-    recipe: DatasetRecipe
-    recipe_digest: str
-    rejected: tuple[Rejection, ...]
-    """Left out already: what the headers and hashes show."""
-    tasks: tuple[ShardTask, ...]
-
-    @property
-    def output(self) -> str:
-        return self.recipe.output
-
-    def sources(self) -> list[SourceImage]:
-        """Every photo that samples are made of, once, in the order of its hash."""
-        found = {sample.source.sha256: sample.source for sample in self._samples()}
-        return [found[digest] for digest in sorted(found)]
-
-    def enforce_limit(self, rejected: set[str]) -> None:
-        """Raises FlowmapsrError once too many photos are left out; `rejected` are URIs."""
-        bad = rejected | {item.uri for item in self.rejected if item.reason != DUPLICATE}
-        total = len({item.uri for item in self.sources()} | bad)
-        limit = self.recipe.max_rejected_fraction
-        if len(bad) > limit * total:
-            raise FlowmapsrError(
-                f"{len(bad)} of {total} photos cannot be used, more than max_rejected_fraction="
-                f"{limit:g} allows, for example {', '.join(sorted(bad)[:3])}; mend or remove them, "
-                "or raise max_rejected_fraction. Finished shards are kept"
-            )
-
-    def _samples(self) -> Iterator[SampleTask]:
-        return (sample for task in self.tasks for sample in task.samples)
-
-
-def make_plan(recipe: DatasetRecipe) -> Plan:
-    """The plan of a recipe for the photos that are there now; writes nothing.
-
-    Raises FlowmapsrError when sources are missing or empty, or too many photos cannot be used.
+    Only under the dataset's lock; a `listing` made before it will do. Raises FlowmapsrError as `survey`, and when no photo or too few
+    of the new ones can be used.
     """
-    listing = list_sources(recipe.sources)
-    rejected = list(listing.rejected)
-    groups: dict[tuple[Split, str], list[SampleTask]] = defaultdict(list)
-    for source in listing.images:
-        split = split_of(source.sha256, recipe.validation_fraction)
-        try:
-            buckets = [draw_sample(recipe, source, v).bucket for v in range(recipe.variants)]
-        except ImageRejected as error:
-            rejected.append(Rejection(uri=source.uri, reason=error.reason))
-            continue
-        for variant, bucket in enumerate(buckets):
-            groups[split, bucket].append(SampleTask(source=source, variant=variant))
+    found = survey(recipe, listing)
+    plan = make_plan(found, spread=spread)
+    if plan.tasks or plan.rejected:
+        storage.write_bytes(storage.join(recipe.output, PLAN), to_compact_json(plan))
+    return plan
+
+
+def make_plan(found: Survey, *, spread: Spread = in_this_process) -> Plan:
+    """The plan for what a survey found; brings the ledger up to date with photos that moved."""
+    recipe = found.recipe
+    kept = _kept(found)
+    fresh = [file for file in found.fresh if file not in kept.files]
+    news = _examined(found, fresh, kept, spread)
+    groups, too_small = _grouped(recipe, [*news.photos, *kept.loose])
     plan = Plan(
         recipe=recipe,
         recipe_digest=recipe.digest(),
-        rejected=tuple(sorted(rejected, key=lambda item: item.uri)),
-        tasks=tuple(_tasks(groups, recipe.samples_per_shard)),
+        base=found.base,
+        tasks=(*kept.tasks, *_tasks(groups, recipe.samples_per_shard, first=_next_index(found))),
+        rejected=tuple(
+            sorted(
+                [*kept.rejected, *news.rejected, *too_small, *_listing_faults(found)],
+                key=lambda photo: photo.uri,
+            )
+        ),
+        known_photos=len(found.ledger.hashes()),
+        known_rejected=sum(reason != DUPLICATE for reason in found.ledger.rejected().values()),
+        gone=len(news.gone),
+        changed=len(news.changed),
     )
-    plan.enforce_limit(set())
-    if not plan.tasks:
-        reasons = Counter(item.reason for item in plan.rejected)
+    enforce_limit(plan, set())
+    if not plan.tasks and found.manifest is None:
+        reasons = Counter(photo.reason for photo in plan.rejected)
         raise FlowmapsrError(
             f"no photo of {', '.join(recipe.sources)} can be used: "
             + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
@@ -116,108 +81,203 @@ def make_plan(recipe: DatasetRecipe) -> Plan:
     return plan
 
 
-def plan_dataset(recipe: DatasetRecipe) -> Plan:
-    """Makes the plan and writes `plan.json`, or takes up the one that is there.
+def enforce_limit(plan: Plan, rejected: set[str]) -> None:
+    """Raises FlowmapsrError once a dataset leaves out too many photos.
 
-    Raises FlowmapsrError for an output that holds something else: another recipe (naming the
-    fields), other photos, or no dataset at all.
+    Args:
+        rejected: URIs of photos that were left out while this plan's tasks were made.
     """
-    _refuse_other_content(recipe)
-    plan = make_plan(recipe)
-    uri = storage.join(recipe.output, PLAN)
-    if storage.exists(uri):
-        _refuse_other_sources(parse(Plan, uri), plan)
-    storage.write_bytes(uri, to_json(plan))
-    return plan
+    bad = rejected | {photo.uri for photo in plan.rejected if photo.reason != DUPLICATE}
+    if not bad:
+        return
+    new = len({photo.file.uri for task in plan.tasks for photo in task.photos} | bad)
+    count, total = plan.known_rejected + len(bad), plan.known_photos + plan.known_rejected + new
+    limit = plan.recipe.max_rejected_fraction
+    if count > limit * total:
+        raise FlowmapsrError(
+            f"{count} of {total} photos cannot be used, more than max_rejected_fraction="
+            f"{limit:g} allows, for example {', '.join(sorted(bad)[:3])}; mend or remove them, "
+            "or raise max_rejected_fraction. Finished shards are kept"
+        )
 
 
-def pending_tasks(plan: Plan) -> list[ShardTask]:
-    """The tasks without a valid committed record."""
-    return [task for task in plan.tasks if committed_record(plan, task) is None]
+@dataclass(frozen=True)
+class _Kept:
+    """What goes on of a begun build."""
+
+    tasks: tuple[ShardTask, ...] = ()
+    files: frozenset[SourceFile] = frozenset()
+    """In those tasks, rejected, or loose."""
+    hashes: tuple[tuple[str, int], ...] = ()
+    """SHA-256 and bytes of photos whose samples are made."""
+    unmade: tuple[SourceFile, ...] = ()
+    loose: tuple[PhotoVariants, ...] = ()
+    """Photos as planned whose task was given up, since another one of it changed."""
+    rejected: tuple[KnownPhoto, ...] = ()
 
 
-def committed_record(plan: Plan, task: ShardTask) -> ShardRecord | None:
-    """The record of a finished shard; None if it, its summary or its tar is missing or unfit."""
-    record_uri = storage.join(plan.output, task.record_path)
-    if not storage.exists(record_uri):
-        return None
-    if not storage.exists(storage.join(plan.output, task.summary_path)):
-        return None
-    record = parse(ShardRecord, record_uri)
-    same = (record.path, record.bucket, record.split) == (task.path, task.bucket, task.split)
-    if not same or storage.size(storage.join(plan.output, task.path)) != record.bytes:
-        return None
-    return record
+def _kept(found: Survey) -> _Kept:
+    if found.begun is None:
+        return _Kept()
+    listed = set(found.listing.files)
+    finished = found.begun.finished
+    tasks: list[ShardTask] = []
+    loose: list[PhotoVariants] = []
+    for task in found.begun.plan.tasks:
+        if task.index in finished or all(photo.file in listed for photo in task.photos):
+            tasks.append(task)
+        else:
+            loose += [photo for photo in task.photos if photo.file in listed]
+    stamps = {(file.uri, file.stamp): file for file in found.listing.files}
+    rejected = [p for p in found.begun.plan.rejected if (p.uri, p.stamp) in stamps]
+    photos = [photo for record in finished.values() for photo in record.photos]
+    planned = [photo.file for task in tasks for photo in task.photos]
+    return _Kept(
+        tasks=tuple(tasks),
+        files=frozenset(
+            [
+                *planned,
+                *(photo.file for photo in loose),
+                *(stamps[photo.uri, photo.stamp] for photo in rejected),
+            ]
+        ),
+        hashes=tuple((photo.sha256, photo.bytes) for photo in photos if photo.sha256),
+        unmade=tuple(
+            photo.file for task in tasks if task.index not in finished for photo in task.photos
+        ),
+        loose=tuple(loose),
+        rejected=tuple(rejected),
+    )
+
+
+@dataclass(frozen=True)
+class _News:
+    photos: list[PhotoVariants]
+    rejected: list[KnownPhoto]
+    gone: frozenset[str]
+    changed: frozenset[str]
+
+
+def _examined(
+    found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread
+) -> _News:
+    """Headers of the fresh files; content that only moved is noted in the ledger, not made anew."""
+    recipe, ledger = found.recipe, found.ledger
+    planned = _planned_hashes(fresh, [*kept.unmade, *(photo.file for photo in kept.loose)], spread)
+    result = examine(
+        fresh,
+        HeaderReader(recipe.images, recipe.filters),
+        known_hashes={**ledger.hashes(), **dict(kept.hashes), **planned},
+        spread=spread,
+    )
+    rejected = [rejected_photo(file, reason) for file, reason in result.rejected]
+    elsewhere = found.gone | found.changed
+    lying = {line.sha256 for line in ledger.lines if line.stamp and line.uri not in elsewhere}
+    moved: dict[str, SourceFile] = {}
+    for digest, file in result.known.items():
+        if digest in lying or digest not in ledger.hashes():
+            rejected.append(rejected_photo(file, DUPLICATE))
+        else:
+            moved[digest] = file
+    _update_ledger(found, moved)
+    photos = [
+        PhotoVariants(header.file, header.width, header.height, 0, recipe.variants)
+        for header in result.photos
+    ]
+    places = {line.uri for line in ledger.lines if line.sha256 in moved}
+    return _News(photos, rejected, found.gone - places, found.changed - places)
+
+
+def _planned_hashes(
+    fresh: Sequence[SourceFile], planned: Iterable[SourceFile], spread: Spread
+) -> dict[str, int]:
+    """SHA-256 of the photos still to be made that a fresh file may be a copy of."""
+    sizes = {file.bytes for file in fresh}
+    alike = sorted({file for file in planned if file.bytes in sizes})
+    digests = (d for chunk in spread(ContentHasher(), chunked(alike)) for d in chunk)
+    return {digest: file.bytes for file, digest in zip(alike, digests, strict=True)}
+
+
+def _update_ledger(found: Survey, moved: dict[str, SourceFile]) -> None:
+    """Writes where known photos lie now, so that the next build need not look at them again."""
+    listed = {file.uri for file in found.listing.files}
+    ledger = found.ledger.superseded({file.uri for file in found.fresh}).moved(moved)
+    faults = {item.uri for item in found.listing.rejected}
+    ledger = Ledger.of(
+        line
+        for line in ledger.lines
+        if line.sha256 is not None or line.uri in listed or line.uri in faults
+    )
+    if found.manifest is not None and ledger != found.ledger:
+        ledger.write(found.recipe.output)
+
+
+def _listing_faults(found: Survey) -> Iterator[KnownPhoto]:
+    known = found.ledger.rejected()
+    for item in found.listing.rejected:
+        if known.get(item.uri) != item.reason:
+            yield KnownPhoto(item.uri, bytes=0, stamp="", sha256=None, reason=item.reason)
+
+
+def _grouped(
+    recipe: DatasetRecipe, photos: Iterable[PhotoVariants]
+) -> tuple[dict[tuple[str, ...], list[PhotoVariants]], list[KnownPhoto]]:
+    """Photos by the buckets that they may fall into, each group well mixed; those that fit none."""
+    groups: dict[tuple[str, ...], list[PhotoVariants]] = defaultdict(list)
+    too_small: list[KnownPhoto] = []
+
+    @lru_cache(maxsize=None)  # photos come in few sizes
+    def fitting(width: int, height: int) -> tuple[str, ...] | ImageRejected:
+        try:
+            found = fitting_buckets(recipe.buckets, width=width, height=height)
+        except ImageRejected as error:
+            return error
+        return tuple(bucket.name for _, bucket in found)
+
+    for photo in photos:
+        names = fitting(photo.width, photo.height)
+        if isinstance(names, ImageRejected):
+            too_small.append(rejected_photo(photo.file, names.reason))
+        else:
+            groups[names].append(photo)
+    for group in groups.values():
+        group.sort(key=lambda photo: (_mixed(photo.file.uri), photo.first))
+    return groups, too_small
+
+
+def _mixed(uri: str) -> bytes:
+    """Sorts neighbours in a folder, which are often alike, into different shards."""
+    return hashlib.blake2b(uri.encode(), digest_size=12).digest()
 
 
 def _tasks(
-    groups: dict[tuple[Split, str], list[SampleTask]], samples_per_shard: int
+    groups: dict[tuple[str, ...], list[PhotoVariants]], samples: int, *, first: int
 ) -> Iterator[ShardTask]:
-    for split, bucket in sorted(groups):
-        samples = groups[split, bucket]
-        for index, start in enumerate(range(0, len(samples), samples_per_shard)):
-            yield ShardTask(
-                path=f"{SHARDS}/{bucket}/{split}-{index:06d}.tar",
-                bucket=bucket,
-                split=split,
-                samples=tuple(samples[start : start + samples_per_shard]),
-            )
+    index = first
+    for name in sorted(groups):
+        for photos in _portions(groups[name], samples):
+            yield ShardTask(index=index, photos=tuple(photos))
+            index += 1
 
 
-def _refuse_other_content(recipe: DatasetRecipe) -> None:
-    output = recipe.output
-    if not storage.exists(output):
-        return
-    if storage.size(output) is not None:
-        raise FlowmapsrError(f"{output}: the output is a file; give a folder")
-    if storage.exists(storage.join(output, MANIFEST)):
-        _refuse_other_recipe(output, load_manifest(output).recipe, recipe)
-    elif storage.exists(storage.join(output, PLAN)):
-        _refuse_other_recipe(
-            output, parse(Plan, storage.join(output, PLAN)).recipe.content(), recipe
-        )
-    else:
-        files = storage.list_files(output)
-        others = [uri for uri in files if not uri.endswith(storage.TEMPORARY_SUFFIX)]
-        if others:
-            raise FlowmapsrError(
-                f"{output}: the output is not empty and is no dataset (it holds {others[0]}); "
-                "give a new folder"
-            )
+def _portions(photos: Sequence[PhotoVariants], samples: int) -> Iterator[list[PhotoVariants]]:
+    """Cuts a group so that each portion has `samples` samples and the last one what is left."""
+    portion: list[PhotoVariants] = []
+    room = samples
+    for photo in photos:
+        first, count = photo.first, photo.count
+        while count:
+            take = min(room, count)
+            portion.append(photo._replace(first=first, count=take))
+            first, count, room = first + take, count - take, room - take
+            if not room:
+                yield portion
+                portion, room = [], samples
+    if portion:
+        yield portion
 
 
-def _refuse_other_recipe(output: str, found: dict[str, Any], recipe: DatasetRecipe) -> None:
-    old, new = dict(_flat("", found)), dict(_flat("", recipe.content()))
-    changes = [
-        f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, "absent") != new.get(field, "absent")
-    ]
-    if changes:
-        raise FlowmapsrError(
-            f"{output}: holds a dataset of another recipe ({'; '.join(changes)}); "
-            "give another output, or put the recipe back"
-        )
-
-
-def _refuse_other_sources(found: Plan, plan: Plan) -> None:
-    before = {item.sha256 for item in found.sources()}
-    now = {item.sha256 for item in plan.sources()}
-    if (found.tasks, found.rejected) != (plan.tasks, plan.rejected):
-        raise FlowmapsrError(
-            f"{plan.output}: the photos are not those this build was begun with "
-            f"({len(now - before)} new, {len(before - now)} gone, others renamed or left out); "
-            "put them back, or give another output"
-        )
-
-
-def _flat(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    """Leaves of nested settings under dotted names."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _flat(f"{prefix}.{name}" if prefix else str(name), item)
-    elif isinstance(value, list | tuple) and value:
-        for index, item in enumerate(value):
-            yield from _flat(f"{prefix}.{index}", item)
-    else:
-        yield prefix, value
+def _next_index(found: Survey) -> int:
+    used = [task_index(shard.path) for shard in (found.manifest.shards if found.manifest else ())]
+    used += [task.index for task in (found.begun.plan.tasks if found.begun else ())]
+    return max(used, default=-1) + 1

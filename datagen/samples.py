@@ -18,9 +18,7 @@ import numpy as np
 from datagen.buckets import Bucket, draw_bucket
 from datagen.degradations import DrawnDegradation, degrade, draw_degradation
 from datagen.fields import Settings
-from datagen.images import ImageRejected
 from datagen.settings import Augmentation, DatasetRecipe
-from datagen.sources import SourceImage
 
 Split = Literal["train", "validation"]
 
@@ -57,6 +55,23 @@ class DrawnSample(Settings):
 
 
 @dataclass(frozen=True)
+class Photo:
+    """A decoded photo: where it came from, the hash of its bytes, uint8 (H, W, 3)."""
+
+    uri: str
+    sha256: str
+    pixels: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+
+@dataclass(frozen=True)
 class SamplePixels:
     """HQ uint8 (H, W, 3); LQ and negative float32 (H, W, 3) in [0, 1]."""
 
@@ -77,25 +92,25 @@ def split_of(sha256: str, validation_fraction: float) -> Split:
     return "validation" if chance < validation_fraction else "train"
 
 
-def draw_sample(recipe: DatasetRecipe, source: SourceImage, variant: int) -> DrawnSample:
-    """Draws a whole sample from the header alone; ImageRejected("too small") if no bucket fits."""
-    key = sample_key(source.sha256, variant)
+def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSample:
+    """Draws a whole sample; ImageRejected("too small") if the photo covers no bucket."""
+    key = sample_key(photo.sha256, variant)
     rng = _generator(recipe.seed, key)
     orientation = _draw_orientation(recipe.augmentation, rng)
     turned = orientation.quarter_turns % 2 == 1
-    width, height = source.width, source.height
+    width, height = photo.width, photo.height
     bucket = draw_bucket(
         recipe.buckets,
         rng,
         width=height if turned else width,
         height=width if turned else height,
     )
-    crop = _draw_crop(recipe, rng, source, _turned(bucket) if turned else bucket)
+    crop = _draw_crop(recipe, rng, photo, _turned(bucket) if turned else bucket)
     lq = draw_degradation(recipe.degradation, rng)
     neg = draw_degradation(recipe.degradation, rng, scale=float(rng.uniform(1, lq.scale)))
     return DrawnSample(
         key=key,
-        source=source.uri,
+        source=photo.uri,
         seed=recipe.seed,
         bucket=bucket.name,
         crop=crop,
@@ -106,12 +121,10 @@ def draw_sample(recipe: DatasetRecipe, source: SourceImage, variant: int) -> Dra
     )
 
 
-def make_pixels(photo: np.ndarray, drawn: DrawnSample) -> SamplePixels:
-    """Cuts, turns and degrades a decoded photo, uint8 (H, W, 3)."""
+def make_pixels(pixels: np.ndarray, drawn: DrawnSample) -> SamplePixels:
+    """Cuts, turns and degrades the pixels of a photo, uint8 (H, W, 3)."""
     crop = drawn.crop
-    if crop.left + crop.width > photo.shape[1] or crop.top + crop.height > photo.shape[0]:
-        raise ImageRejected("size differs from its header")
-    cut = photo[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
     if drawn.orientation.quarter_turns % 2:
         bucket = _turned(bucket)
@@ -138,9 +151,9 @@ def _draw_orientation(settings: Augmentation, rng: np.random.Generator) -> Orien
 
 
 def _draw_crop(
-    recipe: DatasetRecipe, rng: np.random.Generator, source: SourceImage, bucket: Bucket
+    recipe: DatasetRecipe, rng: np.random.Generator, photo: Photo, bucket: Bucket
 ) -> Crop:
-    largest = min(source.width / bucket.width, source.height / bucket.height)
+    largest = min(photo.width / bucket.width, photo.height / bucket.height)
     chance = rng.random()
     match recipe.crop:
         case "cover":
@@ -149,11 +162,11 @@ def _draw_crop(
             zoom = 1.0
         case "random":
             zoom = math.exp(chance * math.log(largest))
-    width = min(source.width, round(bucket.width * zoom))
-    height = min(source.height, round(bucket.height * zoom))
+    width = min(photo.width, round(bucket.width * zoom))
+    height = min(photo.height, round(bucket.height * zoom))
     return Crop(
-        left=int(rng.integers(source.width - width + 1)),
-        top=int(rng.integers(source.height - height + 1)),
+        left=int(rng.integers(photo.width - width + 1)),
+        top=int(rng.integers(photo.height - height + 1)),
         width=width,
         height=height,
     )

@@ -64,6 +64,8 @@ class FilterSettings(Settings):
     """Shorter side of the upright photo, pixels."""
     max_aspect_ratio: float | None = Field(None, ge=1)
     """Longer side over shorter side."""
+    max_megapixels: float = Field(100.0, gt=0)
+    """Width times height, millions of pixels: bounds the memory that a worker needs."""
     min_sharpness: float | None = Field(None, gt=0)
     min_jpeg_quality: int | None = Field(None, ge=1, le=100)
     """JPEG files saved with less (as their quantisation tables tell) are left out."""
@@ -85,19 +87,39 @@ class AutoencoderSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     tiling: bool = False
     slicing: bool = False
+    batch: int = Field(4, ge=1)
+    """Samples (of three images each) that are encoded together. Part of the digest: a GPU may round
+    a batch of another size differently."""
 
 
 CodecSettings = Annotated[Dct8Settings | AutoencoderSettings, Field(discriminator="kind")]
+
+
+_NOT_CONTENT = (
+    "sources",
+    "output",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "max_rejected_fraction",
+)
 
 
 class DatasetRecipe(Settings):
     """Everything that decides the bytes of a dataset, and where and how fast it is made."""
 
     sources: tuple[str, ...] = Field(min_length=1)
-    """Photos: folders, image files, or `s3://` prefixes."""
+    """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of those."""
     output: str
     """The dataset's place: a local folder or an `s3://` prefix."""
-    workers: int = Field(2, ge=1)
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that make shards; `auto` takes what the cluster has: one for each GPU where the
+    codec has weights and there are GPUs, else one for each CPU."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """CPU threads that read, decode and degrade photos in each process; null shares a node's CPUs
+    among its workers."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """Part of a GPU that each process takes; null as `workers: auto` does, 0 stays on the CPU."""
     seed: int = Field(0, ge=0, lt=2**63)
     buckets: BucketSettings = BucketSettings()
     crop: Literal["cover", "native", "random"] = "cover"
@@ -107,6 +129,7 @@ class DatasetRecipe(Settings):
     """Samples made of each photo."""
     validation_fraction: Probability = 0.0
     samples_per_shard: int = Field(256, ge=1)
+    """Most samples in a shard. Drawn budgets, quarter turns and splits share them out."""
     hq_jpeg_quality: int | None = Field(95, ge=1, le=100)
     """Quality of the stored HQ pixels (`hq.jpg`); null stores none."""
     images: ImageSettings = ImageSettings()
@@ -118,8 +141,8 @@ class DatasetRecipe(Settings):
     """The build stops when more than this part of the photos had to be left out."""
 
     def content(self) -> dict[str, object]:
-        """The settings that decide the dataset's bytes: not where, how fast or when to give up."""
-        return self.model_dump(mode="json", exclude={"output", "workers", "max_rejected_fraction"})
+        """The settings that decide what is made of a photo: not of which, where or how fast."""
+        return self.model_dump(mode="json", exclude=set(_NOT_CONTENT))
 
     def digest(self) -> str:
         """SHA-256 of `content()` as canonical JSON."""

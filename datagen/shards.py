@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -85,23 +86,45 @@ class _HashingFile(io.RawIOBase):
         return self.size
 
 
-def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
-    """Streams the samples into a tar that appears at `uri` once all are in, not if one raises."""
-    count = 0
-    with storage.open_atomic(uri) as stream:
-        hashing = _HashingFile(stream)
+class ShardWriter:
+    """Streams samples into one tar; `open_shard` publishes it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._file = _HashingFile(stream)
         # Not webdataset's writer, which copies in pieces of 10 KB; what it writes is the same tar.
-        tar = tarfile.TarFile(
-            fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_BUFFER
+        self._tar = tarfile.TarFile(
+            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_BUFFER
         )
+        self._count = 0
+
+    def add(self, sample: ShardSample) -> None:
+        for name, content in _members(sample).items():
+            header = tarfile.TarInfo(f"{sample.key}.{name}")  # time, user and group are 0
+            header.size = len(content)
+            self._tar.addfile(header, io.BytesIO(content))
+        self._count += 1
+
+    def close(self) -> WrittenShard:
+        self._tar.close()
+        return WrittenShard(
+            sha256=self._file.digest.hexdigest(), bytes=self._file.size, num_samples=self._count
+        )
+
+
+@contextmanager
+def open_shard(uri: str) -> Iterator[ShardWriter]:
+    """A shard to add samples to, which must be closed in the block; it appears at `uri` when the
+    block ends, not at all if it raises."""
+    with storage.open_atomic(uri) as stream:
+        yield ShardWriter(stream)
+
+
+def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
+    """Writes the samples into a tar that appears at `uri` once all are in, not if one raises."""
+    with open_shard(uri) as writer:
         for sample in samples:
-            for name, content in _members(sample).items():
-                header = tarfile.TarInfo(f"{sample.key}.{name}")  # time, user and group are 0
-                header.size = len(content)
-                tar.addfile(header, io.BytesIO(content))
-            count += 1
-        tar.close()
-    return WrittenShard(sha256=hashing.digest.hexdigest(), bytes=hashing.size, num_samples=count)
+            writer.add(sample)
+        return writer.close()
 
 
 def _members(sample: ShardSample) -> dict[str, bytes]:

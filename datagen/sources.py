@@ -1,35 +1,40 @@
-"""Turns source URIs into a fixed, ordered list of photos, each known by the hash of its bytes.
+"""Turns source URIs into the ordered list of image files that lie there, with sizes and stamps.
 
-Reads headers, never pixels. Knows no recipe and no buckets.
+Lists only: no image is opened. Knows no recipe and no buckets.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from datagen import storage
+from datagen.archives import ArchiveMember, scan_archive
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
-from datagen.images import SUFFIXES, ImageRejected, read_header
+from datagen.images import SUFFIXES
 
-_THREADS = 8
-DUPLICATE = "duplicate"
-"""Reason of a file whose bytes are those of another one: left out, but nothing is wrong with it."""
+ARCHIVE, LIST = ".tar", ".txt"
+_MISSING = "missing"
+_THREADS = 16
 
 
-class SourceImage(Settings):
-    """One photo as found: where, which bytes, and its size as displayed (pixels)."""
+class SourceFile(NamedTuple):
+    """One image file as a listing shows it: a NamedTuple, since a plan holds millions."""
 
     uri: str
-    sha256: str
-    width: int
-    height: int
+    """Of a member of an archive, `<archive>#<name>`."""
     bytes: int
+    stamp: str
+    """Changes whenever the file does: local modification time, or ETag."""
+    container: str | None = None
+    """The archive it lies in."""
+    offset: int = 0
+    """Where it begins in its container, bytes."""
 
 
 class Rejection(Settings):
@@ -40,61 +45,114 @@ class Rejection(Settings):
 
 
 @dataclass(frozen=True)
-class SourceListing:
-    """Photos in the order of their hash, and what was left out in the order of its URI."""
+class Listing:
+    """Files in the order of their URIs, each once, and what was left out."""
 
-    images: tuple[SourceImage, ...]
+    files: tuple[SourceFile, ...]
     rejected: tuple[Rejection, ...]
 
 
-def list_sources(sources: Sequence[str]) -> SourceListing:
-    """Reads every photo of the folders, files and prefixes; the order of `sources` does not matter.
+def read_photo(file: SourceFile) -> bytes:
+    """The whole file, from its archive where it lies in one."""
+    if file.container is None:
+        return storage.read_bytes(file.uri)
+    return storage.read_range(file.container, start=file.offset, length=file.bytes)
 
-    Files without an image suffix are ignored inside folders; an image file that cannot be read is
-    a rejection. Of files with equal bytes the one with the smallest URI is kept. Raises
-    FlowmapsrError for a source that is missing or holds no image file.
+
+def read_head(file: SourceFile, length: int) -> bytes:
+    """The first bytes of the file, at most `length`."""
+    length = min(length, file.bytes)
+    if length == 0:
+        return b""
+    return storage.read_range(file.container or file.uri, start=file.offset, length=length)
+
+
+def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
+    """Lists folders, prefixes, files, archives and lists; the order of `sources` does not matter.
+
+    In folders and archives only image files count. What lies below `exclude` (the dataset itself)
+    is passed over. A name in a list with nothing behind it is a rejection; so is what is wrong in
+    an archive. Raises FlowmapsrError for a source that is missing or holds no image file.
     """
-    uris = sorted({uri for source in sources for uri in _image_files(source)})
-    with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(threads.map(_inspect, uris))
-    kept: dict[str, SourceImage] = {}
-    rejected: list[Rejection] = []
-    for item in found:
-        if isinstance(item, Rejection):
-            rejected.append(item)
-        elif item.sha256 in kept:
-            rejected.append(Rejection(uri=item.uri, reason=DUPLICATE))
-        else:
-            kept[item.sha256] = item
-    return SourceListing(tuple(kept[digest] for digest in sorted(kept)), tuple(rejected))
+    files: dict[str, SourceFile] = {}
+    rejected: dict[str, Rejection] = {}
+    for source in sources:
+        for item in _list_one(source, exclude):
+            if isinstance(item, Rejection):
+                rejected[item.uri] = item
+            else:
+                files[item.uri] = item
+    ordered = tuple(files[uri] for uri in sorted(files))
+    return Listing(ordered, tuple(rejected[uri] for uri in sorted(rejected)))
 
 
-def _image_files(source: str) -> list[str]:
-    source = source if storage.is_remote(source) else os.path.normpath(source)
-    files = storage.list_files(source)
-    if files == [source]:
-        return files
-    images = [uri for uri in files if _is_image(uri)]
+def _list_one(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection]:
+    if not storage.is_remote(source):
+        source = os.path.normpath(source)
+    count = images = 0
+    for item in _expand(source, exclude):
+        count += 1
+        images += not isinstance(item, storage.Entry)
+        if not isinstance(item, storage.Entry):
+            yield item
     if not images:
         raise FlowmapsrError(
-            f"{source}: no photo in it; looked for {' '.join(sorted(SUFFIXES))} "
-            f"among {len(files)} files"
+            f"{source}: no photo in it; looked for {' '.join(sorted(SUFFIXES))} and {ARCHIVE} "
+            f"among {count} files"
         )
-    return images
 
 
-def _is_image(uri: str) -> bool:
-    name = PurePosixPath(uri)
-    return name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
+def _expand(
+    source: str, exclude: str | None
+) -> Iterator[SourceFile | Rejection | storage.Entry]:
+    """What a source holds; files that are no images come as plain entries, to be counted."""
+    if source.endswith(LIST):
+        yield from _listed(source, exclude)
+        return
+    for entry in storage.scan(source):
+        if exclude is not None and entry.uri.startswith(exclude.rstrip("/") + "/"):
+            continue
+        name = PurePosixPath(entry.uri)
+        hidden, suffix = name.name.startswith("."), name.suffix.lower()
+        if suffix == ARCHIVE and not hidden:
+            yield from _archived(entry)
+        elif entry.uri == source or (suffix in SUFFIXES and not hidden):
+            yield SourceFile(entry.uri, entry.bytes, entry.stamp)
+        else:
+            yield entry
 
 
-def _inspect(uri: str) -> SourceImage | Rejection:
+def _archived(entry: storage.Entry) -> Iterator[SourceFile | Rejection]:
+    for item in scan_archive(entry.uri, entry.stamp):
+        if isinstance(item, ArchiveMember):
+            yield SourceFile(item.uri, item.bytes, item.stamp, item.container, item.offset)
+        else:
+            yield Rejection(uri=item.uri, reason=item.reason)
+
+
+def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
+    """A list holds one URI a line; relative paths start from its folder, `#` begins a comment."""
+    folder = source.rpartition("/")[0]
     try:
-        data = storage.read_bytes(uri)
-        width, height = read_header(data)
-    except ImageRejected as rejected:
-        return Rejection(uri=uri, reason=rejected.reason)
-    except storage.NotFoundError:
-        return Rejection(uri=uri, reason="missing")
-    digest = hashlib.sha256(data).hexdigest()
-    return SourceImage(uri=uri, sha256=digest, width=width, height=height, bytes=len(data))
+        lines = storage.read_bytes(source).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise FlowmapsrError(
+            f"{source}: a list of photos is UTF-8 text, one address a line ({error})"
+        ) from error
+    names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
+    nested = next((name for name in names if name.endswith(LIST)), None)
+    if nested is not None:
+        raise FlowmapsrError(f"{source}: names another list ({nested}); name its photos instead")
+
+    def look_up(name: str) -> list[SourceFile | Rejection | storage.Entry]:
+        relative = "://" not in name and not name.startswith("/")
+        uri = storage.join(folder or ".", name) if relative else name
+        uri = uri if storage.is_remote(uri) else os.path.normpath(uri)
+        try:
+            return list(_expand(uri, exclude))
+        except storage.NotFoundError:
+            return [Rejection(uri=uri, reason=_MISSING)]
+
+    with ThreadPoolExecutor(_THREADS) as threads:  # on S3 every line is a request
+        for found in threads.map(look_up, names):
+            yield from found

@@ -1,85 +1,109 @@
-"""Turns the samples of a shard into the numbers the manifest shows: statistics and rejections.
+"""Turns samples into the sums that the manifest's statistics are made of.
 
-Sums are kept rather than means, so that shards add up in their order to the same numbers always.
+Sums add up in the order of their tasks to the same numbers always. Knows no files.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from datagen.fields import Settings
-from datagen.manifest import CodecRecord, Histogram, LatentStatistics, RejectedCount, Statistics
+from datagen.manifest import CodecRecord, Histogram, LatentStatistics, Statistics
 from datagen.settings import DatasetRecipe
-from datagen.sources import Rejection
 
 _SCALE_BINS = 15
 
 
-class ShardSummary(Settings):
-    """`<shard>.summary.json`: what a shard adds to the manifest beside its record."""
+class Sums(Settings):
+    """What some samples add to the statistics; counts of scales fall in `scale_edges`."""
 
     codec: CodecRecord
-    rejected: tuple[Rejection, ...]
     positions: int
     """Latent positions counted, all samples together."""
     latent_sum: tuple[float, ...]
     latent_square_sum: tuple[float, ...]
-    scales: tuple[float, ...]
-    """Downscale factor of each LQ image, in the order of the samples."""
+    scales: tuple[int, ...]
+
+    def plus(self, other: Sums) -> Sums:
+        return Sums(
+            codec=self.codec,
+            positions=self.positions + other.positions,
+            latent_sum=_added(self.latent_sum, other.latent_sum),
+            latent_square_sum=_added(self.latent_square_sum, other.latent_square_sum),
+            scales=tuple(a + b for a, b in zip(self.scales, other.scales, strict=True)),
+        )
 
 
 class Tally:
-    """Collects a summary while the samples of a shard stream by."""
+    """Collects sums while the samples of a task stream by."""
 
-    def __init__(self, codec: CodecRecord) -> None:
+    def __init__(self, codec: CodecRecord, recipe: DatasetRecipe) -> None:
         self._codec = codec
-        self._rejected: list[Rejection] = []
+        self._edges = scale_edges(recipe)
         self._positions = 0
         self._sum = np.zeros(codec.channels)
         self._square_sum = np.zeros(codec.channels)
         self._scales: list[float] = []
-
-    def reject(self, rejection: Rejection) -> None:
-        self._rejected.append(rejection)
 
     def add(self, hq_latent: np.ndarray, scale: float) -> None:
         """Counts one stored sample; `hq_latent` is (C, h, w)."""
         values = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
         self._positions += values.shape[1]
         self._sum += values.sum(axis=1, dtype=np.float64)
-        self._square_sum += np.square(values).sum(axis=1, dtype=np.float64)
+        self._square_sum += np.einsum("cp,cp->c", values, values, dtype=np.float64)
         self._scales.append(scale)
 
-    def summary(self) -> ShardSummary:
-        return ShardSummary(
+    def sums(self) -> Sums:
+        return Sums(
             codec=self._codec,
-            rejected=tuple(self._rejected),
             positions=self._positions,
             latent_sum=tuple(self._sum.tolist()),
             latent_square_sum=tuple(self._square_sum.tolist()),
-            scales=tuple(self._scales),
+            scales=tuple(np.histogram(self._scales, bins=self._edges)[0].tolist()),
         )
 
 
-def statistics(summaries: Sequence[ShardSummary], recipe: DatasetRecipe) -> Statistics:
-    """Adds up the shards, in their order."""
-    positions = max(1, sum(summary.positions for summary in summaries))
-    mean = np.sum([summary.latent_sum for summary in summaries], axis=0) / positions
-    square = np.sum([summary.latent_square_sum for summary in summaries], axis=0) / positions
-    scales = [scale for summary in summaries for scale in summary.scales]
-    counts, edges = np.histogram(scales, bins=_SCALE_BINS, range=recipe.degradation.scale)
+def scale_edges(recipe: DatasetRecipe) -> np.ndarray:
+    """Bounds of the bins in which downscale factors are counted, (bins + 1,)."""
+    return np.histogram_bin_edges([], bins=_SCALE_BINS, range=recipe.degradation.scale)
+
+
+def statistics(sums: Sums, recipe: DatasetRecipe) -> Statistics:
+    positions = max(1, sums.positions)
+    mean = np.array(sums.latent_sum) / positions
+    square = np.array(sums.latent_square_sum) / positions
     return Statistics(
         latent=LatentStatistics(
             mean=tuple(mean.tolist()),
             std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()),
+            positions=sums.positions,
         ),
-        scale=Histogram(edges=tuple(edges.tolist()), counts=tuple(counts.tolist())),
+        scale=Histogram(edges=tuple(scale_edges(recipe).tolist()), counts=sums.scales),
     )
 
 
-def rejected_count(rejected: Sequence[Rejection]) -> RejectedCount:
-    reasons = Counter(item.reason for item in rejected)
-    return RejectedCount(count=len(rejected), by_reason=dict(sorted(reasons.items())))
+def sums_of(statistics: Statistics, codec: CodecRecord) -> Sums:
+    """The sums again, of a dataset that is to grow."""
+    mean, std = np.array(statistics.latent.mean), np.array(statistics.latent.std)
+    positions = statistics.latent.positions
+    return Sums(
+        codec=codec,
+        positions=positions,
+        latent_sum=tuple((mean * positions).tolist()),
+        latent_square_sum=tuple(((std**2 + mean**2) * positions).tolist()),
+        scales=statistics.scale.counts,
+    )
+
+
+def total(parts: Iterable[Sums]) -> Sums:
+    """All of them together, added in their order; there must be at least one."""
+    first, *others = parts
+    for other in others:
+        first = first.plus(other)
+    return first
+
+
+def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))

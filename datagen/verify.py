@@ -17,7 +17,7 @@ from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from datagen.manifest import Manifest, ShardRecord, dataset_of, load_manifest, parse
-from datagen.plan import SHARDS
+from datagen.tasks import SHARDS
 from datagen.samples import DrawnSample
 from datagen.shards import HQ_IMAGE, META, Latents, ShardSample, read_shard
 

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError
+from pipelines.sizing import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +40,17 @@ def run_shard_tasks(
     builder: Callable[[T], R],
     tasks: Sequence[T],
     *,
-    workers: int,
+    workers: Workers,
     on_done: Callable[[T, R], None],
 ) -> list[R]:
-    """Runs every task on up to `workers` actors of the connected Ray cluster.
+    """Runs every task on up to `workers.count` actors of the connected Ray cluster.
 
     A worker that dies is replaced and its task tried again. A task that raises stops the run, after
     the tasks already under way have ended.
 
     Args:
         builder: picklable; every actor holds a copy of it.
+        workers: how many actors, and what each takes of its node.
         on_done: called here with each task and its record as they arrive; what it raises stops the
             run like a task that raises.
 
@@ -74,22 +76,23 @@ def run_shard_tasks(
 
 
 class _ShardWorker:
-    """The actor: one copy of the builder on one CPU."""
+    """The actor: one copy of the builder."""
 
     def __init__(self, builder: Callable[[Any], Any]) -> None:
         self._builder = builder
 
     def ready(self) -> None:
-        """Returns once the actor has its CPU."""
+        """Returns once the actor has its place."""
 
     def build(self, task: Any) -> Any:
         return self._builder(task)
 
 
-def _actor_class() -> Any:
-    # With one CPU asked for, Ray also sets OMP_NUM_THREADS=1: threads of several workers would only
-    # slow each other down.
-    return ray.remote(num_cpus=1, max_restarts=0)(_ShardWorker)
+def _actor_class(workers: Workers) -> Any:
+    # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
+    return ray.remote(
+        num_cpus=workers.cpus, num_gpus=workers.gpus, memory=workers.memory, max_restarts=0
+    )(_ShardWorker)
 
 
 @dataclass
@@ -104,7 +107,7 @@ class _Run(Generic[T, R]):
 
     builder: Callable[[T], R]
     waiting: deque[T]
-    workers: int
+    workers: Workers
     starting: dict[Any, Any] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
     busy: dict[Any, _Work[T]] = field(default_factory=dict)
@@ -123,9 +126,9 @@ class _Run(Generic[T, R]):
         while self.waiting and self.idle:
             actor, task = self.idle.pop(), self.waiting.popleft()
             self.busy[actor.build.remote(task)] = _Work(actor, task)
-        free_places = self.workers - len(self.busy) - len(self.starting) - len(self.idle)
+        free_places = self.workers.count - len(self.busy) - len(self.starting) - len(self.idle)
         for _ in range(min(free_places, len(self.waiting) - len(self.starting))):
-            started = _actor_class().remote(self.builder)
+            started = _actor_class(self.workers).remote(self.builder)
             # A task goes only to an actor that runs: one without a CPU might hold it for ever.
             self.starting[started.ready.remote()] = started
 
@@ -134,7 +137,13 @@ class _Run(Generic[T, R]):
         refs = [*self.starting, *self.busy]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
         if not ready and not self.busy:
-            logger.warning("no worker has started yet: the Ray cluster has no free CPU")
+            logger.warning(
+                "no worker has started yet: the Ray cluster has no room for %d CPU, %g GPU and "
+                "%.1f GB of memory; waiting for other work on it to end",
+                self.workers.cpus,
+                self.workers.gpus,
+                self.workers.memory / 1e9,
+            )
         for ref in ready:
             if ref in self.starting:
                 self._note_start(ref)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from datagen import storage
 from datagen.degradations import degrade_small, draw_degradation
 from datagen.errors import FlowmapsrError
 from datagen.images import ImageRejected, decode_photo
 from datagen.operations import DegradationSettings
-from datagen.sources import list_sources
+from datagen.settings import ImageSettings
+from datagen.sources import list_sources, read_photo
 from training.records import BICUBIC, FLOWMAPSR, EvaluationRow
 from training.schedule import seeded
 from training.settings import EvaluationSettings
@@ -47,10 +47,9 @@ def degraded_photos(
     Raises:
         FlowmapsrError: a photo cannot be read, or is smaller than the scale.
     """
-    for source in sorted(list_sources((settings.photos,)).images, key=lambda image: image.uri):
-        data = storage.read_bytes(source.uri)
+    for source in list_sources((settings.photos,)).files:
         try:
-            photo = decode_photo(data)
+            photo = decode_photo(read_photo(source), ImageSettings())
         except ImageRejected as error:
             raise FlowmapsrError(f"{source.uri}: {error}; take it out of the folder") from error
         height, width = (int(side // scale * scale) for side in photo.shape[:2])

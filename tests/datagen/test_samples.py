@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,13 +14,13 @@ import pytest
 from datagen.degradations import degrade
 from datagen.samples import (
     DrawnSample,
+    Photo,
     draw_sample,
     make_pixels,
     sample_key,
     split_of,
 )
 from datagen.settings import Augmentation, DatasetRecipe
-from datagen.sources import SourceImage
 
 RecipeMaker = Callable[..., DatasetRecipe]
 
@@ -28,8 +29,8 @@ def _hash(index: int) -> str:
     return hashlib.sha256(bytes([index % 256, index // 256])).hexdigest()
 
 
-def _source(width: int = 96, height: int = 80, *, sha256: str = "ab" * 32) -> SourceImage:
-    return SourceImage(uri="x.png", sha256=sha256, width=width, height=height, bytes=1)
+def _source(width: int = 96, height: int = 80, *, sha256: str = "ab" * 32) -> Photo:
+    return Photo("x.png", sha256, np.zeros((height, width, 3), np.uint8))
 
 
 def test_key() -> None:
@@ -38,7 +39,7 @@ def test_key() -> None:
 
 def test_a_renamed_photo_gives_the_same_sample(recipe: RecipeMaker) -> None:
     one = draw_sample(recipe(), _source(), 0)
-    renamed = draw_sample(recipe(), _source().model_copy(update={"uri": "elsewhere.png"}), 0)
+    renamed = draw_sample(recipe(), replace(_source(), uri="elsewhere.png"), 0)
     assert renamed == one.model_copy(update={"source": "elsewhere.png"})
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from pipelines.pool import run_shard_tasks
+from pipelines.sizing import Workers
 
 pytestmark = pytest.mark.usefixtures("ray_cluster_address")
 
@@ -58,10 +59,14 @@ class Builder:
         return {path.name for path in self.folder.glob("*.tar")}
 
 
+def of_one_cpu(count: int) -> Workers:
+    return Workers(count=count, cpus=1, gpus=0, memory=50_000_000)
+
+
 def run(builder: Builder, *, workers: int = 2) -> list[Record]:
     noted: list[Record] = []
     records = run_shard_tasks(
-        builder, TASKS, workers=workers, on_done=lambda task, record: noted.append(record)
+        builder, TASKS, workers=of_one_cpu(workers), on_done=lambda task, record: noted.append(record)
     )
     assert sorted(record.path for record in noted) == [task.path for task in TASKS]
     return records
@@ -79,7 +84,7 @@ def test_more_workers_than_the_cluster_has_room_for(tmp_path: Path) -> None:
 
 
 def test_no_tasks_need_no_workers(tmp_path: Path) -> None:
-    assert run_shard_tasks(Builder(tmp_path), [], workers=2, on_done=print) == []
+    assert run_shard_tasks(Builder(tmp_path), [], workers=of_one_cpu(2), on_done=print) == []
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
@@ -114,5 +119,5 @@ def test_what_the_caller_objects_to_stops_the_run(tmp_path: Path) -> None:
 
     builder = Builder(tmp_path)
     with pytest.raises(FlowmapsrError, match="left out"):
-        run_shard_tasks(builder, TASKS, workers=1, on_done=object_to_second)
+        run_shard_tasks(builder, TASKS, workers=of_one_cpu(1), on_done=object_to_second)
     assert builder.made() == {"0.tar", "1.tar"}

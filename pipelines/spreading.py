@@ -1,0 +1,66 @@
+"""Spreads a plain function of chunks over the connected Ray cluster, results in order.
+
+Knows not what is computed. A chunk whose worker dies is tried again by Ray itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from datagen.errors import FlowmapsrError
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+_WORTHWHILE = 8
+"""Fewer chunks are done here sooner than Ray has started workers for them."""
+_AHEAD = 2
+"""Chunks under way for each CPU of the cluster: bounds the memory of what waits."""
+
+
+def spread_over_cluster(
+    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
+) -> Iterator[list[R]]:
+    """`map(function, chunks)`, on the cluster where there are enough chunks.
+
+    `function` must be picklable. Raises what it raises.
+    """
+    iterator = iter(chunks)
+    first = list(islice(iterator, _WORTHWHILE))
+    if len(first) < _WORTHWHILE:
+        return map(function, first)
+    return _spread(function, chain(first, iterator))
+
+
+def _spread(
+    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
+) -> Iterator[list[R]]:
+    call = ray.remote(num_cpus=1)(_call)
+    shared = ray.put(function)
+    room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    for chunk in chunks:
+        waiting.append(call.remote(shared, chunk))
+        if len(waiting) >= room:
+            yield _result(waiting.popleft())
+    while waiting:
+        yield _result(waiting.popleft())
+
+
+def _call(function: Callable[[Any], Any], chunk: Any) -> Any:
+    return function(chunk)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, FlowmapsrError):
+            raise error.cause from error
+        raise

@@ -1,0 +1,106 @@
+"""Seconds and memory of planning a million photos that exist by name only.
+
+Run as `python -m tests.benchmarks.planning [COUNT]`. Listing and headers are made up on the spot,
+so what is measured is everything else: comparing, grouping, cutting into tasks, writing the plan,
+and reading it again as a resumed build does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datagen import storage
+from datagen.headers import Header
+from datagen.ledger import Ledger
+from datagen.manifest import parse, to_compact_json
+from datagen.plan import make_plan
+from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
+from datagen.sources import Listing, SourceFile
+from datagen.survey import Survey
+from datagen.tasks import PLAN, Plan
+
+COUNT = 1_000_000
+SIZES = [(6000, 4000), (4032, 3024), (3024, 4032), (2048, 1365), (1920, 1080), (1200, 1600)]
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else COUNT
+    print(f"\nPlanning {count:,} photos, three pixel budgets, 256 samples a shard\n")
+    print("| step | seconds | peak memory so far, GB |")
+    print("|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(folder)
+        found = _timed("list (made up)", lambda: _survey(recipe, count))
+        plan = _timed("plan", lambda: make_plan(found, spread=_made_up_headers))
+        uri = storage.join(folder, PLAN)
+        _timed("write plan.json", lambda: storage.write_bytes(uri, to_compact_json(plan)))
+        assert sum(len(task.photos) for task in plan.tasks) == count
+        size, tasks = Path(uri).stat().st_size, len(plan.tasks)
+        del found, plan
+        again: Plan = _timed("read plan.json", lambda: parse(Plan, uri))
+        assert len(again.tasks) == tasks
+    print(f"\n{tasks:,} tasks, plan.json {size / 1e6:.0f} MB")
+
+
+def _timed(name: str, work: Callable[[], Any]) -> Any:
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"| {name} | {seconds:.1f} | {peak:.2f} |", flush=True)
+    return result
+
+
+def _recipe(folder: str) -> DatasetRecipe:
+    budgets = tuple(PixelBudget(side=side) for side in (512, 768, 1024))
+    return DatasetRecipe(
+        sources=("s3://photos/all",), output=folder, buckets=BucketSettings(budgets=budgets)
+    )
+
+
+def _survey(recipe: DatasetRecipe, count: int) -> Survey:
+    files = tuple(
+        SourceFile(
+            f"s3://photos/all/{index % 1000:03d}/photo-{index:09d}.jpg",
+            bytes=1_000_000 + index * 7919 % 3_000_000,
+            stamp=hashlib.md5(index.to_bytes(8, "big")).hexdigest(),
+        )
+        for index in range(count)
+    )
+    return Survey(
+        recipe=recipe,
+        manifest=None,
+        base=None,
+        begun=None,
+        uncleared=False,
+        ledger=Ledger(),
+        listing=Listing(files, ()),
+        fresh=files,
+        changed=frozenset(),
+        gone=frozenset(),
+    )
+
+
+def _made_up_headers(
+    function: Callable[[Sequence[Any]], list[Any]], chunks: Iterable[Sequence[Any]]
+) -> Iterator[list[Any]]:
+    """Stands for reading them: every photo has its own head, so none is hashed."""
+    for chunk in chunks:
+        yield [_made_up(file) for file in chunk]
+
+
+def _made_up(file: SourceFile) -> Header:
+    number = int(file.stamp[:8], 16)
+    width, height = SIZES[number % len(SIZES)]
+    return Header(file, width - number % 97, height, bytes.fromhex(file.stamp))
+
+
+if __name__ == "__main__":
+    main()
