@@ -17,8 +17,8 @@ HOMES = {
     "ray": ("pipelines/",),
     "deepspeed": ("training/engine.py",),
     "mlflow": ("training/tracking.py", "training/registry.py"),
-    "boto3": ("datagen/storage.py",),
-    "botocore": ("datagen/storage.py",),
+    "boto3": ("datagen/s3_client.py",),
+    "botocore": ("datagen/s3_client.py",),
     "webdataset": ("datagen/shards.py", "training/loader.py"),
     "torchvision": (),
 }
@@ -114,7 +114,7 @@ def test_allowed_imports_pass(tmp_path: Path) -> None:
         "pipelines/flows/a.py": "import ray\nfrom prefect import flow\nimport training.loop",
         "training/engine.py": "import deepspeed\nimport datagen.settings",
         "training/rays.py": "import raymarching",
-        "datagen/storage.py": "import boto3",
+        "datagen/s3_client.py": "import boto3",
     }
     for path, code in allowed.items():
         file = tmp_path / path

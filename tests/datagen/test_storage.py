@@ -10,7 +10,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from datagen import storage
+from datagen import local_files, s3, s3_client, storage
 from datagen.errors import FlowmapsrError
 
 
@@ -62,7 +62,7 @@ def test_listing_is_recursive_sorted_and_keeps_to_its_folder(root: str) -> None:
 
 
 def test_listing_turns_pages(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PAGE", 3)
+    monkeypatch.setattr(s3, "_PAGE", 3)
     for index in range(8):
         storage.write_bytes(f"{root}/{index}", b"")
     assert len(storage.list_files(root)) == 8
@@ -93,7 +93,7 @@ def test_missing_bucket_is_named(root: str) -> None:
 
 
 def _write_to_full_device() -> None:
-    with storage._file_errors("/dev/full", "write"), open("/dev/full", "wb") as stream:
+    with local_files.errors("/dev/full", "write"), open("/dev/full", "wb") as stream:
         stream.write(b"x")
 
 
@@ -112,7 +112,7 @@ def test_unreachable_server_is_a_clear_message(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(s3_client, "FIRST_CONTACT", 0.5)
     with pytest.raises(FlowmapsrError, match="s3://b/k.*AWS_ENDPOINT_URL"):
         storage.read_bytes("s3://b/k")
 
