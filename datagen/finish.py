@@ -14,7 +14,6 @@ from datagen import storage
 from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
 from datagen.ledger import REJECTED, Ledger
-from datagen.lock import is_lock
 from datagen.manifest import (
     MANIFEST,
     CodecRecord,
@@ -84,11 +83,11 @@ def clear_up(output: str, manifest: Manifest) -> None:
     shards = {storage.join(output, shard.path) for shard in manifest.shards}
     kept = shards | {record_path(uri) for uri in shards}
     ours = tuple(storage.join(output, folder) + "/" for folder in (SHARDS, TASKS))
-    for entry in list(storage.scan(output)):
-        leftover = entry.uri.startswith(ours) and entry.uri not in kept
-        if leftover or (storage.is_temporary(entry.uri) and not is_lock(entry.uri)):
-            storage.delete(entry.uri)
-    storage.delete_folder(storage.join(output, TASKS))
+    for uri in storage.list_files(output):
+        if uri.startswith(ours) and uri not in kept:
+            storage.delete(uri)
+    storage.remove_leftovers(output)
+    storage.delete_empty_folder(storage.join(output, TASKS))
 
 
 def _all_records(plan: Plan) -> list[TaskRecord]:

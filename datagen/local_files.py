@@ -156,6 +156,16 @@ def delete(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
+def delete_empty_folder(path: str) -> None:
+    """Removes the folder if it is there and empty."""
+    with errors(path, "delete"), contextlib.suppress(FileNotFoundError):
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
 def remove_leftovers(folder: str) -> list[str]:
     """Deletes the temporary files that killed processes left below the folder; their paths."""
     if not os.path.isdir(folder):

@@ -113,6 +113,17 @@ def delete(uri: str) -> None:
     (s3 if is_remote(uri) else local_files).delete(uri)
 
 
+def delete_empty_folder(uri: str) -> None:
+    """Removes a folder that holds nothing; on S3 there are no folders to remove."""
+    if not is_remote(uri):
+        local_files.delete_empty_folder(uri)
+
+
+def is_temporary(uri: str) -> bool:
+    """Whether the name is one that a file has while it is written."""
+    return not is_remote(uri) and local_files.is_temporary(uri)
+
+
 def remove_leftovers(folder: str) -> list[str]:
     """Removes what killed writers left half-done below the folder; the URIs, sorted.
 

@@ -138,7 +138,7 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
 
 def _refuse_other_content(output: str) -> None:
     for entry in storage.scan(output):
-        if not (is_lock(entry.uri) or entry.uri.endswith(storage.TEMPORARY_SUFFIX)):
+        if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
             raise FlowmapsrError(
                 f"{output}: the output is not empty and is no dataset (it holds {entry.uri}); "
                 "give a new folder"
