@@ -54,7 +54,8 @@ def entry(path: str) -> Entry | None:
 def scan(path: str) -> Iterator[Entry]:
     """Every file below the folder in any order, or the file itself; NotFoundError if neither.
 
-    Links to files are followed, links to folders are not: a ring of them would never end.
+    Links to files are followed, links to folders are not: a ring of them would never end. A link to
+    nothing is listed too, that whoever reads it says what is missing.
     """
     itself = entry(path)
     if itself is not None:
@@ -70,10 +71,11 @@ def scan(path: str) -> Iterator[Entry]:
                 if item.is_dir(follow_symlinks=False):
                     folders.append(item.path)
                     continue
-                # Gone since it was listed, or a link to nothing.
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                     if item.is_file():
                         yield _entry(item.path, item.stat())
+                    elif item.is_symlink() and not os.path.exists(item.path):
+                        yield _entry(item.path, item.stat(follow_symlinks=False))
 
 
 def names(folder: str, start: str) -> list[str]:

@@ -178,6 +178,11 @@ class _Ranges(io.RawIOBase):
         self._position = max(base + offset, 0)
         return self._position
 
+    def readall(self) -> bytes:
+        data = read_range(self._uri, start=self._position, length=self._length - self._position)
+        self._position += len(data)
+        return data
+
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._length - self._position)
         if wanted <= 0:

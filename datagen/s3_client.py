@@ -24,6 +24,8 @@ FIRST_CONTACT = 15.0
 """The same for an address that never answered this process: it is probably misspelt."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
+SILENCE = 30.0
+"""Seconds without a byte after which a connection counts as lost."""
 PART = 64 << 20
 """Bytes of one part of an upload that is too long for one request."""
 
@@ -108,9 +110,9 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
     for credentials once more if they have expired. Raises NotFoundError, S3Refused or, when nothing
     helped, FlowmapsrError; all name `uri`, none holds a secret.
     """
+    client = _clients.get()
     begun, pause, renewed = time.monotonic(), FIRST_PAUSE, False
     while True:
-        client = _clients.get()
         try:
             answer = request(client)
             _clients.note_answer()
@@ -119,6 +121,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
             if _is_expired(failure) and not renewed:
                 renewed = True
                 _clients.renew(client)
+                client = _clients.get()
                 continue
             left = _patience(failure) - (time.monotonic() - begun)
             if left <= 0:
@@ -126,6 +129,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
                 raise _explained(uri, action, failure) from None
         time.sleep(min(pause, left) * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
+        client = _clients.get()  # another thread may have found new credentials
 
 
 def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> None:
@@ -176,7 +180,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
     config = Config(
         retries={"total_max_attempts": attempts, "mode": "standard"},
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=SILENCE,
         max_pool_connections=50,
         tcp_keepalive=True,
     )
@@ -205,8 +209,11 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _code(failure: Exception) -> str:
-    error: dict[str, Any] = getattr(failure, "response", {}).get("Error", {})
-    return str(error.get("Code", ""))
+    from botocore.exceptions import ClientError
+
+    if not isinstance(failure, ClientError):
+        return ""
+    return str(failure.response.get("Error", {}).get("Code", ""))
 
 
 def _is_expired(failure: Exception) -> bool:

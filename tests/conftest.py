@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.tiny"]
+pytest_plugins = ["tests.tiny", "tests.s3"]
 
 _HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
 
