@@ -17,7 +17,7 @@ import torch
 from datagen import storage
 from datagen.codecs import Codec, load_codec
 from datagen.errors import FlowmapsrError
-from datagen.images import ImageRejected, decode_photo
+from datagen.images import ImageRejected, check_pixels, decode_photo
 from datagen.manifest import (
     MANIFEST,
     CodecRecord,
@@ -119,7 +119,9 @@ class ShardBuilder:
                     f"{source.uri}: this photo has changed since the build was planned; "
                     "put it back, or give another output"
                 )
-            self._photo = source.sha256, decode_photo(data)
+            pixels = decode_photo(data, self._recipe.images)
+            check_pixels(pixels, self._recipe.filters)
+            self._photo = source.sha256, pixels
         return self._photo[1]
 
 

@@ -88,7 +88,7 @@ def make_plan(recipe: DatasetRecipe) -> Plan:
 
     Raises FlowmapsrError when sources are missing or empty, or too many photos cannot be used.
     """
-    listing = list_sources(recipe.sources)
+    listing = list_sources(recipe.sources, images=recipe.images, filters=recipe.filters)
     rejected = list(listing.rejected)
     groups: dict[tuple[Split, str], list[SampleTask]] = defaultdict(list)
     for source in listing.images:

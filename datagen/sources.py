@@ -16,8 +16,10 @@ from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from datagen.images import SUFFIXES, ImageRejected, read_header
+from datagen.settings import FilterSettings, ImageSettings
 
 _THREADS = 8
+_IMAGES, _FILTERS = ImageSettings(), FilterSettings()
 DUPLICATE = "duplicate"
 """Reason of a file whose bytes are those of another one: left out, but nothing is wrong with it."""
 
@@ -47,7 +49,12 @@ class SourceListing:
     rejected: tuple[Rejection, ...]
 
 
-def list_sources(sources: Sequence[str]) -> SourceListing:
+def list_sources(
+    sources: Sequence[str],
+    *,
+    images: ImageSettings = _IMAGES,
+    filters: FilterSettings = _FILTERS,
+) -> SourceListing:
     """Reads every photo of the folders, files and prefixes; the order of `sources` does not matter.
 
     Files without an image suffix are ignored inside folders; an image file that cannot be read is
@@ -56,7 +63,7 @@ def list_sources(sources: Sequence[str]) -> SourceListing:
     """
     uris = sorted({uri for source in sources for uri in _image_files(source)})
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = list(threads.map(_inspect, uris))
+        found = list(threads.map(lambda uri: _inspect(uri, images, filters), uris))
     kept: dict[str, SourceImage] = {}
     rejected: list[Rejection] = []
     for item in found:
@@ -88,10 +95,10 @@ def _is_image(uri: str) -> bool:
     return name.suffix.lower() in SUFFIXES and not name.name.startswith(".")
 
 
-def _inspect(uri: str) -> SourceImage | Rejection:
+def _inspect(uri: str, images: ImageSettings, filters: FilterSettings) -> SourceImage | Rejection:
     try:
         data = storage.read_bytes(uri)
-        width, height = read_header(data)
+        width, height = read_header(data, complete=True, images=images, filters=filters)
     except ImageRejected as rejected:
         return Rejection(uri=uri, reason=rejected.reason)
     except storage.NotFoundError:

@@ -20,6 +20,7 @@ from datagen.degradations import degrade_small, draw_degradation
 from datagen.errors import FlowmapsrError
 from datagen.images import ImageRejected, decode_photo
 from datagen.operations import DegradationSettings
+from datagen.settings import ImageSettings
 from datagen.sources import list_sources
 from training.records import BICUBIC, FLOWMAPSR, EvaluationRow
 from training.schedule import seeded
@@ -50,7 +51,7 @@ def degraded_photos(
     for source in sorted(list_sources((settings.photos,)).images, key=lambda image: image.uri):
         data = storage.read_bytes(source.uri)
         try:
-            photo = decode_photo(data)
+            photo = decode_photo(data, ImageSettings())
         except ImageRejected as error:
             raise FlowmapsrError(f"{source.uri}: {error}; take it out of the folder") from error
         height, width = (int(side // scale * scale) for side in photo.shape[:2])
