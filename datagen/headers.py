@@ -1,166 +1,117 @@
-"""Turns listed files into photos of known size by their first bytes, each content once.
+"""Turns the header of an opened image file into what may be decided before its pixels are decoded.
 
-`HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that they
-can be spread over a cluster. Knows no buckets and no samples.
+Knows Pillow's formats, no recipe and no reasons.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import NamedTuple, TypeVar
+import struct
+import zlib
+from dataclasses import dataclass
 
-from datagen import storage
-from datagen.images import HeaderIncomplete, ImageRejected, read_header
-from datagen.settings import FilterSettings, ImageSettings
-from datagen.sources import Rejection, SourceFile, read_head, read_photo
+from PIL import Image, ImageFile, TiffImagePlugin
 
-HEAD_BYTES = 64 * 1024
-CHUNK = 256
-"""Files that one call looks at."""
-DUPLICATE = "duplicate"
-"""Reason of a file whose bytes are those of another one: left out, but nothing is wrong with it."""
-_THREADS = 8
+from datagen.photo_quality import jpeg_quality
 
-C = TypeVar("C")
-R = TypeVar("R")
-Spread = Callable[[Callable[[Sequence[C]], list[R]], Iterable[Sequence[C]]], Iterator[list[R]]]
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
+                  OverflowError, MemoryError, AttributeError, struct.error, zlib.error)  # fmt: skip
+"""What Pillow raises on broken bytes."""
+
+_ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 
 
-class Header(NamedTuple):
-    """What the first bytes of a photo say."""
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself; `width` and `height` as displayed, pixels."""
 
-    file: SourceFile
     width: int
-    """Upright, pixels."""
     height: int
-    head: bytes
-    """Digest of the first bytes: equal files have equal heads."""
+    animated: bool = False
+    """More frames or pages than one; a phone's MPO file counts as its first picture."""
+    grey: bool = False
+    cmyk: bool = False
+    sixteen_bit: bool = False
+    jpeg_quality: int | None = None
+    """Of JPEG files only, 1..100."""
 
 
-class HeaderReader:
-    """Reads the header of every file of a chunk, in its order."""
-
-    def __init__(self, images: ImageSettings, filters: FilterSettings) -> None:
-        self._images = images
-        self._filters = filters
-
-    def __call__(self, chunk: Sequence[SourceFile]) -> list[Header | Rejection]:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(self._read, chunk))
-
-    def _read(self, file: SourceFile) -> Header | Rejection:
-        try:
-            head = read_head(file, HEAD_BYTES)
-            width, height = self._size(file, head)
-        except ImageRejected as error:
-            return Rejection(uri=file.uri, reason=error.reason)
-        except storage.NotFoundError:
-            return Rejection(uri=file.uri, reason="missing")
-        return Header(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
-
-    def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
-        complete = file.bytes <= len(head)
-        settings = {"images": self._images, "filters": self._filters}
-        try:
-            return read_header(head, complete=complete, **settings)
-        except HeaderIncomplete:
-            return read_header(read_photo(file), complete=True, **settings)
+def header_of(image: ImageFile.ImageFile, head: bytes) -> Header:
+    """The header of an image that Pillow has opened and not loaded; `head` are its first bytes."""
+    width, height = image.size
+    if orientation(image) >= 5:
+        width, height = height, width
+    return Header(
+        width=width,
+        height=height,
+        animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
+        grey=image.mode in _GREY_MODES or image.mode.startswith("I"),
+        cmyk=image.mode == "CMYK",
+        sixteen_bit=_sixteen_bit(image, head),
+        jpeg_quality=_jpeg_quality(image),
+    )
 
 
-class ContentHasher:
-    """SHA-256 of every file of a chunk, in its order; empty for one that is gone."""
+def orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation 1..8 still to be undone; anything unreadable is upright.
 
-    def __call__(self, chunk: Sequence[SourceFile]) -> list[str]:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(self._hash, chunk))
-
-    def _hash(self, file: SourceFile) -> str:
-        try:
-            return hashlib.sha256(read_photo(file)).hexdigest()
-        except storage.NotFoundError:
-            return ""
-
-
-def in_this_process(function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]) -> Iterator[list[R]]:
-    """The plain `Spread`: one chunk after the other."""
-    return map(function, chunks)
-
-
-def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
-    iterator = iter(items)
-    while chunk := tuple(islice(iterator, size)):
-        yield chunk
-
-
-class Examined(NamedTuple):
-    """New photos in the order of their URIs, known content found elsewhere, and the rejected."""
-
-    photos: list[Header]
-    known: dict[str, SourceFile]
-    """By SHA-256: the file whose bytes the dataset holds already."""
-    rejected: list[tuple[SourceFile, str]]
-
-
-def examine(
-    files: Sequence[SourceFile],
-    reader: HeaderReader,
-    *,
-    known_hashes: Mapping[str, int],
-    spread: Spread = in_this_process,
-) -> Examined:
-    """Reads all headers and tells exact duplicates apart.
-
-    Only files of equal size and equal first bytes, or of the size of known content, are hashed.
-
-    Args:
-        known_hashes: SHA-256 -> bytes of content that the dataset holds already.
+    Pillow undoes that of TIFF files itself. Of a PNG only what stands before its pixels counts:
+    `PngImageFile.getexif` would decode the whole picture to look behind them.
     """
-    headers: list[Header] = []
-    rejected: list[tuple[SourceFile, str]] = []
-    for chunk, results in zip(
-        chunked(files), spread(reader, chunked(files)), strict=True
-    ):
-        for file, result in zip(chunk, results, strict=True):
-            if isinstance(result, Rejection):
-                rejected.append((file, result.reason))
-            else:
-                headers.append(result)
-    hashes = _hashes(headers, set(known_hashes.values()), spread)
-    photos: list[Header] = []
-    known: dict[str, SourceFile] = {}
-    seen: set[str] = set()
-    for header in headers:
-        digest = hashes.get(header.file.uri)
-        if digest == "":
-            rejected.append((header.file, "missing"))
-        elif digest in seen:
-            rejected.append((header.file, DUPLICATE))
-        elif digest is not None:
-            seen.add(digest)
-            if digest in known_hashes:
-                known[digest] = header.file
-            else:
-                photos.append(header)
-        else:
-            photos.append(header)
-    return Examined(photos, known, rejected)
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except DECODER_ERRORS:
+        return 1
+    return value if value in range(1, 9) else 1
 
 
-def _hashes(headers: Sequence[Header], known_sizes: set[int], spread: Spread) -> dict[str, str]:
-    """SHA-256 by URI of those that may be equal to another or to known content."""
-    alike: dict[tuple[int, bytes], list[SourceFile]] = defaultdict(list)
-    for header in headers:
-        alike[header.file.bytes, header.head].append(header.file)
-    suspects = [
-        file
-        for (size, _), group in alike.items()
-        if len(group) > 1 or size in known_sizes
-        for file in group
-    ]
-    results = spread(ContentHasher(), chunked(suspects))
-    digests = (digest for chunk in results for digest in chunk)
-    return {file.uri: digest for file, digest in zip(suspects, digests, strict=True)}
+def webp_header(head: bytes) -> Header | None:
+    """The header of a WebP file from its first bytes; None where these do not tell.
+
+    Pillow wants the whole file to open one. The EXIF orientation stands at the end of the file, so
+    one that has EXIF (or XMP) does not tell. Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    if len(head) < 30:
+        return None
+    match head[12:16]:
+        case b"VP8X":
+            flags = head[20]
+            width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+            if flags & 0b1100:
+                return None
+            return Header(width=width, height=height, animated=bool(flags & 0b10))
+        case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
+            width, height = struct.unpack("<HH", head[26:30])
+            return Header(width=width & 0x3FFF, height=height & 0x3FFF)
+        case b"VP8L" if head[20] == 0x2F:
+            bits = int.from_bytes(head[21:25], "little")
+            return Header(width=1 + (bits & 0x3FFF), height=1 + (bits >> 14 & 0x3FFF))
+    return None
+
+
+def _sixteen_bit(image: ImageFile.ImageFile, head: bytes) -> bool:
+    """Pillow reduces 16-bit colour to 8 bits and then forgets that it did."""
+    if image.mode.startswith("I"):
+        return True
+    match image.format:
+        case "PNG":
+            return head[24] == 16  # IHDR: bit depth
+        case "TIFF":
+            assert isinstance(image, TiffImagePlugin.TiffImageFile)
+            return max(image.tag_v2.get(_BITS_TAG, (1,))) == 16
+        case "PPM":
+            arguments = image.tile[0].args
+            return isinstance(arguments, tuple) and arguments[-1] > 255
+    return False
+
+
+def _jpeg_quality(image: ImageFile.ImageFile) -> int | None:
+    tables = getattr(image, "quantization", None)
+    components = getattr(image, "layer", None)
+    if not tables or not components:
+        return None
+    luma_table = components[0][3]
+    return jpeg_quality(tables[luma_table]) if luma_table in tables else None

@@ -1,23 +1,24 @@
 """Turns the bytes of an image file into upright 8-bit sRGB pixels, or says in two words why not.
 
-Knows no files, no datasets and no models.
+Knows no datasets and no models. `read_header` decides what it can without decoding any pixel.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile
 
+from datagen.colours import UnsupportedPixels, alpha_of, composite, to_srgb
 from datagen.errors import FlowmapsrError
+from datagen.headers import DECODER_ERRORS, Header, header_of, orientation, webp_header
+from datagen.photo_quality import sharpness
+from datagen.settings import FilterSettings, ImageSettings
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
@@ -26,13 +27,15 @@ SUFFIXES = frozenset(
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """Decoders that may run on a stranger's bytes: some of Pillow's others start programs."""
-_ORIENTATION_TAG = 0x0112
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
-                   OverflowError, MemoryError, struct.error, zlib.error)  # fmt: skip
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+_MAGIC = 16
+"""Bytes that Pillow looks at to tell formats apart."""
+_MAX_PIXELS = 178_956_970
+"""More is taken for a decompression bomb, as by Pillow; photos of 100 megapixels are real."""
+_BACKGROUND = {"white": 255, "black": 0}
 
-# Pillow warns from 89 and refuses from 179 megapixels; photos of 100 megapixels are real.
+# Pillow warns from half as many pixels, and of every odd byte of EXIF.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageRejected(FlowmapsrError):
@@ -43,6 +46,10 @@ class ImageRejected(FlowmapsrError):
         self.reason = reason
 
 
+class HeaderIncomplete(Exception):
+    """The head of a file is too short to tell; the caller reads more of it."""
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """Upright pixels: `rgb` uint8 (H, W, 3) in sRGB, `alpha` uint8 (H, W), None if opaque."""
@@ -51,43 +58,153 @@ class DecodedImage:
     alpha: np.ndarray | None
 
 
-def decode_photo(data: bytes) -> np.ndarray:
-    """The photo as uint8 (H, W, 3), sRGB, upright.
+class _Head(io.BytesIO):
+    """Remembers whether anything behind its end was asked for."""
 
-    Grey, palette, CMYK, 16-bit and opaque-alpha images are converted. Raises ImageRejected for what
-    is no photo: "transparent", and the reasons of `decode_image`.
+    cut = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.cut = self.cut or size is None or size < 0 or len(data) < size
+        return data
+
+
+def read_header(
+    head: bytes, *, complete: bool, images: ImageSettings, filters: FilterSettings
+) -> tuple[int, int]:
+    """(width, height) as displayed, from the first bytes of a file; decodes no pixels.
+
+    64 KB are enough for most files; `complete` tells that `head` is the whole file. Raises
+    HeaderIncomplete when more is needed, and ImageRejected for all that the header decides:
+    "empty file", "not an image", "truncated", "corrupt", "too large", "animated", "grey", "cmyk",
+    "16 bit", "too small", "aspect ratio", "jpeg quality". `decode_photo` may still reject the file.
     """
-    decoded = decode_image(data)
-    if decoded.alpha is not None:
+    if len(head) < _MAGIC and not complete:
+        raise HeaderIncomplete
+    header = _header(head, complete)
+    _check_kind(header, images)
+    _check_filters(header, filters)
+    return header.width, header.height
+
+
+def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
+    """The photo as uint8 (H, W, 3), sRGB, upright, treated as the settings say.
+
+    Raises ImageRejected: the reasons of `decode_image`, and "transparent", "grey", "cmyk",
+    "16 bit" where these are to be rejected.
+    """
+    decoded = _decode(data, images)
+    if decoded.alpha is None:
+        return decoded.rgb
+    if images.transparent == "reject":
         raise ImageRejected("transparent")
-    return decoded.rgb
+    return composite(decoded.rgb, decoded.alpha, _BACKGROUND[images.transparent])
 
 
 def decode_image(data: bytes) -> DecodedImage:
-    """Pixels and transparency of an image file.
+    """Pixels and transparency of an image file of any kind but an animation.
 
     An embedded colour profile is converted to sRGB; one that is broken or does not fit the pixels
     is ignored, as browsers do. Raises ImageRejected: "empty file", "not an image", "truncated",
     "corrupt", "animated", "too large" (a decompression bomb), "unsupported pixel format".
     """
+    return _decode(data, ImageSettings())
+
+
+def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
+    """Applies the filters that need the pixels, uint8 (H, W, 3); ImageRejected("blurred")."""
+    if filters.min_sharpness is not None and sharpness(pixels) < filters.min_sharpness:
+        raise ImageRejected("blurred")
+
+
+def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
     with _decoder_errors():
-        image = _open(data)
-        orientation = _orientation(image)
+        image = _open(_Head(data))
+        _check_kind(header_of(image, data), images)
+        turn = orientation(image)
         image.load()
-        alpha = _alpha(image)
-        rgb = _to_srgb(image)
-    upright = np.ascontiguousarray(_upright(rgb, orientation))
+        alpha = alpha_of(image)
+        rgb = to_srgb(image)
+    upright = np.ascontiguousarray(_upright(rgb, turn))
     if alpha is None or int(alpha.min()) == 255:
         return DecodedImage(upright, None)
-    return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, orientation)))
+    return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, turn)))
 
 
-def read_header(data: bytes) -> tuple[int, int]:
-    """(width, height) as displayed, from the header alone; ImageRejected as `decode_image`."""
-    with _decoder_errors():
-        image = _open(data)
-        width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+def _header(head: bytes, complete: bool) -> Header:
+    """Reads as much as it needs, and tells when that is more than there is."""
+    if not complete and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        header = webp_header(head)
+        if header is None:
+            raise HeaderIncomplete
+        _check_size(header.width, header.height)
+        return header
+    stream = _Head(head)
+    try:
+        with _decoder_errors():
+            image = _open(stream)
+            told = not stream.cut
+            header = header_of(image, head)
+    except ImageRejected as error:
+        if complete or not stream.cut or error.reason in ("not an image", "too large"):
+            raise
+        raise HeaderIncomplete from error
+    # A second frame may lie beyond the head: that is for the decoder to find.
+    if not complete and stream.cut and not (told and image.format == "GIF"):
+        raise HeaderIncomplete
+    return header
+
+
+def _open(stream: _Head) -> ImageFile.ImageFile:
+    start = stream.getbuffer()[:_MAGIC].tobytes()
+    if not start:
+        raise ImageRejected("empty file")
+    if not _known_format(start):
+        raise ImageRejected("not an image")
+    try:
+        image = Image.open(stream, formats=_FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise ImageRejected("truncated" if stream.cut else "corrupt") from error
+    _check_size(*image.size)
+    return image
+
+
+def _known_format(start: bytes) -> bool:
+    """Whether any of the decoders would look at a file that begins like this."""
+    Image.init()
+    accepting = (Image.OPEN[name][1] for name in _FORMATS)
+    return any(accept is not None and accept(start) is True for accept in accepting)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageRejected("corrupt")
+    if width * height > _MAX_PIXELS:
+        raise ImageRejected("too large")
+
+
+def _check_kind(header: Header, images: ImageSettings) -> None:
+    if header.animated and images.animated == "reject":
+        raise ImageRejected("animated")
+    if header.grey and images.grey == "reject":
+        raise ImageRejected("grey")
+    if header.cmyk and images.cmyk == "reject":
+        raise ImageRejected("cmyk")
+    if header.sixteen_bit and images.sixteen_bit == "reject":
+        raise ImageRejected("16 bit")
+
+
+def _check_filters(header: Header, filters: FilterSettings) -> None:
+    short, long = sorted((header.width, header.height))
+    if short < filters.min_side:
+        raise ImageRejected("too small")
+    if filters.max_aspect_ratio is not None and long > filters.max_aspect_ratio * short:
+        raise ImageRejected("aspect ratio")
+    if short * long > filters.max_megapixels * 1e6:
+        raise ImageRejected("too large")
+    quality, least = header.jpeg_quality, filters.min_jpeg_quality
+    if least is not None and quality is not None and quality < least:
+        raise ImageRejected("jpeg quality")
 
 
 @contextmanager
@@ -97,39 +214,23 @@ def _decoder_errors() -> Iterator[None]:
         yield
     except ImageRejected:
         raise
+    except UnsupportedPixels as error:
+        raise ImageRejected("unsupported pixel format") from error
     except Image.DecompressionBombError as error:
         raise ImageRejected("too large") from error
-    except _DECODER_ERRORS as error:
-        raise ImageRejected(
-            "truncated" if "truncated" in str(error).lower() else "corrupt"
-        ) from error
+    except DECODER_ERRORS as error:
+        raise ImageRejected(_reason(str(error).lower())) from error
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    if not data:
-        raise ImageRejected("empty file")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.UnidentifiedImageError as error:
-        raise ImageRejected("not an image") from error
-    # A phone's MPO file is a JPEG with further views behind it: the first is the photo.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageRejected("animated")
-    return image
+def _reason(message: str) -> str:
+    if "decompressed data too large" in message:  # a bomb in the text or profile of a PNG
+        return "too large"
+    return "truncated" if "truncated" in message else "corrupt"
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; anything unreadable is upright, as viewers take it."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODER_ERRORS:
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     """Undoes the EXIF orientation (tag 274: which sides row 0 and column 0 are)."""
-    match orientation:
+    match turn:
         case 2:
             return pixels[:, ::-1]
         case 3:
@@ -145,47 +246,3 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         case 8:
             return pixels.swapaxes(0, 1)[::-1]
     return pixels
-
-
-def _alpha(image: Image.Image) -> np.ndarray | None:
-    if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
-        return None
-    return np.asarray(image.convert("RGBA"))[..., 3]
-
-
-def _to_srgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if image.mode == "F":
-        raise ImageRejected("unsupported pixel format")
-    if image.mode in _ALPHA_MODES or image.mode in ("P", "1", "RGBX"):
-        image_in_colour = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-        image_in_colour.info = image.info
-        image = image_in_colour
-    profile = image.info.get("icc_profile")
-    converted = _through_profile(image, profile) if profile else None
-    return np.asarray(converted or image.convert("RGB"))
-
-
-def _from_16_bit(image: Image.Image) -> np.ndarray:
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
-        raise ImageRejected("unsupported pixel format")
-    grey = ((levels + 128) // 257).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _through_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """The image in sRGB, or None where there is nothing to convert."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        return ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
-
-
-@lru_cache(maxsize=1)
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

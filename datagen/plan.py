@@ -17,7 +17,7 @@ from functools import lru_cache
 from datagen import storage
 from datagen.buckets import fitting_buckets
 from datagen.errors import FlowmapsrError
-from datagen.headers import (
+from datagen.examination import (
     DUPLICATE,
     ContentHasher,
     HeaderReader,

@@ -52,9 +52,11 @@ class ImageSettings(Settings):
     transparent: Literal["reject", "white", "black"] = "reject"
     """Images with an alpha channel that is not opaque everywhere: laid over white or black."""
     animated: Literal["reject", "first_frame"] = "reject"
+    """GIF, WebP, APNG with several frames, and TIFF with several pages."""
     grey: Literal["convert", "reject"] = "convert"
     cmyk: Literal["convert", "reject"] = "convert"
     sixteen_bit: Literal["convert", "reject"] = "convert"
+    """Images of more than 8 bits for a colour."""
 
 
 class FilterSettings(Settings):
@@ -64,11 +66,13 @@ class FilterSettings(Settings):
     """Shorter side of the upright photo, pixels."""
     max_aspect_ratio: float | None = Field(None, ge=1)
     """Longer side over shorter side."""
-    max_megapixels: float = Field(100.0, gt=0)
+    max_megapixels: float = Field(110.0, gt=0)
     """Width times height, millions of pixels: bounds the memory that a worker needs."""
     min_sharpness: float | None = Field(None, gt=0)
+    """Variance of the Laplacian of the luma, squared 8-bit levels, after shrinking the photo to
+    512x512 pixels in all. Sharp photos have 200 to 4000, out of focus ones below 50."""
     min_jpeg_quality: int | None = Field(None, ge=1, le=100)
-    """JPEG files saved with less (as their quantisation tables tell) are left out."""
+    """JPEG files saved with less are left out: libjpeg's quality, as the luma table tells it."""
 
 
 class Dct8Settings(Settings):

@@ -129,7 +129,7 @@ def _own_work(recipe: DatasetRecipe) -> float:
     start = time.process_time()
     for task in plan.tasks:
         for sample in task.samples:
-            photo = decode_photo(storage.read_bytes(sample.source.uri))
+            photo = decode_photo(storage.read_bytes(sample.source.uri), recipe.images)
             made = make_pixels(photo, draw_sample(recipe, sample.source, sample.variant))
             images = np.stack([made.hq.astype(np.float32) / 255, made.lq, made.neg]) * 2 - 1
             codec.encode(torch.from_numpy(images).permute(0, 3, 1, 2)).to(torch.float16)

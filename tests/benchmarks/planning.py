@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from datagen import storage
-from datagen.headers import Header
+from datagen.examination import Header
 from datagen.ledger import Ledger
 from datagen.manifest import parse, to_compact_json
 from datagen.plan import make_plan

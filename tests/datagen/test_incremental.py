@@ -15,7 +15,7 @@ import pytest
 from datagen.build import ShardBuilder, build_dataset
 from datagen.errors import FlowmapsrError
 from datagen.finish import finish, pending_tasks
-from datagen.headers import HeaderReader
+from datagen.examination import HeaderReader
 from datagen.ledger import Ledger
 from datagen.manifest import load_manifest
 from datagen.plan import make_plan, plan_dataset

@@ -1,0 +1,104 @@
+"""Turns a loaded picture of any mode into 8-bit sRGB, through the colour profile it carries.
+
+Knows pixels and profiles, no files and no recipe.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageCms
+
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+_MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
+
+
+class UnsupportedPixels(Exception):
+    """A picture whose numbers are no colours of 16 bits or fewer."""
+
+
+def to_srgb(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3). A profile that is broken or does not fit the pixels is ignored.
+
+    16-bit levels v become (v + 128) // 257. Raises UnsupportedPixels.
+    """
+    profile = image.info.get("icc_profile")
+    image = _plain(image)
+    converted = _through_profile(image, profile) if profile else None
+    if converted is not None:
+        return converted
+    # Not convert() alone: it would copy a picture that is RGB already.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def alpha_of(image: Image.Image) -> np.ndarray | None:
+    """uint8 (H, W), 255 is opaque; None for a picture that cannot be transparent."""
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        return None if clear is None else np.where(_levels(image) == clear, 0, 255).astype(np.uint8)
+    if image.mode not in _ALPHA_MODES and clear is None:
+        return None
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def composite(rgb: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
+    """Lays uint8 (H, W, 3) over a grey level, by its alpha (H, W); rounded to the nearest."""
+    weight = alpha[..., None].astype(np.uint16)
+    mixed = rgb * weight + np.uint16(background) * (255 - weight)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in a mode that a colour profile can be of: L, RGB or CMYK."""
+    if image.mode.startswith("I"):
+        levels = _levels(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise UnsupportedPixels
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode not in _MODES:
+        raise UnsupportedPixels
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.int64)
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> np.ndarray | None:
+    """The image in sRGB, or None where there is nothing to convert."""
+    try:
+        if image.mode == "L":
+            table = _grey_table(profile)
+            return None if table is None else table[np.asarray(image)]
+        transform = _transform(profile, image.mode)
+        return None if transform is None else np.asarray(ImageCms.applyTransform(image, transform))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _grey_table(profile: bytes) -> np.ndarray | None:
+    """uint8 (256, 3), each grey level in sRGB; the usual transform is wrong by ten in the dark."""
+    transform = _transform(profile, "L", ImageCms.Flags.NOOPTIMIZE)
+    if transform is None:
+        return None
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    return np.asarray(ImageCms.applyTransform(ramp, transform))[0]
+
+
+@lru_cache(maxsize=8)
+def _transform(
+    profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
+) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None if it is sRGB. A camera's photos all share one."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(source).lower():
+        return None
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    return ImageCms.buildTransform(source, srgb, mode, "RGB", flags=flags)
