@@ -18,40 +18,60 @@ _BINS = 4096
 def gaussian_noise(
     shape: tuple[int, int, int], *, sigma: float, gray: bool, seed: int
 ) -> np.ndarray:
-    """sigma * N(0, 1) in 8-bit levels, float32 (H, W, C) or (H, W, 1) for gray."""
+    """sigma * N(0, 1) in 8-bit levels, float32 (H, W, 3); gray is one plane for all channels."""
     height, width, channels = shape
     noise = np.empty((height, width * (1 if gray else channels)), np.float32)
     # OpenCV's normal numbers are three times faster than NumPy's; its generator is per thread.
     cv2.setRNGSeed(seed)
     cv2.randn(noise, 0, sigma)
-    return noise.reshape(height, width, -1)
+    return _in_all_channels(noise) if gray else noise.reshape(shape)
 
 
 def poisson_noise(pixels: np.ndarray, *, scale: float, gray: bool, seed: int) -> np.ndarray:
     """Shot noise (Poisson(q vals) / vals - q) * scale of the rounded pixels, in 8-bit levels.
 
-    vals = 2^ceil(log2(number of distinct q)). `pixels` are levels (H, W, 3); the result
-    is float32 (H, W, 3), or (H, W, 1) for gray, where q is the luma. Drawn by inverting the
+    vals = 2^ceil(log2(number of distinct q)). `pixels` are float32 levels (H, W, 3), and so is the
+    result; for gray q is the luma, and its noise the same in all channels. Drawn by inverting the
     distribution on a table of equally likely slices, so the mean is exact.
     """
-    levels = _rounded(pixels)
-    if gray:
-        levels = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)[..., None]
-    distinct = int(np.count_nonzero(np.bincount(levels.ravel(), minlength=256)))
+    levels = rounded(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if gray else pixels)
+    distinct = int(np.count_nonzero(cv2.calcHist([levels.reshape(-1)], [0], None, [256], [0, 256])))
     table = _shot_noise_table(2 ** math.ceil(math.log2(distinct)))
     slices = np.random.Generator(np.random.SFC64(seed)).integers(
         0, _BINS, size=levels.shape, dtype=np.uint16
     )
-    return table[levels, slices] * np.float32(scale)
+    places = np.multiply(levels, _BINS, dtype=np.int32)
+    noise = np.take(table, np.add(places, slices, out=places))
+    noise *= np.float32(scale)
+    return _in_all_channels(noise) if gray else noise
 
 
-def _rounded(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
+def kept_pixels(size: tuple[int, int], *, lost: float, seed: int) -> np.ndarray:
+    """1 where a pixel stays and 0 where it is lost, float32 (H, W, 1); exactly int(lost * H * W)
+    pixels are lost."""
+    kept = np.ones(size, np.float32)
+    kept.reshape(-1)[: int(lost * kept.size)] = 0
+    np.random.Generator(np.random.SFC64(seed)).shuffle(kept.reshape(-1))
+    return kept[..., None]
+
+
+def rounded(levels: np.ndarray) -> np.ndarray:
+    """uint8 nearest to float32 levels, half to even."""
+    return cv2.add(levels, (0, 0, 0, 0), dtype=cv2.CV_8U)  # saturates; thrice as fast as NumPy
+
+
+def clipped(levels: np.ndarray) -> np.ndarray:
+    """float32 levels, those out of range set to 0 or 255; in place."""
+    return np.clip(levels, 0, 255, out=levels)
+
+
+def _in_all_channels(plane: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(plane, cv2.COLOR_GRAY2RGB)
 
 
 @lru_cache(maxsize=8)
 def _shot_noise_table(vals: int) -> np.ndarray:
-    """The mean of (Poisson(q vals) / vals - q) * 255 in each slice of each level, (256, _BINS).
+    """The mean of (Poisson(q vals) / vals - q) * 255 in each slice of each level, (256 * _BINS,).
 
     With Q the quantile function and F the distribution function, the integral of Q from 0 to F(k)
     is sum_{i<=k} i p_i and it is linear between, so the mean in each slice is exact.
@@ -69,4 +89,4 @@ def _shot_noise_table(vals: int) -> np.ndarray:
         integral = np.concatenate([[0], np.cumsum(counts * chances)])
         slices = np.diff(np.interp(edges, reached, integral)) * _BINS
         table[level] = (slices - rate) / vals * 255
-    return table.astype(np.float32)
+    return table.ravel().astype(np.float32)

@@ -5,15 +5,37 @@ One small set of operations serves every chain: FlowMapSR's, Real-ESRGAN's and E
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import chain, product
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from datagen.fields import PositiveRange, Probability, Range, Settings, ordered
+from datagen.fields import NonNegativeRange, PositiveRange, Probability, Settings, ordered
 
-Interpolation = Literal["nearest", "area", "bilinear", "bicubic"]
+Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "bicubic_antialiased"]
+"""The first four are OpenCV's; the last widens the cubic when shrinking, as Pillow and
+`interpolate(antialias=True)` do."""
 KernelShape = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
+]
+Modes = Annotated[tuple[Interpolation, ...], Field(min_length=1)]
+_PLAIN_MODES: tuple[Interpolation, ...] = ("nearest", "area", "bilinear", "bicubic")
+
+
+def _odd_widths(widths: tuple[int, int]) -> tuple[int, int]:
+    low, high = widths
+    if low % 2 == 0 or high % 2 == 0 or not 3 <= low <= high:
+        raise ValueError(f"{widths} must be two odd widths, 3 or more, the smaller one first")
+    return widths
+
+
+KernelSize = Annotated[tuple[int, int], AfterValidator(_odd_widths)]
+"""Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
+Angles = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=math.pi)], Annotated[float, Field(gt=0, le=math.pi)]],
+    AfterValidator(ordered),
 ]
 
 
@@ -22,8 +44,7 @@ class Blur(Settings):
 
     kind: Literal["blur"] = "blur"
     probability: Probability = 0.7
-    kernel_size: tuple[int, int] = (7, 21)
-    """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
+    kernel_size: KernelSize = (7, 21)
     sigma: PositiveRange = (0.2, 1.5)
     shapes: dict[KernelShape, Annotated[float, Field(ge=0)]] = {
         "iso": 0.45,
@@ -37,14 +58,45 @@ class Blur(Settings):
     beta_generalized: PositiveRange = (0.5, 4.0)
     beta_plateau: PositiveRange = (1.0, 2.0)
     sinc_probability: Probability = 0.1
+    """How often a sinc takes the shape's place; its cut-off is U(pi/3, pi) in kernels narrower
+    than 13 pixels and U(pi/5, pi) in wider ones."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        low, high = self.kernel_size
-        if low % 2 == 0 or high % 2 == 0 or not 3 <= low <= high:
-            raise ValueError(f"kernel_size {self.kernel_size} must be two odd widths, 3 or more")
         if not sum(self.shapes.values()) > 0:
             raise ValueError("shapes needs at least one weight above 0")
+        return self
+
+
+class Sinc(Settings):
+    """A circular low pass that rings and overshoots, as over-sharpened photos do."""
+
+    kind: Literal["sinc"] = "sinc"
+    probability: Probability = 0.8
+    kernel_size: KernelSize = (7, 21)
+    omega: Angles = (math.pi / 3, math.pi)
+    """Cut-off frequency, radians a pixel."""
+
+
+class Resize(Settings):
+    """A random resize up, down or not at all, to an explicit size that stays registered."""
+
+    kind: Literal["resize"] = "resize"
+    relative_to: Literal["hq", "lq"] = "hq"
+    """What the factor multiplies: the size of the HQ, or that which `downscale` will make."""
+    up_probability: Probability = 0.2
+    down_probability: Probability = 0.7
+    """The rest keeps the size the factor is relative to."""
+    factor: PositiveRange = (0.15, 1.5)
+    """Down draws from U(lowest, 1), up from U(1, highest)."""
+    modes: Modes = ("area", "bilinear", "bicubic")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.up_probability + self.down_probability > 1 + 1e-9:
+            raise ValueError("up_probability and down_probability add up to more than 1")
+        if not self.factor[0] <= 1 <= self.factor[1]:
+            raise ValueError(f"factor {self.factor} must reach from 1 or below to 1 or above")
         return self
 
 
@@ -52,21 +104,27 @@ class Downscale(Settings):
     """Shrinks by the sample's scale; the size is rounded once and stays registered with the HQ."""
 
     kind: Literal["downscale"] = "downscale"
-    modes: tuple[Interpolation, ...] = Field(
-        ("nearest", "area", "bilinear", "bicubic"), min_length=1
-    )
+    modes: Modes = _PLAIN_MODES
 
 
 class Noise(Settings):
-    """Gaussian noise with a probability, Poisson noise otherwise."""
+    """Gaussian noise with a probability, Poisson noise otherwise; the result is clipped."""
 
     kind: Literal["noise"] = "noise"
     probability: Probability = 1.0
     gaussian_probability: Probability = 0.5
-    gaussian_sigma: Range = (1.0, 10.0)
+    gaussian_sigma: NonNegativeRange = (1.0, 10.0)
     """Standard deviation in 8-bit levels (of 255)."""
-    poisson_scale: Range = (0.05, 1.0)
+    poisson_scale: NonNegativeRange = (0.05, 1.0)
     gray_probability: Probability = 0.4
+
+
+class Mask(Settings):
+    """Blackens pixels chosen at random, all channels together: what inpainting has to fill."""
+
+    kind: Literal["mask"] = "mask"
+    fraction: Annotated[tuple[Probability, Probability], AfterValidator(ordered)] = (0.9, 0.9)
+    """Exactly this part of the pixels (rounded down) is lost."""
 
 
 class Jpeg(Settings):
@@ -81,21 +139,34 @@ class ResizeBack(Settings):
     """Enlarges to exactly the HQ size, so that HQ and LQ are registered."""
 
     kind: Literal["resize_back"] = "resize_back"
-    modes: tuple[Interpolation, ...] = Field(
-        ("nearest", "area", "bilinear", "bicubic"), min_length=1
-    )
+    modes: Modes = _PLAIN_MODES
 
 
-Operation = Annotated[Blur | Downscale | Noise | Jpeg | ResizeBack, Field(discriminator="kind")]
+class Chain(Settings):
+    """One of the ways an `either` may go."""
+
+    weight: float = Field(1.0, gt=0)
+    """Relative frequency of this chain."""
+    operations: tuple[Operation, ...]
+
+
+class Either(Settings):
+    """Goes one of several ways."""
+
+    kind: Literal["either"] = "either"
+    chains: tuple[Chain, ...] = Field(min_length=2)
+
+
+Operation = Annotated[
+    Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack | Either,
+    Field(discriminator="kind"),
+]
 
 
 class DegradationSettings(Settings):
     """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
 
-    scale: Annotated[
-        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
-        AfterValidator(ordered),
-    ] = (1.0, 16.0)
+    scale: PositiveRange = (1.0, 16.0)
     """Bounds of the continuous downscale factor, drawn uniformly once for each image."""
     operations: tuple[Operation, ...] = (
         Blur(),
@@ -108,9 +179,26 @@ class DegradationSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        kinds = [operation.kind for operation in self.operations]
-        if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
-            raise ValueError("operations needs exactly one 'downscale' and one 'resize_back'")
-        if kinds.index("downscale") > kinds.index("resize_back"):
-            raise ValueError("'downscale' must come before 'resize_back'")
+        for kinds in paths(self.operations):
+            if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
+                raise ValueError(
+                    "operations needs exactly one 'downscale' and one 'resize_back' "
+                    f"whichever way it goes, not: {', '.join(kinds)}"
+                )
+            if kinds.index("downscale") > kinds.index("resize_back"):
+                raise ValueError("'downscale' must come before 'resize_back'")
+            if "resize" in kinds[kinds.index("downscale") :]:
+                raise ValueError("'resize' must come before 'downscale', which sets the LQ's size")
         return self
+
+
+def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
+    """The kinds of operations met in order, for each way the chain can go."""
+    options = [
+        [way for branch in operation.chains for way in paths(branch.operations)]
+        if isinstance(operation, Either)
+        else [[operation.kind]]
+        for operation in operations
+    ]
+    for ways in product(*options):
+        yield list(chain.from_iterable(ways))

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datagen.degradations import (
+from datagen.drawn import (
     DrawnBlur,
     DrawnDegradation,
     DrawnDownscale,
     DrawnGaussianNoise,
     DrawnJpeg,
+    DrawnMask,
     DrawnPoissonNoise,
+    DrawnResize,
     DrawnResizeBack,
     DrawnSinc,
 )
@@ -100,6 +102,10 @@ def _describe(operation: object) -> str:
             return f"{operation.shape.replace('_', ' ')} {operation.sigma_x:.1f}"
         case DrawnSinc():
             return f"sinc {operation.omega:.1f}"
+        case DrawnResize():
+            return f"resize {operation.mode} {operation.factor:.2f}"
+        case DrawnMask():
+            return f"mask {operation.fraction:.0%}"
         case DrawnDownscale():
             return f"down {operation.mode}"
         case DrawnGaussianNoise():

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from datagen.buckets import Bucket, draw_bucket
-from datagen.degradations import DrawnDegradation, degrade, draw_degradation
+from datagen.degradations import degrade, draw_degradation, draw_negative
+from datagen.drawn import DrawnDegradation
 from datagen.fields import Settings
 from datagen.settings import Augmentation, DatasetRecipe
 
@@ -107,7 +108,7 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
     )
     crop = _draw_crop(recipe, rng, photo, _turned(bucket) if turned else bucket)
     lq = draw_degradation(recipe.degradation, rng)
-    neg = draw_degradation(recipe.degradation, rng, scale=float(rng.uniform(1, lq.scale)))
+    neg = draw_negative(recipe.degradation, rng, lq_scale=lq.scale)
     return DrawnSample(
         key=key,
         source=photo.uri,

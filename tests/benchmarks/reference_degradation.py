@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datagen.degradations import (
+from datagen.drawn import (
     DrawnBlur,
     DrawnDegradation,
     DrawnDownscale,
     DrawnGaussianNoise,
     DrawnJpeg,
     DrawnOperation,
+    DrawnMask,
     DrawnPoissonNoise,
+    DrawnResize,
     DrawnResizeBack,
     DrawnSinc,
-    small_size,
 )
+from datagen.noise import kept_pixels
+from datagen.steps import small_size
 
 _CV2_MODES = {
     "nearest": cv2.INTER_NEAREST_EXACT,
@@ -53,8 +56,13 @@ def _numpy_step(
         case DrawnDownscale():
             mode = _CV2_MODES[operation.mode]
             return cv2.resize(image, small_size(size, scale), interpolation=mode)
+        case DrawnResize():
+            target = _resize_target(operation, scale, size)
+            return cv2.resize(image, target, interpolation=_CV2_MODES[operation.mode])
         case DrawnResizeBack():
             return cv2.resize(image, size, interpolation=_CV2_MODES[operation.mode])
+        case DrawnMask():
+            return image * kept_pixels(image.shape[:2], lost=operation.fraction, seed=operation.seed)
         case DrawnGaussianNoise():
             rng = np.random.RandomState(operation.seed)
             shape = (*image.shape[:2], 1) if operation.gray else image.shape
@@ -68,6 +76,14 @@ def _numpy_step(
             data = cv2.imencode(".jpg", pixels, options)[1]
             return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
     return image
+
+
+def _resize_target(
+    resize: DrawnResize, scale: float, size: tuple[int, int]
+) -> tuple[int, int]:
+    base = 1.0 if resize.relative_to == "hq" else scale
+    width, height = (max(1, round(side * resize.factor / base)) for side in size)
+    return width, height
 
 
 def _numpy_poisson(operation: DrawnPoissonNoise, image: np.ndarray) -> np.ndarray:
@@ -98,8 +114,13 @@ def _torch_step(
             return F.conv2d(padded.transpose(0, 1), kernel[None, None]).transpose(0, 1)
         case DrawnDownscale():
             return _torch_resize(image, small_size(size, scale), operation.mode)
+        case DrawnResize():
+            return _torch_resize(image, _resize_target(operation, scale, size), operation.mode)
         case DrawnResizeBack():
             return _torch_resize(image, size, operation.mode)
+        case DrawnMask():
+            kept = kept_pixels(size[::-1], lost=operation.fraction, seed=operation.seed)
+            return image * torch.from_numpy(kept).permute(2, 0, 1)
         case DrawnGaussianNoise():
             torch.manual_seed(operation.seed)
             noise = torch.randn_like(image[:, :1] if operation.gray else image)
