@@ -105,9 +105,9 @@ def dataset_build(
         manifest = completed(resolved)
         if manifest is not None:
             return out.say(reports.built(resolved.output, manifest, how="was complete already"))
-        from pipelines.flows.dataset import build_dataset
+        from pipelines.flows.dataset import run_build
 
-        out.say(reports.built(resolved.output, build_dataset(resolved), how="is complete"))
+        out.say(reports.built(resolved.output, run_build(resolved), how="is complete"))
 
 
 @dataset_app.command("inspect")

@@ -24,10 +24,18 @@ EMBEDDED = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
 }
 
+PATIENCE = {
+    # A server that goes away in the middle is waited for 2 + 4 s at each call, and there are three
+    # calls at a flow's end; Prefect's own 5 retries would hold a finished build for 224 s.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "PREFECT_API_REQUEST_TIMEOUT": "15",
+}
+"""For commands at a terminal. A run in a Prefect worker keeps Prefect's own longer patience."""
+
 
 def prepare_environment() -> None:
-    """Fills in `QUIET` and `EMBEDDED` where the user has set nothing."""
-    for name, value in {**QUIET, **EMBEDDED}.items():
+    """Fills in `QUIET`, `EMBEDDED` and `PATIENCE` where the user has set nothing."""
+    for name, value in {**QUIET, **EMBEDDED, **PATIENCE}.items():
         os.environ.setdefault(name, value)
 
 
