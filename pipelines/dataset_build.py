@@ -28,7 +28,7 @@ def make_station(recipe: DatasetRecipe, plan: Plan, watch: Watch) -> None:
     if not pending:
         return
     limit = RejectionLimit(plan)
-    with watch(_meter(plan, pending)) as shown, ray_cluster(cpus=recipe.workers):
+    with ray_cluster(cpus=recipe.workers), watch(_meter(plan, pending)) as shown:
 
         def note(task: ShardTask, record: ShardRecord) -> None:
             shown(_made(task, record))

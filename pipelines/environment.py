@@ -43,6 +43,11 @@ def leave_run_logs_to_prefect() -> None:
     """Keeps logs of flow and task runs off the terminal, where the command reports for itself.
 
     They still go to Prefect's pages. Under a Prefect worker, which shows them, this is not called.
+    A server that is gone is reported in one line by `prefect_guard`, not for every lost message.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
+    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        # A level would not outlive Prefect's own set-up of logging; a filter does.
+        logging.getLogger(name).addFilter(lambda record: False)
+    logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set

@@ -27,7 +27,7 @@ from datagen.build import PREVIEW, REJECTED
 from datagen.manifest import Manifest
 from pipelines.build_progress import BuildMeter
 from pipelines.place_name import place_name
-from pipelines.prefect_guard import first_line, side_thread
+from pipelines.prefect_guard import side_thread, warn
 from pipelines.reports import duration, human_bytes
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class _ProgressPage:
     def follow(self, stop: threading.Event) -> None:
         """Sends the meter every few seconds until told to stop, and then once more."""
         with get_client(sync_client=True, httpx_settings={"timeout": CALL_SECONDS}) as client:
-            pause, warned, last = 0.0, False, False
+            pause, last = 0.0, False
             while not last:
                 last = stop.wait(timeout=pause)
                 try:
@@ -73,9 +73,7 @@ class _ProgressPage:
                     pause = UPDATE_SECONDS
                 except Exception as error:  # the edge of this thread: the build must not notice
                     pause = SILENCE_SECONDS
-                    if not warned:
-                        log.warning("Prefect takes no progress (%s); goes on", first_line(error))
-                    warned = True
+                    warn(error)
 
     def _send(self, client: SyncPrefectClient) -> None:
         meter = self._meter
@@ -120,7 +118,7 @@ def _add_all(manifest: Manifest, dataset: str) -> None:
             create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
         create_link_artifact(preview_link(dataset), "preview.png", key=f"{name}-preview")
     except Exception as error:  # the edge of this thread: the dataset is complete without a page
-        log.warning("Prefect takes no summary of the dataset (%s)", first_line(error))
+        warn(error)
 
 
 def summary_markdown(manifest: Manifest, dataset: str) -> str:

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import cache
 from typing import Generic, TypeVar
 
 from prefect.exceptions import TerminationSignal
@@ -56,7 +57,7 @@ def despite_prefect(work: Once[T], through: Callable[[], object]) -> T:
         through()
     except Exception as error:  # the edge to Prefect: any failure that is not the work's own
         _raise_own_failure(work)
-        _warn(error)
+        warn(error)
     return work()
 
 
@@ -75,7 +76,7 @@ def run_flow(work: Once[T], flow: Callable[[], object]) -> T:
         _raise_own_failure(work)
         if not work.started:
             raise FlowmapsrError(_refusal(error)) from error
-        _warn(error)
+        warn(error)
     return work()
 
 
@@ -86,10 +87,16 @@ def _raise_own_failure(work: Once[T]) -> None:
         raise work.failure
 
 
-def _warn(error: Exception) -> None:
+def warn(error: Exception) -> None:
+    """Says that Prefect failed, once for each way in which it does."""
+    _warn_once(_first_line(error))
+
+
+@cache
+def _warn_once(reason: str) -> None:
     log.warning(
-        "Prefect failed (%s); the work goes on without it, and its pages may show another state",
-        first_line(error),
+        "Prefect does not answer (%s): the work goes on without it, and its pages may stay behind",
+        reason,
     )
 
 
@@ -97,17 +104,16 @@ def _refusal(error: Exception) -> str:
     url = get_current_settings().api.url
     if url is None:
         return (
-            f"Prefect's own server did not start ({first_line(error)}); look for a full disk or "
+            f"Prefect's own server did not start ({_first_line(error)}); look for a full disk or "
             "too little memory, or set PREFECT_API_URL to a running server"
         )
     return (
-        f"Prefect at PREFECT_API_URL={url} does not take the run ({first_line(error)}); start the "
+        f"Prefect at PREFECT_API_URL={url} does not take the run ({_first_line(error)}); start the "
         "server, correct the variable, or unset it to run without a server"
     )
 
 
-def first_line(error: Exception) -> str:
-    """An error in one line."""
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
