@@ -75,7 +75,7 @@ def run_flow(work: Once[T], flow: Callable[[], object]) -> T:
     except Exception as error:  # the edge to Prefect, as above
         _raise_own_failure(work)
         if not work.started:
-            raise FlowmapsrError(_refusal(error)) from error
+            raise FlowmapsrError(refusal(error)) from error
         warn(error)
     return work()
 
@@ -100,7 +100,8 @@ def _warn_once(reason: str) -> None:
     )
 
 
-def _refusal(error: Exception) -> str:
+def refusal(error: Exception) -> str:
+    """What to do about a Prefect that does not even take a call."""
     url = get_current_settings().api.url
     if url is None:
         return (
@@ -108,7 +109,7 @@ def _refusal(error: Exception) -> str:
             "too little memory, or set PREFECT_API_URL to a running server"
         )
     return (
-        f"Prefect at PREFECT_API_URL={url} does not take the run ({_first_line(error)}); start the "
+        f"Prefect at PREFECT_API_URL={url} does not answer as it should ({_first_line(error)}); start the "
         "server, correct the variable, or unset it to run without a server"
     )
 
