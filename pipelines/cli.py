@@ -105,9 +105,9 @@ def dataset_build(
         manifest = completed(resolved)
         if manifest is not None:
             return out.say(reports.built(resolved.output, manifest, how="was complete already"))
-        from pipelines.flows.dataset import build_dataset
+        from pipelines.flows.dataset import run_build
 
-        out.say(reports.built(resolved.output, build_dataset(resolved), how="is complete"))
+        out.say(reports.built(resolved.output, run_build(resolved), how="is complete"))
 
 
 @dataset_app.command("inspect")
@@ -196,6 +196,34 @@ def upscale(
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
         report = upscale_all(jobs, model or default_model(), scale=scale, steps=steps)
         out.say(reports.upscaled(str(output), scale, report))
+
+
+@app.command()
+def deploy(
+    recipe: RecipeName,
+    settings: Settings = None,
+    cron: Annotated[str | None, typer.Option(help="When to run, such as '0 3 * * *'.")] = None,
+    interval: Annotated[str | None, typer.Option(help="How often, such as 15m or 6h.")] = None,
+    timezone: Annotated[str, typer.Option(help="In which the schedule is meant.")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Work pool, made if missing.")] = "flowmapsr",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Register a dataset's build on a Prefect server, to run when due. Run it again to change it.
+
+    Example: flowmapsr deploy demo sources=[s3://b/photos] output=s3://b/set --interval 6h
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.recipe import dataset_recipe
+
+        resolved = dataset_recipe(recipe, settings or [])
+        from pipelines import deployments
+
+        schedule = deployments.parse_schedule(cron, interval, timezone)
+        if dry_run:
+            return out.say_recipe(resolved.model_dump(mode="json"))
+        target = deployments.dataset_deployable(resolved)
+        out.say(reports.deployed(deployments.deploy(target, schedule=schedule, pool=pool)))
 
 
 @app.command()

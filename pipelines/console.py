@@ -24,7 +24,7 @@ from pipelines.reports import Report, command
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
-class _Terminated(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """SIGTERM, so that clean-up runs as it does on Ctrl-C."""
 
 
@@ -69,7 +69,7 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
         try:
             yield output
         except KeyboardInterrupt as stop:
-            code = TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
             output.fail(f"Stopped; nothing is lost. To continue: {_same_command()}", exit_code=code)
         except FlowmapsrError as error:
             output.fail(str(error), exit_code=getattr(error, "exit_code", FAILED))
@@ -89,7 +89,7 @@ def _same_command() -> str:
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    raise Terminated
 
 
 def _unexpected(error: Exception) -> str:

@@ -24,10 +24,18 @@ EMBEDDED = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
 }
 
+PATIENCE = {
+    # A server that goes away in the middle is waited for 2 + 4 s at each call, and there are three
+    # calls at a flow's end; Prefect's own 5 retries would hold a finished build for 224 s.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+    "PREFECT_API_REQUEST_TIMEOUT": "15",
+}
+"""For commands at a terminal. A run in a Prefect worker keeps Prefect's own longer patience."""
+
 
 def prepare_environment() -> None:
-    """Fills in `QUIET` and `EMBEDDED` where the user has set nothing."""
-    for name, value in {**QUIET, **EMBEDDED}.items():
+    """Fills in `QUIET`, `EMBEDDED` and `PATIENCE` where the user has set nothing."""
+    for name, value in {**QUIET, **EMBEDDED, **PATIENCE}.items():
         os.environ.setdefault(name, value)
 
 
@@ -35,6 +43,11 @@ def leave_run_logs_to_prefect() -> None:
     """Keeps logs of flow and task runs off the terminal, where the command reports for itself.
 
     They still go to Prefect's pages. Under a Prefect worker, which shows them, this is not called.
+    A server that is gone is reported in one line by `prefect_guard`, not for every lost message.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
+    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        # A level would not outlive Prefect's own set-up of logging; a filter does.
+        logging.getLogger(name).addFilter(lambda record: False)
+    logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set

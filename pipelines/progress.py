@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from pipelines.reports import duration
+
 if TYPE_CHECKING:
     from rich import progress as bars
 
@@ -43,6 +45,7 @@ class _Lines:
     def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._note = done, ""
+        self._found_done, self._start = done, time.monotonic()
         self._printed = -1
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -59,11 +62,17 @@ class _Lines:
             self._print()
 
     def _print(self) -> None:
-        note = f"  {self._note}" if self._note else ""
-        text = f"{self._title}: {self._done}/{self._total} {self._unit}{note}"
-        print(text, file=sys.stderr, flush=True)
+        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", self._left()]
+        print("  ".join(filter(None, [*parts, self._note])), file=sys.stderr, flush=True)
         self._printed = self._done
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def _left(self) -> str:
+        made = self._done - self._found_done
+        if made <= 0 or self._done >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self._total - self._done) / made
+        return f"{duration(seconds)} left"
 
 
 @contextmanager

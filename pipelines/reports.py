@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datagen.manifest import Manifest
     from datagen.verify import Fault
+    from pipelines.deployments import Deployed
     from pipelines.status import RunStatus, StageStatus
     from pipelines.upscaling import UpscaleReport
     from training.records import EvaluationRow, StageRecord
@@ -124,6 +125,30 @@ def upscaled(output: str, scale: float, report: UpscaleReport) -> Report:
         lines += [f"Left out {counted(len(failed), 'image')}:"]
         lines += [f"  {path}: {reason}" for path, reason in report.failed]
     return Report(result, lines, ok=not failed)
+
+
+def deployed(found: Deployed) -> Report:
+    """A deployment, and the commands of Prefect that start, pause and remove it."""
+    name = found.deployment
+    commands = {
+        "worker": f"prefect worker start --pool {shlex.quote(found.work_pool)}",
+        "run_now": f"prefect deployment run {name}",
+        "pause": f"prefect deployment schedule pause {name} {found.schedule_id}",
+        "remove": f"prefect deployment delete {name}",
+    }
+    if found.next_run is None:
+        due = "none: it runs when it is told to"
+        del commands["pause"]
+    else:
+        due = f"{found.schedule}, next run {found.next_run:%Y-%m-%d %H:%M:%S %Z}"
+    lines = [
+        f"Deployed {name}: builds {found.output}, one run at a time.",
+        f"  schedule  {due}",
+        *(f"  {key.replace('_', ' '):8}  {text}" for key, text in commands.items()),
+        "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
+        f"Next: {commands['worker']}",
+    ]
+    return Report({**found.model_dump(mode="json"), "commands": commands}, lines)
 
 
 def run_stands(found: RunStatus) -> Report:

@@ -1,62 +1,77 @@
 """The flow from photos to dataset: plan, shards, finish. Every step skips what is done already.
 
-Knows where the work runs; what a shard holds is `datagen`'s business.
+Wraps the plain stations of `dataset_build` for Prefect's pages; a Prefect that fails in the middle
+stops none of them.
 """
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from datagen.build import RejectionLimit, ShardBuilder, finish
-from datagen.manifest import Manifest, ShardRecord
-from datagen.plan import Plan, ShardTask, pending_tasks, plan_dataset
+from datagen.build import completed
+from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
-from pipelines.cluster import ray_cluster
-from pipelines.pool import run_shard_tasks
-from pipelines.progress import show_progress
+from pipelines.build_progress import BuildMeter, Made, Watch, watch_on_terminal
+from pipelines.dataset_build import finish_station, make_station, plan_station
+from pipelines.flow_artifacts import progress_artifact, show_result
+from pipelines.prefect_guard import Once, despite_prefect, run_flow
+
+T = TypeVar("T")
+NAME = "build-dataset"
+RUN_NAME = "{recipe.output}"
 
 
-@flow(name="build-dataset", flow_run_name="{recipe.output}")
+@flow(name=NAME, flow_run_name=RUN_NAME)
 def build_dataset(recipe: DatasetRecipe) -> Manifest:
     """Photos to shards of latents with a manifest; run it again to continue where it stopped."""
-    plan = plan_shards(recipe)
-    make_shards(recipe, plan)
-    return finish_dataset(plan)
+    finished = completed(recipe)
+    return _build(recipe) if finished is None else finished
 
 
-@task(name="plan", cache_policy=NO_CACHE)
-def plan_shards(recipe: DatasetRecipe) -> Plan:
-    """Lists the photos and decides which sample goes into which shard."""
-    return plan_dataset(recipe)
+def run_build(recipe: DatasetRecipe) -> Manifest:
+    """`build_dataset` for a command: once begun, it ends well even if Prefect does not.
+
+    Unlike the flow it does not look first whether the dataset is complete already.
+
+    Raises FlowmapsrError when Prefect cannot even start the run, and as the stations do.
+    """
+    work = Once(lambda: _build(recipe))
+
+    @flow(name=NAME, flow_run_name=RUN_NAME)
+    def build_dataset(recipe: DatasetRecipe) -> Manifest:
+        return work()
+
+    return run_flow(work, lambda: build_dataset(recipe))
 
 
-@task(name="shards", cache_policy=NO_CACHE)
-def make_shards(recipe: DatasetRecipe, plan: Plan) -> None:
-    """Makes the shards that are not there yet; this one task drives all of Ray's workers."""
-    logger = get_run_logger()
-    pending = pending_tasks(plan)
-    total = len(plan.tasks)
-    logger.info("%d shards, %d to make", total, len(pending))
-    if not pending:
-        return
-    limit = RejectionLimit(plan)
-    done = total - len(pending)
-    with (
-        show_progress("dataset", total=total, unit="shards", done=done) as progress,
-        ray_cluster(cpus=recipe.workers),
-    ):
-
-        def note(task: ShardTask, record: ShardRecord) -> None:
-            progress.advance()
-            limit.check(task, record)
-
-        run_shard_tasks(ShardBuilder(recipe), pending, workers=recipe.workers, on_done=note)
-
-
-@task(name="finish", cache_policy=NO_CACHE)
-def finish_dataset(plan: Plan) -> Manifest:
-    """Checks that every shard is there and writes the manifest, which completes the dataset."""
-    manifest = finish(plan)
-    get_run_logger().info("%d samples in %d shards", manifest.num_samples, manifest.num_shards)
+def _build(recipe: DatasetRecipe) -> Manifest:
+    plan = _station("plan", lambda: plan_station(recipe))
+    _station("shards", lambda: make_station(recipe, plan, _watch(recipe.output)))
+    manifest = _station("finish", lambda: finish_station(plan))
+    show_result(manifest, recipe.output)
     return manifest
+
+
+def _watch(dataset: str) -> Watch:
+    @contextmanager
+    def watch(meter: BuildMeter) -> Iterator[Callable[[Made], None]]:
+        with watch_on_terminal(meter) as note, progress_artifact(meter, dataset):
+            yield note
+
+    return watch
+
+
+def _station(name: str, work: Callable[[], T]) -> T:
+    """One step of the build as a Prefect task."""
+    once = Once(work)
+
+    @task(name=name, cache_policy=NO_CACHE)
+    def station() -> T:
+        return once()
+
+    return despite_prefect(once, station)

@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from datagen.build import completed
 from datagen.fields import Settings
 from pipelines.cluster import ray_cluster
-from pipelines.flows.dataset import build_dataset
+from pipelines.flows.dataset import run_build
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
 from training.records import FLOWMAPSR, EvaluationRow
@@ -50,7 +50,7 @@ def full(recipe: FullRecipe) -> FullRecord:
     with ray_cluster(cpus=max(recipe.dataset.workers, recipe.training.workers)):
         with watch.station("dataset"):
             if completed(recipe.dataset) is None:
-                build_dataset(recipe.dataset)
+                run_build(recipe.dataset)
         with watch.station("training"):
             train(recipe.training)
     with watch.station("evaluation"):
