@@ -13,7 +13,7 @@ import torch
 from datagen import storage
 from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
-from datagen.ledger import REJECTED, Ledger
+from datagen.ledger import Ledger
 from datagen.manifest import (
     MANIFEST,
     CodecRecord,
@@ -27,7 +27,7 @@ from datagen.plan import enforce_limit
 from datagen.preview import PreviewRow, draw_preview
 from datagen.samples import DrawnSample
 from datagen.shards import Latents, read_shard
-from datagen.summary import Sums, statistics, sums_of, total
+from datagen.summary import statistics, sums_of, total
 from datagen.survey import finished_tasks
 from datagen.tasks import PLAN, SHARDS, TASKS, Plan, ShardTask, TaskRecord, record_path
 
@@ -121,9 +121,7 @@ def _manifest(
     plan: Plan, before: Manifest | None, records: list[TaskRecord], ledger: Ledger
 ) -> Manifest:
     new = [shard for record in records for shard in record.shards]
-    shards = tuple(
-        sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path)
-    )
+    shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
     if not shards:
         raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
     sums = total(

@@ -17,9 +17,9 @@ from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from datagen.manifest import Manifest, ShardRecord, dataset_of, load_manifest, parse
-from datagen.tasks import SHARDS
 from datagen.samples import DrawnSample
 from datagen.shards import HQ_IMAGE, META, Latents, ShardSample, read_shard
+from datagen.tasks import SHARDS
 
 
 class Fault(Settings):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -39,6 +39,11 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_nodes() -> list[Mapping[str, float]]:
+    """What each living node of the connected cluster has, as Ray names it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _connect(address: str) -> None:
