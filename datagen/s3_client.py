@@ -118,6 +118,8 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
             _clients.note_answer()
             return answer
         except _failures() as failure:
+            if _code(failure):
+                _clients.note_answer()
             if _is_expired(failure) and not renewed:
                 renewed = True
                 _clients.renew(client)
@@ -169,6 +171,7 @@ def _endpoint() -> str | None:
 
 def _new_client(endpoint: str | None, attempts: int) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -193,7 +196,11 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
             )
         )
     try:
-        return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
+        core = botocore.session.Session()
+        # Half of the time of a listing goes into dates that nobody reads here.
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+        session = boto3.Session(botocore_session=core)
+        return session.client("s3", endpoint_url=endpoint, config=config)
     except (ValueError, BotoCoreError) as error:
         raise FlowmapsrError(
             f"S3 cannot be set up ({_redacted(str(error))}); check the AWS_* variables "
