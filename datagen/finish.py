@@ -13,7 +13,7 @@ import torch
 from datagen import storage
 from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
-from datagen.ledger import REJECTED, SOURCES, Ledger
+from datagen.ledger import REJECTED, Ledger
 from datagen.manifest import (
     MANIFEST,
     CodecRecord,
@@ -73,7 +73,7 @@ def finish(plan: Plan) -> Manifest:
     ledger.write_rejected(plan.output)
     preview = draw_preview(_preview_rows(plan, manifest.shards))
     storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
-    hashes = file_hashes(plan.output, (SOURCES, REJECTED, PREVIEW))
+    hashes = file_hashes(plan.output, (REJECTED, PREVIEW))
     manifest = manifest.model_copy(update={"files": hashes})
     storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
     clear_up(plan.output, manifest)

@@ -93,7 +93,8 @@ class Manifest(Settings):
     rejected: RejectedCount
     stats: Statistics
     files: dict[str, str] = {}
-    """SHA-256 of the dataset's other files, by name: every file is named here or is a shard's."""
+    """SHA-256 of the dataset's other files, by name; but `sources.jsonl`, which has its own checksum
+    and changes when photos move."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -16,7 +16,7 @@ import numpy as np
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
-from datagen.ledger import REJECTED, Ledger
+from datagen.ledger import REJECTED, SOURCES, Ledger
 from datagen.lock import is_lock
 from datagen.manifest import MANIFEST, Manifest, ShardRecord, dataset_of, load_manifest, to_json
 from datagen.samples import Split, split_of
@@ -60,7 +60,7 @@ def verify_dataset(uri: str, *, workers: int = 4, on_shard: OnShard | None = Non
         return [Fault(where=uri, what=str(error))]
     faults = [*_manifest_faults(manifest, root), *_file_faults(manifest, root)]
     faults += _stray_files(manifest, root)
-    splits = _splits(manifest, root)
+    splits = _splits(manifest, root, faults)
     keys: list[np.ndarray] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
         reports = threads.map(
@@ -114,17 +114,22 @@ def _stray_files(manifest: Manifest, root: str) -> Iterator[Fault]:
         yield Fault(where=storage.join(root, PLAN), what=what)
         return
     shards = {storage.join(root, record.path) for record in manifest.shards}
-    named = {storage.join(root, name) for name in (MANIFEST, *manifest.files)}
+    named = {storage.join(root, name) for name in (MANIFEST, SOURCES, *manifest.files)}
     for uri in sorted(found - named - shards - {record_path(shard) for shard in shards}):
         if not is_lock(uri):
             yield Fault(where=uri, what="stray file: the manifest does not name it")
 
 
-def _splits(manifest: Manifest, root: str) -> dict[str, Split] | None:
+def _splits(manifest: Manifest, root: str, faults: list[Fault]) -> dict[str, Split] | None:
     """The split of every photo by the first digits of its hash; None if the list is damaged."""
+    where = storage.join(root, SOURCES)
     try:
         hashes = Ledger.read(root).hashes()
-    except FlowmapsrError:  # a fault of the file, which is named already
+    except FlowmapsrError as error:
+        faults.append(Fault(where=where, what=str(error)))
+        return None
+    if not hashes:
+        faults.append(Fault(where=where, what="missing: no photo of the samples is known"))
         return None
     fraction = manifest.recipe["validation_fraction"]
     return {sha256[:_PHOTO_DIGITS]: split_of(sha256, fraction) for sha256 in hashes}

@@ -74,6 +74,12 @@ def test_missing_and_stray_files(dataset: Path) -> None:
     assert tar.name in _only_fault(dataset)
 
 
+@pytest.mark.parametrize("name", ["sources.jsonl", "rejected.jsonl", "preview.png"])
+def test_missing_lists_and_pictures(dataset: Path, name: str) -> None:
+    (dataset / name).unlink()
+    assert name in _only_fault(dataset)
+
+
 def test_missing_record(dataset: Path) -> None:
     _first_tar(dataset).with_suffix(".json").unlink()
     assert ".json" in _only_fault(dataset) and "no such file" in _only_fault(dataset)
