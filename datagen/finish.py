@@ -20,6 +20,7 @@ from datagen.manifest import (
     Manifest,
     RejectedCount,
     ShardRecord,
+    file_hashes,
     load_manifest,
     to_json,
 )
@@ -72,6 +73,8 @@ def finish(plan: Plan) -> Manifest:
     ledger.write_rejected(plan.output)
     preview = draw_preview(_preview_rows(plan, manifest.shards))
     storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
+    hashes = file_hashes(plan.output, (REJECTED, PREVIEW))
+    manifest = manifest.model_copy(update={"files": hashes})
     storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
     clear_up(plan.output, manifest)
     return manifest

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import (
+    ModelWrapValidatorHandler,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
@@ -86,11 +92,26 @@ class Manifest(Settings):
     shards: tuple[ShardRecord, ...]
     rejected: RejectedCount
     stats: Statistics
+    files: dict[str, str] = {}
+    """SHA-256 of the dataset's other files, by name; but `sources.jsonl`, which has its own checksum
+    and changes when photos move."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def digest(self) -> str:
-        """SHA-256 of `manifest.json`: the name of exactly this dataset."""
-        return hashlib.sha256(to_json(self)).hexdigest()
+        """The name of exactly this dataset: SHA-256 of `manifest.json` without this last field."""
+        return hashlib.sha256(_json(self.model_dump(mode="json", exclude={"digest"}))).hexdigest()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_digest(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A stored digest must be that of the rest: a manifest that was touched is no manifest."""
+        if not isinstance(content, dict) or "digest" not in content:
+            return handler(content)
+        manifest = handler({name: content[name] for name in content if name != "digest"})
+        if manifest.digest != content["digest"]:
+            raise ValueError("digest is not that of the content: the file was changed or damaged")
+        return manifest
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
         """The recipe again, for a dataset that lies at `output`."""
@@ -101,8 +122,19 @@ class Manifest(Settings):
 
 def to_json(record: Settings) -> bytes:
     """Readable JSON whose bytes depend on the content only."""
-    text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    return text.encode() + b"\n"
+    return _json(record.model_dump(mode="json"))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def file_hashes(output: str, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files of a dataset, for `Manifest.files`; they must be written already."""
+    return {
+        name: hashlib.sha256(storage.read_bytes(storage.join(output, name))).hexdigest()
+        for name in sorted(names)
+    }
 
 
 def to_compact_json(record: Settings) -> bytes:
@@ -154,6 +186,8 @@ def _check_version(path: str, data: bytes) -> None:
             f"{path}: schema_version is {version}, this program reads {SCHEMA_VERSION}; "
             "build the dataset again or use the program that made it"
         )
+    if "digest" not in content:
+        raise FlowmapsrError(f"{path}: digest is missing; restore the file")
 
 
 def _first_fault(error: ValidationError) -> str:
