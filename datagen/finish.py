@@ -13,7 +13,7 @@ import torch
 from datagen import storage
 from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
-from datagen.ledger import Ledger
+from datagen.ledger import REJECTED, Ledger
 from datagen.manifest import (
     MANIFEST,
     CodecRecord,
