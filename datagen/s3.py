@@ -14,7 +14,8 @@ from typing import IO, Any
 from datagen import local_files
 from datagen.entries import Entry
 from datagen.errors import FlowmapsrError, NotFoundError
-from datagen.s3_client import PRECONDITION_CODES, S3Refused, body, retried, upload_in_parts
+from datagen.s3_client import body, retried, upload_in_parts
+from datagen.s3_refusals import PRECONDITION_CODES, S3Refused
 
 SCHEME = "s3://"
 _PAGE = 1000

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen import s3, s3_client, storage
+from datagen import s3, s3_client, s3_refusals, storage
 from datagen.errors import FlowmapsrError
 from tests.s3 import FaultyS3
 
@@ -180,7 +180,7 @@ def test_no_secret_is_in_a_message(
         storage.read_bytes(uri)
     assert "hidden" not in str(caught.value)
     text = "http://u:hidden@host/b?X-Amz-Signature=hidden&X-Amz-Security-Token=hidden&a=1"
-    assert s3_client._redacted(text) == (
+    assert s3_refusals.redacted(text) == (
         "http://host/b?X-Amz-Signature=***&X-Amz-Security-Token=***&a=1"
     )
 
@@ -298,7 +298,8 @@ def test_what_a_disk_says_is_explained(
 
 
 def test_a_full_temporary_folder_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
+    descriptor = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: os.fdopen(descriptor, "w+b"))
     where = re.escape(tempfile.gettempdir())
     with (
         pytest.raises(FlowmapsrError, match=rf"file\.bin.*{where}.*free some space"),
@@ -347,7 +348,7 @@ def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) ->
 
 
 def test_a_refusal_travels_between_processes() -> None:
-    refused = pickle.loads(pickle.dumps(s3_client.S3Refused("s3://b/k: no", "AccessDenied")))
+    refused = pickle.loads(pickle.dumps(s3_refusals.S3Refused("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 
