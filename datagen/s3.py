@@ -148,15 +148,22 @@ def delete(uri: str) -> None:
 
 
 def remove_leftovers(uri: str) -> list[str]:
-    """Aborts uploads in parts that killed processes left below the prefix; their URIs."""
+    """Aborts uploads in parts that killed processes left below the prefix; their URIs.
+
+    They are invisible and only cost space (the first thousand are enough for one call). So an
+    account that may not list them, or a server that does not know them, is no error.
+    """
     bucket, key = _bucket_and_key(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
-    answer = retried(
-        uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
-    )
-    uploads = answer.get("Uploads", [])
-    for upload in uploads:
-        retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+    try:
+        answer = retried(
+            uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+        )
+        uploads = answer.get("Uploads", [])
+        for upload in uploads:
+            retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+    except S3Refused:
+        return []
     return sorted(f"{SCHEME}{bucket}/{upload['Key']}" for upload in uploads)
 
 

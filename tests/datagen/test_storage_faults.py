@@ -216,6 +216,9 @@ def test_uploads_left_by_a_killed_process_are_removed(faulty_s3: FaultyS3, uri: 
     assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/folder") == [uri]
     left = faulty_s3.client.list_multipart_uploads(Bucket=faulty_s3.bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == ["elsewhere/file.bin"]
+    faulty_s3.fail("status", "GET", status=403, code="AccessDenied")
+    assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/elsewhere") == []
+    assert faulty_s3.faults[0].times == 0
 
 
 def test_a_lost_answer_does_not_hide_who_won(faulty_s3: FaultyS3, uri: str) -> None:
