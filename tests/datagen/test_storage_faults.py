@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen import s3, s3_client, storage
+from datagen import s3, s3_client, s3_refusals, storage
 from datagen.errors import FlowmapsrError
 from tests.s3 import FaultyS3
 
@@ -180,7 +180,7 @@ def test_no_secret_is_in_a_message(
         storage.read_bytes(uri)
     assert "hidden" not in str(caught.value)
     text = "http://u:hidden@host/b?X-Amz-Signature=hidden&X-Amz-Security-Token=hidden&a=1"
-    assert s3_client._redacted(text) == (
+    assert s3_refusals.redacted(text) == (
         "http://host/b?X-Amz-Signature=***&X-Amz-Security-Token=***&a=1"
     )
 
@@ -216,6 +216,9 @@ def test_uploads_left_by_a_killed_process_are_removed(faulty_s3: FaultyS3, uri: 
     assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/folder") == [uri]
     left = faulty_s3.client.list_multipart_uploads(Bucket=faulty_s3.bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == ["elsewhere/file.bin"]
+    faulty_s3.fail("status", "GET", status=403, code="AccessDenied")
+    assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/elsewhere") == []
+    assert faulty_s3.faults[0].times == 0
 
 
 def test_a_lost_answer_does_not_hide_who_won(faulty_s3: FaultyS3, uri: str) -> None:
@@ -298,7 +301,8 @@ def test_what_a_disk_says_is_explained(
 
 
 def test_a_full_temporary_folder_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
+    descriptor = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: os.fdopen(descriptor, "w+b"))
     where = re.escape(tempfile.gettempdir())
     with (
         pytest.raises(FlowmapsrError, match=rf"file\.bin.*{where}.*free some space"),
@@ -347,7 +351,7 @@ def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) ->
 
 
 def test_a_refusal_travels_between_processes() -> None:
-    refused = pickle.loads(pickle.dumps(s3_client.S3Refused("s3://b/k: no", "AccessDenied")))
+    refused = pickle.loads(pickle.dumps(s3_refusals.S3Refused("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 
