@@ -38,21 +38,26 @@ class Band:
             weights[:, :, tap : tap + taps] += kernels[:, tap, None, None] * self.weights
         return Band(self.starts - width // 2, weights)
 
-    def before_blur(self, kernels: np.ndarray, *, size: int) -> Band:
-        """This map of `size` inputs, its output blurred by kernels (terms, width)."""
+    def before_blur(self, kernels: np.ndarray) -> Band:
+        """This map with its output blurred by kernels (terms, width)."""
         half, outputs = kernels.shape[1] // 2, len(self.starts)
         rows = np.arange(outputs)
-        dense = np.zeros((outputs, size + self.taps))
-        dense[rows[:, None], self.starts[:, None] + np.arange(self.taps)] = self.weights[0]
         starts = self.starts[np.maximum(rows - half, 0)]
         ends = self.starts[np.minimum(rows + half, outputs - 1)] + self.taps
-        columns = starts[:, None] + np.arange(int((ends - starts).max()))
-        columns = np.minimum(columns, size + self.taps - 1)  # a column of zeros
-        blurred = [
-            cv2.filter2D(dense, cv2.CV_64F, kernel[:, None], borderType=cv2.BORDER_REFLECT_101)
-            for kernel in kernels
-        ]
-        return Band(starts, np.stack([np.take_along_axis(map_, columns, 1) for map_ in blurred]))
+        weights = np.zeros((len(kernels), outputs, int((ends - starts).max())))
+        for tap in range(kernels.shape[1]):
+            blurred = reflected(rows + tap - half, outputs)
+            places = (self.starts[blurred] - starts)[:, None] + np.arange(self.taps)
+            added = kernels[:, tap, None, None] * self.weights[:, blurred]
+            weights[:, rows[:, None], places] += added
+        return Band(starts, weights)
+
+
+def reflected(positions: np.ndarray, size: int) -> np.ndarray:
+    """Positions beyond the ends mirrored at the end pixels: -1 is 1, and size is size - 2."""
+    period = max(2 * (size - 1), 1)
+    folded = np.abs(positions) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(positions)
 
 
 def resize_band(size: int, new_size: int, mode: Interpolation) -> Band:

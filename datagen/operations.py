@@ -136,7 +136,7 @@ class Jpeg(Settings):
 
 
 class ResizeBack(Settings):
-    """Enlarges to exactly the HQ size, so that HQ and LQ are registered."""
+    """Enlarges the LQ, first rounded to 8 bits, to exactly the HQ size: the two are registered."""
 
     kind: Literal["resize_back"] = "resize_back"
     modes: Modes = _PLAIN_MODES
@@ -183,7 +183,7 @@ class DegradationSettings(Settings):
             if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
                 raise ValueError(
                     "operations needs exactly one 'downscale' and one 'resize_back' "
-                    f"whichever way it goes, not: {', '.join(kinds)}"
+                    f"whichever way it goes, not: {', '.join(kinds) or 'none'}"
                 )
             if kinds.index("downscale") > kinds.index("resize_back"):
                 raise ValueError("'downscale' must come before 'resize_back'")

@@ -25,10 +25,7 @@ from datagen.drawn import (
 )
 from datagen.kernels import Filter
 from datagen.noise import clipped, gaussian_noise, kept_pixels, poisson_noise, rounded
-from datagen.resampling import blurred_and_resized, resized, resized_and_blurred
-
-Size = tuple[int, int]
-"""Width and height, pixels."""
+from datagen.resampling import Size, blurred_and_resized, resized, resized_and_blurred
 
 
 def is_linear(operation: DrawnOperation) -> bool:

@@ -60,6 +60,7 @@ def _numpy_step(
             target = _resize_target(operation, scale, size)
             return cv2.resize(image, target, interpolation=_CV2_MODES[operation.mode])
         case DrawnResizeBack():
+            image = np.round(np.clip(image, 0, 1) * 255) / np.float32(255)
             return cv2.resize(image, size, interpolation=_CV2_MODES[operation.mode])
         case DrawnMask():
             return image * kept_pixels(image.shape[:2], lost=operation.fraction, seed=operation.seed)
@@ -117,6 +118,7 @@ def _torch_step(
         case DrawnResize():
             return _torch_resize(image, _resize_target(operation, scale, size), operation.mode)
         case DrawnResizeBack():
+            image = (image.clamp(0, 1) * 255).round() / 255
             return _torch_resize(image, size, operation.mode)
         case DrawnMask():
             kept = kept_pixels(size[::-1], lost=operation.fraction, seed=operation.seed)
