@@ -115,12 +115,9 @@ def _antialiased(centres: np.ndarray, size: int, width: float) -> Band:
 
 
 def _area(outputs: np.ndarray, size: int, scale: float) -> Band:
-    """The mean over each output's part of the side; when enlarging, OpenCV's blocky bilinear."""
+    """The mean over each output's part of the side."""
     if scale < 1:
-        first = np.floor(outputs * scale).astype(int)
-        share = (outputs + 1) - (first + 1) / scale
-        share = np.where(share <= 0, 0, share - np.floor(share))
-        return _clamped(first, np.stack([1 - share, share], axis=1), size)
+        return _area_enlarged(size, len(outputs))
     left, right = outputs * scale, np.minimum((outputs + 1) * scale, size)
     taps = min(size, math.ceil(scale) + 1)
     starts = np.clip(np.floor(left).astype(int), 0, size - taps)
@@ -128,3 +125,12 @@ def _area(outputs: np.ndarray, size: int, scale: float) -> Band:
     covered = np.minimum(cells + 1, right[:, None]) - np.maximum(cells, left[:, None])
     covered[covered < 1e-3] = 0  # OpenCV leaves these out
     return Band(starts, (covered / (right - left)[:, None])[None])
+
+
+def _area_enlarged(size: int, new_size: int) -> Band:
+    """OpenCV's blocky bilinear, read off its answer to single pixels: its formula takes the floor
+    of numbers that may be whole, so that the last bit decides."""
+    units = cv2.resize(np.eye(size), (new_size, size), interpolation=cv2.INTER_AREA).T
+    taps = min(2, size)
+    starts = np.minimum(np.argmax(units > 0, axis=1), size - taps)
+    return Band(starts, np.take_along_axis(units, starts[:, None] + np.arange(taps), 1)[None])

@@ -118,11 +118,17 @@ class Filter:
         """Filters float32 (H, W, 3) with reflect-101 borders."""
         if self.cost < self.separable_cost:
             return _filtered(pixels, self.taps)
-        terms = zip(_without_denormals(self.columns), _without_denormals(self.rows), strict=True)
-        total, *others = [_separable(pixels, column, row) for column, row in terms]
+        columns, rows = self.applied_terms()
+        total, *others = [
+            _separable(pixels, column, row) for column, row in zip(columns, rows, strict=True)
+        ]
         for other in others:
             cv2.add(total, other, dst=total)
         return total
+
+    def applied_terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and rows as OpenCV gets them, float32 (terms, size) each."""
+        return _without_denormals(self.columns), _without_denormals(self.rows)
 
 
 def _filtered(pixels: np.ndarray, taps: np.ndarray) -> np.ndarray:
