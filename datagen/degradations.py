@@ -203,5 +203,3 @@ def _draw_seed(rng: np.random.Generator) -> int:
 
 def _choice(options: tuple[T, ...], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
-
-

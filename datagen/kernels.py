@@ -81,7 +81,7 @@ def _normalised(kernel: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Filter:
-    """A kernel ready to be applied: separable terms that add up to it within TOLERANCE, or whole."""
+    """A kernel ready for use: whole, and as separable terms that add up to it within TOLERANCE."""
 
     columns: np.ndarray
     rows: np.ndarray

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain, product
+from itertools import product
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -194,11 +194,11 @@ class DegradationSettings(Settings):
 
 def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
     """The kinds of operations met in order, for each way the chain can go."""
-    options = [
+    options: list[list[list[str]]] = [
         [way for branch in operation.chains for way in paths(branch.operations)]
         if isinstance(operation, Either)
         else [[operation.kind]]
         for operation in operations
     ]
     for ways in product(*options):
-        yield list(chain.from_iterable(ways))
+        yield [kind for way in ways for kind in way]

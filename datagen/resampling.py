@@ -52,9 +52,7 @@ def blurred_and_resized(
     taps = vertical.taps + blur.size - 1
     if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
         return resized(blur.apply(pixels), size, mode)
-    return _resampled(
-        pixels, vertical.after_blur(blur.columns), horizontal.after_blur(blur.rows)
-    )
+    return _resampled(pixels, vertical.after_blur(blur.columns), horizontal.after_blur(blur.rows))
 
 
 def resized_and_blurred(
@@ -66,9 +64,7 @@ def resized_and_blurred(
     taps = vertical.taps + math.ceil((blur.size - 1) * pixels.shape[0] / size[1])
     if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
         return blur.apply(resized(pixels, size, mode))
-    return _resampled(
-        pixels, vertical.before_blur(blur.columns), horizontal.before_blur(blur.rows)
-    )
+    return _resampled(pixels, vertical.before_blur(blur.columns), horizontal.before_blur(blur.rows))
 
 
 def _bands(pixels: np.ndarray, size: Size, mode: Interpolation) -> tuple[Band, Band]:

@@ -18,8 +18,8 @@ from datagen.drawn import (
     DrawnDownscale,
     DrawnGaussianNoise,
     DrawnJpeg,
-    DrawnOperation,
     DrawnMask,
+    DrawnOperation,
     DrawnPoissonNoise,
     DrawnResize,
     DrawnResizeBack,
@@ -63,7 +63,9 @@ def _numpy_step(
             image = np.round(np.clip(image, 0, 1) * 255) / np.float32(255)
             return cv2.resize(image, size, interpolation=_CV2_MODES[operation.mode])
         case DrawnMask():
-            return image * kept_pixels(image.shape[:2], lost=operation.fraction, seed=operation.seed)
+            return image * kept_pixels(
+                image.shape[:2], lost=operation.fraction, seed=operation.seed
+            )
         case DrawnGaussianNoise():
             rng = np.random.RandomState(operation.seed)
             shape = (*image.shape[:2], 1) if operation.gray else image.shape
@@ -79,9 +81,7 @@ def _numpy_step(
     return image
 
 
-def _resize_target(
-    resize: DrawnResize, scale: float, size: tuple[int, int]
-) -> tuple[int, int]:
+def _resize_target(resize: DrawnResize, scale: float, size: tuple[int, int]) -> tuple[int, int]:
     base = 1.0 if resize.relative_to == "hq" else scale
     width, height = (max(1, round(side * resize.factor / base)) for side in size)
     return width, height

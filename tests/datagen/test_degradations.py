@@ -97,7 +97,9 @@ def _resized(pixels: np.ndarray, height: float, width: float, mode: str) -> np.n
     if mode in flags:
         return cv2.resize(pixels.astype(np.float32), size, interpolation=flags[mode])
     planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
-    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], 2)
+    return np.stack(
+        [np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], 2
+    )
 
 
 def _jpeg_by_pillow(pixels: np.ndarray, quality: int) -> np.ndarray:

@@ -110,7 +110,9 @@ def test_sigma_and_angle(blurs: list[DrawnBlur | DrawnSinc]) -> None:
     turned = [blur for blur in _plain(blurs) if blur.shape.endswith("aniso")]
     _assert_uniform([blur.sigma_y for blur in turned], 0.2, 3)
     _assert_uniform([blur.theta for blur in turned], -math.pi, math.pi)
-    assert abs(stats.spearmanr(*zip(*((b.sigma_x, b.sigma_y) for b in turned), strict=True))[0]) < 0.1
+    assert (
+        abs(stats.spearmanr(*zip(*((b.sigma_x, b.sigma_y) for b in turned), strict=True))[0]) < 0.1
+    )
     for blur in _plain(blurs):
         assert blur.shape.endswith("aniso") or (blur.sigma_x == blur.sigma_y and blur.theta == 0)
 
@@ -232,7 +234,13 @@ def test_either_is_in_line_with_the_rest() -> None:
 def test_operations_are_drawn_apart() -> None:
     """No operation's strength tells of another's: the draws of a chain are independent."""
     settings = DegradationSettings(
-        operations=(Mask(fraction=(0, 1)), Resize(), Downscale(), Jpeg(quality=(1, 100)), ResizeBack())
+        operations=(
+            Mask(fraction=(0, 1)),
+            Resize(),
+            Downscale(),
+            Jpeg(quality=(1, 100)),
+            ResizeBack(),
+        )
     )
     rng = np.random.default_rng(3)
     rows = []

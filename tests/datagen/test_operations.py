@@ -67,7 +67,13 @@ def test_impossible_scales_are_refused(scale: list[float]) -> None:
 
 def test_paths() -> None:
     settings = DegradationSettings.model_validate(
-        {"operations": [_either([_JPEG], [_RESIZE, _JPEG]), _either([_DOWN], [_JPEG, _DOWN]), _BACK]}
+        {
+            "operations": [
+                _either([_JPEG], [_RESIZE, _JPEG]),
+                _either([_DOWN], [_JPEG, _DOWN]),
+                _BACK,
+            ]
+        }
     )
     found = [" ".join(way) for way in paths(settings.operations)]
     assert found == [

@@ -14,7 +14,13 @@ from datagen.bands import resize_band
 from datagen.kernels import Filter
 from datagen.operations import Interpolation
 
-_MODES: tuple[Interpolation, ...] = ("nearest", "area", "bilinear", "bicubic", "bicubic_antialiased")
+_MODES: tuple[Interpolation, ...] = (
+    "nearest",
+    "area",
+    "bilinear",
+    "bicubic",
+    "bicubic_antialiased",
+)
 _SIZES = [(40, 30), (5, 7), (1, 1), (66, 48), (133, 95), (260, 200), (199, 144), (700, 500)]
 _PIXELS = (np.random.default_rng(0).random((96, 133, 3)) * 255).astype(np.float32)
 _KERNEL = kernels.gaussian_kernel(13, sigma_x=2.1, sigma_y=0.8, theta=0.6)
