@@ -38,21 +38,26 @@ class Band:
             weights[:, :, tap : tap + taps] += kernels[:, tap, None, None] * self.weights
         return Band(self.starts - width // 2, weights)
 
-    def before_blur(self, kernels: np.ndarray, *, size: int) -> Band:
-        """This map of `size` inputs, its output blurred by kernels (terms, width)."""
+    def before_blur(self, kernels: np.ndarray) -> Band:
+        """This map with its output blurred by kernels (terms, width)."""
         half, outputs = kernels.shape[1] // 2, len(self.starts)
         rows = np.arange(outputs)
-        dense = np.zeros((outputs, size + self.taps))
-        dense[rows[:, None], self.starts[:, None] + np.arange(self.taps)] = self.weights[0]
         starts = self.starts[np.maximum(rows - half, 0)]
         ends = self.starts[np.minimum(rows + half, outputs - 1)] + self.taps
-        columns = starts[:, None] + np.arange(int((ends - starts).max()))
-        columns = np.minimum(columns, size + self.taps - 1)  # a column of zeros
-        blurred = [
-            cv2.filter2D(dense, cv2.CV_64F, kernel[:, None], borderType=cv2.BORDER_REFLECT_101)
-            for kernel in kernels
-        ]
-        return Band(starts, np.stack([np.take_along_axis(map_, columns, 1) for map_ in blurred]))
+        weights = np.zeros((len(kernels), outputs, int((ends - starts).max())))
+        for tap in range(kernels.shape[1]):
+            blurred = reflected(rows + tap - half, outputs)
+            places = (self.starts[blurred] - starts)[:, None] + np.arange(self.taps)
+            added = kernels[:, tap, None, None] * self.weights[:, blurred]
+            weights[:, rows[:, None], places] += added
+        return Band(starts, weights)
+
+
+def reflected(positions: np.ndarray, size: int) -> np.ndarray:
+    """Positions beyond the ends mirrored at the end pixels: -1 is 1, and size is size - 2."""
+    period = max(2 * (size - 1), 1)
+    folded = np.abs(positions) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(positions)
 
 
 def resize_band(size: int, new_size: int, mode: Interpolation) -> Band:
@@ -110,12 +115,9 @@ def _antialiased(centres: np.ndarray, size: int, width: float) -> Band:
 
 
 def _area(outputs: np.ndarray, size: int, scale: float) -> Band:
-    """The mean over each output's part of the side; when enlarging, OpenCV's blocky bilinear."""
+    """The mean over each output's part of the side."""
     if scale < 1:
-        first = np.floor(outputs * scale).astype(int)
-        share = (outputs + 1) - (first + 1) / scale
-        share = np.where(share <= 0, 0, share - np.floor(share))
-        return _clamped(first, np.stack([1 - share, share], axis=1), size)
+        return _area_enlarged(size, len(outputs))
     left, right = outputs * scale, np.minimum((outputs + 1) * scale, size)
     taps = min(size, math.ceil(scale) + 1)
     starts = np.clip(np.floor(left).astype(int), 0, size - taps)
@@ -123,3 +125,12 @@ def _area(outputs: np.ndarray, size: int, scale: float) -> Band:
     covered = np.minimum(cells + 1, right[:, None]) - np.maximum(cells, left[:, None])
     covered[covered < 1e-3] = 0  # OpenCV leaves these out
     return Band(starts, (covered / (right - left)[:, None])[None])
+
+
+def _area_enlarged(size: int, new_size: int) -> Band:
+    """OpenCV's blocky bilinear, read off its answer to single pixels: its formula takes the floor
+    of numbers that may be whole, so that the last bit decides."""
+    units = cv2.resize(np.eye(size), (new_size, size), interpolation=cv2.INTER_AREA).T
+    taps = min(2, size)
+    starts = np.minimum(np.argmax(units > 0, axis=1), size - taps)
+    return Band(starts, np.take_along_axis(units, starts[:, None] + np.arange(taps), 1)[None])

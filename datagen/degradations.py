@@ -7,7 +7,7 @@ randomness left). Knows no files and no samples.
 from __future__ import annotations
 
 import math
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import TypeVar
 
 import numpy as np
@@ -68,16 +68,16 @@ def draw_negative(
 def degrade(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
     """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`.
 
-    `hq` is uint8, or float in [0, 1], of shape (H, W, 3).
+    `hq` is uint8, or float in [0, 1], of shape (H, W, 3). Goes on from `degrade_small`.
     """
-    linear = 0
-    while linear < len(drawn.operations) and is_linear(drawn.operations[-1 - linear]):
-        linear += 1
-    cut = len(drawn.operations) - linear
-    # The change of unit costs least where the image is small, and only linear steps allow it there.
-    lq = run(_levels(hq), drawn.operations[:cut], scale=drawn.scale, size=_size(hq))
-    lq = np.multiply(lq, np.float32(1 / 255))
-    lq = run(lq, drawn.operations[cut:], scale=drawn.scale, size=_size(hq))
+    small = degrade_small(hq, drawn).astype(np.float32)
+    rest = tuple(dropwhile(_before_resize_back, drawn.operations))
+    size = hq.shape[1], hq.shape[0]
+    if all(is_linear(operation) for operation in rest):
+        small *= np.float32(1 / 255)  # costs less here than on the large image
+        lq = run(small, rest, scale=drawn.scale, size=size)
+    else:
+        lq = run(small, rest, scale=drawn.scale, size=size) * np.float32(1 / 255)
     return np.clip(lq, 0, 1, out=lq)
 
 
@@ -86,17 +86,14 @@ def degrade_small(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
 
     Runs the chain up to, not including, the resize back.
     """
-    before = takewhile(lambda item: not isinstance(item, DrawnResizeBack), drawn.operations)
-    return rounded(run(_levels(hq), tuple(before), scale=drawn.scale, size=_size(hq)))
+    levels = hq.astype(np.float32) if hq.dtype == np.uint8 else hq * np.float32(255)
+    before = takewhile(_before_resize_back, drawn.operations)
+    size = hq.shape[1], hq.shape[0]
+    return rounded(run(levels.astype(np.float32, copy=False), before, scale=drawn.scale, size=size))
 
 
-def _levels(hq: np.ndarray) -> np.ndarray:
-    """float32 in 8-bit levels."""
-    return hq.astype(np.float32) if hq.dtype == np.uint8 else np.multiply(hq, 255, dtype=np.float32)
-
-
-def _size(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[1], image.shape[0]
+def _before_resize_back(operation: DrawnOperation) -> bool:
+    return not isinstance(operation, DrawnResizeBack)
 
 
 def _draw_all(
@@ -206,5 +203,3 @@ def _draw_seed(rng: np.random.Generator) -> int:
 
 def _choice(options: tuple[T, ...], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
-
-

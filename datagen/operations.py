@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain, product
+from itertools import product
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -136,7 +136,7 @@ class Jpeg(Settings):
 
 
 class ResizeBack(Settings):
-    """Enlarges to exactly the HQ size, so that HQ and LQ are registered."""
+    """Enlarges the LQ, first rounded to 8 bits, to exactly the HQ size: the two are registered."""
 
     kind: Literal["resize_back"] = "resize_back"
     modes: Modes = _PLAIN_MODES
@@ -183,7 +183,7 @@ class DegradationSettings(Settings):
             if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
                 raise ValueError(
                     "operations needs exactly one 'downscale' and one 'resize_back' "
-                    f"whichever way it goes, not: {', '.join(kinds)}"
+                    f"whichever way it goes, not: {', '.join(kinds) or 'none'}"
                 )
             if kinds.index("downscale") > kinds.index("resize_back"):
                 raise ValueError("'downscale' must come before 'resize_back'")
@@ -194,11 +194,11 @@ class DegradationSettings(Settings):
 
 def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
     """The kinds of operations met in order, for each way the chain can go."""
-    options = [
+    options: list[list[list[str]]] = [
         [way for branch in operation.chains for way in paths(branch.operations)]
         if isinstance(operation, Either)
         else [[operation.kind]]
         for operation in operations
     ]
     for ways in product(*options):
-        yield list(chain.from_iterable(ways))
+        yield [kind for way in ways for kind in way]

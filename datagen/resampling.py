@@ -6,18 +6,22 @@ blurred. Costs were measured on OpenCV 5 and OpenBLAS. Knows no draws and no noi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from datagen.bands import Band, resize_band
+from datagen.bands import Band, reflected, resize_band
 from datagen.kernels import Filter
 from datagen.operations import Interpolation
 
 _PRODUCTS = 250_000
 """Multiplications in one matrix product. OpenBLAS splits larger ones (from 2^18) among threads,
 and then the sums, and with them the bytes, would depend on their number."""
+
+Size = tuple[int, int]
+"""Width and height, pixels."""
 
 _RESIZE_COST = 2.5
 """Milliseconds a megapixel of OpenCV's resize, about."""
@@ -30,8 +34,8 @@ _FLAGS: dict[Interpolation, int] = {
 }
 
 
-def resized(pixels: np.ndarray, size: tuple[int, int], mode: Interpolation) -> np.ndarray:
-    """float32 (H, W, 3) to exactly `size`, (width, height)."""
+def resized(pixels: np.ndarray, size: Size, mode: Interpolation) -> np.ndarray:
+    """float32 (H, W, 3) to exactly `size`."""
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
     if mode == "bicubic_antialiased":
@@ -40,62 +44,47 @@ def resized(pixels: np.ndarray, size: tuple[int, int], mode: Interpolation) -> n
 
 
 def blurred_and_resized(
-    pixels: np.ndarray, blur: Filter, size: tuple[int, int], mode: Interpolation
+    pixels: np.ndarray, blur: Filter, size: Size, mode: Interpolation
 ) -> np.ndarray:
-    """Blurs float32 (H, W, 3), then resizes it to `size`, (width, height)."""
+    """Blurs float32 (H, W, 3), then resizes it."""
     vertical, horizontal = _bands(pixels, size, mode)
-    vertical = vertical.after_blur(blur.columns)
-    horizontal = horizontal.after_blur(blur.rows)
-    apart = _megapixels(pixels) * (blur.cost + _RESIZE_COST)
-    if _cost(pixels, vertical, horizontal) < apart:
-        return _resampled(pixels, vertical, horizontal)
-    return resized(blur.apply(pixels), size, mode)
+    apart = pixels.shape[0] * pixels.shape[1] / 1e6 * (blur.cost + _RESIZE_COST)
+    taps = vertical.taps + blur.size - 1
+    if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
+        return resized(blur.apply(pixels), size, mode)
+    return _resampled(pixels, vertical.after_blur(blur.columns), horizontal.after_blur(blur.rows))
 
 
 def resized_and_blurred(
-    pixels: np.ndarray, size: tuple[int, int], mode: Interpolation, blur: Filter
+    pixels: np.ndarray, size: Size, mode: Interpolation, blur: Filter
 ) -> np.ndarray:
-    """Resizes float32 (H, W, 3) to `size`, (width, height), then blurs it."""
-    apart = size[0] * size[1] / 1e6 * (blur.cost + _RESIZE_COST)
+    """Resizes float32 (H, W, 3), then blurs it."""
     vertical, horizontal = _bands(pixels, size, mode)
-    vertical = vertical.before_blur(blur.columns, size=pixels.shape[0])
-    horizontal = horizontal.before_blur(blur.rows, size=pixels.shape[1])
-    if _cost(pixels, vertical, horizontal) < apart:
-        return _resampled(pixels, vertical, horizontal)
-    return blur.apply(resized(pixels, size, mode))
+    apart = size[0] * size[1] / 1e6 * (blur.cost + _RESIZE_COST)
+    taps = vertical.taps + math.ceil((blur.size - 1) * pixels.shape[0] / size[1])
+    if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
+        return blur.apply(resized(pixels, size, mode))
+    return _resampled(pixels, vertical.before_blur(blur.columns), horizontal.before_blur(blur.rows))
 
 
-def _megapixels(pixels: np.ndarray) -> float:
-    return pixels.shape[0] * pixels.shape[1] / 1e6
-
-
-def _bands(pixels: np.ndarray, size: tuple[int, int], mode: Interpolation) -> tuple[Band, Band]:
+def _bands(pixels: np.ndarray, size: Size, mode: Interpolation) -> tuple[Band, Band]:
     vertical = resize_band(pixels.shape[0], size[1], mode)
     return vertical, resize_band(pixels.shape[1], size[0], mode)
 
 
-def _cost(pixels: np.ndarray, vertical: Band, horizontal: Band) -> float:
-    """Milliseconds of `_resampled`, about."""
-    first, second, across = vertical, horizontal, pixels.shape[1]
-    if len(vertical.starts) > len(pixels):
-        first, second, across = horizontal, vertical, pixels.shape[0]
-    terms, outputs = len(first.weights), len(first.starts)
-    halfway, end = outputs * across / 1e6, outputs * len(second.starts) / 1e6
-    products = 0.18 * (terms * halfway * _depth(first) + terms * end * _depth(second))
-    return 3 * terms * halfway + 3 * end + products + 0.02 * terms
+def _cost(pixels: np.ndarray, size: Size, *, terms: int, taps: int) -> float:
+    """Milliseconds of `_resampled`, about, with this many terms and taps along each side."""
+    step = pixels.shape[0] / size[1]
+    end = size[0] * size[1] / 1e6
+    halfway = end * step
+    depth = (_block_rows(step, taps) - 1) * step + taps
+    products = 0.2 * depth * terms * (halfway + end)
+    return products + 4 * terms * halfway + 4 * end + 0.2 * terms
 
 
-def _depth(band: Band) -> int:
-    """Inputs of each matrix product: the taps, and those of the neighbours in its block."""
-    return round((_block_rows(band) - 1) * _step(band)) + band.taps
-
-
-def _step(band: Band) -> float:
-    return max((int(band.starts[-1]) - int(band.starts[0])) / len(band.starts), 1e-3)
-
-
-def _block_rows(band: Band) -> int:
-    return int(min(max(band.taps / _step(band), 8), 16))
+def _block_rows(step: float, taps: int) -> int:
+    """Outputs of one matrix product: more of them share their inputs, but leave more zeros."""
+    return int(min(max(taps / step, 8), 16))
 
 
 def _resampled(pixels: np.ndarray, vertical: Band, horizontal: Band) -> np.ndarray:
@@ -138,7 +127,9 @@ def _gather(band: Band, sources: Sequence[np.ndarray], result: np.ndarray) -> No
 
 def _blocks(band: Band, size: int) -> Iterator[tuple[slice, slice | np.ndarray, np.ndarray]]:
     """Outputs, the inputs they need, and the dense matrices (terms, outputs, inputs) between."""
-    outputs, count = len(band.starts), _block_rows(band)
+    outputs = len(band.starts)
+    step = max((int(band.starts[-1]) - int(band.starts[0])) / outputs, 1e-3)
+    count = _block_rows(step, band.taps)
     for begin in range(0, outputs, count):
         rows = slice(begin, min(begin + count, outputs))
         starts = band.starts[rows]
@@ -147,14 +138,7 @@ def _blocks(band: Band, size: int) -> Iterator[tuple[slice, slice | np.ndarray, 
         places = (starts - low)[:, None] + np.arange(band.taps)
         matrices[:, np.arange(len(starts))[:, None], places] = band.weights[:, rows]
         inside = low >= 0 and high <= size
-        yield rows, slice(low, high) if inside else _reflected(np.arange(low, high), size), matrices
-
-
-def _reflected(positions: np.ndarray, size: int) -> np.ndarray:
-    """Positions beyond the ends mirrored at the end pixels: -1 is 1, and size is size - 2."""
-    period = max(2 * (size - 1), 1)
-    folded = np.abs(positions) % period
-    return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(positions)
+        yield rows, slice(low, high) if inside else reflected(np.arange(low, high), size), matrices
 
 
 def _multiply(matrix: np.ndarray, block: np.ndarray, result: np.ndarray) -> None:

@@ -1,6 +1,6 @@
-"""Applies drawn operations to pixels, one after the other, a blur and a resize side by side at once.
+"""Applies drawn operations to pixels, in order; a blur and a resize side by side at once.
 
-Nothing is left to chance: the same pixels and records give the same bytes on any number of threads.
+Nothing is left to chance: the same pixels and records give the same bytes on any threads.
 """
 
 from __future__ import annotations
@@ -25,17 +25,12 @@ from datagen.drawn import (
 )
 from datagen.kernels import Filter
 from datagen.noise import clipped, gaussian_noise, kept_pixels, poisson_noise, rounded
-from datagen.resampling import blurred_and_resized, resized, resized_and_blurred
-
-Size = tuple[int, int]
-"""Width and height, pixels."""
+from datagen.resampling import Size, blurred_and_resized, resized, resized_and_blurred
 
 
 def is_linear(operation: DrawnOperation) -> bool:
     """Whether the operation may be applied to pixels in any unit."""
-    return not isinstance(
-        operation, DrawnGaussianNoise | DrawnPoissonNoise | DrawnMask | DrawnJpeg
-    )
+    return not isinstance(operation, DrawnGaussianNoise | DrawnPoissonNoise | DrawnMask | DrawnJpeg)
 
 
 def run(

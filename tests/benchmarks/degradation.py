@@ -1,32 +1,35 @@
-"""Measures the degradation against two reference paths, and a whole build against its own parts.
+"""Measures the degradation against two reference paths.
 
-Run with `python -m tests.benchmarks.degradation`. Everything on one thread and in CPU seconds, so
-that neighbours on the machine disturb little; ratios are of the same draws in one run.
+Run with `python -m tests.benchmarks.degradation`. Everything on one thread and in CPU seconds, the
+paths taking turns draw by draw, so that neighbours on the machine disturb little: trust the ratios.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import cv2
 import numpy as np
 import skimage.data
+import threadpoolctl
 import torch
 
-from datagen import storage
-from datagen.build import ShardBuilder, plan_dataset
-from datagen.codecs import load_codec
-from datagen.degradations import DrawnDegradation, degrade, draw_degradation
-from datagen.images import decode_photo
+from datagen.degradations import degrade, draw_degradation, draw_negative
+from datagen.drawn import DrawnDegradation
 from datagen.operations import Blur, DegradationSettings, Downscale, Jpeg, Noise, ResizeBack
-from datagen.samples import draw_sample, make_pixels
-from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
+from pipelines.recipe import dataset_recipe
+from tests.benchmarks.operation_limits import print_limits
 from tests.benchmarks.reference_degradation import degrade_numpy, degrade_torch
 
 DegradationPath = Callable[[np.ndarray, DrawnDegradation], np.ndarray]
+Pair = tuple[DrawnDegradation, DrawnDegradation]
+"""LQ and negative."""
+
+
+def _recipe_chain(name: str) -> DegradationSettings:
+    return dataset_recipe(name, {"sources": ["photos"], "output": "dataset"}).degradation
+
 
 CHAINS = {
     "FlowMapSR chain (default recipe)": DegradationSettings(),
@@ -40,100 +43,58 @@ CHAINS = {
             ResizeBack(modes=("area", "bilinear", "bicubic")),
         ),
     ),
+    "Real-ESRGAN second order (recipe realesrgan)": _recipe_chain("realesrgan"),
 }
-PATHS: dict[str, DegradationPath] = {
-    "torch": degrade_torch,
-    "numpy/OpenCV": degrade_numpy,
-    "ours": degrade,
-}
-SAMPLES = {512: 30, 1024: 10}
+PHOTOS = {512: 24, 1024: 16}
+"""Photos for each side."""
+TORCH_PHOTOS = {512: 5, 1024: 3}
+"""The first of them only, as torch takes seconds for each."""
 
 
 def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    for name, settings in CHAINS.items():
-        print(f"\n{name}: one photo = LQ + negative\n")
-        print("| size | path | images/s per core | ours is faster |")
-        print("|---|---|---|---|")
-        for side, count in SAMPLES.items():
-            rates = {path: 1 / seconds for path, seconds in _seconds(settings, side, count).items()}
-            for path, rate in rates.items():
-                print(f"| {side}² | {path} | {rate:.2f} | {rates['ours'] / rate:.2f}x |")
-    _build_table()
+    with threadpoolctl.threadpool_limits(limits=1):
+        for name, settings in CHAINS.items():
+            print(f"\n{name}: one photo = LQ + negative\n", flush=True)
+            print("| size | images/s per core | over numpy/OpenCV | over torch |")
+            print("|---|---|---|---|")
+            for side in PHOTOS:
+                print(_row(settings, side), flush=True)
+        print_limits()
 
 
-def _seconds(settings: DegradationSettings, side: int, count: int) -> dict[str, float]:
-    """Mean CPU seconds for a photo by each path, over the same draws."""
+def _row(settings: DegradationSettings, side: int) -> str:
     photo = cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_CUBIC)
+    pairs = _draw_pairs(settings, PHOTOS[side])
+    ours, plain = _seconds(photo, pairs, (degrade, degrade_numpy))
+    few, torchs = _seconds(photo, pairs[: TORCH_PHOTOS[side]], (degrade, degrade_torch))
+    rate = len(pairs) / ours
+    return f"| {side}² | {rate:.1f} | {plain / ours:.2f}x | {torchs / few:.1f}x |"
+
+
+def _draw_pairs(settings: DegradationSettings, count: int) -> list[Pair]:
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(count):
         lq = draw_degradation(settings, rng)
-        pairs.append((lq, draw_degradation(settings, rng, scale=rng.uniform(1, lq.scale))))
-    return {name: _mean_seconds(path, photo, pairs) for name, path in PATHS.items()}
+        pairs.append((lq, draw_negative(settings, rng, lq_scale=lq.scale)))
+    return pairs
 
 
-def _mean_seconds(
-    path: DegradationPath,
-    photo: np.ndarray,
-    pairs: Sequence[tuple[DrawnDegradation, DrawnDegradation]],
-) -> float:
-    for drawn in pairs[0]:
-        path(photo, drawn)
-    start = time.process_time()
-    for lq, neg in pairs:
-        path(photo, lq)
-        path(photo, neg)
-    return (time.process_time() - start) / len(pairs)
-
-
-def _build_table() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = _write_photos(Path(folder))
-        plan = plan_dataset(recipe)
-        builder = ShardBuilder(recipe)
-        builder(plan.tasks[0])
-        cpu, wall = time.process_time(), time.perf_counter()
-        records = [builder(task) for task in plan.tasks]
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        samples = sum(record.num_samples for record in records)
-        megabytes = sum(record.bytes for record in records) / 1e6
-        own = _own_work(recipe)
-    print("\nWhole build, 512² buckets, dct8, one core, every photo decoded once\n")
-    print("| samples/s (CPU) | samples/s (wall) | MB/s (wall) | over decode + degrade + encode |")
-    print("|---|---|---|---|")
-    print(
-        f"| {samples / cpu:.1f} | {samples / wall:.1f} | {megabytes / wall:.0f} | {cpu / own:.2f} |"
-    )
-
-
-def _write_photos(folder: Path) -> DatasetRecipe:
-    rng = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    for index in range(48):
-        tinted = skimage.data.astronaut() * rng.uniform(0.6, 1, 3)
-        photo = cv2.resize(tinted.astype(np.uint8), (760, 700), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / "photos" / f"{index}.jpg"), photo)
-    return DatasetRecipe(
-        sources=(str(folder / "photos"),),
-        output=str(folder / "dataset"),
-        samples_per_shard=12,
-        buckets=BucketSettings(budgets=(PixelBudget(side=512),)),
-    )
-
-
-def _own_work(recipe: DatasetRecipe) -> float:
-    """CPU seconds of decoding, degrading and encoding the same samples, and nothing else."""
-    plan, codec = plan_dataset(recipe), load_codec(recipe.codec)
-    start = time.process_time()
-    for task in plan.tasks:
-        for sample in task.samples:
-            photo = decode_photo(storage.read_bytes(sample.source.uri), recipe.images)
-            made = make_pixels(photo, draw_sample(recipe, sample.source, sample.variant))
-            images = np.stack([made.hq.astype(np.float32) / 255, made.lq, made.neg]) * 2 - 1
-            codec.encode(torch.from_numpy(images).permute(0, 3, 1, 2)).to(torch.float16)
-    return time.process_time() - start
+def _seconds(
+    photo: np.ndarray, pairs: Iterable[Pair], paths: tuple[DegradationPath, ...]
+) -> list[float]:
+    """CPU seconds of each path over all pairs, after a first photo that is not counted."""
+    spent = [0.0] * len(paths)
+    for number, pair in enumerate([*pairs][:1] + [*pairs]):
+        for index, path in enumerate(paths):
+            start = time.process_time()
+            for drawn in pair:
+                path(photo, drawn)
+            if number:
+                spent[index] += time.process_time() - start
+    return spent
 
 
 if __name__ == "__main__":

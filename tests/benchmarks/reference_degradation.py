@@ -18,8 +18,8 @@ from datagen.drawn import (
     DrawnDownscale,
     DrawnGaussianNoise,
     DrawnJpeg,
-    DrawnOperation,
     DrawnMask,
+    DrawnOperation,
     DrawnPoissonNoise,
     DrawnResize,
     DrawnResizeBack,
@@ -60,9 +60,12 @@ def _numpy_step(
             target = _resize_target(operation, scale, size)
             return cv2.resize(image, target, interpolation=_CV2_MODES[operation.mode])
         case DrawnResizeBack():
+            image = np.round(np.clip(image, 0, 1) * 255) / np.float32(255)
             return cv2.resize(image, size, interpolation=_CV2_MODES[operation.mode])
         case DrawnMask():
-            return image * kept_pixels(image.shape[:2], lost=operation.fraction, seed=operation.seed)
+            return image * kept_pixels(
+                image.shape[:2], lost=operation.fraction, seed=operation.seed
+            )
         case DrawnGaussianNoise():
             rng = np.random.RandomState(operation.seed)
             shape = (*image.shape[:2], 1) if operation.gray else image.shape
@@ -78,9 +81,7 @@ def _numpy_step(
     return image
 
 
-def _resize_target(
-    resize: DrawnResize, scale: float, size: tuple[int, int]
-) -> tuple[int, int]:
+def _resize_target(resize: DrawnResize, scale: float, size: tuple[int, int]) -> tuple[int, int]:
     base = 1.0 if resize.relative_to == "hq" else scale
     width, height = (max(1, round(side * resize.factor / base)) for side in size)
     return width, height
@@ -117,6 +118,7 @@ def _torch_step(
         case DrawnResize():
             return _torch_resize(image, _resize_target(operation, scale, size), operation.mode)
         case DrawnResizeBack():
+            image = (image.clamp(0, 1) * 255).round() / 255
             return _torch_resize(image, size, operation.mode)
         case DrawnMask():
             kept = kept_pixels(size[::-1], lost=operation.fraction, seed=operation.seed)

@@ -7,6 +7,7 @@ import math
 import cv2
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.special import j1
 
 from datagen import kernels
@@ -61,28 +62,49 @@ def _drawn_kernels() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     found = []
     for size in range(7, 23, 2):
-        sigma_x, sigma_y = rng.uniform(0.2, 3, 2)
-        form = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": rng.uniform(-3, 3)}
-        found += [
-            kernels.gaussian_kernel(size, sigma_x=sigma_x, sigma_y=sigma_x),
-            kernels.gaussian_kernel(size, **form),
-            kernels.generalized_kernel(size, beta=rng.uniform(0.5, 4), **form),
-            kernels.plateau_kernel(size, beta=rng.uniform(1, 2), **form),
-            kernels.sinc_kernel(size, omega=rng.uniform(1, 3)),
-        ]
+        for largest in (1.0, 3.0):
+            sigma_x, sigma_y = rng.uniform(0.2, largest, 2)
+            form = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": rng.uniform(-3, 3)}
+            found += [
+                kernels.gaussian_kernel(size, sigma_x=sigma_x, sigma_y=sigma_x),
+                kernels.gaussian_kernel(size, **form),
+                kernels.generalized_kernel(size, beta=rng.uniform(0.5, 4), **form),
+                kernels.plateau_kernel(size, beta=rng.uniform(1, 2), **form),
+                kernels.sinc_kernel(size, omega=rng.uniform(1, 3)),
+            ]
     return found
 
 
 def test_fast_filters_equal_the_sum_of_taps() -> None:
+    """`mirror` of SciPy is OpenCV's reflect-101."""
     pixels = np.random.default_rng(1).integers(0, 256, (40, 53, 3), dtype=np.uint8)
     for kernel in _drawn_kernels():
-        half = len(kernel) // 2
-        padded = np.pad(pixels.astype(float), ((half, half), (half, half), (0, 0)), mode="reflect")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape, axis=(0, 1))
-        expected = np.einsum("hwcyx,yx->hwc", windows, kernel)
+        expected = ndimage.correlate(pixels.astype(float), kernel[..., None], mode="mirror")
         blurred = kernels.Filter.of(kernel).apply(pixels.astype(np.float32))
         assert blurred.dtype == np.float32
         assert np.abs(blurred - expected).max() < 0.03  # TOLERANCE of 255 levels
+
+
+def test_every_way_to_filter_is_taken() -> None:
+    """Term by term, tap by tap, in halves, by DFT: all four are compared above."""
+    ways = set()
+    for kernel in _drawn_kernels():
+        chosen = kernels.Filter.of(kernel)
+        if chosen.cost == chosen.separable_cost:
+            ways.add("separable")
+        else:
+            ways.add("whole" if chosen.size <= 9 else "halves" if chosen.size <= 15 else "dft")
+    assert ways == {"separable", "whole", "halves", "dft"}
+
+
+def test_terms_add_up_to_the_kernel() -> None:
+    for kernel in _drawn_kernels():
+        chosen = kernels.Filter.of(kernel)
+        total = np.einsum("ty,tx->yx", chosen.columns, chosen.rows)
+        rim = (len(kernel) - chosen.size) // 2
+        missing = kernel - np.pad(total, rim)
+        assert np.abs(missing).sum() < 1.5 * kernels.TOLERANCE
+        assert chosen.terms <= chosen.size
 
 
 def test_filters_do_not_depend_on_threads() -> None:
@@ -99,7 +121,6 @@ def test_filters_hold_no_denormal_taps() -> None:
     tiny = float(np.finfo(np.float32).tiny)
     for kernel in _drawn_kernels():
         chosen = kernels.Filter.of(kernel)
-        parts = [part for term in chosen.terms for part in term]
-        taps = [chosen.taps] if chosen.taps is not None else parts
+        taps = (chosen.taps, *chosen.applied_terms())
         for values in taps:
             assert not np.any((np.abs(values) > 0) & (np.abs(values) < tiny))
