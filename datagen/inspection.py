@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tarfile
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -138,7 +138,7 @@ def _members(root: str, record: ShardRecord, key: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
         with storage.open_random(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in _headers(tar):
+            for member in tar:
                 name = member.name.partition(".")
                 if name[0] == key:
                     content = tar.extractfile(member)
@@ -151,12 +151,6 @@ def _members(root: str, record: ShardRecord, key: str) -> dict[str, bytes]:
             f"{uri}: this is no readable shard ({error}); see `flowmapsr dataset verify`"
         ) from error
     return found
-
-
-def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # else all headers would be kept
-        yield member
 
 
 def _neighbours(names: Sequence[str], key: str) -> Sequence[str]:
