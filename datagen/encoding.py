@@ -72,9 +72,7 @@ def _encoded(group: list[Outcome], codec: Codec, device: str) -> list[Encoded]:
     ]
 
 
-def _latents(
-    samples: list[PreparedSample], codec: Codec, device: str
-) -> list[Latents | None]:
+def _latents(samples: list[PreparedSample], codec: Codec, device: str) -> list[Latents | None]:
     """Of each sample; None where they do not fit float16."""
     images = samples[0].images if len(samples) == 1 else np.concatenate([s.images for s in samples])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels last in memory

@@ -7,8 +7,8 @@ can be spread over a cluster. Knows no buckets and no samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -64,11 +64,13 @@ class HeaderReader:
 
     def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
         complete = file.bytes <= len(head)
-        settings = {"images": self._images, "filters": self._filters}
         try:
-            return read_header(head, complete=complete, **settings)
+            return self._read_header(head, complete=complete)
         except HeaderIncomplete:
-            return read_header(read_photo(file), complete=True, **settings)
+            return self._read_header(read_photo(file), complete=True)
+
+    def _read_header(self, head: bytes, *, complete: bool) -> tuple[int, int]:
+        return read_header(head, complete=complete, images=self._images, filters=self._filters)
 
 
 class ContentHasher:
@@ -85,7 +87,9 @@ class ContentHasher:
             return ""
 
 
-def in_this_process(function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]) -> Iterator[list[R]]:
+def in_this_process(
+    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
+) -> Iterator[list[R]]:
     """The plain `Spread`: one chunk after the other."""
     return map(function, chunks)
 
@@ -121,9 +125,7 @@ def examine(
     """
     headers: list[Header] = []
     rejected: list[tuple[SourceFile, str]] = []
-    for chunk, results in zip(
-        chunked(files), spread(reader, chunked(files)), strict=True
-    ):
+    for chunk, results in zip(chunked(files), spread(reader, chunked(files)), strict=True):
         for file, result in zip(chunk, results, strict=True):
             if isinstance(result, Rejection):
                 rejected.append((file, result.reason))

@@ -126,9 +126,7 @@ def _manifest(
     plan: Plan, before: Manifest | None, records: list[TaskRecord], ledger: Ledger
 ) -> Manifest:
     new = [shard for record in records for shard in record.shards]
-    shards = tuple(
-        sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path)
-    )
+    shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
     if not shards:
         raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
     sums = total(

@@ -10,23 +10,27 @@ number, which again only one can. A holder that was only asleep finds its file r
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import re
-import secrets
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from types import FrameType
-
-import psutil
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.lock_holder import (
+    UNKNOWN,
+    Holder,
+    described,
+    from_bytes,
+    is_running,
+    machine,
+    this_process,
+    to_bytes,
+)
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a holder."""
@@ -36,26 +40,6 @@ STALE_AFTER = 60.0
 _START = "build-"
 _NAME = re.compile(rf"{_START}(\d{{6}})\.lock")
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a lock; `started` and `heartbeat` are seconds since 1970 by the holder's clock.
-
-    `machine` tells process numbers that can be compared from those of another host or container,
-    `process_started` (seconds after boot) a living process from a later one with the same number.
-    `replaces` is the token of the holder that was taken over.
-    """
-
-    token: str
-    replaces: str
-    host: str
-    machine: str
-    pid: int
-    process_started: float
-    user: str
-    started: float
-    heartbeat: float
 
 
 class BuildLock:
@@ -76,7 +60,7 @@ class BuildLock:
         if self._taken_by is not None:
             raise FlowmapsrError(
                 f"{self._output}: this build was silent for too long and another one "
-                f"({_described(self._taken_by)}) has taken over; it goes on, this one ends. "
+                f"({described(self._taken_by)}) has taken over; it goes on, this one ends. "
                 "Every finished shard is kept"
             )
 
@@ -99,7 +83,7 @@ class BuildLock:
             self._taken_by = self._successor()
             if self._taken_by is None:
                 self._holder = replace(self._holder, heartbeat=time.time())
-                storage.write_bytes(self._uri, _to_bytes(self._holder))
+                storage.write_bytes(self._uri, to_bytes(self._holder))
                 # It may have been taken over while this was written: then nothing must be left.
                 self._taken_by = self._successor()
             if self._taken_by is not None and _token_at(self._uri) == self._holder.token:
@@ -113,7 +97,7 @@ class BuildLock:
             if other.replaces == self._holder.token:
                 return other
         if mine is None or mine.token != self._holder.token:
-            return mine or (higher[-1] if higher else _UNKNOWN)
+            return mine or (higher[-1] if higher else UNKNOWN)
         return None
 
     def _beat(self) -> None:
@@ -122,9 +106,6 @@ class BuildLock:
                 self.renew()
             except FlowmapsrError as error:
                 _LOG.warning("no sign of life could be given: %s", error)
-
-
-_UNKNOWN = Holder("", "", "unknown", "", 0, 0.0, "unknown", 0.0, 0.0)
 
 
 @contextlib.contextmanager
@@ -155,10 +136,10 @@ def _acquired(output: str, *, take_over: bool) -> BuildLock:
     previous = held.get(newest)
     if previous is not None and not take_over and not _is_dead(output, newest, previous):
         raise _refusal(output, previous)
-    me = _this_process(replaces=previous.token if previous else "")
+    me = this_process(replaces=previous.token if previous else "")
     generation = newest + 1
-    if not storage.create_exclusive(_lock_uri(output, generation), _to_bytes(me)):
-        raise _refusal(output, _holders(output).get(generation, _UNKNOWN))
+    if not storage.create_exclusive(_lock_uri(output, generation), to_bytes(me)):
+        raise _refusal(output, _holders(output).get(generation, UNKNOWN))
     return _confirmed(output, generation, me, seen=held)
 
 
@@ -181,61 +162,12 @@ def _is_dead(output: str, generation: int, holder: Holder) -> bool:
 
     The second look guards against clocks that differ and against a machine that just woke up.
     """
-    if holder.machine == _machine() and not _is_running(holder):
+    if holder.machine == machine() and not is_running(holder):
         return True
     if time.time() - holder.heartbeat <= STALE_AFTER:
         return False
     time.sleep(1.5 * HEARTBEAT)
     return _holders(output).get(generation, holder) == holder
-
-
-def _is_running(holder: Holder) -> bool:
-    try:
-        process = psutil.Process(holder.pid)
-        same = abs(_seconds_after_boot(process) - holder.process_started) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
-
-
-def _this_process(*, replaces: str) -> Holder:
-    process = psutil.Process()
-    now = time.time()
-    return Holder(
-        token=secrets.token_hex(16),
-        replaces=replaces,
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=process.pid,
-        process_started=_seconds_after_boot(process),
-        user=_user(process),
-        started=now,
-        heartbeat=now,
-    )
-
-
-def _seconds_after_boot(process: psutil.Process) -> float:
-    """When a process began, by a clock that nobody sets."""
-    return process.create_time() - psutil.boot_time()
-
-
-def _user(process: psutil.Process) -> str:
-    try:
-        return process.username()
-    except (psutil.Error, KeyError):  # a container's user need not have a name
-        return str(os.getuid())
-
-
-def _machine() -> str:
-    """Host, boot and process name space: containers may share the first two."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
-            parts.append(stream.read().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
 
 
 def _lock_uri(output: str, generation: int) -> str:
@@ -252,12 +184,7 @@ def _holders(output: str) -> dict[int, Holder]:
 
 
 def _read(uri: str) -> Holder:
-    data = storage.read_bytes(uri)
-    try:
-        return Holder(**json.loads(data))
-    except (ValueError, TypeError):
-        # Another version's, or not yet written on a disk without hard links: taken for alive.
-        return replace(_UNKNOWN, token=data.hex(), heartbeat=time.time(), started=time.time())
+    return from_bytes(storage.read_bytes(uri))
 
 
 def _token_at(uri: str) -> str:
@@ -265,10 +192,6 @@ def _token_at(uri: str) -> str:
         return _read(uri).token
     except storage.NotFoundError:
         return ""
-
-
-def _to_bytes(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder), indent=1).encode()
 
 
 def _try_to_delete(uri: str) -> None:
@@ -281,16 +204,11 @@ def _try_to_delete(uri: str) -> None:
 def _refusal(output: str, holder: Holder) -> FlowmapsrError:
     silent = max(time.time() - holder.heartbeat, 0.0)
     return FlowmapsrError(
-        f"{output}: another build is writing there ({_described(holder)}, last sign of life "
+        f"{output}: another build is writing there ({described(holder)}, last sign of life "
         f"{silent:.0f} s ago); wait for it or choose another output. If it is dead, the same "
         f"command takes over {STALE_AFTER:.0f} s after its last sign of life, and at once with "
         "--take-over"
     )
-
-
-def _described(holder: Holder) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.started))
-    return f"host {holder.host}, pid {holder.pid}, user {holder.user}, since {since}"
 
 
 @contextlib.contextmanager

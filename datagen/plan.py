@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from datagen import storage
 from datagen.buckets import fitting_buckets
@@ -40,8 +40,8 @@ def plan_dataset(
 ) -> Plan:
     """Makes the plan and writes `plan.json`; goes on with the one that is there.
 
-    Only under the dataset's lock; a `listing` made before it will do. Raises FlowmapsrError as `survey`, and when no photo or too few
-    of the new ones can be used.
+    Only under the dataset's lock; a `listing` made before it will do. Raises FlowmapsrError as
+    `survey`, and when no photo or too few of them can be used.
     """
     plan = make_plan(survey(recipe, listing), spread=spread)
     if plan.tasks or plan.rejected:
@@ -172,9 +172,7 @@ class _News:
     changed: frozenset[str]
 
 
-def _examined(
-    found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread
-) -> _News:
+def _examined(found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread) -> _News:
     """Headers of the fresh files; content that only moved is noted in the ledger, not made anew."""
     recipe, ledger = found.recipe, found.ledger
     planned = _planned_hashes(fresh, [*kept.unmade, *(photo.file for photo in kept.loose)], spread)
@@ -240,7 +238,7 @@ def _grouped(
     groups: dict[tuple[str, ...], list[PhotoVariants]] = defaultdict(list)
     too_small: list[KnownPhoto] = []
 
-    @lru_cache(maxsize=None)  # photos come in few sizes
+    @cache  # photos come in few sizes
     def fitting(width: int, height: int) -> tuple[str, ...] | ImageRejected:
         try:
             found = fitting_buckets(recipe.buckets, width=width, height=height)
@@ -280,12 +278,12 @@ def _portions(photos: Sequence[PhotoVariants], samples: int) -> Iterator[list[Ph
     portion: list[PhotoVariants] = []
     room = samples
     for photo in photos:
-        first, count = photo.first, photo.count
-        while count:
-            take = min(room, count)
-            whole = take == photo.count
-            portion.append(photo if whole else photo._replace(first=first, count=take))
-            first, count, room = first + take, count - take, room - take
+        first, left = photo.first, photo.variants
+        while left:
+            take = min(room, left)
+            whole = take == photo.variants
+            portion.append(photo if whole else photo._replace(first=first, variants=take))
+            first, left, room = first + take, left - take, room - take
             if not room:
                 yield portion
                 portion, room = [], samples

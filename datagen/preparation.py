@@ -19,8 +19,15 @@ import numpy as np
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.images import ImageRejected, check_pixels, decode_photo
-from datagen.samples import DrawnSample, Photo, SamplePixels, Split, draw_sample, make_pixels
-from datagen.samples import split_of
+from datagen.samples import (
+    DrawnSample,
+    Photo,
+    SamplePixels,
+    Split,
+    draw_sample,
+    make_pixels,
+    split_of,
+)
 from datagen.settings import DatasetRecipe
 from datagen.sources import SourceFile, read_photo
 from datagen.tasks import ShardTask
@@ -71,7 +78,7 @@ def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator
 def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[tuple[_DecodedOnce, int]]:
     for photo in task.photos:
         decoded = _DecodedOnce(photo.file, recipe)
-        for variant in range(photo.first, photo.first + photo.count):
+        for variant in range(photo.first, photo.first + photo.variants):
             yield decoded, variant
 
 

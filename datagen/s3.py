@@ -14,7 +14,8 @@ from typing import IO, Any
 from datagen import local_files
 from datagen.entries import Entry
 from datagen.errors import FlowmapsrError, NotFoundError
-from datagen.s3_client import PRECONDITION_CODES, S3Refused, body, retried, upload_in_parts
+from datagen.s3_client import body, retried, upload_in_parts
+from datagen.s3_refusals import PRECONDITION_CODES, S3Refused
 
 SCHEME = "s3://"
 _PAGE = 1000
@@ -147,15 +148,22 @@ def delete(uri: str) -> None:
 
 
 def remove_leftovers(uri: str) -> list[str]:
-    """Aborts uploads in parts that killed processes left below the prefix; their URIs."""
+    """Aborts uploads in parts that killed processes left below the prefix; their URIs.
+
+    They are invisible and only cost space (the first thousand are enough for one call). So an
+    account that may not list them, or a server that does not know them, is no error.
+    """
     bucket, key = _bucket_and_key(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
-    answer = retried(
-        uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
-    )
-    uploads = answer.get("Uploads", [])
-    for upload in uploads:
-        retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+    try:
+        answer = retried(
+            uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+        )
+        uploads = answer.get("Uploads", [])
+        for upload in uploads:
+            retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+    except S3Refused:
+        return []
     return sorted(f"{SCHEME}{bucket}/{upload['Key']}" for upload in uploads)
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.errors import FlowmapsrError
+from datagen.s3_refusals import BUSY_CODES, EXPIRED_CODES, redacted, refusal
 
 Answer = TypeVar("Answer")
 
@@ -29,47 +29,7 @@ SILENCE = 30.0
 PART = 64 << 20
 """Bytes of one part of an upload that is too long for one request."""
 
-PRECONDITION_CODES = frozenset({"PreconditionFailed", "412"})
-_MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
-_EXPIRED_CODES = frozenset(
-    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken",
-     "TokenRefreshRequired"}
-)  # fmt: skip
-_BUSY_CODES = frozenset(
-    {"SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
-     "TooManyRequests", "RequestTimeout", "InternalError", "ServiceUnavailable", "IncompleteBody",
-     "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
-)  # fmt: skip
 _LASTING_STATUS = frozenset({501, 505, 507})
-_FIXES = {
-    "AccessDenied": "this account may not {action} there: give it permission or choose another "
-    "place",
-    "403": "this account may not {action} there: give it permission, check the AWS_* credentials "
-    "or choose another place",
-    "NoSuchBucket": "there is no such bucket: make it or correct the address",
-    "InvalidBucketName": "correct the name of the bucket",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION",
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "InvalidObjectState": "it is archived: restore it first",
-    "QuotaExceeded": "raise the quota there or choose another place",
-    "XMinioStorageFull": "free some space there or choose another place",
-    "NotImplemented": "this server lacks what is needed: use one with conditional puts",
-}  # fmt: skip
-_EXPIRED_FIX = "the credentials have expired: renew them and run the same command again"
-_OTHER_FIX = "check the AWS_* variables and this account's permissions"
-_SECRETS = re.compile(r"(?<=//)[^/@\s]+@|(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"]+")
-
-
-class S3Refused(FlowmapsrError):
-    """The server answered no; `code` is its own word for why."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-    def __reduce__(self) -> tuple[type[S3Refused], tuple[str, str]]:
-        return S3Refused, (str(self), self.code)
 
 
 class _Clients:
@@ -118,6 +78,8 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
             _clients.note_answer()
             return answer
         except _failures() as failure:
+            if _code(failure):
+                _clients.note_answer()
             if _is_expired(failure) and not renewed:
                 renewed = True
                 _clients.renew(client)
@@ -169,6 +131,7 @@ def _endpoint() -> str | None:
 
 def _new_client(endpoint: str | None, attempts: int) -> Any:
     import boto3
+    import botocore.session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -193,10 +156,14 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
             )
         )
     try:
-        return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
+        core = botocore.session.Session()
+        # Half of the time of a listing goes into dates that nobody reads here.
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+        session = boto3.Session(botocore_session=core)
+        return session.client("s3", endpoint_url=endpoint, config=config)
     except (ValueError, BotoCoreError) as error:
         raise FlowmapsrError(
-            f"S3 cannot be set up ({_redacted(str(error))}); check the AWS_* variables "
+            f"S3 cannot be set up ({redacted(str(error))}); check the AWS_* variables "
             "(AWS_ENDPOINT_URL looks like http://host:port)"
         ) from None
 
@@ -219,7 +186,7 @@ def _code(failure: Exception) -> str:
 def _is_expired(failure: Exception) -> bool:
     """Whether new credentials may help; to HEAD the server gives no reason but the status."""
     head = getattr(failure, "operation_name", "") == "HeadObject"
-    return _code(failure) in _EXPIRED_CODES or (head and _code(failure) in ("400", "403"))
+    return _code(failure) in EXPIRED_CODES or (head and _code(failure) in ("400", "403"))
 
 
 def _patience(failure: Exception) -> float:
@@ -231,7 +198,7 @@ def _patience(failure: Exception) -> float:
         case exceptions.ClientError():
             status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             busy = (status >= 500 and status not in _LASTING_STATUS) or status == 429
-            return PATIENCE if busy or _code(failure) in _BUSY_CODES else 0.0
+            return PATIENCE if busy or _code(failure) in BUSY_CODES else 0.0
         case exceptions.SSLError(kwargs={"error": error}) if _is_bad_certificate(error):
             return 0.0
         case exceptions.EndpointConnectionError() | exceptions.ConnectTimeoutError():
@@ -250,9 +217,11 @@ def _is_bad_certificate(error: object) -> bool:
 def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
     from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
-    reason = _redacted(str(failure))
+    reason = redacted(str(failure))
     if isinstance(failure, ClientError):
-        return _refusal(uri, action, failure)
+        told = str(failure.response.get("Error", {}).get("Message", ""))
+        busy = _patience(failure) > 0
+        return refusal(uri, action, code=_code(failure), told=told, busy=busy)
     if isinstance(failure, HTTPClientError | IncompleteReadError):
         return FlowmapsrError(
             f"{uri}: cannot {action} it, S3 cannot be reached ({reason}); check AWS_ENDPOINT_URL "
@@ -261,25 +230,3 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
     return FlowmapsrError(
         f"{uri}: cannot {action} it ({reason}); check AWS_ENDPOINT_URL and the AWS_* credentials"
     )
-
-
-def _refusal(uri: str, action: str, failure: Any) -> FlowmapsrError:
-    code = _code(failure)
-    if code in _MISSING_CODES:
-        return NotFoundError(f"{uri}: there is no such object ({code}); check the address")
-    if code == "NoSuchBucket" and action != "write":
-        return NotFoundError(f"{uri}: there is no such bucket ({code}); check the address")
-    if _patience(failure) > 0:
-        fix = "it stayed busy for long: run the same command again later"
-    elif code in _EXPIRED_CODES:
-        fix = _EXPIRED_FIX
-    else:
-        fix = _FIXES.get(code, _OTHER_FIX).format(action=action)
-    told = failure.response.get("Error", {}).get("Message", "")
-    return S3Refused(
-        f"{uri}: S3 refused to {action} it ({_redacted(f'{code}: {told}')}); {fix}", code
-    )
-
-
-def _redacted(text: str) -> str:
-    return _SECRETS.sub(lambda found: f"{found[1] or ''}***" if found[1] else "", text)

@@ -144,6 +144,11 @@ class DatasetRecipe(Settings):
     max_rejected_fraction: Probability = 0.1
     """The build stops when more than this part of the photos had to be left out."""
 
+    @property
+    def least_workers(self) -> int:
+        """How many a cluster of one's own must have room for."""
+        return 1 if self.workers == "auto" else self.workers
+
     def content(self) -> dict[str, object]:
         """The settings that decide what is made of a photo: not of which, where or how fast."""
         return self.model_dump(mode="json", exclude=set(_NOT_CONTENT))

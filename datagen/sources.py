@@ -102,9 +102,7 @@ def _list_one(source: str, exclude: str | None) -> Iterator[SourceFile | Rejecti
         )
 
 
-def _expand(
-    source: str, exclude: str | None
-) -> Iterator[SourceFile | Rejection | storage.Entry]:
+def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
     """What a source holds; files that are no images come as plain entries, to be counted."""
     if source.endswith(LIST):
         yield from _listed(source, exclude)

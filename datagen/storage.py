@@ -13,7 +13,7 @@ from typing import IO
 from datagen import local_files, s3
 from datagen.entries import Entry
 from datagen.errors import FlowmapsrError
-from datagen.errors import NotFoundError as NotFoundError
+from datagen.errors import NotFoundError as NotFoundError  # what every call here may raise
 from datagen.local_files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 
 

@@ -21,14 +21,14 @@ SHARDS = "shards"
 
 
 class PhotoVariants(NamedTuple):
-    """Samples to make of one photo: variants `first`, `first + 1`, ... (`count` of them)."""
+    """Samples to make of one photo: `variants` of them, from number `first` on."""
 
     file: SourceFile
     width: int
     """As the header says; what is made depends on the decoded pixels only."""
     height: int
     first: int
-    count: int
+    variants: int
 
 
 class ShardTask(Settings):
@@ -44,7 +44,7 @@ class ShardTask(Settings):
 
     @property
     def num_samples(self) -> int:
-        return sum(photo.count for photo in self.photos)
+        return sum(photo.variants for photo in self.photos)
 
     def shard_path(self, bucket: str, split: Split) -> str:
         """Of the shard that takes this task's samples of a bucket and split."""
@@ -92,7 +92,7 @@ class Plan(Settings):
     gone: int = 0
     """Photos no longer listed that samples were made of; the samples stay."""
     changed: int = 0
-    """Photos with other bytes than samples were made of; the old samples stay, new ones are made."""
+    """Photos with other bytes than before; samples of the old bytes stay, new ones are made."""
 
     @property
     def output(self) -> str:

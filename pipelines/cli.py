@@ -87,6 +87,9 @@ def dataset_build(
     recipe: RecipeName,
     settings: Settings = None,
     dry_run: DryRun = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Take the dataset from another build, even alive.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn photos into shards of latents. Run it again to continue, or to add new photos.
@@ -100,14 +103,18 @@ def dataset_build(
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
         require_sources(resolved)
-        from datagen.build import completed
+        from datagen.sources import list_sources
+        from datagen.survey import survey
 
-        manifest = completed(resolved)
-        if manifest is not None:
-            return out.say(reports.built(resolved.output, manifest, how="was complete already"))
+        listing = list_sources(resolved.sources, exclude=resolved.output)
+        found = survey(resolved, listing)
+        if found.complete is not None:
+            how = "was complete already"
+            return out.say(reports.built(resolved.output, found.complete, found, how=how))
         from pipelines.flows.dataset import run_build
 
-        out.say(reports.built(resolved.output, run_build(resolved), how="is complete"))
+        manifest = run_build(resolved, listing, take_over=take_over)
+        out.say(reports.built(resolved.output, manifest, found, how="is complete"))
 
 
 @dataset_app.command("inspect")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -31,14 +33,31 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         return
     prepare_environment()
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _connect(address)
-    else:
-        _start_local(cpus)
+    with _sigterm_kept():
+        if address:
+            _connect(address)
+        else:
+            _start_local(cpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_nodes() -> list[Mapping[str, float]]:
+    """What each living node of the connected cluster has, as Ray names it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Puts back the handler of SIGTERM: Ray's own would abort the process without any clean-up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(address: str) -> None:

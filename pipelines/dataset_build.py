@@ -5,53 +5,67 @@ Knows Ray through the pool, and no Prefect: with or without it, this is what is 
 
 from __future__ import annotations
 
-from datagen.build import RejectionLimit, ShardBuilder, finish
-from datagen.manifest import Manifest, ShardRecord
-from datagen.plan import Plan, ShardTask, pending_tasks, plan_dataset
+import logging
+
+from datagen.build import ShardBuilder
+from datagen.finish import RejectionLimit, finish, pending_tasks
+from datagen.lock import BuildLock
+from datagen.manifest import Manifest
+from datagen.plan import plan_dataset
 from datagen.settings import DatasetRecipe
+from datagen.sources import Listing
+from datagen.tasks import Plan, ShardTask, TaskRecord
 from pipelines.build_progress import BuildMeter, Made, Watch
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import cluster_nodes
 from pipelines.pool import run_shard_tasks
+from pipelines.sizing import size_workers
+from pipelines.spreading import spread_over_cluster
+
+log = logging.getLogger(__name__)
 
 
-def plan_station(recipe: DatasetRecipe) -> Plan:
-    """Lists the photos and decides which sample goes into which shard."""
-    return plan_dataset(recipe)
+def plan_station(recipe: DatasetRecipe, listing: Listing) -> Plan:
+    """Compares the listed photos with the dataset and decides which of them go into which task."""
+    return plan_dataset(recipe, listing=listing, spread=spread_over_cluster)
 
 
-def make_station(recipe: DatasetRecipe, plan: Plan, watch: Watch) -> None:
-    """Makes the shards that are not there yet.
+def make_station(recipe: DatasetRecipe, plan: Plan, lock: BuildLock, watch: Watch) -> None:
+    """Makes the tasks that are not done yet, on the connected Ray cluster.
 
-    Raises FlowmapsrError when a shard cannot be made or too many photos are left out.
+    Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
+    build has taken the dataset over.
     """
     pending = pending_tasks(plan)
     if not pending:
         return
+    workers = size_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.cpus)
     limit = RejectionLimit(plan)
-    with ray_cluster(cpus=recipe.workers), watch(_meter(plan, pending)) as shown:
+    with watch(_meter(plan, pending)) as shown:
 
-        def note(task: ShardTask, record: ShardRecord) -> None:
+        def note(task: ShardTask, record: TaskRecord) -> None:
             shown(_made(task, record))
-            limit.check(task, record)
+            lock.check()
+            limit.check(record)
 
-        run_shard_tasks(ShardBuilder(recipe), pending, workers=recipe.workers, on_done=note)
+        run_shard_tasks(builder, pending, workers=workers, on_done=note)
 
 
 def finish_station(plan: Plan) -> Manifest:
-    """Checks that every shard is there and writes the manifest, which completes the dataset."""
+    """Checks that every task is done and writes the manifest, which completes the dataset."""
     return finish(plan)
 
 
 def _meter(plan: Plan, pending: list[ShardTask]) -> BuildMeter:
-    total = sum(len(task.samples) for task in plan.tasks)
-    missing = sum(len(task.samples) for task in pending)
+    missing = sum(task.num_samples for task in pending)
+    total = plan.num_samples
     return BuildMeter(total=total, done=total - missing, rejected=len(plan.rejected))
 
 
-def _made(task: ShardTask, record: ShardRecord) -> Made:
+def _made(task: ShardTask, record: TaskRecord) -> Made:
     return Made(
-        planned=len(task.samples),
+        planned=task.num_samples,
         samples=record.num_samples,
         bytes=record.bytes,
-        rejected=len(task.samples) - record.num_samples,
+        rejected=len(record.rejected),
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect import Flow
@@ -20,7 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.deployments.runner import DeploymentApplyError
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.flows import EntrypointType
 from prefect.server.schemas import schedules as server_schedules
@@ -110,18 +111,7 @@ def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deplo
     _require_server()
     with _prefect_errors(), get_client(sync_client=True) as client:
         _ensure_pool(client, pool)
-        deployment_id = target.flow.to_deployment(
-            place_name(target.output),
-            parameters=parameters,
-            schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
-            concurrency_limit=ConcurrencyLimitConfig(
-                limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-            ),
-            work_pool_name=pool,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            description=f"`{target.output}`",
-            tags=["flowmapsr"],
-        ).apply()
+        deployment_id = _apply(target, parameters, schedule=schedule, pool=pool)
         found = client.read_deployment(deployment_id)
     return Deployed(
         deployment=f"{target.flow.name}/{found.name}",
@@ -132,6 +122,28 @@ def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deplo
         schedule_id=str(found.schedules[0].id) if found.schedules else None,
         next_run=next_run(schedule),
     )
+
+
+def _apply(
+    target: Deployable, parameters: dict[str, Any], *, schedule: Schedule | None, pool: str
+) -> UUID:
+    deployment = target.flow.to_deployment(
+        place_name(target.output),
+        parameters=parameters,
+        schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        description=f"`{target.output}`",
+        tags=["flowmapsr"],
+    )
+    # Prefect declares for async callers too; outside an event loop both are what they seem.
+    assert isinstance(deployment, RunnerDeployment)
+    deployment_id = deployment.apply()
+    assert isinstance(deployment_id, UUID)
+    return deployment_id
 
 
 def next_run(schedule: Schedule | None) -> datetime | None:

@@ -23,7 +23,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from datagen import storage
-from datagen.build import PREVIEW, REJECTED
+from datagen.finish import PREVIEW
+from datagen.ledger import REJECTED
 from datagen.manifest import Manifest
 from pipelines.build_progress import BuildMeter
 from pipelines.place_name import place_name

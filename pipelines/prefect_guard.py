@@ -109,8 +109,8 @@ def refusal(error: Exception) -> str:
             "too little memory, or set PREFECT_API_URL to a running server"
         )
     return (
-        f"Prefect at PREFECT_API_URL={url} does not answer as it should ({_first_line(error)}); start the "
-        "server, correct the variable, or unset it to run without a server"
+        f"Prefect at PREFECT_API_URL={url} does not answer as it should ({_first_line(error)}); "
+        "start the server, correct the variable, or unset it to run without a server"
     )
 
 

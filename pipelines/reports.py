@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datagen.counts import Counts
     from datagen.inspection import InspectedSample
     from datagen.manifest import Manifest
+    from datagen.survey import Survey
     from datagen.verify import Fault
     from pipelines.deployments import Deployed
     from pipelines.status import RunStatus, StageStatus
@@ -31,8 +32,9 @@ class Report:
     ok: bool = True
 
 
-def built(dataset: str, manifest: Manifest, *, how: str) -> Report:
-    """A dataset that is complete; `how` tells whether this command made it."""
+def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> Report:
+    """A dataset that is complete; `how` tells whether this command made it, `found` what it had to
+    do."""
     folder = dataset.rstrip("/")
     place = f"{folder}/manifest.json"
     left_out = counted(manifest.rejected.count, "image")
@@ -41,9 +43,31 @@ def built(dataset: str, manifest: Manifest, *, how: str) -> Report:
         f"  manifest  {place}",
         f"  preview   {folder}/preview.png",
         f"  left out  {left_out}{' (see rejected.jsonl)' if manifest.rejected.count else ''}",
-        f"Next: {command('train', 'demo', f'manifest={place}', 'output=RUN')}",
     ]
-    return Report({"output": dataset, "manifest": place, **_summary(manifest)}, lines)
+    added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
+    if found.manifest is not None and added:
+        lines.append(f"  added     {counted(added, 'sample')}")
+    if found.gone:
+        some = ", ".join(sorted(found.gone)[:3])
+        lines.append(
+            f"  gone      {counted(len(found.gone), 'photo')} no longer where it was, such as "
+            f"{some}; what was made of it stays"
+        )
+    if found.changed:
+        some = ", ".join(sorted(found.changed)[:3])
+        lines.append(
+            f"  changed   {counted(len(found.changed), 'photo')}, such as {some}; samples of the "
+            "old content stay"
+        )
+    lines.append(f"Next: {command('train', 'demo', f'manifest={place}', 'output=RUN')}")
+    result = {
+        "output": dataset,
+        "manifest": place,
+        "added": added,
+        "gone": sorted(found.gone),
+        "changed": sorted(found.changed),
+    }
+    return Report({**result, **_summary(manifest)}, lines)
 
 
 def inspected(dataset: str, manifest: Manifest) -> Report:

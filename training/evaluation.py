@@ -7,6 +7,7 @@ so every model and every number of steps sees the same LQ image.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ def degraded_photos(
         FlowmapsrError: a photo cannot be read, or is smaller than the scale.
     """
     for source in list_sources((settings.photos,)).files:
+        data = read_photo(source)
         try:
-            photo = decode_photo(read_photo(source), ImageSettings())
+            photo = decode_photo(data, ImageSettings())
         except ImageRejected as error:
             raise FlowmapsrError(f"{source.uri}: {error}; take it out of the folder") from error
         height, width = (int(side // scale * scale) for side in photo.shape[:2])
@@ -60,7 +62,7 @@ def degraded_photos(
                 "take it out of the folder or leave this scale out"
             )
         original = np.ascontiguousarray(photo[:height, :width])
-        rng = seeded(settings.seed, source.sha256, scale)
+        rng = seeded(settings.seed, hashlib.sha256(data).hexdigest(), scale)
         drawn = draw_degradation(degradation, rng, scale=scale)
         yield DegradedPhoto(Path(source.uri).stem, original, degrade_small(original, drawn))
 

@@ -13,10 +13,13 @@ from typing import TypeVar
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from datagen.build import completed
+from datagen.lock import build_lock
 from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
+from datagen.sources import Listing, list_sources
+from datagen.survey import survey
 from pipelines.build_progress import BuildMeter, Made, Watch, watch_on_terminal
+from pipelines.cluster import ray_cluster
 from pipelines.dataset_build import finish_station, make_station, plan_station
 from pipelines.flow_artifacts import progress_artifact, show_result
 from pipelines.prefect_guard import Once, despite_prefect, run_flow
@@ -29,18 +32,21 @@ RUN_NAME = "{recipe.output}"
 @flow(name=NAME, flow_run_name=RUN_NAME)
 def build_dataset(recipe: DatasetRecipe) -> Manifest:
     """Photos to shards of latents with a manifest; run it again to continue where it stopped."""
-    finished = completed(recipe)
-    return _build(recipe) if finished is None else finished
+    listing = list_sources(recipe.sources, exclude=recipe.output)
+    return survey(recipe, listing).complete or _build(recipe, listing, take_over=False)
 
 
-def run_build(recipe: DatasetRecipe) -> Manifest:
+def run_build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = False) -> Manifest:
     """`build_dataset` for a command: once begun, it ends well even if Prefect does not.
 
     Unlike the flow it does not look first whether the dataset is complete already.
 
+    Args:
+        take_over: take the dataset from a build that holds it, whether it is alive or not.
+
     Raises FlowmapsrError when Prefect cannot even start the run, and as the stations do.
     """
-    work = Once(lambda: _build(recipe))
+    work = Once(lambda: _build(recipe, listing, take_over=take_over))
 
     @flow(name=NAME, flow_run_name=RUN_NAME)
     def build_dataset(recipe: DatasetRecipe) -> Manifest:
@@ -49,10 +55,14 @@ def run_build(recipe: DatasetRecipe) -> Manifest:
     return run_flow(work, lambda: build_dataset(recipe))
 
 
-def _build(recipe: DatasetRecipe) -> Manifest:
-    plan = _station("plan", lambda: plan_station(recipe))
-    _station("shards", lambda: make_station(recipe, plan, _watch(recipe.output)))
-    manifest = _station("finish", lambda: finish_station(plan))
+def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manifest:
+    with (
+        build_lock(recipe.output, take_over=take_over) as lock,
+        ray_cluster(cpus=recipe.least_workers),
+    ):
+        plan = _station("plan", lambda: plan_station(recipe, listing))
+        _station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
+        manifest = _station("finish", lambda: finish_station(plan))
     show_result(manifest, recipe.output)
     return manifest
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from datagen.build import completed
 from datagen.fields import Settings
+from datagen.sources import list_sources
+from datagen.survey import survey
 from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import train
@@ -47,10 +48,11 @@ class Stopwatch:
 def full(recipe: FullRecipe) -> FullRecord:
     """Photos to an evaluated model; run it again to continue where it stopped."""
     watch = Stopwatch()
-    with ray_cluster(cpus=max(recipe.dataset.workers, recipe.training.workers)):
+    with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.workers)):
         with watch.station("dataset"):
-            if completed(recipe.dataset) is None:
-                run_build(recipe.dataset)
+            listing = list_sources(recipe.dataset.sources, exclude=recipe.dataset.output)
+            if survey(recipe.dataset, listing).complete is None:
+                run_build(recipe.dataset, listing)
         with watch.station("training"):
             train(recipe.training)
     with watch.station("evaluation"):

@@ -37,21 +37,23 @@ def main() -> None:
     print("|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(folder)
-        found = _timed("list (made up)", lambda: _survey(recipe, count))
-        plan = _timed("plan", lambda: make_plan(found, spread=_made_up_headers))
-        uri = storage.join(folder, PLAN)
-        _timed("write plan.json", lambda: storage.write_bytes(uri, to_compact_json(plan)))
+        found = _timed("list (made up)", _survey, recipe, count)
+        plan = _timed("plan", lambda found: make_plan(found, spread=_made_up_headers), found)
         assert sum(len(task.photos) for task in plan.tasks) == count
-        size, tasks = Path(uri).stat().st_size, len(plan.tasks)
+        uri, tasks = storage.join(folder, PLAN), len(plan.tasks)
+        _timed(
+            "write plan.json", lambda plan: storage.write_bytes(uri, to_compact_json(plan)), plan
+        )
+        size = Path(uri).stat().st_size
         del found, plan
-        again: Plan = _timed("read plan.json", lambda: parse(Plan, uri))
+        again: Plan = _timed("read plan.json", parse, Plan, uri)
         assert len(again.tasks) == tasks
     print(f"\n{tasks:,} tasks, plan.json {size / 1e6:.0f} MB")
 
 
-def _timed(name: str, work: Callable[[], Any]) -> Any:
+def _timed(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
     start = time.perf_counter()
-    result = work()
+    result = work(*arguments)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"| {name} | {seconds:.1f} | {peak:.2f} |", flush=True)

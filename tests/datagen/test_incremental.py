@@ -14,8 +14,8 @@ import pytest
 
 from datagen.build import ShardBuilder, build_dataset
 from datagen.errors import FlowmapsrError
-from datagen.finish import finish, pending_tasks
 from datagen.examination import HeaderReader
+from datagen.finish import finish, pending_tasks
 from datagen.ledger import Ledger
 from datagen.manifest import load_manifest
 from datagen.plan import make_plan, plan_dataset
@@ -122,7 +122,9 @@ def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos:
     assert build_dataset(recipe()) == before
 
 
-def test_a_changed_photo_is_a_new_one(recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any) -> None:
+def test_a_changed_photo_is_a_new_one(
+    recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
+) -> None:
     before = build_dataset(recipe())
     old = (photos / "p3.png").read_bytes()
     (photos / "p3.png").write_bytes(encoded(photo(200)))
@@ -142,7 +144,9 @@ def test_a_new_copy_of_an_old_photo_is_a_duplicate(recipe: RecipeMaker, photos: 
     assert survey(recipe()).complete == after
 
 
-def test_a_mended_photo_is_taken_in(recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any) -> None:
+def test_a_mended_photo_is_taken_in(
+    recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
+) -> None:
     (photos / "new.png").write_bytes(b"")
     first = build_dataset(recipe(max_rejected_fraction=0.2))
     assert first.rejected.by_reason == {"empty file": 1}

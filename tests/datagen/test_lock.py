@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from datagen import lock, storage
+from datagen import lock, lock_holder, storage
 from datagen.errors import FlowmapsrError
-from datagen.lock import BuildLock, Holder, build_lock
+from datagen.lock import BuildLock, build_lock
+from datagen.lock_holder import Holder
 from tests.s3 import FaultyS3
 
 CONTENDER = """
@@ -76,13 +77,13 @@ def holder(output: str) -> Iterator[subprocess.Popen[str]]:
 def _leave(output: str, generation: int = 1, **change: object) -> Holder:
     """A lock as an other host's holder left it."""
     left = replace(
-        lock._this_process(replaces=""),
+        lock_holder.this_process(replaces=""),
         host="elsewhere",
         machine="elsewhere",
         heartbeat=time.time() - 3600,
         **change,  # type: ignore[arg-type]
     )
-    assert storage.create_exclusive(lock._lock_uri(output, generation), lock._to_bytes(left))
+    assert storage.create_exclusive(lock._lock_uri(output, generation), lock_holder.to_bytes(left))
     return left
 
 
@@ -195,7 +196,7 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: 
     def live() -> None:
         while not stop.wait(0.02):
             alive = replace(left, heartbeat=left.heartbeat + time.monotonic())
-            storage.write_bytes(lock._lock_uri(output, 1), lock._to_bytes(alive))
+            storage.write_bytes(lock._lock_uri(output, 1), lock_holder.to_bytes(alive))
 
     thread = threading.Thread(target=live)  # by a clock that is an hour late
     thread.start()
@@ -256,8 +257,8 @@ def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
     seen = {1: _leave(output)}
     storage.delete(lock._lock_uri(output, 1))
     fresh = _leave(output)  # the stale one was taken over, ended, and a third build began
-    me = lock._this_process(replaces=seen[1].token)
-    assert storage.create_exclusive(lock._lock_uri(output, 2), lock._to_bytes(me))
+    me = lock_holder.this_process(replaces=seen[1].token)
+    assert storage.create_exclusive(lock._lock_uri(output, 2), lock_holder.to_bytes(me))
     with pytest.raises(FlowmapsrError, match="host elsewhere"):
         lock._confirmed(output, 2, me, seen=seen)
     assert lock._holders(output) == {1: fresh}
@@ -273,11 +274,11 @@ def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
 
 def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
     output = str(tmp_path)
-    mine = lock._this_process(replaces="")
-    assert lock._is_running(mine)
+    mine = lock_holder.this_process(replaces="")
+    assert lock_holder.is_running(mine)
     other = replace(mine, process_started=mine.process_started - 100)
-    assert not lock._is_running(other)
-    storage.create_exclusive(lock._lock_uri(output, 1), lock._to_bytes(other))
+    assert not lock_holder.is_running(other)
+    storage.create_exclusive(lock._lock_uri(output, 1), lock_holder.to_bytes(other))
     with build_lock(output):
         pass
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from datagen import s3, s3_client, storage
+from datagen import s3, s3_client, s3_refusals, storage
 from datagen.errors import FlowmapsrError
 from tests.s3 import FaultyS3
 
@@ -176,7 +180,7 @@ def test_no_secret_is_in_a_message(
         storage.read_bytes(uri)
     assert "hidden" not in str(caught.value)
     text = "http://u:hidden@host/b?X-Amz-Signature=hidden&X-Amz-Security-Token=hidden&a=1"
-    assert s3_client._redacted(text) == (
+    assert s3_refusals.redacted(text) == (
         "http://host/b?X-Amz-Signature=***&X-Amz-Security-Token=***&a=1"
     )
 
@@ -212,6 +216,9 @@ def test_uploads_left_by_a_killed_process_are_removed(faulty_s3: FaultyS3, uri: 
     assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/folder") == [uri]
     left = faulty_s3.client.list_multipart_uploads(Bucket=faulty_s3.bucket)["Uploads"]
     assert [upload["Key"] for upload in left] == ["elsewhere/file.bin"]
+    faulty_s3.fail("status", "GET", status=403, code="AccessDenied")
+    assert storage.remove_leftovers(f"s3://{faulty_s3.bucket}/elsewhere") == []
+    assert faulty_s3.faults[0].times == 0
 
 
 def test_a_lost_answer_does_not_hide_who_won(faulty_s3: FaultyS3, uri: str) -> None:
@@ -267,6 +274,85 @@ def test_a_full_disk_at_the_very_end_leaves_nothing(
         with pytest.raises(FlowmapsrError, match=r"file.*free some space"):
             write(str(tmp_path / "file"), DATA)
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EIO, "reports a fault"),
+        (errno.EROFS, "can be written"),
+        (errno.EACCES, "permission"),
+        (errno.ESTALE, "mount it again"),
+    ],
+)
+def test_what_a_disk_says_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(
+        FlowmapsrError, match=rf"file: cannot write it \({os.strerror(number)}.*{fix}"
+    ):
+        storage.write_bytes(str(tmp_path / "file"), DATA)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_temporary_folder_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: os.fdopen(descriptor, "w+b"))
+    where = re.escape(tempfile.gettempdir())
+    with (
+        pytest.raises(FlowmapsrError, match=rf"file\.bin.*{where}.*free some space"),
+        storage.open_atomic(uri) as stream,
+    ):
+        stream.write(DATA)
+    assert not storage.exists(uri)
+
+
+def test_creation_is_exclusive_without_hard_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", fail)
+    path = str(tmp_path / "file")
+    assert storage.create_exclusive(path, b"mine") and not storage.create_exclusive(path, b"other")
+    assert storage.read_bytes(path) == b"mine" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_that_was_made_although_it_is_said_to_exist_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system may lose the answer and ask again."""
+    link = os.link
+
+    def repeated(source: str, target: str) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", repeated)
+    path = str(tmp_path / "file")
+    assert storage.create_exclusive(path, b"mine") and not storage.create_exclusive(path, b"other")
+
+
+def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(b"123")
+    (tmp_path / "a" / "ring").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "file")
+    (tmp_path / "nothing").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    found = {Path(item.uri).name: item.bytes for item in storage.scan(str(tmp_path))}
+    assert found.keys() == {"file", "link", "nothing"} and found["file"] == found["link"] == 3
+
+
+def test_a_refusal_travels_between_processes() -> None:
+    refused = pickle.loads(pickle.dumps(s3_refusals.S3Refused("s3://b/k: no", "AccessDenied")))
+    assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 
 def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path: Path) -> None:

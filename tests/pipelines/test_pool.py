@@ -66,7 +66,10 @@ def of_one_cpu(count: int) -> Workers:
 def run(builder: Builder, *, workers: int = 2) -> list[Record]:
     noted: list[Record] = []
     records = run_shard_tasks(
-        builder, TASKS, workers=of_one_cpu(workers), on_done=lambda task, record: noted.append(record)
+        builder,
+        TASKS,
+        workers=of_one_cpu(workers),
+        on_done=lambda task, record: noted.append(record),
     )
     assert sorted(record.path for record in noted) == [task.path for task in TASKS]
     return records

@@ -1,0 +1,72 @@
+"""Turns a server's own word for a refusal into what, where and what to do, without secrets.
+
+Knows the words of S3 and its imitators, not how to talk to them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from datagen.errors import FlowmapsrError, NotFoundError
+
+PRECONDITION_CODES = frozenset({"PreconditionFailed", "412"})
+_MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+EXPIRED_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken",
+     "TokenRefreshRequired"}
+)  # fmt: skip
+BUSY_CODES = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
+     "TooManyRequests", "RequestTimeout", "InternalError", "ServiceUnavailable", "IncompleteBody",
+     "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
+)  # fmt: skip
+_FIXES = {
+    "AccessDenied": "this account may not {action} there: give it permission or choose another "
+    "place",
+    "403": "this account may not {action} there: give it permission, check the AWS_* credentials "
+    "or choose another place",
+    "NoSuchBucket": "there is no such bucket: make it or correct the address",
+    "InvalidBucketName": "correct the name of the bucket",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "InvalidObjectState": "it is archived: restore it first",
+    "QuotaExceeded": "raise the quota there or choose another place",
+    "XMinioStorageFull": "free some space there or choose another place",
+    "NotImplemented": "this server lacks what is needed: use one with conditional puts",
+}  # fmt: skip
+_EXPIRED_FIX = "the credentials have expired: renew them and run the same command again"
+_OTHER_FIX = "check the AWS_* variables and this account's permissions"
+_SECRETS = re.compile(r"(?<=//)[^/@\s]+@|(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"]+")
+
+
+class S3Refused(FlowmapsrError):
+    """The server answered no; `code` is its own word for why."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[S3Refused], tuple[str, str]]:
+        return S3Refused, (str(self), self.code)
+
+
+def refusal(uri: str, action: str, *, code: str, told: str, busy: bool) -> FlowmapsrError:
+    """The error for a refusal to `action` what is at `uri`; `told` is the server's message."""
+    if code in _MISSING_CODES:
+        return NotFoundError(f"{uri}: there is no such object ({code}); check the address")
+    if code == "NoSuchBucket" and action != "write":
+        return NotFoundError(f"{uri}: there is no such bucket ({code}); check the address")
+    if busy:
+        fix = "it stayed busy for long: run the same command again later"
+    elif code in EXPIRED_CODES:
+        fix = _EXPIRED_FIX
+    else:
+        fix = _FIXES.get(code, _OTHER_FIX).format(action=action)
+    told = redacted(f"{code}: {told}")
+    return S3Refused(f"{uri}: S3 refused to {action} it ({told}); {fix}", code)
+
+
+def redacted(text: str) -> str:
+    """The text without user names, passwords and signatures in its addresses."""
+    return _SECRETS.sub(lambda found: f"{found[1]}***" if found[1] else "", text)
