@@ -96,7 +96,8 @@ class _Work:
             return
         self._photos[uri] = replace(self._photos[uri], sha256=outcome.sha256)
         drawn = outcome.sample.drawn
-        self._tally.add(encoded.latents.hq, drawn.scale)
+        side = outcome.sample.photo_side
+        self._tally.add(encoded.latents.hq, drawn, photo_side=side)
         self._writer(drawn.bucket, outcome.sample.split, published).add(
             ShardSample(
                 key=drawn.key,

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
-import torch
-
 from datagen import storage
 from datagen.codecs import load_codec
+from datagen.decoding import decode_latents
 from datagen.errors import FlowmapsrError
+from datagen.histograms import draw_histograms
 from datagen.ledger import REJECTED, Ledger
 from datagen.manifest import (
     MANIFEST,
@@ -25,14 +24,15 @@ from datagen.manifest import (
     to_json,
 )
 from datagen.plan import enforce_limit
-from datagen.preview import PreviewRow, draw_preview
+from datagen.preview import PreviewRow, choose, draw_preview
 from datagen.samples import DrawnSample
-from datagen.shards import Latents, read_shard
+from datagen.shards import Latents, ShardSample, read_shard
 from datagen.summary import statistics, sums_of, total
 from datagen.survey import finished_tasks
 from datagen.tasks import PLAN, SHARDS, TASKS, Plan, ShardTask, TaskRecord, record_path
 
 PREVIEW = "preview.png"
+HISTOGRAMS = "histograms.png"
 _PREVIEW_SAMPLES = 6
 
 
@@ -73,7 +73,9 @@ def finish(plan: Plan) -> Manifest:
     ledger.write_rejected(plan.output)
     preview = draw_preview(_preview_rows(plan, manifest.shards))
     storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
-    hashes = file_hashes(plan.output, (REJECTED, PREVIEW))
+    histograms = draw_histograms(manifest.stats)
+    storage.write_bytes(storage.join(plan.output, HISTOGRAMS), histograms)
+    hashes = file_hashes(plan.output, (REJECTED, PREVIEW, HISTOGRAMS))
     manifest = manifest.model_copy(update={"files": hashes})
     storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
     clear_up(plan.output, manifest)
@@ -162,15 +164,18 @@ def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRo
     codec = load_codec(plan.recipe.codec)
     count = min(_PREVIEW_SAMPLES, len(shards))
     chosen = [shards[index * len(shards) // count] for index in range(count)]
-    per_shard = -(-_PREVIEW_SAMPLES // count)
-    rows: list[PreviewRow] = []
-    for shard in chosen:
-        for sample in read_shard(storage.join(plan.output, shard.path))[:per_shard]:
-            drawn = DrawnSample.model_validate_json(sample.meta)
-            latents = Latents.from_bytes(sample.latents)
-            stacked = np.stack([latents.hq, latents.lq, latents.neg]).astype(np.float32)
-            with torch.no_grad():
-                images = codec.decode(torch.from_numpy(stacked)).clamp(-1, 1)
-            levels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-            rows.append(PreviewRow(drawn=drawn, hq=levels[0], lq=levels[1], neg=levels[2]))
-    return rows[:_PREVIEW_SAMPLES]
+    samples = [
+        (place, sample)
+        for shard in chosen
+        for place, sample in enumerate(
+            read_shard(storage.join(plan.output, shard.path))[:_PREVIEW_SAMPLES]
+        )
+    ]
+    found: dict[str, tuple[DrawnSample, ShardSample]] = {}
+    for _, sample in sorted(samples, key=lambda item: item[0]):  # the first of every shard first
+        found[sample.key] = DrawnSample.model_validate_json(sample.meta), sample
+    keys = choose((drawn for drawn, _ in found.values()), _PREVIEW_SAMPLES)
+    return [
+        PreviewRow(found[key][0], decode_latents(codec, Latents.from_bytes(found[key][1].latents)))
+        for key in keys
+    ]

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from datagen import storage
+from datagen.counts import Counts
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from datagen.samples import Split
@@ -74,6 +75,8 @@ class Statistics(Settings):
     latent: LatentStatistics
     scale: Histogram
     """Downscale factors of the LQ images."""
+    counts: Counts
+    """What `histograms.png` shows."""
 
 
 class Manifest(Settings):
@@ -93,8 +96,8 @@ class Manifest(Settings):
     rejected: RejectedCount
     stats: Statistics
     files: dict[str, str] = {}
-    """SHA-256 of the dataset's other files, by name; but `sources.jsonl`, which has its own checksum
-    and changes when photos move."""
+    """SHA-256 of the dataset's other files, by name; not of `sources.jsonl`, which has its own
+    checksum and changes when photos move."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -42,6 +42,8 @@ class PreparedSample:
     images: np.ndarray
     """HQ, LQ and negative, float32 (3, H, W, 3) in [-1, 1]."""
     hq_jpeg: bytes | None
+    photo_side: int
+    """Shorter side of the photo, pixels."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> PreparedSample
         split=split_of(photo.sha256, recipe.validation_fraction),
         images=_stacked(made),
         hq_jpeg=_hq_jpeg(made.hq, recipe.hq_jpeg_quality),
+        photo_side=min(photo.width, photo.height),
     )
 
 

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from datagen.counts import Counts, CountTally
 from datagen.fields import Settings
 from datagen.manifest import CodecRecord, Histogram, LatentStatistics, Statistics
+from datagen.samples import DrawnSample
 from datagen.settings import DatasetRecipe
 
 _SCALE_BINS = 15
@@ -25,6 +27,7 @@ class Sums(Settings):
     latent_sum: tuple[float, ...]
     latent_square_sum: tuple[float, ...]
     scales: tuple[int, ...]
+    counts: Counts
 
     def plus(self, other: Sums) -> Sums:
         return Sums(
@@ -33,6 +36,7 @@ class Sums(Settings):
             latent_sum=_added(self.latent_sum, other.latent_sum),
             latent_square_sum=_added(self.latent_square_sum, other.latent_square_sum),
             scales=tuple(a + b for a, b in zip(self.scales, other.scales, strict=True)),
+            counts=self.counts.plus(other.counts),
         )
 
 
@@ -46,14 +50,16 @@ class Tally:
         self._sum = np.zeros(codec.channels)
         self._square_sum = np.zeros(codec.channels)
         self._scales: list[float] = []
+        self._counts = CountTally()
 
-    def add(self, hq_latent: np.ndarray, scale: float) -> None:
-        """Counts one stored sample; `hq_latent` is (C, h, w)."""
+    def add(self, hq_latent: np.ndarray, drawn: DrawnSample, *, photo_side: int) -> None:
+        """Counts one stored sample; `hq_latent` is (C, h, w), `photo_side` the photo's shorter."""
         values = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
         self._positions += values.shape[1]
         self._sum += values.sum(axis=1, dtype=np.float64)
         self._square_sum += np.einsum("cp,cp->c", values, values, dtype=np.float64)
-        self._scales.append(scale)
+        self._scales.append(drawn.scale)
+        self._counts.add(drawn, photo_side=photo_side)
 
     def sums(self) -> Sums:
         return Sums(
@@ -62,6 +68,7 @@ class Tally:
             latent_sum=tuple(self._sum.tolist()),
             latent_square_sum=tuple(self._square_sum.tolist()),
             scales=tuple(np.histogram(self._scales, bins=self._edges)[0].tolist()),
+            counts=self._counts.counts(),
         )
 
 
@@ -81,6 +88,7 @@ def statistics(sums: Sums, recipe: DatasetRecipe) -> Statistics:
             positions=sums.positions,
         ),
         scale=Histogram(edges=tuple(scale_edges(recipe).tolist()), counts=sums.scales),
+        counts=sums.counts,
     )
 
 
@@ -94,6 +102,7 @@ def sums_of(statistics: Statistics, codec: CodecRecord) -> Sums:
         latent_sum=tuple((mean * positions).tolist()),
         latent_square_sum=tuple(((std**2 + mean**2) * positions).tolist()),
         scales=statistics.scale.counts,
+        counts=statistics.counts,
     )
 
 

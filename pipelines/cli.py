@@ -118,14 +118,25 @@ def dataset_build(
 
 
 @dataset_app.command("inspect")
-def dataset_inspect(uri: Dataset, as_json: AsJson = False) -> None:
-    """Say what a dataset holds."""
+def dataset_inspect(
+    uri: Dataset,
+    key: Annotated[str | None, typer.Option(help="A sample's key, or how it begins.")] = None,
+    output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a dataset holds. With --key, decode one of its samples into PNG files."""
     with process_edge(as_json=as_json) as out:
         from datagen.manifest import dataset_of, load_manifest
         from pipelines.recipe import absolute_location
 
         place = dataset_of(absolute_location(uri, field="URI"))
-        out.say(reports.inspected(place, load_manifest(place)))
+        if key is None:
+            return out.say(reports.inspected(place, load_manifest(place)))
+        from datagen.inspection import inspect_sample, save_pictures
+
+        sample = inspect_sample(place, key)
+        files = save_pictures(sample, absolute_location(output, field="--output"))
+        out.say(reports.sample_inspected(place, sample, files))
 
 
 @dataset_app.command("verify")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datagen.counts import Counts
+    from datagen.inspection import InspectedSample
     from datagen.manifest import Manifest
     from datagen.survey import Survey
     from datagen.verify import Fault
@@ -80,16 +82,51 @@ def inspected(dataset: str, manifest: Manifest) -> Report:
         f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
         f"digest {manifest.digest}",
         *table(("bucket", "split", "samples"), rows),
+        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _spreads(manifest.stats.counts)),
+        f"pictures: {dataset}/preview.png, {dataset}/histograms.png",
         f"left out: {counted(manifest.rejected.count, 'image')}",
         *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
         f"Next: {command('dataset', 'verify', dataset)}",
     ]
     result = {"uri": dataset, **_summary(manifest), "recipe": manifest.recipe}
+    result["stats"] = manifest.stats.model_dump(mode="json")
     result["buckets"] = [
         {"bucket": bucket, "split": split, "num_samples": count}
         for (bucket, split), count in sorted(counts.items())
     ]
     return Report(result, lines)
+
+
+def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> Report:
+    """One sample: its pictures, and everything that was drawn for it."""
+    import yaml
+
+    drawn = sample.drawn.model_dump(mode="json")
+    lines = [
+        f"{sample.drawn.key} in {sample.shard}",
+        *yaml.safe_dump(drawn, sort_keys=False, width=100, allow_unicode=True).splitlines(),
+        *(f"wrote {uri}" for uri in files),
+    ]
+    result = {"uri": dataset, "shard": sample.shard, "sample": drawn, "files": list(files)}
+    return Report(result, lines)
+
+
+def _spreads(counts: Counts) -> list[tuple[str, ...]]:
+    """Rows of 5 %, 50 % and 95 % quantiles, to the width of a bin."""
+    from datagen import counts as bins
+
+    drawn = {
+        "scale": (bins.SCALE, counts.scale),
+        "Gaussian sigma": (bins.GAUSSIAN_SIGMA, counts.gaussian_sigma),
+        "Poisson scale": (bins.POISSON_SCALE, counts.poisson_scale),
+        "JPEG quality": (bins.JPEG_QUALITY, counts.jpeg_quality),
+        "photo's shorter side": (bins.PHOTO_SIDE, counts.photo_side),
+    }
+    return [
+        (name, *(f"{bins.quantile(bounds, found, part):g}" for part in (0.05, 0.5, 0.95)))
+        for name, (bounds, found) in drawn.items()
+        if sum(found)
+    ]
 
 
 def verified(dataset: str, faults: Sequence[Fault]) -> Report:

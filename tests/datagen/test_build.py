@@ -63,7 +63,8 @@ def test_a_whole_dataset(recipe: RecipeMaker) -> None:
     files = set(_hashes(root))
     stems = [record.path.removesuffix(".tar") for record in manifest.shards]
     shards = {stem + end for stem in stems for end in (".tar", ".json")}
-    top = {"manifest.json", "preview.png", "rejected.jsonl", "sources.jsonl"}
+    pictures = {"preview.png", "histograms.png"}
+    top = {"manifest.json", "rejected.jsonl", "sources.jsonl"} | pictures
     assert files == shards | top
     assert {path.name for path in root.iterdir()} == top | {"shards"}
 

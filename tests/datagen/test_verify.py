@@ -74,7 +74,9 @@ def test_missing_and_stray_files(dataset: Path) -> None:
     assert tar.name in _only_fault(dataset)
 
 
-@pytest.mark.parametrize("name", ["sources.jsonl", "rejected.jsonl", "preview.png"])
+@pytest.mark.parametrize(
+    "name", ["sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"]
+)
 def test_missing_lists_and_pictures(dataset: Path, name: str) -> None:
     (dataset / name).unlink()
     assert name in _only_fault(dataset)
