@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 500
+MAX_PARAMS = 100
+"""MLflow takes no more at once."""
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 RETRY_SECONDS = 5.0
@@ -163,30 +165,11 @@ class MlflowTarget:
         self._run_id = ""
 
     def send(self, events: list[Event]) -> None:
-        from mlflow.entities import Metric
-
-        client, run_id = self._connect()
-        metrics = [
-            Metric(name, value, event.time_ms, event.step)
-            for event in events
-            if isinstance(event, Metrics)
-            for name, value in event.values.items()
-        ]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        for event in events:
-            _send_one(client, run_id, event)
+        _send(*self._connect(), events)
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._client is None:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            from mlflow import MlflowClient
-
-            client = MlflowClient(tracking_uri())
+            client = _new_client()
             self._run_id = self._find_or_create(client)
             client.update_run(self._run_id, status="RUNNING")
             self._client = client
@@ -227,8 +210,7 @@ class MlflowTarget:
         return names
 
     def _new_parent(self, client: MlflowClient) -> RunNames:
-        found = client.get_experiment_by_name(self.experiment)
-        experiment_id = found.experiment_id if found else self._new_experiment(client)
+        experiment_id = _experiment_id(client, self.experiment)
         parent = client.create_run(experiment_id, run_name=self.run.name)
         names = RunNames(
             tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent.info.run_id
@@ -236,20 +218,61 @@ class MlflowTarget:
         self._remember(names)
         return names
 
-    def _new_experiment(self, client: MlflowClient) -> str:
-        uri, artifacts = tracking_uri(), None
-        if uri.startswith("sqlite:///"):
-            # Beside the database; MLflow's own choice would be the worker's working folder.
-            artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
-        # The kind opens MLflow's table of training runs instead of its page for language models.
-        return client.create_experiment(
-            self.experiment,
-            artifact_location=artifacts,
-            tags={"mlflow.experimentKind": "custom_model_development"},
-        )
-
     def _remember(self, names: RunNames) -> None:
         storage.write_bytes(str(self.run / NAMES_FILE), names.model_dump_json(indent=2).encode())
+
+
+def log_run(events: list[Event], *, experiment: str, name: str) -> None:
+    """A whole MLflow run in one go, for work that ends before it is logged.
+
+    Raises what MLflow raises, within seconds when the server is gone.
+    """
+    client = _new_client()
+    run = client.create_run(_experiment_id(client, experiment), run_name=name)
+    _send(client, run.info.run_id, [*events, End(status="FINISHED")])
+
+
+def _new_client() -> MlflowClient:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # sets up its loggers: only then can they be quietened
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri())
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    uri, artifacts = tracking_uri(), None
+    if uri.startswith("sqlite:///"):
+        # Beside the database; MLflow's own choice would be the worker's working folder.
+        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    # The kind opens MLflow's table of training runs instead of its page for language models.
+    return client.create_experiment(
+        name,
+        artifact_location=artifacts,
+        tags={"mlflow.experimentKind": "custom_model_development"},
+    )
+
+
+def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value, event.time_ms, event.step)
+        for event in events
+        if isinstance(event, Metrics)
+        for name, value in event.values.items()
+    ]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    for event in events:
+        _send_one(client, run_id, event)
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
@@ -258,7 +281,9 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
 
     match event:
         case Params():
-            client.log_batch(run_id, params=[Param(k, v) for k, v in event.values.items()])
+            params = [Param(k, v) for k, v in event.values.items()]
+            for start in range(0, len(params), MAX_PARAMS):
+                client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
         case Tags():
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in event.values.items()])
         case Picture():

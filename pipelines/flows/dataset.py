@@ -6,11 +6,13 @@ stops none of them.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from datagen.lock import build_lock
@@ -21,8 +23,11 @@ from datagen.survey import survey
 from pipelines.build_progress import BuildMeter, Made, Watch, watch_on_terminal
 from pipelines.cluster import ray_cluster
 from pipelines.dataset_build import finish_station, make_station, plan_station
+from pipelines.dataset_tracking import log_dataset
 from pipelines.flow_artifacts import progress_artifact, show_result
 from pipelines.prefect_guard import Once, despite_prefect, run_flow
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NAME = "build-dataset"
@@ -64,7 +69,16 @@ def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manif
         _station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
         manifest = _station("finish", lambda: finish_station(plan))
     show_result(manifest, recipe.output)
+    _track(recipe, manifest)
     return manifest
+
+
+def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
+    if runtime.deployment.id and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # The default, a database in the working folder, would vanish with the worker's folder.
+        log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
+        return
+    log_dataset(recipe, manifest)
 
 
 def _watch(dataset: str) -> Watch:
