@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from datagen import storage
-from datagen.build import PREVIEW
+from datagen.finish import PREVIEW
 from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
 from training.events import Artifact, Event, Metrics, Params, Tags, dataset_input, flatten
