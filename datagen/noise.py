@@ -37,13 +37,17 @@ def poisson_noise(pixels: np.ndarray, *, scale: float, gray: bool, seed: int) ->
     levels = rounded(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if gray else pixels)
     distinct = int(np.count_nonzero(cv2.calcHist([levels.reshape(-1)], [0], None, [256], [0, 256])))
     table = _shot_noise_table(2 ** math.ceil(math.log2(distinct)))
-    slices = np.random.Generator(np.random.SFC64(seed)).integers(
-        0, _BINS, size=levels.shape, dtype=np.uint16
-    )
+    slices = _random_slices(levels.size, seed).reshape(levels.shape)
     places = np.multiply(levels, _BINS, dtype=np.int32)
     noise = np.take(table, np.add(places, slices, out=places))
     noise *= np.float32(scale)
     return _in_all_channels(noise) if gray else noise
+
+
+def _random_slices(count: int, seed: int) -> np.ndarray:
+    """Uniform whole numbers below _BINS, uint16 (count,), cut out of the generator's raw words."""
+    words = np.random.SFC64(seed).random_raw(-(-count // 4)).astype("<u8", copy=False)
+    return words.view("<u2")[:count] & np.uint16(_BINS - 1)
 
 
 def kept_pixels(size: tuple[int, int], *, lost: float, seed: int) -> np.ndarray:

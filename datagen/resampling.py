@@ -77,14 +77,18 @@ def _cost(pixels: np.ndarray, size: Size, *, terms: int, taps: int) -> float:
     step = pixels.shape[0] / size[1]
     end = size[0] * size[1] / 1e6
     halfway = end * step
-    depth = (_block_rows(step, taps) - 1) * step + taps
-    products = 0.2 * depth * terms * (halfway + end)
-    return products + 4 * terms * halfway + 4 * end + 0.2 * terms
+    depth = (_block_rows(step, taps, terms) - 1) * step + taps
+    products = 0.3 * depth * terms * (halfway + end)
+    return products + 5 * terms * halfway + 8 * end + 0.2 * terms
 
 
-def _block_rows(step: float, taps: int) -> int:
-    """Outputs of one matrix product: more of them share their inputs, but leave more zeros."""
-    return int(min(max(taps / step, 8), 16))
+def _block_rows(step: float, taps: int, stacked: int) -> int:
+    """Outputs of one matrix product, of this many terms on top of each other.
+
+    More of them share their inputs, but leave more zeros.
+    """
+    fewest = 8 if stacked == 1 else 4
+    return int(min(max(taps / step, fewest), max(64 // stacked, fewest), 16))
 
 
 def _resampled(pixels: np.ndarray, vertical: Band, horizontal: Band) -> np.ndarray:
@@ -99,25 +103,26 @@ def _resampled(pixels: np.ndarray, vertical: Band, horizontal: Band) -> np.ndarr
 
 def _two_passes(pixels: np.ndarray, first: Band, second: Band) -> np.ndarray:
     """`first` down the columns, `second` along the rows; the result is (columns, rows, 3)."""
-    halfway = np.empty((len(first.weights), len(first.starts), pixels[0].size), np.float32)
+    halfway = np.empty((len(first.starts), len(first.weights), pixels[0].size), np.float32)
     _spread(first, pixels.reshape(len(pixels), -1), halfway)
-    turned = [cv2.transpose(part.reshape(len(part), -1, 3)) for part in halfway]
+    terms = halfway.reshape(*halfway.shape[:2], -1, 3)
+    turned = [cv2.transpose(terms[:, term]) for term in range(terms.shape[1])]
     result = np.empty((len(second.starts), len(first.starts) * 3), np.float32)
     _gather(second, [part.reshape(len(part), -1) for part in turned], result)
     return result.reshape(len(result), -1, 3)
 
 
 def _spread(band: Band, source: np.ndarray, results: np.ndarray) -> None:
-    """results[t] = band_t source: (inputs, N) to (terms, outputs, N)."""
-    for rows, inputs, matrices in _blocks(band, len(source)):
-        block = source[inputs]
-        for matrix, result in zip(matrices, results, strict=True):
-            _multiply(matrix, block, result[rows])
+    """results[:, t] = band_t source: (inputs, N) to (outputs, terms, N)."""
+    for rows, inputs, matrices in _blocks(band, len(source), stacked=len(band.weights)):
+        # All terms in one product: the inputs are then read, and packed by OpenBLAS, once.
+        matrix = matrices.transpose(1, 0, 2).reshape(-1, matrices.shape[2])
+        _multiply(matrix, source[inputs], results[rows].reshape(len(matrix), -1))
 
 
 def _gather(band: Band, sources: Sequence[np.ndarray], result: np.ndarray) -> None:
     """result = sum of band_t sources[t]: (inputs, N) each to (outputs, N)."""
-    for rows, inputs, matrices in _blocks(band, len(sources[0])):
+    for rows, inputs, matrices in _blocks(band, len(sources[0]), stacked=1):
         if len(sources) == 1:
             _multiply(matrices[0], sources[0][inputs], result[rows])
             continue
@@ -125,11 +130,13 @@ def _gather(band: Band, sources: Sequence[np.ndarray], result: np.ndarray) -> No
         _multiply(np.hstack(tuple(matrices)), stacked, result[rows])
 
 
-def _blocks(band: Band, size: int) -> Iterator[tuple[slice, slice | np.ndarray, np.ndarray]]:
+def _blocks(
+    band: Band, size: int, *, stacked: int
+) -> Iterator[tuple[slice, slice | np.ndarray, np.ndarray]]:
     """Outputs, the inputs they need, and the dense matrices (terms, outputs, inputs) between."""
     outputs = len(band.starts)
     step = max((int(band.starts[-1]) - int(band.starts[0])) / outputs, 1e-3)
-    count = _block_rows(step, band.taps)
+    count = _block_rows(step, band.taps, stacked)
     for begin in range(0, outputs, count):
         rows = slice(begin, min(begin + count, outputs))
         starts = band.starts[rows]

@@ -37,6 +37,7 @@ from datagen.operations import (
     ResizeBack,
     Sinc,
 )
+from pipelines.recipe import dataset_recipe
 
 _COUNT = 4000
 _ODD = tuple(range(7, 23, 2))
@@ -250,3 +251,43 @@ def test_operations_are_drawn_apart() -> None:
         rows.append((drawn.scale, mask.fraction, resize.factor, jpeg.quality))
     correlations = np.abs(stats.spearmanr(rows).statistic - np.eye(4))
     assert correlations.max() < 0.06  # 3.8 standard errors
+
+
+def test_second_order_of_real_esrgan() -> None:
+    """The published chain: both orders, and the coin over what comes last before the way back."""
+    recipe = dataset_recipe("realesrgan", {"sources": ["photos"], "output": "dataset"})
+    rng = np.random.default_rng(0)
+    drawn: list[Any] = [draw_degradation(recipe.degradation, rng) for _ in range(_COUNT)]
+    assert {one.scale for one in drawn} == {4.0}
+    first_blur, first_resize = zip(*(one.operations[:2] for one in drawn), strict=True)
+    second_blur, second_resize = zip(*(one.operations[4:6] for one in drawn), strict=True)
+    assert not any(isinstance(blur, Skipped) for blur in first_blur)
+    _assert_frequencies(
+        [isinstance(blur, Skipped) for blur in second_blur], {True: 0.2, False: 0.8}
+    )
+    _assert_uniform([b.sigma_x for b in first_blur if isinstance(b, DrawnBlur)], 0.2, 3)
+    _assert_uniform([b.sigma_x for b in second_blur if isinstance(b, DrawnBlur)], 0.2, 1.5)
+    assert {resize.relative_to for resize in first_resize} == {"hq"}
+    assert {resize.relative_to for resize in second_resize} == {"lq"}
+    _assert_uniform([r.factor for r in first_resize if r.factor < 1], 0.15, 1)
+    _assert_uniform([r.factor for r in second_resize if r.factor > 1], 1, 1.2)
+    sigmas = [one.operations[6] for one in drawn if one.operations[6].kind == "gaussian_noise"]
+    _assert_uniform([noise.sigma for noise in sigmas], 1, 25)
+    ends = [" ".join(item.kind for item in one.operations[7:]) for one in drawn]
+    ends = [end.replace("skipped", "sinc") for end in ends]
+    _assert_frequencies(
+        ends, {"downscale sinc jpeg resize_back": 1, "jpeg downscale sinc resize_back": 1}
+    )
+
+
+def test_faces_of_elir() -> None:
+    recipe = dataset_recipe("elir-faces", {"sources": ["photos"], "output": "dataset"})
+    rng = np.random.default_rng(0)
+    drawn: list[Any] = [draw_degradation(recipe.degradation, rng) for _ in range(_COUNT)]
+    _assert_uniform([one.scale for one in drawn], 0.8, 32)
+    blurs, _, noises, jpegs, _ = zip(*(one.operations for one in drawn), strict=True)
+    assert {(blur.size, blur.shape) for blur in blurs} == {(41, "iso")}
+    _assert_uniform([blur.sigma_x for blur in blurs], 0.1, 15)
+    assert {(noise.kind, noise.gray) for noise in noises} == {("gaussian_noise", False)}
+    _assert_uniform([noise.sigma for noise in noises], 0, 20)
+    _assert_frequencies([jpeg.quality for jpeg in jpegs], _equal(range(30, 101)))
