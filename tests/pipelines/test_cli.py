@@ -159,6 +159,7 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
 def test_an_unexpected_failure_leaves_a_report(flowmapsr: Run, tmp_path: Path) -> None:
     (tmp_path / "prefect.py").write_text("raise RuntimeError('broken install')")
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
     env = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
     words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
     ended = flowmapsr(*words, env=env)
