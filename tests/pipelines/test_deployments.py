@@ -122,7 +122,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "set"
-    said = deploy(*settings(photos, output, "variants=96", "workers=1"))
+    said = deploy(*settings(photos, output, "variants=48", "workers=1"))
     run = server.start_run(said["id"])
     wait_until(lambda: records(output))
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
@@ -189,7 +189,12 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
         (["--interval", "6h", "--timezone", "Mars/Base"], {}, 2, "Mars/Base"),
         (["workers=0"], {}, 2, "workers"),
         ([], {}, 1, "set PREFECT_API_URL"),
-        ([], {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, 1, "PREFECT_API_URL=http://127.0.0.1:9"),
+        (
+            [],
+            {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
+            1,
+            "PREFECT_API_URL=http://127.0.0.1:9",
+        ),
         (["sources=[s3://key:word@bucket/photos]"], {}, 2, "recipe.sources.0"),
     ],
 )

@@ -57,7 +57,9 @@ def test_a_task_that_cannot_start_is_done_without_prefect() -> None:
 
 def test_a_flow_that_cannot_start_is_refused_and_names_the_variable() -> None:
     work = Work()
-    with pytest.raises(FlowmapsrError, match="(?s)no server.*PREFECT_API_URL|PREFECT_API_URL.*no server"):
+    with pytest.raises(
+        FlowmapsrError, match="(?s)no server.*PREFECT_API_URL|PREFECT_API_URL.*no server"
+    ):
         run_flow(Once(work), gone)
     assert work.calls == 0
 
