@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-SECONDS = 120
+SECONDS = 240
 
 
 def wait_until(true: Callable[[], object], *, seconds: float = SECONDS) -> None:

@@ -102,6 +102,8 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     assert server.get(f"/deployments/{said['id']}")["schedules"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_schedule_builds_once_and_then_finds_nothing_to_do(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +120,8 @@ def test_a_schedule_builds_once_and_then_finds_nothing_to_do(
     assert not server.runs(said["id"], "Failed", "Crashed")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +152,7 @@ def builders() -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_a_server_killed_in_the_middle_costs_a_warning(
     server: Server,
     deploy: Run,
@@ -195,7 +200,7 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
             1,
             "PREFECT_API_URL=http://127.0.0.1:9",
         ),
-        (["sources=[s3://key:word@bucket/photos]"], {}, 2, "recipe.sources.0"),
+        (["codec.kind=autoencoder_kl", "codec.source=https://me:word@host/vae"], {}, 2, "password"),
     ],
 )
 def test_what_cannot_be_deployed_says_why(
