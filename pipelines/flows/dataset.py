@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
 from datagen.lock import build_lock
 from datagen.manifest import Manifest
@@ -74,11 +75,18 @@ def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manif
 
 
 def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    if runtime.deployment.id and not os.environ.get("MLFLOW_TRACKING_URI"):
+    if _is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         # The default, a database in the working folder, would vanish with the worker's folder.
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return
     log_dataset(recipe, manifest)
+
+
+def _is_deployed() -> bool:
+    # `prefect.runtime` would ask the server, which may be gone.
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run is not None and run.deployment_id is not None
 
 
 def _watch(dataset: str) -> Watch:

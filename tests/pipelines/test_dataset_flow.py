@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.manifest import load_manifest
 from datagen.verify import verify_dataset
+from pipelines.place_name import place_name
 from pipelines.recipe import dataset_recipe
 
 Digests = Callable[[Path], dict[str, str]]
@@ -92,7 +97,9 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     assert digests(output) == digests(reference)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_command_continues(
     number: int,
     code: int,
@@ -112,7 +119,7 @@ def test_a_stopped_command_continues(
     ended = finished(process)
     assert ended.code == code
     assert not (tmp_path / "set" / "manifest.json").exists()
-    if code == 130:
+    if code > 0:
         assert "flowmapsr dataset build demo" in ended.json["error"]
         assert "To continue" in ended.err
     before = {path: path.stat().st_mtime_ns for path in committed(tmp_path / "set")}
@@ -134,6 +141,21 @@ def test_a_complete_dataset_needs_no_servers(
     assert ended.code == 0, ended.err
     assert "complete already" in ended.out and "Next: flowmapsr train" in ended.out
     assert digests(reference) == before
+    store = MlflowClient()
+    experiment = store.get_experiment_by_name("datasets")
+    assert experiment is not None
+    query = f"tags.output = '{reference}'"
+    assert len(store.search_runs([experiment.experiment_id], query)) == 1  # of the one that built
+
+
+def test_a_build_is_refused_when_prefect_is_not_there(
+    tmp_path: Path, build_words: Words, flowmapsr: Callable[..., object]
+) -> None:
+    ended = flowmapsr(*build_words(tmp_path / "set"), env=NOWHERE)
+    assert ended.code == 1
+    assert f"PREFECT_API_URL={NOWHERE['PREFECT_API_URL']}" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "set").exists()
 
 
 def test_inspect_and_verify_tell_what_is_there(
@@ -176,3 +198,23 @@ def test_bad_images_are_left_out_up_to_the_limit(
     manifest = load_manifest(f"{tmp_path}/lenient")
     assert (manifest.num_samples, manifest.rejected.count) == (6, 3)
     assert len((tmp_path / "lenient" / "rejected.jsonl").read_text().splitlines()) == 3
+
+    place = place_name(f"{tmp_path}/lenient")
+    shown = artifacts(servers["PREFECT_API_URL"], place)
+    assert shown[f"{place}-progress"]["data"] == 100
+    assert "6 of 6 samples" in shown[f"{place}-progress"]["description"]
+    assert "**6 samples**" in shown[f"{place}-summary"]["data"]
+    assert manifest.digest in shown[f"{place}-summary"]["data"]
+    (bucket,) = json.loads(shown[f"{place}-buckets"]["data"])
+    assert (bucket["bucket"], bucket["samples"]) == ("128x128", 6)
+    rejected = json.loads(shown[f"{place}-rejected"]["data"])
+    assert {row["reason"]: row["photos"] for row in rejected} == manifest.rejected.by_reason
+    preview = (tmp_path / "lenient" / "preview.png").as_uri()
+    assert shown[f"{place}-preview"]["data"] == f"[preview.png]({preview})"
+
+
+def artifacts(server: str, place: str) -> dict[str, dict[str, Any]]:
+    """The artifacts of a dataset on the Prefect server, by key."""
+    query = {"artifacts": {"key": {"like_": place}}}
+    found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
+    return {item["key"]: item for item in found.json()}

@@ -55,12 +55,11 @@ def test_a_task_that_cannot_start_is_done_without_prefect() -> None:
     assert work.calls == 1
 
 
-def test_a_flow_that_cannot_start_is_refused_and_names_the_variable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+def test_a_flow_that_cannot_start_is_refused_and_names_the_variable() -> None:
     work = Work()
-    with pytest.raises(FlowmapsrError, match="no server"):
+    with pytest.raises(
+        FlowmapsrError, match="(?s)no server.*PREFECT_API_URL|PREFECT_API_URL.*no server"
+    ):
         run_flow(Once(work), gone)
     assert work.calls == 0
 
