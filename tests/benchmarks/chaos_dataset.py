@@ -1,0 +1,236 @@
+"""Kills dataset builds at random until 200 kills are done, and compares every byte at the end.
+
+Run as `python -m tests.benchmarks.chaos_dataset [KILLS] [SEED]`. Victims are a worker, the driver,
+or the whole machine (the Ray cluster and the driver at once), all by SIGKILL. A build that ends is
+started again by the same command until it has finished by itself; then the SHA-256 of every file is
+compared with a build that nothing disturbed. The driver does what `flowmapsr dataset build` does,
+less Prefect, whose loss has tests of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from datagen.build import build_dataset
+from datagen.lock import build_lock
+from datagen.settings import DatasetRecipe
+from datagen.sources import list_sources
+from datagen.survey import survey
+from datagen.verify import verify_dataset
+from pipelines.build_progress import watch_on_terminal
+from pipelines.cluster import ray_cluster
+from pipelines.dataset_build import finish_station, make_station, plan_station
+from pipelines.recipe import dataset_recipe
+
+KILLS = 200
+KILLS_A_BUILD = 20
+PHOTOS = 60
+VICTIMS = {"worker": 0.65, "driver": 0.27, "machine": 0.08}
+
+
+def main() -> None:
+    kills, seed = (int(word) for word in (*sys.argv[1:], KILLS, 0)[:2])
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "photos")
+        build_dataset(recipe_for(folder, "undisturbed"))
+        expected = digests(folder / "undisturbed")
+        chaos = Chaos(folder, rng)
+        print("\n| build | kills | of a worker | of the driver | of the machine | starts | seconds |")
+        print("|---|---|---|---|---|---|---|")
+        builds = 0
+        while chaos.killed.total() < kills:
+            before, start = Counter(chaos.killed), time.monotonic()
+            starts = chaos.build(f"build{builds}", min(KILLS_A_BUILD, kills - chaos.killed.total()))
+            assert digests(folder / f"build{builds}") == expected, f"build {builds} differs"
+            assert verify_dataset(str(folder / f"build{builds}")) == []
+            done = chaos.killed - before
+            counts = " | ".join(str(done[victim]) for victim in VICTIMS)
+            seconds = time.monotonic() - start
+            print(f"| {builds} | {done.total()} | {counts} | {starts} | {seconds:.0f} |", flush=True)
+            builds += 1
+        chaos.stop()
+    print(
+        f"\n{chaos.killed.total()} kills over {builds} builds ({dict(chaos.killed)}); all "
+        f"{len(expected)} files of every dataset are byte-identical to the undisturbed one."
+    )
+
+
+class Chaos:
+    """A Ray cluster, a driver, and a hand that kills."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder = folder
+        self.rng = rng
+        self.killed: Counter[str] = Counter()
+        self.node = start_node(folder)
+
+    def build(self, name: str, kills: int) -> int:
+        """Builds under fire until it succeeds; the number of starts that took."""
+        starts, left = 0, kills
+        path = self.folder / f"{name}.json"
+        path.write_text(recipe_for(self.folder, name).model_dump_json())
+        while True:
+            starts += 1
+            driver = start_driver(path, self.folder / f"{name}.log")
+            while driver.poll() is None:
+                time.sleep(self.rng.expovariate(1 / 0.7))
+                if left and self._working() and driver.poll() is None:
+                    left -= self._kill(driver)
+            if driver.returncode == 0:
+                return starts
+            if not left and driver.returncode != -signal.SIGKILL:
+                log = (self.folder / f"{name}.log").read_text()
+                # A task that lost its worker three times ends a build on purpose.
+                assert "lost its worker" in log, log
+
+    def _kill(self, driver: subprocess.Popen[bytes]) -> int:
+        victim = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        if victim == "worker":
+            workers = self._working()
+            if not workers:
+                return 0
+            self.rng.choice(workers).kill()
+        else:
+            driver.kill()
+            driver.wait()
+        if victim == "machine":
+            kill_tree(self.node)
+            self.node = start_node(self.folder)
+        self.killed[victim] += 1
+        return 1
+
+    def _working(self) -> list[psutil.Process]:
+        return [one for one in descendants(self.node) if "_ShardWorker" in title(one)]
+
+    def stop(self) -> None:
+        kill_tree(self.node)
+
+
+def drive(path: str) -> None:
+    """What the command does with a recipe, without Prefect."""
+    recipe = DatasetRecipe.model_validate_json(Path(path).read_bytes())
+    listing = list_sources(recipe.sources, exclude=recipe.output)
+    if survey(recipe, listing).complete is not None:
+        return
+    with build_lock(recipe.output) as lock, ray_cluster(cpus=1):
+        plan = plan_station(recipe, listing)
+        make_station(recipe, plan, lock, watch_on_terminal)
+        finish_station(plan)
+
+
+def start_driver(path: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.chaos_dataset", "drive", str(path)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def start_node(folder: Path) -> subprocess.Popen[bytes]:
+    """`ray start --head` on a port of its own; the environment points drivers there."""
+    port = 20_000 + os.getpid() % 10_000
+    os.environ.update(RAY_ADDRESS=f"127.0.0.1:{port}", RAY_AUTH_MODE="disabled")
+    words = ("--head", "--block", "--num-cpus=2", f"--port={port}", "--include-dashboard=false")
+    log = folder / "ray.log"
+    for _ in range(5):  # the port of a killed cluster may be taken for some seconds
+        with log.open("wb") as output:
+            node = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
+                + ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        if waited(lambda: "runtime started" in log.read_text() or node.poll() is not None) and (
+            node.poll() is None
+        ):
+            return node
+        time.sleep(2)
+    raise RuntimeError(log.read_text())
+
+
+def waited(true: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    for one in [*descendants(process), psutil.Process(process.pid)]:
+        with ignoring_the_dead():
+            one.kill()
+    process.wait()
+
+
+@contextmanager
+def ignoring_the_dead() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        return
+
+
+def write_photos(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(PHOTOS):
+        coarse = Image.fromarray(rng.integers(0, 256, (22, 30, 3), dtype=np.uint8))
+        size = (360, 260) if index % 3 else (260, 360)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}.jpg", quality=90)
+
+
+def recipe_for(folder: Path, name: str) -> DatasetRecipe:
+    settings = (
+        *(f"sources=[{folder}/photos]", f"output={folder}/{name}", "workers=2", "variants=8"),
+        *("samples_per_shard=8", "validation_fraction=0.2", "filters.max_megapixels=1"),
+    )
+    return dataset_recipe("demo", settings)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["drive"]:
+        drive(sys.argv[2])
+    else:
+        main()
