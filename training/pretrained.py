@@ -38,6 +38,8 @@ class ModelConfig(Settings):
     latent_channels: int
     codec: CodecSettings
     codec_fingerprint: str
+    guidance_strength: float = 1.0
+    """w at inference unless told otherwise; only a model with `guidance_input` heeds it."""
     prompt_embeddings: str
     """What made the prompt embeddings: a text encoder's name, or the deterministic stand-in's."""
     degradation: DegradationSettings
@@ -110,6 +112,7 @@ def load_config(folder: Path) -> ModelConfig:
 def load_net(folder: Path, config: ModelConfig, device: torch.device) -> FlowMapNet:
     """The network with its weights, float32, in evaluation mode."""
     net = FlowMapNet(config.model, latent_channels=config.latent_channels)
+    net.strength = config.guidance_strength
     path = folder / WEIGHTS
     try:
         weights = safetensors.torch.load_file(path)

@@ -61,6 +61,12 @@ class Guidance(Settings):
     strength: Range = (1.0, 3.5)
     """w of all other samples is uniform between these; two equal numbers fix it."""
 
+    @property
+    def mean_strength(self) -> float:
+        """What the model is used with unless told otherwise, and all that a model without
+        `guidance_input` can learn."""
+        return sum(self.strength) / 2
+
 
 class FlowMatching(Settings):
     """L_FM alone (eq. 3): the warm-up."""

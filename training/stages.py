@@ -23,14 +23,14 @@ from datagen.manifest import dataset_of, load_manifest
 from training.checkpoint import Checkpoints
 from training.engine import Engine, deepspeed_config
 from training.events import Artifact, Params, Tags, dataset_input, flatten
-from training.grids import image_grid
 from training.loader import LatentLoader, fixed_batch
-from training.loop import Loop, Reporting
+from training.loop import Loop
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import STAND_IN
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.objectives.perceptual import load_regulariser
 from training.objectives.weighting import DynamicWeighting
+from training.pictures import Pictures
 from training.pretrained import ModelConfig, load_config, load_net, save_model
 from training.records import StageRecord
 from training.run_folder import StageFolder
@@ -72,8 +72,13 @@ class StageWorker:
         torch.manual_seed(recipe.seed)
         self.net = self._initial_net()
         weighting = DynamicWeighting() if self.settings.dynamic_weighting else None
+        if self.settings.gradient_checkpointing:
+            self.net.unet.enable_gradient_checkpointing()
+        guidance = self.settings.objective.guidance
+        self.net.strength = 1.0 if guidance is None else guidance.mean_strength
+        self.model = TrainedModel(self.net, weighting, compiled=self.settings.compile)
         self.engine = Engine(
-            TrainedModel(self.net, weighting),
+            self.model,
             self.settings,
             device=self.device,
             world_size=self.world_size,
@@ -89,8 +94,10 @@ class StageWorker:
             start = loop.checkpoints.load(self.engine, newest).position if newest else Position()
             end = loop.run(start)
             status = "FINISHED" if end.step == self.settings.steps else "KILLED"
-            if status == "FINISHED" and self.rank == 0:
-                self._write_results()
+            if status == "FINISHED":
+                with self.engine.whole(self.net):
+                    if self.rank == 0:
+                        self._write_results()
         finally:
             if tracker is not None:
                 tracker.close(status)
@@ -117,7 +124,9 @@ class StageWorker:
             settings=settings,
             seed=self.recipe.seed,
             engine=self.engine,
-            objective=FlowMapObjective(settings.objective, regulariser=regulariser),
+            objective=FlowMapObjective(
+                settings.objective, regulariser=regulariser, in_lockstep=settings.zero_stage == 3
+            ),
             loader=LatentLoader(
                 self.dataset,
                 self.manifest,
@@ -132,20 +141,24 @@ class StageWorker:
                 self.folder.home / "checkpoints", keep=settings.keep_checkpoints
             ),
             device=self.device,
-            reporting=self._reporting(tracker) if tracker else None,
+            home=self.folder.home,
+            images_every=self.recipe.images_every,
+            pictures=self._pictures(),
+            tracker=tracker,
             stop_requested=stop_requested,
         )
 
-    def _reporting(self, tracker: Tracker) -> Reporting:
-        batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
-
-        def draw(step: int) -> Path:
-            path = self.folder.home / "images" / f"step-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(self.net, batch, self.codec).save(path)
-            return path
-
-        return Reporting(self.folder.home, tracker, draw, self.recipe.images_every)
+    def _pictures(self) -> Pictures | None:
+        """Those of the first worker; under ZeRO-3 the others must help to evaluate the network."""
+        if self.rank > 0 and self.settings.zero_stage < 3:
+            return None
+        return Pictures(
+            folder=self.folder.home / "images",
+            model=self.model,
+            batch=fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device),
+            codec=self.codec,
+            keeps=self.rank == 0,
+        )
 
     def _start_tracking(self) -> Tracker:
         home = self.folder.home
@@ -179,6 +192,7 @@ class StageWorker:
             latent_channels=self.net.latent_channels,
             codec=self.dataset_recipe.codec,
             codec_fingerprint=self.codec.fingerprint,
+            guidance_strength=self.net.strength,
             prompt_embeddings=STAND_IN,
             degradation=self.dataset_recipe.degradation,
             stage=settings.name,

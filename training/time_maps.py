@@ -18,6 +18,11 @@ CELL = 20
 MARGIN = 44
 
 
+def empty_map(device: torch.device) -> Tensor:
+    """A `time_map` of nothing."""
+    return torch.zeros(2, INTERVALS + 1, INTERVALS + 1, dtype=torch.float64, device=device)
+
+
 def time_map(t: Tensor, s: Tensor, values: Tensor) -> Tensor:
     """Sums and counts of values (B,) in the cells nearest to (t, s): (2, 17, 17) float64, [t, s].
 
@@ -26,7 +31,7 @@ def time_map(t: Tensor, s: Tensor, values: Tensor) -> Tensor:
     cells = INTERVALS + 1
     index = ((t * INTERVALS).round() * cells + (s * INTERVALS).round()).long()
     both = torch.stack([values.detach().double(), torch.ones_like(values, dtype=torch.float64)])
-    return both.new_zeros(2, cells * cells).index_add_(1, index, both).view(2, cells, cells)
+    return empty_map(t.device).flatten(1).index_add_(1, index, both).view(2, cells, cells)
 
 
 def grid_times() -> tuple[Tensor, Tensor]:
