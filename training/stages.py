@@ -23,7 +23,7 @@ from datagen.manifest import dataset_of, load_manifest
 from training.checkpoint import Checkpoints
 from training.engine import Engine, deepspeed_config
 from training.events import Artifact, Params, Tags, dataset_input, flatten
-from training.loader import LatentLoader, fixed_batch
+from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import STAND_IN
@@ -35,7 +35,7 @@ from training.pretrained import ModelConfig, load_config, load_net, save_model
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
-from training.settings import TrainingRecipe
+from training.settings import NoPerceptual, TrainingRecipe
 from training.tracking import Tracker
 
 IMAGES_IN_GRID = 4
@@ -68,6 +68,7 @@ class StageWorker:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device()
+        self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         torch.manual_seed(recipe.seed)
         self.net = self._initial_net()
@@ -148,14 +149,22 @@ class StageWorker:
             stop_requested=stop_requested,
         )
 
-    def _pictures(self) -> Pictures | None:
-        """Those of the first worker; under ZeRO-3 the others must help to evaluate the network."""
+    def _shown_batch(self) -> Batch | None:
+        """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the
+        others, who must help to evaluate the network."""
         if self.rank > 0 and self.settings.zero_stage < 3:
+            return None
+        batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
+        check_dataset(self.recipe, batch)
+        return batch
+
+    def _pictures(self) -> Pictures | None:
+        if self.shown is None:
             return None
         return Pictures(
             folder=self.folder.home / "images",
             model=self.model,
-            batch=fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device),
+            batch=self.shown,
             codec=self.codec,
             keeps=self.rank == 0,
         )
@@ -209,6 +218,15 @@ class StageWorker:
             model=str(folder.model.relative_to(folder.run)),
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
+
+
+def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:
+    """Refuses a dataset that lacks what any stage of the recipe needs, before the first trains."""
+    for stage in recipe.stages:
+        if stage.objective.guidance is not None:
+            batch.require_neg()
+        if not isinstance(stage.perceptual, NoPerceptual):
+            batch.require_pixels()
 
 
 def _device() -> torch.device:
