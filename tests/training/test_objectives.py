@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -363,3 +364,22 @@ def test_a_trained_weighting_finds_the_logarithm_of_the_loss_at_each_time() -> N
         weighted_loss(losses, weighting(t, t)).backward()
         optimizer.step()
     torch.testing.assert_close(weighting(t, t), losses.log(), atol=0.02, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on CPU")
+def test_a_compiled_student_leaves_the_derivative_to_the_plain_network(
+    model: TrainedModel, batch: Batch
+) -> None:
+    objective = _objective(_self_distillation(EULERIAN, GUIDANCE))
+    compiled = TrainedModel(model.net, model.weighting, compiled="student")
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    found = []
+    for one in (model, compiled):
+        one.zero_grad()
+        loss = objective(one, batch, torch.Generator().manual_seed(0)).total
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None])
+        found.append((loss.detach(), gradient))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
