@@ -3,7 +3,6 @@ launcher."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +15,14 @@ from torch import Tensor
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.checkpoint import Checkpoints, TrainerState
-from training.engine import Engine
 from training.events import Picture
 from training.loader import Batch, LatentLoader
 from training.meter import Meter, memory_gb
-from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective
 from training.records import StageProgress
 from training.schedule import Position, seeded
 from training.settings import StageSettings
 from training.tracking import Tracker
+from training.trainers import Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
@@ -47,8 +45,7 @@ class Loop:
 
     settings: StageSettings
     seed: int
-    engine: Engine
-    objective: FlowMapObjective
+    trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
     device: torch.device
@@ -56,7 +53,7 @@ class Loop:
     stop_requested: Callable[[], bool]
 
     def run(self, position: Position) -> Position:
-        """Trains from `position` to the last step, or to where a stop was requested.
+        """Trains from `position` to the end of the stage, or to where a stop was requested.
 
         Every worker runs the same steps. A checkpoint is on disk whenever this returns.
 
@@ -64,35 +61,38 @@ class Loop:
             FlowmapsrError: the loss is not finite; the last checkpoint stays as it is.
         """
         batches = self.loader.batches(position)
-        meter = Meter(self.settings.global_batch)
+        names = self.trainer.metrics
+        meter = Meter(names, images_per_step=self.settings.global_batch)
         stopping = False
-        while position.step < self.settings.steps and not stopping:
-            sums = torch.zeros(len(LOSS_NAMES), 2, dtype=torch.float64, device=self.device)
+        while not stopping and not self.finished(position):
+            sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
             keys: list[str] = []
-            for micro in range(self.engine.accumulation):
+            for micro in range(self.trainer.accumulation):
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 keys += batch.keys
                 sums += self._micro_step(batch, position.step, micro)
             step, position = position.step, batch.position
             stopping = self._share(sums)
             self._check_finite(sums, step, keys)
+            self.trainer.end_step(sums, step=step)
             meter.add(sums)
-            last = stopping or position.step == self.settings.steps
+            last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
-                self.checkpoints.save(self.engine, self._state(position))
-            self._report(meter, position.step, last)
+                self.checkpoints.save(self.trainer, self._state(position))
+            self._report(meter, position, last)
         batches.close()
         return position
+
+    def finished(self, position: Position) -> bool:
+        """Whether the stage is done at `position`, by its steps or by convergence."""
+        return position.step >= self.settings.steps or self.trainer.converged
 
     def _micro_step(self, batch: Batch, step: int, micro: int) -> Tensor:
         # Draws depend on the place in the global batch, not on how many workers share it.
         place = micro * self.loader.world_size + self.loader.rank
         seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
         generator = torch.Generator(self.device).manual_seed(seed)
-        losses = self.engine(self.objective, batch, generator)
-        self.engine.backward(losses.total)
-        self.engine.step(learning_rate(self.settings, step))
-        return losses.sums
+        return self.trainer.micro_step(batch, generator, step=step)
 
     def _share(self, sums: Tensor) -> bool:
         """Adds the sums of all workers in place; whether any of them was asked to stop."""
@@ -103,7 +103,7 @@ class Loop:
         return bool(message[-1] > 0)
 
     def _check_finite(self, sums: Tensor, step: int, keys: list[str]) -> None:
-        if not math.isfinite(float(sums[0, 0])):
+        if not bool(sums.isfinite().all()):
             raise FlowmapsrError(
                 f"stage {self.settings.name!r}: the loss is not finite at step {step}; this "
                 "worker's samples "
@@ -122,18 +122,17 @@ class Loop:
             zero_stage=self.settings.zero_stage,
         )
 
-    def _report(self, meter: Meter, step: int, last: bool) -> None:
+    def _report(self, meter: Meter, position: Position, last: bool) -> None:
         if self.reporting is None:
             return
+        step = position.step
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics()
-            metrics["optim/gradient_norm"] = self.engine.gradient_norm
-            metrics["optim/learning_rate"] = learning_rate(self.settings, step - 1)
+            metrics = meter.metrics() | self.trainer.report(step - 1)
             metrics["perf/memory_gb"] = memory_gb(self.device)
             self.reporting.tracker.metrics(step, metrics)
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)
-        if step % self.reporting.images_every == 0 or step == self.settings.steps:
+        if step % self.reporting.images_every == 0 or self.finished(position):
             path = self.reporting.draw_images(step)
             self.reporting.tracker.write(Picture(key="samples", step=step, path=str(path)))
 
@@ -153,11 +152,3 @@ class Loop:
         path = self.reporting.home / "progress.json"
         storage.write_bytes(str(path), progress.model_dump_json().encode())
         meter.progress_written()
-
-
-def learning_rate(settings: StageSettings, step: int) -> float:
-    """Rate of a step: a linear warm-up, then a cosine down to `final_learning_rate_fraction`."""
-    warm = min(1.0, (step + 1) / (settings.learning_rate_warmup + 1))
-    final = settings.final_learning_rate_fraction
-    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return settings.learning_rate * warm * (final + (1 - final) * cosine)

@@ -7,6 +7,7 @@ method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,10 @@ class TrainedModel(nn.Module):
         self.weighting = weighting
 
     def forward(
-        self, objective: FlowMapObjective, batch: Batch, generator: torch.Generator
+        self,
+        objective: Callable[[TrainedModel, Batch, torch.Generator], Losses],
+        batch: Batch,
+        generator: torch.Generator,
     ) -> Losses:
         """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
         return objective(self, batch, generator)
