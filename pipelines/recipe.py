@@ -67,13 +67,18 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
 
 
 def evaluation_settings(
-    photos: str, *, scales: Sequence[str], steps: Sequence[str]
+    photos: str,
+    *,
+    scales: Sequence[str],
+    steps: Sequence[str],
+    lora_scale: float | None = None,
 ) -> EvaluationSettings:
     """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
     values = {
         "photos": absolute_location(photos, field="photos"),
         "scales": [scale.strip() for scale in scales],
         "steps": [count.strip() for count in steps],
+        "lora_scale": lora_scale,
     }
     return validated(EvaluationSettings, values, title="evaluate")
 

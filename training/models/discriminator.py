@@ -27,7 +27,12 @@ class Discriminator(nn.Module):
                 layers.append(nn.GroupNorm(settings.norm_groups, channels))
             layers.append(nn.SiLU())
             width = channels
-        self.layers = nn.Sequential(*layers, _convolution(width, 1, settings.strides[-1]))
+        # The loss is blind to a constant, so a last bias would get only rounding errors as its
+        # gradient, and Adam would walk them.
+        score = nn.Conv2d(
+            width, 1, kernel_size=4, stride=settings.strides[-1], padding=1, bias=False
+        )
+        self.layers = nn.Sequential(*layers, score)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> scores (B, 1, h', w'), float32 whatever the weights are."""
