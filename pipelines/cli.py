@@ -153,9 +153,9 @@ def train(
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
-        from datagen.manifest import load_manifest
+        from training.preflight import check_run
 
-        load_manifest(resolved.manifest)  # a wrong address is answered before any server starts
+        check_run(resolved)  # what cannot work is answered before any server starts
         from pipelines.flows.training import train as train_stages
 
         out.say(reports.trained(resolved.output, train_stages(resolved)))

@@ -17,6 +17,8 @@ from pipelines.merging import RecipeError, merged, parse_overrides, with_overrid
 from pipelines.recipe_faults import describe
 from pipelines.recipe_files import SECTIONS, read_full_output, read_section
 from pipelines.settings import FullRecipe, Section
+from training.initial_settings import is_place
+from training.prompt_settings import is_folder
 from training.settings import EvaluationSettings, TrainingRecipe
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -134,7 +136,7 @@ def _prepared(values: dict[str, Any], section: Section) -> dict[str, Any]:
                 values = {**values, "sources": [values["sources"]]}
             return _with_absolute(values, "sources", "output")
         case "training":
-            return _with_absolute(values, "manifest", "output")
+            return _with_absolute_sources(_with_absolute(values, "manifest", "output"))
         case "evaluation":
             return _with_absolute(values, "photos")
 
@@ -144,6 +146,23 @@ def _with_absolute(values: dict[str, Any], *fields: str) -> dict[str, Any]:
         key: _absolute(value, field=key) if key in fields else value
         for key, value in values.items()
     }
+
+
+def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
+    """Local folders that stages and prompts start from, made absolute; names stay names."""
+    prompts, stages = values.get("prompts"), values.get("stages")
+    if isinstance(prompts, dict) and is_folder(str(prompts.get("source", ""))):
+        values = {**values, "prompts": _with_absolute(prompts, "source")}
+    if isinstance(stages, list):
+        values = {**values, "stages": [_with_absolute_origin(stage) for stage in stages]}
+    return values
+
+
+def _with_absolute_origin(stage: Any) -> Any:
+    source = stage.get("initialise_from") if isinstance(stage, dict) else None
+    if not isinstance(source, str) or not is_place(source):
+        return stage
+    return {**stage, "initialise_from": absolute_location(source, field="initialise_from")}
 
 
 def _absolute(value: Any, *, field: str) -> Any:

@@ -29,6 +29,15 @@ def is_stage(text: str) -> bool:
     return STAGE_NAME.fullmatch(text) is not None
 
 
+def is_place(text: str) -> bool:
+    """Whether this is a local folder or file."""
+    return "://" not in text and not is_registry(text) and _looks_like_path(text)
+
+
+def _looks_like_path(text: str) -> bool:
+    return "/" in text or text.endswith(".safetensors")
+
+
 def _checked(text: str) -> str:
     if is_registry(text):
         if not _MODEL_VERSION.fullmatch(text):
@@ -38,7 +47,7 @@ def _checked(text: str) -> str:
             )
     elif "://" in text:
         raise ValueError("give a local place, models:/NAME/VERSION or the name of a stage")
-    elif not is_stage(text) and "/" not in text and not text.endswith(".safetensors"):
+    elif not is_stage(text) and not _looks_like_path(text):
         raise ValueError(
             "give the name of an earlier stage (a-z, 0-9, '-', '_'), a run or model folder "
             "(written with a slash), a .safetensors file or models:/NAME/VERSION"

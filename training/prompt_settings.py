@@ -39,4 +39,9 @@ class TextEncoderPrompts(Settings):
     negative: str = Field(NEGATIVE_PROMPT, min_length=1)
 
 
+def is_folder(source: str) -> bool:
+    """Whether a source of text encoders is a local folder, not a hub id."""
+    return source.startswith(("/", ".", "~"))
+
+
 PromptSettings = Annotated[StandInPrompts | TextEncoderPrompts, Field(discriminator="kind")]

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import StopSignal, write_recipe
 from training.settings import TrainingRecipe
@@ -46,6 +47,7 @@ def main() -> int:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
     try:
+        check_run(recipe)
         write_recipe(recipe)
         records = run_training(recipe)
     except FlowmapsrError as error:

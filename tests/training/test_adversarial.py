@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from datagen.errors import FlowmapsrError
 from tests.training.gaussian import GaussianPair
 from training.adversarial_settings import (
     AdversarialSettings,
@@ -22,7 +21,7 @@ from training.adversarial_settings import (
     DiscriminatorSettings,
 )
 from training.adversarial_trainer import GAN_METRICS, ScoreAverages, score_sums, turn
-from training.models.discriminator import Discriminator, check_latent_side
+from training.models.discriminator import Discriminator
 from training.objectives.adversarial import (
     discriminator_loss,
     generator_loss,
@@ -98,13 +97,6 @@ def test_the_discriminator_has_the_papers_size_and_one_score_a_patch() -> None:
         assert shape == (2, 1, settings.patches(side), settings.patches(32))
     kinds = [type(layer).__name__ for layer in discriminator.layers]
     assert kinds == ["Conv2d", "SiLU", *["Conv2d", "GroupNorm", "SiLU"] * 3, "Conv2d"]
-
-
-def test_latents_that_leave_no_patch_are_refused_with_the_setting() -> None:
-    settings = DiscriminatorSettings()
-    check_latent_side(settings, 24, bucket="192x192")
-    with pytest.raises(FlowmapsrError, match=r"strides \[2, 2, 2, 1, 1\].*128x128.*side is 16"):
-        check_latent_side(settings, 16, bucket="128x128")
 
 
 @pytest.mark.parametrize(

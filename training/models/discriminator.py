@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from datagen.errors import FlowmapsrError
 from training.adversarial_settings import DiscriminatorSettings
 
 
@@ -42,13 +41,3 @@ class Discriminator(nn.Module):
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=4, stride=stride, padding=1)
-
-
-def check_latent_side(settings: DiscriminatorSettings, side: int, *, bucket: str) -> None:
-    """Raises `FlowmapsrError` when latents of `side` leave the discriminator no patch to score."""
-    if settings.patches(side) < 1:
-        raise FlowmapsrError(
-            f"adversarial.discriminator.strides {list(settings.strides)} leave no patch of the "
-            f"latents of bucket {bucket}, whose shorter side is {side}: use smaller strides or "
-            f"fewer channels"
-        )
