@@ -25,6 +25,8 @@ from training.settings import ModelSettings, TrainingRecipe
 from training.weight_files import WeightSource, open_source
 
 RANDOM = "random weights"
+SHOWN = 6
+"""Names in the log's short table; the file has all."""
 DOWNLOAD = "initial"
 """Where in the stage's folder a model version of the registry is kept while the stage runs."""
 
@@ -52,12 +54,16 @@ class InitialisationReport(Settings):
     """Tensors of the source that the network has no place for."""
 
     def summary(self) -> str:
-        """Three lines: how many tensors and numbers were loaded, are new, were left over."""
-        parts = (("loaded", self.loaded), ("new", self.new), ("left over", self.left_over))
-        lines = [
-            f"{name:10}{len(rows):7} tensors{_numbers(rows):16,} numbers" for name, rows in parts
-        ]
-        return "\n".join([f"weights from {self.source}", *lines])
+        """How many tensors and numbers were loaded, are new, were left over; and their modules."""
+        lines = [f"weights from {self.source}"]
+        for name, rows in (
+            ("loaded", self.loaded),
+            ("new", self.new),
+            ("left over", self.left_over),
+        ):
+            modules = "" if rows is self.loaded else _modules(rows)
+            lines.append(f"{name:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
+        return "\n".join(lines)
 
     def table(self) -> str:
         """The summary and a line for every parameter."""
@@ -191,6 +197,13 @@ def _other_shape(source: WeightSource, name: str) -> str:
 
 def _numbers(rows: tuple[Parameter, ...]) -> int:
     return sum(row.numbers for row in rows)
+
+
+def _modules(rows: tuple[Parameter, ...]) -> str:
+    """`  unet.add_embedding, ...`: the outermost modules behind the rows, a few of them."""
+    names = sorted({".".join(row.name.split(".")[:2]) for row in rows})
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "  " + ", ".join(names[:SHOWN]) + more if names else ""
 
 
 def _check_share(report: InitialisationReport, least: float) -> None:

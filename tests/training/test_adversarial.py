@@ -20,13 +20,24 @@ from training.adversarial_settings import (
     ConvergenceSettings,
     DiscriminatorSettings,
 )
-from training.adversarial_trainer import GAN_METRICS, ScoreAverages, score_sums, turn
+from training.adversarial_trainer import (
+    GAN_METRICS,
+    GeneratorObjective,
+    ScoreAverages,
+    score_sums,
+    turn,
+)
+from training.loader import Batch
 from training.models.discriminator import Discriminator
+from training.models.flow_map_net import FlowMapNet
 from training.objectives.adversarial import (
     discriminator_loss,
     generator_loss,
     two_step_prediction,
 )
+from training.objectives.flow_maps import FlowMapObjective, TrainedModel
+from training.schedule import Position
+from training.settings import FlowMatching, ModelSettings
 
 
 @pytest.fixture
@@ -116,6 +127,29 @@ def test_settings_that_cannot_work_are_refused(values: dict[str, object], messag
 def test_updates_alternate_after_the_discriminators_warm_up() -> None:
     turns = [turn(step, warmup=3)[0] for step in range(9)]
     assert "".join(turns) == "dddgdgdgd"
+
+
+def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
+    tiny_model: ModelSettings,
+) -> None:
+    model = TrainedModel(FlowMapNet(tiny_model, latent_channels=12), None)
+    settings = DiscriminatorSettings(channels=(8,), strides=(1, 1), norm_groups=4)
+    objective = GeneratorObjective(
+        FlowMapObjective(FlowMatching(levels=2), regulariser=None),
+        Discriminator(settings, latent_channels=12),
+        weight=1.0,
+    )
+    hq, lq, neg = torch.randn(3, 2, 12, 4, 4)
+    calls: list[tuple[float, float, bool]] = []
+    model.net.register_forward_pre_hook(
+        lambda module, inputs: calls.append(
+            (inputs[1][0].item(), inputs[2][0].item(), torch.is_grad_enabled())
+        )
+    )
+    batch = Batch(("a", "b"), hq, lq, neg, None, Position())
+    objective(model, batch, torch.Generator().manual_seed(0))
+    assert calls[1:] == [(1.0, 0.5, False), (0.5, 0.0, True)]
+    assert len(calls) == 3 and calls[0][2]
 
 
 def test_score_sums_are_means_over_samples(scores: tuple[Tensor, Tensor]) -> None:
