@@ -288,3 +288,9 @@ def test_an_adversarial_stage_before_anything_is_trained_is_refused(write: Write
     wrong = "stages.gan.adversarial.lora.ranks=3"
     text = refusal(training_recipe, path, ["manifest=/set", "output=/run", wrong])
     assert "stages.gan.adversarial.lora.ranks = 3: unknown key; did you mean 'rank'?" in text
+
+
+def test_a_strength_for_a_lora_that_is_never_trained_is_refused(write: Write) -> None:
+    path = write("mine.yaml", FULL)
+    text = refusal(full_recipe, path, ["output=/out", "evaluation.lora_scale=1.0"])
+    assert "evaluation.lora_scale is given, but the last stage, 'warmup', trains no LoRA" in text
