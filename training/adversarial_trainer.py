@@ -6,9 +6,10 @@ Knows engines, losses and when the scores have met; knows no loader and no track
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,8 @@ from training.objectives.adversarial import (
 )
 from training.objectives.flow_maps import Losses, TrainedModel
 from training.settings import StageSettings
-from training.trainers import LOSS_METRICS, Objective, learning_rate
+from training.time_maps import empty_map
+from training.trainers import LOSS_METRICS, Objective, learning_rate, trained_model
 
 GAN_METRICS = ("gan/discriminator", "gan/generator", "gan/real_score", "gan/fake_score")
 SCORES = "scores.json"
@@ -58,7 +60,8 @@ class GeneratorObjective:
         with torch.no_grad():
             real = self.discriminator(batch.hq)
         total = generator_loss(fake, real) + self.weight * original.total
-        return Losses(total, torch.cat([score_sums(fake, real), original.sums]))
+        sums = torch.cat([score_sums(fake, real), original.sums])
+        return Losses(total, sums, original.over_times)
 
 
 class AdversarialTrainer:
@@ -86,32 +89,42 @@ class AdversarialTrainer:
         )
 
     @property
+    def model(self) -> TrainedModel:
+        return trained_model(self.generator)
+
+    @property
     def accumulation(self) -> int:
         return self.generator.accumulation
+
+    @property
+    def gradient_norm(self) -> float:
+        """The larger one of both networks' last updates, or not finite as soon as one is not."""
+        norms = (self.generator.gradient_norm, self.discriminator.gradient_norm)
+        return max(norms) if all(map(math.isfinite, norms)) else math.inf
 
     @property
     def converged(self) -> bool:
         return self.scores.met
 
-    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Tensor:
+    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         if turn(step, warmup=self.warmup) == "discriminator":
             return self._train_discriminator(batch, step)
         with without_gradients(self.discriminator.module):
-            losses = self.generator(self.objective, batch, generator)
+            losses: Losses = self.generator(self.objective, batch, generator)
             self.generator.backward(losses.total)
         self.generator.step(learning_rate(self.stage, step))
-        return losses.sums
+        return losses
 
-    def _train_discriminator(self, batch: Batch, step: int) -> Tensor:
-        model = self.generator.module
-        assert isinstance(model, TrainedModel)
+    def _train_discriminator(self, batch: Batch, step: int) -> Losses:
         with torch.no_grad():
-            predicted = two_step_prediction(model.net, batch.lq)
+            predicted = two_step_prediction(self.model.net, batch.lq)
         fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
-        self.discriminator.backward(discriminator_loss(fake, real))
+        loss = discriminator_loss(fake, real)
+        self.discriminator.backward(loss)
         self.discriminator.step(learning_rate(self.discriminator_stage, step))
         sums = score_sums(fake, real)
-        return torch.cat([sums, sums.new_zeros(len(LOSS_METRICS), 2)])
+        none = sums.new_zeros(len(LOSS_METRICS), 2)
+        return Losses(loss, torch.cat([sums, none]), empty_map(sums.device))
 
     def end_step(self, sums: Tensor, *, step: int) -> None:
         if step >= self.warmup:
@@ -125,6 +138,9 @@ class AdversarialTrainer:
             "optim/discriminator_gradient_norm": self.discriminator.gradient_norm,
             "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
         }
+
+    def whole(self) -> AbstractContextManager[None]:
+        return self.generator.whole(self.model.net)
 
     def save(self, folder: Path) -> None:
         self.generator.save(folder / "generator")

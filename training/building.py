@@ -33,13 +33,17 @@ class Builder:
     def trainer(self, net: FlowMapNet) -> Trainer:
         """The trainer of `net`, which an adversarial stage freezes and gives a LoRA."""
         settings = self.settings
+        if settings.gradient_checkpointing:
+            net.unet.enable_gradient_checkpointing()
         regulariser = load_regulariser(settings.perceptual, self.codec, self.device)
-        objective = FlowMapObjective(settings.objective, regulariser=regulariser)
+        objective = FlowMapObjective(
+            settings.objective, regulariser=regulariser, in_lockstep=settings.zero_stage == 3
+        )
         if settings.adversarial is not None:
             return self._adversarial(settings.adversarial, net, objective)
         weighting = DynamicWeighting() if settings.dynamic_weighting else None
-        engine = self._engine(TrainedModel(net, weighting), settings)
-        return ObjectiveTrainer(engine, objective, settings)
+        model = TrainedModel(net, weighting, compiled=settings.compile)
+        return ObjectiveTrainer(self._engine(model, settings), objective, settings)
 
     def _adversarial(
         self, adversarial: AdversarialSettings, net: FlowMapNet, objective: FlowMapObjective
@@ -47,12 +51,13 @@ class Builder:
         """Network with LoRA and fresh discriminator, an engine for each."""
         lora = adversarial.lora
         add_lora(net, rank=lora.rank, targets=lora.target_modules)
+        model = TrainedModel(net, None, compiled=self.settings.compile)
         own = discriminator_settings(self.settings, adversarial)
         discriminator = Discriminator(
             adversarial.discriminator, latent_channels=net.latent_channels
         )
         return AdversarialTrainer(
-            self._engine(TrainedModel(net, None), self.settings),
+            self._engine(model, self.settings),
             self._engine(discriminator, own),
             objective,
             stage=self.settings,

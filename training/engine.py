@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ class Engine:
         )
         self._partly_frozen = not all(p.requires_grad for p in module.parameters())
         self.accumulation: int = config["gradient_accumulation_steps"]
+        self._zero_stage = settings.zero_stage
+        # DeepSpeed measures the norm everywhere but there.
+        self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
+        self._norm = 0.0
 
     @property
     def module(self) -> nn.Module:
@@ -87,12 +92,33 @@ class Engine:
         """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._measures_norm and self._engine.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     @property
     def gradient_norm(self) -> float:
-        """Norm of the last update's gradient before clipping; 0 before the first."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        """Norm of the last update's gradient before clipping; 0 before the first, never negative.
+
+        Not finite when the gradient was not, whatever DeepSpeed then did to the weights.
+        """
+        if self._measures_norm:
+            return self._norm
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return norm if norm >= 0 else float("inf")  # DeepSpeed also writes -1 for infinity
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside it the parameters of a part of `module` are whole on this worker, to be read.
+
+        Every worker must enter and leave it: under ZeRO-3 they lie spread over all.
+        """
+        if self._zero_stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[None] = _import_deepspeed().zero.GatheredParameters(
+            list(module.parameters())
+        )
+        return context
 
     def save(self, folder: Path) -> None:
         """Writes this worker's part of the state below `folder`; every worker must call it.

@@ -6,7 +6,6 @@ What was loaded, what is new and what was left over is reported. Knows no engine
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,13 +225,10 @@ def _examples(rows: tuple[Parameter, ...]) -> str:
 
 
 def _check_layout(model: ModelSettings, source: WeightSource) -> None:
-    theirs: Mapping[str, object] = source.layout
-    if not theirs:
-        return
-    mine = {"attention_heads": model.attention_heads, "norm_groups": model.norm_groups}
-    for name, value in mine.items():
-        if theirs[name] != value:
+    for name, theirs in source.layout.items():
+        mine = getattr(model, name)
+        if theirs != mine:
             raise FlowmapsrError(
                 f"{source.place} is a checkpoint of another architecture: its {name} is "
-                f"{theirs[name]}, the network's {value}; set model.{name} to it"
+                f"{theirs}, the network's {mine}; set model.{name} to it"
             )

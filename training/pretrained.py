@@ -53,6 +53,8 @@ class ModelConfig(Settings):
     latent_channels: int
     codec: CodecSettings
     codec_fingerprint: str
+    guidance_strength: float = 1.0
+    """w at inference unless told otherwise; only a model with `guidance_input` heeds it."""
     prompt_embeddings: str
     """What made the prompt embeddings: a text encoder's name, or the deterministic stand-in's."""
     degradation: DegradationSettings
@@ -146,6 +148,7 @@ def load_net(
             "the model of an adversarial stage"
         )
     net = FlowMapNet(config.model, latent_channels=config.latent_channels)
+    net.strength = config.guidance_strength
     with _fitting(folder / WEIGHTS):
         net.load_state_dict(_read(folder / WEIGHTS))
     if config.lora is not None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datagen.fields import Probability, Settings
+from datagen.fields import Probability, Range, Settings
 from training.adversarial_settings import AdversarialSettings
 from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
 from training.prompt_settings import PromptSettings, StandInPrompts
@@ -32,8 +32,12 @@ class ModelSettings(Settings):
     input_gain: bool = False
     """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
     how large a latent is, so a small network cannot scale many channels down; with this it can."""
-    guidance_input: bool = False
-    """Give the guidance strength w to the model as an input."""
+    guidance_input: bool = True
+    """Give the guidance strength w to the model as an input, which makes it a choice at inference.
+    The paper's model never sees w, and so learns its mean only."""
+    time_scale: float = Field(1000.0, gt=0)
+    """t enters the U-Net's own time embedding times this. Diffusion checkpoints expect 1000; the
+    Eulerian formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,22 +54,51 @@ class ModelSettings(Settings):
         return self
 
 
+class Guidance(Settings):
+    """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
+
+    negative_share: Probability = 0.1
+    """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
+    prompt c- and its strength 1."""
+    strength: Range = (1.0, 3.5)
+    """w of all other samples is uniform between these; two equal numbers fix it."""
+
+    @property
+    def mean_strength(self) -> float:
+        """What the model is used with unless told otherwise, and all that a model without
+        `guidance_input` can learn."""
+        return sum(self.strength) / 2
+
+
 class FlowMatching(Settings):
     """L_FM alone (eq. 3): the warm-up."""
 
     kind: Literal["flow_matching"] = "flow_matching"
     levels: int = Field(7, ge=0, le=20)
     """K: times lie on grids of 2^k intervals, k = 0..K."""
+    guidance: Guidance | None = None
 
 
 class SelfDistillation(Settings):
-    """L_FM + L_SD in one batch (eq. 12), shortcut formulation (eq. 22)."""
+    """L_FM + L_SD in one batch (eq. 12), in one of the three formulations of a flow map."""
 
     kind: Literal["self_distillation"] = "self_distillation"
-    formulation: Literal["shortcut"] = "shortcut"
+    formulation: Literal["shortcut", "eulerian", "lagrangian"] = "shortcut"
+    """SSD (eq. 22), ESD (eq. 21) or LSD (eq. 20)."""
+    lsd_velocity: Literal["model", "conditional"] = "model"
+    """First term of the Lagrangian target: the model's own velocity at the end of the step, or v
+    as the paper has it, which is biased (one step then gives the blurred mean)."""
+    derivative: Literal["jvp", "central_difference"] = "jvp"
+    """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32."""
     levels: int = Field(7, ge=1, le=20)
     flow_matching_share: Probability = 0.75
     """Part of every batch that trains L_FM; the rest trains L_SD."""
+    guidance: Guidance | None = None
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the target holds a derivative of the model."""
+        return self.formulation != "shortcut"
 
 
 ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]
@@ -76,9 +109,12 @@ class NoPerceptual(Settings):
 
 
 class PatchPerceptual(Settings):
-    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch, lambda = strength * (1 - t)."""
+    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch."""
 
     strength: float = Field(10.0, gt=0)
+    """lambda at t = 0."""
+    form: Literal["linear", "quadratic", "cosine"] = "linear"
+    """How lambda falls to 0 at t = 1: strength times 1 - t, (1 - t)^2 or (1 + cos(pi t)) / 2."""
     patch: int = Field(512, gt=0, multiple_of=8)
     """Side of the patch, pixels; smaller images are used whole."""
 
@@ -94,8 +130,9 @@ class Lpips(PatchPerceptual):
     """LPIPS on VGG-16 features (the paper's)."""
 
     kind: Literal["lpips"] = "lpips"
-    weights: str
-    """Local safetensors file with the VGG-16 features and the LPIPS linear layers."""
+    weights: str | None = None
+    """Safetensors file with the VGG-16 features and the LPIPS linear layers; None downloads both
+    once from where torchvision and lpips have them."""
 
 
 PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]
@@ -117,8 +154,12 @@ class StageSettings(Settings):
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
     1."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, and far less memory."""
+    compile: Literal["none", "student", "all"] = "none"
+    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets."""
     dynamic_weighting: bool = True
     perceptual: PerceptualSettings = NoPerceptual()
     adversarial: AdversarialSettings | None = None
@@ -135,6 +176,13 @@ class StageSettings(Settings):
     def _check(self) -> Self:
         if not STAGE_NAME.fullmatch(self.name):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
+        if self.zero_stage == 3 and self.compile != "none":
+            raise ValueError(
+                f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
+                "compile=none, or a zero_stage of 0, 1 or 2"
+            )
+        if isinstance(self.objective, SelfDistillation) and self.objective.differentiates:
+            self._check_derivative(self.objective)
         if self.adversarial is not None:
             self._check_adversarial(self.adversarial)
         return self
@@ -154,6 +202,28 @@ class StageSettings(Settings):
             raise ValueError(
                 f"steps {self.steps} leave none for the generator after the discriminator's "
                 f"{warmup} warmup_steps; give more steps or fewer warmup_steps"
+            )
+
+    def _check_derivative(self, objective: SelfDistillation) -> None:
+        """Refuses what was seen to fail: jvp on spread or compiled parameters, and differences in
+        bf16 (22 to 122 % wrong)."""
+        name = objective.formulation
+        if objective.derivative == "central_difference":
+            if self.precision != "fp32":
+                raise ValueError(
+                    f"derivative=central_difference of the {name} target is lost in the rounding "
+                    f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
+                )
+        elif self.zero_stage == 3:
+            raise ValueError(
+                f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
+                "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "
+                "precision=fp32"
+            )
+        elif self.compile == "all":
+            raise ValueError(
+                f"derivative=jvp of the {name} target cannot go through a compiled network: set "
+                "compile=student, which leaves the network of the targets as it is"
             )
 
 

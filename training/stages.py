@@ -25,15 +25,15 @@ from training.building import Builder
 from training.checkpoint import Checkpoints
 from training.engine import deepspeed_config, start_distributed
 from training.events import Artifact, Params, Tags, dataset_input, flatten
-from training.grids import image_grid
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
-from training.loader import LatentLoader, fixed_batch
-from training.loop import Loop, Reporting
+from training.loader import Batch, LatentLoader, fixed_batch
+from training.loop import Loop
+from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
-from training.settings import TrainingRecipe
+from training.settings import NoPerceptual, TrainingRecipe
 from training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class StageWorker:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device()
+        self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         start_distributed(self.device)
         if self.rank == 0:
@@ -76,6 +77,8 @@ class StageWorker:
         torch.manual_seed(recipe.seed)
         self.initial = initialise(recipe, folder, latent_channels=self.manifest.codec.channels)
         self.net = self.initial.net
+        guidance = self.settings.objective.guidance
+        self.net.strength = 1.0 if guidance is None else guidance.mean_strength
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
         self.trainer = builder.trainer(self.net)
 
@@ -89,8 +92,10 @@ class StageWorker:
             start = loop.checkpoints.load(self.trainer, newest).position if newest else Position()
             end = loop.run(start)
             status = "FINISHED" if loop.finished(end) else "KILLED"
-            if status == "FINISHED" and self.rank == 0:
-                self._write_results(end)
+            if status == "FINISHED":
+                with self.trainer.whole():
+                    if self.rank == 0:
+                        self._write_results(end)
         finally:
             if tracker is not None:
                 tracker.close(status)
@@ -116,20 +121,32 @@ class StageWorker:
                 self.folder.home / "checkpoints", keep=settings.keep_checkpoints
             ),
             device=self.device,
-            reporting=self._reporting(tracker) if tracker else None,
+            home=self.folder.home,
+            images_every=self.recipe.images_every,
+            pictures=self._pictures(),
+            tracker=tracker,
             stop_requested=stop_requested,
         )
 
-    def _reporting(self, tracker: Tracker) -> Reporting:
+    def _shown_batch(self) -> Batch | None:
+        """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the
+        others, who must help to evaluate the network."""
+        if self.rank > 0 and self.settings.zero_stage < 3:
+            return None
         batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
+        check_dataset(self.recipe, batch)
+        return batch
 
-        def draw(step: int) -> Path:
-            path = self.folder.home / "images" / f"step-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(self.net, batch, self.codec).save(path)
-            return path
-
-        return Reporting(self.folder.home, tracker, draw, self.recipe.images_every)
+    def _pictures(self) -> Pictures | None:
+        if self.shown is None:
+            return None
+        return Pictures(
+            folder=self.folder.home / "images",
+            model=self.trainer.model,
+            batch=self.shown,
+            codec=self.codec,
+            keeps=self.rank == 0,
+        )
 
     def _start_tracking(self) -> Tracker:
         home = self.folder.home
@@ -166,6 +183,7 @@ class StageWorker:
             latent_channels=self.net.latent_channels,
             codec=self.dataset_recipe.codec,
             codec_fingerprint=self.codec.fingerprint,
+            guidance_strength=self.net.strength,
             prompt_embeddings=self.initial.prompts.made_by,
             degradation=self.dataset_recipe.degradation,
             lora=self._lora_record(),
@@ -190,6 +208,15 @@ class StageWorker:
             return None
         lora = self.settings.adversarial.lora
         return LoraRecord(rank=lora.rank, target_modules=lora.target_modules, scale=lora.scale)
+
+
+def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:
+    """Refuses a dataset that lacks what any stage of the recipe needs, before the first trains."""
+    for stage in recipe.stages:
+        if stage.objective.guidance is not None:
+            batch.require_neg()
+        if not isinstance(stage.perceptual, NoPerceptual):
+            batch.require_pixels()
 
 
 def _device() -> torch.device:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -31,21 +32,32 @@ class Trainer(Protocol):
         """Names of the rows of a step's sums; the first has samples at every step, and is shown."""
 
     @property
+    def model(self) -> TrainedModel:
+        """The network of the stage, as it is at the moment."""
+
+    @property
     def accumulation(self) -> int:
         """Micro batches of one worker in a step."""
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the last update's gradient; not finite when the gradient was not."""
 
     @property
     def converged(self) -> bool:
         """Whether the stage may end before its last step."""
 
-    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Tensor:
-        """Trains on a micro batch; the last one of a step updates. Sums (len(metrics), 2)."""
+    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
+        """Trains on a micro batch; the last one of a step updates. `sums` are (len(metrics), 2)."""
 
     def end_step(self, sums: Tensor, *, step: int) -> None:
         """Hears a step's sums over all micro batches and workers."""
 
     def report(self, step: int) -> dict[str, float]:
         """Rates and gradient norms of the step that ended last."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside it the network's parameters are whole on this worker; every worker must enter."""
 
     def save(self, folder: Path) -> None:
         """Writes this worker's part of the state below `folder`; every worker must call it."""
@@ -66,14 +78,22 @@ class ObjectiveTrainer:
         self.settings = settings
 
     @property
+    def model(self) -> TrainedModel:
+        return trained_model(self.engine)
+
+    @property
     def accumulation(self) -> int:
         return self.engine.accumulation
 
-    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Tensor:
-        losses = self.engine(self.objective, batch, generator)
+    @property
+    def gradient_norm(self) -> float:
+        return self.engine.gradient_norm
+
+    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
+        losses: Losses = self.engine(self.objective, batch, generator)
         self.engine.backward(losses.total)
         self.engine.step(learning_rate(self.settings, step))
-        return losses.sums
+        return losses
 
     def end_step(self, sums: Tensor, *, step: int) -> None:
         """Nothing to remember: this stage ends with its last step."""
@@ -84,11 +104,20 @@ class ObjectiveTrainer:
             "optim/learning_rate": learning_rate(self.settings, step),
         }
 
+    def whole(self) -> AbstractContextManager[None]:
+        return self.engine.whole(self.model.net)
+
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
 
     def load(self, folder: Path) -> None:
         self.engine.load(folder)
+
+
+def trained_model(engine: Engine) -> TrainedModel:
+    """The model inside an engine."""
+    assert isinstance(engine.module, TrainedModel)
+    return engine.module
 
 
 def learning_rate(settings: StageSettings, step: int) -> float:

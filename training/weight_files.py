@@ -28,6 +28,10 @@ DIFFUSERS_CLASS = "UNet2DConditionModel"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_scale")
+"""Settings of a network that change what its weights mean, but not their shapes."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file, not read yet."""
@@ -94,8 +98,7 @@ def _flowmapsr(folder: Path) -> WeightSource:
             state = load_net(folder, config, torch.device("cpu")).state_dict()
         tensors = {name: _in_memory(tensor) for name, tensor in state.items()}
     del tensors["prompts"]
-    heads = {"attention_heads": config.model.attention_heads}
-    layout = {**heads, "norm_groups": config.model.norm_groups}
+    layout = {name: getattr(config.model, name) for name in WITHOUT_SHAPE}
     return WeightSource(str(folder), tensors, layout, read_prompts(folder / PROMPTS_FILE))
 
 
