@@ -46,23 +46,31 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def start_distributed(device: torch.device) -> None:
+    """Joins the workers of the launcher; a no-op when this one has joined."""
+    _import_deepspeed().init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
+    )
+
+
 class Engine:
     """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
 
     def __init__(
         self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
     ) -> None:
+        start_distributed(device)
         deepspeed = _import_deepspeed()
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
-        )
         config = deepspeed_config(settings, world_size=world_size)
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            (p for p in module.parameters() if p.requires_grad),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config
         )
+        self._partly_frozen = not all(p.requires_grad for p in module.parameters())
         self.accumulation: int = config["gradient_accumulation_steps"]
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.
@@ -113,11 +121,21 @@ class Engine:
         return context
 
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of the state below `folder`; every worker must call it."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        """Writes this worker's part of the state below `folder`; every worker must call it.
+
+        Frozen parameters are left out: they are where they came from.
+        """
+        self._engine.save_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            save_latest=False,
+            exclude_frozen_parameters=self._partly_frozen,
+        )
 
     def load(self, folder: Path) -> None:
         """Restores module and optimiser from what `save` wrote; every worker must call it."""
-        loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        loaded, _ = self._engine.load_checkpoint(
+            str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
+        )
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from datagen.fields import Probability, Range, Settings
+from training.adversarial_settings import AdversarialSettings
+from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
+from training.prompt_settings import PromptSettings, StandInPrompts
 
 
 class ModelSettings(Settings):
@@ -160,12 +162,19 @@ class StageSettings(Settings):
     """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets."""
     dynamic_weighting: bool = True
     perceptual: PerceptualSettings = NoPerceptual()
+    adversarial: AdversarialSettings | None = None
+    """Trains a LoRA against a discriminator, with `objective` as the original loss."""
+    initialise_from: InitialWeights | None = None
+    """Where the weights come from; the stage before when not given, else random."""
+    initialise_share: Probability = 0.5
+    """Least part of the network's parameters that must be found there: what holds less is a
+    checkpoint of another architecture."""
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+        if not STAGE_NAME.fullmatch(self.name):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
         if self.zero_stage == 3 and self.compile != "none":
             raise ValueError(
@@ -174,7 +183,26 @@ class StageSettings(Settings):
             )
         if isinstance(self.objective, SelfDistillation) and self.objective.differentiates:
             self._check_derivative(self.objective)
+        if self.adversarial is not None:
+            self._check_adversarial(self.adversarial)
         return self
+
+    def _check_adversarial(self, settings: AdversarialSettings) -> None:
+        if self.dynamic_weighting:
+            raise ValueError(
+                "an adversarial stage trains LoRA parameters only; set dynamic_weighting to false"
+            )
+        if self.zero_stage > 2:
+            raise ValueError(
+                "an adversarial stage calls the discriminator outside its engine, which needs "
+                "zero_stage 2 or less"
+            )
+        warmup = settings.discriminator.warmup_steps
+        if warmup >= self.steps:
+            raise ValueError(
+                f"steps {self.steps} leave none for the generator after the discriminator's "
+                f"{warmup} warmup_steps; give more steps or fewer warmup_steps"
+            )
 
     def _check_derivative(self, objective: SelfDistillation) -> None:
         """Refuses what was seen to fail: jvp on spread or compiled parameters, and differences in
@@ -211,6 +239,7 @@ class TrainingRecipe(Settings):
     experiment: str = "flowmapsr"
     """MLflow experiment of the run."""
     model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = StandInPrompts()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     shuffle_shards: int = Field(8, ge=1)
     """Samples mix inside windows of this many shards; each worker holds up to two windows in
@@ -232,6 +261,7 @@ class TrainingRecipe(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
+        check_stage_order(self.stages)
         for stage in self.stages:
             share = stage.micro_batch * self.workers
             if stage.global_batch % share:
@@ -244,10 +274,10 @@ class TrainingRecipe(Settings):
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
 
-    def stage_before(self, name: str) -> StageSettings | None:
-        """The stage whose model the stage `name` starts from; None for the first."""
-        index = self.stages.index(self.stage(name))
-        return self.stages[index - 1] if index else None
+    def origin(self, name: str) -> str | None:
+        """Where the weights of the stage `name` come from: a stage's name, a place, or None for
+        random ones."""
+        return origin(self.stages, name)
 
     def digest(self) -> str:
         """SHA-256 of what decides the result: everything but `output`, as canonical JSON."""
@@ -265,3 +295,5 @@ class EvaluationSettings(Settings):
     scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     seed: int = Field(0, ge=0)
+    lora_scale: float | None = Field(None, ge=0)
+    """Strength of an adversarial model's LoRA; the model's own when not given."""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.loop import learning_rate
 from training.settings import StageSettings, TrainingRecipe
+from training.trainers import learning_rate
 
 STAGE = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 100}
 DIFFERENCE = "central_difference"
@@ -28,6 +28,16 @@ def _distill(
         "guidance": guidance,
     }
     return {**STAGE, "objective": objective, **stage}
+
+
+DISTILL = {**STAGE, "name": "distill", "objective": {"kind": "self_distillation"}}
+GAN = {
+    **DISTILL,
+    "name": "gan",
+    "steps": 1000,
+    "dynamic_weighting": False,
+    "adversarial": {},
+}
 
 
 def _recipe(**values: Any) -> TrainingRecipe:
@@ -72,6 +82,41 @@ def _recipe(**values: Any) -> TrainingRecipe:
 def test_what_cannot_work_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         _recipe(**values)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([GAN], "'gan' is adversarial.*nothing before it learns steps.*self_distillation"),
+        ([STAGE, GAN], "'gan' is adversarial.*nothing before it learns steps"),
+        ([STAGE, {**GAN, "dynamic_weighting": True}], "set dynamic_weighting to false"),
+        ([STAGE, DISTILL, {**GAN, "zero_stage": 3}], "needs zero_stage 2 or less"),
+        ([STAGE, DISTILL, {**GAN, "steps": 500}], "leave none for the generator after .* 500"),
+        (
+            [STAGE, DISTILL, {**GAN, "initialise_from": "distil"}],
+            "initialise_from 'distil' is no earlier stage .did you mean 'distill'",
+        ),
+        ([{**STAGE, "initialise_from": "warmup"}], "no earlier stage .earlier: none"),
+        ([{**STAGE, "initialise_from": "models:/m@best"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "models:/m"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "s3://bucket/model"}], "give a local place"),
+        ([{**STAGE, "initialise_from": "My Model"}], "give the name of an earlier stage"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused(
+    stages: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(stages=stages)
+
+
+def test_a_stage_starts_from_the_one_before_unless_told() -> None:
+    again = {**DISTILL, "name": "again", "initialise_from": "warmup"}
+    recipe = _recipe(stages=[STAGE, DISTILL, again, {**GAN, "initialise_from": "/runs/other"}])
+    names = [stage.name for stage in recipe.stages]
+    assert [recipe.origin(name) for name in names] == [None, "warmup", "warmup", "/runs/other"]
+    _recipe(stages=[STAGE, DISTILL, GAN])
+    _recipe(stages=[{**GAN, "initialise_from": "models:/flowmapsr/3"}])
 
 
 @pytest.mark.parametrize(

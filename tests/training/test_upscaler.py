@@ -19,7 +19,7 @@ from datagen.operations import DegradationSettings
 from datagen.settings import Dct8Settings
 from training.evaluation import degraded_photos, evaluate
 from training.models.flow_map_net import FlowMapNet
-from training.models.prompts import STAND_IN
+from training.models.prompts import STAND_IN, stand_in
 from training.pretrained import ModelConfig, find_model, save_model
 from training.settings import EvaluationSettings, ModelSettings
 from training.upscaler import Upscaler, bicubic
@@ -41,7 +41,7 @@ def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
         recipe_digest="0",
         dataset_digest="0",
     )
-    save_model(folder, net, config)
+    save_model(folder, net, config, prompts=stand_in(settings.prompt_channels))
     return folder
 
 

@@ -7,6 +7,7 @@ method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,10 +35,9 @@ class Losses:
     total: Tensor
     """Scalar with gradient."""
     sums: Tensor
-    """(5, 2) float64 without gradient: the sum over samples and the number of samples behind each
-    of
-    LOSS_NAMES. Adding them over micro batches and workers gives exact means, also where a term had
-    no sample."""
+    """(n, 2) float64 without gradient: the sum over samples and the number of samples behind each
+    of LOSS_NAMES, or of a trainer's own names. Adding them over micro batches and workers gives
+    exact means, also where a term had no sample."""
     over_times: Tensor
     """(2, n, n): L(t, s), the squared error before weighting, as a `time_map`."""
 
@@ -70,7 +70,10 @@ class TrainedModel(nn.Module):
         return self._passes[1]
 
     def forward(
-        self, objective: FlowMapObjective, batch: Batch, generator: torch.Generator
+        self,
+        objective: Callable[[TrainedModel, Batch, torch.Generator], Losses],
+        batch: Batch,
+        generator: torch.Generator,
     ) -> Losses:
         """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
         return objective(self, batch, generator)
