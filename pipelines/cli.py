@@ -40,6 +40,10 @@ LoraScale = Annotated[
     float | None,
     typer.Option(min=0, help="Strength of an adversarial model's LoRA; its own when not given."),
 ]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=0, help="Guidance strength, 1 is none; the model's own when not given."),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
@@ -168,6 +172,7 @@ def evaluate(
     scales: Annotated[str, typer.Option(help="Downscale factors, with commas.")] = "4,8",
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
+    guidance: Guidance = None,
     as_json: AsJson = False,
 ) -> None:
     """Degrade held-out photos, restore them, and compare with the originals and with bicubic."""
@@ -175,7 +180,11 @@ def evaluate(
         from pipelines.recipe import absolute_location, evaluation_settings
 
         settings = evaluation_settings(
-            photos, scales=scales.split(","), steps=steps.split(","), lora_scale=lora_scale
+            photos,
+            scales=scales.split(","),
+            steps=steps.split(","),
+            lora_scale=lora_scale,
+            guidance=guidance,
         )
         from training.evaluation import evaluate as evaluate_model
 
@@ -191,6 +200,7 @@ def upscale(
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
     model: Annotated[str | None, typer.Option(help="Model or run folder.")] = None,
     lora_scale: LoraScale = None,
+    guidance: Guidance = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only the outputs not there yet.")
@@ -203,7 +213,12 @@ def upscale(
 
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
         report = upscale_all(
-            jobs, model or default_model(), scale=scale, steps=steps, lora_scale=lora_scale
+            jobs,
+            model or default_model(),
+            scale=scale,
+            steps=steps,
+            lora_scale=lora_scale,
+            guidance=guidance,
         )
         out.say(reports.upscaled(str(output), scale, report))
 

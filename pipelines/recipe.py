@@ -74,6 +74,7 @@ def evaluation_settings(
     scales: Sequence[str],
     steps: Sequence[str],
     lora_scale: float | None = None,
+    guidance: float | None = None,
 ) -> EvaluationSettings:
     """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
     values = {
@@ -81,6 +82,7 @@ def evaluation_settings(
         "scales": [scale.strip() for scale in scales],
         "steps": [count.strip() for count in steps],
         "lora_scale": lora_scale,
+        "guidance": guidance,
     }
     return validated(EvaluationSettings, values, title="evaluate")
 

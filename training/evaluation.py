@@ -73,7 +73,9 @@ def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
     Raises:
         FlowmapsrError: no model or no photo there.
     """
-    upscaler = Upscaler.from_pretrained(model, lora_scale=settings.lora_scale)
+    upscaler = Upscaler.from_pretrained(
+        model, lora_scale=settings.lora_scale, guidance=settings.guidance
+    )
     return evaluate_upscaler(upscaler, settings)
 
 

@@ -297,3 +297,5 @@ class EvaluationSettings(Settings):
     seed: int = Field(0, ge=0)
     lora_scale: float | None = Field(None, ge=0)
     """Strength of an adversarial model's LoRA; the model's own when not given."""
+    guidance: float | None = Field(None, ge=0)
+    """Guidance strength w of a model that takes it as an input; the model's own when not given."""

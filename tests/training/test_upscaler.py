@@ -89,6 +89,25 @@ def test_a_model_folder_gives_back_the_same_network(
     assert not np.array_equal(first, bicubic(image, (24, 24)))
 
 
+def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
+    tmp_path: Path, trained: Path, tiny_model: ModelSettings
+) -> None:
+    settings = tiny_model.model_copy(update={"guidance_input": True})
+    guided = _save(tmp_path / "guided", settings, trained=True)
+    path = guided / "config.json"
+    config = {**json.loads(path.read_text()), "guidance_strength": 2.25}
+    path.write_text(json.dumps(config))
+    image = _picture(12, 12)
+
+    def result(guidance: float | None) -> np.ndarray:
+        return Upscaler.from_pretrained(guided, guidance=guidance).upscale(image, scale=2, steps=1)
+
+    assert np.array_equal(result(None), result(2.25))
+    assert not np.array_equal(result(None), result(1.0))
+    with pytest.raises(FlowmapsrError, match=r"trained.*train with model\.guidance_input=true"):
+        Upscaler.from_pretrained(trained, guidance=2.0)
+
+
 def test_grey_stays_grey_and_alpha_is_kept(trained: Path) -> None:
     upscaler = Upscaler.from_pretrained(trained)
     grey = Image.fromarray(_picture(10, 12)[..., 0])
