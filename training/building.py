@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from datagen.codecs import Codec
+from datagen.errors import FlowmapsrError
 from training.adversarial_settings import AdversarialSettings
 from training.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.engine import Engine
@@ -33,6 +34,12 @@ class Builder:
     def trainer(self, net: FlowMapNet) -> Trainer:
         """The trainer of `net`, which an adversarial stage freezes and gives a LoRA."""
         settings = self.settings
+        if settings.compile != "none" and self.device.type == "cpu":
+            # torch 2.13's code generator for CPU was seen to give wrong gradients of this network.
+            raise FlowmapsrError(
+                f"stage {settings.name!r}: compile={settings.compile} works on a GPU only, and "
+                "this worker has none: set compile=none"
+            )
         if settings.gradient_checkpointing:
             net.unet.enable_gradient_checkpointing()
         regulariser = load_regulariser(settings.perceptual, self.codec, self.device)

@@ -159,7 +159,8 @@ class StageSettings(Settings):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, and far less memory."""
     compile: Literal["none", "student", "all"] = "none"
-    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets."""
+    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets.
+    On a GPU only."""
     dynamic_weighting: bool = True
     perceptual: PerceptualSettings = NoPerceptual()
     adversarial: AdversarialSettings | None = None
