@@ -36,6 +36,14 @@ Settings = Annotated[
     ),
 ]
 Dataset = Annotated[str, typer.Argument(metavar="URI", help="The dataset, or its manifest.json.")]
+LoraScale = Annotated[
+    float | None,
+    typer.Option(min=0, help="Strength of an adversarial model's LoRA; its own when not given."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=0, help="Guidance strength, 1 is none; the model's own when not given."),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
@@ -167,9 +175,9 @@ def train(
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
-        from datagen.manifest import load_manifest
+        from training.preflight import check_run
 
-        load_manifest(resolved.manifest)  # a wrong address is answered before any server starts
+        check_run(resolved)  # what cannot work is answered before any server starts
         from pipelines.flows.training import train as train_stages
 
         out.say(reports.trained(resolved.output, train_stages(resolved)))
@@ -181,13 +189,21 @@ def evaluate(
     photos: Annotated[str, typer.Option(help="Folder of photos the model has never seen.")],
     scales: Annotated[str, typer.Option(help="Downscale factors, with commas.")] = "4,8",
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
     as_json: AsJson = False,
 ) -> None:
     """Degrade held-out photos, restore them, and compare with the originals and with bicubic."""
     with process_edge(as_json=as_json) as out:
         from pipelines.recipe import absolute_location, evaluation_settings
 
-        settings = evaluation_settings(photos, scales=scales.split(","), steps=steps.split(","))
+        settings = evaluation_settings(
+            photos,
+            scales=scales.split(","),
+            steps=steps.split(","),
+            lora_scale=lora_scale,
+            guidance=guidance,
+        )
         from training.evaluation import evaluate as evaluate_model
 
         place = absolute_location(model, field="MODEL")
@@ -201,6 +217,8 @@ def upscale(
     scale: Annotated[float, typer.Option(min=1, max=16, help="How many times larger.")] = 4.0,
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
     model: Annotated[str | None, typer.Option(help="Model or run folder.")] = None,
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only the outputs not there yet.")
@@ -212,7 +230,14 @@ def upscale(
         from pipelines.upscaling import default_model, plan_jobs, upscale_all
 
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
-        report = upscale_all(jobs, model or default_model(), scale=scale, steps=steps)
+        report = upscale_all(
+            jobs,
+            model or default_model(),
+            scale=scale,
+            steps=steps,
+            lora_scale=lora_scale,
+            guidance=guidance,
+        )
         out.say(reports.upscaled(str(output), scale, report))
 
 

@@ -175,7 +175,11 @@ def draw_comparison(recipe: FullRecipe, path: Path) -> None:
     from training.evaluation import degraded_photos
     from training.upscaler import Upscaler
 
-    upscaler = Upscaler.from_pretrained(recipe.training.output)
+    upscaler = Upscaler.from_pretrained(
+        recipe.training.output,
+        lora_scale=recipe.evaluation.lora_scale,
+        guidance=recipe.evaluation.guidance,
+    )
     photos = list(degraded_photos(recipe.evaluation, upscaler.config.degradation, COMPARISON_SCALE))
     partial = path.with_name(f".{path.name}")
     comparison(upscaler, photos, recipe.evaluation.steps).save(partial, format="PNG")

@@ -17,6 +17,8 @@ from pipelines.merging import RecipeError, merged, parse_overrides, with_overrid
 from pipelines.recipe_faults import describe
 from pipelines.recipe_files import SECTIONS, read_full_output, read_section
 from pipelines.settings import FullRecipe, Section
+from training.initial_settings import is_place
+from training.prompt_settings import is_folder
 from training.settings import EvaluationSettings, TrainingRecipe
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -67,13 +69,20 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
 
 
 def evaluation_settings(
-    photos: str, *, scales: Sequence[str], steps: Sequence[str]
+    photos: str,
+    *,
+    scales: Sequence[str],
+    steps: Sequence[str],
+    lora_scale: float | None = None,
+    guidance: float | None = None,
 ) -> EvaluationSettings:
     """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
     values = {
         "photos": absolute_location(photos, field="photos"),
         "scales": [scale.strip() for scale in scales],
         "steps": [count.strip() for count in steps],
+        "lora_scale": lora_scale,
+        "guidance": guidance,
     }
     return validated(EvaluationSettings, values, title="evaluate")
 
@@ -129,7 +138,7 @@ def _prepared(values: dict[str, Any], section: Section) -> dict[str, Any]:
                 values = {**values, "sources": [values["sources"]]}
             return _with_absolute(values, "sources", "output")
         case "training":
-            return _with_absolute(values, "manifest", "output")
+            return _with_absolute_sources(_with_absolute(values, "manifest", "output"))
         case "evaluation":
             return _with_absolute(values, "photos")
 
@@ -139,6 +148,23 @@ def _with_absolute(values: dict[str, Any], *fields: str) -> dict[str, Any]:
         key: _absolute(value, field=key) if key in fields else value
         for key, value in values.items()
     }
+
+
+def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
+    """Local folders that stages and prompts start from, made absolute; names stay names."""
+    prompts, stages = values.get("prompts"), values.get("stages")
+    if isinstance(prompts, dict) and is_folder(str(prompts.get("source", ""))):
+        values = {**values, "prompts": _with_absolute(prompts, "source")}
+    if isinstance(stages, list):
+        values = {**values, "stages": [_with_absolute_origin(stage) for stage in stages]}
+    return values
+
+
+def _with_absolute_origin(stage: Any) -> Any:
+    source = stage.get("initialise_from") if isinstance(stage, dict) else None
+    if not isinstance(source, str) or not is_place(source):
+        return stage
+    return {**stage, "initialise_from": absolute_location(source, field="initialise_from")}
 
 
 def _absolute(value: Any, *, field: str) -> Any:

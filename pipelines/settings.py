@@ -56,4 +56,10 @@ class FullRecipe(Settings):
                         f"{section}.{key} is {given!r}, but in a full recipe it follows from "
                         f"output and is {place!r}; leave {section}.{key} out"
                     )
+        last = self.training.stages[-1]
+        if self.evaluation.lora_scale is not None and last.adversarial is None:
+            raise ValueError(
+                f"evaluation.lora_scale is given, but the last stage, {last.name!r}, trains no "
+                "LoRA; leave it out"
+            )
         return self

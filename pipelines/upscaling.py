@@ -83,12 +83,20 @@ def plan_jobs(source: Path, output: Path, *, overwrite: bool, skip_existing: boo
     return jobs
 
 
-def upscale_all(jobs: Sequence[Job], model: str, *, scale: float, steps: int) -> UpscaleReport:
+def upscale_all(
+    jobs: Sequence[Job],
+    model: str,
+    *,
+    scale: float,
+    steps: int,
+    lora_scale: float | None = None,
+    guidance: float | None = None,
+) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others go on."""
     from training.upscaler import Upscaler
 
     report = UpscaleReport()
-    upscaler = Upscaler.from_pretrained(model)
+    upscaler = Upscaler.from_pretrained(model, lora_scale=lora_scale, guidance=guidance)
     with show_progress("upscale", total=len(jobs), unit="images") as progress:
         for job in jobs:
             try:

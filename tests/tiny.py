@@ -30,6 +30,7 @@ MODEL = {
     "norm_groups": 8,
     "time_channels": 16,
     "prompt_channels": 8,
+    "guidance_input": False,
 }
 STAGE = {
     "steps": 60,

@@ -1,7 +1,7 @@
 """Checkpoints of a running stage: DeepSpeed's files and a `trainer_state.json` that commits them.
 
 A checkpoint is written under a temporary name and renamed when every worker has written its part,
-so a folder called `step-000500` is always whole. Knows the engine only through save and load.
+so a folder called `step-000500` is always whole. Knows what is trained only through save and load.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed
 from pydantic import ValidationError
@@ -16,7 +17,6 @@ from pydantic import ValidationError
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
-from training.engine import Engine
 from training.schedule import Position
 
 STATE = "trainer_state.json"
@@ -38,6 +38,14 @@ class TrainerState(Settings):
     @property
     def position(self) -> Position:
         return Position(self.step, tuple(sorted(self.consumed.items())))
+
+
+class Trained(Protocol):
+    """Networks and optimisers that keep their state below a folder; every worker calls both."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Checkpoints:
         whole = self._whole()
         return whole[-1] if whole else None
 
-    def save(self, engine: Engine, state: TrainerState) -> None:
+    def save(self, trained: Trained, state: TrainerState) -> None:
         """Writes and commits a checkpoint; every worker must call it at the same step."""
         final = self.folder / f"step-{state.step:06d}"
         partial = final.with_name(final.name + PARTIAL)
@@ -71,7 +79,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         torch.distributed.barrier()
-        engine.save(partial)
+        trained.save(partial)
         torch.distributed.barrier()
         if rank == 0:
             storage.write_bytes(str(partial / STATE), state.model_dump_json(indent=2).encode())
@@ -81,8 +89,8 @@ class Checkpoints:
             self._tidy()
         torch.distributed.barrier()
 
-    def load(self, engine: Engine, checkpoint: Checkpoint) -> TrainerState:
-        """Restores engine and position; says what differs when the checkpoint does not fit."""
+    def load(self, trained: Trained, checkpoint: Checkpoint) -> TrainerState:
+        """Restores networks and position; says what differs when the checkpoint does not fit."""
         folder = checkpoint.folder
         path = folder / STATE
         try:
@@ -100,7 +108,7 @@ class Checkpoints:
                 "run has "
                 f"{world_size}: run again with workers={state.world_size}"
             )
-        engine.load(folder)
+        trained.load(folder)
         return state
 
     def _whole(self) -> list[Checkpoint]:

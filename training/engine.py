@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +46,36 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+def start_distributed(device: torch.device) -> None:
+    """Joins the workers of the launcher; a no-op when this one has joined."""
+    _import_deepspeed().init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
+    )
+
+
 class Engine:
     """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
 
     def __init__(
         self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
     ) -> None:
+        start_distributed(device)
         deepspeed = _import_deepspeed()
-        deepspeed.init_distributed(
-            dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
-        )
         config = deepspeed_config(settings, world_size=world_size)
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            (p for p in module.parameters() if p.requires_grad),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config
         )
+        self._partly_frozen = not all(p.requires_grad for p in module.parameters())
         self.accumulation: int = config["gradient_accumulation_steps"]
+        self._zero_stage = settings.zero_stage
+        # DeepSpeed measures the norm everywhere but there.
+        self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
+        self._norm = 0.0
 
     @property
     def module(self) -> nn.Module:
@@ -79,19 +92,50 @@ class Engine:
         """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._measures_norm and self._engine.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     @property
     def gradient_norm(self) -> float:
-        """Norm of the last update's gradient before clipping; 0 before the first."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        """Norm of the last update's gradient before clipping; 0 before the first, never negative.
+
+        Not finite when the gradient was not, whatever DeepSpeed then did to the weights.
+        """
+        if self._measures_norm:
+            return self._norm
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return norm if norm >= 0 else float("inf")  # DeepSpeed also writes -1 for infinity
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside it the parameters of a part of `module` are whole on this worker, to be read.
+
+        Every worker must enter and leave it: under ZeRO-3 they lie spread over all.
+        """
+        if self._zero_stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[None] = _import_deepspeed().zero.GatheredParameters(
+            list(module.parameters())
+        )
+        return context
 
     def save(self, folder: Path) -> None:
-        """Writes this worker's part of the state below `folder`; every worker must call it."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        """Writes this worker's part of the state below `folder`; every worker must call it.
+
+        Frozen parameters are left out: they are where they came from.
+        """
+        self._engine.save_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            save_latest=False,
+            exclude_frozen_parameters=self._partly_frozen,
+        )
 
     def load(self, folder: Path) -> None:
         """Restores module and optimiser from what `save` wrote; every worker must call it."""
-        loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        loaded, _ = self._engine.load_checkpoint(
+            str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
+        )
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -74,7 +74,10 @@ def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
     Raises:
         FlowmapsrError: no model or no photo there.
     """
-    return evaluate_upscaler(Upscaler.from_pretrained(model), settings)
+    upscaler = Upscaler.from_pretrained(
+        model, lora_scale=settings.lora_scale, guidance=settings.guidance
+    )
+    return evaluate_upscaler(upscaler, settings)
 
 
 def evaluate_upscaler(upscaler: Upscaler, settings: EvaluationSettings) -> list[EvaluationRow]:

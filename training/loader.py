@@ -33,7 +33,8 @@ class Batch:
     hq: Tensor
     """(B, C, h, w) float32, as lq and neg."""
     lq: Tensor
-    neg: Tensor
+    neg: Tensor | None
+    """The negatives; None when the dataset stores none."""
     pixels: Tensor | None
     """HQ pixels (B, 3, H, W) uint8; None when the dataset stores none."""
     position: Position
@@ -47,10 +48,21 @@ class Batch:
             )
         return self.pixels
 
+    def require_neg(self) -> Tensor:
+        if self.neg is None:
+            raise FlowmapsrError(
+                "objective.guidance needs negatives, but the dataset holds none (no tensor 'neg' "
+                "in latents.safetensors): build it again with 'flowmapsr dataset build', or leave "
+                "guidance out"
+            )
+        return self.neg
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; a no-op where it already is."""
-        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
-        hq, lq, neg = (x.to(device, non_blocking=True) for x in (self.hq, self.lq, self.neg))
+        hq, lq = (x.to(device, non_blocking=True) for x in (self.hq, self.lq))
+        neg, pixels = (
+            None if x is None else x.to(device, non_blocking=True) for x in (self.neg, self.pixels)
+        )
         return replace(self, hq=hq, lq=lq, neg=neg, pixels=pixels)
 
 
@@ -65,10 +77,10 @@ class ShardReader:
     def batch(self, places: list[Place], position: Position) -> Batch:
         samples = [self._samples(place.shard)[place.index] for place in places]
         latents = [safetensors.torch.load(sample.latents) for sample in samples]
-        hq, lq, neg = (
-            torch.stack([tensors[name] for tensors in latents]).float()
-            for name in ("hq", "lq", "neg")
-        )
+        hq, lq = (torch.stack([tensors[k] for tensors in latents]).float() for k in ("hq", "lq"))
+        negatives = [tensors["neg"] for tensors in latents if "neg" in tensors]
+        # As with the pixels, a dataset stores those of all samples or of none.
+        neg = torch.stack(negatives).float() if negatives else None
         jpegs = [sample.hq_jpeg for sample in samples if sample.hq_jpeg is not None]
         # A recipe stores the pixels of all samples or of none.
         pixels = torch.stack([_decode(jpeg) for jpeg in jpegs]) if jpegs else None

@@ -3,6 +3,7 @@ launcher."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -16,29 +17,19 @@ from torch import Tensor
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.checkpoint import Checkpoints, TrainerState
-from training.engine import Engine
-from training.events import Picture
 from training.loader import Batch, LatentLoader
 from training.meter import Meter, memory_gb
-from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective
+from training.objectives.flow_maps import Losses
+from training.pictures import Pictures
 from training.records import StageProgress
 from training.schedule import Position, seeded
 from training.settings import StageSettings
+from training.time_maps import empty_map
 from training.tracking import Tracker
+from training.trainers import Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Reporting:
-    """What only rank 0 has: where progress, metrics and pictures go."""
-
-    home: Path
-    """The stage's folder."""
-    tracker: Tracker
-    draw_images: Callable[[int], Path]
-    images_every: int
 
 
 @dataclass(frozen=True)
@@ -47,52 +38,65 @@ class Loop:
 
     settings: StageSettings
     seed: int
-    engine: Engine
-    objective: FlowMapObjective
+    trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
     device: torch.device
-    reporting: Reporting | None
+    home: Path
+    """The stage's folder."""
+    images_every: int
+    pictures: Pictures | None
+    """None on workers that need not draw."""
+    tracker: Tracker | None
+    """None on all workers but the first."""
     stop_requested: Callable[[], bool]
 
     def run(self, position: Position) -> Position:
-        """Trains from `position` to the last step, or to where a stop was requested.
+        """Trains from `position` to the end of the stage, or to where a stop was requested.
 
         Every worker runs the same steps. A checkpoint is on disk whenever this returns.
 
         Raises:
-            FlowmapsrError: the loss is not finite; the last checkpoint stays as it is.
+            FlowmapsrError: loss or gradient is not finite; the last checkpoint stays as it is.
         """
         batches = self.loader.batches(position)
-        meter = Meter(self.settings.global_batch)
+        names = self.trainer.metrics
+        meter = Meter(names, images_per_step=self.settings.global_batch)
+        over_times = empty_map(self.device)
         stopping = False
-        while position.step < self.settings.steps and not stopping:
-            sums = torch.zeros(len(LOSS_NAMES), 2, dtype=torch.float64, device=self.device)
+        while not stopping and not self.finished(position):
+            sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
             keys: list[str] = []
-            for micro in range(self.engine.accumulation):
+            for micro in range(self.trainer.accumulation):
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 keys += batch.keys
-                sums += self._micro_step(batch, position.step, micro)
+                losses = self._micro_step(batch, position.step, micro)
+                sums += losses.sums
+                over_times += losses.over_times
             step, position = position.step, batch.position
             stopping = self._share(sums)
             self._check_finite(sums, step, keys)
+            self.trainer.end_step(sums, step=step)
             meter.add(sums)
-            last = stopping or position.step == self.settings.steps
+            last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
-                self.checkpoints.save(self.engine, self._state(position))
+                self.checkpoints.save(self.trainer, self._state(position))
             self._report(meter, position.step, last)
+            if position.step % self.images_every == 0 or self.finished(position):
+                self._draw(position.step, over_times)
         batches.close()
         return position
 
-    def _micro_step(self, batch: Batch, step: int, micro: int) -> Tensor:
+    def finished(self, position: Position) -> bool:
+        """Whether the stage is done at `position`, by its steps or by convergence."""
+        return position.step >= self.settings.steps or self.trainer.converged
+
+    def _micro_step(self, batch: Batch, step: int, micro: int) -> Losses:
         # Draws depend on the place in the global batch, not on how many workers share it.
         place = micro * self.loader.world_size + self.loader.rank
         seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
         generator = torch.Generator(self.device).manual_seed(seed)
-        losses = self.engine(self.objective, batch, generator)
-        self.engine.backward(losses.total)
-        self.engine.step(learning_rate(self.settings, step))
-        return losses.sums
+        return self.trainer.micro_step(batch, generator, step=step)
 
     def _share(self, sums: Tensor) -> bool:
         """Adds the sums of all workers in place; whether any of them was asked to stop."""
@@ -103,14 +107,24 @@ class Loop:
         return bool(message[-1] > 0)
 
     def _check_finite(self, sums: Tensor, step: int, keys: list[str]) -> None:
-        if not math.isfinite(float(sums[0, 0])):
-            raise FlowmapsrError(
-                f"stage {self.settings.name!r}: the loss is not finite at step {step}; this "
-                "worker's samples "
-                f"were {', '.join(keys)}. The last checkpoint is kept: lower learning_rate, "
-                "or look at "
-                "these samples with 'flowmapsr dataset inspect'"
-            )
+        """Stops every worker when loss or gradient is not, before it can reach a checkpoint; the
+        keys of all workers' samples are saved first."""
+        loss_is_finite = bool(sums.isfinite().all())
+        if loss_is_finite and math.isfinite(self.trainer.gradient_norm):
+            return
+        gathered: list[list[str]] = [[] for _ in range(self.loader.world_size)]
+        dist.all_gather_object(gathered, keys)
+        path = self.home / "not_finite.json"
+        if self.loader.rank == 0:
+            found = {"step": step, "keys": [key for part in gathered for key in part]}
+            storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
+        dist.barrier()
+        what = "gradient" if loss_is_finite else "loss"
+        raise FlowmapsrError(
+            f"stage {self.settings.name!r}: the {what} is not finite at step {step}. The samples "
+            f"of that step are listed in {path}, and the last checkpoint is kept: lower "
+            "learning_rate, or look at these samples with 'flowmapsr dataset inspect'"
+        )
 
     def _state(self, position: Position) -> TrainerState:
         return TrainerState(
@@ -123,22 +137,25 @@ class Loop:
         )
 
     def _report(self, meter: Meter, step: int, last: bool) -> None:
-        if self.reporting is None:
+        if self.tracker is None:
             return
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics()
-            metrics["optim/gradient_norm"] = self.engine.gradient_norm
-            metrics["optim/learning_rate"] = learning_rate(self.settings, step - 1)
+            metrics = meter.metrics() | self.trainer.report(step - 1)
             metrics["perf/memory_gb"] = memory_gb(self.device)
-            self.reporting.tracker.metrics(step, metrics)
+            self.tracker.metrics(step, metrics)
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)
-        if step % self.reporting.images_every == 0 or step == self.settings.steps:
-            path = self.reporting.draw_images(step)
-            self.reporting.tracker.write(Picture(key="samples", step=step, path=str(path)))
+
+    def _draw(self, step: int, over_times: Tensor) -> None:
+        """Draws with what all workers have seen since the last pictures, and forgets it."""
+        dist.all_reduce(over_times)
+        drawn = [] if self.pictures is None else self.pictures.draw(step, over_times)
+        for picture in drawn:
+            if self.tracker is not None:
+                self.tracker.write(picture)
+        over_times.zero_()
 
     def _write_progress(self, meter: Meter, step: int) -> None:
-        assert self.reporting is not None
         newest = self.checkpoints.newest()
         progress = StageProgress(
             stage=self.settings.name,
@@ -150,14 +167,6 @@ class Loop:
             checkpoint_step=newest.step if newest else 0,
             checkpoint_time=newest.written if newest else 0.0,
         )
-        path = self.reporting.home / "progress.json"
+        path = self.home / "progress.json"
         storage.write_bytes(str(path), progress.model_dump_json().encode())
         meter.progress_written()
-
-
-def learning_rate(settings: StageSettings, step: int) -> float:
-    """Rate of a step: a linear warm-up, then a cosine down to `final_learning_rate_fraction`."""
-    warm = min(1.0, (step + 1) / (settings.learning_rate_warmup + 1))
-    final = settings.final_learning_rate_fraction
-    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return settings.learning_rate * warm * (final + (1 - final) * cosine)

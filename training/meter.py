@@ -11,15 +11,18 @@ import psutil
 import torch
 from torch import Tensor
 
-from training.objectives.flow_maps import LOSS_NAMES
-
 T = TypeVar("T")
 
 
 class Meter:
     """Collects what happened since the last report."""
 
-    def __init__(self, images_per_step: int) -> None:
+    def __init__(self, names: tuple[str, ...], *, images_per_step: int) -> None:
+        """
+        Args:
+            names: of the metrics in `add`'s rows; the first has samples at every step.
+        """
+        self.names = names
         self.images_per_step = images_per_step
         self.images_per_second = 0.0
         self.loss = 0.0
@@ -27,7 +30,7 @@ class Meter:
         self._start()
 
     def _start(self) -> None:
-        self._sums = torch.zeros(len(LOSS_NAMES), 2, dtype=torch.float64)
+        self._sums = torch.zeros(len(self.names), 2, dtype=torch.float64)
         self._steps = 0
         self._waited = 0.0
         self._since = time.monotonic()
@@ -40,7 +43,7 @@ class Meter:
         return value
 
     def add(self, sums: Tensor) -> None:
-        """One step's sums and counts, (5, 2), over all workers."""
+        """One step's sums and counts, (len(names), 2), over all workers."""
         self._sums += sums.cpu()
         self._steps += 1
 
@@ -49,11 +52,11 @@ class Meter:
         elapsed = time.monotonic() - self._since
         self.images_per_second = self._steps * self.images_per_step / elapsed
         means = {
-            f"loss/{name}": float(total / count)
-            for name, (total, count) in zip(LOSS_NAMES, self._sums, strict=True)
+            name: float(total / count)
+            for name, (total, count) in zip(self.names, self._sums, strict=True)
             if count > 0
         }
-        self.loss = means["loss/total"]
+        self.loss = means[self.names[0]]
         speeds = {
             "perf/images_per_second": self.images_per_second,
             "perf/data_wait_fraction": self._waited / elapsed,

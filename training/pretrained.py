@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from datagen.codecs import Codec, load_codec
 from datagen.errors import FlowmapsrError
@@ -23,11 +26,23 @@ from datagen.fields import Settings
 from datagen.operations import DegradationSettings
 from datagen.settings import CodecSettings
 from training.models.flow_map_net import FlowMapNet
+from training.models.lora import merge_lora, split_weights
+from training.models.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
 from training.settings import ModelSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+LORA = "lora.safetensors"
 FORMAT_VERSION = 1
+
+
+class LoraRecord(Settings):
+    """The LoRA in `lora.safetensors`, trained at scale 1 on the frozen `model.safetensors`."""
+
+    rank: int
+    target_modules: tuple[str, ...]
+    scale: float
+    """How strongly it acts at inference unless told otherwise."""
 
 
 class ModelConfig(Settings):
@@ -38,22 +53,31 @@ class ModelConfig(Settings):
     latent_channels: int
     codec: CodecSettings
     codec_fingerprint: str
+    guidance_strength: float = 1.0
+    """w at inference unless told otherwise; only a model with `guidance_input` heeds it."""
     prompt_embeddings: str
     """What made the prompt embeddings: a text encoder's name, or the deterministic stand-in's."""
     degradation: DegradationSettings
     """The chain behind the training pairs; evaluation degrades with the same."""
+    lora: LoraRecord | None = None
     stage: str
     recipe_digest: str
     dataset_digest: str
 
 
-def save_model(folder: Path, net: FlowMapNet, config: ModelConfig) -> None:
-    """Writes the model folder under a temporary name, then renames it over what was there."""
+def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: Prompts) -> None:
+    """Writes the model folder under a temporary name, then renames it over what was there.
+
+    The LoRA of an adversarial stage goes into a file of its own, beside the weights it started on.
+    """
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {name: x.detach().cpu().contiguous() for name, x in net.state_dict().items()}
-    safetensors.torch.save_file(weights, temporary / WEIGHTS)
+    base, lora = split_weights(net)
+    safetensors.torch.save_file(base, temporary / WEIGHTS)
+    if config.lora is not None:
+        safetensors.torch.save_file(lora, temporary / LORA)
+    write_prompts(temporary / PROMPTS_FILE, prompts)
     (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
@@ -107,18 +131,67 @@ def load_config(folder: Path) -> ModelConfig:
         raise FlowmapsrError(f"{path}: {field}: {first['msg']}") from error
 
 
-def load_net(folder: Path, config: ModelConfig, device: torch.device) -> FlowMapNet:
-    """The network with its weights, float32, in evaluation mode."""
+def load_net(
+    folder: Path, config: ModelConfig, device: torch.device, *, lora_scale: float | None = None
+) -> FlowMapNet:
+    """The network with its weights, float32, in evaluation mode.
+
+    Args:
+        lora_scale: strength of the LoRA, which is merged into the weights; the config's when None.
+
+    Raises:
+        FlowmapsrError: files that do not fit, or a `lora_scale` for a model without LoRA.
+    """
+    if lora_scale is not None and config.lora is None:
+        raise FlowmapsrError(
+            f"{folder} holds no LoRA, so there is no lora scale to choose: leave it out, or name "
+            "the model of an adversarial stage"
+        )
     net = FlowMapNet(config.model, latent_channels=config.latent_channels)
-    path = folder / WEIGHTS
+    net.strength = config.guidance_strength
+    with _fitting(folder / WEIGHTS):
+        net.load_state_dict(_read(folder / WEIGHTS))
+    if config.lora is not None:
+        with _fitting(folder / LORA):
+            merge_lora(
+                net,
+                _read(folder / LORA),
+                rank=config.lora.rank,
+                targets=config.lora.target_modules,
+                scale=config.lora.scale if lora_scale is None else lora_scale,
+            )
+    return net.to(device).eval()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """What goes wrong while weights are read and put in, as an error that names the file."""
     try:
-        weights = safetensors.torch.load_file(path)
-        net.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise FlowmapsrError(
-            f"{path} does not hold the weights of {folder / CONFIG}: {error}"
+            f"{path} does not hold the weights of {path.with_name(CONFIG)}: {error}"
         ) from error
-    return net.to(device).eval()
+
+
+def export_merged(folder: Path, target: Path, *, lora_scale: float | None = None) -> None:
+    """A model with LoRA to a model folder without: the LoRA merged into the weights at one scale.
+
+    Args:
+        folder: an adversarial stage's model folder.
+        target: the model folder to write; one that is there is replaced.
+        lora_scale: strength of the LoRA; the config's when None.
+    """
+    config = load_config(folder)
+    if config.lora is None:
+        raise FlowmapsrError(f"{folder} holds no LoRA to merge; it can be used as it is")
+    net = load_net(folder, config, torch.device("cpu"), lora_scale=lora_scale)
+    merged = config.model_copy(update={"lora": None})
+    save_model(target, net, merged, prompts=read_prompts(folder / PROMPTS_FILE))
 
 
 def load_matching_codec(config: ModelConfig, device: torch.device) -> Codec:

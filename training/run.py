@@ -9,6 +9,7 @@ command again. SIGTERM saves a checkpoint and ends. `recipe.json` is what `flowm
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import StopSignal, write_recipe
 from training.settings import TrainingRecipe
@@ -40,12 +42,15 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by `deepspeed`
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
     try:
         recipe = TrainingRecipe.model_validate(yaml.safe_load(arguments.recipe.read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
     try:
+        check_run(recipe)
         write_recipe(recipe)
         records = run_training(recipe)
     except FlowmapsrError as error:

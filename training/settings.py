@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datagen.fields import Probability, Settings
+from datagen.fields import Probability, Range, Settings
+from training.adversarial_settings import AdversarialSettings
+from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
+from training.prompt_settings import PromptSettings, StandInPrompts
 
 
 class ModelSettings(Settings):
@@ -30,8 +32,12 @@ class ModelSettings(Settings):
     input_gain: bool = False
     """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
     how large a latent is, so a small network cannot scale many channels down; with this it can."""
-    guidance_input: bool = False
-    """Give the guidance strength w to the model as an input."""
+    guidance_input: bool = True
+    """Give the guidance strength w to the model as an input, which makes it a choice at inference.
+    The paper's model never sees w, and so learns its mean only."""
+    time_scale: float = Field(1000.0, gt=0)
+    """t enters the U-Net's own time embedding times this. Diffusion checkpoints expect 1000; the
+    Eulerian formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -48,22 +54,51 @@ class ModelSettings(Settings):
         return self
 
 
+class Guidance(Settings):
+    """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
+
+    negative_share: Probability = 0.1
+    """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
+    prompt c- and its strength 1."""
+    strength: Range = (1.0, 3.5)
+    """w of all other samples is uniform between these; two equal numbers fix it."""
+
+    @property
+    def mean_strength(self) -> float:
+        """What the model is used with unless told otherwise, and all that a model without
+        `guidance_input` can learn."""
+        return sum(self.strength) / 2
+
+
 class FlowMatching(Settings):
     """L_FM alone (eq. 3): the warm-up."""
 
     kind: Literal["flow_matching"] = "flow_matching"
     levels: int = Field(7, ge=0, le=20)
     """K: times lie on grids of 2^k intervals, k = 0..K."""
+    guidance: Guidance | None = None
 
 
 class SelfDistillation(Settings):
-    """L_FM + L_SD in one batch (eq. 12), shortcut formulation (eq. 22)."""
+    """L_FM + L_SD in one batch (eq. 12), in one of the three formulations of a flow map."""
 
     kind: Literal["self_distillation"] = "self_distillation"
-    formulation: Literal["shortcut"] = "shortcut"
+    formulation: Literal["shortcut", "eulerian", "lagrangian"] = "shortcut"
+    """SSD (eq. 22), ESD (eq. 21) or LSD (eq. 20)."""
+    lsd_velocity: Literal["model", "conditional"] = "model"
+    """First term of the Lagrangian target: the model's own velocity at the end of the step, or v
+    as the paper has it, which is biased (one step then gives the blurred mean)."""
+    derivative: Literal["jvp", "central_difference"] = "jvp"
+    """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32."""
     levels: int = Field(7, ge=1, le=20)
     flow_matching_share: Probability = 0.75
     """Part of every batch that trains L_FM; the rest trains L_SD."""
+    guidance: Guidance | None = None
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the target holds a derivative of the model."""
+        return self.formulation != "shortcut"
 
 
 ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]
@@ -74,9 +109,12 @@ class NoPerceptual(Settings):
 
 
 class PatchPerceptual(Settings):
-    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch, lambda = strength * (1 - t)."""
+    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch."""
 
     strength: float = Field(10.0, gt=0)
+    """lambda at t = 0."""
+    form: Literal["linear", "quadratic", "cosine"] = "linear"
+    """How lambda falls to 0 at t = 1: strength times 1 - t, (1 - t)^2 or (1 + cos(pi t)) / 2."""
     patch: int = Field(512, gt=0, multiple_of=8)
     """Side of the patch, pixels; smaller images are used whole."""
 
@@ -92,8 +130,9 @@ class Lpips(PatchPerceptual):
     """LPIPS on VGG-16 features (the paper's)."""
 
     kind: Literal["lpips"] = "lpips"
-    weights: str
-    """Local safetensors file with the VGG-16 features and the LPIPS linear layers."""
+    weights: str | None = None
+    """Safetensors file with the VGG-16 features and the LPIPS linear layers; None downloads both
+    once from where torchvision and lpips have them."""
 
 
 PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]
@@ -115,18 +154,78 @@ class StageSettings(Settings):
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
     1."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, and far less memory."""
+    compile: Literal["none", "student", "all"] = "none"
+    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets.
+    On a GPU only."""
     dynamic_weighting: bool = True
     perceptual: PerceptualSettings = NoPerceptual()
+    adversarial: AdversarialSettings | None = None
+    """Trains a LoRA against a discriminator, with `objective` as the original loss."""
+    initialise_from: InitialWeights | None = None
+    """Where the weights come from; the stage before when not given, else random."""
+    initialise_share: Probability = 0.5
+    """Least part of the network's parameters that must be found there: what holds less is a
+    checkpoint of another architecture."""
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+        if not STAGE_NAME.fullmatch(self.name):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
+        if self.zero_stage == 3 and self.compile != "none":
+            raise ValueError(
+                f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
+                "compile=none, or a zero_stage of 0, 1 or 2"
+            )
+        if isinstance(self.objective, SelfDistillation) and self.objective.differentiates:
+            self._check_derivative(self.objective)
+        if self.adversarial is not None:
+            self._check_adversarial(self.adversarial)
         return self
+
+    def _check_adversarial(self, settings: AdversarialSettings) -> None:
+        if self.dynamic_weighting:
+            raise ValueError(
+                "an adversarial stage trains LoRA parameters only; set dynamic_weighting to false"
+            )
+        if self.zero_stage > 2:
+            raise ValueError(
+                "an adversarial stage calls the discriminator outside its engine, which needs "
+                "zero_stage 2 or less"
+            )
+        warmup = settings.discriminator.warmup_steps
+        if warmup >= self.steps:
+            raise ValueError(
+                f"steps {self.steps} leave none for the generator after the discriminator's "
+                f"{warmup} warmup_steps; give more steps or fewer warmup_steps"
+            )
+
+    def _check_derivative(self, objective: SelfDistillation) -> None:
+        """Refuses what was seen to fail: jvp on spread or compiled parameters, and differences in
+        bf16 (22 to 122 % wrong)."""
+        name = objective.formulation
+        if objective.derivative == "central_difference":
+            if self.precision != "fp32":
+                raise ValueError(
+                    f"derivative=central_difference of the {name} target is lost in the rounding "
+                    f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
+                )
+        elif self.zero_stage == 3:
+            raise ValueError(
+                f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
+                "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "
+                "precision=fp32"
+            )
+        elif self.compile == "all":
+            raise ValueError(
+                f"derivative=jvp of the {name} target cannot go through a compiled network: set "
+                "compile=student, which leaves the network of the targets as it is"
+            )
 
 
 class TrainingRecipe(Settings):
@@ -141,6 +240,7 @@ class TrainingRecipe(Settings):
     experiment: str = "flowmapsr"
     """MLflow experiment of the run."""
     model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = StandInPrompts()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     shuffle_shards: int = Field(8, ge=1)
     """Samples mix inside windows of this many shards; each worker holds up to two windows in
@@ -162,6 +262,7 @@ class TrainingRecipe(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
+        check_stage_order(self.stages)
         for stage in self.stages:
             share = stage.micro_batch * self.workers
             if stage.global_batch % share:
@@ -174,10 +275,10 @@ class TrainingRecipe(Settings):
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
 
-    def stage_before(self, name: str) -> StageSettings | None:
-        """The stage whose model the stage `name` starts from; None for the first."""
-        index = self.stages.index(self.stage(name))
-        return self.stages[index - 1] if index else None
+    def origin(self, name: str) -> str | None:
+        """Where the weights of the stage `name` come from: a stage's name, a place, or None for
+        random ones."""
+        return origin(self.stages, name)
 
     def digest(self) -> str:
         """SHA-256 of what decides the result: everything but `output`, as canonical JSON."""
@@ -195,3 +296,7 @@ class EvaluationSettings(Settings):
     scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     seed: int = Field(0, ge=0)
+    lora_scale: float | None = Field(None, ge=0)
+    """Strength of an adversarial model's LoRA; the model's own when not given."""
+    guidance: float | None = Field(None, ge=0)
+    """Guidance strength w of a model that takes it as an input; the model's own when not given."""

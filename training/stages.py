@@ -8,7 +8,9 @@ of them.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -18,25 +20,23 @@ import torch.distributed as dist
 
 from datagen import storage
 from datagen.codecs import load_codec
-from datagen.errors import FlowmapsrError
 from datagen.manifest import dataset_of, load_manifest
+from training.building import Builder
 from training.checkpoint import Checkpoints
-from training.engine import Engine, deepspeed_config
+from training.engine import deepspeed_config, start_distributed
 from training.events import Artifact, Params, Tags, dataset_input, flatten
-from training.grids import image_grid
-from training.loader import LatentLoader, fixed_batch
-from training.loop import Loop, Reporting
-from training.models.flow_map_net import FlowMapNet
-from training.models.prompts import STAND_IN
-from training.objectives.flow_maps import FlowMapObjective, TrainedModel
-from training.objectives.perceptual import load_regulariser
-from training.objectives.weighting import DynamicWeighting
-from training.pretrained import ModelConfig, load_config, load_net, save_model
+from training.initialisation import DOWNLOAD, fetch_inputs, initialise
+from training.loader import Batch, LatentLoader, fixed_batch
+from training.loop import Loop
+from training.pictures import Pictures
+from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
-from training.settings import TrainingRecipe
+from training.settings import NoPerceptual, TrainingRecipe
 from training.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 IMAGES_IN_GRID = 4
 
@@ -68,16 +68,19 @@ class StageWorker:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device()
+        self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
+        start_distributed(self.device)
+        if self.rank == 0:
+            fetch_inputs(recipe, folder)
+        dist.barrier()
         torch.manual_seed(recipe.seed)
-        self.net = self._initial_net()
-        weighting = DynamicWeighting() if self.settings.dynamic_weighting else None
-        self.engine = Engine(
-            TrainedModel(self.net, weighting),
-            self.settings,
-            device=self.device,
-            world_size=self.world_size,
-        )
+        self.initial = initialise(recipe, folder, latent_channels=self.manifest.codec.channels)
+        self.net = self.initial.net
+        guidance = self.settings.objective.guidance
+        self.net.strength = 1.0 if guidance is None else guidance.mean_strength
+        builder = Builder(self.settings, self.codec, self.device, self.world_size)
+        self.trainer = builder.trainer(self.net)
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
@@ -86,38 +89,24 @@ class StageWorker:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             newest = loop.checkpoints.newest()
-            start = loop.checkpoints.load(self.engine, newest).position if newest else Position()
+            start = loop.checkpoints.load(self.trainer, newest).position if newest else Position()
             end = loop.run(start)
-            status = "FINISHED" if end.step == self.settings.steps else "KILLED"
-            if status == "FINISHED" and self.rank == 0:
-                self._write_results()
+            status = "FINISHED" if loop.finished(end) else "KILLED"
+            if status == "FINISHED":
+                with self.trainer.whole():
+                    if self.rank == 0:
+                        self._write_results(end)
         finally:
             if tracker is not None:
                 tracker.close(status)
         dist.barrier()
 
-    def _initial_net(self) -> FlowMapNet:
-        """The previous stage's network, or a fresh one for the first stage."""
-        previous = self.recipe.stage_before(self.settings.name)
-        if previous is None:
-            return FlowMapNet(self.recipe.model, latent_channels=self.manifest.codec.channels)
-        model = StageFolder(self.folder.run, previous.name).model
-        if not model.is_dir():
-            raise FlowmapsrError(
-                f"stage {self.settings.name!r} starts from stage {previous.name!r}, which is "
-                "not finished: "
-                f"there is no {model}"
-            )
-        return load_net(model, load_config(model), torch.device("cpu")).train()
-
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
-        regulariser = load_regulariser(settings.perceptual, self.codec, self.device)
         return Loop(
             settings=settings,
             seed=self.recipe.seed,
-            engine=self.engine,
-            objective=FlowMapObjective(settings.objective, regulariser=regulariser),
+            trainer=self.trainer,
             loader=LatentLoader(
                 self.dataset,
                 self.manifest,
@@ -132,20 +121,32 @@ class StageWorker:
                 self.folder.home / "checkpoints", keep=settings.keep_checkpoints
             ),
             device=self.device,
-            reporting=self._reporting(tracker) if tracker else None,
+            home=self.folder.home,
+            images_every=self.recipe.images_every,
+            pictures=self._pictures(),
+            tracker=tracker,
             stop_requested=stop_requested,
         )
 
-    def _reporting(self, tracker: Tracker) -> Reporting:
+    def _shown_batch(self) -> Batch | None:
+        """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the
+        others, who must help to evaluate the network."""
+        if self.rank > 0 and self.settings.zero_stage < 3:
+            return None
         batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
+        check_dataset(self.recipe, batch)
+        return batch
 
-        def draw(step: int) -> Path:
-            path = self.folder.home / "images" / f"step-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            image_grid(self.net, batch, self.codec).save(path)
-            return path
-
-        return Reporting(self.folder.home, tracker, draw, self.recipe.images_every)
+    def _pictures(self) -> Pictures | None:
+        if self.shown is None:
+            return None
+        return Pictures(
+            folder=self.folder.home / "images",
+            model=self.trainer.model,
+            batch=self.shown,
+            codec=self.codec,
+            keeps=self.rank == 0,
+        )
 
     def _start_tracking(self) -> Tracker:
         home = self.folder.home
@@ -155,23 +156,26 @@ class StageWorker:
         digest = self.manifest.digest
         config = deepspeed_config(self.settings, world_size=self.world_size)
         (home / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
-        previous = self.recipe.stage_before(self.settings.name)
         tracker.write(Params(values=flatten(self.settings.model_dump(mode="json"))))
         tracker.write(
             Tags(
                 values={
                     "dataset.digest": digest,
                     "recipe.digest": self.recipe.digest(),
-                    "initialised_from": previous.name if previous else "random weights",
-                    "prompt_embeddings": STAND_IN,
+                    "initialised_from": self.initial.source,
+                    "prompt_embeddings": self.initial.prompts.made_by,
                 }
             )
         )
         tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
+        if self.initial.report is not None:
+            log.info("stage %s: %s", self.folder.name, self.initial.report.summary())
+            (home / "initialisation.txt").write_text(self.initial.report.table())
+            tracker.write(Artifact(path=str(home / "initialisation.txt")))
         return tracker
 
-    def _write_results(self) -> None:
+    def _write_results(self, end: Position) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
         settings, folder = self.settings, self.folder
         config = ModelConfig(
@@ -179,22 +183,40 @@ class StageWorker:
             latent_channels=self.net.latent_channels,
             codec=self.dataset_recipe.codec,
             codec_fingerprint=self.codec.fingerprint,
-            prompt_embeddings=STAND_IN,
+            guidance_strength=self.net.strength,
+            prompt_embeddings=self.initial.prompts.made_by,
             degradation=self.dataset_recipe.degradation,
+            lora=self._lora_record(),
             stage=settings.name,
             recipe_digest=self.recipe.digest(),
             dataset_digest=self.manifest.digest,
         )
-        save_model(folder.model, self.net, config)
+        save_model(folder.model, self.net, config, prompts=self.initial.prompts)
         record = StageRecord(
             stage=settings.name,
-            steps=settings.steps,
-            images_seen=settings.steps * settings.global_batch,
+            steps=end.step,
+            images_seen=end.step * settings.global_batch,
             recipe_digest=config.recipe_digest,
             dataset_digest=config.dataset_digest,
             model=str(folder.model.relative_to(folder.run)),
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
+        shutil.rmtree(folder.home / DOWNLOAD, ignore_errors=True)
+
+    def _lora_record(self) -> LoraRecord | None:
+        if self.settings.adversarial is None:
+            return None
+        lora = self.settings.adversarial.lora
+        return LoraRecord(rank=lora.rank, target_modules=lora.target_modules, scale=lora.scale)
+
+
+def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:
+    """Refuses a dataset that lacks what any stage of the recipe needs, before the first trains."""
+    for stage in recipe.stages:
+        if stage.objective.guidance is not None:
+            batch.require_neg()
+        if not isinstance(stage.perceptual, NoPerceptual):
+            batch.require_pixels()
 
 
 def _device() -> torch.device:

@@ -33,19 +33,37 @@ class Upscaler:
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | None = None) -> Upscaler:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        lora_scale: float | None = None,
+        guidance: float | None = None,
+    ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
 
         Args:
+            lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
+            guidance: guidance strength w; the model's own when None.
             device: torch device; the first GPU where there is one, else the CPU.
 
         Raises:
-            FlowmapsrError: no model there, another format version, or weights that do not fit.
+            FlowmapsrError: no model there, another format version, weights that do not fit,
+                a `lora_scale` for a model without LoRA, or a `guidance` for one that takes none.
         """
         folder = find_model(path)
         config = load_config(folder)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(load_net(folder, config, place), load_matching_codec(config, place), config)
+        net = load_net(folder, config, place, lora_scale=lora_scale)
+        if guidance is not None:
+            if not config.model.guidance_input:
+                raise FlowmapsrError(
+                    f"the model in {folder} does not take the guidance strength as an input, so "
+                    "there is none to choose: leave it out, or train with model.guidance_input=true"
+                )
+            net.strength = guidance
+        return cls(net, load_matching_codec(config, place), config)
 
     def upscale(self, image: np.ndarray, *, scale: float, steps: int) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3).

@@ -13,6 +13,7 @@ from datagen.manifest import dataset_of, load_manifest
 from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import train_stage
 from training.events import Artifact, Params, Tags, dataset_input, flatten
+from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import StageFolder, write_recipe
 from training.settings import TrainingRecipe
@@ -41,8 +42,8 @@ def _unfinished(recipe: TrainingRecipe) -> bool:
 
 @task(name="prepare", cache_policy=NO_CACHE)
 def prepare_run(recipe: TrainingRecipe) -> None:
-    """Checks that the dataset is there and that the folder belongs to this recipe."""
-    manifest = load_manifest(recipe.manifest)
+    """Checks dataset, sources and stages, and that the folder belongs to this recipe."""
+    manifest = check_run(recipe)
     write_recipe(recipe)
     get_run_logger().info("%d samples in %d shards", manifest.num_samples, manifest.num_shards)
 

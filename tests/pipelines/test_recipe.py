@@ -248,3 +248,49 @@ def test_evaluation_words_are_checked() -> None:
     assert read("4, 8", "1,2").scales == (4.0, 8.0)
     assert "scales.1 = 'x'" in refusal(read, "4,x", "1")
     assert "steps.0 = '0'" in refusal(read, "4", "0")
+
+
+def test_places_that_stages_and_prompts_start_from_become_absolute(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write("mine.yaml", TRAINING)
+    recipe = training_recipe(
+        path,
+        [
+            "manifest=/set",
+            "output=/run",
+            "stages.warmup.initialise_from=./old-run",
+            "stages.distill.initialise_from=warmup",
+            "prompts={kind: text_encoders, source: ./sdxl}",
+        ],
+    )
+    sources = [stage.initialise_from for stage in recipe.stages]
+    assert sources == [str(tmp_path / "old-run"), "warmup"]
+    assert recipe.prompts.model_dump()["source"] == str(tmp_path / "sdxl")
+    settings = ["manifest=/set", "output=/run", "stages.warmup.initialise_from=models:/sr/3"]
+    kept = training_recipe(path, [*settings, "prompts={kind: text_encoders, source: owner/sdxl}"])
+    assert kept.stages[0].initialise_from == "models:/sr/3"
+    assert kept.prompts.model_dump()["source"] == "owner/sdxl"
+
+
+def test_an_adversarial_stage_before_anything_is_trained_is_refused(write: Write) -> None:
+    stages = """
+        stages:
+          - name: gan
+            objective: {kind: self_distillation}
+            steps: 1000
+            dynamic_weighting: false
+            adversarial: {}
+    """
+    path = write("mine.yaml", stages)
+    text = refusal(training_recipe, path, ["manifest=/set", "output=/run"])
+    assert "'gan' is adversarial" in text and "Put a self_distillation stage before it" in text
+    wrong = "stages.gan.adversarial.lora.ranks=3"
+    text = refusal(training_recipe, path, ["manifest=/set", "output=/run", wrong])
+    assert "stages.gan.adversarial.lora.ranks = 3: unknown key; did you mean 'rank'?" in text
+
+
+def test_a_strength_for_a_lora_that_is_never_trained_is_refused(write: Write) -> None:
+    path = write("mine.yaml", FULL)
+    text = refusal(full_recipe, path, ["output=/out", "evaluation.lora_scale=1.0"])
+    assert "evaluation.lora_scale is given, but the last stage, 'warmup', trains no LoRA" in text

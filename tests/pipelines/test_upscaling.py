@@ -124,7 +124,9 @@ class TwiceAsLarge:
 def test_a_bad_image_does_not_stop_the_others(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.upscaler.Upscaler, "from_pretrained", lambda model: TwiceAsLarge())
+    monkeypatch.setattr(
+        training.upscaler.Upscaler, "from_pretrained", lambda *_, **__: TwiceAsLarge()
+    )
     (folder / "0.png").touch()
     out = tmp_path / "out"
     report = upscale_all(jobs_of(folder, out), "model", scale=2, steps=1)

@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from datagen.codecs import Dct8Codec
 from datagen.errors import FlowmapsrError
+from training.objectives import lpips
+from training.objectives.lpips import DOWNLOADED, VGG16_URL, LpipsDistance, convert_weights
 from training.objectives.perceptual import (
+    FORMS,
     CharbonnierDistance,
-    LpipsDistance,
     PatchRegulariser,
     load_regulariser,
 )
@@ -55,6 +57,42 @@ def test_lambda_falls_from_strength_to_zero() -> None:
     loss = regulariser(wrong, pixels, t, torch.Generator())
     plain = CharbonnierDistance(1e-3)(Dct8Codec().decode(wrong), pixels.float() / 127.5 - 1)
     torch.testing.assert_close(loss, 10 * (1 - t) * plain, rtol=1e-4, atol=1e-5)
+
+
+def test_every_form_of_lambda_falls_strictly_from_one_to_zero() -> None:
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    expected = {
+        "linear": 1 - t,
+        "quadratic": (1 - t) ** 2,
+        "cosine": torch.cos(torch.pi * t / 2) ** 2,
+    }
+    assert FORMS.keys() == expected.keys()
+    for name, form in FORMS.items():
+        torch.testing.assert_close(form(t), expected[name])
+        assert (form(t).diff() < 0).all(), name
+
+
+class _CountingCodec(Dct8Codec):
+    decoded = 0
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.decoded += 1
+        return super().decode(latents)
+
+
+def test_the_decoder_is_run_again_for_the_gradient_which_is_the_same() -> None:
+    pixels, latents = _pixels_and_latents()
+    codec, t = _CountingCodec(), torch.tensor([0.0, 0.3, 0.6])
+    distance = CharbonnierDistance(1e-3)
+    x0 = (latents + 0.1).requires_grad_()
+    regulariser = PatchRegulariser(distance, codec, strength=2.0, patch=512, form="quadratic")
+    regulariser(x0, pixels, t, torch.Generator()).sum().backward()
+    assert codec.decoded == 2
+    plain = (latents + 0.1).requires_grad_()
+    loss = 2 * (1 - t) ** 2 * distance(codec.decode(plain), pixels.float() / 127.5 - 1)
+    loss.sum().backward()
+    assert x0.grad is not None and plain.grad is not None
+    torch.testing.assert_close(x0.grad, plain.grad)
 
 
 def _random_lpips(path: Path) -> None:
@@ -106,3 +144,64 @@ def test_the_recipe_chooses_the_regulariser() -> None:
     assert load_regulariser(NoPerceptual(), Dct8Codec(), device) is None
     charbonnier = load_regulariser(Charbonnier(strength=2.0), Dct8Codec(), device)
     assert charbonnier is not None and charbonnier.strength == 2.0
+
+
+def _published() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random weights named as torchvision's VGG-16 and lpips' linear layers are published."""
+    torch.manual_seed(1)
+    vgg, channels, number = {}, 3, 0
+    for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
+        if width:
+            vgg[f"features.{number}.weight"] = torch.randn(width, channels, 3, 3) * 0.05
+            vgg[f"features.{number}.bias"] = torch.randn(width) * 0.05
+            channels = width
+        number += 2 if width else 1
+    vgg["classifier.0.weight"] = torch.zeros(1)
+    widths = (64, 128, 256, 512, 512)
+    linears = {f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in enumerate(widths)}
+    return vgg, linears
+
+
+def test_published_weights_become_ours_layer_by_layer() -> None:
+    vgg, linears = _published()
+    distance = LpipsDistance()
+    distance.load_state_dict(convert_weights(vgg, linears))
+    x = torch.randn(1, 3, 16, 16)
+    ours, number = x, 0
+    for block in distance.slices:
+        ours = block(ours)
+    theirs = x
+    for width in (2, 2, 3, 3, 3):
+        if number:
+            theirs, number = functional.max_pool2d(theirs, 2), number + 1
+        for _ in range(width):
+            weight, bias = vgg[f"features.{number}.weight"], vgg[f"features.{number}.bias"]
+            theirs, number = functional.conv2d(theirs, weight, bias, padding=1).relu(), number + 2
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(distance.linears[4].weight, linears["lin4.model.1.weight"])
+
+
+def test_without_a_file_the_usual_weights_are_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publishers' files served from this disk, through torch's own download."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    for name, weights in zip(("vgg", "linears"), _published(), strict=True):
+        torch.save(weights, tmp_path / f"{name}.pth")
+    monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "vgg.pth").as_uri())
+    monkeypatch.setattr(lpips, "LINEARS_URL", (tmp_path / "linears.pth").as_uri())
+    first = load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))
+    assert first is not None and first.form is FORMS["linear"]
+    assert (tmp_path / "home" / "hub" / "checkpoints" / DOWNLOADED).is_file()
+    (tmp_path / "vgg.pth").unlink()
+    (tmp_path / "home" / "hub" / "checkpoints" / Path(VGG16_URL).name).unlink()
+    load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))
+
+
+def test_a_download_that_fails_names_file_and_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "nothing.pth").as_uri())
+    with pytest.raises(FlowmapsrError, match=rf"perceptual\.weights.*{DOWNLOADED}"):
+        load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))

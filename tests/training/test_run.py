@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from datagen.errors import FlowmapsrError
 from tests.tiny import (
@@ -25,6 +27,7 @@ from tests.tiny import (
 )
 from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
+from training.upscaler import Upscaler
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 
@@ -60,7 +63,15 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
     for name in ("warmup", "distill"):
         record = json.loads((stages / name / "done.json").read_text())
         assert (record["steps"], record["images_seen"]) == (60, 240)
-        assert (stages / name / "images" / "step-000060.png").is_file()
+        for picture in ("step", "loss_over_times", "weighting_over_times"):
+            assert (stages / name / "images" / f"{picture}-000060.png").is_file()
+        journal = (stages / name / "tracking.jsonl").read_text().splitlines()
+        pictures = [event for event in map(json.loads, journal) if event["kind"] == "picture"]
+        assert [(event["key"], event["step"]) for event in pictures] == [
+            (key, step)
+            for step in (30, 60)
+            for key in ("samples", "loss_over_times", "weighting_over_times")
+        ]
         checkpoints = sorted(p.name for p in (stages / name / "checkpoints").glob("step-*"))
         assert checkpoints == ["step-000050", "step-000060"]
     state = json.loads(
@@ -113,6 +124,41 @@ def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) 
     before = done.stat().st_mtime_ns
     finish_torchrun(undisturbed, tmp_path)
     assert done.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    """Guided ESD by central difference; a second start goes on from the spread checkpoint."""
+    stage = {
+        **DISTILL,
+        "objective": {
+            "kind": "self_distillation",
+            "formulation": "eulerian",
+            "derivative": "central_difference",
+            "guidance": {"strength": [1.0, 4.0]},
+        },
+        "zero_stage": 3,
+        "steps": 6,
+        "checkpoint_every": 3,
+    }
+    recipe = run_recipe(tmp_path / "run", stages=[stage])
+    model = recipe.model.model_copy(update={"guidance_input": True})
+    recipe = recipe.model_copy(update={"images_every": 3, "model": model})
+    finish_torchrun(recipe, tmp_path)
+    home = Path(recipe.output) / "stages" / "distill"
+    saved = weights(recipe, "distill")
+    assert (home / "images" / "step-000003.png").is_file()
+    upscaler = Upscaler.from_pretrained(recipe.output)
+    assert upscaler.net.strength == upscaler.config.guidance_strength == 2.5
+    (home / "done.json").unlink()
+    shutil.rmtree(home / "model")
+    shutil.rmtree(home / "checkpoints" / "step-000006")
+    finish_torchrun(recipe, tmp_path)
+    again = weights(recipe, "distill")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
 
 
 def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:

@@ -7,10 +7,37 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.loop import learning_rate
 from training.settings import StageSettings, TrainingRecipe
+from training.trainers import learning_rate
 
 STAGE = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 100}
+DIFFERENCE = "central_difference"
+
+
+def _distill(
+    formulation: str,
+    *,
+    derivative: str = "jvp",
+    guidance: dict[str, Any] | None = None,
+    **stage: Any,
+) -> dict[str, Any]:
+    objective = {
+        "kind": "self_distillation",
+        "formulation": formulation,
+        "derivative": derivative,
+        "guidance": guidance,
+    }
+    return {**STAGE, "objective": objective, **stage}
+
+
+DISTILL = {**STAGE, "name": "distill", "objective": {"kind": "self_distillation"}}
+GAN = {
+    **DISTILL,
+    "name": "gan",
+    "steps": 1000,
+    "dynamic_weighting": False,
+    "adversarial": {},
+}
 
 
 def _recipe(**values: Any) -> TrainingRecipe:
@@ -27,7 +54,26 @@ def _recipe(**values: Any) -> TrainingRecipe:
         ({"stages": [STAGE, STAGE]}, "stage names must differ"),
         ({"stages": [{**STAGE, "name": "Warm up"}]}, "may hold only"),
         ({"stages": [{**STAGE, "steps": 0}]}, "greater than or equal to 1"),
-        ({"stages": [{**STAGE, "perceptual": {"kind": "lpips"}}]}, "weights"),
+        ({"stages": [{**STAGE, "perceptual": {"kind": "lpips", "form": "up"}}]}, "form"),
+        (
+            {"stages": [_distill("eulerian", zero_stage=3)]},
+            "jvp of the eulerian target fails on the spread parameters of ZeRO-3.*precision=fp32",
+        ),
+        (
+            {"stages": [_distill("lagrangian", zero_stage=3)]},
+            "jvp of the lagrangian target fails.*zero_stage of 0, 1 or 2",
+        ),
+        (
+            {"stages": [_distill("eulerian", compile="all")]},
+            "cannot go through a compiled network: set compile=student",
+        ),
+        (
+            {"stages": [_distill("lagrangian", derivative=DIFFERENCE)]},
+            "lost in the rounding of precision=bf16: set precision=fp32",
+        ),
+        ({"stages": [{**STAGE, "zero_stage": 3, "compile": "student"}]}, "spreads them"),
+        ({"stages": [_distill("shortcut", guidance={"strength": [3, 1]})]}, "lower bound"),
+        ({"stages": [_distill("shortcut", guidance={"negative_share": 2})]}, "negative_share"),
         ({"model": {"block_channels": [64]}}, "transformer_layers needs 1 values"),
         ({"model": {"norm_groups": 48}}, "must be divisible"),
         ({"unknown": 1}, "Extra inputs"),
@@ -36,6 +82,55 @@ def _recipe(**values: Any) -> TrainingRecipe:
 def test_what_cannot_work_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         _recipe(**values)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([GAN], "'gan' is adversarial.*nothing before it learns steps.*self_distillation"),
+        ([STAGE, GAN], "'gan' is adversarial.*nothing before it learns steps"),
+        ([STAGE, {**GAN, "dynamic_weighting": True}], "set dynamic_weighting to false"),
+        ([STAGE, DISTILL, {**GAN, "zero_stage": 3}], "needs zero_stage 2 or less"),
+        ([STAGE, DISTILL, {**GAN, "steps": 500}], "leave none for the generator after .* 500"),
+        (
+            [STAGE, DISTILL, {**GAN, "initialise_from": "distil"}],
+            "initialise_from 'distil' is no earlier stage .did you mean 'distill'",
+        ),
+        ([{**STAGE, "initialise_from": "warmup"}], "no earlier stage .earlier: none"),
+        ([{**STAGE, "initialise_from": "models:/m@best"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "models:/m"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "s3://bucket/model"}], "give a local place"),
+        ([{**STAGE, "initialise_from": "My Model"}], "give the name of an earlier stage"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused(
+    stages: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(stages=stages)
+
+
+def test_a_stage_starts_from_the_one_before_unless_told() -> None:
+    again = {**DISTILL, "name": "again", "initialise_from": "warmup"}
+    recipe = _recipe(stages=[STAGE, DISTILL, again, {**GAN, "initialise_from": "/runs/other"}])
+    names = [stage.name for stage in recipe.stages]
+    assert [recipe.origin(name) for name in names] == [None, "warmup", "warmup", "/runs/other"]
+    _recipe(stages=[STAGE, DISTILL, GAN])
+    _recipe(stages=[{**GAN, "initialise_from": "models:/flowmapsr/3"}])
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        _distill("shortcut", zero_stage=3),
+        _distill("shortcut", compile="all"),
+        _distill("eulerian", compile="student", zero_stage=2),
+        _distill("eulerian", derivative=DIFFERENCE, precision="fp32", zero_stage=3),
+        _distill("lagrangian", derivative=DIFFERENCE, precision="fp32", compile="all"),
+    ],
+)
+def test_what_can_work_is_allowed(stage: dict[str, Any]) -> None:
+    assert _recipe(stages=[stage]).stages[0].zero_stage == stage.get("zero_stage", 1)
 
 
 def test_the_digest_ignores_only_the_place() -> None:

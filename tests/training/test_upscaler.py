@@ -19,7 +19,7 @@ from datagen.operations import DegradationSettings
 from datagen.settings import Dct8Settings
 from training.evaluation import degraded_photos, evaluate
 from training.models.flow_map_net import FlowMapNet
-from training.models.prompts import STAND_IN
+from training.models.prompts import STAND_IN, stand_in
 from training.pretrained import ModelConfig, find_model, save_model
 from training.settings import EvaluationSettings, ModelSettings
 from training.upscaler import Upscaler, bicubic
@@ -41,7 +41,7 @@ def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
         recipe_digest="0",
         dataset_digest="0",
     )
-    save_model(folder, net, config)
+    save_model(folder, net, config, prompts=stand_in(settings.prompt_channels))
     return folder
 
 
@@ -87,6 +87,25 @@ def test_a_model_folder_gives_back_the_same_network(
     second = Upscaler.from_pretrained(trained).upscale(image, scale=2, steps=2)
     assert np.array_equal(first, second)
     assert not np.array_equal(first, bicubic(image, (24, 24)))
+
+
+def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
+    tmp_path: Path, trained: Path, tiny_model: ModelSettings
+) -> None:
+    settings = tiny_model.model_copy(update={"guidance_input": True})
+    guided = _save(tmp_path / "guided", settings, trained=True)
+    path = guided / "config.json"
+    config = {**json.loads(path.read_text()), "guidance_strength": 2.25}
+    path.write_text(json.dumps(config))
+    image = _picture(12, 12)
+
+    def result(guidance: float | None) -> np.ndarray:
+        return Upscaler.from_pretrained(guided, guidance=guidance).upscale(image, scale=2, steps=1)
+
+    assert np.array_equal(result(None), result(2.25))
+    assert not np.array_equal(result(None), result(1.0))
+    with pytest.raises(FlowmapsrError, match=r"trained.*train with model\.guidance_input=true"):
+        Upscaler.from_pretrained(trained, guidance=2.0)
 
 
 def test_grey_stays_grey_and_alpha_is_kept(trained: Path) -> None:

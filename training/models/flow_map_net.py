@@ -13,10 +13,6 @@ from torch import Tensor, nn
 from training.models.prompts import POSITIVE, stand_in_embeddings
 from training.settings import ModelSettings
 
-TIME_SCALE = 1000.0
-"""t enters the U-Net's own time embedding as 1000 t, so that SDXL-like checkpoints keep their
-meaning."""
-
 
 class FlowMapNet(nn.Module):
     """The U-Net with embeddings of s, of a prompt and optionally of the guidance strength w.
@@ -27,6 +23,9 @@ class FlowMapNet(nn.Module):
     """
 
     prompts: Tensor
+    strength: float = 1.0
+    """Guidance strength w of a call that gives none: what the model is used with. It is stored in
+    the model's config and has no effect without `guidance_input`."""
 
     def __init__(self, settings: ModelSettings, *, latent_channels: int) -> None:
         super().__init__()
@@ -51,7 +50,7 @@ class FlowMapNet(nn.Module):
             x: latents (B, C, h, w), h and w multiples of `downsample`.
             t, s: times (B,), 0 <= s <= t <= 1.
             prompt: indices (B,) into the prompt embeddings; the positive one when None.
-            w: guidance strengths (B,); 1 when None. Only used with `guidance_input`.
+            w: guidance strengths (B,); `strength` when None. Only used with `guidance_input`.
 
         Returns:
             Average velocity (B, C, h, w), float32 whatever the dtype of the weights.
@@ -61,10 +60,10 @@ class FlowMapNet(nn.Module):
             prompt = torch.full(t.shape, POSITIVE, device=t.device)
         conditions = [self._embed(s), self.prompts[prompt].float()]
         if self.settings.guidance_input:
-            conditions.append(self._embed(torch.ones_like(t) if w is None else w))
+            conditions.append(self._embed(torch.full_like(t, self.strength) if w is None else w))
         output = self.unet(
             x.to(dtype),
-            TIME_SCALE * t,
+            self.settings.time_scale * t,
             encoder_hidden_states=None,
             class_labels=torch.cat(conditions, dim=1).to(dtype),
         ).sample.float()

@@ -7,18 +7,23 @@ method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from training.interpolant import interpolate, per_sample, sample_times
+from training.interpolant import TimeKind, Times, interpolate, per_sample, sample_times
 from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
+from training.objectives.conditions import Network, draw_conditions
 from training.objectives.perceptual import PatchRegulariser
-from training.objectives.targets import flow_matching_target, grounded, shortcut_target
+from training.objectives.targets import flow_matching_target
+from training.objectives.teacher import Teacher
 from training.objectives.weighting import DynamicWeighting, weighted_loss
-from training.settings import FlowMatching, ObjectiveSettings, SelfDistillation
+from training.settings import ObjectiveSettings, SelfDistillation
+from training.time_maps import time_map
 
 LOSS_NAMES = ("total", "fm", "sd", "perceptual", "weighting")
 
@@ -30,22 +35,45 @@ class Losses:
     total: Tensor
     """Scalar with gradient."""
     sums: Tensor
-    """(5, 2) float64 without gradient: the sum over samples and the number of samples behind each
-    of
-    LOSS_NAMES. Adding them over micro batches and workers gives exact means, also where a term had
-    no sample."""
+    """(n, 2) float64 without gradient: the sum over samples and the number of samples behind each
+    of LOSS_NAMES, or of a trainer's own names. Adding them over micro batches and workers gives
+    exact means, also where a term had no sample."""
+    over_times: Tensor
+    """(2, n, n): L(t, s), the squared error before weighting, as a `time_map`."""
 
 
 class TrainedModel(nn.Module):
     """Everything a stage optimises: the network and, if the recipe asks for it, the weighting."""
 
-    def __init__(self, net: FlowMapNet, weighting: DynamicWeighting | None) -> None:
+    def __init__(
+        self,
+        net: FlowMapNet,
+        weighting: DynamicWeighting | None,
+        *,
+        compiled: Literal["none", "student", "all"] = "none",
+    ) -> None:
         super().__init__()
         self.net = net
         self.weighting = weighting
+        # In a tuple, where torch does not take it for another submodule with the same weights.
+        fast: Network = net if compiled == "none" else torch.compile(net.forward)
+        self._passes: tuple[Network, Network] = (fast, fast if compiled == "all" else net)
+
+    @property
+    def student(self) -> Network:
+        """The network as it is trained: u(x, t, s, prompt, w)."""
+        return self._passes[0]
+
+    @property
+    def teacher(self) -> Network:
+        """The same network, as it makes its own targets."""
+        return self._passes[1]
 
     def forward(
-        self, objective: FlowMapObjective, batch: Batch, generator: torch.Generator
+        self,
+        objective: Callable[[TrainedModel, Batch, torch.Generator], Losses],
+        batch: Batch,
+        generator: torch.Generator,
     ) -> Losses:
         """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
         return objective(self, batch, generator)
@@ -55,43 +83,58 @@ class FlowMapObjective:
     """L_FM and, under self-distillation, L_SD against the model's own detached targets."""
 
     def __init__(
-        self, settings: ObjectiveSettings, *, regulariser: PatchRegulariser | None
+        self,
+        settings: ObjectiveSettings,
+        *,
+        regulariser: PatchRegulariser | None,
+        in_lockstep: bool = False,
     ) -> None:
+        """
+        Args:
+            in_lockstep: whether all workers must evaluate the network equally often (ZeRO-3).
+        """
         self.settings = settings
         self.regulariser = regulariser
+        self.teacher = Teacher(settings, in_lockstep)
 
     def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
         """The loss of one micro batch; all its draws come from `generator`."""
-        t, s, is_fm = self._times(len(batch.hq), generator)
-        x_t = interpolate(batch.hq, batch.lq, t)
-        target = flow_matching_target(batch.hq, batch.lq)
-        if isinstance(self.settings, SelfDistillation) and not bool(is_fm.all()):
-            sd = ~is_fm
-            teacher = grounded(model.net, finest=2.0**-self.settings.levels)
-            target[sd] = shortcut_target(teacher, x_t[sd], t[sd], s[sd])
+        times = self._times(len(batch.hq), generator)
+        conditions = draw_conditions(self.settings.guidance, len(batch.hq), generator)
+        x0 = batch.hq
+        if self.settings.guidance is not None:
+            x0 = torch.where(per_sample(conditions.is_negative, x0), batch.require_neg(), x0)
+        x_t = interpolate(x0, batch.lq, times.t)
+        v = flow_matching_target(x0, batch.lq)
+        target = self.teacher.targets(model.teacher, x_t, v, times, conditions)
 
-        u = model.net(x_t, t, s)
+        t, s = times.t, times.s
+        u = model.student(x_t, t, s, conditions.prompt, conditions.w)
         squared = (u - target).square().flatten(1).mean(dim=1)
         phi = None if model.weighting is None else model.weighting(t, s)
         total = squared.mean() if phi is None else weighted_loss(squared, phi)
         perceptual = None
         if self.regulariser is not None:
-            x0 = x_t - per_sample(t, x_t) * u
-            perceptual = self.regulariser(x0, batch.require_pixels(), t, generator)
-            total = total + perceptual.mean()
-        return Losses(total, _sums(total, squared, is_fm, perceptual, phi))
+            # A negative sample is not after the HQ pixels.
+            rows = (~conditions.is_negative).nonzero().squeeze(1)
+            x0_prediction = (x_t - per_sample(t, x_t) * u)[rows]
+            pixels = batch.require_pixels()[rows]
+            perceptual = self.regulariser(x0_prediction, pixels, t[rows], generator)
+            total = total + perceptual.sum() / len(squared)
+        sums = _sums(total, squared, times.is_flow_matching, perceptual, phi)
+        return Losses(total, sums, time_map(t, s, squared))
 
-    def _times(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        match self.settings:
-            case FlowMatching():
-                share = 1.0
-            case SelfDistillation():
-                share = self.settings.flow_matching_share
+    def _times(self, n: int, generator: torch.Generator) -> Times:
+        kind: TimeKind = "shortcut"
+        share = 1.0
+        if isinstance(self.settings, SelfDistillation):
+            share = self.settings.flow_matching_share
+            kind = "uniform" if self.settings.differentiates else "shortcut"
         return sample_times(
             n,
             levels=self.settings.levels,
             flow_matching_share=share,
-            kind="shortcut",
+            kind=kind,
             generator=generator,
         )
 

@@ -1,0 +1,193 @@
+"""An adversarial stage under `torchrun`: what it leaves, kill -9, convergence, LoRA strength."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+from datagen.errors import FlowmapsrError
+from pipelines.cli import app
+from tests.tiny import STAGE, RunMaker, finish_torchrun, start_torchrun, weights, write_photos
+from tests.training.test_run import _kill_all, _wait
+from training.pretrained import export_merged, find_model, load_config, load_net
+from training.settings import TrainingRecipe
+from training.upscaler import Upscaler
+
+STEPS = 24
+GanMaker = Callable[..., TrainingRecipe]
+
+
+def _stage(source: str, **adversarial: Any) -> dict[str, Any]:
+    """A stage whose window is never full, so that it runs to its last step."""
+    return {
+        "name": "gan",
+        **STAGE,
+        "objective": {"kind": "self_distillation", "levels": 2},
+        "steps": STEPS,
+        "checkpoint_every": 4,
+        "dynamic_weighting": False,
+        "initialise_from": source,
+        "adversarial": {
+            "lora": {"rank": 4, "target_modules": ["conv1", "conv2"]},
+            "discriminator": {
+                "channels": [8, 8],
+                "strides": [1, 1, 1],
+                "norm_groups": 4,
+                "warmup_steps": 4,
+            },
+            "convergence": {"window": STEPS},
+            **adversarial,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def gan_recipe(undisturbed: TrainingRecipe, run_recipe: RunMaker) -> GanMaker:
+    """`gan_recipe(folder)`: an adversarial stage on the model of a finished run."""
+
+    def make(folder: Path, **adversarial: Any) -> TrainingRecipe:
+        return run_recipe(folder / "run", stages=[_stage(undisturbed.output, **adversarial)])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def gan(gan_recipe: GanMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
+    """A finished adversarial run."""
+    folder = tmp_path_factory.mktemp("gan")
+    recipe = gan_recipe(folder)
+    finish_torchrun(recipe, folder)
+    return recipe
+
+
+def _home(recipe: TrainingRecipe) -> Path:
+    return Path(recipe.output) / "stages" / "gan"
+
+
+def _lora(recipe: TrainingRecipe) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(_home(recipe) / "model" / "lora.safetensors")
+
+
+def test_the_base_stays_and_only_the_lora_is_trained(
+    gan: TrainingRecipe, undisturbed: TrainingRecipe
+) -> None:
+    base, source = weights(gan, "gan"), weights(undisturbed, "distill")
+    assert base.keys() == source.keys()
+    assert all(torch.equal(base[name], source[name]) for name in base)
+    lora = _lora(gan)
+    ups = [tensor for name, tensor in lora.items() if name.endswith("lora_B.weight")]
+    downs = [tensor for name, tensor in lora.items() if name.endswith("lora_A.weight")]
+    assert len(ups) == len(downs) == len(lora) / 2 > 0
+    assert all(down.shape[0] == 4 for down in downs)
+    assert all(bool(up.any()) for up in ups)  # B starts at zero
+
+
+def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -> None:
+    lines = (_home(gan) / "tracking.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    metrics = [event["values"] for event in events if event["kind"] == "metrics"]
+    for values in metrics:
+        for name in ("discriminator", "generator", "real_score", "fake_score"):
+            assert math.isfinite(values[f"gan/{name}"])
+    assert {"loss/total", "loss/fm", "loss/sd"} <= metrics[-1].keys()
+    artifacts = [Path(event["path"]).name for event in events if event["kind"] == "artifact"]
+    assert "initialisation.txt" in artifacts
+    table = (_home(gan) / "initialisation.txt").read_text()
+    assert "unet.conv_in.weight" in table and "\nnew " not in table.split("\n\n")[1]
+    tags = next(event["values"] for event in events if event["kind"] == "tags")
+    assert tags["initialised_from"] == gan.stages[0].initialise_from
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_adversarial_run_goes_on_to_the_bit_identical_model(
+    gan: TrainingRecipe, gan_recipe: GanMaker, tmp_path: Path
+) -> None:
+    recipe = gan_recipe(tmp_path)
+    process = start_torchrun(recipe, tmp_path)
+    _wait((_home(recipe) / "checkpoints" / "step-000008").exists, process)
+    _kill_all(process)
+    process.communicate(timeout=100)
+    assert not (_home(recipe) / "done.json").exists()
+    finish_torchrun(recipe, tmp_path)
+    mine, theirs = _lora(recipe), _lora(gan)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    # The scores of every step since the warm-up: equal only if the discriminator went on exactly.
+    last = Path("checkpoints") / f"step-{STEPS:06d}"
+    scores = [json.loads((_home(r) / last / "scores.json").read_bytes()) for r in (recipe, gan)]
+    assert scores[0] == scores[1] and len(scores[0]["real"]) == STEPS - 4
+    states = [_discriminator(_home(r) / last) for r in (recipe, gan)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+def _discriminator(checkpoint: Path) -> dict[str, torch.Tensor]:
+    path = checkpoint / "discriminator" / "mp_rank_00_model_states.pt"
+    return torch.load(path, weights_only=False)["module"]
+
+
+def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path: Path) -> None:
+    recipe = gan_recipe(tmp_path, convergence={"window": 3, "tolerance": 1e6})
+    finish_torchrun(recipe, tmp_path)
+    record = json.loads((_home(recipe) / "done.json").read_text())
+    assert (record["steps"], record["images_seen"]) == (7, 28)  # 4 of warm-up, a window of 3
+    assert (_home(recipe) / "checkpoints" / "step-000007").is_dir()
+    assert (_home(recipe) / "images" / "step-000007.png").is_file()
+
+
+def test_the_loras_strength_is_chosen_at_inference(gan: TrainingRecipe) -> None:
+    """W + scale * B A for every layer with LoRA, the base for all others."""
+    folder = find_model(gan.output)
+    config, cpu = load_config(folder), torch.device("cpu")
+    assert config.lora is not None and config.lora.scale == 1.5
+    base, lora = weights(gan, "gan"), _lora(gan)
+    for scale in (None, 0.0, 0.5):
+        net = load_net(folder, config, cpu, lora_scale=scale)
+        strength = 1.5 if scale is None else scale
+        for name, tensor in net.state_dict().items():
+            layer = name.removesuffix(".weight")
+            expected = base[name]
+            if f"{layer}.lora_A.weight" in lora:
+                down, up = lora[f"{layer}.lora_A.weight"], lora[f"{layer}.lora_B.weight"]
+                product = torch.einsum("orxy,rikl->oikl", up, down)
+                expected = expected + strength * product
+            torch.testing.assert_close(tensor, expected)
+
+
+def test_a_merged_export_is_the_model_at_that_strength(gan: TrainingRecipe, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    export_merged(find_model(gan.output), tmp_path / "merged", lora_scale=0.7)
+    merged = Upscaler.from_pretrained(tmp_path / "merged").upscale(image, scale=2, steps=2)
+    chosen = Upscaler.from_pretrained(gan.output, lora_scale=0.7)
+    assert np.array_equal(merged, chosen.upscale(image, scale=2, steps=2))
+    assert not (tmp_path / "merged" / "lora.safetensors").exists()
+    with pytest.raises(FlowmapsrError, match="no LoRA to merge"):
+        export_merged(tmp_path / "merged", tmp_path / "again")
+    with pytest.raises(FlowmapsrError, match="no LoRA, so there is no lora scale"):
+        Upscaler.from_pretrained(tmp_path / "merged", lora_scale=1.0)
+
+
+def test_the_command_line_takes_the_strength(gan: TrainingRecipe, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 1)
+    results = []
+    for number, strength in enumerate((["--lora-scale", "0"], ["--lora-scale", "60"], [])):
+        target = tmp_path / f"{number}.png"
+        words = ["upscale", str(photos / "0.png"), "-o", str(target), "--scale", "1"]
+        done = CliRunner().invoke(app, [*words, "--model", gan.output, *strength])
+        assert done.exit_code == 0, done.output
+        results.append(target.read_bytes())
+    assert len(set(results)) == 3
+    words = ["evaluate", gan.output, "--photos", str(photos), "--scales", "2", "--steps", "1"]
+    rows = []
+    for strength in ("0", "60"):
+        done = CliRunner().invoke(app, [*words, "--json", "--lora-scale", strength])
+        assert done.exit_code == 0, done.output
+        rows.append(json.loads(done.stdout)["rows"][1]["psnr"])
+    assert rows[0] != rows[1]

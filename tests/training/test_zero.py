@@ -1,0 +1,50 @@
+"""Two workers under every ZeRO stage make the update of one worker on the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CASES = [f"zero{stage}-{name}" for stage in range(4) for name in ("shortcut", "eulerian")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `zero_update` found for all cases, in one launch of two workers."""
+    path = tmp_path_factory.mktemp("zero") / "results.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc_per_node=2", "-m", "tests.training.zero_update", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert sorted(found) == sorted(CASES)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_make_the_update_of_one_on_the_whole_batch(
+    results: dict[str, Any], case: str
+) -> None:
+    result = results[case]
+    assert result["difference"] < 1e-4 and result["farthest"] < 1e-4
+    assert result["norms"] == pytest.approx(result["expected_norms"], rel=1e-4)
+    # A part of the batch makes another update, so that agreement says something.
+    assert result["difference_of_a_part"] > 0.5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_that_is_not_finite_is_seen(results: dict[str, Any], case: str) -> None:
+    assert not results[case]["broken_norm_is_finite"]

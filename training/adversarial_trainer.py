@@ -1,0 +1,216 @@
+"""Two engines in one loop: a LoRA generator and a discriminator, updated in turn (RPGAN).
+
+Knows engines, losses and when the scores have met; knows no loader and no tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datagen import storage
+from training.adversarial_settings import AdversarialSettings, ConvergenceSettings
+from training.engine import Engine
+from training.loader import Batch
+from training.objectives.adversarial import (
+    discriminator_loss,
+    generator_loss,
+    two_step_prediction,
+)
+from training.objectives.flow_maps import Losses, TrainedModel
+from training.settings import StageSettings
+from training.time_maps import empty_map
+from training.trainers import LOSS_METRICS, Objective, learning_rate, trained_model
+
+GAN_METRICS = ("gan/discriminator", "gan/generator", "gan/real_score", "gan/fake_score")
+SCORES = "scores.json"
+
+
+def turn(step: int, *, warmup: int) -> Literal["generator", "discriminator"]:
+    """Whose update a step is: the discriminator's alone at first, then in turn, generator first."""
+    alone = step < warmup
+    return "discriminator" if alone or (step - warmup) % 2 else "generator"
+
+
+class GeneratorObjective:
+    """softplus(D(x0) - D(x0_hat)) + lambda_orig * the stage's objective.
+
+    Reads the discriminator without training it: the module is called outside its engine, with its
+    parameters' gradients off, else DeepSpeed's hooks would count them.
+    """
+
+    def __init__(self, original: Objective, discriminator: nn.Module, *, weight: float) -> None:
+        self.original = original
+        self.discriminator = discriminator
+        self.weight = weight
+
+    def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
+        original = self.original(model, batch, generator)
+        fake = self.discriminator(two_step_prediction(model.net, batch.lq))
+        with torch.no_grad():
+            real = self.discriminator(batch.hq)
+        total = generator_loss(fake, real) + self.weight * original.total
+        sums = torch.cat([score_sums(fake, real), original.sums])
+        return Losses(total, sums, original.over_times)
+
+
+class AdversarialTrainer:
+    """Generator and discriminator of an adversarial stage."""
+
+    metrics = (*GAN_METRICS, *LOSS_METRICS)
+
+    def __init__(
+        self,
+        generator: Engine,
+        discriminator: Engine,
+        objective: Objective,
+        *,
+        stage: StageSettings,
+        settings: AdversarialSettings,
+    ) -> None:
+        self.generator = generator
+        self.discriminator = discriminator
+        self.stage = stage
+        self.discriminator_stage = discriminator_settings(stage, settings)
+        self.warmup = settings.discriminator.warmup_steps
+        self.scores = ScoreAverages(settings.convergence)
+        self.objective = GeneratorObjective(
+            objective, discriminator.module, weight=settings.original_weight
+        )
+
+    @property
+    def model(self) -> TrainedModel:
+        return trained_model(self.generator)
+
+    @property
+    def accumulation(self) -> int:
+        return self.generator.accumulation
+
+    @property
+    def gradient_norm(self) -> float:
+        """The larger one of both networks' last updates, or not finite as soon as one is not."""
+        norms = (self.generator.gradient_norm, self.discriminator.gradient_norm)
+        return max(norms) if all(map(math.isfinite, norms)) else math.inf
+
+    @property
+    def converged(self) -> bool:
+        return self.scores.met
+
+    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
+        if turn(step, warmup=self.warmup) == "discriminator":
+            return self._train_discriminator(batch, step)
+        with without_gradients(self.discriminator.module):
+            losses: Losses = self.generator(self.objective, batch, generator)
+            self.generator.backward(losses.total)
+        self.generator.step(learning_rate(self.stage, step))
+        return losses
+
+    def _train_discriminator(self, batch: Batch, step: int) -> Losses:
+        with torch.no_grad():
+            predicted = two_step_prediction(self.model.net, batch.lq)
+        fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
+        loss = discriminator_loss(fake, real)
+        self.discriminator.backward(loss)
+        self.discriminator.step(learning_rate(self.discriminator_stage, step))
+        sums = score_sums(fake, real)
+        none = sums.new_zeros(len(LOSS_METRICS), 2)
+        return Losses(loss, torch.cat([sums, none]), empty_map(sums.device))
+
+    def end_step(self, sums: Tensor, *, step: int) -> None:
+        if step >= self.warmup:
+            means = dict(zip(self.metrics, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+            self.scores.add(real=means["gan/real_score"], fake=means["gan/fake_score"])
+
+    def report(self, step: int) -> dict[str, float]:
+        return {
+            "optim/gradient_norm": self.generator.gradient_norm,
+            "optim/learning_rate": learning_rate(self.stage, step),
+            "optim/discriminator_gradient_norm": self.discriminator.gradient_norm,
+            "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
+        }
+
+    def whole(self) -> AbstractContextManager[None]:
+        return self.generator.whole(self.model.net)
+
+    def save(self, folder: Path) -> None:
+        self.generator.save(folder / "generator")
+        self.discriminator.save(folder / "discriminator")
+        if dist.get_rank() == 0:
+            storage.write_bytes(str(folder / SCORES), self.scores.to_json())
+
+    def load(self, folder: Path) -> None:
+        self.generator.load(folder / "generator")
+        self.discriminator.load(folder / "discriminator")
+        self.scores.restore((folder / SCORES).read_bytes())
+
+
+def discriminator_settings(stage: StageSettings, settings: AdversarialSettings) -> StageSettings:
+    """The stage as the discriminator's engine sees it: with its own rate and weight decay."""
+    own = settings.discriminator
+    return stage.model_copy(
+        update={"learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
+    )
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module to its input, but none are made for its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+@torch.no_grad()
+def score_sums(fake: Tensor, real: Tensor) -> Tensor:
+    """(4, 2) float64: sum over samples and their number for each of GAN_METRICS."""
+    by_patch = (
+        functional.softplus(fake - real),
+        functional.softplus(real - fake),
+        real,
+        fake,
+    )
+    sums = torch.stack([scores.flatten(1).mean(dim=1).sum() for scores in by_patch])
+    return torch.stack([sums, sums.new_full((len(by_patch),), len(fake))], dim=1).double()
+
+
+class ScoreAverages:
+    """Moving averages of the real and the fake score; the paper's sign that training is done."""
+
+    def __init__(self, settings: ConvergenceSettings) -> None:
+        self.settings = settings
+        self._real: deque[float] = deque(maxlen=settings.window)
+        self._fake: deque[float] = deque(maxlen=settings.window)
+
+    def add(self, *, real: float, fake: float) -> None:
+        """One step's means over the global batch."""
+        self._real.append(real)
+        self._fake.append(fake)
+
+    @property
+    def met(self) -> bool:
+        """Whether the window is full and the real score no longer leads by the tolerance."""
+        window = self.settings.window
+        if len(self._real) < window:
+            return False
+        return (sum(self._real) - sum(self._fake)) / window <= self.settings.tolerance
+
+    def to_json(self) -> bytes:
+        return json.dumps({"real": list(self._real), "fake": list(self._fake)}).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Takes up what `to_json` gave; floats survive JSON exactly."""
+        values = json.loads(data)
+        self._real.extend(values["real"])
+        self._fake.extend(values["fake"])

@@ -1,0 +1,138 @@
+"""LPIPS on VGG-16 features, and where its weights come from: a file, or the usual downloads.
+
+The downloads are torch pickles from fixed addresses, read as tensors only and kept as safetensors.
+No other pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.error import URLError
+
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datagen.errors import FlowmapsrError
+
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Inputs in [-1, 1] to ImageNet-normalised ones: the constants of LPIPS version 0.1.
+LPIPS_SHIFT = (-0.030, -0.088, -0.188)
+LPIPS_SCALE = (0.458, 0.448, 0.450)
+
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+LINEARS_URL = (
+    "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/"
+    "vgg.pth"
+)
+DOWNLOADED = "flowmapsr-lpips-vgg16.safetensors"
+
+
+class LpipsDistance(nn.Module):
+    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit-normalised
+    features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slices = nn.ModuleList()
+        channels = 3
+        for index, widths in enumerate(VGG16_WIDTHS):
+            layers: list[nn.Module] = [] if index == 0 else [nn.MaxPool2d(2)]
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            self.slices.append(nn.Sequential(*layers))
+        self.linears = nn.ModuleList(
+            nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in VGG16_WIDTHS
+        )
+        self.requires_grad_(False)
+
+    def forward(self, prediction: Tensor, original: Tensor) -> Tensor:
+        """(B, 3, H, W) twice, in [-1, 1] -> (B,)."""
+        shift = prediction.new_tensor(LPIPS_SHIFT).view(1, 3, 1, 1)
+        scale = prediction.new_tensor(LPIPS_SCALE).view(1, 3, 1, 1)
+        a, b = (prediction - shift) / scale, (original - shift) / scale
+        distance = prediction.new_zeros(len(prediction))
+        for features, linear in zip(self.slices, self.linears, strict=True):
+            a, b = features(a), features(b)
+            difference = functional.normalize(a, dim=1) - functional.normalize(b, dim=1)
+            distance = distance + linear(difference.square()).mean(dim=(1, 2, 3))
+        return distance
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> LpipsDistance:
+        """Loads safetensors named as this module's parameters; says which setting to mend."""
+        if not Path(path).is_file():
+            raise FlowmapsrError(
+                f"perceptual.weights: there is no file {path}; give a safetensors file with "
+                "the VGG-16 "
+                "features and LPIPS layers, or set perceptual.kind to charbonnier or none"
+            )
+        distance = cls()
+        try:
+            distance.load_state_dict(safetensors.torch.load_file(path))
+        except (RuntimeError, safetensors.SafetensorError) as error:
+            raise FlowmapsrError(
+                f"perceptual.weights: {path} does not hold LPIPS weights: {error}"
+            ) from error
+        return distance
+
+
+def lpips_weights(setting: str | None) -> Path:
+    """The file of `perceptual.weights`; for None the downloaded one, fetched where it is missing.
+
+    Raises:
+        FlowmapsrError: the download failed; names the file that was wanted and the setting.
+    """
+    if setting is not None:
+        return Path(setting)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / DOWNLOADED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # the workers of one machine want it at the same time
+        if not path.is_file():
+            _download(path)
+    return path
+
+
+def _download(path: Path) -> None:
+    try:
+        vgg, linears = (
+            torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", weights_only=True, file_name=name, progress=False
+            )
+            for url, name in ((VGG16_URL, "vgg16-397923af.pth"), (LINEARS_URL, "lpips-vgg.pth"))
+        )
+    except (OSError, URLError) as error:
+        raise FlowmapsrError(
+            f"perceptual.weights is not set, and the weights for {path} could not be downloaded "
+            f"({error}): set it to a safetensors file with the VGG-16 features and LPIPS layers, "
+            "or set perceptual.kind to charbonnier or none"
+        ) from error
+    temporary = path.with_suffix(".partial")
+    safetensors.torch.save_file(convert_weights(vgg, linears), temporary)
+    os.replace(temporary, path)
+
+
+def convert_weights(vgg: dict[str, Tensor], linears: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's VGG-16 and lpips' linear layers under the names of `LpipsDistance`.
+
+    Args:
+        vgg: `features.0.weight` ... of torchvision; its classifier is left out.
+        linears: `lin0.model.1.weight` ... `lin4.model.1.weight` of the lpips package.
+    """
+    with torch.device("meta"):
+        ours = LpipsDistance().slices.state_dict()
+    names = [name.removesuffix(".weight") for name in ours if name.endswith(".weight")]
+    numbers = sorted({int(name.split(".")[1]) for name in vgg if name.startswith("features.")})
+    converted = {
+        f"slices.{name}.{part}": vgg[f"features.{number}.{part}"].contiguous()
+        for name, number in zip(names, numbers, strict=True)
+        for part in ("weight", "bias")
+    }
+    for block in range(len(VGG16_WIDTHS)):
+        converted[f"linears.{block}.weight"] = linears[f"lin{block}.model.1.weight"].contiguous()
+    return converted

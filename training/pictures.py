@@ -1,0 +1,64 @@
+"""What a reviewer looks at while a stage trains: restored samples, and the loss and its weighting
+over (t, s).
+
+Draws and writes files; knows neither the loop nor MLflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datagen.codecs import Codec
+from training.events import Picture
+from training.grids import image_grid
+from training.loader import Batch
+from training.objectives.flow_maps import TrainedModel
+from training.time_maps import draw_time_map, grid_times
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one stage, drawn from the model as it is at the moment."""
+
+    folder: Path
+    model: TrainedModel
+    batch: Batch
+    codec: Codec
+    keeps: bool = True
+    """Whether this worker writes them; others help to evaluate a model spread over workers."""
+
+    def draw(self, step: int, loss_over_times: Tensor) -> list[Picture]:
+        """Writes and names the pictures of a step.
+
+        Args:
+            loss_over_times: a `time_map` of the loss since the last pictures.
+        """
+        images = {"samples": image_grid(self.model.net, self.batch, self.codec)}
+        total, count = loss_over_times.cpu().numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            images["loss_over_times"] = draw_time_map(np.log10(total / count), "log10 of the loss")
+        if self.model.weighting is not None:
+            images["weighting_over_times"] = draw_time_map(self._weighting(), "phi")
+        return [self._written(key, step, image) for key, image in images.items() if self.keeps]
+
+    @torch.no_grad()
+    def _weighting(self) -> np.ndarray:
+        """phi at the centres of the cells, [t, s]."""
+        assert self.model.weighting is not None
+        t, s = (times.to(self.batch.lq.device) for times in grid_times())
+        side = round(len(t) ** 0.5)
+        return self.model.weighting(t, s).view(side, side).cpu().numpy()
+
+    def _written(self, key: str, step: int, image: Image.Image) -> Picture:
+        # Samples keep the plain name that stands for a step.
+        name = f"step-{step:06d}.png" if key == "samples" else f"{key}-{step:06d}.png"
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        return Picture(key=key, step=step, path=str(path))

@@ -1,0 +1,68 @@
+"""A training recipe and its dataset to a go or a clear error, before any stage is trained.
+
+Catches what the recipe alone cannot show and what would otherwise stop a late stage. Trains nothing
+and fetches nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datagen.buckets import Bucket
+from datagen.errors import FlowmapsrError
+from datagen.manifest import Manifest, load_manifest
+from training.adversarial_settings import DiscriminatorSettings
+from training.initial_settings import is_place
+from training.prompt_settings import TextEncoderPrompts, is_folder
+from training.run_folder import StageFolder
+from training.settings import ModelSettings, TrainingRecipe
+
+
+def check_run(recipe: TrainingRecipe) -> Manifest:
+    """The recipe's manifest, after the checks of the stages that are not finished.
+
+    Raises:
+        FlowmapsrError: no dataset there; a place that `initialise_from` or `prompts` names is
+            missing; LoRA names that match no layer; latents too small for a discriminator.
+    """
+    manifest = load_manifest(recipe.manifest)
+    for stage in recipe.stages:
+        if StageFolder(Path(recipe.output), stage.name).record() is not None:
+            continue
+        source = stage.initialise_from
+        if source is not None and is_place(source):
+            _check_there(source, f"stage {stage.name!r}: initialise_from")
+        if stage.adversarial is not None:
+            _check_lora(recipe.model, manifest, stage.adversarial.lora.target_modules)
+            _check_discriminator(stage.adversarial.discriminator, manifest)
+    if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
+        _check_there(recipe.prompts.source, "prompts.source")
+    return manifest
+
+
+def _check_there(place: str, field: str) -> None:
+    if not Path(place).expanduser().exists():
+        raise FlowmapsrError(f"{field}: there is no {place}; give a place that all workers see")
+
+
+def _check_lora(model: ModelSettings, manifest: Manifest, targets: tuple[str, ...]) -> None:
+    import torch  # heavy, and only needed here
+
+    from training.models.flow_map_net import FlowMapNet
+    from training.models.lora import check_targets
+
+    with torch.device("meta"):  # names without numbers
+        net = FlowMapNet(model, latent_channels=manifest.codec.channels)
+    check_targets(net, targets)
+
+
+def _check_discriminator(settings: DiscriminatorSettings, manifest: Manifest) -> None:
+    for name in sorted({shard.bucket for shard in manifest.shards}):
+        bucket = Bucket.from_name(name)
+        side = min(bucket.height, bucket.width) // manifest.codec.downsample
+        if settings.patches(side) < 1:
+            raise FlowmapsrError(
+                f"adversarial.discriminator.strides {list(settings.strides)} leave no patch of the "
+                f"latents of bucket {name}, whose shorter side is {side}: use smaller strides or "
+                "fewer channels"
+            )
