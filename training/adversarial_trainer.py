@@ -49,6 +49,9 @@ class GeneratorObjective:
     parameters' gradients off, else DeepSpeed's hooks would count them.
     """
 
+    TOTAL = len(GAN_METRICS)
+    """Row of `loss/total`: here the generator's whole loss, not the objective's alone."""
+
     def __init__(self, original: Objective, discriminator: nn.Module, *, weight: float) -> None:
         self.original = original
         self.discriminator = discriminator
@@ -61,6 +64,7 @@ class GeneratorObjective:
             real = self.discriminator(batch.hq)
         total = generator_loss(fake, real) + self.weight * original.total
         sums = torch.cat([score_sums(fake, real), original.sums])
+        sums[self.TOTAL, 0] = sums[self.TOTAL, 1] * total.detach()
         return Losses(total, sums, original.over_times)
 
 

@@ -22,6 +22,7 @@ from training.adversarial_settings import (
 )
 from training.adversarial_trainer import (
     GAN_METRICS,
+    AdversarialTrainer,
     GeneratorObjective,
     ScoreAverages,
     score_sums,
@@ -147,7 +148,11 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
         )
     )
     batch = Batch(("a", "b"), hq, lq, neg, None, Position())
-    objective(model, batch, torch.Generator().manual_seed(0))
+    losses = objective(model, batch, torch.Generator().manual_seed(0))
+    named = dict(zip(AdversarialTrainer.metrics, losses.sums.tolist(), strict=True))
+    assert named["loss/total"] == pytest.approx([2 * losses.total.item(), 2])
+    parts = named["gan/generator"][0] + named["loss/fm"][0]
+    assert named["loss/total"][0] == pytest.approx(parts, rel=1e-5)
     assert calls[1:] == [(1.0, 0.5, False), (0.5, 0.0, True)]
     assert len(calls) == 3 and calls[0][2]
 
