@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datagen.fields import Probability, Range, Settings
+from datagen.fields import NonNegativeRange, Probability, Settings
 from training.adversarial_settings import AdversarialSettings
 from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
 from training.prompt_settings import PromptSettings, StandInPrompts
@@ -60,7 +60,7 @@ class Guidance(Settings):
     negative_share: Probability = 0.1
     """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
     prompt c- and its strength 1."""
-    strength: Range = (1.0, 3.5)
+    strength: NonNegativeRange = (1.0, 3.5)
     """w of all other samples is uniform between these; two equal numbers fix it."""
 
     @property

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def main() -> None:
         build_dataset(recipe_for(folder, "undisturbed"))
         expected = digests(folder / "undisturbed")
         chaos = Chaos(folder, rng)
-        print("\n| build | kills | of a worker | of the driver | of the machine | starts | seconds |")
+        print(
+            "\n| build | kills | of a worker | of the driver | of the machine | starts | seconds |"
+        )
         print("|---|---|---|---|---|---|---|")
         builds = 0
         while chaos.killed.total() < kills:
@@ -63,7 +66,9 @@ def main() -> None:
             done = chaos.killed - before
             counts = " | ".join(str(done[victim]) for victim in VICTIMS)
             seconds = time.monotonic() - start
-            print(f"| {builds} | {done.total()} | {counts} | {starts} | {seconds:.0f} |", flush=True)
+            print(
+                f"| {builds} | {done.total()} | {counts} | {starts} | {seconds:.0f} |", flush=True
+            )
             builds += 1
         chaos.stop()
     print(
@@ -158,12 +163,14 @@ def start_node(folder: Path) -> subprocess.Popen[bytes]:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        if waited(lambda: "runtime started" in log.read_text() or node.poll() is not None) and (
-            node.poll() is None
-        ):
+        if waited(partial(_told, node, log)) and node.poll() is None:
             return node
         time.sleep(2)
     raise RuntimeError(log.read_text())
+
+
+def _told(node: subprocess.Popen[bytes], log: Path) -> bool:
+    return "runtime started" in log.read_text() or node.poll() is not None
 
 
 def waited(true: Callable[[], bool], seconds: float = 60) -> bool:

@@ -50,17 +50,13 @@ def ray_node(*words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def two_nodes(
-    faulty_s3: FaultyS3, tmp_path: Path
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def two_nodes(faulty_s3: FaultyS3, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The cluster's address, and the node that may be lost."""
     address = f"127.0.0.1:{free_port()}"
     with ExitStack() as nodes:
         port = address.rpartition(":")[2]
         head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
-        nodes.enter_context(
-            ray_node(*head, "--include-dashboard=false", log=tmp_path / "head.log")
-        )
+        nodes.enter_context(ray_node(*head, "--include-dashboard=false", log=tmp_path / "head.log"))
         wait_until(lambda: "runtime started" in (tmp_path / "head.log").read_text())
         other = nodes.enter_context(ray_node(f"--address={address}", log=tmp_path / "other.log"))
         wait_until(lambda: "runtime started" in (tmp_path / "other.log").read_text())
