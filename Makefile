@@ -59,6 +59,8 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.degradation
+	$(BIN)/python -m tests.benchmarks.build
+	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.training_steps
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
 

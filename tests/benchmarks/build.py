@@ -1,0 +1,191 @@
+"""Measures a dataset build against its own degradation and encoding, and two workers against one.
+
+Run as `python -m tests.benchmarks.build`. The codec is an `AutoencoderTiny` of the published size
+with random weights in bf16, so a sample costs what a real one costs; `dct8` is shown beside it.
+The overhead is in CPU seconds of one process; workers are real Ray actors and wall seconds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import skimage.data
+import torch
+
+from datagen.build import ShardBuilder, build_dataset
+from datagen.codecs import load_codec
+from datagen.encoding import encode
+from datagen.finish import pending_tasks
+from datagen.plan import plan_dataset
+from datagen.preparation import Outcome, prepare
+from datagen.settings import DatasetRecipe
+from datagen.survey import survey
+from datagen.tasks import Plan
+from pipelines.cluster import cluster_nodes, ray_cluster
+from pipelines.pool import run_shard_tasks
+from pipelines.sizing import size_workers
+
+PHOTOS = 48
+RESUMED = 10_000
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["finished"]:
+        return _time_finished(sys.argv[2])
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_photos(folder / "photos")
+        tiny = {"kind": "autoencoder_tiny", "source": _tiny(folder), "precision": "bf16"}
+        print(f"\nWhole build, 512² buckets, {PHOTOS} JPEG photos of 760x700, one thread\n")
+        print("| codec | samples/s (CPU) | MB/s | over decode + degrade + encode |")
+        print("|---|---|---|---|", flush=True)
+        for codec in (tiny, {"kind": "dct8"}):
+            _overhead(_recipe(folder, f"one-{codec['kind']}", codec))
+        _two_workers(folder, tiny)
+        _resume(folder)
+
+
+def _overhead(recipe: DatasetRecipe) -> None:
+    """Both are repeated in turns; the ratio is that of the sums."""
+    plan = plan_dataset(recipe)
+    builder = ShardBuilder(recipe)
+    builder(plan.tasks[0])
+    whole = own = size = samples = 0.0
+    for _ in range(3):
+        own += _own_seconds(recipe, plan)
+        start = time.process_time()
+        records = [builder(task) for task in plan.tasks]
+        whole += time.process_time() - start
+        size += sum(record.bytes for record in records) / 1e6
+        samples += sum(record.num_samples for record in records)
+    print(
+        f"| {recipe.codec.kind} | {samples / whole:.1f} | {size / whole:.0f} | {whole / own:.3f} |",
+        flush=True,
+    )
+
+
+def _own_seconds(recipe: DatasetRecipe, plan: Plan) -> float:
+    """CPU seconds of reading, decoding, degrading and encoding, with nothing written."""
+    codec = load_codec(recipe.codec)
+    batch = getattr(recipe.codec, "batch", 1)
+    start = time.process_time()
+    for task in plan.tasks:
+        outcomes: Iterable[Outcome] = prepare(task, recipe, threads=1)
+        for _ in encode(outcomes, codec, batch=batch, device="cpu"):
+            pass
+    return time.process_time() - start
+
+
+def _two_workers(folder: Path, codec: dict[str, Any]) -> None:
+    print("\nWorkers on one Ray cluster, `autoencoder_tiny`, wall seconds of making all tasks\n")
+    print("| workers | seconds | samples/s | over one |")
+    print("|---|---|---|---|", flush=True)
+    with ray_cluster(cpus=2):
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for turn in range(3):
+            for count in (1, 2):
+                recipe = _recipe(folder, f"w{count}-{turn}", codec, workers=count)
+                seconds[count].append(_made_in(recipe))
+        for count, times in seconds.items():
+            best = min(times)
+            rate, ratio = PHOTOS * 4 / best, min(seconds[1]) / best
+            print(f"| {count} | {best:.1f} | {rate:.1f} | {ratio:.2f} |", flush=True)
+
+
+def _made_in(recipe: DatasetRecipe) -> float:
+    """Wall seconds from the first finished task to the last, when all workers run."""
+    plan = plan_dataset(recipe)
+    workers = size_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.cpus)
+    done: list[float] = []
+    tasks = pending_tasks(plan)
+    run_shard_tasks(
+        builder, tasks, workers=workers, on_done=lambda task, record: done.append(time.monotonic())
+    )
+    # Starting Python and torch is left out: the first result of each worker is where it begins.
+    measured = done[workers.count - 1 :]
+    return (measured[-1] - measured[0]) * len(tasks) / (len(measured) - 1)
+
+
+def _resume(folder: Path) -> None:
+    recipe = _recipe(
+        folder,
+        "many",
+        {"kind": "dct8"},
+        buckets={"budgets": [{"side": 32}], "max_aspect_ratio": 1},
+        sources=[_many_photos(folder / "many-photos")],
+        crop="cover",
+        variants=1,
+        samples_per_shard=256,
+    )
+    build_dataset(recipe)
+    path = folder / "many.json"
+    path.write_text(recipe.model_dump_json())
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.build", "finished", str(path)], check=True
+    )
+    print(f"with the start of Python: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def _time_finished(path: str) -> None:
+    recipe = DatasetRecipe.model_validate_json(Path(path).read_bytes())
+    start = time.perf_counter()
+    complete = survey(recipe).complete
+    assert complete is not None and complete.num_samples == RESUMED
+    print(
+        f"\nResume of a finished build of {RESUMED:,} samples: {time.perf_counter() - start:.2f} s;"
+    )
+
+
+def _recipe(folder: Path, name: str, codec: dict[str, Any], **changes: Any) -> DatasetRecipe:
+    fields: dict[str, Any] = {
+        "sources": [str(folder / "photos")],
+        "output": str(folder / name),
+        "variants": 4,
+        "samples_per_shard": 12,
+        "buckets": {"budgets": [{"side": 512}]},
+        "filters": {"max_megapixels": 1},
+        "codec": codec,
+    }
+    return DatasetRecipe.model_validate({**fields, **changes})
+
+
+def _tiny(folder: Path) -> str:
+    import diffusers
+
+    torch.manual_seed(0)
+    path = str(folder / "taesd")
+    diffusers.AutoencoderTiny().save_pretrained(path)
+    return path
+
+
+def _write_photos(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(PHOTOS):
+        tinted = skimage.data.astronaut() * rng.uniform(0.6, 1, 3)
+        photo = cv2.resize(tinted.astype(np.uint8), (760, 700), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{index}.jpg"), photo)
+
+
+def _many_photos(folder: Path) -> str:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(RESUMED):
+        cv2.imwrite(str(folder / f"{index}.png"), rng.integers(0, 256, (32, 32, 3), np.uint8))
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()
