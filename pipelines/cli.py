@@ -151,16 +151,11 @@ def dataset_inspect(
 def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
     """Read every byte of a dataset and compare it with its manifest; exit code 1 on any fault."""
     with process_edge(as_json=as_json) as out:
-        from datagen.manifest import load_manifest
-        from datagen.verify import verify_dataset
-        from pipelines.progress import show_progress
         from pipelines.recipe import absolute_location
+        from pipelines.verification import verify_shown
 
         place = absolute_location(uri, field="URI")
-        shards = load_manifest(place).num_shards
-        with show_progress("verify", total=shards, unit="shards") as progress:
-            faults = verify_dataset(place, on_shard=lambda done, _: progress.reach(done))
-        out.say(reports.verified(place, faults))
+        out.say(reports.verified(place, verify_shown(place)))
 
 
 @app.command()
