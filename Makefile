@@ -61,8 +61,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.degradation
 	$(BIN)/python -m tests.benchmarks.build
 	$(BIN)/python -m tests.benchmarks.planning
-	$(BIN)/python -m tests.benchmarks.training_steps
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
+	$(BIN)/python -m tests.benchmarks.training_steps
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -41,7 +41,7 @@ from pipelines.recipe import dataset_recipe
 KILLS = 200
 KILLS_A_BUILD = 20
 PHOTOS = 60
-VICTIMS = {"worker": 0.65, "driver": 0.27, "machine": 0.08}
+VICTIMS = {"worker": 0.8, "driver": 0.15, "machine": 0.05}
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ class Chaos:
             starts += 1
             driver = start_driver(path, self.folder / f"{name}.log")
             while driver.poll() is None:
-                time.sleep(self.rng.expovariate(1 / 0.7))
+                time.sleep(self.rng.expovariate(1 / 0.5))
                 if left and self._working() and driver.poll() is None:
                     left -= self._kill(driver)
             if driver.returncode == 0:
