@@ -155,6 +155,8 @@ def build_dataset(recipe: DatasetRecipe) -> Manifest:
         for task in pending_tasks(plan):
             lock.check()
             limit.check(builder(task))
+        lock.renew()
+        lock.check()
         return finish(plan)
 
 

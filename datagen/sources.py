@@ -112,12 +112,24 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
             continue
         name = PurePosixPath(entry.uri)
         hidden, suffix = name.name.startswith("."), name.suffix.lower()
-        if suffix == ARCHIVE and not hidden:
+        if not _is_text(entry.uri):
+            readable = os.fsencode(entry.uri).decode(errors="backslashreplace")
+            yield Rejection(uri=readable, reason="name is not UTF-8")
+        elif suffix == ARCHIVE and not hidden:
             yield from _archived(entry)
         elif entry.uri == source or (suffix in SUFFIXES and not hidden):
             yield SourceFile(entry.uri, entry.bytes, entry.stamp)
         else:
             yield entry
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name can be written down: a disk may hold names that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _archived(entry: storage.Entry) -> Iterator[SourceFile | Rejection]:

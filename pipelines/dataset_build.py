@@ -5,8 +5,6 @@ Knows Ray through the pool, and no Prefect: with or without it, this is what is 
 
 from __future__ import annotations
 
-import logging
-
 from datagen.build import ShardBuilder
 from datagen.finish import RejectionLimit, finish, pending_tasks
 from datagen.lock import BuildLock
@@ -20,8 +18,6 @@ from pipelines.cluster import cluster_nodes
 from pipelines.pool import run_shard_tasks
 from pipelines.sizing import size_workers
 from pipelines.spreading import spread_over_cluster
-
-log = logging.getLogger(__name__)
 
 
 def plan_station(recipe: DatasetRecipe, listing: Listing) -> Plan:
@@ -51,8 +47,10 @@ def make_station(recipe: DatasetRecipe, plan: Plan, lock: BuildLock, watch: Watc
         run_shard_tasks(builder, pending, workers=workers, on_done=note)
 
 
-def finish_station(plan: Plan) -> Manifest:
+def finish_station(plan: Plan, lock: BuildLock) -> Manifest:
     """Checks that every task is done and writes the manifest, which completes the dataset."""
+    lock.renew()
+    lock.check()
     return finish(plan)
 
 

@@ -68,7 +68,7 @@ def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manif
     ):
         plan = _station("plan", lambda: plan_station(recipe, listing))
         _station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
-        manifest = _station("finish", lambda: finish_station(plan))
+        manifest = _station("finish", lambda: finish_station(plan, lock))
     show_result(manifest, recipe.output)
     _track(recipe, manifest)
     return manifest

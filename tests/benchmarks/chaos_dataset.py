@@ -137,7 +137,7 @@ def drive(path: str) -> None:
     with build_lock(recipe.output) as lock, ray_cluster(cpus=1):
         plan = plan_station(recipe, listing)
         make_station(recipe, plan, lock, watch_on_terminal)
-        finish_station(plan)
+        finish_station(plan, lock)
 
 
 def start_driver(path: Path, log: Path) -> subprocess.Popen[bytes]:

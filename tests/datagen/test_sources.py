@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_what_lies_in_the_dataset_itself_is_no_source(photos: Path) -> None:
     (photos / "set" / "preview.png").write_bytes(b"x")
     (photos / "set" / "shards" / "a.tar").write_bytes(b"x")
     assert len(list_sources([str(photos)], exclude=str(photos / "set")).files) == 9
+
+
+def test_a_name_that_is_no_text_is_a_rejection(photos: Path) -> None:
+    os.rename(photos / "p0.png", os.fsencode(photos) + b"/caf\xe9.png")
+    listing = list_sources([str(photos)])
+    assert len(listing.files) == 8
+    assert [(item.uri, item.reason) for item in listing.rejected] == [
+        (f"{photos}/caf\\xe9.png", "name is not UTF-8")
+    ]
 
 
 def test_a_list_names_photos_folders_and_what_is_not_there(photos: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
+from datagen.manifest import load_manifest
 from datagen.verify import verify_dataset
 from pipelines.merging import RecipeError
 from pipelines.place_name import place_name
@@ -104,19 +107,30 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_schedule_builds_once_and_then_finds_nothing_to_do(
+def test_a_scheduled_run_picks_up_only_new_photos(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "set"
-    words = settings(photos, output, "variants=1")
+    folder, output = tmp_path / "incoming", tmp_path / "set"
+    shutil.copytree(photos, folder)
+    words = settings(folder, output, "variants=1")
     said = deploy(*words, "--interval", "5s")
     wait_until(lambda: server.runs(said["id"], "Completed"))
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    assert verify_dataset(str(output)) == []
+    assert load_manifest(str(output)).num_samples == 6
+
     done = len(server.runs(said["id"], "Completed"))
     wait_until(lambda: len(server.runs(said["id"], "Completed")) > done)
-    deploy(*words)  # no schedule any more
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+    Image.open(folder / "photo0.png").rotate(180).save(folder / "new.png")
+    wait_until(lambda: load_manifest(str(output)).num_samples == 7)
+    deploy(*words)  # no schedule any more
+    shards = {path: path.stat().st_mtime_ns for path in output.glob("shards/*/*")}
+    assert {path: time for path, time in shards.items() if path in before} == {
+        path: time for path, time in before.items() if path in shards
+    }
+    assert len(shards) == 2 + len([path for path in before if path.parent.parent.name == "shards"])
+    assert verify_dataset(str(output)) == []
     assert not server.runs(said["id"], "Failed", "Crashed")
 
 
