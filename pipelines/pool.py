@@ -165,6 +165,7 @@ class _Run(Generic[T, R]):
             if self.failed_starts >= ATTEMPTS:
                 self._fail(FlowmapsrError(f"Ray workers cannot start: {_first_line(error)}"))
         else:
+            self.failed_starts = 0  # only those in a row tell that none can start
             self.idle.append(actor)
 
     def _note_end(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
