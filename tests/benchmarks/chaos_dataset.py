@@ -102,7 +102,7 @@ class Chaos:
                 return starts
             if not left and driver.returncode != -signal.SIGKILL:
                 log = (self.folder / f"{name}.log").read_text()
-                # Three workers lost in a row, at one task or at their start, end a build on purpose.
+                # Three workers lost in a row, at a task or at their start, end a build on purpose.
                 assert "lost its worker" in log or "workers cannot start" in log, log
 
     def _kill(self, driver: subprocess.Popen[bytes]) -> int:

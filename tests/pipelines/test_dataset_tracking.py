@@ -44,7 +44,7 @@ def test_a_dataset_is_logged_as_the_input_of_its_run(
     (entry,) = run.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("dataset", manifest.digest[:36])
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {"preview.png", "manifest-summary.json"}
+    assert artifacts == {"histograms.png", "manifest-summary.json", "preview.png"}
     summary = client.download_artifacts(run.info.run_id, "manifest-summary.json")
     content = json.loads(Path(summary).read_text())
     assert content["num_samples"] == 12 and "shards" not in content
