@@ -61,4 +61,5 @@ def test_memory_is_bounded_and_does_not_grow_with_the_task(
         recipe.model_copy(update={"variants": 8, "output": str(tmp_path / "b")}), samples=80
     )
     assert few < bound and many < bound
-    assert many < few + 100_000_000
+    # Holding all photos would take 360 MB more, all samples 840 MB; decoding at once twice 120 MB.
+    assert many < few + 250_000_000
