@@ -7,7 +7,6 @@ ends with the bytes of an undisturbed one. Reads headers, never pixels. Knows no
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -194,7 +193,8 @@ def _examined(found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: S
     _update_ledger(found, moved)
     photos = [
         PhotoVariants(header.file, header.width, header.height, 0, recipe.variants)
-        for header in result.photos
+        # By content: neighbours in a folder are often alike, and where it lies must not matter.
+        for header in sorted(result.photos, key=lambda header: (header.head, header.file.uri))
     ]
     places = {line.uri for line in ledger.lines if line.sha256 in moved}
     return _News(photos, rejected, found.gone - places, found.changed - places)
@@ -234,7 +234,7 @@ def _listing_faults(found: Survey) -> Iterator[KnownPhoto]:
 def _grouped(
     recipe: DatasetRecipe, photos: Iterable[PhotoVariants]
 ) -> tuple[dict[tuple[str, ...], list[PhotoVariants]], list[KnownPhoto]]:
-    """Photos by the buckets that they may fall into, each group well mixed; those that fit none."""
+    """Photos by the buckets that they may fall into, in their order; those that fit none."""
     groups: dict[tuple[str, ...], list[PhotoVariants]] = defaultdict(list)
     too_small: list[KnownPhoto] = []
 
@@ -252,14 +252,7 @@ def _grouped(
             too_small.append(rejected_photo(photo.file, names.reason))
         else:
             groups[names].append(photo)
-    for group in groups.values():
-        group.sort(key=lambda photo: (_mixed(photo.file.uri), photo.first))
     return groups, too_small
-
-
-def _mixed(uri: str) -> bytes:
-    """Sorts neighbours in a folder, which are often alike, into different shards."""
-    return hashlib.blake2b(uri.encode(), digest_size=12).digest()
 
 
 def _tasks(
