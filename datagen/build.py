@@ -17,7 +17,7 @@ from datagen.codecs import Codec, load_codec
 from datagen.encoding import Encoded, encode
 from datagen.finish import RejectionLimit, finish, pending_tasks
 from datagen.ledger import KnownPhoto
-from datagen.lock import build_lock
+from datagen.lock import BUILD, place_lock
 from datagen.manifest import CodecRecord, Manifest, ShardRecord, to_json
 from datagen.plan import plan_dataset
 from datagen.preparation import prepare
@@ -148,7 +148,7 @@ def build_dataset(recipe: DatasetRecipe) -> Manifest:
     complete = survey(recipe).complete
     if complete is not None:
         return complete
-    with build_lock(recipe.output) as lock:
+    with place_lock(recipe.output, BUILD) as lock:
         plan = plan_dataset(recipe)
         builder = ShardBuilder(recipe)
         limit = RejectionLimit(plan)

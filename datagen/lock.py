@@ -1,10 +1,11 @@
-"""Turns an output folder into the place of one build at a time, wherever the builds run.
+"""Turns an output folder into the place of one build or training at a time, wherever they run.
 
-Knows storage only: neither what is built nor by whom.
+Knows storage only: neither what is made there nor by whom.
 
-The lock is a file `build-000001.lock` that exactly one process can create. Its holder renews a time
-in it; whoever finds that time old, or the holder's process dead, takes over by creating the next
-number, which again only one can. A holder that was only asleep finds its file replaced and stops.
+The lock is a file such as `build-000001.lock` that exactly one process can create. Its holder
+renews a time in it; whoever finds that time old, or the holder's process dead, takes over by
+creating the next number, which again only one can. A holder that was only asleep finds its file
+replaced and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from datagen import storage
@@ -37,31 +38,63 @@ HEARTBEAT = 10.0
 STALE_AFTER = 60.0
 """Seconds without one after which a holder may be dead."""
 
-_START = "build-"
-_NAME = re.compile(rf"{_START}(\d{{6}})\.lock")
 _LOG = logging.getLogger(__name__)
 
 
-class BuildLock:
+@dataclass(frozen=True)
+class Work:
+    """What a place is held for, in the words of file names and messages."""
+
+    name: str
+    kept: str
+    """What is left of work that lost its place."""
+
+
+BUILD = Work("build", "Every finished shard is kept")
+TRAINING = Work("training", "Every checkpoint is kept")
+_NAME = re.compile(rf"({BUILD.name}|{TRAINING.name})-(\d{{6}})\.lock")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or prefix and the work that only one may do there."""
+
+    output: str
+    work: Work
+
+    def lock_uri(self, generation: int) -> str:
+        return storage.join(self.output, f"{self.work.name}-{generation:06d}.lock")
+
+    def holders(self) -> dict[int, Holder]:
+        """Every lock that lies there, by its number."""
+        found = {}
+        for name in storage.names(self.output, f"{self.work.name}-"):
+            if match := _NAME.fullmatch(name):
+                with contextlib.suppress(storage.NotFoundError):  # released since it was listed
+                    found[int(match[2])] = _read(storage.join(self.output, name))
+        return found
+
+
+class PlaceLock:
     """A lock that is held; `check()` between two pieces of work tells whether it still is."""
 
-    def __init__(self, output: str, generation: int, holder: Holder) -> None:
-        self._output = output
-        self._uri = _lock_uri(output, generation)
+    def __init__(self, place: Place, generation: int, holder: Holder) -> None:
+        self._place = place
+        self._uri = place.lock_uri(generation)
         self._generation = generation
         self._holder = holder
         self._taken_by: Holder | None = None
         self._released = threading.Event()
         self._file = threading.Lock()  # heartbeat and release never write at once
-        self._thread = threading.Thread(target=self._beat, name="build-lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="place-lock", daemon=True)
 
     def check(self) -> None:
         """Raises FlowmapsrError once another build has taken over."""
         if self._taken_by is not None:
             raise FlowmapsrError(
-                f"{self._output}: this build was silent for too long and another one "
-                f"({described(self._taken_by)}) has taken over; it goes on, this one ends. "
-                "Every finished shard is kept"
+                f"{self._place.output}: this {self._place.work.name} was silent for too long and "
+                f"another one ({described(self._taken_by)}) has taken over; it goes on, this one "
+                f"ends. {self._place.work.kept}"
             )
 
     def start(self) -> None:
@@ -90,7 +123,7 @@ class BuildLock:
                 _try_to_delete(self._uri)
 
     def _successor(self) -> Holder | None:
-        held = _holders(self._output)
+        held = self._place.holders()
         mine = held.get(self._generation)
         higher = [held[number] for number in sorted(held) if number > self._generation]
         for other in higher:
@@ -109,7 +142,7 @@ class BuildLock:
 
 
 @contextlib.contextmanager
-def build_lock(output: str, *, take_over: bool = False) -> Iterator[BuildLock]:
+def place_lock(output: str, work: Work, *, take_over: bool = False) -> Iterator[PlaceLock]:
     """Holds the only lock on `output` (a folder or prefix that need not exist) for the block.
 
     Released at the end, by an exception and by SIGTERM. A holder whose process is gone is taken
@@ -117,7 +150,7 @@ def build_lock(output: str, *, take_over: bool = False) -> Iterator[BuildLock]:
     case with `take_over`. Raises FlowmapsrError naming the holder if the place is taken.
     """
     with _ending_by_exception():
-        lock = _acquired(output, take_over=take_over)
+        lock = _acquired(Place(output, work), take_over=take_over)
         try:
             lock.start()
             yield lock
@@ -130,34 +163,34 @@ def is_lock(uri: str) -> bool:
     return _NAME.fullmatch(uri.rsplit("/", 1)[-1]) is not None
 
 
-def _acquired(output: str, *, take_over: bool) -> BuildLock:
-    held = _holders(output)
+def _acquired(place: Place, *, take_over: bool) -> PlaceLock:
+    held = place.holders()
     newest = max(held, default=0)
     previous = held.get(newest)
-    if previous is not None and not take_over and not _is_dead(output, newest, previous):
-        raise _refusal(output, previous)
+    if previous is not None and not take_over and not _is_dead(place, newest, previous):
+        raise _refusal(place, previous)
     me = this_process(replaces=previous.token if previous else "")
     generation = newest + 1
-    if not storage.create_exclusive(_lock_uri(output, generation), to_bytes(me)):
-        raise _refusal(output, _holders(output).get(generation, UNKNOWN))
-    return _confirmed(output, generation, me, seen=held)
+    if not storage.create_exclusive(place.lock_uri(generation), to_bytes(me)):
+        raise _refusal(place, place.holders().get(generation, UNKNOWN))
+    return _confirmed(place, generation, me, seen=held)
 
 
-def _confirmed(output: str, generation: int, me: Holder, *, seen: dict[int, Holder]) -> BuildLock:
+def _confirmed(place: Place, generation: int, me: Holder, *, seen: dict[int, Holder]) -> PlaceLock:
     """Looks again: a lock that came after the first look is somebody else's, and alive."""
     known = {other.token for other in seen.values()} | {me.token}
-    now = _holders(output)
+    now = place.holders()
     for other in now.values():
         if other.token not in known:
-            _try_to_delete(_lock_uri(output, generation))
-            raise _refusal(output, other)
+            _try_to_delete(place.lock_uri(generation))
+            raise _refusal(place, other)
     for number in now:
         if number < generation:
-            _try_to_delete(_lock_uri(output, number))
-    return BuildLock(output, generation, me)
+            _try_to_delete(place.lock_uri(number))
+    return PlaceLock(place, generation, me)
 
 
-def _is_dead(output: str, generation: int, holder: Holder) -> bool:
+def _is_dead(place: Place, generation: int, holder: Holder) -> bool:
     """A process of this machine is looked up; others must have been silent, and stay so.
 
     The second look guards against clocks that differ and against a machine that just woke up.
@@ -167,20 +200,7 @@ def _is_dead(output: str, generation: int, holder: Holder) -> bool:
     if time.time() - holder.heartbeat <= STALE_AFTER:
         return False
     time.sleep(1.5 * HEARTBEAT)
-    return _holders(output).get(generation, holder) == holder
-
-
-def _lock_uri(output: str, generation: int) -> str:
-    return storage.join(output, f"{_START}{generation:06d}.lock")
-
-
-def _holders(output: str) -> dict[int, Holder]:
-    found = {}
-    for name in storage.names(output, _START):
-        if match := _NAME.fullmatch(name):
-            with contextlib.suppress(storage.NotFoundError):  # released since it was listed
-                found[int(match[1])] = _read(storage.join(output, name))
-    return found
+    return place.holders().get(generation, holder) == holder
 
 
 def _read(uri: str) -> Holder:
@@ -201,13 +221,13 @@ def _try_to_delete(uri: str) -> None:
         _LOG.warning("a lock is left behind and goes stale: %s", error)
 
 
-def _refusal(output: str, holder: Holder) -> FlowmapsrError:
+def _refusal(place: Place, holder: Holder) -> FlowmapsrError:
     silent = max(time.time() - holder.heartbeat, 0.0)
     return FlowmapsrError(
-        f"{output}: another build is writing there ({described(holder)}, last sign of life "
-        f"{silent:.0f} s ago); wait for it or choose another output. If it is dead, the same "
-        f"command takes over {STALE_AFTER:.0f} s after its last sign of life, and at once with "
-        "--take-over"
+        f"{place.output}: another {place.work.name} is writing there ({described(holder)}, last "
+        f"sign of life {silent:.0f} s ago); wait for it or choose another output. If it is dead, "
+        f"the same command takes over {STALE_AFTER + 1.5 * HEARTBEAT:.0f} s after its last sign "
+        "of life, and at once with --take-over"
     )
 
 

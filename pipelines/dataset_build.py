@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datagen.build import ShardBuilder
 from datagen.finish import RejectionLimit, finish, pending_tasks
-from datagen.lock import BuildLock
+from datagen.lock import PlaceLock
 from datagen.manifest import Manifest
 from datagen.plan import plan_dataset
 from datagen.settings import DatasetRecipe
@@ -25,7 +25,7 @@ def plan_station(recipe: DatasetRecipe, listing: Listing) -> Plan:
     return plan_dataset(recipe, listing=listing, spread=spread_over_cluster)
 
 
-def make_station(recipe: DatasetRecipe, plan: Plan, lock: BuildLock, watch: Watch) -> None:
+def make_station(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
 
     Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
@@ -47,7 +47,7 @@ def make_station(recipe: DatasetRecipe, plan: Plan, lock: BuildLock, watch: Watc
         run_shard_tasks(builder, pending, workers=workers, on_done=note)
 
 
-def finish_station(plan: Plan, lock: BuildLock) -> Manifest:
+def finish_station(plan: Plan, lock: PlaceLock) -> Manifest:
     """Checks that every task is done and writes the manifest, which completes the dataset."""
     lock.renew()
     lock.check()

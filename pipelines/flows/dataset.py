@@ -16,7 +16,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from datagen.lock import build_lock
+from datagen.lock import BUILD, place_lock
 from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
 from datagen.sources import Listing, list_sources
@@ -63,7 +63,7 @@ def run_build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = Fals
 
 def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manifest:
     with (
-        build_lock(recipe.output, take_over=take_over) as lock,
+        place_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
         plan = _station("plan", lambda: plan_station(recipe, listing))

@@ -28,7 +28,7 @@ import psutil
 from PIL import Image
 
 from datagen.build import build_dataset
-from datagen.lock import build_lock
+from datagen.lock import BUILD, place_lock
 from datagen.settings import DatasetRecipe
 from datagen.sources import list_sources
 from datagen.survey import survey
@@ -134,7 +134,7 @@ def drive(path: str) -> None:
     listing = list_sources(recipe.sources, exclude=recipe.output)
     if survey(recipe, listing).complete is not None:
         return
-    with build_lock(recipe.output) as lock, ray_cluster(cpus=1):
+    with place_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
         plan = plan_station(recipe, listing)
         make_station(recipe, plan, lock, watch_on_terminal)
         finish_station(plan, lock)

@@ -17,18 +17,18 @@ import pytest
 
 from datagen import lock, lock_holder, storage
 from datagen.errors import FlowmapsrError
-from datagen.lock import BuildLock, build_lock
+from datagen.lock import BUILD, PlaceLock, place_lock
 from datagen.lock_holder import Holder
 from tests.s3 import FaultyS3
 
 CONTENDER = """
 import sys, time
 from datagen.errors import FlowmapsrError
-from datagen.lock import build_lock
+from datagen.lock import BUILD, place_lock
 output, start = sys.argv[1], float(sys.argv[2])
 time.sleep(max(start - time.time(), 0))
 try:
-    with build_lock(output):
+    with place_lock(output, BUILD):
         print("held", flush=True)
         sys.stdin.readline()
 except FlowmapsrError as error:
@@ -74,6 +74,10 @@ def holder(output: str) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+def _place(output: str) -> lock.Place:
+    return lock.Place(output, BUILD)
+
+
 def _leave(output: str, generation: int = 1, **change: object) -> Holder:
     """A lock as an other host's holder left it."""
     left = replace(
@@ -83,7 +87,7 @@ def _leave(output: str, generation: int = 1, **change: object) -> Holder:
         heartbeat=time.time() - 3600,
         **change,  # type: ignore[arg-type]
     )
-    assert storage.create_exclusive(lock._lock_uri(output, generation), lock_holder.to_bytes(left))
+    assert storage.create_exclusive(_place(output).lock_uri(generation), lock_holder.to_bytes(left))
     return left
 
 
@@ -92,8 +96,8 @@ def _locks(output: str) -> list[str]:
 
 
 def test_a_second_build_is_refused_and_told_who_holds_the_place(output: str) -> None:
-    with build_lock(output) as held:
-        with pytest.raises(FlowmapsrError) as caught, build_lock(output):
+    with place_lock(output, BUILD) as held:
+        with pytest.raises(FlowmapsrError) as caught, place_lock(output, BUILD):
             pass
         assert f"pid {os.getpid()}" in str(caught.value) and os.uname().nodename in str(
             caught.value
@@ -102,12 +106,12 @@ def test_a_second_build_is_refused_and_told_who_holds_the_place(output: str) -> 
         held.check()
         assert _locks(output) == ["build-000001.lock"]
     assert _locks(output) == []
-    with build_lock(output):
+    with place_lock(output, BUILD):
         pass
 
 
 def test_an_exception_releases(output: str) -> None:
-    with pytest.raises(RuntimeError), build_lock(output):
+    with pytest.raises(RuntimeError), place_lock(output, BUILD):
         raise RuntimeError
     assert _locks(output) == []
 
@@ -122,11 +126,11 @@ def test_a_killed_holder_is_replaced_at_once(
     output: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_AFTER", 10**6)
-    with pytest.raises(FlowmapsrError, match=f"pid {holder.pid}"), build_lock(output):
+    with pytest.raises(FlowmapsrError, match=f"pid {holder.pid}"), place_lock(output, BUILD):
         pass
     holder.kill()
     holder.wait()
-    with build_lock(output):
+    with place_lock(output, BUILD):
         assert _locks(output) == ["build-000002.lock"]
     assert _locks(output) == []
 
@@ -159,19 +163,19 @@ def test_of_many_threads_exactly_one_wins(output: str, quick: None, stale: bool)
     for _ in range(5):
         if stale:
             _leave(output)
-        won: list[BuildLock] = []
+        won: list[PlaceLock] = []
         refused: list[FlowmapsrError] = []
         barrier, done = threading.Barrier(8), threading.Event()
 
         def contend(
-            won: list[BuildLock] = won,
+            won: list[PlaceLock] = won,
             refused: list[FlowmapsrError] = refused,
             barrier: threading.Barrier = barrier,
             done: threading.Event = done,
         ) -> None:
             barrier.wait()
             try:
-                with build_lock(output) as held:
+                with place_lock(output, BUILD) as held:
                     won.append(held)
                     done.wait(120)
             except FlowmapsrError as error:
@@ -196,27 +200,27 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: 
     def live() -> None:
         while not stop.wait(0.02):
             alive = replace(left, heartbeat=left.heartbeat + time.monotonic() - start)
-            storage.write_bytes(lock._lock_uri(output, 1), lock_holder.to_bytes(alive))
+            storage.write_bytes(_place(output).lock_uri(1), lock_holder.to_bytes(alive))
 
     thread = threading.Thread(target=live)  # by a clock that is an hour late
     thread.start()
     try:
-        with pytest.raises(FlowmapsrError, match="host elsewhere"), build_lock(output):
+        with pytest.raises(FlowmapsrError, match="host elsewhere"), place_lock(output, BUILD):
             pass
     finally:
         stop.set()
         thread.join()
-    with build_lock(output):
+    with place_lock(output, BUILD):
         assert _locks(output) == ["build-000002.lock"]
 
 
 def test_a_holder_that_was_asleep_notices(
     output: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock.BuildLock, "start", lambda self: None)  # gives no sign of life
-    with build_lock(output) as asleep:
+    monkeypatch.setattr(lock.PlaceLock, "start", lambda self: None)  # gives no sign of life
+    with place_lock(output, BUILD) as asleep:
         time.sleep(0.4)
-        with build_lock(output) as awake:
+        with place_lock(output, BUILD) as awake:
             asleep.check()
             asleep.renew()
             with pytest.raises(FlowmapsrError, match=f"pid {os.getpid()}.* has taken over"):
@@ -228,7 +232,7 @@ def test_a_holder_that_was_asleep_notices(
 
 
 def test_the_heartbeat_notices_by_itself(output: str, quick: None) -> None:
-    with build_lock(output) as lost, build_lock(output, take_over=True) as held:
+    with place_lock(output, BUILD) as lost, place_lock(output, BUILD, take_over=True) as held:
         deadline = time.monotonic() + 30
         with pytest.raises(FlowmapsrError, match="has taken over"):
             while time.monotonic() < deadline:
@@ -241,12 +245,12 @@ def test_signs_of_life_reach_the_file_and_survive_a_bad_hour(
     faulty_s3: FaultyS3, quick: None
 ) -> None:
     output = f"s3://{faulty_s3.bucket}/dataset"
-    with build_lock(output) as held:
-        first = lock._holders(output)[1]
+    with place_lock(output, BUILD) as held:
+        first = _place(output).holders()[1]
         faulty_s3.fail("status", "PUT", times=5, status=403, code="AccessDenied")
         faulty_s3.fail("reset", "PUT", times=5)
         deadline = time.monotonic() + 30
-        while lock._holders(output)[1].heartbeat == first.heartbeat:
+        while _place(output).holders()[1].heartbeat == first.heartbeat:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert sum(fault.times for fault in faulty_s3.faults) == 0
@@ -255,20 +259,23 @@ def test_signs_of_life_reach_the_file_and_survive_a_bad_hour(
 
 def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
     seen = {1: _leave(output)}
-    storage.delete(lock._lock_uri(output, 1))
+    storage.delete(_place(output).lock_uri(1))
     fresh = _leave(output)  # the stale one was taken over, ended, and a third build began
     me = lock_holder.this_process(replaces=seen[1].token)
-    assert storage.create_exclusive(lock._lock_uri(output, 2), lock_holder.to_bytes(me))
+    assert storage.create_exclusive(_place(output).lock_uri(2), lock_holder.to_bytes(me))
     with pytest.raises(FlowmapsrError, match="host elsewhere"):
-        lock._confirmed(output, 2, me, seen=seen)
-    assert lock._holders(output) == {1: fresh}
+        lock._confirmed(_place(output), 2, me, seen=seen)
+    assert _place(output).holders() == {1: fresh}
 
 
 def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
-    storage.write_bytes(lock._lock_uri(output, 1), b"{")
-    with pytest.raises(FlowmapsrError, match="host unknown.*--take-over"), build_lock(output):
+    storage.write_bytes(_place(output).lock_uri(1), b"{")
+    with (
+        pytest.raises(FlowmapsrError, match="host unknown.*--take-over"),
+        place_lock(output, BUILD),
+    ):
         pass
-    with build_lock(output, take_over=True):
+    with place_lock(output, BUILD, take_over=True):
         assert _locks(output) == ["build-000002.lock"]
 
 
@@ -278,8 +285,8 @@ def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
     assert lock_holder.is_running(mine)
     other = replace(mine, process_started=mine.process_started - 100)
     assert not lock_holder.is_running(other)
-    storage.create_exclusive(lock._lock_uri(output, 1), lock_holder.to_bytes(other))
-    with build_lock(output):
+    storage.create_exclusive(_place(output).lock_uri(1), lock_holder.to_bytes(other))
+    with place_lock(output, BUILD):
         pass
 
 
@@ -287,13 +294,13 @@ def test_a_place_that_cannot_be_written_is_a_clear_message(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(FlowmapsrError, match="choose another place"),
-        build_lock(str(tmp_path / "file" / "dataset")),
+        place_lock(str(tmp_path / "file" / "dataset"), BUILD),
     ):
         pass
 
 
 def test_locks_are_told_from_other_files(output: str) -> None:
-    with build_lock(output):
+    with place_lock(output, BUILD):
         found = storage.list_files(output)
         assert [lock.is_lock(uri) for uri in found] == [True]
         assert json.loads(storage.read_bytes(found[0]))["pid"] == os.getpid()
