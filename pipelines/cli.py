@@ -48,6 +48,9 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the output from another command, even alive.")
+]
 
 
 def main() -> None:
@@ -95,9 +98,7 @@ def dataset_build(
     recipe: RecipeName,
     settings: Settings = None,
     dry_run: DryRun = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take the dataset from another build, even alive.")
-    ] = False,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn photos into shards of latents. Run it again to continue, or to add new photos.
@@ -163,6 +164,7 @@ def train(
     recipe: RecipeName,
     settings: Settings = None,
     dry_run: DryRun = False,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe's stages on a dataset. Run it again to continue from the last checkpoint.
@@ -178,9 +180,14 @@ def train(
         from training.preflight import check_run
 
         check_run(resolved)  # what cannot work is answered before any server starts
-        from pipelines.flows.training import train as train_stages
+        from training.run_folder import finished_stages
 
-        out.say(reports.trained(resolved.output, train_stages(resolved)))
+        records = finished_stages(resolved)
+        if records is None:
+            from pipelines.flows.training import run_training
+
+            records = run_training(resolved, take_over=take_over)
+        out.say(reports.trained(resolved.output, records))
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Runs work inside Prefect so that the work is done exactly once even when Prefect fails around it.
 
-Prefect shows and schedules; what was made is told by the files alone. Knows nothing of datasets.
+Prefect shows and schedules; what was made is told by the files alone. Knows no dataset and no run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from contextvars import copy_context
 from functools import cache
 from typing import Generic, TypeVar
 
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError
+from datagen.fields import Settings
 from pipelines.console import Terminated
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,28 @@ def despite_prefect(work: Once[T], through: Callable[[], object]) -> T:
         _raise_own_failure(work)
         warn(error)
     return work()
+
+
+def station(name: str, work: Callable[[], T]) -> T:
+    """One step of a flow as a Prefect task of that name."""
+    once = Once(work)
+
+    @task(name=name, cache_policy=NO_CACHE)
+    def run() -> T:
+        return once()
+
+    return despite_prefect(once, run)
+
+
+def run_recipe(recipe: Settings, work: Callable[[], T], *, name: str, run_name: str) -> T:
+    """Work on a recipe as a Prefect flow; once begun, it ends well even if Prefect does not."""
+    once = Once(work)
+
+    @flow(name=name, flow_run_name=run_name)
+    def run(recipe: Settings) -> T:
+        return once()
+
+    return run_flow(once, lambda: run(recipe))
 
 
 def run_flow(work: Once[T], flow: Callable[[], object]) -> T:

@@ -14,7 +14,7 @@ from datagen.manifest import Manifest, load_manifest
 from training.adversarial_settings import DiscriminatorSettings
 from training.initial_settings import is_place
 from training.prompt_settings import TextEncoderPrompts, is_folder
-from training.run_folder import StageFolder
+from training.run_folder import StageFolder, check_recipe
 from training.settings import ModelSettings, TrainingRecipe
 
 
@@ -22,9 +22,11 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     """The recipe's manifest, after the checks of the stages that are not finished.
 
     Raises:
-        FlowmapsrError: no dataset there; a place that `initialise_from` or `prompts` names is
-            missing; LoRA names that match no layer; latents too small for a discriminator.
+        FlowmapsrError: the run's folder holds another recipe; no dataset there; a place that
+            `initialise_from` or `prompts` names is missing; LoRA names that match no layer;
+            latents too small for a discriminator.
     """
+    check_recipe(recipe)
     manifest = load_manifest(recipe.manifest)
     for stage in recipe.stages:
         if StageFolder(Path(recipe.output), stage.name).record() is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -24,13 +25,13 @@ from training.settings import TrainingRecipe
 from training.stages import run_stage
 
 
-def run_training(recipe: TrainingRecipe) -> list[StageRecord] | None:
+def run_stages(
+    recipe: TrainingRecipe, *, stop_requested: Callable[[], bool]
+) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first."""
-    stop = StopSignal(Path(recipe.output))
-    stop.listen()
     records = []
     for stage in recipe.stages:
-        record = run_stage(recipe, stage.name, stop_requested=stop)
+        record = run_stage(recipe, stage.name, stop_requested=stop_requested)
         if record is None:
             return None
         records.append(record)
@@ -52,7 +53,9 @@ def main() -> int:
     try:
         check_run(recipe)
         write_recipe(recipe)
-        records = run_training(recipe)
+        stop = StopSignal(Path(recipe.output))
+        stop.listen()
+        records = run_stages(recipe, stop_requested=stop)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

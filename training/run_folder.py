@@ -66,25 +66,39 @@ class StopSignal:
         return self._signalled or self._file.exists()
 
 
-def write_recipe(recipe: TrainingRecipe) -> None:
-    """Writes `<run>/recipe.json`; a run folder of another recipe is refused.
+def finished_stages(recipe: TrainingRecipe) -> list[StageRecord] | None:
+    """What a run made, if all its stages are done."""
+    folders = [StageFolder(Path(recipe.output), stage.name) for stage in recipe.stages]
+    records = [record for folder in folders if (record := folder.record()) is not None]
+    return records if len(records) == len(folders) else None
+
+
+def check_recipe(recipe: TrainingRecipe) -> None:
+    """Refuses a run folder of another recipe.
 
     Raises:
-        FlowmapsrError: the folder holds a run of another recipe, with the settings that differ.
+        FlowmapsrError: naming the settings that differ.
     """
-    path = Path(recipe.output) / "recipe.json"
-    if path.is_file():
-        old = TrainingRecipe.model_validate_json(path.read_bytes())
-        differing = sorted(
-            name
-            for name in TrainingRecipe.model_fields
-            if getattr(old, name) != getattr(recipe, name)
-            and name not in ("output", "max_failures")
+    path = _recipe_path(recipe)
+    if not path.is_file():
+        return
+    old = TrainingRecipe.model_validate_json(path.read_bytes())
+    differing = sorted(
+        name
+        for name in TrainingRecipe.model_fields
+        if getattr(old, name) != getattr(recipe, name) and name not in ("output", "max_failures")
+    )
+    if differing:
+        raise FlowmapsrError(
+            f"{recipe.output} holds a run of another recipe (different: {', '.join(differing)}); "
+            "choose another output, or repeat the old settings to go on"
         )
-        if differing:
-            raise FlowmapsrError(
-                f"{recipe.output} holds a run of another recipe (different: "
-                f"{', '.join(differing)}); "
-                "choose another output, or repeat the old settings to go on"
-            )
-    storage.write_bytes(str(path), recipe.model_dump_json(indent=2).encode())
+
+
+def write_recipe(recipe: TrainingRecipe) -> None:
+    """Writes `<run>/recipe.json`."""
+    storage.write_bytes(str(_recipe_path(recipe)), recipe.model_dump_json(indent=2).encode())
+
+
+def _recipe_path(recipe: TrainingRecipe) -> Path:
+    return Path(recipe.output) / "recipe.json"

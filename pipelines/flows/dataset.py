@@ -10,10 +10,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 from prefect.context import FlowRunContext
 
 from datagen.lock import BUILD, place_lock
@@ -26,11 +24,10 @@ from pipelines.cluster import ray_cluster
 from pipelines.dataset_build import finish_station, make_station, plan_station
 from pipelines.dataset_tracking import log_dataset
 from pipelines.flow_artifacts import progress_artifact, show_result
-from pipelines.prefect_guard import Once, despite_prefect, run_flow
+from pipelines.prefect_guard import run_recipe, station
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 NAME = "build-dataset"
 RUN_NAME = "{recipe.output}"
 
@@ -52,13 +49,12 @@ def run_build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = Fals
 
     Raises FlowmapsrError when Prefect cannot even start the run, and as the stations do.
     """
-    work = Once(lambda: _build(recipe, listing, take_over=take_over))
-
-    @flow(name=NAME, flow_run_name=RUN_NAME)
-    def build_dataset(recipe: DatasetRecipe) -> Manifest:
-        return work()
-
-    return run_flow(work, lambda: build_dataset(recipe))
+    return run_recipe(
+        recipe,
+        lambda: _build(recipe, listing, take_over=take_over),
+        name=NAME,
+        run_name=RUN_NAME,
+    )
 
 
 def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manifest:
@@ -66,9 +62,9 @@ def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manif
         place_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
-        plan = _station("plan", lambda: plan_station(recipe, listing))
-        _station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
-        manifest = _station("finish", lambda: finish_station(plan, lock))
+        plan = station("plan", lambda: plan_station(recipe, listing))
+        station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
+        manifest = station("finish", lambda: finish_station(plan, lock))
     show_result(manifest, recipe.output)
     _track(recipe, manifest)
     return manifest
@@ -96,14 +92,3 @@ def _watch(dataset: str) -> Watch:
             yield note
 
     return watch
-
-
-def _station(name: str, work: Callable[[], T]) -> T:
-    """One step of the build as a Prefect task."""
-    once = Once(work)
-
-    @task(name=name, cache_policy=NO_CACHE)
-    def station() -> T:
-        return once()
-
-    return despite_prefect(once, station)

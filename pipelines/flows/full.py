@@ -8,19 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from datagen.fields import Settings
 from datagen.sources import list_sources
 from datagen.survey import survey
 from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import run_build
-from pipelines.flows.training import train
+from pipelines.flows.training import run_training
+from pipelines.prefect_guard import run_recipe, station
 from pipelines.settings import FullRecipe
 from training.records import FLOWMAPSR, EvaluationRow
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.tracking import Tracker
+
+NAME = "full"
+RUN_NAME = "{recipe.output}"
 
 
 class FullRecord(Settings):
@@ -44,9 +47,18 @@ class Stopwatch:
         self.seconds[name] = round(time.monotonic() - start, 3)
 
 
-@flow(name="full", flow_run_name="{recipe.output}")
+@flow(name=NAME, flow_run_name=RUN_NAME)
 def full(recipe: FullRecipe) -> FullRecord:
     """Photos to an evaluated model; run it again to continue where it stopped."""
+    return _full(recipe)
+
+
+def run_full(recipe: FullRecipe) -> FullRecord:
+    """`full` for a command: once begun, it ends well even if Prefect does not."""
+    return run_recipe(recipe, lambda: _full(recipe), name=NAME, run_name=RUN_NAME)
+
+
+def _full(recipe: FullRecipe) -> FullRecord:
     watch = Stopwatch()
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.workers)):
         with watch.station("dataset"):
@@ -54,13 +66,12 @@ def full(recipe: FullRecipe) -> FullRecord:
             if survey(recipe.dataset, listing).complete is None:
                 run_build(recipe.dataset, listing)
         with watch.station("training"):
-            train(recipe.training)
+            run_training(recipe.training)
     with watch.station("evaluation"):
-        rows = evaluate_run(recipe.training, recipe.evaluation)
+        rows = station("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
     return FullRecord(rows=tuple(rows), seconds=watch.seconds)
 
 
-@task(name="evaluate", cache_policy=NO_CACHE)
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:
     """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
     from training.evaluation import evaluate  # heavy: not before it is needed

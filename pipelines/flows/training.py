@@ -1,55 +1,70 @@
-"""The flow from dataset to trained model: one task a stage, each skipping what is done already."""
+"""The flow from dataset to trained model: one task a stage, each skipping what is done already.
+
+All stages are trained by one group of workers; a Prefect that fails in the middle stops none.
+"""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
+from datagen.lock import TRAINING, place_lock
 from datagen.manifest import dataset_of, load_manifest
-from pipelines.cluster import ray_cluster
-from pipelines.cluster_training import train_stage
+from pipelines.cluster_training import training_workers
+from pipelines.prefect_guard import run_recipe, station
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.preflight import check_run
 from training.records import StageRecord
-from training.run_folder import StageFolder, write_recipe
+from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
 from training.tracking import Tracker
 
+NAME = "train"
+RUN_NAME = "{recipe.output}"
 
-@flow(name="train", flow_run_name="{recipe.output}")
+
+@flow(name=NAME, flow_run_name=RUN_NAME)
 def train(recipe: TrainingRecipe) -> list[StageRecord]:
     """Trains every stage in order; run it again to continue from the last checkpoint."""
-    prepare_run(recipe)
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
-    tracker = open_parent_run(recipe)
-    try:
-        with ray_cluster(cpus=recipe.workers) if _unfinished(recipe) else nullcontext():
-            records = [run_stage(recipe, stage.name) for stage in recipe.stages]
-        status = "FINISHED"
-    finally:
-        tracker.close(status)
-    return records
+    return _train(recipe, take_over=False)
 
 
-def _unfinished(recipe: TrainingRecipe) -> bool:
-    folders = (StageFolder(Path(recipe.output), stage.name) for stage in recipe.stages)
-    return any(folder.record() is None for folder in folders)
+def run_training(recipe: TrainingRecipe, *, take_over: bool = False) -> list[StageRecord]:
+    """`train` for a command: once begun, it ends well even if Prefect does not.
+
+    Args:
+        take_over: take the run's folder from a training that holds it, whether alive or not.
+
+    Raises:
+        FlowmapsrError: Prefect cannot start the run, another training holds the folder, or a stage
+            cannot go on.
+    """
+    return run_recipe(
+        recipe, lambda: _train(recipe, take_over=take_over), name=NAME, run_name=RUN_NAME
+    )
 
 
-@task(name="prepare", cache_policy=NO_CACHE)
-def prepare_run(recipe: TrainingRecipe) -> None:
-    """Checks dataset, sources and stages, and that the folder belongs to this recipe."""
-    manifest = check_run(recipe)
+def _train(recipe: TrainingRecipe, *, take_over: bool) -> list[StageRecord]:
+    with place_lock(recipe.output, TRAINING, take_over=take_over):
+        station("prepare", lambda: _prepare(recipe))
+        with parent_run(recipe), training_workers(recipe) as workers:
+            names = [stage.name for stage in recipe.stages]
+            return [station(name, partial(workers.finished, name)) for name in names]
+
+
+def _prepare(recipe: TrainingRecipe) -> None:
+    check_run(recipe)
     write_recipe(recipe)
-    get_run_logger().info("%d samples in %d shards", manifest.num_samples, manifest.num_shards)
 
 
-def open_parent_run(recipe: TrainingRecipe) -> Tracker:
-    """The MLflow run above the stages' runs, with the resolved recipe."""
+@contextmanager
+def parent_run(recipe: TrainingRecipe) -> Iterator[None]:
+    """The MLflow run above the stages' runs, with the resolved recipe, open for the block."""
     run = Path(recipe.output)
     manifest = load_manifest(recipe.manifest)
     tracker = Tracker(run, experiment=recipe.experiment)
@@ -65,12 +80,9 @@ def open_parent_run(recipe: TrainingRecipe) -> Tracker:
     )
     tracker.write(dataset_input(manifest, dataset_of(recipe.manifest)))
     tracker.write(Artifact(path=str(run / "recipe.json")))
-    return tracker
-
-
-@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE)
-def run_stage(recipe: TrainingRecipe, name: str) -> StageRecord:
-    """Launches the DeepSpeed workers of one stage through Ray Train."""
-    record = train_stage(recipe, name)
-    get_run_logger().info("stage %s: %d steps, %d images", name, record.steps, record.images_seen)
-    return record
+    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        tracker.close(status)

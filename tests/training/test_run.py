@@ -25,7 +25,7 @@ from tests.tiny import (
     start_torchrun,
     weights,
 )
-from training.run_folder import write_recipe
+from training.run_folder import check_recipe, write_recipe
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
 
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_model(
     assert process.returncode != 0
     assert not (stage / "done.json").exists()
     with pytest.raises(FlowmapsrError, match="different: workers"):
-        write_recipe(recipe.model_copy(update={"workers": 1}))
+        check_recipe(recipe.model_copy(update={"workers": 1}))
     finish_torchrun(recipe, tmp_path)
     assert same_weights(recipe, undisturbed, "warmup")
 
@@ -166,7 +166,7 @@ def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_pat
     write_recipe(recipe)
     write_recipe(recipe)
     with pytest.raises(FlowmapsrError, match="different: stages"):
-        write_recipe(run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL]))
+        check_recipe(run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL]))
 
 
 def test_a_wrong_recipe_file_is_usage_error_2(tmp_path: Path) -> None:
