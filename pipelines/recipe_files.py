@@ -172,6 +172,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *anchor`, over which the keys beside it go
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise _at(key_node, "a key must be text or a number")

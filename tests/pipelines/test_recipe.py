@@ -86,6 +86,19 @@ def test_stages_are_reached_by_name(write: Write) -> None:
     assert [stage.steps for stage in recipe.stages] == [11, 200]
 
 
+def test_a_stage_can_repeat_another_by_a_merge_key(write: Write) -> None:
+    text = """
+    stages:
+      - &first {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
+      - {<<: *first, name: distill, objective: {kind: self_distillation}}
+    """
+    recipe = training_recipe(write("mine.yaml", text), ["manifest=/m", "output=/run"])
+    assert [(s.name, s.objective.kind, s.steps, s.global_batch) for s in recipe.stages] == [
+        ("warmup", "flow_matching", 10, 8),
+        ("distill", "self_distillation", 10, 8),
+    ]
+
+
 def test_a_default_can_be_changed_in_part() -> None:
     recipe = dataset_recipe("demo", [*PLACES, "degradation.operations.3.quality=[50, 60]"])
     assert recipe.degradation.operations[3].model_dump() == {"kind": "jpeg", "quality": (50, 60)}
