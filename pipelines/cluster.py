@@ -49,6 +49,12 @@ def cluster_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def free_resources() -> Mapping[str, float]:
+    """What of the connected cluster nobody uses, as Ray names it."""
+    free: Mapping[str, float] = ray.available_resources()
+    return free
+
+
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """Puts back the handler of SIGTERM: Ray's own would abort the process without any clean-up."""

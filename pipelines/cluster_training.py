@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
+from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
 from training.records import StageProgress, StageRecord
-from training.run_folder import STOP_FILE, StageFolder, StopSignal
+from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
 from training.settings import TrainingRecipe
 from training.tracking import tracking_uri
 
@@ -35,13 +36,16 @@ def training_workers(recipe: TrainingRecipe) -> Iterator[TrainingWorkers]:
     """The workers of a run, at work for the block; none are started when all stages are done.
 
     However the block is left before they are done, they save a checkpoint first.
+
+    Raises:
+        FlowmapsrError: the cluster can never hold them.
     """
     workers = TrainingWorkers(recipe)
-    if all(folder.record() is not None for folder in workers.folders.values()):
+    if finished_stages(recipe) is not None:
         yield workers
         return
-    with ray_cluster(cpus=recipe.workers):
-        workers.start()
+    with ray_cluster(cpus=recipe.most_workers * recipe.cpus_per_worker):
+        workers.start(place_workers(recipe, cluster_nodes()))
         try:
             yield workers
         finally:
@@ -55,14 +59,18 @@ class TrainingWorkers:
     def __init__(self, recipe: TrainingRecipe) -> None:
         self.recipe = recipe
         self.run = Path(recipe.output)
-        self.folders = {stage.name: StageFolder(self.run, stage.name) for stage in recipe.stages}
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._placement: Placement | None = None
 
-    def start(self) -> None:
+    def start(self, placement: Placement) -> None:
         """Starts the group; it trains every stage that is not finished."""
         for leftover in (self.run / STOP_FILE, self.run / FAILURE_FILE):
             leftover.unlink(missing_ok=True)
+        self._placement = placement
+        self._thread = threading.Thread(
+            target=self._fit, args=(placement,), name="ray-train", daemon=True
+        )
         self._thread.start()
 
     def finished(self, name: str) -> StageRecord:
@@ -71,30 +79,40 @@ class TrainingWorkers:
         Raises:
             FlowmapsrError: the stage cannot go on; its last checkpoint is kept.
         """
-        folder = self.folders[name]
+        folder = StageFolder(self.run, name)
         record = folder.record()
         if record is not None:
             return record
         with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
-            while record is None and self._thread.is_alive():
-                self._thread.join(POLL_SECONDS)
-                _show(progress, folder)
+            watch = StageWatch(progress, folder, self._waiting)
+            while record is None and self._at_work(POLL_SECONDS):
+                watch.look()
                 record = folder.record()
+        record = folder.record()
         if record is None:
             raise FlowmapsrError(self._reason(folder))
         return record
 
     def stop(self) -> None:
         """Waits for the group to end; one that still trains is asked for a checkpoint first."""
-        unfinished = any(folder.record() is None for folder in self.folders.values())
-        if unfinished and self._thread.is_alive():
+        if finished_stages(self.recipe) is None and self._at_work(0):
             (self.run / STOP_FILE).touch()
-        self._thread.join(SAVE_SECONDS)
+        self._at_work(SAVE_SECONDS)
         (self.run / STOP_FILE).unlink(missing_ok=True)
 
-    def _fit(self) -> None:
+    def _at_work(self, wait: float) -> bool:
+        """Whether the group still runs; returns at once when it ends within `wait` seconds."""
+        assert self._thread is not None
+        self._thread.join(wait)
+        return self._thread.is_alive()
+
+    def _waiting(self) -> str:
+        assert self._placement is not None
+        return self._placement.waiting(free_resources(), cluster_nodes())
+
+    def _fit(self, placement: Placement) -> None:
         try:
-            _trainer(self.recipe).fit()
+            _trainer(self.recipe, placement).fit()
         except Exception as error:  # kept for the waiting thread, which raises it
             self._error = error
 
@@ -113,18 +131,55 @@ class TrainingWorkers:
         )
 
 
-def _trainer(recipe: TrainingRecipe) -> Any:
-    import torch
+class StageWatch:
+    """Shows what the workers write about a stage, or why they do not yet."""
+
+    def __init__(self, progress: Progress, folder: StageFolder, waiting: Callable[[], str]) -> None:
+        """
+        Args:
+            waiting: says why nothing has been written yet.
+        """
+        self._progress = progress
+        self._waiting = waiting
+        self._path = folder.home / "progress.json"
+        self._stale = self._read()
+
+    def look(self) -> None:
+        """Brings the display up to date."""
+        stands = self._read()
+        if stands is None or stands == self._stale:
+            self._progress.advance(0, note=self._waiting())
+            return
+        self._progress.reach(
+            stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
+        )
+
+    def _read(self) -> StageProgress | None:
+        try:
+            return StageProgress.model_validate_json(self._path.read_bytes())
+        except (OSError, ValidationError):
+            return None  # the workers have not written it yet
+
+
+def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.network import NetworkConfig  # imports torch, which takes a while
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    use_gpu = torch.cuda.is_available()
+    elastic = placement.least < placement.most
+    workers: Any = (placement.least, placement.most) if elastic else placement.least
     return TorchTrainer(
         _work,
         train_loop_config={"recipe": recipe.model_dump_json(), "tracking_uri": tracking_uri()},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=recipe.workers, use_gpu=use_gpu),
+        torch_config=NetworkConfig(backend="nccl" if placement.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker=placement.resources,
+            placement_strategy=placement.strategy,
+        ),
         run_config=RunConfig(
             name="training",
             storage_path=str(Path(recipe.output) / "ray"),
@@ -152,13 +207,3 @@ def _work(config: dict[str, str]) -> None:
     except FlowmapsrError as error:
         failure.write_text(str(error))
         raise
-
-
-def _show(progress: Progress, folder: StageFolder) -> None:
-    try:
-        stands = StageProgress.model_validate_json((folder.home / "progress.json").read_bytes())
-    except (OSError, ValidationError):
-        return  # the workers have not written it yet
-    progress.reach(
-        stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
-    )

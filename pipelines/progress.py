@@ -45,7 +45,7 @@ class _Lines:
     def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._note = done, ""
-        self._found_done, self._start = done, time.monotonic()
+        self._found_done, self._start = done, 0.0
         self._printed = -1
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -53,6 +53,9 @@ class _Lines:
         self.reach(self._done + count, note=note)
 
     def reach(self, done: int, *, note: str = "") -> None:
+        if not self._start and done > self._found_done:
+            # The first step waits for workers to start, which says nothing about the next.
+            self._found_done, self._start = done, time.monotonic()
         self._done, self._note = done, note
         if time.monotonic() >= self._next_line:
             self._print()

@@ -107,7 +107,7 @@ def start_torchrun(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str
     path.write_text(recipe.model_dump_json())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
-        [*launcher, f"--nproc_per_node={recipe.workers}", "-m", "training.run", str(path)],
+        [*launcher, f"--nproc_per_node={recipe.most_workers}", "-m", "training.run", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -82,12 +82,8 @@ def check_recipe(recipe: TrainingRecipe) -> None:
     path = _recipe_path(recipe)
     if not path.is_file():
         return
-    old = TrainingRecipe.model_validate_json(path.read_bytes())
-    differing = sorted(
-        name
-        for name in TrainingRecipe.model_fields
-        if getattr(old, name) != getattr(recipe, name) and name not in ("output", "max_failures")
-    )
+    old, new = TrainingRecipe.model_validate_json(path.read_bytes()).content(), recipe.content()
+    differing = sorted(name for name in new if old[name] != new[name])
     if differing:
         raise FlowmapsrError(
             f"{recipe.output} holds a run of another recipe (different: {', '.join(differing)}); "

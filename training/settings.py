@@ -228,6 +228,30 @@ class StageSettings(Settings):
             )
 
 
+class WorkerRange(Settings):
+    """As many workers as there is room for: training goes on with fewer when a node is lost."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}; swap them")
+        return self
+
+
+_PLACEMENT = (
+    "output",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "placement",
+    "max_failures",
+)
+"""Where and how fast a run is made; all other fields decide its result."""
+
+
 class TrainingRecipe(Settings):
     """Everything that decides a training run, and where it lives."""
 
@@ -235,7 +259,15 @@ class TrainingRecipe(Settings):
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
     output: str
     """The run's local folder; workers on other machines must see it at the same path."""
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
+    """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
+    also in the middle of a run. The global batch stays the same."""
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """Null takes one where the cluster has GPUs; 0 trains on the CPU."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
+    until that can be had in full."""
     seed: int = Field(0, ge=0, lt=2**63)
     experiment: str = "flowmapsr"
     """MLflow experiment of the run."""
@@ -264,13 +296,21 @@ class TrainingRecipe(Settings):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
         check_stage_order(self.stages)
         for stage in self.stages:
-            share = stage.micro_batch * self.workers
+            share = stage.micro_batch * self.most_workers
             if stage.global_batch % share:
                 raise ValueError(
                     f"stage {stage.name!r}: global_batch {stage.global_batch} is not a multiple of "
-                    f"micro_batch {stage.micro_batch} x workers {self.workers} = {share}"
+                    f"micro_batch {stage.micro_batch} x workers {self.most_workers} = {share}"
                 )
         return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
@@ -280,11 +320,16 @@ class TrainingRecipe(Settings):
         random ones."""
         return origin(self.stages, name)
 
+    def content(self) -> dict[str, object]:
+        """The settings that decide the result: not where and how fast it is made."""
+        return self.model_dump(mode="json", exclude=set(_PLACEMENT))
+
     def digest(self) -> str:
-        """SHA-256 of what decides the result: everything but `output`, as canonical JSON."""
-        canonical = json.dumps(
-            self.model_dump(mode="json", exclude={"output"}), sort_keys=True, separators=(",", ":")
-        )
+        """SHA-256 of what decides the result, as canonical JSON.
+
+        The number of workers changes no more than the order in which gradients are added.
+        """
+        canonical = json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

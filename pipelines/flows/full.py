@@ -60,7 +60,7 @@ def run_full(recipe: FullRecipe) -> FullRecord:
 
 def _full(recipe: FullRecipe) -> FullRecord:
     watch = Stopwatch()
-    with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.workers)):
+    with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):
         with watch.station("dataset"):
             listing = list_sources(recipe.dataset.sources, exclude=recipe.dataset.output)
             if survey(recipe.dataset, listing).complete is None:
