@@ -6,7 +6,7 @@ Imports nothing heavy at its top, so that `--help` and mistakes are answered at 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,7 @@ Guidance = Annotated[
     float | None,
     typer.Option(min=0, help="Guidance strength, 1 is none; the model's own when not given."),
 ]
+Flow = Literal["dataset", "train", "full"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
@@ -163,6 +164,9 @@ def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
 def train(
     recipe: RecipeName,
     settings: Settings = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Only on the Ray cluster that RAY_ADDRESS names.")
+    ] = False,
     dry_run: DryRun = False,
     take_over: TakeOver = False,
     as_json: AsJson = False,
@@ -172,6 +176,10 @@ def train(
     Example: flowmapsr train demo manifest=/data/set/manifest.json output=/data/run workers=2
     """
     with process_edge(as_json=as_json) as out:
+        if cluster:
+            from pipelines.environment import require_cluster
+
+            require_cluster()
         from pipelines.recipe import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
@@ -252,6 +260,9 @@ def upscale(
 def deploy(
     recipe: RecipeName,
     settings: Settings = None,
+    flow: Annotated[
+        Flow, typer.Option(help="What to run: the recipe's dataset, its training, or all of it.")
+    ] = "dataset",
     cron: Annotated[str | None, typer.Option(help="When to run, such as '0 3 * * *'.")] = None,
     interval: Annotated[str | None, typer.Option(help="How often, such as 15m or 6h.")] = None,
     timezone: Annotated[str, typer.Option(help="In which the schedule is meant.")] = "UTC",
@@ -259,20 +270,22 @@ def deploy(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Register a dataset's build on a Prefect server, to run when due. Run it again to change it.
+    """Register a flow with its recipe on a Prefect server, to run when due or when told to.
 
-    Example: flowmapsr deploy demo sources=[s3://b/photos] output=s3://b/set --interval 6h
+    Run it again to change it. Examples:
+    flowmapsr deploy demo sources=[s3://b/photos] output=s3://b/set --interval 6h;
+    flowmapsr deploy demo --flow train manifest=s3://b/set output=/runs/one
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipe import dataset_recipe
+        from pipelines.recipe import recipe_of_flow
 
-        resolved = dataset_recipe(recipe, settings or [])
+        resolved = recipe_of_flow(flow, recipe, settings or [])
         from pipelines import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
-        target = deployments.dataset_deployable(resolved)
+        target = deployments.deployable(resolved)
         out.say(reports.deployed(deployments.deploy(target, schedule=schedule, pool=pool)))
 
 

@@ -35,6 +35,8 @@ from datagen.settings import DatasetRecipe
 from pipelines.merging import RecipeError
 from pipelines.place_name import place_name
 from pipelines.prefect_guard import refusal
+from pipelines.settings import FullRecipe
+from training.settings import TrainingRecipe
 
 DEFAULT_POOL = "flowmapsr"
 POOL_TYPE = "process"
@@ -68,11 +70,21 @@ class Deployed(Settings):
     next_run: datetime | None
 
 
-def dataset_deployable(recipe: DatasetRecipe) -> Deployable:
-    """The dataset flow with its recipe."""
-    from pipelines.flows.dataset import build_dataset
+def deployable(recipe: DatasetRecipe | TrainingRecipe | FullRecipe) -> Deployable:
+    """The flow of a recipe's kind with that recipe."""
+    match recipe:
+        case DatasetRecipe():
+            from pipelines.flows.dataset import build_dataset
 
-    return Deployable(build_dataset, recipe, recipe.output)
+            return Deployable(build_dataset, recipe, recipe.output)
+        case TrainingRecipe():
+            from pipelines.flows.training import train
+
+            return Deployable(train, recipe, recipe.output)
+        case FullRecipe():
+            from pipelines.flows.full import full
+
+            return Deployable(full, recipe, recipe.output)
 
 
 def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule | None:

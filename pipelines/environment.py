@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 
+from datagen.errors import FlowmapsrError
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -51,3 +53,12 @@ def leave_run_logs_to_prefect() -> None:
         # A level would not outlive Prefect's own set-up of logging; a filter does.
         logging.getLogger(name).addFilter(lambda record: False)
     logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set
+
+
+def require_cluster() -> None:
+    """Raises FlowmapsrError when no Ray cluster is named."""
+    if not os.environ.get("RAY_ADDRESS"):
+        raise FlowmapsrError(
+            "--cluster: RAY_ADDRESS names no Ray cluster; set it to the head node's address, such "
+            "as 10.0.0.1:6379, or leave --cluster out to train on this machine"
+        )

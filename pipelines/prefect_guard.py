@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
@@ -84,6 +85,14 @@ def run_recipe(recipe: Settings, work: Callable[[], T], *, name: str, run_name: 
         return once()
 
     return run_flow(once, lambda: run(recipe))
+
+
+def is_deployed() -> bool:
+    """Whether this runs in a Prefect worker, whose working folder vanishes afterwards."""
+    # `prefect.runtime` would ask the server, which may be gone.
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run is not None and run.deployment_id is not None
 
 
 def run_flow(work: Once[T], flow: Callable[[], object]) -> T:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
@@ -66,6 +66,19 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     if isinstance(values.get("output"), str):
         values["output"] = absolute_location(values["output"], field="output")
     return validated(FullRecipe, values, title=name)
+
+
+def recipe_of_flow(
+    flow: Literal["dataset", "train", "full"], name: str, overrides: Overrides = ()
+) -> DatasetRecipe | TrainingRecipe | FullRecipe:
+    """The checked recipe that a flow takes. Raises `RecipeError`."""
+    match flow:
+        case "dataset":
+            return dataset_recipe(name, overrides)
+        case "train":
+            return training_recipe(name, overrides)
+        case "full":
+            return full_recipe(name, overrides)
 
 
 def evaluation_settings(

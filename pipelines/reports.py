@@ -203,7 +203,7 @@ def deployed(found: Deployed) -> Report:
     else:
         due = f"{found.schedule}, next run {found.next_run:%Y-%m-%d %H:%M:%S %Z}"
     lines = [
-        f"Deployed {name}: builds {found.output}, one run at a time.",
+        f"Deployed {name}: writes {found.output}, one run at a time.",
         f"  schedule  {due}",
         *(f"  {key.replace('_', ' '):8}  {text}" for key, text in commands.items()),
         "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",

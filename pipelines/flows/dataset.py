@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prefect import flow
-from prefect.context import FlowRunContext
 
 from datagen.lock import BUILD, place_lock
 from datagen.manifest import Manifest
@@ -24,7 +23,7 @@ from pipelines.cluster import ray_cluster
 from pipelines.dataset_build import finish_station, make_station, plan_station
 from pipelines.dataset_tracking import log_dataset
 from pipelines.flow_artifacts import progress_artifact, show_result
-from pipelines.prefect_guard import run_recipe, station
+from pipelines.prefect_guard import is_deployed, run_recipe, station
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +70,11 @@ def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manif
 
 
 def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    if _is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
+    if is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         # The default, a database in the working folder, would vanish with the worker's folder.
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return
     log_dataset(recipe, manifest)
-
-
-def _is_deployed() -> bool:
-    # `prefect.runtime` would ask the server, which may be gone.
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return run is not None and run.deployment_id is not None
 
 
 def _watch(dataset: str) -> Watch:

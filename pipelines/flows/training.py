@@ -5,6 +5,8 @@ All stages are trained by one group of workers; a Prefect that fails in the midd
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +18,15 @@ from prefect import flow
 from datagen.lock import TRAINING, place_lock
 from datagen.manifest import dataset_of, load_manifest
 from pipelines.cluster_training import training_workers
-from pipelines.prefect_guard import run_recipe, station
+from pipelines.prefect_guard import is_deployed, run_recipe, station
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
 from training.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 NAME = "train"
 RUN_NAME = "{recipe.output}"
@@ -49,7 +53,16 @@ def run_training(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
     )
 
 
+def keep_tracking(output: str) -> None:
+    """Lets a deployed run that is told no MLflow server write to a database in its output."""
+    if is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        # The default, a database in the working folder, would vanish with the worker's folder.
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output}/mlflow.db"
+        log.warning("the worker has no MLFLOW_TRACKING_URI: %s/mlflow.db is used", output)
+
+
 def _train(recipe: TrainingRecipe, *, take_over: bool) -> list[StageRecord]:
+    keep_tracking(recipe.output)
     with place_lock(recipe.output, TRAINING, take_over=take_over):
         station("prepare", lambda: _prepare(recipe))
         with parent_run(recipe), training_workers(recipe) as workers:

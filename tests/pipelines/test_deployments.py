@@ -22,6 +22,8 @@ from pipelines.merging import RecipeError
 from pipelines.place_name import place_name
 from pipelines.recipe import dataset_recipe
 from tests.pipelines.prefect_servers import Server, kill, running_server, running_worker, wait_until
+from tests.tiny import MODEL, WARMUP
+from training.records import StageRecord
 
 Run = Callable[..., Any]
 POOL = "test pool"
@@ -155,6 +157,36 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     wait_until(lambda: server.state(again) == "Completed")
     assert verify_dataset(str(output)) == []
     assert {path: records(output)[path] for path in before} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cancelled_training_saves_and_the_next_run_goes_on(
+    server: Server, flowmapsr: Run, worker: object, dataset: Path, tmp_path: Path
+) -> None:
+    stages = [{**WARMUP, "steps": 3000, "checkpoint_every": 3000}]
+    recipe = tmp_path / "tiny.json"
+    recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
+    run = tmp_path / "run"
+    words = ("--flow", "train", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
+    ended = flowmapsr("deploy", str(recipe), *words, env=server.env)
+    assert ended.code == 0, ended.err
+    said = ended.json
+    assert said["deployment"].startswith("train/")
+
+    first = server.start_run(said["id"])
+    home = run / "stages" / "warmup"
+    wait_until((home / "progress.json").exists)
+    cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", first]
+    subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
+    wait_until(lambda: server.state(first) == "Cancelled")
+    (saved,) = (home / "checkpoints").iterdir()
+    assert 0 < int(saved.name.removeprefix("step-")) < 3000
+    assert not (home / "done.json").exists()
+
+    second = server.start_run(said["id"])
+    wait_until(lambda: server.state(second) == "Completed")
+    assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 3000
 
 
 def builders() -> list[int]:
