@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from datagen.build import build_dataset
+from datagen.manifest import Manifest, ShardRecord
 from datagen.operations import DegradationSettings
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from training.settings import TrainingRecipe
@@ -77,6 +78,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
     return folder / "dataset"
+
+
+def with_shards(manifest: Manifest, **sizes: int) -> Manifest:
+    """The manifest with training shards of the given sizes: `{"<bucket>_<number>": samples}`."""
+    shards = tuple(
+        ShardRecord(
+            path=name,
+            sha256="",
+            bytes=1,
+            num_samples=size,
+            bucket=name.split("_")[0],
+            split="train",
+        )
+        for name, size in sizes.items()
+    )
+    return manifest.model_copy(update={"shards": shards})
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from types import FrameType
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.records import StageRecord
-from training.settings import TrainingRecipe
+from training.settings import READING, TrainingRecipe
 
 STOP_FILE = "stop"
 
@@ -79,7 +79,7 @@ def write_recipe(recipe: TrainingRecipe) -> None:
             name
             for name in TrainingRecipe.model_fields
             if getattr(old, name) != getattr(recipe, name)
-            and name not in ("output", "max_failures")
+            and name not in ("output", "max_failures", *READING)
         )
         if differing:
             raise FlowmapsrError(

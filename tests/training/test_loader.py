@@ -12,8 +12,12 @@ import torch
 from datagen.codecs import Dct8Codec
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest
+from training.batch_settings import BatchSize
+from training.decoding import Wanted
+from training.draws import bucket_sizes, proportional_draws
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.schedule import Position
+from training.shard_store import ShardStore
 
 START = Position()
 
@@ -27,12 +31,15 @@ def _take(
     world_size: int = 1,
     micro_batch: int = 4,
     position: Position = START,
+    threads: int = 2,
 ) -> list[Batch]:
+    draws = proportional_draws(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
     loader = LatentLoader(
-        str(dataset),
+        ShardStore(str(dataset)),
         manifest,
-        global_batch=4,
-        micro_batch=micro_batch,
+        draws,
+        wanted=Wanted(neg=True, pixels=True),
+        threads=threads,
         rank=rank,
         world_size=world_size,
         seed=3,
@@ -47,9 +54,10 @@ def _take(
 def test_batches_hold_float32_latents_and_registered_pixels(
     dataset: Path, manifest: Manifest
 ) -> None:
-    (batch,) = _take(dataset, manifest, 1)
+    (stored,) = _take(dataset, manifest, 1)
+    batch = stored.to(torch.device("cpu"))
     assert batch.hq.shape == batch.lq.shape == batch.neg.shape == (4, 192, 4, 4)
-    assert batch.hq.dtype == torch.float32
+    assert batch.hq.dtype == torch.float32 and torch.equal(batch.hq, stored.hq.float())
     pixels = batch.require_pixels()
     assert pixels.shape == (4, 3, 32, 32) and pixels.dtype == torch.uint8
     decoded = (Dct8Codec().decode(batch.hq) + 1) * 127.5
@@ -118,5 +126,5 @@ def test_a_missing_shard_is_an_error_that_names_it(
 
 
 def test_pictures_always_show_the_same_samples(dataset: Path, manifest: Manifest) -> None:
-    first, second = (fixed_batch(str(dataset), manifest, 3) for _ in range(2))
+    first, second = (fixed_batch(ShardStore(str(dataset)), manifest, 3) for _ in range(2))
     assert first.keys == second.keys and len(first.keys) == 3
