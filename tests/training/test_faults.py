@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ import safetensors.numpy
 import torch
 
 from datagen.errors import FlowmapsrError
-from datagen.manifest import Manifest, load_manifest, to_json
-from datagen.shards import Latents, ShardSample, read_shard, write_shard
-from tests.tiny import WARMUP, RunMaker, start_torchrun
+from datagen.manifest import Manifest, load_manifest
+from datagen.shards import Latents, ShardSample, read_shard
+from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
 from training.draws import stage_draws
 from training.loader import fixed_batch
 from training.run_folder import StageFolder
@@ -23,23 +22,6 @@ from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
-
-
-def _rewritten(dataset: Path, copy: Path, change: Callable[[ShardSample], bytes]) -> Path:
-    """A copy of the dataset whose latents are changed, with a manifest that agrees."""
-    shutil.copytree(dataset, copy)
-    manifest = load_manifest(str(copy))
-    shards = []
-    for record in manifest.shards:
-        path = str(copy / record.path)
-        samples = [
-            ShardSample(**{**vars(sample), "latents": change(sample)})
-            for sample in read_shard(path)
-        ]
-        shards.append(record.model_copy(update=vars(write_shard(path, samples))))
-    changed = manifest.model_copy(update={"shards": tuple(shards)})
-    (copy / "manifest.json").write_bytes(to_json(changed))
-    return copy
 
 
 def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
@@ -91,15 +73,15 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     first = _keys_of_step(dataset, recipe, 0)[1]  # the second worker's
     second = _keys_of_step(dataset, recipe, 2)[0]
 
-    def spoil(sample: ShardSample) -> bytes:
+    def spoil(sample: ShardSample) -> ShardSample:
         latents = Latents.from_bytes(sample.latents)
         if sample.key == first:
-            return Latents(np.full_like(latents.hq, np.nan), latents.lq, latents.neg).to_bytes()
+            latents = replace(latents, hq=np.full_like(latents.hq, np.nan))
         if sample.key == second:
-            return Latents(latents.hq, latents.lq[:, :2], latents.neg).to_bytes()
-        return sample.latents
+            latents = replace(latents, lq=latents.lq[:, :2])
+        return replace(sample, latents=latents.to_bytes())
 
-    copy = _rewritten(dataset, tmp_path / "dataset", spoil)
+    copy = rewritten(dataset, tmp_path / "dataset", spoil)
     recipe = recipe.model_copy(update={"manifest": str(copy), "max_rotten_fraction": 0.1})
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
@@ -118,11 +100,12 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
 
 @pytest.fixture
 def without_negatives(dataset: Path, tmp_path: Path) -> Path:
-    def drop(sample: ShardSample) -> bytes:
+    def drop(sample: ShardSample) -> ShardSample:
         latents = Latents.from_bytes(sample.latents)
-        return safetensors.numpy.save({"hq": latents.hq, "lq": latents.lq})
+        pair = safetensors.numpy.save({"hq": latents.hq, "lq": latents.lq})
+        return replace(sample, latents=pair)
 
-    return _rewritten(dataset, tmp_path / "dataset", drop)
+    return rewritten(dataset, tmp_path / "dataset", drop)
 
 
 def test_guidance_without_negatives_is_refused_before_any_stage_trains(
