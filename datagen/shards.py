@@ -25,6 +25,10 @@ META = "meta.json"
 _BUFFER = 4 * 2**20
 
 
+class DamagedShard(FlowmapsrError):
+    """A shard that is not what was written."""
+
+
 @dataclass(frozen=True)
 class ShardSample:
     """The members of one sample as they lie in the shard."""
@@ -135,24 +139,30 @@ def _members(sample: ShardSample) -> dict[str, bytes]:
 def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
     """All samples of a shard in order, read through webdataset.
 
-    Raises FlowmapsrError naming the shard when it is missing, no readable tar, lacks a member, or
-    (with `sha256`) is not the one that was written.
+    Raises NotFoundError when it is missing, and DamagedShard naming it when it is no readable tar,
+    lacks a member, or (with `sha256`) is not the one that was written.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     data = storage.read_bytes(uri)
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise FlowmapsrError(
-            f"{uri}: this shard is not the one its manifest names (checksum differs); "
-            "restore it, or build the dataset again"
-        )
+    if sha256 is not None:
+        check_digest(uri, hashlib.sha256(data).hexdigest(), sha256)
     try:
         members = tar_file_expander([{"url": uri, "stream": io.BytesIO(data)}])
         return [_sample(sample) for sample in group_by_keys(members)]
     except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
-        raise FlowmapsrError(
+        raise DamagedShard(
             f"{uri}: this is no readable shard ({error}); restore it, or build the dataset again"
         ) from error
+
+
+def check_digest(uri: str, found: str, expected: str) -> None:
+    """Raises DamagedShard when the SHA-256 of a shard's bytes is another than its record's."""
+    if found != expected:
+        raise DamagedShard(
+            f"{uri}: this shard is not the one its manifest names (checksum differs); "
+            "restore it, or build the dataset again"
+        )
 
 
 def _sample(members: dict[str, Any]) -> ShardSample:

@@ -16,6 +16,8 @@ from datagen.errors import FlowmapsrError
 from datagen.errors import NotFoundError as NotFoundError  # what every call here may raise
 from datagen.local_files import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 
+_PIECE = 4 << 20
+
 
 def is_remote(uri: str) -> bool:
     """Whether the URI lies in S3; FlowmapsrError for a scheme that is neither S3 nor local."""
@@ -78,6 +80,13 @@ def read_range(uri: str, *, start: int, length: int) -> bytes:
     """`length` bytes from the byte `start` on, fewer where the file ends; like `read_bytes`."""
     where = s3 if is_remote(uri) else local_files
     return where.read_range(uri, start=start, length=length)
+
+
+def read_pieces(uri: str, *, length: int) -> Iterator[bytes]:
+    """The first `length` bytes of the file in pieces of 4 MB, the last one shorter; each is read,
+    and on S3 retried, by itself. They end early where the file does."""
+    for start in range(0, length, _PIECE):
+        yield read_range(uri, start=start, length=min(_PIECE, length - start))
 
 
 def open_random(uri: str) -> IO[bytes]:

@@ -75,7 +75,7 @@ def _stage_status(run: Path, stage: StageSettings) -> StageStatus:
     now = time.time()
     running = now - progress.updated < SILENT_AFTER_SECONDS
     speed = progress.images_per_second
-    images_left = (progress.steps - progress.step) * stage.global_batch
+    images_left = (progress.steps - progress.step) * stage.images_per_step
     return StageStatus(
         stage=stage.name,
         state="running" if running else "stopped",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,10 @@ import torch
 from PIL import Image
 
 from datagen.build import build_dataset
+from datagen.manifest import Manifest, ShardRecord, load_manifest, to_json
 from datagen.operations import DegradationSettings
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
+from datagen.shards import ShardSample, read_shard, write_shard
 from training.settings import TrainingRecipe
 
 RunMaker = Callable[..., TrainingRecipe]
@@ -77,6 +80,36 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
     return folder / "dataset"
+
+
+def rewritten(dataset: Path, copy: Path, change: Callable[[ShardSample], ShardSample]) -> Path:
+    """A copy of the dataset whose samples are changed, with a manifest that agrees."""
+    shutil.copytree(dataset, copy)
+    manifest = load_manifest(str(copy))
+    shards = []
+    for record in manifest.shards:
+        path = str(copy / record.path)
+        written = write_shard(path, [change(sample) for sample in read_shard(path)])
+        shards.append(record.model_copy(update=vars(written)))
+    changed = manifest.model_copy(update={"shards": tuple(shards)})
+    (copy / "manifest.json").write_bytes(to_json(changed))
+    return copy
+
+
+def with_shards(manifest: Manifest, **sizes: int) -> Manifest:
+    """The manifest with training shards of the given sizes: `{"<bucket>_<number>": samples}`."""
+    shards = tuple(
+        ShardRecord(
+            path=name,
+            sha256="",
+            bytes=1,
+            num_samples=size,
+            bucket=name.split("_")[0],
+            split="train",
+        )
+        for name, size in sizes.items()
+    )
+    return manifest.model_copy(update={"shards": shards})
 
 
 @pytest.fixture(scope="session")

@@ -97,10 +97,6 @@ class AdversarialTrainer:
         return trained_model(self.generator)
 
     @property
-    def accumulation(self) -> int:
-        return self.generator.accumulation
-
-    @property
     def gradient_norm(self) -> float:
         """The larger one of both networks' last updates, or not finite as soon as one is not."""
         norms = (self.generator.gradient_norm, self.discriminator.gradient_norm)
@@ -115,7 +111,7 @@ class AdversarialTrainer:
             return self._train_discriminator(batch, step)
         with without_gradients(self.discriminator.module):
             losses: Losses = self.generator(self.objective, batch, generator)
-            self.generator.backward(losses.total)
+            self.generator.backward(losses.total, batch.micro)
         self.generator.step(learning_rate(self.stage, step))
         return losses
 
@@ -124,7 +120,7 @@ class AdversarialTrainer:
             predicted = two_step_prediction(self.model.net, batch.lq)
         fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
         loss = discriminator_loss(fake, real)
-        self.discriminator.backward(loss)
+        self.discriminator.backward(loss, batch.micro)
         self.discriminator.step(learning_rate(self.discriminator_stage, step))
         sums = score_sums(fake, real)
         none = sums.new_zeros(len(LOSS_METRICS), 2)

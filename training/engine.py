@@ -13,15 +13,19 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from training.schedule import MicroStep
 from training.settings import StageSettings
 
 
 def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed configuration that a stage amounts to (also an artifact of the run)."""
-    share = settings.micro_batch * world_size
+    """The DeepSpeed configuration that a stage amounts to (also an artifact of the run).
+
+    It has room for one batch size, the one with the most accumulation; each step may have its own.
+    """
+    size = max(settings.batch_sizes, key=lambda one: one.accumulation(world_size))
     return {
-        "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": settings.global_batch // share,
+        "train_micro_batch_size_per_gpu": size.micro_batch,
+        "gradient_accumulation_steps": size.accumulation(world_size),
         # DeepSpeed clips at 1.0 when this is absent.
         "gradient_clipping": settings.gradient_clipping,
         "zero_optimization": {"stage": settings.zero_stage},
@@ -71,7 +75,6 @@ class Engine:
             model=module.to(device), optimizer=optimizer, config=config
         )
         self._partly_frozen = not all(p.requires_grad for p in module.parameters())
-        self.accumulation: int = config["gradient_accumulation_steps"]
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.
         self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
@@ -84,9 +87,13 @@ class Engine:
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulates the gradients of one micro batch; the engine divides by the accumulation."""
-        self._engine.backward(loss)
+    def backward(self, loss: Tensor, micro: MicroStep) -> None:
+        """Accumulates the gradients of one of a step's micro batches, for the mean over all.
+
+        DeepSpeed is told where a step ends: its own count knows one number of micro batches only.
+        """
+        self._engine.set_gradient_accumulation_boundary(micro.is_last)
+        self._engine.backward(loss / micro.count, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> None:
         """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""

@@ -1,28 +1,38 @@
-"""Shards of latents to batches for one worker, read ahead in a thread. Knows no objective and no
+"""Shards of latents to batches for one worker, read ahead in threads. Knows no objective and no
 engine.
 
-Which samples come when is the schedule's business; this file reads, decodes and stacks them.
+Which samples come when is the schedule's business, and where their bytes are the shard store's.
+Memory of a worker: the batches read ahead, and what the shard store says.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections import OrderedDict
+import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from datagen import storage
+from datagen.buckets import Bucket
 from datagen.errors import FlowmapsrError
-from datagen.manifest import Manifest, ShardRecord
-from datagen.shards import ShardSample, read_shard
-from training.schedule import Place, Position, Schedule
+from datagen.manifest import CodecRecord, Manifest, ShardRecord
+from datagen.samples import Split
+from datagen.shard_index import ShardIndex
+from datagen.shards import DamagedShard
+from training.batch_settings import BatchSize
+from training.decoding import DamagedSample, Decoded, SampleShape, Wanted, decode, holds, stack
+from training.draws import BucketDraw, bucket_sizes, proportional_draws
+from training.read_ahead import Crew, read_ahead
+from training.schedule import MicroStep, Place, PlannedBatch, Position, Schedule
+from training.shard_store import ShardStore
+from training.skipped import Skipped
+
+AHEAD = 8
+"""Batches that wait or are in the making while one is trained on."""
+TRIES = 100
+"""Samples and shards in a row that may be unusable before something else must be wrong."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,17 @@ class Batch:
 
     keys: tuple[str, ...]
     hq: Tensor
-    """(B, C, h, w) float32, as lq and neg."""
+    """(B, C, h, w) as lq and neg: float32, but float16 before `to`, as the dataset stores them."""
     lq: Tensor
     neg: Tensor | None
-    """The negatives; None when the dataset stores none."""
+    """The negatives; None when they are not wanted or the dataset stores none."""
     pixels: Tensor | None
-    """HQ pixels (B, 3, H, W) uint8; None when the dataset stores none."""
+    """HQ pixels (B, 3, H, W) uint8; None when they are not wanted or the dataset stores none."""
     position: Position
     """Where the loader stands after the step that this batch belongs to."""
+    micro: MicroStep = MicroStep()
+    skipped: tuple[Skipped, ...] = ()
+    """What could not be used; other samples stand in for it here."""
 
     def require_pixels(self) -> Tensor:
         if self.pixels is None:
@@ -58,139 +71,182 @@ class Batch:
         return self.neg
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; a no-op where it already is."""
-        hq, lq = (x.to(device, non_blocking=True) for x in (self.hq, self.lq))
-        neg, pixels = (
-            None if x is None else x.to(device, non_blocking=True) for x in (self.neg, self.pixels)
-        )
+        """The same batch on `device`, its latents in float32."""
+        hq, lq = (x.to(device, non_blocking=True).float() for x in (self.hq, self.lq))
+        neg = None if self.neg is None else self.neg.to(device, non_blocking=True).float()
+        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
         return replace(self, hq=hq, lq=lq, neg=neg, pixels=pixels)
 
 
-class ShardReader:
-    """Samples by place, with the most recently used shards kept in memory."""
+class BatchReader:
+    """Planned micro batches to micro batches; may be called from several threads."""
 
-    def __init__(self, dataset: str, *, keep: int) -> None:
-        self.dataset = dataset
-        self.keep = keep
-        self._shards: OrderedDict[str, list[ShardSample]] = OrderedDict()
+    def __init__(
+        self,
+        store: ShardStore,
+        schedule: Schedule,
+        codec: CodecRecord,
+        *,
+        wanted: Wanted | None,
+        pin: bool = False,
+    ) -> None:
+        """
+        Args:
+            wanted: None for all that a sample holds.
+            pin: put the tensors into page-locked memory, from where a GPU copies them while others
+                work.
+        """
+        self.store = store
+        self.schedule = schedule
+        self.codec = codec
+        self.wanted = wanted
+        self.pin = pin
 
-    def batch(self, places: list[Place], position: Position) -> Batch:
-        samples = [self._samples(place.shard)[place.index] for place in places]
-        latents = [safetensors.torch.load(sample.latents) for sample in samples]
-        hq, lq = (torch.stack([tensors[k] for tensors in latents]).float() for k in ("hq", "lq"))
-        negatives = [tensors["neg"] for tensors in latents if "neg" in tensors]
-        # As with the pixels, a dataset stores those of all samples or of none.
-        neg = torch.stack(negatives).float() if negatives else None
-        jpegs = [sample.hq_jpeg for sample in samples if sample.hq_jpeg is not None]
-        # A recipe stores the pixels of all samples or of none.
-        pixels = torch.stack([_decode(jpeg) for jpeg in jpegs]) if jpegs else None
-        keys = tuple(sample.key for sample in samples)
-        return Batch(keys, hq, lq, neg, pixels, position)
+    def read(self, planned: PlannedBatch) -> Batch:
+        """A sample that cannot be used is replaced by another one of its bucket; which one depends
+        on seed and dataset only.
 
-    def _samples(self, shard: ShardRecord) -> list[ShardSample]:
-        if shard.path not in self._shards:
-            uri = storage.join(self.dataset, shard.path)
-            self._shards[shard.path] = read_shard(uri, sha256=shard.sha256)
-            while len(self._shards) > self.keep:
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(shard.path)
-        return self._shards[shard.path]
+        Raises FlowmapsrError when none can be found, or the dataset cannot be reached.
+        """
+        skipped: dict[tuple[str, int | None], Skipped] = {}
+        samples = [self._sample(planned, offset, skipped) for offset in range(len(planned.places))]
+        hq, lq = ([getattr(one, name) for one in samples] for name in ("hq", "lq"))
+        neg = [one.neg for one in samples if one.neg is not None]
+        pixels = [one.pixels for one in samples if one.pixels is not None]
+        return Batch(
+            keys=tuple(one.key for one in samples),
+            hq=stack(hq, pin=self.pin),
+            lq=stack(lq, pin=self.pin),
+            neg=stack(neg, pin=self.pin) if neg else None,
+            pixels=stack([_channels_first(one) for one in pixels], pin=self.pin)
+            if pixels
+            else None,
+            position=planned.position,
+            micro=planned.micro,
+            skipped=tuple(skipped.values()),
+        )
+
+    def _sample(
+        self,
+        planned: PlannedBatch,
+        offset: int,
+        skipped: dict[tuple[str, int | None], Skipped],
+    ) -> Decoded:
+        """The sample at a place of the batch, or what stands in for it."""
+        number, shape = planned.first + offset, self._shape(planned.bucket)
+        others = self.schedule.replacements(planned.bucket, number)
+        tried: set[tuple[str, int | None]] = set()
+        for place in itertools.chain([planned.places[offset]], others):
+            found = self._decoded(place, shape)
+            if isinstance(found, Decoded):
+                return found
+            skipped[found.place] = found
+            tried.add(found.place)
+            if len(tried) > TRIES:
+                break
+        raise FlowmapsrError(
+            f"bucket {planned.bucket}: {len(tried)} samples or shards in a row cannot be used. "
+            f"Last one: {found}. Look at the dataset with 'flowmapsr dataset verify'"
+        )
+
+    def _decoded(self, place: Place, shape: SampleShape) -> Decoded | Skipped:
+        shard = place.shard
+        try:
+            self.store.prepare(shard)
+        except DamagedShard as error:
+            return Skipped(
+                shard=shard.path,
+                index=None,
+                key=None,
+                samples=shard.num_samples,
+                reason=str(error),
+            )
+        key = None
+        try:
+            sample = self.store.read(place)
+            key = sample.key
+            return decode(sample, shape, self.wanted or holds(sample))
+        except (DamagedShard, DamagedSample) as error:
+            return Skipped(
+                shard=shard.path, index=place.index, key=key, samples=1, reason=str(error)
+            )
+
+    def _shape(self, bucket: str) -> SampleShape:
+        size, down = Bucket.from_name(bucket), self.codec.downsample
+        latents = (self.codec.channels, size.height // down, size.width // down)
+        return SampleShape(latents, (size.height, size.width))
 
 
-def _decode(jpeg: bytes) -> Tensor:
-    bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise FlowmapsrError("hq.jpg of a sample cannot be decoded")
-    return torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1)))
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(2, 0, 1)
 
 
 class LatentLoader:
-    """Micro batches of one worker, in order, read ahead by a thread.
+    """Micro batches of one worker, in order, read ahead by threads.
 
-    At every step the workers share the global batch: micro batch j of it goes to worker j mod
-        world_size.
+    At every step the workers share the global batch. The batches depend on dataset and seed only,
+    not on the number of threads; not even where samples cannot be used.
     """
 
     def __init__(
         self,
-        dataset: str,
+        store: ShardStore,
         manifest: Manifest,
+        draws: tuple[BucketDraw, ...],
         *,
-        global_batch: int,
-        micro_batch: int,
+        wanted: Wanted,
         rank: int,
         world_size: int,
         seed: int,
         shuffle_shards: int,
-        read_ahead: int = 8,
+        threads: int,
+        pin: bool = False,
     ) -> None:
         self.schedule = Schedule(
-            manifest,
-            global_batch=global_batch,
-            seed=seed,
-            shuffle_shards=shuffle_shards,
-            split="train",
+            manifest, draws, seed=seed, shuffle_shards=shuffle_shards, split="train"
         )
-        # Two windows may be open at the border between them, and for every bucket.
-        buckets = len({shard.bucket for shard in manifest.shards})
-        self._reader = ShardReader(dataset, keep=2 * shuffle_shards * buckets)
-        self.micro_batch = micro_batch
+        self._reader = BatchReader(store, self.schedule, manifest.codec, wanted=wanted, pin=pin)
+        self._store = store
         self.rank = rank
         self.world_size = world_size
-        self.read_ahead = read_ahead
+        self.threads = threads
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
-        """Endless micro batches from `position` on; global_batch / (micro_batch * workers) for each
-        step."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.read_ahead)
-        stopped = threading.Event()
-
-        def read() -> None:
-            try:
-                for batch in self._read(position):
-                    if not _put(ready, batch, stopped):
-                        return
-            except BaseException as error:  # handed to the consumer, who raises it
-                _put(ready, error, stopped)
-
-        thread = threading.Thread(target=read, name="latent-loader", daemon=True)
-        thread.start()
+        """Endless micro batches from `position` on, as many in each step on every worker."""
+        shards = Crew(self._store.prepare, threads=1, name="shards-ahead")
+        plans = self._plans(position, shards)
+        batches = read_ahead(plans, self._reader.read, threads=self.threads, ahead=AHEAD)
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            yield from batches
         finally:
-            stopped.set()
-            thread.join(timeout=10)
+            batches.close()
+            shards.stop()
 
-    def _read(self, position: Position) -> Iterator[Batch]:
+    def _plans(
+        self, position: Position, shards: Crew[ShardRecord, ShardIndex]
+    ) -> Iterator[PlannedBatch]:
+        """What this worker reads; the shards of a bucket's next window are checked, and on S3
+        fetched, while the present one is read."""
+        coming: dict[str, list[ShardRecord]] = {}
         while True:
-            places, position = self.schedule.global_batch_at(position)
-            share = self.micro_batch * self.world_size
-            for start in range(self.rank * self.micro_batch, len(places), share):
-                yield self._reader.batch(places[start : start + self.micro_batch], position)
+            step = self.schedule.step_at(position)
+            last = step.first + len(step.places) - 1
+            ahead = self.schedule.window_shards(step.bucket, last, ahead=1)
+            if coming.get(step.bucket) != ahead:
+                coming[step.bucket] = ahead
+                turn = self.rank % len(ahead)  # the workers of a node begin with different ones
+                for shard in ahead[turn:] + ahead[:turn]:
+                    shards.submit(shard)
+            yield from step.share(self.rank, self.world_size)
+            position = step.position
 
 
-def _put(
-    ready: queue.Queue[Batch | BaseException],
-    item: Batch | BaseException,
-    stopped: threading.Event,
-) -> bool:
-    while not stopped.is_set():
-        try:
-            ready.put(item, timeout=0.2)
-            return True
-        except queue.Full:
-            continue
-    return False
-
-
-def fixed_batch(dataset: str, manifest: Manifest, size: int) -> Batch:
-    """The same few samples at every call, for pictures: validation samples where there are any."""
+def fixed_batch(store: ShardStore, manifest: Manifest, size: int) -> Batch:
+    """The same few samples at every call with all they hold, for pictures: validation samples where
+    there are any."""
     splits = {shard.split for shard in manifest.shards if shard.num_samples}
-    split = "validation" if "validation" in splits else "train"
-    schedule = Schedule(manifest, global_batch=size, seed=0, shuffle_shards=1, split=split)
-    places, position = schedule.global_batch_at(Position())
-    return ShardReader(dataset, keep=1).batch(places, position)
+    split: Split = "validation" if "validation" in splits else "train"
+    draws = proportional_draws(bucket_sizes(manifest, split), BatchSize(size, size))
+    schedule = Schedule(manifest, draws, seed=0, shuffle_shards=1, split=split)
+    (planned,) = schedule.step_at(Position()).share(rank=0, world_size=1)
+    return BatchReader(store, schedule, manifest.codec, wanted=None).read(planned)

@@ -3,6 +3,7 @@ launcher."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -24,6 +25,7 @@ from training.pictures import Pictures
 from training.records import StageProgress
 from training.schedule import Position, seeded
 from training.settings import StageSettings
+from training.skipped import Skipped, SkippedList
 from training.time_maps import empty_map
 from training.tracking import Tracker
 from training.trainers import Trainer
@@ -50,6 +52,7 @@ class Loop:
     tracker: Tracker | None
     """None on all workers but the first."""
     stop_requested: Callable[[], bool]
+    skipped: SkippedList
 
     def run(self, position: Position) -> Position:
         """Trains from `position` to the end of the stage, or to where a stop was requested.
@@ -57,27 +60,34 @@ class Loop:
         Every worker runs the same steps. A checkpoint is on disk whenever this returns.
 
         Raises:
-            FlowmapsrError: loss or gradient is not finite; the last checkpoint stays as it is.
+            FlowmapsrError: loss or gradient is not finite, or too many samples cannot be used; the
+                last checkpoint stays as it is.
         """
         batches = self.loader.batches(position)
         names = self.trainer.metrics
-        meter = Meter(names, images_per_step=self.settings.global_batch)
+        meter = Meter(names)
         over_times = empty_map(self.device)
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
             keys: list[str] = []
-            for micro in range(self.trainer.accumulation):
+            skipped: list[Skipped] = []
+            step, seen = position.step, position.images_seen
+            while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 keys += batch.keys
-                losses = self._micro_step(batch, position.step, micro)
+                skipped += self.skipped.news(batch.skipped)
+                losses = self._micro_step(batch, step)
                 sums += losses.sums
                 over_times += losses.over_times
-            step, position = position.step, batch.position
-            stopping = self._share(sums)
+                if batch.micro.is_last:
+                    position = batch.position
+            stopping, skipping = self._share(sums, self.stop_requested(), bool(skipped))
             self._check_finite(sums, step, keys)
+            if skipping:
+                self._note(skipped)
             self.trainer.end_step(sums, step=step)
-            meter.add(sums)
+            meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
                 self.checkpoints.save(self.trainer, self._state(position))
@@ -91,20 +101,27 @@ class Loop:
         """Whether the stage is done at `position`, by its steps or by convergence."""
         return position.step >= self.settings.steps or self.trainer.converged
 
-    def _micro_step(self, batch: Batch, step: int, micro: int) -> Losses:
+    def _micro_step(self, batch: Batch, step: int) -> Losses:
         # Draws depend on the place in the global batch, not on how many workers share it.
-        place = micro * self.loader.world_size + self.loader.rank
+        place = batch.micro.index * self.loader.world_size + self.loader.rank
         seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
         generator = torch.Generator(self.device).manual_seed(seed)
         return self.trainer.micro_step(batch, generator, step=step)
 
-    def _share(self, sums: Tensor) -> bool:
-        """Adds the sums of all workers in place; whether any of them was asked to stop."""
-        asked = sums.new_tensor([float(self.stop_requested())])
-        message = torch.cat([sums.flatten(), asked])
+    def _share(self, sums: Tensor, *flags: bool) -> list[bool]:
+        """Adds the sums of all workers in place; whether any of them raised each flag."""
+        raised = sums.new_tensor(flags)
+        message = torch.cat([sums.flatten(), raised])
         dist.all_reduce(message)
-        sums.copy_(message[:-1].view_as(sums))
-        return bool(message[-1] > 0)
+        sums.copy_(message[: sums.numel()].view_as(sums))
+        counts: list[float] = message[sums.numel() :].tolist()
+        return [count > 0 for count in counts]
+
+    def _note(self, skipped: list[Skipped]) -> None:
+        """Puts what the workers skipped on every worker's list; all stop when it is too long."""
+        gathered: list[list[Skipped]] = [[] for _ in range(self.loader.world_size)]
+        dist.all_gather_object(gathered, skipped)
+        self.skipped.add(itertools.chain(*gathered), write=self.loader.rank == 0)
 
     def _check_finite(self, sums: Tensor, step: int, keys: list[str]) -> None:
         """Stops every worker when loss or gradient is not, before it can reach a checkpoint; the
@@ -129,7 +146,7 @@ class Loop:
     def _state(self, position: Position) -> TrainerState:
         return TrainerState(
             step=position.step,
-            images_seen=position.step * self.settings.global_batch,
+            images_seen=position.images_seen,
             consumed=dict(position.consumed),
             seed=self.seed,
             world_size=self.loader.world_size,
@@ -142,6 +159,7 @@ class Loop:
         if step % LOG_EVERY == 0 or last:
             metrics = meter.metrics() | self.trainer.report(step - 1)
             metrics["perf/memory_gb"] = memory_gb(self.device)
+            metrics["data/skipped_samples"] = float(self.skipped.samples)
             self.tracker.metrics(step, metrics)
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)

@@ -17,13 +17,12 @@ T = TypeVar("T")
 class Meter:
     """Collects what happened since the last report."""
 
-    def __init__(self, names: tuple[str, ...], *, images_per_step: int) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
         """
         Args:
             names: of the metrics in `add`'s rows; the first has samples at every step.
         """
         self.names = names
-        self.images_per_step = images_per_step
         self.images_per_second = 0.0
         self.loss = 0.0
         self._progress_time = time.monotonic()
@@ -31,7 +30,7 @@ class Meter:
 
     def _start(self) -> None:
         self._sums = torch.zeros(len(self.names), 2, dtype=torch.float64)
-        self._steps = 0
+        self._images = 0
         self._waited = 0.0
         self._since = time.monotonic()
 
@@ -42,15 +41,15 @@ class Meter:
         self._waited += time.monotonic() - start
         return value
 
-    def add(self, sums: Tensor) -> None:
-        """One step's sums and counts, (len(names), 2), over all workers."""
+    def add(self, sums: Tensor, *, images: int) -> None:
+        """One step's sums and counts, (len(names), 2), and its samples, over all workers."""
         self._sums += sums.cpu()
-        self._steps += 1
+        self._images += images
 
     def metrics(self) -> dict[str, float]:
         """Means since the last call, named as in MLflow; terms without a sample are left out."""
         elapsed = time.monotonic() - self._since
-        self.images_per_second = self._steps * self.images_per_step / elapsed
+        self.images_per_second = self._images / elapsed
         means = {
             name: float(total / count)
             for name, (total, count) in zip(self.names, self._sums, strict=True)

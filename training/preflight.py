@@ -12,10 +12,12 @@ from datagen.buckets import Bucket
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from training.adversarial_settings import DiscriminatorSettings
+from training.draws import BucketDraw, stage_draws
 from training.initial_settings import is_place
 from training.prompt_settings import TextEncoderPrompts, is_folder
 from training.run_folder import StageFolder, check_recipe
 from training.settings import ModelSettings, TrainingRecipe
+from training.shard_cache import check_cache
 
 
 def check_run(recipe: TrainingRecipe) -> Manifest:
@@ -23,20 +25,23 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
 
     Raises:
         FlowmapsrError: the run's folder holds another recipe; no dataset there; a place that
-            `initialise_from` or `prompts` names is missing; LoRA names that match no layer;
-            latents too small for a discriminator.
+            `initialise_from` or `prompts` names is missing; budgets that are not the dataset's; a
+            cache too small for it; LoRA names that match no layer; latents too small for a
+            discriminator.
     """
     check_recipe(recipe)
     manifest = load_manifest(recipe.manifest)
     for stage in recipe.stages:
         if StageFolder(Path(recipe.output), stage.name).record() is not None:
             continue
+        draws = stage_draws(stage, manifest)
+        check_cache(recipe, manifest, draws)
         source = stage.initialise_from
         if source is not None and is_place(source):
             _check_there(source, f"stage {stage.name!r}: initialise_from")
         if stage.adversarial is not None:
             _check_lora(recipe.model, manifest, stage.adversarial.lora.target_modules)
-            _check_discriminator(stage.adversarial.discriminator, manifest)
+            _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_there(recipe.prompts.source, "prompts.source")
     return manifest
@@ -58,8 +63,10 @@ def _check_lora(model: ModelSettings, manifest: Manifest, targets: tuple[str, ..
     check_targets(net, targets)
 
 
-def _check_discriminator(settings: DiscriminatorSettings, manifest: Manifest) -> None:
-    for name in sorted({shard.bucket for shard in manifest.shards}):
+def _check_discriminator(
+    settings: DiscriminatorSettings, manifest: Manifest, draws: tuple[BucketDraw, ...]
+) -> None:
+    for name in sorted(draw.bucket for draw in draws):
         bucket = Bucket.from_name(name)
         side = min(bucket.height, bucket.width) // manifest.codec.downsample
         if settings.patches(side) < 1:

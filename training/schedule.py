@@ -1,19 +1,23 @@
 """Which samples make the global batch of a step: a pure function of manifest, seed and position.
 
 The order does not depend on the number of workers, so a run can go on with another: in every epoch
-    of a bucket each of its samples comes exactly once. Knows no file contents and no tensors.
+of a bucket each of its samples comes exactly once. Knows no file contents and no tensors. Memory: a
+few windows of places for each bucket, and for each shard a few numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, ShardRecord
+from datagen.samples import Split
+from training.batch_settings import BatchSize
+from training.draws import BucketDraw
 
 
 def seeded(*parts: object) -> np.random.Generator:
@@ -38,6 +42,11 @@ class Position:
     consumed: tuple[tuple[str, int], ...] = ()
     """Samples taken so far from each bucket."""
 
+    @property
+    def images_seen(self) -> int:
+        """Samples that all steps so far were made of, with repetitions."""
+        return sum(count for _, count in self.consumed)
+
     def taken(self, bucket: str) -> int:
         return dict(self.consumed).get(bucket, 0)
 
@@ -48,59 +57,153 @@ class Position:
         return Position(self.step + 1, tuple(sorted(counts.items())))
 
 
+@dataclass(frozen=True)
+class MicroStep:
+    """Which of one worker's micro batches of a step this is."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A micro batch of one worker, not yet read."""
+
+    bucket: str
+    first: int
+    """Number of its first sample in the bucket's endless sequence; the others follow."""
+    places: tuple[Place, ...]
+    micro: MicroStep
+    position: Position
+    """After the step that it belongs to."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """The global batch of a step."""
+
+    bucket: str
+    first: int
+    places: tuple[Place, ...]
+    size: BatchSize
+    position: Position
+    """After this step."""
+
+    def share(self, rank: int, world_size: int) -> Iterator[PlannedBatch]:
+        """The micro batches of one worker: number j of all goes to worker j mod world_size."""
+        micro, count = self.size.micro_batch, self.size.accumulation(world_size)
+        for index in range(count):
+            start = (index * world_size + rank) * micro
+            yield PlannedBatch(
+                self.bucket,
+                self.first + start,
+                self.places[start : start + micro],
+                MicroStep(index, count),
+                self.position,
+            )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One pass through a bucket: its shards in a new order, cut into windows."""
+
+    windows: list[list[ShardRecord]]
+    ends: np.ndarray
+    """Samples up to and with each window."""
+
+
 class Schedule:
     """The endless sequence of global batches; each batch holds samples of one bucket."""
 
     def __init__(
-        self, manifest: Manifest, *, global_batch: int, seed: int, shuffle_shards: int, split: str
+        self,
+        manifest: Manifest,
+        draws: tuple[BucketDraw, ...],
+        *,
+        seed: int,
+        shuffle_shards: int,
+        split: Split,
     ) -> None:
         """
         Args:
-            shuffle_shards: samples mix inside windows of this many shards, which are kept in
-                memory.
+            draws: of buckets that have samples in the split.
+            shuffle_shards: samples mix inside windows of this many shards, which are read together.
         """
-        self.global_batch = global_batch
+        self.draws = {draw.bucket: draw for draw in draws}
         self.seed = seed
         self.shuffle_shards = shuffle_shards
-        self._shards: dict[str, list[ShardRecord]] = {}
+        self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.draws}
         for shard in manifest.shards:
-            if shard.split == split and shard.num_samples:
-                self._shards.setdefault(shard.bucket, []).append(shard)
-        if not self._shards:
-            raise FlowmapsrError(
-                f"the dataset has no sample in its {split!r} split; build it with more photos or "
-                "another validation_fraction"
-            )
+            if shard.split == split and shard.num_samples and shard.bucket in self.draws:
+                self._shards[shard.bucket].append(shard)
         self._sizes = {
             bucket: sum(shard.num_samples for shard in shards)
-            for bucket, shards in sorted(self._shards.items())
+            for bucket, shards in self._shards.items()
         }
-        self._epoch_order = lru_cache(maxsize=2 * len(self._sizes))(self._shuffled)
+        # At an epoch's border two are open, and a window and the next one everywhere.
+        self._epoch = lru_cache(maxsize=2 * len(draws))(self._shuffled_epoch)
+        self._window = lru_cache(maxsize=4 * len(draws))(self._shuffled_window)
 
     def bucket(self, step: int) -> str:
-        """The bucket of a step, drawn in proportion to the buckets' sizes."""
-        sizes = np.array(list(self._sizes.values()), dtype=np.float64)
+        """The bucket of a step, the same on every worker."""
+        chances = np.array([draw.probability for draw in self.draws.values()])
         rng = seeded(self.seed, "bucket", step)
-        return list(self._sizes)[rng.choice(len(sizes), p=sizes / sizes.sum())]
+        return list(self.draws)[rng.choice(len(chances), p=chances / chances.sum())]
 
-    def global_batch_at(self, position: Position) -> tuple[list[Place], Position]:
-        """The samples of the next step and the position after it."""
+    def step_at(self, position: Position) -> PlannedStep:
+        """The next step of a run that stands at `position`."""
         bucket = self.bucket(position.step)
-        start = position.taken(bucket)
-        places = [self._place(bucket, start + i) for i in range(self.global_batch)]
-        return places, position.advanced(bucket, self.global_batch)
+        size = self.draws[bucket].batch
+        first, count = position.taken(bucket), size.global_batch
+        places = tuple(self._place(bucket, first + i) for i in range(count))
+        return PlannedStep(bucket, first, places, size, position.advanced(bucket, count))
+
+    def window_shards(self, bucket: str, number: int, *, ahead: int = 0) -> list[ShardRecord]:
+        """The shards that are read together with sample `number` of a bucket's sequence, or those
+        of the window that comes `ahead` windows later."""
+        epoch, window, _ = self._find(bucket, number)
+        while ahead:
+            window, ahead = window + 1, ahead - 1
+            if window == len(self._epoch(bucket, epoch).windows):
+                epoch, window = epoch + 1, 0
+        return self._epoch(bucket, epoch).windows[window]
+
+    def replacements(self, bucket: str, number: int) -> Iterator[Place]:
+        """All other samples of the bucket, in the order in which they stand in for one that cannot
+        be used: those that are read together with it come first."""
+        epoch, own, offset = self._find(bucket, number)
+        mine = self._window(bucket, epoch, own)[offset]
+        count = len(self._epoch(bucket, epoch).windows)
+        for turn in range(count):
+            places = self._window(bucket, epoch, (own + turn) % count)
+            rng = seeded(self.seed, "replacement", bucket, number, turn)
+            yield from (places[i] for i in rng.permutation(len(places)) if places[i] != mine)
 
     def _place(self, bucket: str, number: int) -> Place:
-        epoch, offset = divmod(number, self._sizes[bucket])
-        return self._epoch_order(bucket, epoch)[offset]
+        epoch, window, offset = self._find(bucket, number)
+        return self._window(bucket, epoch, window)[offset]
 
-    def _shuffled(self, bucket: str, epoch: int) -> list[Place]:
-        rng = seeded(self.seed, "epoch", bucket, epoch)
-        shards = self._shards[bucket]
-        shuffled = [shards[i] for i in rng.permutation(len(shards))]
-        order: list[Place] = []
-        for first in range(0, len(shuffled), self.shuffle_shards):
-            window = shuffled[first : first + self.shuffle_shards]
-            places = [Place(shard, i) for shard in window for i in range(shard.num_samples)]
-            order += [places[i] for i in rng.permutation(len(places))]
-        return order
+    def _find(self, bucket: str, number: int) -> tuple[int, int, int]:
+        """Epoch and window of a sample of the sequence, and where it comes inside the window."""
+        epoch, offset = divmod(number, self._sizes[bucket])
+        ends = self._epoch(bucket, epoch).ends
+        window = int(np.searchsorted(ends, offset, side="right"))
+        return epoch, window, offset - int(ends[window - 1]) if window else offset
+
+    def _shuffled_epoch(self, bucket: str, epoch: int) -> _Epoch:
+        shards, size = self._shards[bucket], self.shuffle_shards
+        order = seeded(self.seed, "epoch", bucket, epoch).permutation(len(shards))
+        shuffled = [shards[i] for i in order]
+        windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+        samples = [sum(shard.num_samples for shard in window) for window in windows]
+        return _Epoch(windows, np.cumsum(samples))
+
+    def _shuffled_window(self, bucket: str, epoch: int, window: int) -> list[Place]:
+        shards = self._epoch(bucket, epoch).windows[window]
+        places = [Place(shard, i) for shard in shards for i in range(shard.num_samples)]
+        rng = seeded(self.seed, "window", bucket, epoch, window)
+        return [places[i] for i in rng.permutation(len(places))]

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from datagen.fields import NonNegativeRange, Probability, Settings
 from training.adversarial_settings import AdversarialSettings
+from training.batch_settings import BatchSize, Budget
 from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
 from training.prompt_settings import PromptSettings, StandInPrompts
 
@@ -146,6 +147,9 @@ class StageSettings(Settings):
     steps: int = Field(ge=1)
     global_batch: int = Field(256, ge=1)
     micro_batch: int = Field(8, ge=1)
+    budgets: tuple[Budget, ...] | None = Field(None, min_length=1)
+    """How often a step draws each of the dataset's pixel budgets, and its batch size (FlowMapSR's
+    appendix). When not given, the aspect ratios and sizes come in proportion to their samples."""
     learning_rate: float = Field(4e-5, gt=0)
     final_learning_rate_fraction: float = Field(1.0, ge=0, le=1)
     """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
@@ -173,8 +177,44 @@ class StageSettings(Settings):
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
 
+    @property
+    def needs_negatives(self) -> bool:
+        return self.objective.guidance is not None
+
+    @property
+    def needs_pixels(self) -> bool:
+        return not isinstance(self.perceptual, NoPerceptual)
+
+    def batch_size(self, budget: Budget | None = None) -> BatchSize:
+        """The batch size of a budget's steps; of all steps where there are no budgets."""
+        own = BatchSize(self.global_batch, self.micro_batch)
+        if budget is None:
+            return own
+        return BatchSize(
+            own.global_batch if budget.global_batch is None else budget.global_batch,
+            own.micro_batch if budget.micro_batch is None else budget.micro_batch,
+        )
+
+    @property
+    def batch_sizes(self) -> tuple[BatchSize, ...]:
+        """Of all steps that the stage may draw."""
+        if self.budgets is None:
+            return (self.batch_size(),)
+        return tuple(self.batch_size(one) for one in self.budgets if one.probability > 0)
+
+    @property
+    def images_per_step(self) -> float:
+        """Samples of a step, on average over the budgets."""
+        if self.budgets is None:
+            return self.global_batch
+        total = sum(one.probability for one in self.budgets)
+        weighted = (one.probability * self.batch_size(one).global_batch for one in self.budgets)
+        return sum(weighted) / total
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
         if not STAGE_NAME.fullmatch(self.name):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
         if self.zero_stage == 3 and self.compile != "none":
@@ -187,6 +227,13 @@ class StageSettings(Settings):
         if self.adversarial is not None:
             self._check_adversarial(self.adversarial)
         return self
+
+    def _check_budgets(self, budgets: tuple[Budget, ...]) -> None:
+        sides = [one.side for one in budgets]
+        if len(set(sides)) != len(sides):
+            raise ValueError(f"the sides of budgets must differ: {', '.join(map(str, sides))}")
+        if not any(one.probability for one in budgets):
+            raise ValueError("the probability of every one of budgets is 0; raise at least one")
 
     def _check_adversarial(self, settings: AdversarialSettings) -> None:
         if self.dynamic_weighting:
@@ -248,6 +295,10 @@ _PLACEMENT = (
     "gpus_per_worker",
     "placement",
     "max_failures",
+    "loader_threads",
+    "cache_gb",
+    "cache_folder",
+    "max_rotten_fraction",
 )
 """Where and how fast a run is made; all other fields decide its result."""
 
@@ -275,8 +326,19 @@ class TrainingRecipe(Settings):
     prompts: PromptSettings = StandInPrompts()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     shuffle_shards: int = Field(8, ge=1)
-    """Samples mix inside windows of this many shards; each worker holds up to two windows in
-    memory."""
+    """Samples of a bucket mix inside windows of this many shards, which are read together."""
+    loader_threads: int = Field(4, ge=1)
+    """Threads of each worker that read and decode ahead; the batches do not depend on them."""
+    cache_gb: float = Field(50.0, ge=0)
+    """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
+    every sample is a request of its own."""
+    cache_folder: str | None = None
+    """Folder for these copies on each machine's own disk; in the system's folder for temporary
+    files when not given."""
+    max_rotten_fraction: Probability = 0.001
+    """Largest part of the training samples that may be skipped because they cannot be read or are
+    not what they should be; more end the run. So one damaged shard in a thousand does not end weeks
+    of training, and below a thousand samples, where it is quickly mended, the first one does."""
     images_every: int = Field(500, ge=1)
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
@@ -296,12 +358,13 @@ class TrainingRecipe(Settings):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
         check_stage_order(self.stages)
         for stage in self.stages:
-            share = stage.micro_batch * self.most_workers
-            if stage.global_batch % share:
-                raise ValueError(
-                    f"stage {stage.name!r}: global_batch {stage.global_batch} is not a multiple of "
-                    f"micro_batch {stage.micro_batch} x workers {self.most_workers} = {share}"
-                )
+            for size in stage.batch_sizes:
+                share = size.micro_batch * self.most_workers
+                if size.global_batch % share:
+                    raise ValueError(
+                        f"stage {stage.name!r}: global_batch {size.global_batch} is not a multiple "
+                        f"of micro_batch {size.micro_batch} x workers {self.most_workers} = {share}"
+                    )
         return self
 
     @property

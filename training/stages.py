@@ -23,6 +23,8 @@ from datagen.codecs import load_codec
 from datagen.manifest import dataset_of, load_manifest
 from training.building import Builder
 from training.checkpoint import Checkpoints
+from training.decoding import Wanted
+from training.draws import bucket_sizes, stage_draws
 from training.engine import deepspeed_config, start_distributed
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
@@ -33,7 +35,10 @@ from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
-from training.settings import NoPerceptual, TrainingRecipe
+from training.settings import TrainingRecipe
+from training.shard_cache import recipe_cache
+from training.shard_store import ShardStore
+from training.skipped import SkippedList
 from training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -68,6 +73,7 @@ class StageWorker:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device = _device()
+        self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         start_distributed(self.device)
@@ -108,14 +114,16 @@ class StageWorker:
             seed=self.recipe.seed,
             trainer=self.trainer,
             loader=LatentLoader(
-                self.dataset,
+                self.shards,
                 self.manifest,
-                global_batch=settings.global_batch,
-                micro_batch=settings.micro_batch,
+                stage_draws(settings, self.manifest),
+                wanted=Wanted(neg=settings.needs_negatives, pixels=settings.needs_pixels),
                 rank=self.rank,
                 world_size=self.world_size,
                 seed=self.recipe.seed,
                 shuffle_shards=self.recipe.shuffle_shards,
+                threads=self.recipe.loader_threads,
+                pin=self.device.type == "cuda",
             ),
             checkpoints=Checkpoints(
                 self.folder.home / "checkpoints", keep=settings.keep_checkpoints
@@ -126,6 +134,11 @@ class StageWorker:
             pictures=self._pictures(),
             tracker=tracker,
             stop_requested=stop_requested,
+            skipped=SkippedList(
+                self.folder.home,
+                training_samples=sum(bucket_sizes(self.manifest, "train").values()),
+                limit=self.recipe.max_rotten_fraction,
+            ),
         )
 
     def _shown_batch(self) -> Batch | None:
@@ -133,7 +146,7 @@ class StageWorker:
         others, who must help to evaluate the network."""
         if self.rank > 0 and self.settings.zero_stage < 3:
             return None
-        batch = fixed_batch(self.dataset, self.manifest, IMAGES_IN_GRID).to(self.device)
+        batch = fixed_batch(self.shards, self.manifest, IMAGES_IN_GRID).to(self.device)
         check_dataset(self.recipe, batch)
         return batch
 
@@ -195,7 +208,7 @@ class StageWorker:
         record = StageRecord(
             stage=settings.name,
             steps=end.step,
-            images_seen=end.step * settings.global_batch,
+            images_seen=end.images_seen,
             recipe_digest=config.recipe_digest,
             dataset_digest=config.dataset_digest,
             model=str(folder.model.relative_to(folder.run)),
@@ -213,9 +226,9 @@ class StageWorker:
 def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:
     """Refuses a dataset that lacks what any stage of the recipe needs, before the first trains."""
     for stage in recipe.stages:
-        if stage.objective.guidance is not None:
+        if stage.needs_negatives:
             batch.require_neg()
-        if not isinstance(stage.perceptual, NoPerceptual):
+        if stage.needs_pixels:
             batch.require_pixels()
 
 

@@ -36,10 +36,6 @@ class Trainer(Protocol):
         """The network of the stage, as it is at the moment."""
 
     @property
-    def accumulation(self) -> int:
-        """Micro batches of one worker in a step."""
-
-    @property
     def gradient_norm(self) -> float:
         """Norm of the last update's gradient; not finite when the gradient was not."""
 
@@ -82,16 +78,12 @@ class ObjectiveTrainer:
         return trained_model(self.engine)
 
     @property
-    def accumulation(self) -> int:
-        return self.engine.accumulation
-
-    @property
     def gradient_norm(self) -> float:
         return self.engine.gradient_norm
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         losses: Losses = self.engine(self.objective, batch, generator)
-        self.engine.backward(losses.total)
+        self.engine.backward(losses.total, batch.micro)
         self.engine.step(learning_rate(self.settings, step))
         return losses
 

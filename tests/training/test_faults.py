@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,85 +12,100 @@ import safetensors.numpy
 import torch
 
 from datagen.errors import FlowmapsrError
-from datagen.manifest import Manifest, load_manifest, to_json
-from datagen.shards import Latents, ShardSample, read_shard, write_shard
-from tests.tiny import WARMUP, RunMaker, start_torchrun
+from datagen.manifest import Manifest, load_manifest
+from datagen.shards import Latents, ShardSample, read_shard
+from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
+from training.draws import stage_draws
 from training.loader import fixed_batch
 from training.run_folder import StageFolder
 from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
+from training.shard_store import ShardStore
 from training.stages import StageWorker
 
 
-def _rewritten(dataset: Path, copy: Path, change: Callable[[ShardSample], bytes]) -> Path:
-    """A copy of the dataset whose latents are changed, with a manifest that agrees."""
-    shutil.copytree(dataset, copy)
-    manifest = load_manifest(str(copy))
-    shards = []
-    for record in manifest.shards:
-        path = str(copy / record.path)
-        samples = [
-            ShardSample(**{**vars(sample), "latents": change(sample)})
-            for sample in read_shard(path)
-        ]
-        shards.append(record.model_copy(update=vars(write_shard(path, samples))))
-    changed = manifest.model_copy(update={"shards": tuple(shards)})
-    (copy / "manifest.json").write_bytes(to_json(changed))
-    return copy
-
-
-def _key_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> str:
-    """A sample that is read at a step and not before."""
+def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
+    """The samples of a step, in the order of its global batch."""
     manifest: Manifest = load_manifest(str(dataset))
     schedule = Schedule(
         manifest,
-        global_batch=recipe.stages[0].global_batch,
+        stage_draws(recipe.stages[0], manifest),
         seed=recipe.seed,
         shuffle_shards=recipe.shuffle_shards,
         split="train",
     )
-    position = Position()
-    for _ in range(step + 1):
-        places, position = schedule.global_batch_at(position)
-    place = places[0]
-    return read_shard(str(dataset / place.shard.path))[place.index].key
+    planned = schedule.step_at(Position())
+    for _ in range(step):
+        planned = schedule.step_at(planned.position)
+    shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
+    return [shards[place.shard.path][place.index].key for place in planned.places]
+
+
+def _stage(recipe: TrainingRecipe) -> Path:
+    return Path(recipe.output) / "stages" / "warmup"
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_kept(
     dataset: Path, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
-    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "checkpoint_every": 1}])
-    poisoned = _key_of_step(dataset, recipe, step=2)
-
-    def poison(sample: ShardSample) -> bytes:
-        latents = Latents.from_bytes(sample.latents)
-        lq = np.full_like(latents.lq, np.nan) if sample.key == poisoned else latents.lq
-        return Latents(hq=latents.hq, lq=lq, neg=latents.neg).to_bytes()
-
-    copy = _rewritten(dataset, tmp_path / "dataset", poison)
-    recipe = recipe.model_copy(update={"manifest": str(copy)})
+    """Weights that one update has made huge give no finite loss at the next step."""
+    stage = {**WARMUP, "checkpoint_every": 1, "learning_rate": 1e20}
+    recipe = run_recipe(tmp_path / "run", stages=[stage])
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    stage = Path(recipe.output) / "stages" / "warmup"
-    assert "the loss is not finite at step 2" in output and "not_finite.json" in output
-    saved = json.loads((stage / "not_finite.json").read_text())
-    assert saved["step"] == 2
-    assert poisoned in saved["keys"] and len(saved["keys"]) == 4  # of both workers
-    newest = sorted((stage / "checkpoints").glob("step-*"))[-1]
-    assert newest.name == "step-000002"
+    assert "the loss is not finite at step 1" in output and "not_finite.json" in output
+    saved = json.loads((_stage(recipe) / "not_finite.json").read_text())
+    assert saved["step"] == 1
+    assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
+    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == "step-000001"
     (weights,) = newest.glob("mp_rank_00_model_states.pt")
     module = torch.load(weights, weights_only=False)["module"]
     assert all(bool(tensor.isfinite().all()) for tensor in module.values())
 
 
+def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_many(
+    dataset: Path, run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    """One of twelve is below the limit, the second one above it."""
+    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "checkpoint_every": 1}])
+    first = _keys_of_step(dataset, recipe, 0)[1]  # the second worker's
+    second = _keys_of_step(dataset, recipe, 2)[0]
+
+    def spoil(sample: ShardSample) -> ShardSample:
+        latents = Latents.from_bytes(sample.latents)
+        if sample.key == first:
+            latents = replace(latents, hq=np.full_like(latents.hq, np.nan))
+        if sample.key == second:
+            latents = replace(latents, lq=latents.lq[:, :2])
+        return replace(sample, latents=latents.to_bytes())
+
+    copy = rewritten(dataset, tmp_path / "dataset", spoil)
+    recipe = recipe.model_copy(update={"manifest": str(copy), "max_rotten_fraction": 0.1})
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "2 of 12 training samples cannot be used, and max_rotten_fraction allows 0.1" in output
+    assert f"sample {second} of shards/32x32/train-00000" in output
+    listed = [json.loads(line) for line in (_stage(recipe) / "skipped.jsonl").open()]
+    assert [(one["key"], one["samples"]) for one in listed] == [(first, 1), (second, 1)]
+    assert "hq holds values that are not finite" in listed[0]["reason"]
+    assert "lq is F16 [192, 2, 4]" in listed[1]["reason"]
+    checkpoints = sorted((_stage(recipe) / "checkpoints").glob("step-*"))
+    assert [one.name for one in checkpoints] == ["step-000001", "step-000002"]
+    state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
+    assert state["images_seen"] == 8
+
+
 @pytest.fixture
 def without_negatives(dataset: Path, tmp_path: Path) -> Path:
-    def drop(sample: ShardSample) -> bytes:
+    def drop(sample: ShardSample) -> ShardSample:
         latents = Latents.from_bytes(sample.latents)
-        return safetensors.numpy.save({"hq": latents.hq, "lq": latents.lq})
+        pair = safetensors.numpy.save({"hq": latents.hq, "lq": latents.lq})
+        return replace(sample, latents=pair)
 
-    return _rewritten(dataset, tmp_path / "dataset", drop)
+    return rewritten(dataset, tmp_path / "dataset", drop)
 
 
 def test_guidance_without_negatives_is_refused_before_any_stage_trains(
@@ -109,6 +123,7 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
 
 
 def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:
-    batch = fixed_batch(str(without_negatives), load_manifest(str(without_negatives)), 2)
+    store = ShardStore(str(without_negatives))
+    batch = fixed_batch(store, load_manifest(str(without_negatives)), 2)
     assert batch.neg is None and batch.to(torch.device("cpu")).neg is None
     assert batch.hq.shape == batch.lq.shape

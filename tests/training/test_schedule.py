@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.manifest import Manifest, ShardRecord
-from training.schedule import Place, Position, Schedule
+from datagen.manifest import Manifest
+from tests.tiny import with_shards
+from training.batch_settings import BatchSize
+from training.draws import bucket_sizes, proportional_draws
+from training.schedule import Place, PlannedStep, Position, Schedule
 
 START = Position()
 
 
-def _with_buckets(manifest: Manifest, **sizes: int) -> Manifest:
-    """The manifest with shards of the given sizes, named after their bucket and number."""
-    shards = tuple(
-        ShardRecord(
-            path=name,
-            sha256="",
-            bytes=1,
-            num_samples=size,
-            bucket=name.split("_")[0],
-            split="train",
-        )
-        for name, size in sizes.items()
-    )
-    return manifest.model_copy(update={"shards": shards})
+def _schedule(
+    manifest: Manifest, *, global_batch: int = 4, seed: int = 0, shuffle_shards: int = 2
+) -> Schedule:
+    size = BatchSize(global_batch, 1)
+    draws = proportional_draws(bucket_sizes(manifest, "train"), size)
+    return Schedule(manifest, draws, seed=seed, shuffle_shards=shuffle_shards, split="train")
 
 
-def _schedule(manifest: Manifest, *, global_batch: int = 4, seed: int = 0) -> Schedule:
-    return Schedule(manifest, global_batch=global_batch, seed=seed, shuffle_shards=2, split="train")
-
-
-def _run(schedule: Schedule, steps: int, position: Position = START) -> list[list[Place]]:
-    batches = []
+def _steps(schedule: Schedule, steps: int, position: Position = START) -> list[PlannedStep]:
+    planned = []
     for _ in range(steps):
-        places, position = schedule.global_batch_at(position)
-        batches.append(places)
-    return batches
+        planned.append(schedule.step_at(position))
+        position = planned[-1].position
+    return planned
 
 
-def _names(places: list[Place]) -> list[tuple[str, int]]:
+def _run(schedule: Schedule, steps: int, position: Position = START) -> list[tuple[Place, ...]]:
+    return [step.places for step in _steps(schedule, steps, position)]
+
+
+def _names(places: tuple[Place, ...]) -> list[tuple[str, int]]:
     return [(place.shard.path, place.index) for place in places]
 
 
 def test_every_sample_comes_exactly_once_in_each_epoch(manifest: Manifest) -> None:
-    schedule = _schedule(_with_buckets(manifest, a_1=5, a_2=3, a_3=4), global_batch=4)
+    schedule = _schedule(with_shards(manifest, a_1=5, a_2=3, a_3=4), global_batch=4)
     for epoch in range(3):
         batches = _run(schedule, 3 * (epoch + 1))[3 * epoch :]
         seen = Counter(name for batch in batches for name in _names(batch))
@@ -54,21 +51,34 @@ def test_every_sample_comes_exactly_once_in_each_epoch(manifest: Manifest) -> No
 
 
 def test_no_sample_is_lost_where_a_batch_crosses_the_end_of_an_epoch(manifest: Manifest) -> None:
-    schedule = _schedule(_with_buckets(manifest, a_1=5, a_2=2), global_batch=4)
+    schedule = _schedule(with_shards(manifest, a_1=5, a_2=2), global_batch=4)
     seen = Counter(name for batch in _run(schedule, 7) for name in _names(batch))
     assert set(seen.values()) == {4} and len(seen) == 7
 
 
-def test_epochs_and_seeds_have_different_orders(manifest: Manifest) -> None:
-    one_bucket = _with_buckets(manifest, a_1=16, a_2=16)
+def test_epochs_windows_and_seeds_have_different_orders(manifest: Manifest) -> None:
+    one_bucket = with_shards(manifest, a_1=16, a_2=16)
     batches = _run(_schedule(one_bucket, global_batch=32), 2)
     assert _names(batches[0]) != _names(batches[1])
     other = _run(_schedule(one_bucket, global_batch=32, seed=1), 1)
     assert _names(other[0]) != _names(batches[0])
+    windows = _run(_schedule(one_bucket, global_batch=16, shuffle_shards=1), 2)
+    assert [place.index for place in windows[0]] != [place.index for place in windows[1]]
+
+
+def test_samples_mix_inside_a_window_and_not_beyond_it(manifest: Manifest) -> None:
+    shards = {f"a_{number}": 10 for number in range(6)}
+    schedule = _schedule(with_shards(manifest, **shards), global_batch=20)
+    for step in _steps(schedule, 3):
+        used = {place.shard.path for place in step.places}
+        assert used == {shard.path for shard in schedule.window_shards("a", step.first)}
+        assert len(used) == 2
+    ahead = schedule.window_shards("a", 0, ahead=3)  # of the next epoch
+    assert ahead == schedule.window_shards("a", 60)
 
 
 def test_a_batch_holds_one_bucket_and_buckets_come_by_their_size(manifest: Manifest) -> None:
-    schedule = _schedule(_with_buckets(manifest, a_1=30, b_1=10))
+    schedule = _schedule(with_shards(manifest, a_1=30, b_1=10))
     buckets = []
     for batch in _run(schedule, 400):
         names = {place.shard.bucket for place in batch}
@@ -77,15 +87,46 @@ def test_a_batch_holds_one_bucket_and_buckets_come_by_their_size(manifest: Manif
     assert Counter(buckets)["a"] / 400 == pytest.approx(0.75, abs=0.06)
 
 
+def test_every_bucket_comes_with_its_own_batch_size(manifest: Manifest) -> None:
+    shards = with_shards(manifest, a_1=30, b_1=10)
+    one, other = proportional_draws(bucket_sizes(shards, "train"), BatchSize(8, 2))
+    draws = (one, replace(other, batch=BatchSize(4, 1)))
+    schedule = Schedule(shards, draws, seed=0, shuffle_shards=2, split="train")
+    steps = _steps(schedule, 20)
+    assert {(step.bucket, len(step.places)) for step in steps} == {("a", 8), ("b", 4)}
+    for step in steps:
+        shares = [list(step.share(rank, 2)) for rank in range(2)]
+        micro = step.size.micro_batch
+        assert [len(batch.places) for batch in shares[1]] == [micro, micro]
+        assert [batch.micro.is_last for batch in shares[0]] == [False, True]
+        taken = [batch for pair in zip(*shares, strict=True) for batch in pair]
+        assert tuple(place for batch in taken for place in batch.places) == step.places
+        assert [batch.first - step.first for batch in taken] == [0, micro, 2 * micro, 3 * micro]
+    assert steps[-1].position.images_seen == sum(len(step.places) for step in steps)
+
+
 def test_a_saved_position_goes_on_exactly(manifest: Manifest) -> None:
-    sizes = {"a_1": 5, "a_2": 3, "b_1": 7}
-    whole = _run(_schedule(_with_buckets(manifest, **sizes)), 20)
-    schedule, position = _schedule(_with_buckets(manifest, **sizes)), Position()
-    for _ in range(9):
-        _, position = schedule.global_batch_at(position)
-    assert _run(_schedule(_with_buckets(manifest, **sizes)), 11, position) == whole[9:]
+    shards = with_shards(manifest, a_1=5, a_2=3, b_1=7)
+    whole = _steps(_schedule(shards), 20)
+    assert _steps(_schedule(shards), 11, whole[8].position) == whole[9:]
+
+
+def test_replacements_are_all_other_samples_of_the_bucket_the_near_ones_first(
+    manifest: Manifest,
+) -> None:
+    shards = with_shards(manifest, a_1=5, a_2=3, a_3=4, a_4=2, b_1=7)
+    schedule = _schedule(shards)
+    for number in (0, 6, 20):
+        (own,) = _names((schedule._place("a", number),))
+        found = _names(tuple(schedule.replacements("a", number)))
+        assert len(found) == len(set(found)) == 13 and own not in found
+        near = {shard.path for shard in schedule.window_shards("a", number)}
+        together = sum(size.num_samples for size in shards.shards if size.path in near) - 1
+        assert {path for path, _ in found[:together]} <= near
+        again = itertools.islice(_schedule(shards).replacements("a", number), 3)
+        assert _names(tuple(again)) == found[:3]
 
 
 def test_a_split_without_samples_is_named(manifest: Manifest) -> None:
     with pytest.raises(FlowmapsrError, match="'validation' split"):
-        Schedule(manifest, global_batch=1, seed=0, shuffle_shards=1, split="validation")
+        bucket_sizes(manifest, "validation")

@@ -26,11 +26,12 @@ from training.models.discriminator import Discriminator
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import add_lora
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
-from training.schedule import Position
+from training.schedule import MicroStep, Position
 from training.settings import FlowMatching, ModelSettings, StageSettings
 
 SAMPLES = 4
 WORKERS = 2
+ACCUMULATION = SAMPLES // WORKERS
 STEPS = 5
 CHANNELS = 12
 WEIGHT = 0.7
@@ -81,7 +82,8 @@ def networks() -> tuple[TrainedModel, Discriminator]:
 def sample(step: int, place: int) -> Batch:
     generator = torch.Generator().manual_seed(100 * step + place)
     hq, lq, neg = torch.randn(3, 1, CHANNELS, 8, 8, generator=generator)
-    return Batch(("key",), hq, lq, neg, None, Position())
+    micro = MicroStep(place // WORKERS, ACCUMULATION)
+    return Batch(("key",), hq, lq, neg, None, Position(), micro)
 
 
 def noise(step: int, place: int) -> torch.Generator:
@@ -100,8 +102,8 @@ def with_engines(model: TrainedModel, discriminator: Discriminator, zero_stage: 
     ]
     trainer = AdversarialTrainer(*engines, OBJECTIVE, stage=settings, settings=ADVERSARIAL)
     for step in range(STEPS):
-        for micro in range(trainer.accumulation):
-            place = micro * WORKERS + dist.get_rank()
+        for index in range(ACCUMULATION):
+            place = index * WORKERS + dist.get_rank()
             trainer.micro_step(sample(step, place), noise(step, place), step=step)
 
 

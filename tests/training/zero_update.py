@@ -1,4 +1,5 @@
-"""One worker of `test_zero`: two steps of every case, compared with plain torch on the whole batch.
+"""One worker of `test_zero`: every case compared with plain torch on the whole batch, over three
+steps of different batch sizes.
 
 Started by torchrun with the file for the results as its only argument.
 """
@@ -25,11 +26,12 @@ from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.objectives.weighting import DynamicWeighting
-from training.schedule import Position
+from training.schedule import MicroStep, Position
 from training.settings import ModelSettings, SelfDistillation, StageSettings
 
-STEPS, MICRO, WORKERS = 2, 4, 2
-ACCUMULATION = 2
+WORKERS = 2
+STEPS = ((4, 2), (6, 1), (2, 3))
+"""Samples and number of one worker's micro batches: as of three pixel budgets."""
 CHANNELS = 12
 CLIPPING, WEIGHT_DECAY = 0.5, 0.01
 
@@ -52,8 +54,15 @@ def cases() -> Iterator[StageSettings]:
                 "name": f"zero{zero_stage}-{formulation}",
                 "objective": objective,
                 "zero_stage": zero_stage,
-                "global_batch": MICRO * WORKERS * ACCUMULATION,
-                "micro_batch": MICRO,
+                "budgets": [
+                    {
+                        "side": 64 * micro,
+                        "probability": 1,
+                        "global_batch": micro * WORKERS * accumulation,
+                        "micro_batch": micro,
+                    }
+                    for micro, accumulation in STEPS
+                ],
                 "gradient_clipping": CLIPPING,
                 "weight_decay": WEIGHT_DECAY,
             }
@@ -71,11 +80,14 @@ def fresh_model() -> TrainedModel:
 def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
     """Micro batch `place` of a step, and the generator of its draws, whoever works on it."""
     seed = 100 * step + place
+    size, count = STEPS[step]
     hq, lq, neg = torch.randn(
-        3, MICRO, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed)
+        3, size, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed)
     )
-    keys = tuple(map(str, range(MICRO)))
-    return Batch(keys, hq, lq, neg, None, Position()), torch.Generator().manual_seed(seed + 50)
+    keys = tuple(map(str, range(size)))
+    micro = MicroStep(place // WORKERS, count)
+    batch = Batch(keys, hq, lq, neg, None, Position(), micro)
+    return batch, torch.Generator().manual_seed(seed + 50)
 
 
 def flat(model: TrainedModel) -> Tensor:
@@ -83,18 +95,21 @@ def flat(model: TrainedModel) -> Tensor:
 
 
 @lru_cache
-def reference(objective_settings: SelfDistillation, places: int) -> tuple[list[float], Tensor]:
-    """Gradient norms and weights of plain torch on the first `places` micro batches."""
+def reference(
+    objective_settings: SelfDistillation, most: int | None = None
+) -> tuple[list[float], Tensor]:
+    """Gradient norms and weights of plain torch on all, or the first `most`, micro batches."""
     model = fresh_model()
     objective = FlowMapObjective(objective_settings, regulariser=None)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=STAGE["learning_rate"], weight_decay=WEIGHT_DECAY
     )
     norms = []
-    for step in range(STEPS):
+    for step, (_, accumulation) in enumerate(STEPS):
         optimizer.zero_grad()
-        for place in range(places):
-            (objective(model, *draw(step, place)).total / places).backward()
+        places = range(WORKERS * accumulation)[:most]
+        for place in places:
+            (objective(model, *draw(step, place)).total / len(places)).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
         norms.append(float(norm))
         optimizer.step()
@@ -108,23 +123,22 @@ def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
     in_lockstep = settings.zero_stage == 3
     objective = FlowMapObjective(settings.objective, regulariser=None, in_lockstep=in_lockstep)
     norms = []
-    for step in range(STEPS):
-        for micro in range(ACCUMULATION):
+    for step, (_, accumulation) in enumerate(STEPS):
+        for micro in range(accumulation):
             update(engine, objective, *draw(step, micro * WORKERS + dist.get_rank()))
         norms.append(engine.gradient_norm)
     with engine.whole(model):
         weights = flat(model)
-    for _ in range(ACCUMULATION):
-        batch, generator = draw(STEPS, 0)
-        broken = torch.full_like(batch.hq, math.nan)
-        update(engine, objective, dataclasses.replace(batch, hq=broken), generator)
+    batch, generator = draw(1, dist.get_rank())  # of the step with one micro batch
+    broken = torch.full_like(batch.hq, math.nan)
+    update(engine, objective, dataclasses.replace(batch, hq=broken), generator)
     return norms, weights, engine.gradient_norm
 
 
 def update(
     engine: Engine, objective: FlowMapObjective, batch: Batch, generator: torch.Generator
 ) -> None:
-    engine.backward(engine(objective, batch, generator).total)
+    engine.backward(engine(objective, batch, generator).total, batch.micro)
     engine.step(STAGE["learning_rate"])
 
 
@@ -134,7 +148,7 @@ def compare(settings: StageSettings) -> dict[str, Any]:
         return {}
     assert isinstance(settings.objective, SelfDistillation)
     start = flat(fresh_model())
-    expected_norms, expected = reference(settings.objective, WORKERS * ACCUMULATION)
+    expected_norms, expected = reference(settings.objective)
     _, other = reference(settings.objective, 1)
     size = (expected - start).norm()
     return {
