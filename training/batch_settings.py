@@ -5,6 +5,7 @@ Knows no torch and no dataset; which bucket belongs to which budget is `training
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -20,8 +21,9 @@ class BatchSize:
     micro_batch: int
 
     def accumulation(self, workers: int) -> int:
-        """Micro batches of one worker in a step; the recipe has checked that it comes out even."""
-        return self.global_batch // (self.micro_batch * workers)
+        """Micro batches of one worker in a step, rounded up when the samples do not come out even:
+        then some hold fewer."""
+        return math.ceil(self.global_batch / (self.micro_batch * workers))
 
 
 class Budget(Settings):

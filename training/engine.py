@@ -93,7 +93,7 @@ class Engine:
         DeepSpeed is told where a step ends: its own count knows one number of micro batches only.
         """
         self._engine.set_gradient_accumulation_boundary(micro.is_last)
-        self._engine.backward(loss / micro.count, scale_wrt_gas=False)
+        self._engine.backward(loss * micro.weight / micro.count, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> None:
         """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""

@@ -75,11 +75,12 @@ class Loop:
             step, seen = position.step, position.images_seen
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
-                keys += batch.keys
                 skipped += self.skipped.news(batch.skipped)
                 losses = self._micro_step(batch, step)
-                sums += losses.sums
-                over_times += losses.over_times
+                if batch.micro.weight:
+                    keys += batch.keys
+                    sums += losses.sums
+                    over_times += losses.over_times
                 if batch.micro.is_last:
                     position = batch.position
             stopping, skipping = self._share(sums, self.stop_requested(), bool(skipped))

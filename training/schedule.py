@@ -63,6 +63,8 @@ class MicroStep:
 
     index: int = 0
     count: int = 1
+    weight: float = 1.0
+    """Its samples over those of an even share; 0 for one that only keeps step with the others."""
 
     @property
     def is_last(self) -> bool:
@@ -94,15 +96,21 @@ class PlannedStep:
     """After this step."""
 
     def share(self, rank: int, world_size: int) -> Iterator[PlannedBatch]:
-        """The micro batches of one worker: number j of all goes to worker j mod world_size."""
-        micro, count = self.size.micro_batch, self.size.accumulation(world_size)
+        """The micro batches of one worker: number j of all goes to worker j mod world_size.
+
+        Every worker gets equally many. Where a step has fewer samples than there are micro batches,
+        the empty ones repeat a sample at weight 0.
+        """
+        count = self.size.accumulation(world_size)
+        total, parts = len(self.places), count * world_size
         for index in range(count):
-            start = (index * world_size + rank) * micro
+            part = index * world_size + rank
+            start, end = (total * edge // parts for edge in (part, part + 1))
             yield PlannedBatch(
                 self.bucket,
                 self.first + start,
-                self.places[start : start + micro],
-                MicroStep(index, count),
+                self.places[start : max(end, start + 1)],
+                MicroStep(index, count, weight=(end - start) * parts / total),
                 self.position,
             )
 

@@ -105,6 +105,22 @@ def test_every_bucket_comes_with_its_own_batch_size(manifest: Manifest) -> None:
     assert steps[-1].position.images_seen == sum(len(step.places) for step in steps)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7])
+def test_a_step_is_shared_by_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
+    shards = with_shards(manifest, a_1=30)
+    draws = proportional_draws(bucket_sizes(shards, "train"), BatchSize(8, 2))
+    (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_shards=2, split="train"), 1)
+    shares = [list(step.share(rank, world_size)) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    taken = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    assert all(1 <= len(batch.places) <= 2 for batch in taken)
+    used = [batch for batch in taken if batch.micro.weight]
+    assert tuple(place for batch in used for place in batch.places) == step.places
+    for batch in used:  # every sample counts alike in the mean over workers and micro batches
+        each = batch.micro.weight / batch.micro.count / world_size / len(batch.places)
+        assert each == pytest.approx(1 / 8)
+
+
 def test_a_saved_position_goes_on_exactly(manifest: Manifest) -> None:
     shards = with_shards(manifest, a_1=5, a_2=3, b_1=7)
     whole = _steps(_schedule(shards), 20)

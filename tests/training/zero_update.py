@@ -30,8 +30,9 @@ from training.schedule import MicroStep, Position
 from training.settings import ModelSettings, SelfDistillation, StageSettings
 
 WORKERS = 2
-STEPS = ((4, 2), (6, 1), (2, 3))
-"""Samples and number of one worker's micro batches: as of three pixel budgets."""
+STEPS = ((4, 4, 4, 4), (6, 6), (2, 2, 2, 2, 2, 2), (0, 1, 1, 1))
+"""Samples of every micro batch of a step: as of three pixel budgets, and as of three samples that
+two workers share, one of them with nothing to do at first."""
 CHANNELS = 12
 CLIPPING, WEIGHT_DECAY = 0.5, 0.01
 
@@ -56,12 +57,12 @@ def cases() -> Iterator[StageSettings]:
                 "zero_stage": zero_stage,
                 "budgets": [
                     {
-                        "side": 64 * micro,
+                        "side": 64 * max(sizes),
                         "probability": 1,
-                        "global_batch": micro * WORKERS * accumulation,
-                        "micro_batch": micro,
+                        "global_batch": sum(sizes),
+                        "micro_batch": max(sizes),
                     }
-                    for micro, accumulation in STEPS
+                    for sizes in STEPS
                 ],
                 "gradient_clipping": CLIPPING,
                 "weight_decay": WEIGHT_DECAY,
@@ -80,12 +81,14 @@ def fresh_model() -> TrainedModel:
 def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
     """Micro batch `place` of a step, and the generator of its draws, whoever works on it."""
     seed = 100 * step + place
-    size, count = STEPS[step]
+    sizes = STEPS[step]
+    size = max(sizes[place], 1)
     hq, lq, neg = torch.randn(
         3, size, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed)
     )
     keys = tuple(map(str, range(size)))
-    micro = MicroStep(place // WORKERS, count)
+    weight = sizes[place] * len(sizes) / sum(sizes)
+    micro = MicroStep(place // WORKERS, len(sizes) // WORKERS, weight)
     batch = Batch(keys, hq, lq, neg, None, Position(), micro)
     return batch, torch.Generator().manual_seed(seed + 50)
 
@@ -105,11 +108,11 @@ def reference(
         model.parameters(), lr=STAGE["learning_rate"], weight_decay=WEIGHT_DECAY
     )
     norms = []
-    for step, (_, accumulation) in enumerate(STEPS):
+    for step, sizes in enumerate(STEPS):
         optimizer.zero_grad()
-        places = range(WORKERS * accumulation)[:most]
-        for place in places:
-            (objective(model, *draw(step, place)).total / len(places)).backward()
+        for place, size in enumerate(sizes[:most]):
+            loss = objective(model, *draw(step, place)).total
+            (loss * size / max(sum(sizes[:most]), 1)).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
         norms.append(float(norm))
         optimizer.step()
@@ -123,8 +126,8 @@ def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
     in_lockstep = settings.zero_stage == 3
     objective = FlowMapObjective(settings.objective, regulariser=None, in_lockstep=in_lockstep)
     norms = []
-    for step, (_, accumulation) in enumerate(STEPS):
-        for micro in range(accumulation):
+    for step, sizes in enumerate(STEPS):
+        for micro in range(len(sizes) // WORKERS):
             update(engine, objective, *draw(step, micro * WORKERS + dist.get_rank()))
         norms.append(engine.gradient_norm)
     with engine.whole(model):
