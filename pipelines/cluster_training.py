@@ -60,7 +60,9 @@ class TrainingWorkers:
         self.recipe = recipe
         self.run = Path(recipe.output)
         self._error: Exception | None = None
-        self._thread: threading.Thread | None = None
+        # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
+        # makes a thread seem ended.
+        self._ended = threading.Event()
         self._placement: Placement | None = None
 
     def start(self, placement: Placement) -> None:
@@ -68,10 +70,7 @@ class TrainingWorkers:
         for leftover in (self.run / STOP_FILE, self.run / FAILURE_FILE):
             leftover.unlink(missing_ok=True)
         self._placement = placement
-        self._thread = threading.Thread(
-            target=self._fit, args=(placement,), name="ray-train", daemon=True
-        )
-        self._thread.start()
+        threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
 
     def finished(self, name: str) -> StageRecord:
         """Waits for a stage, showing how far it is.
@@ -102,9 +101,7 @@ class TrainingWorkers:
 
     def _at_work(self, wait: float) -> bool:
         """Whether the group still runs; returns at once when it ends within `wait` seconds."""
-        assert self._thread is not None
-        self._thread.join(wait)
-        return self._thread.is_alive()
+        return not self._ended.wait(wait)
 
     def _waiting(self) -> str:
         assert self._placement is not None
@@ -115,6 +112,8 @@ class TrainingWorkers:
             _trainer(self.recipe, placement).fit()
         except Exception as error:  # kept for the waiting thread, which raises it
             self._error = error
+        finally:
+            self._ended.set()
 
     def _reason(self, folder: StageFolder) -> str:
         failure = self.run / FAILURE_FILE

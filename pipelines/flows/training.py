@@ -93,9 +93,12 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[None]:
     )
     tracker.write(dataset_input(manifest, dataset_of(recipe.manifest)))
     tracker.write(Artifact(path=str(run / "recipe.json")))
-    status: Literal["FINISHED", "FAILED"] = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     try:
         yield
         status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
     finally:
         tracker.close(status)
