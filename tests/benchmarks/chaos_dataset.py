@@ -10,7 +10,6 @@ less Prefect, whose loss has tests of its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import signal
 import subprocess
@@ -18,9 +17,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +33,14 @@ from pipelines.build_progress import watch_on_terminal
 from pipelines.cluster import ray_cluster
 from pipelines.dataset_build import finish_station, make_station, plan_station
 from pipelines.recipe import dataset_recipe
+from tests.benchmarks.chaos_processes import (
+    descendants,
+    head_words,
+    kill_tree,
+    name_cluster,
+    start_ray,
+    title,
+)
 
 KILLS = 200
 KILLS_A_BUILD = 20
@@ -150,65 +154,9 @@ def start_driver(path: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def start_node(folder: Path) -> subprocess.Popen[bytes]:
-    """`ray start --head` on a port of its own; the environment points drivers there."""
-    port = 20_000 + os.getpid() % 10_000
-    os.environ.update(RAY_ADDRESS=f"127.0.0.1:{port}", RAY_AUTH_MODE="disabled")
-    words = ("--head", "--block", "--num-cpus=2", f"--port={port}", "--include-dashboard=false")
-    log = folder / "ray.log"
-    for _ in range(5):  # the port of a killed cluster may be taken for some seconds
-        with log.open("wb") as output:
-            node = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
-                + ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000"],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        if waited(partial(_told, node, log)) and node.poll() is None:
-            return node
-        time.sleep(2)
-    raise RuntimeError(log.read_text())
-
-
-def _told(node: subprocess.Popen[bytes], log: Path) -> bool:
-    return "runtime started" in log.read_text() or node.poll() is not None
-
-
-def waited(true: Callable[[], bool], seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    for one in [*descendants(process), psutil.Process(process.pid)]:
-        with ignoring_the_dead():
-            one.kill()
-    process.wait()
-
-
-@contextmanager
-def ignoring_the_dead() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        return
+    """A cluster of one node; the environment points drivers there."""
+    address = name_cluster()
+    return start_ray(*head_words(address), "--num-cpus=2", log=folder / "ray.log")
 
 
 def write_photos(folder: Path) -> None:
