@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.sources import list_sources
 from datagen.survey import survey
@@ -20,8 +21,7 @@ from pipelines.comparison import comparison
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import run_training
 from pipelines.recipe import dataset_recipe, training_recipe
-from training.evaluation import DegradedPhoto, degraded_photos, evaluate_upscaler
-from training.records import EvaluationRow
+from training.evaluation import DegradedPhoto, degraded_photos, ssim
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.upscaler import Upscaler, bicubic
 
@@ -35,7 +35,7 @@ STAGES = {
     "warmup": {"steps": 1200},
     "distill": {"steps": 500},
     "guidance": {"steps": 300},
-    "adversarial": {"steps": 400, "learning_rate": 3e-4},
+    "adversarial": {"steps": 400},
 }
 
 
@@ -51,12 +51,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for stage in recipe.stages:
         upscaler = Upscaler.from_pretrained(str(base / "run" / "stages" / stage.name / "model"))
-        first = stage is recipe.stages[0]
-        for row in evaluate_upscaler(upscaler, settings):
-            if first or row.steps:
-                _print(stage.name if row.steps else "(bicubic)", row, upscaler, settings)
-        shown = list(degraded_photos(settings, upscaler.config.degradation, SCALES[0]))[:SHOWN]
-        comparison(upscaler, shown, STEPS).save(base / f"{stage.name}.png")
+        for scale in SCALES:
+            photos = list(degraded_photos(settings, upscaler.config.degradation, scale))
+            if stage is recipe.stages[0]:
+                _print("(bicubic)", scale, None, photos)
+            for steps in STEPS:
+                _print(stage.name, scale, steps, photos, upscaler)
+            if scale == SCALES[0]:
+                picture = comparison(upscaler, photos[:SHOWN], STEPS)
+                picture.save(base / f"{stage.name}.png")
 
 
 def _trained(photos: Path, base: Path) -> TrainingRecipe:
@@ -79,23 +82,29 @@ def _trained(photos: Path, base: Path) -> TrainingRecipe:
 
 
 def _print(
-    stage: str, row: EvaluationRow, upscaler: Upscaler, settings: EvaluationSettings
+    name: str,
+    scale: float,
+    steps: int | None,
+    photos: list[DegradedPhoto],
+    upscaler: Upscaler | None = None,
 ) -> None:
-    photos = degraded_photos(settings, upscaler.config.degradation, row.scale)
-    sharpness = np.mean([_sharpness(photo, row.steps, upscaler) for photo in photos])
+    """A line with the means over the photos."""
+    rows = []
+    for photo in photos:
+        height, width = photo.original.shape[:2]
+        image = bicubic(photo.small, (width, height))
+        if upscaler is not None and steps is not None:
+            image = upscaler.restore(image, steps=steps)
+        psnr = peak_signal_noise_ratio(photo.original, image, data_range=255)
+        rows.append(
+            (psnr, ssim(photo.original, image), _gradient(image) / _gradient(photo.original))
+        )
+    psnr, similarity, sharpness = np.mean(rows, axis=0)
     print(
-        f"| {stage} | x{row.scale:g} | {row.steps or '-'} | {row.psnr:.2f} | {row.ssim:.4f} | "
+        f"| {name} | x{scale:g} | {steps or '-'} | {psnr:.2f} | {similarity:.4f} | "
         f"{sharpness:.2f} |",
         flush=True,
     )
-
-
-def _sharpness(photo: DegradedPhoto, steps: int, upscaler: Upscaler) -> float:
-    height, width = photo.original.shape[:2]
-    image = bicubic(photo.small, (width, height))
-    if steps:
-        image = upscaler.restore(image, steps=steps)
-    return _gradient(image) / _gradient(photo.original)
 
 
 def _gradient(image: np.ndarray) -> float:
