@@ -10,7 +10,6 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from datagen import storage
 from training.adversarial_settings import AdversarialSettings, ConvergenceSettings
+from training.checkpoints.reading import SavedState
+from training.checkpoints.records import Share
 from training.engine import Engine
 from training.loader import Batch
 from training.objectives.adversarial import (
@@ -33,7 +33,8 @@ from training.time_maps import empty_map
 from training.trainers import LOSS_METRICS, Objective, learning_rate, trained_model
 
 GAN_METRICS = ("gan/discriminator", "gan/generator", "gan/real_score", "gan/fake_score")
-SCORES = "scores.json"
+GENERATOR, DISCRIMINATOR, SCORES = "generator", "discriminator", "scores.json"
+"""Names in a checkpoint."""
 
 
 def turn(step: int, *, warmup: int) -> Literal["generator", "discriminator"]:
@@ -139,27 +140,35 @@ class AdversarialTrainer:
             "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
         }
 
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.generator.averaged()
+
     def whole(self) -> AbstractContextManager[None]:
         return self.generator.whole(self.model.net)
 
-    def save(self, folder: Path) -> None:
-        self.generator.save(folder / "generator")
-        self.discriminator.save(folder / "discriminator")
-        if dist.get_rank() == 0:
-            storage.write_bytes(str(folder / SCORES), self.scores.to_json())
+    def snapshot(self) -> Share:
+        networks = {
+            GENERATOR: self.generator.snapshot(),
+            DISCRIMINATOR: self.discriminator.snapshot(),
+        }
+        return Share(networks, {SCORES: self.scores.to_json()} if dist.get_rank() == 0 else {})
 
-    def load(self, folder: Path) -> None:
-        self.generator.load(folder / "generator")
-        self.discriminator.load(folder / "discriminator")
-        self.scores.restore((folder / SCORES).read_bytes())
+    def restore(self, saved: SavedState) -> None:
+        self.generator.restore(saved.network(GENERATOR))
+        self.discriminator.restore(saved.network(DISCRIMINATOR))
+        self.scores.restore(saved.text(SCORES))
+
+    def close(self) -> None:
+        self.generator.close()
+        self.discriminator.close()
 
 
 def discriminator_settings(stage: StageSettings, settings: AdversarialSettings) -> StageSettings:
-    """The stage as the discriminator's engine sees it: with its own rate and weight decay."""
+    """The stage as the discriminator's engine sees it: with its own rate and weight decay, and no
+    average, as nothing is made of it."""
     own = settings.discriminator
-    return stage.model_copy(
-        update={"learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
-    )
+    rates = {"learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
+    return stage.model_copy(update={**rates, "ema_decay": None})
 
 
 @contextmanager

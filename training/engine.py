@@ -1,20 +1,28 @@
-"""The one file that knows DeepSpeed: a module and its settings to an engine that steps, saves and
-loads."""
+"""The one file that imports DeepSpeed: a module and its settings to an engine that steps, and whose
+state can be taken and put back.
+
+Where DeepSpeed keeps what is known to `zero_layout`; knows no files.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from training.checkpoints.pieces import PieceFiles
+from training.ema import Average
+from training.engine_state import EngineState
 from training.schedule import MicroStep
 from training.settings import StageSettings
+from training.zero_layout import forget_trial_step, fragments, refresh_module
 
 
 def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, Any]:
@@ -28,13 +36,21 @@ def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, A
         "gradient_accumulation_steps": size.accumulation(world_size),
         # DeepSpeed clips at 1.0 when this is absent.
         "gradient_clipping": settings.gradient_clipping,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": _zero_config(settings),
         "bf16": {"enabled": settings.precision == "bf16"},
         # ZeRO refuses torch's own AdamW without it; the compiled one would need a compiler at run
         # time.
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def _zero_config(settings: StageSettings) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload == "optimizer":
+        config["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return config
 
 
 def _import_deepspeed() -> Any:
@@ -57,6 +73,18 @@ def start_distributed(device: torch.device) -> None:
     )
 
 
+def _forget_spread(module: nn.Module) -> None:
+    """ZeRO-3 keeps each module it ever ran in a global list and in a cache of one of its classes,
+    which would hold the weights, moments and all for the rest of the process."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [each for each in stack if each is not module]
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
+
+
 class Engine:
     """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
 
@@ -70,11 +98,18 @@ class Engine:
             (p for p in module.parameters() if p.requires_grad),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            # On the host's memory one pass instead of several.
+            fused=settings.offload == "optimizer",
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config
         )
-        self._partly_frozen = not all(p.requires_grad for p in module.parameters())
+        forget_trial_step(self._optimizer)
+        parts = fragments(self.module, self._optimizer, settings.zero_stage)
+        decay = settings.ema_decay
+        masters = {id(part.owner): part.owner for part in parts}.values()
+        self._average = None if decay is None else Average(masters, decay=decay)
+        self._state = EngineState(self.module, optimizer, parts, self._average)
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.
         self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
@@ -99,10 +134,13 @@ class Engine:
         """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._measures_norm and self._engine.is_gradient_accumulation_boundary():
+        updates = self._engine.is_gradient_accumulation_boundary()
+        if self._measures_norm and updates:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
+        if self._average is not None and updates:
+            self._average.update()
 
     @property
     def gradient_norm(self) -> float:
@@ -127,22 +165,42 @@ class Engine:
         )
         return context
 
-    def save(self, folder: Path) -> None:
-        """Writes this worker's part of the state below `folder`; every worker must call it.
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside it the module computes with the averages of its weights, where there are any.
+
+        Every worker must enter and leave it; training goes on exactly afterwards.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self._average is not None:
+            self._average.swap()
+            refresh_module(self._optimizer, self._zero_stage)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """This worker's share of what training has changed, in host memory.
 
         Frozen parameters are left out: they are where they came from.
         """
-        self._engine.save_checkpoint(
-            str(folder.parent),
-            tag=folder.name,
-            save_latest=False,
-            exclude_frozen_parameters=self._partly_frozen,
-        )
+        rank = torch.distributed.get_rank()
+        world_size = torch.distributed.get_world_size()
+        # Without ZeRO all workers hold the same.
+        index, of = (rank, world_size) if self._zero_stage == 0 else (0, 1)
+        return self._state.snapshot(index=index, of=of, with_buffers=rank == 0)
 
-    def load(self, folder: Path) -> None:
-        """Restores module and optimiser from what `save` wrote; every worker must call it."""
-        loaded, _ = self._engine.load_checkpoint(
-            str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
-        )
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+    def restore(self, saved: PieceFiles) -> None:
+        """Puts back what all workers' `snapshot` gave, whatever their number and ZeRO stage; every
+        worker must call it."""
+        self._state.restore(saved)
+        refresh_module(self._optimizer, self._zero_stage)
+
+    def close(self) -> None:
+        """Takes DeepSpeed's hooks and references off the module, so that its memory can go."""
+        self._engine.destroy()
+        if self._zero_stage == 3:
+            _forget_spread(self.module)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
-from training.checkpoint import Checkpoints, TrainerState
+from training.checkpoints.records import Origin, TrainerState
+from training.checkpoints.store import Checkpoints
 from training.loader import Batch, LatentLoader
 from training.meter import Meter, memory_gb
 from training.objectives.flow_maps import Losses
@@ -40,6 +41,7 @@ class Loop:
 
     settings: StageSettings
     seed: int
+    origin: Origin
     trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
@@ -54,15 +56,24 @@ class Loop:
     stop_requested: Callable[[], bool]
     skipped: SkippedList
 
-    def run(self, position: Position) -> Position:
-        """Trains from `position` to the end of the stage, or to where a stop was requested.
+    def run(self) -> Position:
+        """Trains from the last checkpoint to the end of the stage, or to where a stop was
+        requested.
 
-        Every worker runs the same steps. A checkpoint is on disk whenever this returns.
+        Every worker runs the same steps. A checkpoint is there whenever this returns.
 
         Raises:
-            FlowmapsrError: loss or gradient is not finite, or too many samples cannot be used; the
-                last checkpoint stays as it is.
+            FlowmapsrError: loss or gradient is not finite, or too many samples cannot be used, and
+                the last checkpoint stays as it is; or checkpoints cannot be read, or the last one
+                not be written.
         """
+        state = self.checkpoints.resume(self.trainer, self.origin)
+        try:
+            return self._train(Position() if state is None else state.position)
+        finally:
+            self.checkpoints.close()
+
+    def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
         names = self.trainer.metrics
         meter = Meter(names)
@@ -92,6 +103,8 @@ class Loop:
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
                 self.checkpoints.save(self.trainer, self._state(position))
+            if last:
+                self.checkpoints.finish()
             self._report(meter, position.step, last)
             if position.step % self.images_every == 0 or self.finished(position):
                 self._draw(position.step, over_times)
@@ -130,6 +143,7 @@ class Loop:
         loss_is_finite = bool(sums.isfinite().all())
         if loss_is_finite and math.isfinite(self.trainer.gradient_norm):
             return
+        self.checkpoints.drain()
         gathered: list[list[str]] = [[] for _ in range(self.loader.world_size)]
         dist.all_gather_object(gathered, keys)
         path = self.home / "not_finite.json"
@@ -149,7 +163,7 @@ class Loop:
             step=position.step,
             images_seen=position.images_seen,
             consumed=dict(position.consumed),
-            seed=self.seed,
+            origin=self.origin,
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,
         )
@@ -168,14 +182,15 @@ class Loop:
     def _draw(self, step: int, over_times: Tensor) -> None:
         """Draws with what all workers have seen since the last pictures, and forgets it."""
         dist.all_reduce(over_times)
-        drawn = [] if self.pictures is None else self.pictures.draw(step, over_times)
+        with self.trainer.averaged():
+            drawn = [] if self.pictures is None else self.pictures.draw(step, over_times)
         for picture in drawn:
             if self.tracker is not None:
                 self.tracker.write(picture)
         over_times.zero_()
 
     def _write_progress(self, meter: Meter, step: int) -> None:
-        newest = self.checkpoints.newest()
+        newest = self.checkpoints.newest
         progress = StageProgress(
             stage=self.settings.name,
             step=step,
@@ -183,8 +198,8 @@ class Loop:
             images_per_second=meter.images_per_second,
             loss=meter.loss,
             updated=time.time(),
-            checkpoint_step=newest.step if newest else 0,
-            checkpoint_time=newest.written if newest else 0.0,
+            checkpoint_step=newest.state.step if newest else 0,
+            checkpoint_time=newest.saved if newest else 0.0,
         )
         path = self.home / "progress.json"
         storage.write_bytes(str(path), progress.model_dump_json().encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -139,6 +139,20 @@ class Lpips(PatchPerceptual):
 PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]
 
 
+EXECUTION = frozenset(
+    {
+        "zero_stage",
+        "offload",
+        "gradient_checkpointing",
+        "compile",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+    }
+)
+"""Settings of a stage that decide how it is computed, not what: a run may go on with others."""
+
+
 class StageSettings(Settings):
     """One training stage. `step` is an optimiser step, `micro_batch` is per worker."""
 
@@ -174,8 +188,18 @@ class StageSettings(Settings):
     initialise_share: Probability = 0.5
     """Least part of the network's parameters that must be found there: what holds less is a
     checkpoint of another architecture."""
+    offload: Literal["none", "optimizer"] = "none"
+    """`optimizer` keeps master weights and AdamW's moments in the host's memory and updates them
+    there: slower, and 12 bytes less of a GPU's memory for each parameter that it holds."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keeps a moving average of the weights, w <- decay * w + (1 - decay) * new at every step, and
+    makes the stage's model and pictures of it. The paper has none; ELIR needs 0.999."""
     checkpoint_every: int = Field(500, ge=1)
+    """Steps. Training stops for a copy to memory only; the files are written beside it."""
     keep_checkpoints: int = Field(2, ge=1)
+    """How many of the last checkpoints stay."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every`."""
 
     @property
     def needs_negatives(self) -> bool:
@@ -217,6 +241,16 @@ class StageSettings(Settings):
             self._check_budgets(self.budgets)
         if not STAGE_NAME.fullmatch(self.name):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(
+                "offload=optimizer needs an optimiser that ZeRO has taken over: set a zero_stage "
+                "of 1, 2 or 3, or offload=none"
+            )
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
+                f"{self.checkpoint_every}: no checkpoint would be made at most of these steps"
+            )
         if self.zero_stage == 3 and self.compile != "none":
             raise ValueError(
                 f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
@@ -290,6 +324,7 @@ class WorkerRange(Settings):
 
 _PLACEMENT = (
     "output",
+    "checkpoints",
     "workers",
     "cpus_per_worker",
     "gpus_per_worker",
@@ -310,6 +345,9 @@ class TrainingRecipe(Settings):
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
     output: str
     """The run's local folder; workers on other machines must see it at the same path."""
+    checkpoints: str | None = None
+    """Local folder or `s3://` prefix for the checkpoints of all stages, which every worker must
+    reach; `<output>/stages/<name>/checkpoints` when not given."""
     workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
     """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
     also in the middle of a run. The global batch stays the same."""
@@ -351,6 +389,13 @@ class TrainingRecipe(Settings):
             raise ValueError("a training run lies in a local folder; its dataset may be on S3")
         return output
 
+    @field_validator("checkpoints")
+    @classmethod
+    def _readable(cls, checkpoints: str | None) -> str | None:
+        if checkpoints is not None and "://" in checkpoints.removeprefix("s3://"):
+            raise ValueError("checkpoints go to a local folder or an s3:// address")
+        return checkpoints
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [stage.name for stage in self.stages]
@@ -385,7 +430,10 @@ class TrainingRecipe(Settings):
 
     def content(self) -> dict[str, object]:
         """The settings that decide the result: not where and how fast it is made."""
-        return self.model_dump(mode="json", exclude=set(_PLACEMENT))
+        placement: dict[str, Any] = dict.fromkeys(_PLACEMENT, True)
+        return self.model_dump(
+            mode="json", exclude=placement | {"stages": {"__all__": set(EXECUTION)}}
+        )
 
     def digest(self) -> str:
         """SHA-256 of what decides the result, as canonical JSON.

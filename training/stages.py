@@ -7,6 +7,7 @@ of them.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -22,7 +23,8 @@ from datagen import storage
 from datagen.codecs import load_codec
 from datagen.manifest import dataset_of, load_manifest
 from training.building import Builder
-from training.checkpoint import Checkpoints
+from training.checkpoints.records import Origin
+from training.checkpoints.store import Checkpoints
 from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.engine import deepspeed_config, start_distributed
@@ -56,8 +58,17 @@ def run_stage(
     """
     folder = StageFolder(Path(recipe.output), name)
     if folder.record() is None:
-        StageWorker(recipe, folder).train(stop_requested)
+        _train(recipe, folder, stop_requested)
+        gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.record()
+
+
+def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable[[], bool]) -> None:
+    worker = StageWorker(recipe, folder)
+    try:
+        worker.train(stop_requested)
+    finally:
+        worker.trainer.close()
 
 
 class StageWorker:
@@ -94,12 +105,10 @@ class StageWorker:
         loop = self._loop(tracker, stop_requested)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            newest = loop.checkpoints.newest()
-            start = loop.checkpoints.load(self.trainer, newest).position if newest else Position()
-            end = loop.run(start)
+            end = loop.run()
             status = "FINISHED" if loop.finished(end) else "KILLED"
             if status == "FINISHED":
-                with self.trainer.whole():
+                with self.trainer.averaged(), self.trainer.whole():
                     if self.rank == 0:
                         self._write_results(end)
         finally:
@@ -112,6 +121,11 @@ class StageWorker:
         return Loop(
             settings=settings,
             seed=self.recipe.seed,
+            origin=Origin(
+                stage=settings.name,
+                recipe_digest=self.recipe.digest(),
+                dataset_digest=self.manifest.digest,
+            ),
             trainer=self.trainer,
             loader=LatentLoader(
                 self.shards,
@@ -126,7 +140,9 @@ class StageWorker:
                 pin=self.device.type == "cuda",
             ),
             checkpoints=Checkpoints(
-                self.folder.home / "checkpoints", keep=settings.keep_checkpoints
+                self._checkpoints_uri(),
+                keep=settings.keep_checkpoints,
+                keep_every=settings.keep_every,
             ),
             device=self.device,
             home=self.folder.home,
@@ -140,6 +156,11 @@ class StageWorker:
                 limit=self.recipe.max_rotten_fraction,
             ),
         )
+
+    def _checkpoints_uri(self) -> str:
+        if self.recipe.checkpoints is None:
+            return str(self.folder.home / "checkpoints")
+        return storage.join(self.recipe.checkpoints, self.folder.name)
 
     def _shown_batch(self) -> Batch | None:
         """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the

@@ -1,6 +1,6 @@
 """One step of a stage's networks, behind one interface: what the loop calls, whatever the method.
 
-Knows engines and objectives; knows no loader, no tracker and no files but its own state.
+Knows engines and objectives; knows no loader, no tracker and no files.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from training.checkpoints.reading import SavedState
+from training.checkpoints.records import Share
 from training.engine import Engine
 from training.loader import Batch
 from training.objectives.flow_maps import LOSS_NAMES, Losses, TrainedModel
@@ -21,6 +22,8 @@ from training.settings import StageSettings
 
 Objective = Callable[[TrainedModel, Batch, torch.Generator], Losses]
 """A batch to the losses of a model; all its draws come from the generator."""
+MODEL = "model"
+"""Name of the network in a checkpoint."""
 LOSS_METRICS = tuple(f"loss/{name}" for name in LOSS_NAMES)
 
 
@@ -52,14 +55,21 @@ class Trainer(Protocol):
     def report(self, step: int) -> dict[str, float]:
         """Rates and gradient norms of the step that ended last."""
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside it the network has the weights that the stage would end with now: their moving
+        averages where `ema_decay` is set, else its own. Every worker must enter."""
+
     def whole(self) -> AbstractContextManager[None]:
         """Inside it the network's parameters are whole on this worker; every worker must enter."""
 
-    def save(self, folder: Path) -> None:
-        """Writes this worker's part of the state below `folder`; every worker must call it."""
+    def snapshot(self) -> Share:
+        """This worker's share of the state, in host memory; every worker must call it."""
 
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote; every worker must call it."""
+    def restore(self, saved: SavedState) -> None:
+        """Puts back what all workers' `snapshot` gave; every worker must call it."""
+
+    def close(self) -> None:
+        """Lets the networks' memory go."""
 
 
 class ObjectiveTrainer:
@@ -96,14 +106,20 @@ class ObjectiveTrainer:
             "optim/learning_rate": learning_rate(self.settings, step),
         }
 
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.engine.averaged()
+
     def whole(self) -> AbstractContextManager[None]:
         return self.engine.whole(self.model.net)
 
-    def save(self, folder: Path) -> None:
-        self.engine.save(folder)
+    def snapshot(self) -> Share:
+        return Share({MODEL: self.engine.snapshot()})
 
-    def load(self, folder: Path) -> None:
-        self.engine.load(folder)
+    def restore(self, saved: SavedState) -> None:
+        self.engine.restore(saved.network(MODEL))
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 def trained_model(engine: Engine) -> TrainedModel:

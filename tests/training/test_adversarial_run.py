@@ -18,6 +18,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.cli import app
 from tests.tiny import STAGE, RunMaker, finish_torchrun, start_torchrun, weights, write_photos
 from tests.training.test_run import _kill_all, _wait
+from training.checkpoints.reading import SavedState, read_commit
 from training.pretrained import export_merged, find_model, load_config, load_net
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
@@ -34,6 +35,7 @@ def _stage(source: str, **adversarial: Any) -> dict[str, Any]:
         "objective": {"kind": "self_distillation", "levels": 2},
         "steps": STEPS,
         "checkpoint_every": 4,
+        "ema_decay": 0.5,
         "dynamic_weighting": False,
         "initialise_from": source,
         "adversarial": {
@@ -91,6 +93,18 @@ def test_the_base_stays_and_only_the_lora_is_trained(
     assert all(bool(up.any()) for up in ups)  # B starts at zero
 
 
+def test_the_model_is_made_of_the_averages_where_the_stage_keeps_them(gan: TrainingRecipe) -> None:
+    folder = str(_home(gan) / "checkpoints" / f"step-{STEPS:06d}")
+    lora = _lora(gan)
+    with SavedState(folder, read_commit(folder)) as saved:
+        pieces = saved.network("generator")
+        for name, tensor in lora.items():
+            trained = f"net.{name}".replace(".weight", ".default.weight")
+            whole = {"start": 0, "stop": tensor.numel(), "numel": tensor.numel()}
+            assert torch.equal(tensor.flatten(), pieces.read("average", trained, **whole))
+            assert not torch.equal(tensor.flatten(), pieces.read("master", trained, **whole))
+
+
 def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -> None:
     lines = (_home(gan) / "tracking.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
@@ -121,16 +135,17 @@ def test_a_killed_adversarial_run_goes_on_to_the_bit_identical_model(
     mine, theirs = _lora(recipe), _lora(gan)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     # The scores of every step since the warm-up: equal only if the discriminator went on exactly.
-    last = Path("checkpoints") / f"step-{STEPS:06d}"
-    scores = [json.loads((_home(r) / last / "scores.json").read_bytes()) for r in (recipe, gan)]
+    scores = [json.loads(_saved(r, "scores.json")[0]) for r in (recipe, gan)]
     assert scores[0] == scores[1] and len(scores[0]["real"]) == STEPS - 4
-    states = [_discriminator(_home(r) / last) for r in (recipe, gan)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    discriminators = [_saved(r, "discriminator") for r in (recipe, gan)]
+    assert discriminators[0] == discriminators[1] and len(discriminators[0]) == 2
 
 
-def _discriminator(checkpoint: Path) -> dict[str, torch.Tensor]:
-    path = checkpoint / "discriminator" / "mp_rank_00_model_states.pt"
-    return torch.load(path, weights_only=False)["module"]
+def _saved(recipe: TrainingRecipe, part: str) -> list[bytes]:
+    """The files of a part of the last checkpoint, by their writers."""
+    folder = _home(recipe) / "checkpoints" / f"step-{STEPS:06d}"
+    files = read_commit(str(folder)).files
+    return [(folder / file.name).read_bytes() for file in files if file.part == part]
 
 
 def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from datagen.shards import Latents, ShardSample, read_shard
 from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
+from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
 from training.loader import fixed_batch
 from training.run_folder import StageFolder
@@ -60,9 +62,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_
     assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
     newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
     assert newest.name == "step-000001"
-    (weights,) = newest.glob("mp_rank_00_model_states.pt")
-    module = torch.load(weights, weights_only=False)["module"]
-    assert all(bool(tensor.isfinite().all()) for tensor in module.values())
+    files = read_commit(str(newest)).files
+    assert len(files) == 2  # one of each worker
+    for file in files:
+        tensors = safetensors.torch.load_file(newest / file.name)
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_many(
@@ -94,8 +98,7 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     assert "lq is F16 [192, 2, 4]" in listed[1]["reason"]
     checkpoints = sorted((_stage(recipe) / "checkpoints").glob("step-*"))
     assert [one.name for one in checkpoints] == ["step-000001", "step-000002"]
-    state = json.loads((checkpoints[-1] / "trainer_state.json").read_text())
-    assert state["images_seen"] == 8
+    assert read_commit(str(checkpoints[-1])).state.images_seen == 8
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.tiny import (
     start_torchrun,
     weights,
 )
+from training.checkpoints.reading import read_commit
 from training.run_folder import check_recipe, write_recipe
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
@@ -74,10 +75,8 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
         ]
         checkpoints = sorted(p.name for p in (stages / name / "checkpoints").glob("step-*"))
         assert checkpoints == ["step-000050", "step-000060"]
-    state = json.loads(
-        (stages / "distill" / "checkpoints" / "step-000060" / "trainer_state.json").read_text()
-    )
-    assert (state["step"], state["images_seen"]) == (60, 240)
+    state = read_commit(str(stages / "distill" / "checkpoints" / "step-000060")).state
+    assert (state.step, state.images_seen, state.world_size) == (60, 240, 2)
 
 
 def test_the_loss_of_a_tiny_run_is_golden(undisturbed: TrainingRecipe) -> None:

@@ -72,6 +72,10 @@ def _recipe(**values: Any) -> TrainingRecipe:
             "lost in the rounding of precision=bf16: set precision=fp32",
         ),
         ({"stages": [{**STAGE, "zero_stage": 3, "compile": "student"}]}, "spreads them"),
+        ({"checkpoints": "gs://bucket/run"}, "a local folder or an s3:// address"),
+        ({"stages": [{**STAGE, "offload": "optimizer", "zero_stage": 0}]}, "zero_stage of 1, 2 or"),
+        ({"stages": [{**STAGE, "keep_every": 750}]}, "not a multiple of checkpoint_every 500"),
+        ({"stages": [{**STAGE, "ema_decay": 1.0}]}, "less than 1"),
         ({"stages": [_distill("shortcut", guidance={"strength": [3, 1]})]}, "lower bound"),
         ({"stages": [_distill("shortcut", guidance={"negative_share": 2})]}, "negative_share"),
         ({"model": {"block_channels": [64]}}, "transformer_layers needs 1 values"),
@@ -133,9 +137,26 @@ def test_what_can_work_is_allowed(stage: dict[str, Any]) -> None:
     assert _recipe(stages=[stage]).stages[0].zero_stage == stage.get("zero_stage", 1)
 
 
-def test_the_digest_ignores_only_the_place() -> None:
-    assert _recipe().digest() == _recipe(output="/elsewhere").digest()
+def test_the_digest_ignores_only_the_places() -> None:
+    elsewhere = _recipe(output="/elsewhere", checkpoints="s3://bucket/run")
+    assert _recipe().digest() == elsewhere.digest()
     assert _recipe().digest() != _recipe(seed=1).digest()
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        ({"zero_stage": 3, "offload": "optimizer", "checkpoint_every": 7}, True),
+        ({"learning_rate": 1.0}, False),
+        ({"ema_decay": 0.9}, False),
+        ({"precision": "fp32"}, False),
+    ],
+)
+def test_a_checkpoint_may_be_gone_on_from_in_another_way_but_not_with_another_method(
+    values: dict[str, Any], same: bool
+) -> None:
+    mine, theirs = (_recipe(stages=[stage]) for stage in (STAGE, {**STAGE, **values}))
+    assert (mine.digest() == theirs.digest()) == same
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:

@@ -1,0 +1,95 @@
+"""The folders of a stage's checkpoints on a disk or S3: which there are, what is left over, and how
+one is removed.
+
+A folder is a checkpoint when it holds its commit, which is written last and removed first. Reads no
+tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from datagen import storage
+from datagen.errors import NotFoundError
+from training.checkpoints.records import COMMIT, Commit
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """The files of one step."""
+
+    uri: str
+    step: int
+    files: tuple[str, ...]
+    """Their names, sorted."""
+
+    @property
+    def is_committed(self) -> bool:
+        return COMMIT in self.files
+
+    def remove(self) -> None:
+        """The commit first: a removal that is cut short leaves what counts as a leftover."""
+        for name in sorted(self.files, key=lambda name: name != COMMIT):
+            storage.delete(storage.join(self.uri, name))
+        storage.delete_empty_folder(self.uri)
+
+    def remove_strangers(self, commit: Commit) -> None:
+        """Removes files of the folder that its commit does not name."""
+        named = {COMMIT, *(record.name for record in commit.files)}
+        for name in sorted(set(self.files) - named):
+            storage.delete(storage.join(self.uri, name))
+
+
+@dataclass(frozen=True)
+class CheckpointFolders:
+    """Everything below the place of a stage's checkpoints."""
+
+    uri: str
+
+    def of_step(self, step: int) -> str:
+        return storage.join(self.uri, f"step-{step:06d}")
+
+    def all(self) -> list[StepFolder]:
+        """The folders of all steps, whole or not, in the order of their steps."""
+        files: dict[str, list[str]] = {}
+        try:
+            for entry in storage.scan(self.uri):
+                folder, _, name = entry.uri.removeprefix(self.uri).strip("/").partition("/")
+                if _NAME.fullmatch(folder):
+                    files.setdefault(folder, []).append(name)
+        except NotFoundError:
+            return []
+        found = [
+            StepFolder(
+                storage.join(self.uri, folder), int(folder.split("-")[1]), tuple(sorted(own))
+            )
+            for folder, own in files.items()
+        ]
+        return sorted(found, key=lambda folder: folder.step)
+
+    def committed(self) -> list[StepFolder]:
+        return [folder for folder in self.all() if folder.is_committed]
+
+    def remove_leftovers(self) -> None:
+        """Removes what dead writers left half-done; only while nobody writes here."""
+        removed = storage.remove_leftovers(self.uri)
+        for folder in self.all():
+            if not folder.is_committed:
+                folder.remove()
+        for parent in {uri.rpartition("/")[0] for uri in removed}:
+            storage.delete_empty_folder(parent)
+
+    def tidy(self, commit: Commit, *, keep: int, keep_every: int | None) -> None:
+        """After a commit: removes older checkpoints than the last `keep`, but none of a step that
+        `keep_every` divides, and every leftover."""
+        committed = self.committed()
+        kept = {folder.step for folder in committed[-keep:]}
+        for folder in self.all():
+            forever = keep_every is not None and folder.step % keep_every == 0
+            if not folder.is_committed or not (folder.step in kept or forever):
+                folder.remove()
+            elif folder.step == commit.state.step:
+                folder.remove_strangers(commit)

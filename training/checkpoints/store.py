@@ -1,0 +1,231 @@
+"""The checkpoints of one stage: saved beside training, kept, tidied, checked when one is loaded.
+
+Every worker makes one and calls its methods at the same steps. Knows what is trained only through
+`snapshot` and `restore`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar, cast
+
+import torch.distributed as dist
+
+from datagen import storage
+from datagen.errors import FlowmapsrError
+from training.checkpoints.folders import CheckpointFolders, StepFolder
+from training.checkpoints.reading import Damaged, SavedState, read_commit
+from training.checkpoints.records import Commit, Origin, Share, TrainerState
+from training.checkpoints.writing import Writer, Writing
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+LAST_WAIT = 60.0
+"""Seconds that an ending first worker waits for the other workers' shares."""
+
+
+class Trained(Protocol):
+    """Networks and optimisers whose state can be taken and put back."""
+
+    def snapshot(self) -> Share:
+        """This worker's share of the state; every worker calls it at the same step."""
+
+    def restore(self, saved: SavedState) -> None:
+        """Puts back what all workers' `snapshot` gave; every worker calls it."""
+
+
+class Checkpoints:
+    """All checkpoints below a local folder or `s3://` prefix that every worker reaches."""
+
+    def __init__(self, uri: str, *, keep: int, keep_every: int | None = None) -> None:
+        """
+        Args:
+            keep: how many of the last checkpoints stay.
+            keep_every: those of steps that this divides stay too.
+        """
+        self.folders = CheckpointFolders(uri)
+        self.keep = keep
+        self.keep_every = keep_every
+        self.newest: Commit | None = None
+        """The last checkpoint that is there; known to the first worker only."""
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        attempt = self._from_first(lambda: secrets.token_hex(4))
+        self._writer = Writer(self.rank, self.world_size, attempt)
+        self._writing: Writing | None = None
+
+    def save(self, trained: Trained, state: TrainerState) -> None:
+        """Copies the state and writes it in the background, after the checkpoint before.
+
+        That one may have failed: then this says so, and training goes on.
+        """
+        self.drain()
+        self._writing = self._writer.start(
+            self.folders.of_step(state.step), trained.snapshot(), state, self._committed
+        )
+
+    def drain(self) -> str:
+        """Waits until the checkpoint being written is there; what went wrong, or nothing.
+
+        All workers hear the same.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return ""
+        problem = self._told_by_all(writing.wait_for_share())
+        if problem:
+            writing.abandon()
+            writing.wait_for_commit()
+        else:
+            problem = self._told_by_all(writing.wait_for_commit())
+        if not problem:
+            return ""
+        problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
+        if self.rank == 0:
+            log.warning("%s", problem)
+            self._remove_failed(writing)
+        dist.barrier()  # nobody may begin the next one before that
+        return problem
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint of the run.
+
+        Raises:
+            FlowmapsrError: it could not be written.
+        """
+        problem = self.drain()
+        if problem:
+            newest = self._from_first(self._last_step)
+            raise FlowmapsrError(
+                f"{problem}; run the same command again to go on from "
+                + (f"step {newest}" if newest else "the start of the stage")
+            )
+
+    def close(self) -> None:
+        """Ends the writing when this worker fails, alone perhaps: waits for its own share and, on
+        the first worker, for a while for the others'."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.wait_for_commit(LAST_WAIT)
+
+    def resume(self, trained: Trained, origin: Origin) -> TrainerState | None:
+        """Restores the newest whole checkpoint, or nothing where none was ever committed.
+
+        A damaged one is skipped for the one before, with a warning, and then removed: it would be
+        taken for the newest again.
+
+        Raises:
+            FlowmapsrError: all are damaged, or the one found is of another stage or method.
+        """
+        committed = self._from_first(self._existing)
+        damages: list[str] = []
+        for number, folder in enumerate(reversed(committed)):
+            commit, damage = self._from_first(partial(_read_commit, folder))
+            damages += [damage] if damage else []
+            if commit is not None and self._restore(folder, commit, trained, origin, damages):
+                if self.rank == 0 and damages:
+                    self._skip(committed[-number:], damages, commit.state.step)
+                return commit.state
+        if damages:
+            raise FlowmapsrError(
+                f"no checkpoint in {self.folders.uri} is whole: {'; '.join(damages)}. Put the "
+                "files back, or remove that folder to start the stage over"
+            )
+        return None
+
+    def _existing(self) -> list[StepFolder]:
+        self.folders.remove_leftovers()
+        return self.folders.committed()
+
+    def _restore(
+        self,
+        folder: StepFolder,
+        commit: Commit,
+        trained: Trained,
+        origin: Origin,
+        damages: list[str],
+    ) -> bool:
+        """Whether a checkpoint was whole and is restored; if not, what is wrong is noted."""
+        _check_origin(folder.uri, commit.state.origin, origin)
+        with SavedState(folder.uri, commit) as saved:
+            damage = self._told_by_all(saved.faults(index=self.rank, of=self.world_size))
+            if damage:
+                damages.append(damage)
+                return False
+            trained.restore(saved)
+        self.newest = commit
+        return True
+
+    def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
+        log.warning(
+            "%s: skipped and removed; the stage goes on from step %d", "; ".join(damages), step
+        )
+        for folder in folders:
+            folder.remove()
+
+    def _committed(self, commit: Commit) -> None:
+        """In the writer's thread: the new checkpoint counts, older ones go."""
+        self.newest = commit
+        try:
+            self.folders.tidy(commit, keep=self.keep, keep_every=self.keep_every)
+        except FlowmapsrError as error:  # the checkpoint is there all the same
+            log.warning("older checkpoints stay for now: %s", error)
+
+    def _remove_failed(self, writing: Writing) -> None:
+        """Makes room on a disk at once. What is left on S3 waits for the next commit: it may be out
+        of reach, and training would wait for it."""
+        if storage.is_remote(writing.folder):
+            return
+        try:
+            self.folders.remove_leftovers()
+            storage.delete_empty_folder(writing.folder)
+        except FlowmapsrError as error:
+            log.warning("what was written of it stays for now: %s", error)
+
+    def _last_step(self) -> int:
+        return 0 if self.newest is None else self.newest.state.step
+
+    def _from_first(self, call: Callable[[], T]) -> T:
+        """What the call gives on the first worker, or raises there, on all."""
+        answer: list[T | None] = [None]
+        error: FlowmapsrError | None = None
+        if self.rank == 0:
+            try:
+                answer = [call()]
+            except FlowmapsrError as raised:
+                error = raised
+        message = [(answer[0], error)]
+        dist.broadcast_object_list(message)
+        value, error = message[0]
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+    def _told_by_all(self, text: str) -> str:
+        """What any worker has to tell, on all of them."""
+        texts: list[str] = [""] * self.world_size
+        dist.all_gather_object(texts, text)
+        return "; ".join(f"worker {rank}: {told}" for rank, told in enumerate(texts) if told)
+
+
+def _read_commit(folder: StepFolder) -> tuple[Commit | None, str]:
+    """A folder's commit, or what is wrong with it."""
+    try:
+        return read_commit(folder.uri), ""
+    except Damaged as damage:
+        return None, str(damage)
+
+
+def _check_origin(uri: str, saved: Origin, wanted: Origin) -> None:
+    """Refuses the checkpoint of a run that computes something else."""
+    differing = [
+        name for name in Origin.model_fields if getattr(saved, name) != getattr(wanted, name)
+    ]
+    if differing:
+        raise FlowmapsrError(
+            f"the checkpoint {uri} is one of another run (different: {', '.join(differing)}): name "
+            "another place in `checkpoints`, or remove that folder"
+        )
