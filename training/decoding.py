@@ -1,7 +1,7 @@
-"""The bytes of samples to arrays, each checked, and arrays to the tensors of a micro batch.
+"""The bytes of samples, each checked, to the tensors of a micro batch.
 
-Latents stay float16, as they are stored, and are copied once: from the bytes that were read into
-the batch. Knows no shards and no order.
+Latents stay float16, as they are stored, and are copied into the batch while the bytes that were
+just read are still near the processor. Knows no shards and no order.
 """
 
 from __future__ import annotations
@@ -43,45 +43,43 @@ class Wanted:
     pixels: bool
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One sample: latents float16 (C, h, w), pixels uint8 (H, W, 3), RGB; None where not wanted."""
-
-    key: str
-    hq: np.ndarray
-    lq: np.ndarray
-    neg: np.ndarray | None
-    pixels: np.ndarray | None
-
-
-def decode(sample: SampleBytes, shape: SampleShape, wanted: Wanted) -> Decoded:
-    """Views on the sample's latents, and its pixels.
-
-    Raises DamagedSample when something wanted is missing, of another shape, not finite, or no JPEG.
-    """
-    hq, lq = (_latent(sample, name, shape) for name in ("hq", "lq"))
-    neg = _latent(sample, "neg", shape) if wanted.neg else None
-    pixels = _pixels(sample, shape) if wanted.pixels else None
-    return Decoded(sample.key, hq, lq, neg, pixels)
-
-
 def holds(sample: SampleBytes) -> Wanted:
     """What there is of what may be wanted."""
     names = {tensor.name for tensor in _layout(_header(sample))}
     return Wanted(neg="neg" in names, pixels=sample.hq_jpeg is not None)
 
 
-def stack(arrays: list[np.ndarray], *, pin: bool) -> Tensor:
-    """One tensor of equal arrays, in page-locked memory if `pin`, from where a GPU copies while
-    others work."""
-    first = arrays[0]
-    stacked = torch.empty(
-        (len(arrays), *first.shape),
-        dtype=torch.float16 if first.dtype == np.float16 else torch.uint8,
-        pin_memory=pin,
-    )
-    np.stack(arrays, out=stacked.numpy())
-    return stacked
+class BatchMemory:
+    """The tensors of a micro batch, to be filled sample by sample."""
+
+    def __init__(self, samples: int, shape: SampleShape, wanted: Wanted, *, pin: bool) -> None:
+        """
+        Args:
+            pin: take page-locked memory, from where a GPU copies while others work.
+        """
+
+        def empty(*size: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
+
+        self._shape = shape
+        self.hq = empty(*shape.latents, dtype=torch.float16)
+        self.lq = empty(*shape.latents, dtype=torch.float16)
+        self.neg = empty(*shape.latents, dtype=torch.float16) if wanted.neg else None
+        self.pixels = empty(3, *shape.pixels, dtype=torch.uint8) if wanted.pixels else None
+        latents = {"hq": self.hq, "lq": self.lq, "neg": self.neg}
+        self._latents = {name: x.numpy() for name, x in latents.items() if x is not None}
+        self._pixels = None if self.pixels is None else self.pixels.numpy()
+
+    def put(self, row: int, sample: SampleBytes) -> None:
+        """Copies what is wanted of a sample into its row.
+
+        Raises DamagedSample when something is missing, of another shape, not finite, or no JPEG;
+        the row is then to be filled again.
+        """
+        for name, rows in self._latents.items():
+            rows[row] = _latent(sample, name, self._shape)
+        if self._pixels is not None:
+            self._pixels[row] = _pixels(sample, self._shape).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ Memory of a worker: the batches read ahead, and what the shard store says.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from datagen.samples import Split
 from datagen.shard_index import ShardIndex
 from datagen.shards import DamagedShard
 from training.batch_settings import BatchSize
-from training.decoding import DamagedSample, Decoded, SampleShape, Wanted, decode, holds, stack
+from training.decoding import BatchMemory, DamagedSample, SampleShape, Wanted, holds
 from training.draws import BucketDraw, bucket_sizes, proportional_draws
 from training.read_ahead import Crew, read_ahead
 from training.schedule import MicroStep, Place, PlannedBatch, Position, Schedule
@@ -92,7 +92,7 @@ class BatchReader:
     ) -> None:
         """
         Args:
-            wanted: None for all that a sample holds.
+            wanted: None for all that the samples hold.
             pin: put the tensors into page-locked memory, from where a GPU copies them while others
                 work.
         """
@@ -109,36 +109,35 @@ class BatchReader:
         Raises FlowmapsrError when none can be found, or the dataset cannot be reached.
         """
         skipped: dict[tuple[str, int | None], Skipped] = {}
-        samples = [self._sample(planned, offset, skipped) for offset in range(len(planned.places))]
-        hq, lq = ([getattr(one, name) for one in samples] for name in ("hq", "lq"))
-        neg = [one.neg for one in samples if one.neg is not None]
-        pixels = [one.pixels for one in samples if one.pixels is not None]
+        shape = self._shape(planned.bucket)
+        wanted = self.wanted or self._stored(planned)
+        memory = BatchMemory(len(planned.places), shape, wanted, pin=self.pin)
+        keys = [self._fill(row, planned, memory, skipped) for row in range(len(planned.places))]
         return Batch(
-            keys=tuple(one.key for one in samples),
-            hq=stack(hq, pin=self.pin),
-            lq=stack(lq, pin=self.pin),
-            neg=stack(neg, pin=self.pin) if neg else None,
-            pixels=stack([_channels_first(one) for one in pixels], pin=self.pin)
-            if pixels
-            else None,
+            keys=tuple(keys),
+            hq=memory.hq,
+            lq=memory.lq,
+            neg=memory.neg,
+            pixels=memory.pixels,
             position=planned.position,
             micro=planned.micro,
             skipped=tuple(skipped.values()),
         )
 
-    def _sample(
+    def _fill(
         self,
+        row: int,
         planned: PlannedBatch,
-        offset: int,
+        memory: BatchMemory,
         skipped: dict[tuple[str, int | None], Skipped],
-    ) -> Decoded:
-        """The sample at a place of the batch, or what stands in for it."""
-        number, shape = planned.first + offset, self._shape(planned.bucket)
-        others = self.schedule.replacements(planned.bucket, number)
+    ) -> str:
+        """Puts the sample at a place of the batch, or what stands in for it, into the memory; its
+        key."""
+        others = self.schedule.replacements(planned.bucket, planned.first + row)
         tried: set[tuple[str, int | None]] = set()
-        for place in itertools.chain([planned.places[offset]], others):
-            found = self._decoded(place, shape)
-            if isinstance(found, Decoded):
+        for place in itertools.chain([planned.places[row]], others):
+            found = self._put(row, place, memory)
+            if isinstance(found, str):
                 return found
             skipped[found.place] = found
             tried.add(found.place)
@@ -149,7 +148,7 @@ class BatchReader:
             f"Last one: {found}. Look at the dataset with 'flowmapsr dataset verify'"
         )
 
-    def _decoded(self, place: Place, shape: SampleShape) -> Decoded | Skipped:
+    def _put(self, row: int, place: Place, memory: BatchMemory) -> str | Skipped:
         shard = place.shard
         try:
             self.store.prepare(shard)
@@ -165,20 +164,24 @@ class BatchReader:
         try:
             sample = self.store.read(place)
             key = sample.key
-            return decode(sample, shape, self.wanted or holds(sample))
+            memory.put(row, sample)
+            return key
         except (DamagedShard, DamagedSample) as error:
             return Skipped(
                 shard=shard.path, index=place.index, key=key, samples=1, reason=str(error)
             )
 
+    def _stored(self, planned: PlannedBatch) -> Wanted:
+        """What the first of the samples that can be read holds."""
+        for place in planned.places:
+            with contextlib.suppress(DamagedShard, DamagedSample):
+                return holds(self.store.read(place))
+        return Wanted(neg=False, pixels=False)
+
     def _shape(self, bucket: str) -> SampleShape:
         size, down = Bucket.from_name(bucket), self.codec.downsample
         latents = (self.codec.channels, size.height // down, size.width // down)
         return SampleShape(latents, (size.height, size.width))
-
-
-def _channels_first(pixels: np.ndarray) -> np.ndarray:
-    return pixels.transpose(2, 0, 1)
 
 
 class LatentLoader:

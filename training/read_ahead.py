@@ -1,13 +1,15 @@
 """Calls to their results in the same order, worked on ahead of time by several threads.
 
-Knows nothing of what is called. Threads are daemons: a read that hangs cannot keep a process alive.
+Knows nothing of what is called. A call that hangs cannot keep the process alive.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -29,19 +31,29 @@ class Crew(Generic[Plan, Result]):
         ]
         for thread in self._threads:
             thread.start()
+        # A thread that the interpreter's end catches inside torch takes the process down with it.
+        atexit.register(self.stop)
 
     def submit(self, plan: Plan) -> Future[Result]:
         future: Future[Result] = Future()
         self._todo.put((plan, future))
         return future
 
-    def stop(self) -> None:
-        """Cancels the plans still waiting, and lets the threads end after what they are at."""
+    def stop(self, *, patience: float = 5.0) -> None:
+        """Cancels the plans still waiting, and lets the threads end what they are at.
+
+        Args:
+            patience: seconds to wait for that; a read that hangs is left behind.
+        """
+        atexit.unregister(self.stop)
         with contextlib.suppress(queue.Empty):
             while (item := self._todo.get_nowait()) is not None:
                 item[1].cancel()
         for _ in self._threads:
             self._todo.put(None)
+        deadline = time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _serve(self) -> None:
         while (item := self._todo.get()) is not None:

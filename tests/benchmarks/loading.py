@@ -77,11 +77,11 @@ def _installed(environment: Path, name: str) -> str | None:
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    check = [str(python), "-c", f"import torch, {name}"]
+    check = [str(python), str(READERS), f"check-{name}", "."]
     if subprocess.run(check, capture_output=True).returncode == 0:
         return None
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # With it the CPU build of torch does not load, and neither reader needs it for latents.
+    # The torchvision they bring breaks imports beside a CPU build of torch.
     without = [*pip, "uninstall", "--yes", "torchvision"]
     for command in ([*pip, "install", OTHERS[name], "torch>=2.6,<2.14"], without, check):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -134,9 +134,7 @@ def _write(kind: Kind, model: Manifest, dataset: Path) -> float:
             latents = Latents(hq=hq, lq=lq, neg=neg).to_bytes()
             samples.append(ShardSample(f"{number:020x}-00", latents, b"{}", None))
         written = write_shard(str(dataset / path), samples)
-        records.append(
-            ShardRecord(path=path, bucket=kind.bucket, split="train", **vars(written))
-        )
+        records.append(ShardRecord(path=path, bucket=kind.bucket, split="train", **vars(written)))
     manifest = model.model_copy(
         update={"shards": tuple(records), "num_samples": kind.samples, "codec": kind.codec}
     )

@@ -1,9 +1,9 @@
-"""One reader in one process over the same latents: `loading_readers.py READER FOLDER [EPOCHS]`.
+"""One reader in one process over the same latents: `loading_readers.py READER FOLDER`.
 
-Prints as JSON the seconds of each epoch. Run by `tests.benchmarks.loading`, partly in an environment
-that has none of this project's packages: what a reader needs is imported inside it. `FOLDER` holds
-the latents as shards of this project; `streaming` and `litdata` get copies in their own formats with
-`loading_readers.py write-streaming FOLDER` and `write-litdata`.
+Prints as JSON the seconds of each epoch. Run by `tests.benchmarks.loading`, partly in an
+environment that has none of this project's packages: what a reader needs is imported inside it.
+`FOLDER` holds the latents as shards of this project; `streaming` and `litdata` get copies in their
+own formats with `write-streaming FOLDER` and `write-litdata FOLDER`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import json
 import sys
 import tarfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +76,19 @@ def webdataset(folder: Path) -> Epoch:
     return lambda: iter(batches)
 
 
+def without_torchvision() -> None:
+    """Lets `streaming` be imported, which names torchvision for pictures that nobody reads here:
+    the one on PyPI does not load beside a CPU build of torch."""
+    names = ("torchvision", "torchvision.datasets", "torchvision.transforms.functional")
+    for name in (*names, "torchvision.transforms"):
+        module: Any = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.VisionDataset = module.CIFAR10 = module.to_tensor = object
+        sys.modules[name] = module
+
+
 def streaming(folder: Path) -> Epoch:
+    without_torchvision()
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
 
@@ -106,6 +121,7 @@ def stored(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_streaming(folder: Path) -> None:
+    without_torchvision()
     from streaming import MDSWriter
 
     first = next(stored(folder))
@@ -170,6 +186,10 @@ def main() -> None:
     writers = {"write-streaming": write_streaming, "write-litdata": write_litdata}
     if what in writers:
         return writers[what](folder)
+    if what.startswith("check-"):
+        without_torchvision()
+        import_module(what.removeprefix("check-"))
+        return
     import torch
 
     torch.set_num_threads(1)

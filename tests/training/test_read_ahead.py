@@ -57,6 +57,6 @@ def test_a_crew_that_is_stopped_drops_what_waits() -> None:
     crew = Crew(work, threads=1, name="test")
     first, second = crew.submit(1), crew.submit(2)
     assert begun.wait(60)
-    crew.stop()
+    crew.stop(patience=0)
     go_on.set()
     assert first.result(60) == 1 and second.cancelled()
