@@ -63,7 +63,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
 	$(BIN)/python -m tests.benchmarks.training_steps
+	$(BIN)/python -m tests.benchmarks.loading
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-loaders $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

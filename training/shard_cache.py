@@ -81,8 +81,7 @@ class ShardCache:
         now = time.monotonic()
         if now - self._touched.get(shard.sha256, -_TOUCH_SECONDS) >= _TOUCH_SECONDS:
             self._touched[shard.sha256] = now
-            with contextlib.suppress(OSError):  # it may be gone
-                os.utime(self.path(shard))
+            _note_use(self.path(shard))
 
     def add(self, uri: str, shard: ShardRecord) -> ShardIndex | None:
         """Copies a shard unless that is done; of all processes that want it only one does.
@@ -104,6 +103,7 @@ class ShardCache:
                     continue  # somebody else has published or given up what we waited for
                 try:
                     index = self._copy(uri, shard, stream)
+                    _note_use(partial)
                     with _writing():
                         os.replace(partial, self.path(shard))
                 except BaseException:
@@ -159,6 +159,13 @@ def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 yield status.st_mtime, status.st_size, path
+
+
+def _note_use(path: str | Path) -> None:
+    """Dates a copy at this moment; the system's own dates may be the same for some milliseconds."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):  # it may be gone
+        os.utime(path, ns=(now, now))
 
 
 def _written(pieces: Iterable[bytes], stream: IO[bytes]) -> Iterator[bytes]:

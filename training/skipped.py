@@ -5,12 +5,15 @@ Knows no files of the dataset; every worker keeps the same list, and the first o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
+
+log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
 
@@ -70,6 +73,8 @@ class SkippedList:
             return
         self._found |= {one.place: one for one in news}
         if write:
+            for one in news:
+                log.warning("skipped, another sample stands in: %s", one)
             self._write()
         if self.samples > self.limit * self.training_samples:
             raise FlowmapsrError(

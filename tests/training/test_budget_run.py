@@ -1,0 +1,50 @@
+"""A stage that draws two pixel budgets with batch sizes of their own, under `torchrun`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from datagen.build import build_dataset
+from datagen.manifest import load_manifest
+from datagen.settings import BucketSettings, PixelBudget
+from tests.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
+from training.draws import stage_draws
+from training.schedule import Position, Schedule
+
+STEPS = 10
+BUDGETS = [
+    {"side": 32, "probability": 0.5, "global_batch": 4, "micro_batch": 1},
+    {"side": 64, "probability": 0.5, "global_batch": 2, "micro_batch": 1},
+]
+
+
+def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    recipe = dataset_recipe(write_photos(tmp_path / "photos", 3), tmp_path / "dataset")
+    buckets = BucketSettings(
+        budgets=(PixelBudget(side=32), PixelBudget(side=64)), max_aspect_ratio=1.0
+    )
+    build_dataset(recipe.model_copy(update={"buckets": buckets}))
+    manifest = load_manifest(recipe.output)
+    stage = {**WARMUP, "steps": STEPS, "budgets": BUDGETS}
+    training = run_recipe(tmp_path / "run", stages=[stage])
+    training = training.model_copy(update={"manifest": recipe.output, "images_every": STEPS})
+    finish_torchrun(training, tmp_path)
+
+    draws = stage_draws(training.stages[0], manifest)
+    schedule = Schedule(manifest, draws, seed=training.seed, shuffle_shards=8, split="train")
+    position, expected = Position(), Counter[str]()
+    for _ in range(STEPS):
+        step = schedule.step_at(position)
+        position = step.position
+        expected[step.bucket] += {"32x32": 4, "64x64": 2}[step.bucket]
+    assert len(expected) == 2 and expected.total() < 4 * STEPS
+    home = Path(training.output) / "stages" / "warmup"
+    state = json.loads((home / "checkpoints" / f"step-{STEPS:06d}/trainer_state.json").read_text())
+    assert (state["consumed"], state["images_seen"]) == (expected, expected.total())
+    assert json.loads((home / "done.json").read_text())["images_seen"] == expected.total()
+    config = json.loads((home / "deepspeed.json").read_text())
+    assert config["gradient_accumulation_steps"] == 2
