@@ -19,7 +19,6 @@ from datagen.buckets import Bucket
 from datagen.errors import FlowmapsrError
 from datagen.manifest import CodecRecord, Manifest, ShardRecord
 from datagen.samples import Split
-from datagen.shard_index import ShardIndex
 from datagen.shards import DamagedShard
 from training.batch_settings import BatchSize
 from training.decoding import BatchMemory, DamagedSample, SampleShape, Wanted, holds
@@ -31,6 +30,8 @@ from training.skipped import Skipped
 
 AHEAD = 8
 """Batches that wait or are in the making while one is trained on."""
+SHARDS_AHEAD = 32
+"""Steps before a shard is needed at which it is checked and, on S3, fetched."""
 TRIES = 100
 """Samples and shards in a row that may be unusable before something else must be wrong."""
 
@@ -216,7 +217,7 @@ class LatentLoader:
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Endless micro batches from `position` on, as many in each step on every worker."""
-        shards = Crew(self._store.prepare, threads=1, name="shards-ahead")
+        shards = Crew(self._store.fetch, threads=2, name="shards-ahead")
         plans = self._plans(position, shards)
         batches = read_ahead(plans, self._reader.read, threads=self.threads, ahead=AHEAD)
         try:
@@ -225,21 +226,21 @@ class LatentLoader:
             batches.close()
             shards.stop()
 
-    def _plans(
-        self, position: Position, shards: Crew[ShardRecord, ShardIndex]
-    ) -> Iterator[PlannedBatch]:
-        """What this worker reads; the shards of a bucket's next window are checked, and on S3
-        fetched, while the present one is read."""
-        coming: dict[str, list[ShardRecord]] = {}
+    def _plans(self, position: Position, shards: Crew[ShardRecord, None]) -> Iterator[PlannedBatch]:
+        """What this worker reads; shards are checked, and on S3 fetched, some steps before."""
+        scout = position
+        windows: dict[str, list[ShardRecord]] = {}
         while True:
+            while scout.step < position.step + SHARDS_AHEAD:
+                draw = self.schedule.draw_at(scout)
+                for window in self.schedule.windows(draw):
+                    if windows.get(draw.bucket) != window:
+                        windows[draw.bucket] = window
+                        turn = self.rank % len(window)  # a node's workers begin with different ones
+                        for shard in window[turn:] + window[:turn]:
+                            shards.submit(shard)
+                scout = draw.position
             step = self.schedule.step_at(position)
-            last = step.first + len(step.places) - 1
-            ahead = self.schedule.window_shards(step.bucket, last, ahead=1)
-            if coming.get(step.bucket) != ahead:
-                coming[step.bucket] = ahead
-                turn = self.rank % len(ahead)  # the workers of a node begin with different ones
-                for shard in ahead[turn:] + ahead[:turn]:
-                    shards.submit(shard)
             yield from step.share(self.rank, self.world_size)
             position = step.position
 

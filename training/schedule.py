@@ -72,6 +72,18 @@ class MicroStep:
 
 
 @dataclass(frozen=True)
+class StepDraw:
+    """Which part of which bucket's endless sequence a step takes."""
+
+    bucket: str
+    first: int
+    """Number of its first sample; the others follow."""
+    size: BatchSize
+    position: Position
+    """After this step."""
+
+
+@dataclass(frozen=True)
 class PlannedBatch:
     """A micro batch of one worker, not yet read."""
 
@@ -152,7 +164,7 @@ class Schedule:
             bucket: sum(shard.num_samples for shard in shards)
             for bucket, shards in self._shards.items()
         }
-        # At an epoch's border two are open, and a window and the next one everywhere.
+        # Two may be open at the border between them.
         self._epoch = lru_cache(maxsize=2 * len(draws))(self._shuffled_epoch)
         self._window = lru_cache(maxsize=4 * len(draws))(self._shuffled_window)
 
@@ -162,23 +174,28 @@ class Schedule:
         rng = seeded(self.seed, "bucket", step)
         return list(self.draws)[rng.choice(len(chances), p=chances / chances.sum())]
 
-    def step_at(self, position: Position) -> PlannedStep:
-        """The next step of a run that stands at `position`."""
+    def draw_at(self, position: Position) -> StepDraw:
+        """What the next step of a run that stands at `position` takes."""
         bucket = self.bucket(position.step)
         size = self.draws[bucket].batch
-        first, count = position.taken(bucket), size.global_batch
-        places = tuple(self._place(bucket, first + i) for i in range(count))
-        return PlannedStep(bucket, first, places, size, position.advanced(bucket, count))
+        after = position.advanced(bucket, size.global_batch)
+        return StepDraw(bucket, position.taken(bucket), size, after)
 
-    def window_shards(self, bucket: str, number: int, *, ahead: int = 0) -> list[ShardRecord]:
-        """The shards that are read together with sample `number` of a bucket's sequence, or those
-        of the window that comes `ahead` windows later."""
-        epoch, window, _ = self._find(bucket, number)
-        while ahead:
-            window, ahead = window + 1, ahead - 1
-            if window == len(self._epoch(bucket, epoch).windows):
-                epoch, window = epoch + 1, 0
-        return self._epoch(bucket, epoch).windows[window]
+    def step_at(self, position: Position) -> PlannedStep:
+        """The next step of a run that stands at `position`."""
+        draw = self.draw_at(position)
+        numbers = range(draw.first, draw.first + draw.size.global_batch)
+        places = tuple(self._place(draw.bucket, number) for number in numbers)
+        return PlannedStep(draw.bucket, draw.first, places, draw.size, draw.position)
+
+    def windows(self, draw: StepDraw) -> Iterator[list[ShardRecord]]:
+        """The windows of shards that a step reads from; a new epoch may bring the same again."""
+        number, end = draw.first, draw.first + draw.size.global_batch
+        while number < end:
+            epoch, window, offset = self._find(draw.bucket, number)
+            found = self._epoch(draw.bucket, epoch).windows[window]
+            yield found
+            number += sum(shard.num_samples for shard in found) - offset
 
     def replacements(self, bucket: str, number: int) -> Iterator[Place]:
         """All other samples of the bucket, in the order in which they stand in for one that cannot

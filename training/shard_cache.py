@@ -42,19 +42,21 @@ def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
 def check_cache(recipe: TrainingRecipe, manifest: Manifest, draws: Iterable[BucketDraw]) -> None:
     """Refuses a cache that would fetch the same shards over and over.
 
-    Training reads from the present window of every bucket, while the next one is fetched.
+    Training reads from one window of every bucket, and from two where one comes to its end.
     """
     if recipe.cache_gb == 0 or not storage.is_remote(recipe.manifest):
         return
-    needed = 0
-    for draw in draws:
-        sizes = [shard.bytes for shard in manifest.shards if shard.bucket == draw.bucket]
-        needed += sum(sorted(sizes)[-2 * recipe.shuffle_shards :])
+    sizes: dict[str, list[int]] = {draw.bucket: [] for draw in draws}
+    for shard in manifest.shards:
+        if shard.split == "train" and shard.bucket in sizes:
+            sizes[shard.bucket].append(shard.bytes)
+    windows = [sum(sorted(one)[-recipe.shuffle_shards :]) for one in sizes.values()]
+    needed = sum(windows) + max(windows)
     if needed > recipe.cache_gb * 1e9:
         raise FlowmapsrError(
-            f"cache_gb {recipe.cache_gb:g} is too small for this dataset: two windows of "
-            f"{recipe.shuffle_shards} shards (shuffle_shards) of every bucket are "
-            f"{needed / 1e9:.1f} GB. Give it as much, or a smaller shuffle_shards, or set "
+            f"cache_gb {recipe.cache_gb:g} is too small for this dataset: windows of "
+            f"{recipe.shuffle_shards} shards (shuffle_shards) of its {len(windows)} buckets need "
+            f"{needed / 1e9:.3g} GB. Give it as much, or a smaller shuffle_shards, or set "
             "cache_gb=0 to read every sample from S3"
         )
 

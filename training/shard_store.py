@@ -48,6 +48,12 @@ class ShardStore:
         data = self._read(place.shard, start=extent.start, length=extent.length)
         return sample_bytes(memoryview(data), uri=self._uri(place.shard))
 
+    def fetch(self, shard: ShardRecord) -> None:
+        """Checks a shard and has its copy in the cache, before its samples are wanted."""
+        self.prepare(shard)
+        if self.cache is not None:
+            self._copy(shard)
+
     def prepare(self, shard: ShardRecord) -> ShardIndex:
         """Checks a shard, unless that is done; raises DamagedShard as `read` does."""
         found = self._found.get(shard.path)

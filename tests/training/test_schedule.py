@@ -13,7 +13,7 @@ from datagen.manifest import Manifest
 from tests.tiny import with_shards
 from training.batch_settings import BatchSize
 from training.draws import bucket_sizes, proportional_draws
-from training.schedule import Place, PlannedStep, Position, Schedule
+from training.schedule import Place, PlannedStep, Position, Schedule, StepDraw
 
 START = Position()
 
@@ -40,6 +40,12 @@ def _run(schedule: Schedule, steps: int, position: Position = START) -> list[tup
 
 def _names(places: tuple[Place, ...]) -> list[tuple[str, int]]:
     return [(place.shard.path, place.index) for place in places]
+
+
+def _window_paths(schedule: Schedule, first: int, count: int) -> set[str]:
+    """The shards that `count` samples of bucket a are read together with."""
+    draw = StepDraw("a", first, BatchSize(count, 1), START)
+    return {shard.path for window in schedule.windows(draw) for shard in window}
 
 
 def test_every_sample_comes_exactly_once_in_each_epoch(manifest: Manifest) -> None:
@@ -71,10 +77,19 @@ def test_samples_mix_inside_a_window_and_not_beyond_it(manifest: Manifest) -> No
     schedule = _schedule(with_shards(manifest, **shards), global_batch=20)
     for step in _steps(schedule, 3):
         used = {place.shard.path for place in step.places}
-        assert used == {shard.path for shard in schedule.window_shards("a", step.first)}
-        assert len(used) == 2
-    ahead = schedule.window_shards("a", 0, ahead=3)  # of the next epoch
-    assert ahead == schedule.window_shards("a", 60)
+        assert len(used) == 2 and used == _window_paths(schedule, step.first, 20)
+
+
+@pytest.mark.parametrize("global_batch", [1, 7, 20, 33, 130])
+def test_the_windows_of_a_step_are_those_of_its_samples(
+    manifest: Manifest, global_batch: int
+) -> None:
+    shards = with_shards(manifest, a_1=10, a_2=3, a_3=14, a_4=1, a_5=8)
+    schedule = _schedule(shards, global_batch=global_batch)
+    for step in _steps(schedule, 12):
+        used = {place.shard.path for place in step.places}
+        windows = _window_paths(schedule, step.first, global_batch)
+        assert used <= windows and len(windows) <= len(used) + 4
 
 
 def test_a_batch_holds_one_bucket_and_buckets_come_by_their_size(manifest: Manifest) -> None:
@@ -136,7 +151,7 @@ def test_replacements_are_all_other_samples_of_the_bucket_the_near_ones_first(
         (own,) = _names((schedule._place("a", number),))
         found = _names(tuple(schedule.replacements("a", number)))
         assert len(found) == len(set(found)) == 13 and own not in found
-        near = {shard.path for shard in schedule.window_shards("a", number)}
+        near = _window_paths(schedule, number, 1)
         together = sum(size.num_samples for size in shards.shards if size.path in near) - 1
         assert {path for path, _ in found[:together]} <= near
         again = itertools.islice(_schedule(shards).replacements("a", number), 3)

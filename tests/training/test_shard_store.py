@@ -86,6 +86,9 @@ def test_the_least_recently_used_copies_make_room(
     cache.remove(first)  # as another process may, at any time
     assert _read(store, _places(manifest)[:1]) == before
     assert faulty_s3.requests["GET"] == 4
+    cache.remove(first)
+    store.fetch(first)
+    assert faulty_s3.requests["GET"] == 5
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, third)}
 
 
