@@ -18,11 +18,12 @@ from datagen.codecs import Dct8Codec
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from datagen.shards import Latents, ShardSample, read_shard
-from tests.tiny import rewritten
+from tests.tiny import rewritten, with_shards
 from training.batch_settings import BatchSize
 from training.decoding import Wanted
 from training.draws import bucket_sizes, proportional_draws
-from training.loader import Batch, LatentLoader, fixed_batch
+from training.loader import SHARDS_AHEAD, Batch, LatentLoader, fixed_batch
+from training.read_ahead import Crew
 from training.schedule import Position
 from training.shard_store import ShardStore
 
@@ -234,3 +235,35 @@ def test_a_bucket_without_a_usable_sample_is_an_error(
 def test_pictures_always_show_the_same_samples(dataset: Path, manifest: Manifest) -> None:
     first, second = (fixed_batch(ShardStore(str(dataset)), manifest, 3) for _ in range(2))
     assert first.keys == second.keys and len(first.keys) == 3
+
+
+def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Manifest) -> None:
+    sizes = {"32x32_1": 8, "32x32_2": 8, "32x32_3": 8, "64x64_1": 4, "64x64_2": 4}
+    shards = with_shards(manifest, **sizes)
+    draws = proportional_draws(bucket_sizes(shards, "train"), BatchSize(4, 4))
+    loader = LatentLoader(
+        ShardStore("nowhere"),
+        shards,
+        draws,
+        wanted=ALL,
+        threads=1,
+        rank=0,
+        world_size=1,
+        seed=3,
+        shuffle_shards=1,
+    )
+    fetched: list[str] = []
+    crew = Crew(lambda shard: fetched.append(shard.path), threads=1, name="test")
+    next(loader._plans(START, crew))
+    crew.submit(shards.shards[0]).result(60)  # after all others
+    crew.stop()
+    needed: dict[str, list[str]] = {"32x32": [], "64x64": []}
+    order, position = [], START
+    for _ in range(SHARDS_AHEAD):
+        step = loader.schedule.step_at(position)
+        position = step.position
+        for place in step.places:
+            if needed[step.bucket][-1:] != [place.shard.path]:
+                needed[step.bucket].append(place.shard.path)
+                order.append(place.shard.path)
+    assert fetched[:-1] == order and len(set(order)) == 5
