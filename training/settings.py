@@ -365,8 +365,9 @@ class TrainingRecipe(Settings):
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     shuffle_shards: int = Field(8, ge=1)
     """Samples of a bucket mix inside windows of this many shards, which are read together."""
-    loader_threads: int = Field(4, ge=1)
-    """Threads of each worker that read and decode ahead; the batches do not depend on them."""
+    loader_threads: int = Field(2, ge=1)
+    """Threads of each worker that read and decode ahead; the batches do not depend on them. One
+    reads some thousand latents a second; more help where pixels are decoded as well."""
     cache_gb: float = Field(50.0, ge=0)
     """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
     every sample is a request of its own."""

@@ -159,7 +159,7 @@ def write_litdata(folder: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], Epoch]] = {
-    "ours": partial(ours, threads=4),
+    "ours": partial(ours, threads=2),
     "ours, one thread": partial(ours, threads=1),
     "webdataset": webdataset,
     "streaming": streaming,
