@@ -102,7 +102,7 @@ def _row(
             result = upscaler.restore(result, steps=steps)
         seconds.append(time.perf_counter() - start)
         psnr.append(peak_signal_noise_ratio(photo.original, result, data_range=255))
-        ssim.append(ssim(photo.original, result))
+        ssim.append(rgb_ssim(photo.original, result))
     return EvaluationRow(
         method=BICUBIC if upscaler is None else FLOWMAPSR,
         scale=scale,
@@ -113,7 +113,7 @@ def _row(
     )
 
 
-def ssim(original: np.ndarray, result: np.ndarray) -> float:
+def rgb_ssim(original: np.ndarray, result: np.ndarray) -> float:
     """SSIM with the Gaussian window of Wang et al. (2004), mean over the colours."""
     return float(
         structural_similarity(

@@ -21,7 +21,7 @@ from pipelines.comparison import comparison
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import run_training
 from pipelines.recipe import dataset_recipe, training_recipe
-from training.evaluation import DegradedPhoto, degraded_photos, ssim
+from training.evaluation import DegradedPhoto, degraded_photos, rgb_ssim
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.upscaler import Upscaler, bicubic
 
@@ -97,7 +97,7 @@ def _print(
             image = upscaler.restore(image, steps=steps)
         psnr = peak_signal_noise_ratio(photo.original, image, data_range=255)
         rows.append(
-            (psnr, ssim(photo.original, image), _gradient(image) / _gradient(photo.original))
+            (psnr, rgb_ssim(photo.original, image), _gradient(image) / _gradient(photo.original))
         )
     psnr, similarity, sharpness = np.mean(rows, axis=0)
     print(
