@@ -46,7 +46,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_photos(folder / "photos")
+        write_photos(folder / "photos")
         tiny = {"kind": "autoencoder_tiny", "source": _tiny(folder), "precision": "fp32"}
         print(f"\nWhole build, 256² buckets, {PHOTOS} JPEG photos of 760x700, one thread\n")
         print("| codec | samples/s (CPU) | MB/s | over decode + degrade + encode |")
@@ -172,7 +172,7 @@ def _tiny(folder: Path) -> str:
     return path
 
 
-def _write_photos(folder: Path) -> None:
+def write_photos(folder: Path) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for index in range(PHOTOS):

@@ -1,0 +1,131 @@
+"""Times a step of the whole system over a bare PyTorch loop, and two workers over one.
+
+Run as `python -m tests.benchmarks.system_step`. The system is Ray Train, DeepSpeed, loader,
+tracking, pictures and checkpoints; the loop is forward, backward, clipping and AdamW on one batch
+in memory, in a process of its own. Both train the demo's network by flow matching with one thread a
+worker. The loop runs before and after the system; what is compared is the median over reports of
+ten steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datagen.build import build_dataset
+from datagen.lock import TRAINING, place_lock
+from pipelines.cluster import ray_cluster
+from pipelines.cluster_training import training_workers
+from pipelines.recipe import dataset_recipe, training_recipe
+from tests.benchmarks.build import write_photos
+from training.loop import LOG_EVERY
+from training.run_folder import write_recipe
+from training.settings import TrainingRecipe
+
+STEPS = 150
+SKIPPED = 3
+"""Reports at the start, while memory is first touched."""
+BATCH = 16
+LIMIT, LEAST = 1.05, 1.6
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder / "photos")
+        places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
+        build_dataset(dataset_recipe("demo", {**places, "variants": 24}))
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+        bare = [_bare()]
+        with ray_cluster(cpus=2):
+            one, two = (_system(folder, workers) for workers in (1, 2))
+        bare.append(_bare())
+    loop = statistics.mean(bare)
+    print(f"\nMilliseconds of a step of {BATCH} samples, the demo's network\n")
+    print("| | ms | over the bare loop | over one worker, images/s |")
+    print("|---|---|---|---|")
+    print(f"| bare loop (before {bare[0]:.1f}, after {bare[1]:.1f}) | {loop:.1f} | 1.00 | |")
+    print(f"| system, 1 worker | {one:.1f} | {one / loop:.3f} | 1.00 |")
+    print(f"| system, 2 workers | {two:.1f} | | {one / two:.2f} |")
+    kept = one / loop <= LIMIT and one / two >= LEAST
+    print(f"\nat most {LIMIT} and at least {LEAST}: {'yes' if kept else 'NO'}")
+    return 0 if kept else 1
+
+
+def _recipe(folder: Path, workers: int) -> TrainingRecipe:
+    settings: dict[str, Any] = {
+        "manifest": str(folder / "dataset"),
+        "output": str(folder / f"run{workers}"),
+        "workers": workers,
+    }
+    recipe = training_recipe("demo", settings)
+    warmup = recipe.stage("warmup").model_copy(
+        update={"steps": STEPS, "global_batch": BATCH, "micro_batch": BATCH // 2}
+    )
+    return recipe.model_copy(update={"stages": (warmup,)})
+
+
+def _system(folder: Path, workers: int) -> float:
+    """Milliseconds of a step."""
+    recipe = _recipe(folder, workers)
+    with place_lock(recipe.output, TRAINING):
+        write_recipe(recipe)
+        with training_workers(recipe) as group:
+            group.finished("warmup")
+    journal = Path(recipe.output) / "stages" / "warmup" / "tracking.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    rates = [
+        event["values"]["perf/images_per_second"]
+        for event in events
+        if event["kind"] == "metrics" and "perf/images_per_second" in event["values"]
+    ]
+    return 1000 * BATCH / statistics.median(rates[SKIPPED:])
+
+
+def _bare() -> float:
+    command = [sys.executable, "-m", "tests.benchmarks.system_step", "bare"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return float(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
+
+
+def _time_bare_loop() -> None:
+    from training.loader import Batch
+    from training.models.flow_map_net import FlowMapNet
+    from training.objectives.flow_maps import FlowMapObjective, TrainedModel
+    from training.schedule import Position
+
+    torch.set_num_threads(1)
+    recipe = _recipe(Path("/"), 1)
+    model = TrainedModel(FlowMapNet(recipe.model, latent_channels=192), None)
+    objective = FlowMapObjective(recipe.stages[0].objective, regulariser=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    hq, lq = torch.randn(2, BATCH // 2, 192, 16, 16)
+    batch = Batch((), hq, lq, None, None, Position())
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    for _ in range(STEPS // LOG_EVERY):
+        start = time.perf_counter()
+        for _ in range(LOG_EVERY):
+            optimizer.zero_grad(set_to_none=True)
+            for _ in range(2):
+                (objective(model, batch, generator).total / 2).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        seconds.append((time.perf_counter() - start) / LOG_EVERY)
+    print(1000 * statistics.median(seconds[SKIPPED:]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["bare"]:
+        _time_bare_loop()
+    else:
+        sys.exit(main())
