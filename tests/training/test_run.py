@@ -15,7 +15,9 @@ import psutil
 import pytest
 import torch
 
+from datagen import storage
 from datagen.errors import FlowmapsrError
+from tests.s3 import FaultyS3
 from tests.tiny import (
     DISTILL,
     WARMUP,
@@ -94,17 +96,27 @@ def test_distill_starts_from_the_model_of_warmup(undisturbed: TrainingRecipe) ->
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("signal_number", "on_s3"), [(signal.SIGKILL, False), (signal.SIGTERM, True)]
+)
 def test_a_stopped_run_goes_on_to_the_bit_identical_model(
     undisturbed: TrainingRecipe,
     run_recipe: RunMaker,
+    faulty_s3: FaultyS3,
     tmp_path: Path,
     signal_number: signal.Signals,
+    on_s3: bool,
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     stage = Path(recipe.output) / "stages" / "warmup"
+    checkpoints = str(stage / "checkpoints")
+    if on_s3:
+        place = f"s3://{faulty_s3.bucket}/checkpoints"
+        recipe = recipe.model_copy(update={"checkpoints": place})
+        checkpoints = f"{place}/warmup"
+        faulty_s3.fail("status", "PUT", times=4)
     process = start_torchrun(recipe, tmp_path)
-    _wait((stage / "checkpoints" / "step-000010").exists, process)
+    _wait(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
     if signal_number == signal.SIGKILL:
         _kill_all(process)
     else:
@@ -116,6 +128,8 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_model(
         check_recipe(recipe.model_copy(update={"seed": 4}))
     finish_torchrun(recipe, tmp_path)
     assert same_weights(recipe, undisturbed, "warmup")
+    assert storage.exists(f"{checkpoints}/step-000060/trainer_state.json")
+    assert (stage / "checkpoints").exists() != on_s3
 
 
 def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:
