@@ -10,6 +10,7 @@ from datagen.build import build_dataset
 from datagen.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
+from training.checkpoints.records import COMMIT, Commit
 from training.draws import stage_draws
 from training.schedule import Position, Schedule
 
@@ -43,8 +44,9 @@ def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
         expected[step.bucket] += {"32x32": 4, "64x64": 2}[step.bucket]
     assert len(expected) == 2 and expected.total() < 4 * STEPS
     home = Path(training.output) / "stages" / "warmup"
-    state = json.loads((home / "checkpoints" / f"step-{STEPS:06d}/trainer_state.json").read_text())
-    assert (state["consumed"], state["images_seen"]) == (expected, expected.total())
+    committed = home / "checkpoints" / f"step-{STEPS:06d}" / COMMIT
+    state = Commit.model_validate_json(committed.read_bytes()).state
+    assert (state.consumed, state.images_seen) == (expected, expected.total())
     assert json.loads((home / "done.json").read_text())["images_seen"] == expected.total()
     config = json.loads((home / "deepspeed.json").read_text())
     assert config["gradient_accumulation_steps"] == 2
