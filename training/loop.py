@@ -19,6 +19,7 @@ from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
+from training.effort import Effort
 from training.loader import Batch, LatentLoader
 from training.meter import Meter, memory_gb
 from training.objectives.flow_maps import Losses
@@ -55,6 +56,7 @@ class Loop:
     """None on all workers but the first."""
     stop_requested: Callable[[], bool]
     skipped: SkippedList
+    effort: Effort
 
     def run(self) -> Position:
         """Trains from the last checkpoint to the end of the stage, or to where a stop was
@@ -87,7 +89,8 @@ class Loop:
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 skipped += self.skipped.news(batch.skipped)
-                losses = self._micro_step(batch, step)
+                with self.effort.micro_step(self.trainer.work(step), batch):
+                    losses = self._micro_step(batch, step)
                 if batch.micro.weight:
                     keys += batch.keys
                     sums += losses.sums
@@ -98,6 +101,7 @@ class Loop:
             self._check_finite(sums, step, keys)
             if skipping:
                 self._note(skipped)
+            self.effort.end_step()
             self.trainer.end_step(sums, step=step)
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
@@ -172,7 +176,7 @@ class Loop:
         if self.tracker is None:
             return
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics() | self.trainer.report(step - 1)
+            metrics = meter.metrics() | self.trainer.report(step - 1) | self.effort.metrics()
             metrics["perf/memory_gb"] = memory_gb(self.device)
             metrics["data/skipped_samples"] = float(self.skipped.samples)
             self.tracker.metrics(step, metrics)

@@ -382,6 +382,9 @@ class TrainingRecipe(Settings):
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
     """Times the workers of a stage may die and be restarted from the last checkpoint."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """What a worker's device can do at best, 10^12 floating-point operations per second, which
+    `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
 
     @field_validator("output")
     @classmethod

@@ -27,11 +27,13 @@ from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
 from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
+from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
+from training.peaks import Peak, device_peak
 from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.records import StageRecord
@@ -98,6 +100,7 @@ class StageWorker:
         self.net.strength = 1.0 if guidance is None else guidance.mean_strength
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
         self.trainer = builder.trainer(self.net)
+        self.peak = self._peak()
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
@@ -155,12 +158,26 @@ class StageWorker:
                 training_samples=sum(bucket_sizes(self.manifest, "train").values()),
                 limit=self.recipe.max_rotten_fraction,
             ),
+            effort=Effort(self.device, peak=self.peak, compiled=settings.compile != "none"),
         )
 
     def _checkpoints_uri(self) -> str:
         if self.recipe.checkpoints is None:
             return str(self.folder.home / "checkpoints")
         return storage.join(self.recipe.checkpoints, self.folder.name)
+
+    def _peak(self) -> Peak | None:
+        """Of this worker's device, where it is reported; a warning where it is not known."""
+        if self.rank > 0:
+            return None
+        peak = device_peak(self.device, self.settings.precision, self.recipe.peak_tflops)
+        if peak is None:
+            log.warning(
+                "the peak of this GPU is not known, so perf/mfu is left out: set peak_tflops to "
+                "what its data sheet gives for %s, in 10^12 per second",
+                self.settings.precision,
+            )
+        return peak
 
     def _shown_batch(self) -> Batch | None:
         """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the

@@ -46,6 +46,9 @@ class Trainer(Protocol):
     def converged(self) -> bool:
         """Whether the stage may end before its last step."""
 
+    def work(self, step: int) -> str:
+        """What a step does: those that answer alike cost alike."""
+
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         """Trains on a micro batch; the last one of a step updates. `sums` are (len(metrics), 2)."""
 
@@ -90,6 +93,9 @@ class ObjectiveTrainer:
     @property
     def gradient_norm(self) -> float:
         return self.engine.gradient_norm
+
+    def work(self, step: int) -> str:
+        return "update"
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         losses: Losses = self.engine(self.objective, batch, generator)
