@@ -23,6 +23,9 @@ class Peak:
     source: str
     """Where the number comes from, in words."""
 
+    def tags(self) -> dict[str, str]:
+        return {"peak_tflops": f"{self.tflops:.4g} ({self.source})"}
+
 
 @dataclass(frozen=True)
 class _Rates:

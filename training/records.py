@@ -36,6 +36,8 @@ class StageProgress(Settings):
     """Step of the newest checkpoint; 0 before the first."""
     checkpoint_time: float
     """Seconds since the epoch; 0 before the first."""
+    worker_hours: float
+    """Hours of all workers together, over all starts."""
 
 
 class EvaluationRow(Settings):

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from datagen import storage
 from datagen.codecs import load_codec
 from datagen.manifest import dataset_of, load_manifest
+from training.attempts import Attempt
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
@@ -33,9 +35,11 @@ from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
+from training.loss_guard import LossGuard
 from training.peaks import Peak, device_peak
 from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
+from training.provenance import code_tags, launch_tags
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
@@ -43,7 +47,10 @@ from training.settings import TrainingRecipe
 from training.shard_cache import recipe_cache
 from training.shard_store import ShardStore
 from training.skipped import SkippedList
+from training.system_metrics import sampled_system
 from training.tracking import Tracker
+from training.watchdog import STACKS, Watchdog, stack_files
+from training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -66,30 +73,38 @@ def run_stage(
 
 
 def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable[[], bool]) -> None:
-    worker = StageWorker(recipe, folder)
-    try:
-        worker.train(stop_requested)
-    finally:
-        worker.trainer.close()
+    rank, world_size = launched_as()
+    with Watchdog(
+        folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
+    ) as watchdog:
+        worker = StageWorker(recipe, folder, watchdog)
+        try:
+            worker.train(stop_requested)
+        finally:
+            worker.trainer.close()
 
 
 class StageWorker:
     """The parts of one stage on one worker."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: StageFolder) -> None:
+    def __init__(self, recipe: TrainingRecipe, folder: StageFolder, watchdog: Watchdog) -> None:
         self.recipe = recipe
+        self.watchdog = watchdog
         self.folder = folder
         self.settings = recipe.stage(folder.name)
         self.manifest = load_manifest(recipe.manifest)
         self.dataset = dataset_of(recipe.manifest)
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = launched_as()
         self.device = _device()
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
+        self.attempt = (
+            Attempt(folder.run, folder.name, world_size=self.world_size) if self.rank == 0 else None
+        )
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         start_distributed(self.device)
+        self.workers = Workers.gathered(self.device)
         if self.rank == 0:
             fetch_inputs(recipe, folder)
         dist.barrier()
@@ -108,16 +123,26 @@ class StageWorker:
         loop = self._loop(tracker, stop_requested)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            end = loop.run()
-            status = "FINISHED" if loop.finished(end) else "KILLED"
-            if status == "FINISHED":
-                with self.trainer.averaged(), self.trainer.whole():
-                    if self.rank == 0:
-                        self._write_results(end)
+            with self._observed(tracker):
+                end = loop.run()
+                status = "FINISHED" if loop.finished(end) else "KILLED"
+                if status == "FINISHED":
+                    with self.trainer.averaged(), self.trainer.whole():
+                        if self.rank == 0:
+                            self._write_results(end)
         finally:
             if tracker is not None:
                 tracker.close(status)
         dist.barrier()
+
+    @contextmanager
+    def _observed(self, tracker: Tracker | None) -> Iterator[None]:
+        """On the first worker: samples its machine while the block runs, and notes how it ends."""
+        if tracker is None or self.attempt is None:
+            yield
+            return
+        with self.attempt.noted(), sampled_system(tracker.metrics_now, self.folder.run):
+            yield
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
@@ -159,6 +184,9 @@ class StageWorker:
                 limit=self.recipe.max_rotten_fraction,
             ),
             effort=Effort(self.device, peak=self.peak, compiled=settings.compile != "none"),
+            watchdog=self.watchdog,
+            guard=LossGuard(settings.max_loss_growth),
+            attempt=self.attempt,
         )
 
     def _checkpoints_uri(self) -> str:
@@ -215,9 +243,15 @@ class StageWorker:
                     "recipe.digest": self.recipe.digest(),
                     "initialised_from": self.initial.source,
                     "prompt_embeddings": self.initial.prompts.made_by,
+                    **code_tags(),
+                    **launch_tags(),
+                    **self.workers.tags(),
+                    **({} if self.peak is None else self.peak.tags()),
                 }
             )
         )
+        for stacks in stack_files(home):
+            tracker.write(Artifact(path=str(stacks), folder=STACKS))
         tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         if self.initial.report is not None:
@@ -259,6 +293,11 @@ class StageWorker:
             return None
         lora = self.settings.adversarial.lora
         return LoraRecord(rank=lora.rank, target_modules=lora.target_modules, scale=lora.scale)
+
+
+def launched_as() -> tuple[int, int]:
+    """Rank and number of the launcher's workers."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:

@@ -70,6 +70,7 @@ class Tracker:
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._step = 0
         _drop_torn_line(self._journal)
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
@@ -80,7 +81,12 @@ class Tracker:
             file.write(event.model_dump_json() + "\n")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._step = step
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+    def metrics_now(self, values: dict[str, float]) -> None:
+        """Metrics that belong to a time, not to a step: they stand at the last one reported."""
+        self.metrics(self._step, values)
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, wait: float = 60.0) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.

@@ -25,6 +25,8 @@ Objective = Callable[[TrainedModel, Batch, torch.Generator], Losses]
 MODEL = "model"
 """Name of the network in a checkpoint."""
 LOSS_METRICS = tuple(f"loss/{name}" for name in LOSS_NAMES)
+ERROR_METRICS = ("loss/fm", "loss/sd")
+"""The squared errors among them, before weighting."""
 
 
 class Trainer(Protocol):

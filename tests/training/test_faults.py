@@ -24,6 +24,7 @@ from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
+from training.watchdog import Watchdog
 
 
 def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
@@ -56,8 +57,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "the loss is not finite at step 1" in output and "not_finite.json" in output
-    saved = json.loads((_stage(recipe) / "not_finite.json").read_text())
+    assert "the loss is not finite at step 1" in output and "bad_step.json" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
     assert saved["step"] == 1
     assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
     newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
@@ -122,7 +123,11 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP, guided])
     recipe = recipe.model_copy(update={"manifest": str(without_negatives)})
     with pytest.raises(FlowmapsrError, match=r"guidance needs negatives.*leave guidance out"):
-        StageWorker(recipe, StageFolder(Path(recipe.output), "warmup"))
+        StageWorker(
+            recipe,
+            StageFolder(Path(recipe.output), "warmup"),
+            Watchdog(tmp_path, rank=0, world_size=1, seconds=60),
+        )
 
 
 def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:
