@@ -10,17 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from datagen import storage
 from datagen.fields import Settings
-from training.records import StageProgress
+from training.records import StageProgress, Workers
 from training.watchdog import stack_files
-
-if TYPE_CHECKING:
-    import torch
 
 STARTS = "starts.jsonl"
 ENDED = "ended.json"
@@ -36,7 +33,7 @@ class Start(Settings):
 
     time: float
     """Seconds since the epoch."""
-    world_size: int
+    workers: Workers
     step: int
     """The step that it went on from; 0 is the beginning."""
     ended_before: str | None = None
@@ -62,10 +59,10 @@ class Failure(Settings):
 class Attempt:
     """The present start of a stage, as its first worker keeps book of it."""
 
-    def __init__(self, run: Path, stage: str, *, world_size: int) -> None:
+    def __init__(self, run: Path, stage: str, workers: Workers) -> None:
         self.run = run
         self.home = run / "stages" / stage
-        self.world_size = world_size
+        self.workers = workers
         self.restarts = 0
         before = read_progress(self.home)
         self._before = before.worker_hours if before else 0.0
@@ -77,7 +74,7 @@ class Attempt:
         self.restarts = len(earlier)
         start = Start(
             time=time.time(),
-            world_size=self.world_size,
+            workers=self.workers,
             step=step,
             ended_before=self._how_ended(earlier[-1]) if earlier else None,
         )
@@ -93,7 +90,8 @@ class Attempt:
         except BaseException as error:
             self._end(last_line(error))
             raise
-        self._end("stopped on request, with a checkpoint")
+        finished = (self.home / "done.json").is_file()
+        self._end("finished" if finished else "stopped on request, with a checkpoint")
 
     def _end(self, reason: str) -> None:
         ended = Ended(time=time.time(), reason=reason)
@@ -102,12 +100,12 @@ class Attempt:
     @property
     def worker_hours(self) -> float:
         """Hours of all workers together, over all starts of the stage."""
-        return self._before + (time.monotonic() - self._since) / 3600 * self.world_size
+        here = (time.monotonic() - self._since) / 3600
+        return self._before + here * len(self.workers.hosts)
 
-    def metrics(self, device: torch.device) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the stage has cost so far, and how often it had to start again."""
-        unit = "gpu" if device.type == "cuda" else "worker"
-        return {f"perf/{unit}_hours": self.worker_hours, "restarts": float(self.restarts)}
+        return {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
 
     def _how_ended(self, start: Start) -> str:
         """What is known of the end of the start before: from itself, its stacks or its launcher."""

@@ -40,8 +40,8 @@ class Effort:
         self.per_image: dict[Kind, float] = {}
         """Floating-point operations for a sample, of the kinds counted so far."""
         self._met: set[Kind] = set()
-        self._step: Counter[Kind] = Counter()
-        self._counted = 0
+        self._kind: Kind = ("", 0, 0)
+        self._step = self._counted = 0
         self._start()
 
     def _start(self) -> None:
@@ -52,9 +52,10 @@ class Effort:
     def micro_step(self, what: str, batch: Batch) -> Iterator[None]:
         """The block is a micro step on `batch`; steps that differ in cost differ in `what`."""
         height, width = batch.hq.shape[2:]
-        kind = (what, int(height), int(width))
-        self._step[kind] += len(batch.keys)
-        if not self._is_counted(kind):
+        self._kind = (what, int(height), int(width))
+        counts = batch.micro.weight > 0  # else it only keeps this worker busy with the others
+        self._step += len(batch.keys) if counts else 0
+        if not (counts and self._is_counted(self._kind)):
             yield
             return
         with ExitStack() as stack:
@@ -70,17 +71,14 @@ class Effort:
 
     def end_step(self) -> None:
         """Every worker must call it at the end of a step: after a counted one they share sums."""
-        (kind,) = self._step
+        kind = self._kind
         if self._is_counted(kind):
-            sums = torch.tensor(
-                [self._counted, self._step[kind]], dtype=torch.float64, device=self.device
-            )
+            sums = torch.tensor([self._counted, self._step], dtype=torch.float64).to(self.device)
             dist.all_reduce(sums)
             self.per_image[kind] = float(sums[0] / sums[1])
         self._met.add(kind)
-        self._images += self._step
-        self._step.clear()
-        self._counted = 0
+        self._images[kind] += self._step
+        self._step = self._counted = 0
 
     def metrics(self) -> dict[str, float]:
         """`perf/tflops` of this worker since the last call, and `perf/mfu`, its share of the peak.

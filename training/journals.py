@@ -1,4 +1,4 @@
-"""What a run's journals say, read back: the metrics of a stage by name, whatever MLflow has of them.
+"""The journals of a run, read back: the metrics of a stage by name, whatever MLflow has of them.
 
 Reads files only.
 """

@@ -206,7 +206,7 @@ class Loop:
             metrics["perf/memory_gb"] = memory_gb(self.device)
             metrics["data/skipped_samples"] = float(self.skipped.samples)
             if self.attempt is not None:
-                metrics |= self.attempt.metrics(self.device)
+                metrics |= self.attempt.metrics()
             self.tracker.metrics(step, metrics)
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)

@@ -6,6 +6,7 @@ Reads the installed packages and the code's own checkout; knows no training.
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import platform
 import subprocess
@@ -17,6 +18,9 @@ from pathlib import Path
 PACKAGE = "flowmapsr"
 LIBRARIES = ("torch", "deepspeed", "diffusers", "ray", "mlflow")
 GIT_SECONDS = 10.0
+MAX_SOURCE = 500
+LAUNCHED = "FLOWMAPSR_LAUNCHED"
+"""Variable by which a launcher tells its workers what `launched` says of it."""
 
 
 @cache
@@ -37,13 +41,19 @@ def code_tags() -> dict[str, str]:
     return tags
 
 
-def launch_tags() -> dict[str, str]:
-    """What MLflow's list of runs shows: the command and the user who gave it."""
+def launched() -> str:
+    """The command and the user who gave it: what MLflow's list of runs shows."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return json.dumps({"source": " ".join(words)[:MAX_SOURCE], "user": _user()})
+
+
+def launch_tags() -> dict[str, str]:
+    """`launched` as tags: of this process, or of the one that placed this worker."""
+    told = json.loads(os.environ.get(LAUNCHED) or launched())
     return {
-        "mlflow.source.name": " ".join(words)[:500],
+        "mlflow.source.name": told["source"],
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": _user(),
+        "mlflow.user": told["user"],
     }
 
 

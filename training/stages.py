@@ -50,7 +50,7 @@ from training.skipped import SkippedList
 from training.system_metrics import sampled_system
 from training.tracking import Tracker
 from training.watchdog import STACKS, Watchdog, stack_files
-from training.workers import Workers
+from training.workers import gather_workers
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,11 @@ class StageWorker:
         self.rank, self.world_size = launched_as()
         self.device = _device()
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
-        self.attempt = (
-            Attempt(folder.run, folder.name, world_size=self.world_size) if self.rank == 0 else None
-        )
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         start_distributed(self.device)
-        self.workers = Workers.gathered(self.device)
+        self.workers = gather_workers(self.device)
+        self.attempt = Attempt(folder.run, folder.name, self.workers) if self.rank == 0 else None
         if self.rank == 0:
             fetch_inputs(recipe, folder)
         dist.barrier()

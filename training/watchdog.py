@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +25,8 @@ OTHERS_SECONDS = 20.0
 """How long the first worker to notice waits for the others' stack traces."""
 EXIT_CODE = 70
 STACKS = "stacks"
+STDERR = 2
+"""As a number: what Python calls so may be an object without a file."""
 
 
 class Watchdog:
@@ -108,11 +109,10 @@ class Watchdog:
         partial.rename(path)
         Path(self._frozen.name).unlink(missing_ok=True)
         log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
-        faulthandler.dump_traceback(sys.__stderr__)
+        faulthandler.dump_traceback(STDERR)
         deadline = time.monotonic() + OTHERS_SECONDS
         while len(self._others()) < self.world_size and time.monotonic() < deadline:
             time.sleep(self._poll / 4)
-        sys.__stderr__.flush()
         os._exit(EXIT_CODE)
 
 

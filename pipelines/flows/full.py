@@ -16,6 +16,7 @@ from datagen.survey import survey
 from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import keep_tracking, run_training
+from pipelines.parent_run import comparison
 from pipelines.prefect_guard import run_recipe, station
 from pipelines.settings import FullRecipe
 from training.records import FLOWMAPSR, EvaluationRow
@@ -85,5 +86,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
         metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
         metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
     tracker.metrics(training.stages[-1].steps, metrics)
+    for event in comparison(training):
+        tracker.write(event)
     tracker.close("FINISHED")
     return rows

@@ -38,7 +38,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
 
     finish_torchrun(recipe, tmp_path)
     starts = read_starts(home)
-    assert [(start.step, start.world_size) for start in starts] == [(0, 2), (8, 2)]
+    assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
     assert starts[0].ended_before is None
     assert "no progress for" in str(starts[1].ended_before)
 
