@@ -76,7 +76,7 @@ class Attempt:
             time=time.time(),
             workers=self.workers,
             step=step,
-            ended_before=self._how_ended(earlier[-1]) if earlier else None,
+            ended_before=how_ended(self.run, self.home) if earlier else None,
         )
         append_line(self.home / STARTS, start)
         (self.home / ENDED).unlink(missing_ok=True)
@@ -107,17 +107,6 @@ class Attempt:
         """What the stage has cost so far, and how often it had to start again."""
         return {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
 
-    def _how_ended(self, start: Start) -> str:
-        """What is known of the end of the start before: from itself, its stacks or its launcher."""
-        stacks = [path for path in stack_files(self.home) if path.stat().st_mtime > start.time]
-        if stacks:
-            firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
-            return next((line for line in firsts if "no progress for" in line), firsts[0])
-        if (self.home / ENDED).is_file():
-            return Ended.model_validate_json((self.home / ENDED).read_bytes()).reason
-        failures = [one for one in read_failures(self.run) if one.time > start.time]
-        return failures[-1].error if failures else KILLED
-
 
 def read_starts(home: Path) -> list[Start]:
     """All starts of a stage, first to last."""
@@ -127,6 +116,20 @@ def read_starts(home: Path) -> list[Start]:
 def read_failures(run: Path) -> list[Failure]:
     """What a launcher saw fail, first to last."""
     return _read_lines(run / FAILURES, Failure)
+
+
+def how_ended(run: Path, home: Path) -> str:
+    """What is known of the end of a stage's last start: from its stacks, itself or its launcher."""
+    starts = read_starts(home)
+    since = starts[-1].time if starts else 0.0
+    stacks = [path for path in stack_files(home) if path.stat().st_mtime > since]
+    if stacks:
+        firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
+        return next((line for line in firsts if "no progress for" in line), firsts[0])
+    if (home / ENDED).is_file():
+        return Ended.model_validate_json((home / ENDED).read_bytes()).reason
+    failures = [one for one in read_failures(run) if one.time > since]
+    return failures[-1].error if failures else KILLED
 
 
 def append_line(path: Path, record: Settings) -> None:

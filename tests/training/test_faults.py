@@ -16,9 +16,11 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from datagen.shards import Latents, ShardSample, read_shard
 from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
+from training.attempts import how_ended
 from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
 from training.loader import fixed_batch
+from training.loss_guard import LEAST
 from training.run_folder import StageFolder
 from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
@@ -100,6 +102,22 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     checkpoints = sorted((_stage(recipe) / "checkpoints").glob("step-*"))
     assert [one.name for one in checkpoints] == ["step-000001", "step-000002"]
     assert read_commit(str(checkpoints[-1])).state.images_seen == 8
+
+
+def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
+    """With so small a growth allowed, any step above the median counts as an explosion."""
+    stage = {**WARMUP, "checkpoint_every": 5, "max_loss_growth": 1.001}
+    recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "max_loss_growth = 1.001 times its running median" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    assert LEAST <= saved["step"] < 60 and "squared error" in saved["problem"]
+    assert len(saved["keys"]) == 4
+    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
+    assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
 
 
 @pytest.fixture
