@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from ray.train import UserCallback
-from ray.train.v2.api.context import TrainRunContext  # type: ignore[attr-defined]
 
 from training.attempts import FAILURES, Failure, append_line, last_line
 
@@ -23,9 +23,7 @@ class FailureLog(UserCallback):
     def __init__(self, run: Path) -> None:
         self.path = run / FAILURES
 
-    def after_exception(
-        self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]
-    ) -> None:
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
             failure = Failure(time=time.time(), rank=rank, error=last_line(error))
             try:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,8 @@ STARTS = "starts.jsonl"
 ENDED = "ended.json"
 FAILURES = "failures.jsonl"
 PROGRESS = "progress.json"
+MAX_REASON = 300
+"""Characters; some launchers add advice to an error."""
 KILLED = "killed, or its machine was lost"
 
 Record = TypeVar("Record", bound=Settings)
@@ -129,7 +132,11 @@ def how_ended(run: Path, home: Path) -> str:
     if (home / ENDED).is_file():
         return Ended.model_validate_json((home / ENDED).read_bytes()).reason
     failures = [one for one in read_failures(run) if one.time > since]
-    return failures[-1].error if failures else KILLED
+    if not failures:
+        return KILLED
+    rank = failures[-1].rank
+    who = "" if rank is None else f"worker {rank}: "
+    return who + failures[-1].error
 
 
 def append_line(path: Path, record: Settings) -> None:
@@ -146,7 +153,8 @@ def last_line(error: BaseException) -> str:
     if not lines:
         return name
     # Launchers append a worker's whole traceback, which ends with what went wrong.
-    return lines[-1] if lines[-1].startswith(name) or len(lines) > 1 else f"{name}: {lines[-1]}"
+    line = lines[-1] if len(lines) > 1 else f"{name}: {lines[0]}"
+    return shorten(line, MAX_REASON, placeholder=" ...")
 
 
 def _read_lines(path: Path, record: type[Record]) -> list[Record]:

@@ -128,8 +128,8 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     assert [start.ended_before for start in starts] == [
         None,
         KILLED,
-        "node b is gone",
-        "node b is gone",
+        "worker 2: node b is gone",
+        "worker 2: node b is gone",
     ]
     assert how_ended(tmp_path, home) == "ValueError: too small"
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
