@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from datagen import storage
 from datagen.fields import Settings
+from training.events import Artifact, Event, Tags
 from training.records import StageProgress, Workers
 from training.watchdog import stack_files
 
@@ -71,8 +72,8 @@ class Attempt:
         self._before = before.worker_hours if before else 0.0
         self._since = time.monotonic()
 
-    def begin(self, step: int) -> Start:
-        """Notes that the stage goes on from `step`."""
+    def begin(self, step: int) -> list[Event]:
+        """Notes that the stage goes on from `step`, and says so for MLflow."""
         earlier = read_starts(self.home)
         self.restarts = len(earlier)
         start = Start(
@@ -83,7 +84,10 @@ class Attempt:
         )
         append_line(self.home / STARTS, start)
         (self.home / ENDED).unlink(missing_ok=True)
-        return start
+        tags = {"restarts": str(self.restarts)}
+        if start.ended_before is not None:
+            tags["restarted_after"] = start.ended_before
+        return [Tags(values=tags), Artifact(path=str(self.home / STARTS))]
 
     @contextmanager
     def noted(self) -> Iterator[None]:

@@ -88,8 +88,9 @@ class Loop:
         names = self.trainer.metrics
         meter = Meter(names)
         over_times = empty_map(self.device)
-        if self.attempt is not None:
-            self.attempt.begin(position.step)
+        if self.attempt is not None and self.tracker is not None:
+            for event in self.attempt.begin(position.step):
+                self.tracker.write(event)
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)

@@ -18,7 +18,7 @@ from pathlib import Path
 PACKAGE = "flowmapsr"
 LIBRARIES = ("torch", "deepspeed", "diffusers", "ray", "mlflow")
 GIT_SECONDS = 10.0
-MAX_SOURCE = 500
+MAX_COMMAND = 2000
 LAUNCHED = "FLOWMAPSR_LAUNCHED"
 """Variable by which a launcher tells its workers what `launched` says of it."""
 
@@ -42,16 +42,19 @@ def code_tags() -> dict[str, str]:
 
 
 def launched() -> str:
-    """The command and the user who gave it: what MLflow's list of runs shows."""
+    """The command and the user who gave it, as JSON for `LAUNCHED`."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return json.dumps({"source": " ".join(words)[:MAX_SOURCE], "user": _user()})
+    return json.dumps({"command": " ".join(words)[:MAX_COMMAND], "user": _user()})
 
 
 def launch_tags() -> dict[str, str]:
-    """`launched` as tags: of this process, or of the one that placed this worker."""
+    """`launched` of this process, or of the one that placed this worker, as MLflow lists it."""
     told = json.loads(os.environ.get(LAUNCHED) or launched())
+    # Of a source with slashes the page shows what follows the last one.
+    words = [Path(word).name for word in told["command"].split() if "=" not in word]
     return {
-        "mlflow.source.name": told["source"],
+        "command": told["command"],
+        "mlflow.source.name": " ".join(words),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": told["user"],
     }

@@ -33,7 +33,7 @@ LAST = {"perf/gpu_hours": "GPU hours", "perf/worker_hours": "worker hours"}
 
 @dataclass(frozen=True)
 class StageTable:
-    """A row a stage; columns that no stage has anything for are left out."""
+    """A column a stage, which fits a page whatever is measured; what no stage has is left out."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -50,9 +50,10 @@ class StageTable:
 def stage_table(recipe: TrainingRecipe) -> StageTable:
     """The table of a run at the moment."""
     run = Path(recipe.output)
-    rows = [_row(recipe, StageFolder(run, stage.name)) for stage in recipe.stages]
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return StageTable(columns, tuple(tuple(row.get(name) for name in columns) for row in rows))
+    stages = {stage.name: _facts(recipe, StageFolder(run, stage.name)) for stage in recipe.stages}
+    names = dict.fromkeys(name for facts in stages.values() for name in facts)
+    rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
+    return StageTable(("stage", *stages), rows)
 
 
 def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
@@ -63,24 +64,23 @@ def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
     return [run / JSON, run / MARKDOWN]
 
 
-def _row(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
+def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
+    """What a reviewer asks of a stage, in the order of asking."""
     record, progress = folder.record(), read_progress(folder.home)
     metrics, starts = read_metrics(folder.home), read_starts(folder.home)
-    row: dict[str, Cell] = {
-        "stage": folder.name,
+    facts: dict[str, Cell] = {
         "state": "done" if record else "not finished" if starts else "not started",
         "steps": record.steps if record else progress.step if progress else 0,
     }
     if record is not None:
-        row["images"] = record.images_seen
+        facts["images"] = record.images_seen
+    finals = {name: one for name, one in metrics.items() if name.startswith(("loss/", "gan/"))}
+    finals |= last_validation(recipe, folder)
+    facts |= {name: _rounded(series.last) for name, series in finals.items()}
     for names, pick in ((MEANS, "mean"), (LARGEST, "largest"), (LAST, "last")):
         found = {names[name]: metrics[name] for name in names if name in metrics}
-        row |= {name: _rounded(getattr(series, pick)) for name, series in found.items()}
-    row["restarts"] = max(0, len(starts) - 1)
-    finals = {name: one for name, one in metrics.items() if name.startswith(("loss/", "gan/"))}
-    row |= {name: _rounded(series.last) for name, series in finals.items()}
-    validation = last_validation(recipe, folder)
-    return row | {name: _rounded(series.last) for name, series in validation.items()}
+        facts |= {name: _rounded(getattr(series, pick)) for name, series in found.items()}
+    return facts | {"restarts": max(0, len(starts) - 1)}
 
 
 def last_validation(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Series]:

@@ -32,7 +32,7 @@ class SystemSampler:
         self.folder = folder
         self._gpus = _nvml_handles()
         self._network = psutil.net_io_counters()
-        psutil.cpu_percent()  # the first call has nothing to compare with
+        psutil.cpu_percent()  # has nothing to compare with yet
 
     def sample(self) -> Metrics:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.folder))
@@ -89,6 +89,7 @@ def sampled_system(
     sampler, closing = SystemSampler(folder), threading.Event()
 
     def work() -> None:
+        psutil.cpu_percent()  # psutil compares with the call before of the same thread
         while not closing.wait(seconds):
             write(sampler.sample())
 

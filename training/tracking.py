@@ -217,7 +217,9 @@ class MlflowTarget:
 
     def _new_parent(self, client: MlflowClient) -> RunNames:
         experiment_id = _experiment_id(client, self.experiment)
-        parent = client.create_run(experiment_id, run_name=self.run.name)
+        # Two parts of the path: many runs lie in a folder called `run`.
+        name = "/".join(self.run.absolute().parts[-2:])
+        parent = client.create_run(experiment_id, run_name=name)
         names = RunNames(
             tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent.info.run_id
         )
