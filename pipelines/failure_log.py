@@ -10,11 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from ray.train import UserCallback
 
 from training.attempts import FAILURES, Failure, append_line, last_line
 
 log = logging.getLogger(__name__)
+
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
 
 
 class FailureLog(UserCallback):
@@ -25,7 +28,12 @@ class FailureLog(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
-            failure = Failure(time=time.time(), rank=rank, error=last_line(error))
+            failure = Failure(
+                time=time.time(),
+                rank=rank,
+                died=isinstance(error, DEATHS),
+                error=last_line(error),
+            )
             try:
                 append_line(self.path, failure)
             except OSError as problem:  # the workers are started again all the same

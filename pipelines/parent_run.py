@@ -80,7 +80,8 @@ class ParentRun:
         restarts = sum(max(0, len(read_starts(folder.home)) - 1) for folder in self.folders)
         last = max(starts, key=lambda start: start.time)
         self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
-        step = stands[-1].step if stands else 0
+        # MLflow takes the value at the largest step for the last one.
+        step = sum(stand.step for stand in stands)
         hours = sum(stand.worker_hours for stand in stands)
         self.tracker.metrics(step, {last.workers.hours_metric: hours, "restarts": float(restarts)})
 

@@ -27,6 +27,7 @@ FAILURES = "failures.jsonl"
 PROGRESS = "progress.json"
 MAX_REASON = 300
 """Characters; some launchers add advice to an error."""
+MOST_CAUSES = 3
 KILLED = "killed, or its machine was lost"
 
 Record = TypeVar("Record", bound=Settings)
@@ -55,9 +56,11 @@ class Failure(Settings):
     """A line of `<run>/failures.jsonl`: what the launcher saw of a worker that failed."""
 
     time: float
-    rank: int | None
+    rank: int
+    died: bool
+    """Its process ended without a word; else it raised the error."""
     error: str
-    """The last line of what it said."""
+    """The last line of what it, or the launcher, said."""
 
 
 class Attempt:
@@ -126,21 +129,21 @@ def read_failures(run: Path) -> list[Failure]:
 
 
 def how_ended(run: Path, home: Path) -> str:
-    """What is known of the end of a stage's last start: from its stacks, itself or its launcher."""
+    """What is known of the end of a stage's last start: from its stacks, its launcher or itself."""
     starts = read_starts(home)
     since = starts[-1].time if starts else 0.0
     stacks = [path for path in stack_files(home) if path.stat().st_mtime > since]
     if stacks:
         firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
         return next((line for line in firsts if "no progress for" in line), firsts[0])
+    failures = [one for one in read_failures(run) if one.time > since]
+    # Workers that lose one who died fail too, and say so louder.
+    causes = [one for one in failures if one.died] or failures
+    if causes:
+        return "; ".join(f"worker {one.rank}: {one.error}" for one in causes[:MOST_CAUSES])
     if (home / ENDED).is_file():
         return Ended.model_validate_json((home / ENDED).read_bytes()).reason
-    failures = [one for one in read_failures(run) if one.time > since]
-    if not failures:
-        return KILLED
-    rank = failures[-1].rank
-    who = "" if rank is None else f"worker {rank}: "
-    return who + failures[-1].error
+    return KILLED
 
 
 def append_line(path: Path, record: Settings) -> None:

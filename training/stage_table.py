@@ -29,6 +29,9 @@ MEANS = {
 }
 LARGEST = {"perf/memory_gb": "memory GB"}
 LAST = {"perf/gpu_hours": "GPU hours", "perf/worker_hours": "worker hours"}
+DONE, RESTARTS = ("state", "steps", "images"), "restarts"
+FINALS = ("loss", "gan", "val")
+"""Groups of metrics whose last values count."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class StageTable:
 
     def to_json(self) -> bytes:
         """As pandas splits a table, which MLflow's page shows."""
-        return json.dumps({"columns": self.columns, "data": self.rows}).encode()
+        rows = [["" if cell is None else cell for cell in row] for row in self.rows]
+        return json.dumps({"columns": self.columns, "data": rows}).encode()
 
     def to_markdown(self) -> str:
         lines: list[tuple[Cell, ...]] = [self.columns, ("---",) * len(self.columns), *self.rows]
@@ -51,7 +55,7 @@ def stage_table(recipe: TrainingRecipe) -> StageTable:
     """The table of a run at the moment."""
     run = Path(recipe.output)
     stages = {stage.name: _facts(recipe, StageFolder(run, stage.name)) for stage in recipe.stages}
-    names = dict.fromkeys(name for facts in stages.values() for name in facts)
+    names = sorted({name for facts in stages.values() for name in facts}, key=_place)
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
     return StageTable(("stage", *stages), rows)
 
@@ -74,13 +78,13 @@ def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
     }
     if record is not None:
         facts["images"] = record.images_seen
-    finals = {name: one for name, one in metrics.items() if name.startswith(("loss/", "gan/"))}
+    finals = {name: one for name, one in metrics.items() if name.split("/")[0] in FINALS}
     finals |= last_validation(recipe, folder)
     facts |= {name: _rounded(series.last) for name, series in finals.items()}
     for names, pick in ((MEANS, "mean"), (LARGEST, "largest"), (LAST, "last")):
         found = {names[name]: metrics[name] for name in names if name in metrics}
         facts |= {name: _rounded(getattr(series, pick)) for name, series in found.items()}
-    return facts | {"restarts": max(0, len(starts) - 1)}
+    return facts | {RESTARTS: max(0, len(starts) - 1)}
 
 
 def last_validation(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Series]:
@@ -89,6 +93,15 @@ def last_validation(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Se
     if folder.name != recipe.stages[-1].name:
         return own
     return own | read_metrics(folder.run, prefix="val/")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a row stands: what was done, how well, how fast, at what cost."""
+    group = name.split("/")[0]
+    if group in FINALS:
+        return len(DONE) + FINALS.index(group), name
+    measured = [*MEANS.values(), *LARGEST.values(), *LAST.values(), RESTARTS]
+    return (DONE.index(name), "") if name in DONE else (100 + measured.index(name), "")
 
 
 def _rounded(value: float) -> float:

@@ -165,12 +165,14 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     )
     long_ago = progress.model_copy(update={"updated": time.time() - 1000})
     (distill / "progress.json").write_text(long_ago.model_dump_json())
-    append_line(run / "failures.jsonl", Failure(time=5.0, rank=1, error="OSError: no space left"))
+    append_line(
+        run / "failures.jsonl", Failure(time=5.0, rank=1, died=False, error="OSError: full")
+    )
     stages = flowmapsr("status", str(run), "--json").json["stages"]
     assert (stages[1]["state"], stages[1]["restarts"]) == ("stopped", 2)
     assert stages[1]["validation"] == {"val/psnr_x4": 28.5}
     text = flowmapsr("status", str(run)).out
-    assert "psnr_x4 28.5" in text and "distill stopped: OSError: no space left" in text
+    assert "psnr_x4 28.5" in text and "distill stopped: worker 1: OSError: full" in text
 
     shutil.copytree(run, tmp_path / "other")
     runs = flowmapsr("status", str(tmp_path), "--json").json["runs"]

@@ -116,7 +116,11 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     second.begin(4)
     assert 7.5 <= second.worker_hours < 7.6
     assert second.metrics().keys() == {"perf/gpu_hours", "restarts"}
-    append_line(tmp_path / "failures.jsonl", Failure(time=1e12, rank=2, error="node b is gone"))
+    append_line(tmp_path / "failures.jsonl", Failure(time=1e12, rank=0, died=False, error="lost"))
+    append_line(
+        tmp_path / "failures.jsonl",
+        Failure(time=1e12, rank=2, died=True, error="node b is gone"),
+    )
     Attempt(tmp_path, "warmup", WORKERS).begin(4)
     fourth = Attempt(tmp_path, "warmup", WORKERS)
     with pytest.raises(ValueError, match="too small"), fourth.noted():
@@ -131,6 +135,7 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
         "worker 2: node b is gone",
         "worker 2: node b is gone",
     ]
+    (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
     assert how_ended(tmp_path, home) == "ValueError: too small"
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
 
