@@ -32,8 +32,8 @@ def _kill_one_worker(checkpoint: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.02)
-    for process in psutil.process_iter(["cmdline"]):
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+    for process in psutil.Process().children(recursive=True):  # and none of another Ray here
+        if "RayTrainWorker" in " ".join(process.cmdline()):
             killed.append(process.pid)
             process.kill()
             return

@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from training.effort import Effort
 from training.flops import FlopCounter
+from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
 from training.peaks import device_peak, gpu_peak
+from training.schedule import Position
 from training.settings import ModelSettings
 
 
@@ -118,6 +123,40 @@ def test_the_recipe_overrides_the_peak_and_a_cpu_is_measured() -> None:
     assert given is not None and given.tflops == 3.5 and "peak_tflops" in given.source
     measured = device_peak(cpu, "fp32", None)
     assert measured is not None and measured.tflops > 0 and "measured" in measured.source
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """This process as the only worker."""
+    place = f"file://{tmp_path / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_counting_leaves_a_compiled_network_compiled() -> None:
+    """torch skips for good what it should compile while its operations are watched."""
+    layer = nn.Linear(7, 5)
+    compiled = torch.compile(layer.forward, backend="aot_eager")
+    effort = Effort(torch.device("cpu"), peak=None, compiled=True)
+    x = torch.randn(4, 7)
+
+    def step(side: int) -> None:
+        latents = torch.zeros(4, 3, side, side)
+        batch = Batch(tuple("abcd"), latents, latents, None, None, Position())
+        with effort.micro_step("update", batch):
+            compiled(x)
+        effort.end_step()
+
+    torch._dynamo.reset()
+    counters.clear()
+    for side, counted in ((4, 0), (4, 1), (8, 1), (8, 2)):
+        step(side)
+        assert len(effort.per_image) == counted  # the first step of a shape may compile
+    assert set(effort.per_image.values()) == {2.0 * 7 * 5}
+    compiled(torch.randn(9, 7))  # another size is still compiled
+    assert counters["frames"]["ok"] == counters["frames"]["total"] == 2
 
 
 @pytest.fixture(scope="module")
