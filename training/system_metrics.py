@@ -6,6 +6,7 @@ training.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 
 import psutil
 import torch
+
+log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 10.0
 MEGABYTE = 1e6
@@ -92,12 +95,20 @@ def sampled_system(
         psutil.cpu_percent()  # psutil compares with the call before of the same thread
         while not closing.wait(seconds):
             write(sampler.sample())
+        write(sampler.sample())
 
-    thread = threading.Thread(target=work, name="system-metrics", daemon=True)
+    thread = threading.Thread(target=_at_its_edge, args=(work,), name="system-metrics", daemon=True)
     thread.start()
     try:
         yield
     finally:
         closing.set()
         thread.join()
-        write(sampler.sample())
+
+
+def _at_its_edge(work: Callable[[], None]) -> None:
+    """Whatever a driver or a vanished disk raises must not reach training."""
+    try:
+        work()
+    except Exception as error:
+        log.warning("the machine is not sampled any more: %s", error)

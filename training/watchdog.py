@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ OTHERS_SECONDS = 20.0
 """How long the first worker to notice waits for the others' stack traces."""
 EXIT_CODE = 70
 STACKS = "stacks"
+STAMP = "%Y%m%d-%H%M%S"
+_TOLD = re.compile(r"[\d-]+-rank-\d+\.txt")
 STDERR = 2
 """As a number: what Python calls so may be an object without a file."""
 
@@ -55,9 +58,11 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._known = frozenset(os.listdir(self.folder))
+        self._known = self._told()
         # Open already: a process that holds Python's lock could not open it any more.
-        self._frozen = (self.folder / f".rank-{self.rank}").open("w")
+        frozen = self.folder / f".rank-{self.rank}"
+        _keep(frozen)
+        self._frozen = frozen.open("w")
         self._thread.start()
         return self
 
@@ -94,12 +99,14 @@ class Watchdog:
 
     def _others(self) -> set[str]:
         """Stack traces that were not there when this worker started."""
-        names = {name for name in os.listdir(self.folder) if not name.startswith(".")}
-        return names - self._known
+        return self._told() - self._known
+
+    def _told(self) -> set[str]:
+        return {name for name in os.listdir(self.folder) if _TOLD.fullmatch(name)}
 
     def _end(self, reason: str) -> None:
         """Writes the traces to the folder and into the log, lets the others do so, and ends."""
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
         partial = path.with_name(f".{path.name}")
         with partial.open("w") as file:
@@ -123,8 +130,12 @@ def stack_files(home: Path) -> list[Path]:
     """
     folder = home / STACKS
     for frozen in folder.glob(".rank-*"):
-        found = frozen.stat()
-        if found.st_size:
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(found.st_mtime))
-            frozen.rename(folder / f"{stamp}-{frozen.name.removeprefix('.')}.txt")
+        _keep(frozen)
     return sorted(folder.glob("[!.]*.txt"))
+
+
+def _keep(frozen: Path) -> None:
+    """Gives traces that a frozen process left a name that tells nobody to end."""
+    if frozen.is_file() and frozen.stat().st_size:
+        stamp = time.strftime(STAMP, time.gmtime(frozen.stat().st_mtime))
+        frozen.rename(frozen.with_name(f"{stamp}-frozen-{frozen.name.removeprefix('.')}.txt"))

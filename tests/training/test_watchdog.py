@@ -79,12 +79,19 @@ def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Pat
     )
     assert done.returncode != 0 and time.monotonic() - start < 55
     (path,) = stack_files(tmp_path)
-    assert path.name.endswith("-rank-0.txt") and "<string>" in path.read_text()
+    assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
 
 
 def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+    """Also by the traces of an earlier start."""
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    (stacks / "20260101-000000-rank-1.txt").write_text("worker 1 of 2: no progress for 9 s")
+    (stacks / ".rank-0").write_text("Timeout!")
     with Watchdog(tmp_path, rank=0, world_size=1, seconds=0.4) as watchdog:
+        (stacks / ".rank-1").write_text("Timeout!")
+        kept = stack_files(tmp_path)
         for _ in range(10):
             watchdog.alive("work")
             time.sleep(0.1)
-    assert stack_files(tmp_path) == [] and list((tmp_path / "stacks").iterdir()) == []
+    assert len(kept) == 3 and sorted(stacks.iterdir()) == kept
