@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from filelock import FileLock
+
 from datagen import storage
 from datagen.fields import Settings
 from training.events import (
@@ -41,7 +43,7 @@ MAX_PARAMS = 100
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 RETRY_SECONDS = 5.0
-NAMES_FILE = "mlflow.json"
+NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
 
 
 class RunNames(Settings):
@@ -176,7 +178,9 @@ class MlflowTarget:
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._client is None:
             client = _new_client()
-            self._run_id = self._find_or_create(client)
+            # Launcher and workers may meet a server that has just come back at the same time.
+            with FileLock(self.run / LOCK_FILE):
+                self._run_id = self._find_or_create(client)
             client.update_run(self._run_id, status="RUNNING")
             self._client = client
         return self._client, self._run_id

@@ -16,9 +16,9 @@ from datagen.survey import survey
 from pipelines.cluster import ray_cluster
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import keep_tracking, run_training
-from pipelines.parent_run import comparison
 from pipelines.prefect_guard import run_recipe, station
 from pipelines.settings import FullRecipe
+from training.parent_run import comparison
 from training.records import FLOWMAPSR, EvaluationRow
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.tracking import Tracker

@@ -13,8 +13,8 @@ from prefect import flow
 
 from datagen.lock import TRAINING, place_lock
 from pipelines.cluster_training import TrainingWorkers, training_workers
-from pipelines.parent_run import ParentRun, parent_run
 from pipelines.prefect_guard import is_deployed, run_recipe, station
+from training.parent_run import ParentRun, parent_run
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import write_recipe

@@ -18,6 +18,7 @@ from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.attempts import read_failures, read_starts
+from training.checkpoints.records import COMMIT
 from training.settings import TrainingRecipe
 from training.tracking import RunNames
 
@@ -43,7 +44,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
-    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010"
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
     killed: list[int] = []
     killer = threading.Thread(target=_kill_one_worker, args=(checkpoint, killed))
     killer.start()

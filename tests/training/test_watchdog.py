@@ -54,6 +54,11 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     assert child.data.metrics["system/cpu_utilization_percentage"] >= 0
     assert child.data.tags["world_size"] == "2" and child.data.tags["hosts"]
     assert child.data.tags["mlflow.source.name"].startswith("run.py")
+    parent = client.get_run(names.parent)
+    assert parent.info.status == "FINISHED" and parent.data.metrics["restarts"] == 1
+    assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
+    stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
+    assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
     progress = json.loads((home / "progress.json").read_text())
     assert progress["worker_hours"] == pytest.approx(
         child.data.metrics["perf/worker_hours"], abs=0.01

@@ -1,7 +1,7 @@
 """The MLflow run above the runs of a training's stages: what was asked for, how the stages compare,
 and, when it ends badly, why.
 
-Everything it tells lies in the run's folder; knows neither Ray nor Prefect.
+Everything it tells lies in the run's folder; knows no launcher.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, read_progress, read_starts
 from training.events import Artifact, Event, Params, Tags, dataset_input, flatten
 from training.provenance import code_tags, launch_tags
-from training.run_folder import StageFolder
+from training.run_folder import StageFolder, finished_stages
 from training.settings import TrainingRecipe
 from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
 from training.tracking import Tracker
@@ -34,7 +34,7 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     try:
         yield parent
-        status = "FINISHED"
+        status = "FINISHED" if finished_stages(recipe) else "KILLED"
     except Exception as error:
         status = "FAILED"
         tracker.write(Tags(values={"failure": str(error)[:MAX_NOTE]}))
