@@ -6,10 +6,13 @@ only matrix products, convolutions and attention count. Knows no network and cha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import (
     flop_registry,
@@ -56,5 +59,18 @@ class FlopCounter(TorchDispatchMode):
 
 def _computes_again() -> bool:
     """Whether this is a forward pass inside a backward pass: only it records gradients there."""
-    inside_backward = torch._C._current_graph_task_id() != -1
-    return inside_backward and torch.is_grad_enabled()
+    if torch._C._current_graph_task_id() == -1:
+        return False
+    return torch.is_grad_enabled() or _inside_checkpointing()
+
+
+def _inside_checkpointing() -> bool:
+    """Whether torch's checkpointing called, however deep: an `autograd.Function`, as ZeRO-3 makes
+    of a linear layer, turns gradients off for its own forward pass."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "unpack_hook" and code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
