@@ -291,14 +291,16 @@ def deploy(
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(help="The folder of a training run.")],
+    run: Annotated[str, typer.Argument(help="The folder of a training run, or of several.")],
     as_json: AsJson = False,
 ) -> None:
     """Say how far a training run has come, from what lies on disk."""
     with process_edge(as_json=as_json) as out:
-        from pipelines.status import run_status
+        from pipelines.status import find_runs, run_status
 
-        out.say(reports.run_stands(run_status(run)))
+        found = [run_status(folder) for folder in find_runs(run)]
+        one = len(found) == 1
+        out.say(reports.run_stands(found[0]) if one else reports.runs_stand(run, found))
 
 
 if __name__ == "__main__":

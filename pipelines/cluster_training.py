@@ -20,6 +20,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
+from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
 from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
 from training.settings import TrainingRecipe
@@ -164,14 +165,20 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from pipelines.failure_log import FailureLog
     from pipelines.network import NetworkConfig  # imports torch, which takes a while
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    callbacks: Any = [FailureLog(Path(recipe.output))]  # Ray's types know the older kind only
     elastic = placement.least < placement.most
     workers: Any = (placement.least, placement.most) if elastic else placement.least
     return TorchTrainer(
         _work,
-        train_loop_config={"recipe": recipe.model_dump_json(), "tracking_uri": tracking_uri()},
+        train_loop_config={
+            "recipe": recipe.model_dump_json(),
+            "tracking_uri": tracking_uri(),
+            "launched": launched(),
+        },
         torch_config=NetworkConfig(backend="nccl" if placement.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -183,6 +190,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
             name="training",
             storage_path=str(Path(recipe.output) / "ray"),
             failure_config=FailureConfig(max_failures=recipe.max_failures),
+            callbacks=callbacks,
         ),
     )
 
@@ -196,6 +204,7 @@ def _work(config: dict[str, str]) -> None:
     from training.run import run_stages  # heavy, and only needed here
 
     os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
+    os.environ[LAUNCHED] = config["launched"]
     recipe = TrainingRecipe.model_validate_json(config["recipe"])
     run = Path(recipe.output)
     failure = run / FAILURE_FILE

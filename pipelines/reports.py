@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -214,11 +215,33 @@ def deployed(found: Deployed) -> Report:
 
 def run_stands(found: RunStatus) -> Report:
     """How far a training run has come."""
-    headings = ("stage", "state", "step", "images/s", "left", "last checkpoint")
+    headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
+    for stage in found.stages:
+        if stage.validation:
+            values = ", ".join(
+                f"{name.removeprefix('val/')} {value:.4g}"
+                for name, value in stage.validation.items()
+            )
+            lines.append(f"{stage.stage}: last validation {values}")
+        if stage.ended:
+            lines.append(f"{stage.stage} stopped: {stage.ended}")
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
     return Report(found.model_dump(mode="json"), lines)
+
+
+def runs_stand(place: str, found: Sequence[RunStatus]) -> Report:
+    """How far several training runs have come, a line each."""
+    rows = [(_place_in(run.run, place), *_stage_cells(run.current)) for run in found]
+    headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
+    lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
+    return Report({"runs": [run.model_dump(mode="json") for run in found]}, lines)
+
+
+def _place_in(run: str, place: str) -> str:
+    folder = Path(place).expanduser().absolute()
+    return str(Path(run).relative_to(folder))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -277,6 +300,7 @@ def _stage_cells(stage: StageStatus) -> tuple[str, ...]:
         "-" if speed is None else f"{speed:.1f}",
         "-" if left is None else duration(left),
         "-" if age is None else f"step {stage.checkpoint_step}, {duration(age)} ago",
+        str(stage.restarts),
     )
 
 

@@ -13,11 +13,18 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
+from training.attempts import ENDED, PROGRESS, Ended, how_ended, read_starts
+from training.journals import read_metrics
 from training.records import StageProgress, StageRecord
-from training.settings import StageSettings, TrainingRecipe
+from training.run_folder import StageFolder
+from training.settings import TrainingRecipe
+from training.stage_table import last_validation
 
 SILENT_AFTER_SECONDS = 120.0
 """A stage that has written no progress for so long is not running any more."""
+
+RECIPE = "recipe.json"
+SPEED = "perf/images_per_second"
 
 State = Literal["done", "running", "stopped", "waiting"]
 Record = TypeVar("Record", bound=Settings)
@@ -31,9 +38,15 @@ class StageStatus(Settings):
     step: int
     steps: int
     images_per_second: float | None = None
+    """Of late; of a stage that is done, on average."""
     seconds_left: float | None = None
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None
+    restarts: int = 0
+    ended: str | None = None
+    """Why it stopped, where that is known."""
+    validation: dict[str, float] = {}
+    """The last values of `val/...`."""
 
 
 class RunStatus(Settings):
@@ -44,47 +57,84 @@ class RunStatus(Settings):
     def done(self) -> bool:
         return all(stage.state == "done" for stage in self.stages)
 
+    @property
+    def current(self) -> StageStatus:
+        """The stage that counts at the moment: the first one not done, else the last."""
+        unfinished = [stage for stage in self.stages if stage.state != "done"]
+        return unfinished[0] if unfinished else self.stages[-1]
 
-def run_status(run: str) -> RunStatus:
-    """The stages of a run, given its folder or the folder of a demo that holds it as `run/`.
+
+def find_runs(place: str) -> tuple[Path, ...]:
+    """The run whose folder this is, or all those whose folders lie in it (a demo's, several).
 
     Raises:
-        FlowmapsrError: there is no run, or one of its records cannot be read.
+        FlowmapsrError: there is none.
     """
-    folder = Path(run).expanduser().absolute()
-    if not (folder / "recipe.json").is_file() and (folder / "run" / "recipe.json").is_file():
-        folder = folder / "run"
-    recipe = _read(folder / "recipe.json", TrainingRecipe)
-    if recipe is None:
+    folder = Path(place).expanduser().absolute()
+    if (folder / RECIPE).is_file():
+        return (folder,)
+    found = {
+        path.parent
+        for pattern in (f"*/{RECIPE}", f"*/run/{RECIPE}")
+        for path in folder.glob(pattern)
+    }
+    if not found:
         raise FlowmapsrError(
-            f"{folder} holds no training run (no recipe.json); give the folder that was the "
-            f"'output' of flowmapsr train"
+            f"{folder} holds no training run (no {RECIPE}); give the folder that was the "
+            f"'output' of flowmapsr train, or one that holds several of them"
         )
-    stages = tuple(_stage_status(folder, stage) for stage in recipe.stages)
+    return tuple(sorted(found))
+
+
+def run_status(folder: Path) -> RunStatus:
+    """The stages of a run, given its folder.
+
+    Raises:
+        FlowmapsrError: one of its records cannot be read.
+    """
+    recipe = _read(folder / RECIPE, TrainingRecipe)
+    assert recipe is not None
+    stages = tuple(_stage_status(recipe, StageFolder(folder, one.name)) for one in recipe.stages)
     return RunStatus(run=str(folder), stages=stages)
 
 
-def _stage_status(run: Path, stage: StageSettings) -> StageStatus:
-    folder = run / "stages" / stage.name
-    done = _read(folder / "done.json", StageRecord)
+def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
+    home, stage = folder.home, recipe.stage(folder.name)
+    done = _read(folder.done, StageRecord)
+    progress = _read(home / PROGRESS, StageProgress)
+    restarts = max(0, len(read_starts(home)) - 1)
     if done is not None:
-        return StageStatus(stage=stage.name, state="done", step=done.steps, steps=done.steps)
-    progress = _read(folder / "progress.json", StageProgress)
+        speed = read_metrics(home, prefix=SPEED).get(SPEED)
+        validation = last_validation(recipe, folder)
+        return StageStatus(
+            stage=stage.name,
+            state="done",
+            step=done.steps,
+            steps=done.steps,
+            images_per_second=speed.mean if speed else None,
+            restarts=restarts,
+            validation={name: series.last for name, series in validation.items()},
+        )
     if progress is None:
         return StageStatus(stage=stage.name, state="waiting", step=0, steps=stage.steps)
     now = time.time()
-    running = now - progress.updated < SILENT_AFTER_SECONDS
-    speed = progress.images_per_second
+    ended = _read(home / ENDED, Ended)
+    running = ended is None and now - progress.updated < SILENT_AFTER_SECONDS
+    speed_now = progress.images_per_second
     images_left = (progress.steps - progress.step) * stage.images_per_step
+    validation = last_validation(recipe, folder)
     return StageStatus(
         stage=stage.name,
         state="running" if running else "stopped",
         step=progress.step,
         steps=progress.steps,
-        images_per_second=speed if running else None,
-        seconds_left=images_left / speed if running and speed > 0 else None,
+        images_per_second=speed_now if running else None,
+        seconds_left=images_left / speed_now if running and speed_now > 0 else None,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
+        restarts=restarts,
+        ended=None if running else how_ended(folder.run, home),
+        validation={name: series.last for name, series in validation.items()},
     )
 
 

@@ -133,21 +133,27 @@ def run_recipe(dataset: Path) -> RunMaker:
     return make
 
 
-def start_torchrun(recipe: TrainingRecipe, folder: Path) -> subprocess.Popen[str]:
+def start_torchrun(
+    recipe: TrainingRecipe,
+    folder: Path,
+    *,
+    module: str = "training.run",
+    tracking_uri: str | None = None,
+) -> subprocess.Popen[str]:
     """Launches a recipe with neither Ray nor Prefect."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     path.write_text(recipe.model_dump_json())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
-        [*launcher, f"--nproc_per_node={recipe.most_workers}", "-m", "training.run", str(path)],
+        [*launcher, f"--nproc_per_node={recipe.most_workers}", "-m", module, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_TRACKING_URI": tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
         },
     )
 

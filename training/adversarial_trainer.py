@@ -107,6 +107,9 @@ class AdversarialTrainer:
     def converged(self) -> bool:
         return self.scores.met
 
+    def work(self, step: int) -> str:
+        return turn(step, warmup=self.warmup)
+
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         if turn(step, warmup=self.warmup) == "discriminator":
             return self._train_discriminator(batch, step)

@@ -1,14 +1,21 @@
-"""What a run tells its tracker: the records that a journal line can hold. Knows no MLflow."""
+"""What a run tells its tracker: the records that a journal line can hold, without secrets.
+
+Knows no MLflow.
+"""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from datagen.fields import Settings
 from datagen.manifest import Manifest
+from training.redaction import redacted
+
+Public = Annotated[str, AfterValidator(redacted)]
+"""Text that anybody may read: addresses lose their passwords."""
 
 
 class Metrics(Settings):
@@ -20,12 +27,12 @@ class Metrics(Settings):
 
 class Params(Settings):
     kind: Literal["params"] = "params"
-    values: dict[str, str]
+    values: dict[str, Public]
 
 
 class Tags(Settings):
     kind: Literal["tags"] = "tags"
-    values: dict[str, str]
+    values: dict[str, Public]
 
 
 class Picture(Settings):
@@ -45,7 +52,7 @@ class DatasetInput(Settings):
     kind: Literal["dataset"] = "dataset"
     name: str
     digest: str
-    source: str
+    source: Public
     samples: int
 
 

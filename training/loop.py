@@ -17,9 +17,12 @@ from torch import Tensor
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from training.attempts import Attempt
 from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
+from training.effort import Effort
 from training.loader import Batch, LatentLoader
+from training.loss_guard import LossGuard
 from training.meter import Meter, memory_gb
 from training.objectives.flow_maps import Losses
 from training.pictures import Pictures
@@ -29,10 +32,12 @@ from training.settings import StageSettings
 from training.skipped import Skipped, SkippedList
 from training.time_maps import empty_map
 from training.tracking import Tracker
-from training.trainers import Trainer
+from training.trainers import ERROR_METRICS, Trainer
+from training.watchdog import Watchdog
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
+BAD_STEP = "bad_step.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class Loop:
     """None on all workers but the first."""
     stop_requested: Callable[[], bool]
     skipped: SkippedList
+    effort: Effort
+    watchdog: Watchdog
+    guard: LossGuard
+    attempt: Attempt | None
+    """None on all workers but the first."""
 
     def run(self) -> Position:
         """Trains from the last checkpoint to the end of the stage, or to where a stop was
@@ -63,9 +73,9 @@ class Loop:
         Every worker runs the same steps. A checkpoint is there whenever this returns.
 
         Raises:
-            FlowmapsrError: loss or gradient is not finite, or too many samples cannot be used, and
-                the last checkpoint stays as it is; or checkpoints cannot be read, or the last one
-                not be written.
+            FlowmapsrError: loss or gradient is not finite, the loss explodes, or too many samples
+                cannot be used, and the last checkpoint stays as it is; or checkpoints cannot be
+                read, or the last one not be written.
         """
         state = self.checkpoints.resume(self.trainer, self.origin)
         try:
@@ -78,6 +88,9 @@ class Loop:
         names = self.trainer.metrics
         meter = Meter(names)
         over_times = empty_map(self.device)
+        if self.attempt is not None and self.tracker is not None:
+            for event in self.attempt.begin(position.step):
+                self.tracker.write(event)
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
@@ -87,7 +100,9 @@ class Loop:
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 skipped += self.skipped.news(batch.skipped)
-                losses = self._micro_step(batch, step)
+                with self.effort.micro_step(self.trainer.work(step), batch):
+                    losses = self._micro_step(batch, step)
+                self.watchdog.alive(f"step {step}, micro step {batch.micro.index}")
                 if batch.micro.weight:
                     keys += batch.keys
                     sums += losses.sums
@@ -95,14 +110,16 @@ class Loop:
                 if batch.micro.is_last:
                     position = batch.position
             stopping, skipping = self._share(sums, self.stop_requested(), bool(skipped))
-            self._check_finite(sums, step, keys)
+            self._check_loss(sums, step, keys)
             if skipping:
                 self._note(skipped)
+            self.effort.end_step()
             self.trainer.end_step(sums, step=step)
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
                 self.checkpoints.save(self.trainer, self._state(position))
+                self.watchdog.alive(f"the checkpoint of step {position.step}")
             if last:
                 self.checkpoints.finish()
             self._report(meter, position.step, last)
@@ -137,25 +154,39 @@ class Loop:
         dist.all_gather_object(gathered, skipped)
         self.skipped.add(itertools.chain(*gathered), write=self.loader.rank == 0)
 
-    def _check_finite(self, sums: Tensor, step: int, keys: list[str]) -> None:
-        """Stops every worker when loss or gradient is not, before it can reach a checkpoint; the
-        keys of all workers' samples are saved first."""
-        loss_is_finite = bool(sums.isfinite().all())
-        if loss_is_finite and math.isfinite(self.trainer.gradient_norm):
+    def _check_loss(self, sums: Tensor, step: int, keys: list[str]) -> None:
+        """Stops every worker when loss or gradient is not finite, or the loss explodes, before it
+        can reach a checkpoint; the keys of all workers' samples are saved first."""
+        problem = self._problem(sums)
+        if problem is None:
             return
         self.checkpoints.drain()
         gathered: list[list[str]] = [[] for _ in range(self.loader.world_size)]
         dist.all_gather_object(gathered, keys)
-        path = self.home / "not_finite.json"
+        path = self.home / BAD_STEP
         if self.loader.rank == 0:
-            found = {"step": step, "keys": [key for part in gathered for key in part]}
+            keys = [key for part in gathered for key in part]
+            found = {"step": step, "problem": problem, "keys": keys}
             storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
         dist.barrier()
-        what = "gradient" if loss_is_finite else "loss"
         raise FlowmapsrError(
-            f"stage {self.settings.name!r}: the {what} is not finite at step {step}. The samples "
-            f"of that step are listed in {path}, and the last checkpoint is kept: lower "
-            "learning_rate, or look at these samples with 'flowmapsr dataset inspect'"
+            f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
+            f"are listed in {path}, and the last checkpoint is kept: lower learning_rate, or look "
+            "at these samples with 'flowmapsr dataset inspect'"
+        )
+
+    def _problem(self, sums: Tensor) -> str | None:
+        if not sums.isfinite().all():
+            return "the loss is not finite"
+        if not math.isfinite(self.trainer.gradient_norm):
+            return "the gradient is not finite"
+        rows = [self.trainer.metrics.index(name) for name in ERROR_METRICS]
+        total, count = sums[rows].sum(dim=0).tolist()
+        if count == 0 or not self.guard.explodes(total / count):
+            return None
+        return (
+            f"the squared error of {total / count:.3g} is more than max_loss_growth = "
+            f"{self.guard.max_growth:g} times its running median of {self.guard.median:.3g}"
         )
 
     def _state(self, position: Position) -> TrainerState:
@@ -172,9 +203,11 @@ class Loop:
         if self.tracker is None:
             return
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics() | self.trainer.report(step - 1)
+            metrics = meter.metrics() | self.trainer.report(step - 1) | self.effort.metrics()
             metrics["perf/memory_gb"] = memory_gb(self.device)
             metrics["data/skipped_samples"] = float(self.skipped.samples)
+            if self.attempt is not None:
+                metrics |= self.attempt.metrics()
             self.tracker.metrics(step, metrics)
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)
@@ -188,6 +221,7 @@ class Loop:
             if self.tracker is not None:
                 self.tracker.write(picture)
         over_times.zero_()
+        self.watchdog.alive(f"the pictures of step {step}")
 
     def _write_progress(self, meter: Meter, step: int) -> None:
         newest = self.checkpoints.newest
@@ -200,6 +234,7 @@ class Loop:
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,
+            worker_hours=0.0 if self.attempt is None else self.attempt.worker_hours,
         )
         path = self.home / "progress.json"
         storage.write_bytes(str(path), progress.model_dump_json().encode())

@@ -21,6 +21,28 @@ class StageRecord(Settings):
     """The model folder, relative to the run."""
 
 
+class Workers(Settings):
+    """All workers of a stage, in order of rank."""
+
+    hosts: tuple[str, ...]
+    devices: tuple[str, ...]
+    """Names of GPUs, or of processors."""
+    on_gpus: bool
+
+    @property
+    def hours_metric(self) -> str:
+        """Name of the metric for what they cost."""
+        return "perf/gpu_hours" if self.on_gpus else "perf/worker_hours"
+
+    def tags(self) -> dict[str, str]:
+        """As tags of MLflow."""
+        return {
+            "world_size": str(len(self.hosts)),
+            "hosts": ", ".join(dict.fromkeys(self.hosts)),
+            "devices": ", ".join(dict.fromkeys(self.devices)),
+        }
+
+
 class StageProgress(Settings):
     """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few
     seconds."""
@@ -36,6 +58,8 @@ class StageProgress(Settings):
     """Step of the newest checkpoint; 0 before the first."""
     checkpoint_time: float
     """Seconds since the epoch; 0 before the first."""
+    worker_hours: float
+    """Hours of all workers together, over all starts."""
 
 
 class EvaluationRow(Settings):

@@ -12,17 +12,19 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from training.parent_run import parent_run
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import StopSignal, write_recipe
 from training.settings import TrainingRecipe
-from training.stages import run_stage
+from training.stages import launched_as, run_stage
 
 
 def run_stages(
@@ -55,7 +57,9 @@ def main() -> int:
         write_recipe(recipe)
         stop = StopSignal(Path(recipe.output))
         stop.listen()
-        records = run_stages(recipe, stop_requested=stop)
+        first = launched_as()[0] == 0
+        with parent_run(recipe) if first else nullcontext():
+            records = run_stages(recipe, stop_requested=stop)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

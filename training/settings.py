@@ -14,8 +14,10 @@ from pydantic import Field, field_validator, model_validator
 from datagen.fields import NonNegativeRange, Probability, Settings
 from training.adversarial_settings import AdversarialSettings
 from training.batch_settings import BatchSize, Budget
+from training.events import flatten
 from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
 from training.prompt_settings import PromptSettings, StandInPrompts
+from training.redaction import holds_secret, redacted
 
 
 class ModelSettings(Settings):
@@ -145,6 +147,7 @@ EXECUTION = frozenset(
         "offload",
         "gradient_checkpointing",
         "compile",
+        "max_loss_growth",
         "checkpoint_every",
         "keep_checkpoints",
         "keep_every",
@@ -194,6 +197,10 @@ class StageSettings(Settings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keeps a moving average of the weights, w <- decay * w + (1 - decay) * new at every step, and
     makes the stage's model and pictures of it. The paper has none; ELIR needs 0.999."""
+    max_loss_growth: float | None = Field(1000.0, gt=1)
+    """A step whose squared error is this many times the median of the last 100 ends the stage, as
+    one that is not finite does; None never. Single steps with small batches reach tens of times,
+    and a loss that runs away passes 1000 soon."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps. Training stops for a copy to memory only; the files are written beside it."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -330,12 +337,14 @@ _PLACEMENT = (
     "gpus_per_worker",
     "placement",
     "max_failures",
+    "stall_seconds",
+    "peak_tflops",
     "loader_threads",
     "cache_gb",
     "cache_folder",
     "max_rotten_fraction",
 )
-"""Where and how fast a run is made; all other fields decide its result."""
+"""Where and how fast a run is made, and how it is watched; all other fields decide its result."""
 
 
 class TrainingRecipe(Settings):
@@ -382,6 +391,13 @@ class TrainingRecipe(Settings):
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
     """Times the workers of a stage may die and be restarted from the last checkpoint."""
+    stall_seconds: float = Field(600.0, ge=1)
+    """A worker without progress for so long is ended, with its stack traces kept, and counts as one
+    failure. Progress is a micro step, a checkpoint or a picture; start and first step may take
+    three times as long."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """What a worker's device can do at best, 10^12 floating-point operations per second, which
+    `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
 
     @field_validator("output")
     @classmethod
@@ -403,6 +419,7 @@ class TrainingRecipe(Settings):
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
         check_stage_order(self.stages)
+        self._check_secrets()
         for stage in self.stages:
             for size in stage.batch_sizes:
                 share = size.micro_batch * self.most_workers
@@ -420,6 +437,15 @@ class TrainingRecipe(Settings):
     @property
     def most_workers(self) -> int:
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def _check_secrets(self) -> None:
+        """A recipe is stored, sent and shown wherever its run is."""
+        for name, value in flatten(self.model_dump(mode="json")).items():
+            if holds_secret(value):
+                raise ValueError(
+                    f"{name.split('.')[0]}: a recipe holds no secrets, and {redacted(value)} has "
+                    "one; give it in the environment (AWS_*)"
+                )
 
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -22,18 +23,23 @@ import torch.distributed as dist
 from datagen import storage
 from datagen.codecs import load_codec
 from datagen.manifest import dataset_of, load_manifest
+from training.attempts import Attempt
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
 from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
+from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
 from training.events import Artifact, Params, Tags, dataset_input, flatten
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
+from training.loss_guard import LossGuard
+from training.peaks import Peak, device_peak
 from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
+from training.provenance import code_tags, launch_tags
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
@@ -41,7 +47,10 @@ from training.settings import TrainingRecipe
 from training.shard_cache import recipe_cache
 from training.shard_store import ShardStore
 from training.skipped import SkippedList
+from training.system_metrics import sampled_system
 from training.tracking import Tracker
+from training.watchdog import STACKS, Watchdog, stack_files
+from training.workers import gather_workers
 
 log = logging.getLogger(__name__)
 
@@ -64,30 +73,36 @@ def run_stage(
 
 
 def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable[[], bool]) -> None:
-    worker = StageWorker(recipe, folder)
-    try:
-        worker.train(stop_requested)
-    finally:
-        worker.trainer.close()
+    rank, world_size = launched_as()
+    with Watchdog(
+        folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
+    ) as watchdog:
+        worker = StageWorker(recipe, folder, watchdog)
+        try:
+            worker.train(stop_requested)
+        finally:
+            worker.trainer.close()
 
 
 class StageWorker:
     """The parts of one stage on one worker."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: StageFolder) -> None:
+    def __init__(self, recipe: TrainingRecipe, folder: StageFolder, watchdog: Watchdog) -> None:
         self.recipe = recipe
+        self.watchdog = watchdog
         self.folder = folder
         self.settings = recipe.stage(folder.name)
         self.manifest = load_manifest(recipe.manifest)
         self.dataset = dataset_of(recipe.manifest)
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = launched_as()
         self.device = _device()
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
         start_distributed(self.device)
+        self.workers = gather_workers(self.device)
+        self.attempt = Attempt(folder.run, folder.name, self.workers) if self.rank == 0 else None
         if self.rank == 0:
             fetch_inputs(recipe, folder)
         dist.barrier()
@@ -98,6 +113,7 @@ class StageWorker:
         self.net.strength = 1.0 if guidance is None else guidance.mean_strength
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
         self.trainer = builder.trainer(self.net)
+        self.peak = self._peak()
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
@@ -105,16 +121,26 @@ class StageWorker:
         loop = self._loop(tracker, stop_requested)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            end = loop.run()
-            status = "FINISHED" if loop.finished(end) else "KILLED"
-            if status == "FINISHED":
-                with self.trainer.averaged(), self.trainer.whole():
-                    if self.rank == 0:
-                        self._write_results(end)
+            with self._observed(tracker):
+                end = loop.run()
+                status = "FINISHED" if loop.finished(end) else "KILLED"
+                if status == "FINISHED":
+                    with self.trainer.averaged(), self.trainer.whole():
+                        if self.rank == 0:
+                            self._write_results(end)
         finally:
             if tracker is not None:
                 tracker.close(status)
         dist.barrier()
+
+    @contextmanager
+    def _observed(self, tracker: Tracker | None) -> Iterator[None]:
+        """On the first worker: samples its machine while the block runs, and notes how it ends."""
+        if tracker is None or self.attempt is None:
+            yield
+            return
+        with self.attempt.noted(), sampled_system(tracker.metrics_now, self.folder.run):
+            yield
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
@@ -155,12 +181,29 @@ class StageWorker:
                 training_samples=sum(bucket_sizes(self.manifest, "train").values()),
                 limit=self.recipe.max_rotten_fraction,
             ),
+            effort=Effort(self.device, peak=self.peak, compiled=settings.compile != "none"),
+            watchdog=self.watchdog,
+            guard=LossGuard(settings.max_loss_growth),
+            attempt=self.attempt,
         )
 
     def _checkpoints_uri(self) -> str:
         if self.recipe.checkpoints is None:
             return str(self.folder.home / "checkpoints")
         return storage.join(self.recipe.checkpoints, self.folder.name)
+
+    def _peak(self) -> Peak | None:
+        """Of this worker's device, where it is reported; a warning where it is not known."""
+        if self.rank > 0:
+            return None
+        peak = device_peak(self.device, self.settings.precision, self.recipe.peak_tflops)
+        if peak is None:
+            log.warning(
+                "the peak of this GPU is not known, so perf/mfu is left out: set peak_tflops to "
+                "what its data sheet gives for %s, in 10^12 per second",
+                self.settings.precision,
+            )
+        return peak
 
     def _shown_batch(self) -> Batch | None:
         """The samples of the pictures, on workers that draw: the first one, and under ZeRO-3 the
@@ -198,9 +241,15 @@ class StageWorker:
                     "recipe.digest": self.recipe.digest(),
                     "initialised_from": self.initial.source,
                     "prompt_embeddings": self.initial.prompts.made_by,
+                    **code_tags(),
+                    **launch_tags(),
+                    **self.workers.tags(),
+                    **({} if self.peak is None else self.peak.tags()),
                 }
             )
         )
+        for stacks in stack_files(home):
+            tracker.write(Artifact(path=str(stacks), folder=STACKS))
         tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         if self.initial.report is not None:
@@ -242,6 +291,11 @@ class StageWorker:
             return None
         lora = self.settings.adversarial.lora
         return LoraRecord(rank=lora.rank, target_modules=lora.target_modules, scale=lora.scale)
+
+
+def launched_as() -> tuple[int, int]:
+    """Rank and number of the launcher's workers."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:

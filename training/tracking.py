@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from filelock import FileLock
+
 from datagen import storage
 from datagen.fields import Settings
 from training.events import (
@@ -41,7 +43,7 @@ MAX_PARAMS = 100
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 RETRY_SECONDS = 5.0
-NAMES_FILE = "mlflow.json"
+NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
 
 
 class RunNames(Settings):
@@ -70,6 +72,7 @@ class Tracker:
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._step = 0
         _drop_torn_line(self._journal)
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
@@ -80,7 +83,12 @@ class Tracker:
             file.write(event.model_dump_json() + "\n")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._step = step
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+    def metrics_now(self, values: dict[str, float]) -> None:
+        """Metrics that belong to a time, not to a step: they stand at the last one reported."""
+        self.metrics(self._step, values)
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, wait: float = 60.0) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
@@ -170,7 +178,9 @@ class MlflowTarget:
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._client is None:
             client = _new_client()
-            self._run_id = self._find_or_create(client)
+            # Launcher and workers may meet a server that has just come back at the same time.
+            with FileLock(self.run / LOCK_FILE):
+                self._run_id = self._find_or_create(client)
             client.update_run(self._run_id, status="RUNNING")
             self._client = client
         return self._client, self._run_id
@@ -211,7 +221,9 @@ class MlflowTarget:
 
     def _new_parent(self, client: MlflowClient) -> RunNames:
         experiment_id = _experiment_id(client, self.experiment)
-        parent = client.create_run(experiment_id, run_name=self.run.name)
+        # Two parts of the path: many runs lie in a folder called `run`.
+        name = "/".join(self.run.absolute().parts[-2:])
+        parent = client.create_run(experiment_id, run_name=name)
         names = RunNames(
             tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent.info.run_id
         )

@@ -25,6 +25,8 @@ Objective = Callable[[TrainedModel, Batch, torch.Generator], Losses]
 MODEL = "model"
 """Name of the network in a checkpoint."""
 LOSS_METRICS = tuple(f"loss/{name}" for name in LOSS_NAMES)
+ERROR_METRICS = ("loss/fm", "loss/sd")
+"""The squared errors among them, before weighting."""
 
 
 class Trainer(Protocol):
@@ -45,6 +47,9 @@ class Trainer(Protocol):
     @property
     def converged(self) -> bool:
         """Whether the stage may end before its last step."""
+
+    def work(self, step: int) -> str:
+        """What a step does: those that answer alike cost alike."""
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         """Trains on a micro batch; the last one of a step updates. `sums` are (len(metrics), 2)."""
@@ -90,6 +95,9 @@ class ObjectiveTrainer:
     @property
     def gradient_norm(self) -> float:
         return self.engine.gradient_norm
+
+    def work(self, step: int) -> str:
+        return "update"
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
         losses: Losses = self.engine(self.objective, batch, generator)

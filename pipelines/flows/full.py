@@ -18,6 +18,7 @@ from pipelines.flows.dataset import run_build
 from pipelines.flows.training import keep_tracking, run_training
 from pipelines.prefect_guard import run_recipe, station
 from pipelines.settings import FullRecipe
+from training.parent_run import comparison
 from training.records import FLOWMAPSR, EvaluationRow
 from training.settings import EvaluationSettings, TrainingRecipe
 from training.tracking import Tracker
@@ -85,5 +86,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
         metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
         metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
     tracker.metrics(training.stages[-1].steps, metrics)
+    for event in comparison(training):
+        tracker.write(event)
     tracker.close("FINISHED")
     return rows

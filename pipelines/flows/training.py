@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 from prefect import flow
 
 from datagen.lock import TRAINING, place_lock
-from datagen.manifest import dataset_of, load_manifest
-from pipelines.cluster_training import training_workers
+from pipelines.cluster_training import TrainingWorkers, training_workers
 from pipelines.prefect_guard import is_deployed, run_recipe, station
-from training.events import Artifact, Params, Tags, dataset_input, flatten
+from training.parent_run import ParentRun, parent_run
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
-from training.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -65,40 +59,17 @@ def _train(recipe: TrainingRecipe, *, take_over: bool) -> list[StageRecord]:
     keep_tracking(recipe.output)
     with place_lock(recipe.output, TRAINING, take_over=take_over):
         station("prepare", lambda: _prepare(recipe))
-        with parent_run(recipe), training_workers(recipe) as workers:
+        with parent_run(recipe) as parent, training_workers(recipe) as workers:
             names = [stage.name for stage in recipe.stages]
-            return [station(name, partial(workers.finished, name)) for name in names]
+            return [station(name, partial(_finished, name, workers, parent)) for name in names]
+
+
+def _finished(name: str, workers: TrainingWorkers, parent: ParentRun) -> StageRecord:
+    record = workers.finished(name)
+    parent.compare_stages()
+    return record
 
 
 def _prepare(recipe: TrainingRecipe) -> None:
     check_run(recipe)
     write_recipe(recipe)
-
-
-@contextmanager
-def parent_run(recipe: TrainingRecipe) -> Iterator[None]:
-    """The MLflow run above the stages' runs, with the resolved recipe, open for the block."""
-    run = Path(recipe.output)
-    manifest = load_manifest(recipe.manifest)
-    tracker = Tracker(run, experiment=recipe.experiment)
-    tracker.write(Params(values=flatten(recipe.model_dump(mode="json", exclude={"stages"}))))
-    tracker.write(
-        Tags(
-            values={
-                "dataset.digest": manifest.digest,
-                "recipe.digest": recipe.digest(),
-                "stages": ", ".join(stage.name for stage in recipe.stages),
-            }
-        )
-    )
-    tracker.write(dataset_input(manifest, dataset_of(recipe.manifest)))
-    tracker.write(Artifact(path=str(run / "recipe.json")))
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        tracker.close(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.records import StageProgress, StageRecord
+from training.attempts import Failure, Start, append_line
+from training.records import StageProgress, StageRecord, Workers
 
 Run = Callable[..., object]
 HEAVY = ("torch", "ray", "prefect", "mlflow", "deepspeed", "diffusers", "albumentations", "cv2")
@@ -141,6 +143,7 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     progress = StageProgress(
         stage="distill", step=40, steps=100, images_per_second=4.0, loss=0.1,
         updated=time.time(), checkpoint_step=30, checkpoint_time=time.time() - 200,
+        worker_hours=0.1,
     )  # fmt: skip
     (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
 
@@ -150,6 +153,35 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     assert 200 <= stages[1]["checkpoint_age_seconds"] < 260
     text = flowmapsr("status", str(tmp_path)).out  # the folder of a demo, with the run inside
     assert "40/100" in text and "step 30, 3 min ago" in text
+
+    distill = run / "stages" / "distill"
+    for number in range(3):
+        workers = Workers(hosts=("a",), devices=("cpu",), on_gpus=False)
+        start = Start(time=float(number), workers=workers, step=10 * number)
+        append_line(distill / "starts.jsonl", start)
+    (distill / "tracking.jsonl").write_text(
+        '{"kind":"metrics","step":20,"time_ms":1,"values":{"val/psnr_x4":27.25,"loss/total":1}}\n'
+        '{"kind":"metrics","step":30,"time_ms":2,"values":{"val/psnr_x4":28.5}}\n'
+    )
+    long_ago = progress.model_copy(update={"updated": time.time() - 1000})
+    (distill / "progress.json").write_text(long_ago.model_dump_json())
+    append_line(
+        run / "failures.jsonl", Failure(time=5.0, rank=1, died=False, error="OSError: full")
+    )
+    stages = flowmapsr("status", str(run), "--json").json["stages"]
+    assert (stages[1]["state"], stages[1]["restarts"]) == ("stopped", 2)
+    assert stages[1]["validation"] == {"val/psnr_x4": 28.5}
+    text = flowmapsr("status", str(run)).out
+    assert "psnr_x4 28.5" in text and "distill stopped: worker 1: OSError: full" in text
+
+    shutil.copytree(run, tmp_path / "other")
+    runs = flowmapsr("status", str(tmp_path), "--json").json["runs"]
+    assert [Path(one["run"]).name for one in runs] == ["other", "run"]
+    lines = flowmapsr("status", str(tmp_path)).out.splitlines()
+    assert [line.split()[:4] for line in lines[1:3]] == [
+        [name, "distill", "stopped", "40/100"] for name in ("other", "run")
+    ]
+    shutil.rmtree(tmp_path / "other")
 
     (run / "stages" / "distill" / "progress.json").write_text("{}")
     broken = flowmapsr("status", str(run))

@@ -17,6 +17,8 @@ from pipelines.flows.full import full
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
+from training.attempts import read_failures, read_starts
+from training.checkpoints.records import COMMIT
 from training.settings import TrainingRecipe
 from training.tracking import RunNames
 
@@ -31,8 +33,8 @@ def _kill_one_worker(checkpoint: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.02)
-    for process in psutil.process_iter(["cmdline"]):
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+    for process in psutil.Process().children(recursive=True):  # and none of another Ray here
+        if "RayTrainWorker" in " ".join(process.cmdline()):
             killed.append(process.pid)
             process.kill()
             return
@@ -42,7 +44,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
-    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010"
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
     killed: list[int] = []
     killer = threading.Thread(target=_kill_one_worker, args=(checkpoint, killed))
     killer.start()
@@ -51,6 +53,12 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     assert len(killed) == 1, "no worker was found to kill"
     assert (record.stage, record.steps, record.images_seen) == ("warmup", 60, 240)
     assert same_weights(recipe, undisturbed, "warmup")
+    run = tmp_path / "run"
+    failures, starts = read_failures(run), read_starts(run / "stages" / "warmup")
+    assert failures and failures[0].rank in (0, 1)
+    assert len(starts) == 2 and starts[1].step >= 10
+    assert str(starts[1].ended_before).startswith("worker ")
+    assert "| restarts | 1 |" in (run / "stages.md").read_text()
 
 
 def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(
@@ -97,7 +105,18 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
-    assert "recipe.json" in {item.path for item in client.list_artifacts(names.parent)}
+    artifacts = {item.path for item in client.list_artifacts(names.parent)}
+    assert {"recipe.json", "stages.json", "stages.md", "starts"} <= artifacts
+    tags = parent.data.tags
+    assert "| state | done |" in tags["mlflow.note.content"]
+    assert "| val/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
+    assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
+    assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
+    assert child.data.tags["command"] == tags["command"]
+    assert parent.data.metrics["perf/worker_hours"] > 0 == parent.data.metrics["restarts"]
+    assert {"perf/tflops", "perf/mfu", "system/cpu_utilization_percentage"} <= set(
+        child.data.metrics
+    )
     assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
     assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
         child.data.metrics

@@ -16,14 +16,17 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from datagen.shards import Latents, ShardSample, read_shard
 from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
+from training.attempts import how_ended
 from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
 from training.loader import fixed_batch
+from training.loss_guard import LEAST
 from training.run_folder import StageFolder
 from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
+from training.watchdog import Watchdog
 
 
 def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
@@ -56,8 +59,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "the loss is not finite at step 1" in output and "not_finite.json" in output
-    saved = json.loads((_stage(recipe) / "not_finite.json").read_text())
+    assert "the loss is not finite at step 1" in output and "bad_step.json" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
     assert saved["step"] == 1
     assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
     newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
@@ -101,6 +104,22 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     assert read_commit(str(checkpoints[-1])).state.images_seen == 8
 
 
+def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
+    """With so small a growth allowed, any step above the median counts as an explosion."""
+    stage = {**WARMUP, "checkpoint_every": 5, "max_loss_growth": 1.001}
+    recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "max_loss_growth = 1.001 times its running median" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    assert LEAST <= saved["step"] < 60 and "squared error" in saved["problem"]
+    assert len(saved["keys"]) == 4
+    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
+    assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
+
+
 @pytest.fixture
 def without_negatives(dataset: Path, tmp_path: Path) -> Path:
     def drop(sample: ShardSample) -> ShardSample:
@@ -122,7 +141,11 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP, guided])
     recipe = recipe.model_copy(update={"manifest": str(without_negatives)})
     with pytest.raises(FlowmapsrError, match=r"guidance needs negatives.*leave guidance out"):
-        StageWorker(recipe, StageFolder(Path(recipe.output), "warmup"))
+        StageWorker(
+            recipe,
+            StageFolder(Path(recipe.output), "warmup"),
+            Watchdog(tmp_path, rank=0, world_size=1, seconds=60),
+        )
 
 
 def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:

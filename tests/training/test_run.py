@@ -28,6 +28,7 @@ from tests.tiny import (
     weights,
 )
 from training.checkpoints.reading import read_commit
+from training.journals import read_metrics
 from training.run_folder import check_recipe, write_recipe
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
@@ -37,13 +38,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 
 def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:
     """Reported loss by step."""
-    journal = Path(recipe.output) / "stages" / stage / "tracking.jsonl"
-    events = [json.loads(line) for line in journal.read_text().splitlines()]
-    return {
-        event["step"]: event["values"]["loss/total"]
-        for event in events
-        if event["kind"] == "metrics"
-    }
+    series = read_metrics(Path(recipe.output) / "stages" / stage)["loss/total"]
+    return dict(zip(series.steps, series.values, strict=True))
 
 
 def _kill_all(process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,102 @@
+"""A worker that makes no progress: how the run ends, what is kept of it, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
+from training.attempts import read_starts
+from training.tracking import RunNames
+from training.watchdog import Watchdog, stack_files
+
+STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}
+
+
+@pytest.mark.timeout(500)
+def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_again(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[STAGE])
+    recipe = recipe.model_copy(update={"stall_seconds": 5.0, "images_every": 100})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.stalling_run")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    home = Path(recipe.output) / "stages" / "warmup"
+    first, second = sorted((home / "stacks").iterdir(), key=lambda path: path.stem[-1])
+    assert first.name.endswith("-rank-0.txt") and second.name.endswith("-rank-1.txt")
+    assert "in stuck" in second.read_text() and "in stuck" not in first.read_text()
+    assert "step 9" in first.read_text() or "step 8" in first.read_text()
+    assert "made no progress" in output or "no progress for" in output
+    assert output.count("in stuck") >= 1  # in the log too
+
+    finish_torchrun(recipe, tmp_path)
+    starts = read_starts(home)
+    assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
+    assert starts[0].ended_before is None
+    assert "no progress for" in str(starts[1].ended_before)
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    stacks = {item.path for item in client.list_artifacts(child.info.run_id, "stacks")}
+    assert stacks == {f"stacks/{path.name}" for path in (first, second)}
+    assert child.data.metrics["restarts"] == 1
+    assert child.data.metrics["perf/worker_hours"] > 0
+    assert 0 < child.data.metrics["perf/mfu"] < 1
+    assert "measured" in child.data.tags["peak_tflops"]
+    assert child.data.metrics["system/cpu_utilization_percentage"] >= 0
+    assert child.data.tags["world_size"] == "2" and child.data.tags["hosts"]
+    assert child.data.tags["mlflow.source.name"].startswith("run.py")
+    parent = client.get_run(names.parent)
+    assert parent.info.status == "FINISHED" and parent.data.metrics["restarts"] == 1
+    assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
+    stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
+    assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
+    progress = json.loads((home / "progress.json").read_text())
+    assert progress["worker_hours"] == pytest.approx(
+        child.data.metrics["perf/worker_hours"], abs=0.01
+    )
+
+
+FROZEN = """
+import ctypes, sys, time
+from pathlib import Path
+from training import watchdog
+watchdog.OTHERS_SECONDS = 1.0
+with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as dog:
+    dog.alive("nothing")
+    time.sleep(1.0)  # the watchdog looks once
+    ctypes.PyDLL(None).sleep(60)  # holds Python's lock, as stuck extension code does
+"""
+
+
+def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0 and time.monotonic() - start < 55
+    (path,) = stack_files(tmp_path)
+    assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
+
+
+def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+    """Also by the traces of an earlier start."""
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    (stacks / "20260101-000000-rank-1.txt").write_text("worker 1 of 2: no progress for 9 s")
+    (stacks / ".rank-0").write_text("Timeout!")
+    with Watchdog(tmp_path, rank=0, world_size=1, seconds=0.4) as watchdog:
+        (stacks / ".rank-1").write_text("Timeout!")
+        kept = stack_files(tmp_path)
+        for _ in range(10):
+            watchdog.alive("work")
+            time.sleep(0.1)
+    assert len(kept) == 3 and sorted(stacks.iterdir()) == kept

@@ -1,0 +1,184 @@
+"""The starts of a stage: when, with how many workers, from where, and how the one before ended.
+
+`<stage>/starts.jsonl` has a line for each. Written by the first worker, read by whoever reviews the
+run; knows no training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from datagen import storage
+from datagen.fields import Settings
+from training.events import Artifact, Event, Tags
+from training.records import StageProgress, Workers
+from training.watchdog import stack_files
+
+STARTS = "starts.jsonl"
+ENDED = "ended.json"
+FAILURES = "failures.jsonl"
+PROGRESS = "progress.json"
+MAX_REASON = 300
+"""Characters; some launchers add advice to an error."""
+MOST_CAUSES = 3
+KILLED = "killed, or its machine was lost"
+
+Record = TypeVar("Record", bound=Settings)
+
+
+class Start(Settings):
+    """One start of a stage."""
+
+    time: float
+    """Seconds since the epoch."""
+    workers: Workers
+    step: int
+    """The step that it went on from; 0 is the beginning."""
+    ended_before: str | None = None
+    """Why the start before this one ended; None for the first."""
+
+
+class Ended(Settings):
+    """`ended.json`: how the last start ended, where its process could still say so."""
+
+    time: float
+    reason: str
+
+
+class Failure(Settings):
+    """A line of `<run>/failures.jsonl`: what the launcher saw of a worker that failed."""
+
+    time: float
+    rank: int
+    died: bool
+    """Its process ended without a word; else it raised the error."""
+    error: str
+    """The last line of what it, or the launcher, said."""
+
+
+class Attempt:
+    """The present start of a stage, as its first worker keeps book of it."""
+
+    def __init__(self, run: Path, stage: str, workers: Workers) -> None:
+        self.run = run
+        self.home = run / "stages" / stage
+        self.workers = workers
+        self.restarts = 0
+        before = read_progress(self.home)
+        self._before = before.worker_hours if before else 0.0
+        self._since = time.monotonic()
+
+    def begin(self, step: int) -> list[Event]:
+        """Notes that the stage goes on from `step`, and says so for MLflow."""
+        earlier = read_starts(self.home)
+        self.restarts = len(earlier)
+        start = Start(
+            time=time.time(),
+            workers=self.workers,
+            step=step,
+            ended_before=how_ended(self.run, self.home) if earlier else None,
+        )
+        append_line(self.home / STARTS, start)
+        (self.home / ENDED).unlink(missing_ok=True)
+        tags = {"restarts": str(self.restarts)}
+        if start.ended_before is not None:
+            tags["restarted_after"] = start.ended_before
+        return [Tags(values=tags), Artifact(path=str(self.home / STARTS))]
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Notes how the block ends, which is how this start does; the next one tells."""
+        try:
+            yield
+        except BaseException as error:
+            self._end(last_line(error))
+            raise
+        finished = (self.home / "done.json").is_file()
+        self._end("finished" if finished else "stopped on request, with a checkpoint")
+
+    def _end(self, reason: str) -> None:
+        ended = Ended(time=time.time(), reason=reason)
+        storage.write_bytes(str(self.home / ENDED), ended.model_dump_json().encode())
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of all workers together, over all starts of the stage."""
+        here = (time.monotonic() - self._since) / 3600
+        return self._before + here * len(self.workers.hosts)
+
+    def metrics(self) -> dict[str, float]:
+        """What the stage has cost so far, and how often it had to start again."""
+        return {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
+
+
+def read_starts(home: Path) -> list[Start]:
+    """All starts of a stage, first to last."""
+    return _read_lines(home / STARTS, Start)
+
+
+def read_failures(run: Path) -> list[Failure]:
+    """What a launcher saw fail, first to last."""
+    return _read_lines(run / FAILURES, Failure)
+
+
+def how_ended(run: Path, home: Path) -> str:
+    """What is known of the end of a stage's last start: from its stacks, its launcher or itself."""
+    starts = read_starts(home)
+    since = starts[-1].time if starts else 0.0
+    stacks = [path for path in stack_files(home) if path.stat().st_mtime > since]
+    if stacks:
+        firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
+        return next((line for line in firsts if "no progress for" in line), firsts[0])
+    failures = [one for one in read_failures(run) if one.time > since]
+    # Workers that lose one who died fail too, and say so louder.
+    causes = [one for one in failures if one.died] or failures
+    if causes:
+        return "; ".join(f"worker {one.rank}: {one.error}" for one in causes[:MOST_CAUSES])
+    if (home / ENDED).is_file():
+        return Ended.model_validate_json((home / ENDED).read_bytes()).reason
+    return KILLED
+
+
+def append_line(path: Path, record: Settings) -> None:
+    """Adds a record to a file of lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(record.model_dump_json() + "\n")
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says, in the one line that mostly says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if not lines:
+        return name
+    # Launchers append a worker's whole traceback, which ends with what went wrong.
+    line = lines[-1] if len(lines) > 1 else f"{name}: {lines[0]}"
+    return shorten(line, MAX_REASON, placeholder=" ...")
+
+
+def _read_lines(path: Path, record: type[Record]) -> list[Record]:
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(record.model_validate_json(line))
+        except ValidationError:  # torn by a kill
+            continue
+    return found
+
+
+def read_progress(home: Path) -> StageProgress | None:
+    """Where a stage stands, if it has ever said so."""
+    path = home / PROGRESS
+    if not path.is_file():
+        return None
+    return StageProgress.model_validate_json(path.read_bytes())

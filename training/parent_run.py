@@ -1,0 +1,109 @@
+"""The MLflow run above the runs of a training's stages: what was asked for, how the stages compare,
+and, when it ends badly, why.
+
+Everything it tells lies in the run's folder; knows no launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from datagen.manifest import dataset_of, load_manifest
+from training.attempts import FAILURES, STARTS, read_progress, read_starts
+from training.events import Artifact, Event, Params, Tags, dataset_input, flatten
+from training.provenance import code_tags, launch_tags
+from training.run_folder import StageFolder, finished_stages
+from training.settings import TrainingRecipe
+from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
+from training.tracking import Tracker
+from training.watchdog import stack_files
+
+MAX_NOTE = 5000
+"""Characters of a tag that MLflow surely takes."""
+
+
+@contextmanager
+def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
+    """The MLflow run above the stages' runs, open for the block."""
+    tracker = Tracker(Path(recipe.output), experiment=recipe.experiment)
+    parent = ParentRun(recipe, tracker)
+    parent.describe()
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+    try:
+        yield parent
+        status = "FINISHED" if finished_stages(recipe) else "KILLED"
+    except Exception as error:
+        status = "FAILED"
+        tracker.write(Tags(values={"failure": str(error)[:MAX_NOTE]}))
+        raise
+    finally:
+        parent.compare_stages()
+        parent.explain()
+        tracker.close(status)
+
+
+class ParentRun:
+    """What is written to the run above the stages' runs."""
+
+    def __init__(self, recipe: TrainingRecipe, tracker: Tracker) -> None:
+        self.recipe = recipe
+        self.tracker = tracker
+        self.run = Path(recipe.output)
+        self.folders = [StageFolder(self.run, stage.name) for stage in recipe.stages]
+
+    def describe(self) -> None:
+        """What was asked for, of which data, by whom and with which code."""
+        recipe, manifest = self.recipe, load_manifest(self.recipe.manifest)
+        params = flatten(recipe.model_dump(mode="json", exclude={"stages"}))
+        tags = {
+            "dataset.digest": manifest.digest,
+            "recipe.digest": recipe.digest(),
+            "stages": ", ".join(stage.name for stage in recipe.stages),
+        }
+        self._write(
+            Params(values=params),
+            Tags(values={**tags, **code_tags(), **launch_tags()}),
+            dataset_input(manifest, dataset_of(recipe.manifest)),
+            Artifact(path=str(self.run / "recipe.json")),
+        )
+
+    def compare_stages(self) -> None:
+        """The table of the stages as it is now, and what they have cost."""
+        self._write(*comparison(self.recipe))
+        starts = [start for folder in self.folders for start in read_starts(folder.home)]
+        if not starts:
+            return
+        stands = [found for folder in self.folders if (found := read_progress(folder.home))]
+        restarts = sum(max(0, len(read_starts(folder.home)) - 1) for folder in self.folders)
+        last = max(starts, key=lambda start: start.time)
+        self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
+        # MLflow takes the value at the largest step for the last one.
+        step = sum(stand.step for stand in stands)
+        hours = sum(stand.worker_hours for stand in stands)
+        self.tracker.metrics(step, {last.workers.hours_metric: hours, "restarts": float(restarts)})
+
+    def explain(self) -> None:
+        """How often and why the stages had to start again, and where they hung."""
+        for folder in self.folders:
+            for stacks in stack_files(folder.home):
+                self._write(Artifact(path=str(stacks), folder=f"stacks/{folder.name}"))
+            if (folder.home / STARTS).is_file():
+                self._write(
+                    Artifact(path=str(folder.home / STARTS), folder=f"starts/{folder.name}")
+                )
+        if (self.run / FAILURES).is_file():
+            self._write(Artifact(path=str(self.run / FAILURES)))
+
+    def _write(self, *events: Event) -> None:
+        for event in events:
+            self.tracker.write(event)
+
+
+def comparison(recipe: TrainingRecipe) -> list[Event]:
+    """The stages in one table: as files, and as the note on top of the run's page."""
+    files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
+    note = stage_table(recipe).to_markdown()
+    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note[:MAX_NOTE]})]

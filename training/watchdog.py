@@ -1,0 +1,141 @@
+"""Ends a worker that makes no progress, with the stack traces of all its threads on disk.
+
+A hang is a failure: a worker that waits for a dead or stuck one would wait for ever, and hold its
+devices. Ended hard, it is seen by its launcher, whose rules for failures then apply. Knows neither
+launcher nor training, only that `alive` must be called now and then.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+log = logging.getLogger(__name__)
+
+START_FACTOR, START_SECONDS = 3.0, 120.0
+"""Start-up and first step, which read weights and may compile, are allowed this many times as long,
+and never less than so many seconds."""
+OTHERS_SECONDS = 20.0
+"""How long the first worker to notice waits for the others' stack traces."""
+EXIT_CODE = 70
+STACKS = "stacks"
+STAMP = "%Y%m%d-%H%M%S"
+_TOLD = re.compile(r"[\d-]+-rank-\d+\.txt")
+STDERR = 2
+"""As a number: what Python calls so may be an object without a file."""
+
+
+class Watchdog:
+    """Watches this process from a thread of its own while the block runs.
+
+    The workers of a stage stop together: as soon as one has written its stack traces, the others
+    write theirs, wherever they are, and all end.
+    """
+
+    def __init__(self, home: Path, *, rank: int, world_size: int, seconds: float) -> None:
+        """
+        Args:
+            home: the stage's folder, which all workers see; traces go to `stacks/` in it.
+            seconds: longest time without progress.
+        """
+        self.folder = home / STACKS
+        self.rank = rank
+        self.world_size = world_size
+        self.seconds = seconds
+        self._poll = min(2.0, seconds / 4)
+        self._allowed = max(START_FACTOR * seconds, START_SECONDS)
+        self._doing = "the start"
+        self._last = time.monotonic()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._known = self._told()
+        # Open already: a process that holds Python's lock could not open it any more.
+        frozen = self.folder / f".rank-{self.rank}"
+        _keep(frozen)
+        self._frozen = frozen.open("w")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self._frozen.close()
+        Path(self._frozen.name).unlink(missing_ok=True)
+
+    def alive(self, doing: str) -> None:
+        """Progress was made; `doing` says how far, for the message should it be the last."""
+        self._doing = doing
+        self._allowed = self.seconds
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._poll):
+            # This thread needs Python's lock. Where that is never given back, as inside a stuck
+            # extension, a timer in C takes its place.
+            faulthandler.dump_traceback_later(
+                self._allowed + OTHERS_SECONDS, exit=True, file=self._frozen
+            )
+            idle = time.monotonic() - self._last
+            if idle > self._allowed:
+                self._end(f"no progress for {idle:.0f} s after {self._doing}")
+            elif self._others():
+                self._end(f"another worker made no progress; this one was at {self._doing}")
+
+    def _others(self) -> set[str]:
+        """Stack traces that were not there when this worker started."""
+        return self._told() - self._known
+
+    def _told(self) -> set[str]:
+        return {name for name in os.listdir(self.folder) if _TOLD.fullmatch(name)}
+
+    def _end(self, reason: str) -> None:
+        """Writes the traces to the folder and into the log, lets the others do so, and ends."""
+        stamp = time.strftime(STAMP, time.gmtime())
+        path = self.folder / f"{stamp}-rank-{self.rank}.txt"
+        partial = path.with_name(f".{path.name}")
+        with partial.open("w") as file:
+            file.write(f"worker {self.rank} of {self.world_size}: {reason}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+        partial.rename(path)
+        Path(self._frozen.name).unlink(missing_ok=True)
+        log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
+        faulthandler.dump_traceback(STDERR)
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while len(self._others()) < self.world_size and time.monotonic() < deadline:
+            time.sleep(self._poll / 4)
+        os._exit(EXIT_CODE)
+
+
+def stack_files(home: Path) -> list[Path]:
+    """The stack traces of a stage, in order of time.
+
+    Those of processes that were frozen to the last get a name of their own first.
+    """
+    folder = home / STACKS
+    for frozen in folder.glob(".rank-*"):
+        _keep(frozen)
+    return sorted(folder.glob("[!.]*.txt"))
+
+
+def _keep(frozen: Path) -> None:
+    """Gives traces that a frozen process left a name that tells nobody to end."""
+    if frozen.is_file() and frozen.stat().st_size:
+        stamp = time.strftime(STAMP, time.gmtime(frozen.stat().st_mtime))
+        frozen.rename(frozen.with_name(f"{stamp}-frozen-{frozen.name.removeprefix('.')}.txt"))
