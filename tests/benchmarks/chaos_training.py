@@ -13,6 +13,7 @@ The driver does what `flowmapsr train` does, less Prefect, whose loss has tests 
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -55,6 +56,7 @@ def main() -> None:
     kills, seed = (int(word) for word in (*sys.argv[1:], KILLS, 0)[:2])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
         cluster = Cluster(folder)
         try:
