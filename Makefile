@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_OUTPUT ?= demo-output
+# Much of the tests is waiting for servers and workers to start; a file's tests stay together.
+TESTS := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # uv does not read pip's variable, and fails on a folder that is not there.
@@ -42,10 +44,10 @@ demo: $(INSTALLED)
 	$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(TESTS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TESTS) $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

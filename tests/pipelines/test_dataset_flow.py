@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -21,6 +20,7 @@ from datagen.manifest import load_manifest
 from datagen.verify import verify_dataset
 from pipelines.place_name import place_name
 from pipelines.recipe import dataset_recipe
+from tests.pipelines.ray_actors import ray_actors
 
 Digests = Callable[[Path], dict[str, str]]
 Words = Callable[..., list[str]]
@@ -83,11 +83,9 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
 
     def kill_one() -> None:
         wait_for_first_record(output)
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if any("_ShardWorker" in word for word in process.info["cmdline"] or []):
-                process.kill()
-                killed.append(process.pid)
-                return
+        for process in ray_actors("_ShardWorker")[:1]:
+            process.kill()
+            killed.append(process.pid)
 
     killer = threading.Thread(target=kill_one)
     killer.start()

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
@@ -22,6 +21,7 @@ from pipelines.merging import RecipeError
 from pipelines.place_name import place_name
 from pipelines.recipe import dataset_recipe
 from tests.pipelines.prefect_servers import Server, kill, running_server, running_worker, wait_until
+from tests.pipelines.ray_actors import ray_actors
 from tests.tiny import MODEL, WARMUP
 from training.records import StageRecord
 
@@ -151,7 +151,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     before = records(output)
     assert not (output / "manifest.json").exists()
     assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
-    assert builders() == []
+    assert ray_actors("_ShardWorker") == []
 
     again = server.start_run(said["id"])
     wait_until(lambda: server.state(again) == "Completed")
@@ -187,15 +187,6 @@ def test_a_cancelled_training_saves_and_the_next_run_goes_on(
     second = server.start_run(said["id"])
     wait_until(lambda: server.state(second) == "Completed")
     assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 3000
-
-
-def builders() -> list[int]:
-    """Processes of Ray actors that make shards."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any("_ShardWorker" in word for word in process.info["cmdline"] or []):
-            found.append(process.info["pid"])
-    return found
 
 
 @pytest.mark.timeout(600)

@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -16,6 +15,7 @@ from datagen.manifest import load_manifest
 from pipelines.flows.full import full
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
+from tests.pipelines.ray_actors import ray_actors
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.attempts import read_failures, read_starts
 from training.checkpoints.records import COMMIT
@@ -33,11 +33,9 @@ def _kill_one_worker(checkpoint: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.02)
-    for process in psutil.Process().children(recursive=True):  # and none of another Ray here
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            killed.append(process.pid)
-            process.kill()
-            return
+    for process in ray_actors("RayTrainWorker")[:1]:
+        killed.append(process.pid)
+        process.kill()
 
 
 def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
