@@ -20,6 +20,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
+from training.attempts import FAILURES
 from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
 from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
@@ -122,8 +123,9 @@ class TrainingWorkers:
             return failure.read_text()
         if self._error is not None:
             return (
-                f"stage {folder.name!r}: the workers failed {self.recipe.max_failures + 1} times; "
-                f"its last checkpoint is kept in {folder.home}. Last error: {self._error}"
+                f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
+                f"Its last checkpoint is kept, and what failed is in {self.run / FAILURES}. Last "
+                f"error: {self._error}"
             )
         return (
             f"stage {folder.name!r} was stopped before its last step; run the same command to go "
