@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from datagen import storage
+from datagen.fields import flatten
 from datagen.finish import PREVIEW
 from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
-from training.events import Artifact, Event, Metrics, Params, Tags, dataset_input, flatten
+from training.events import Artifact, Event, Metrics, Params, Tags, dataset_input
 from training.tracking import log_run, tracking_uri
 
 log = logging.getLogger(__name__)

@@ -36,6 +36,7 @@ from pipelines.merging import RecipeError
 from pipelines.place_name import place_name
 from pipelines.prefect_guard import refusal
 from pipelines.settings import FullRecipe
+from training.redaction import holds_secret
 from training.settings import TrainingRecipe
 
 DEFAULT_POOL = "flowmapsr"
@@ -189,9 +190,9 @@ def _in_words(schedule: Schedule | None) -> str | None:
 def _refuse_secrets(value: Any, field: str = "") -> None:
     """Parameters are shown on Prefect's pages, so no URI in them may carry a password."""
     match value:
-        case str() if re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+        case str() if holds_secret(value):
             raise RecipeError(
-                f"{field}: this address carries a password, which Prefect would show to everyone; "
+                f"{field}: this address carries a password or key, and Prefect shows it to everyone; "
                 "put the credentials into the worker's environment (AWS_*)"
             )
         case dict():

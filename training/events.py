@@ -6,7 +6,7 @@ Knows no MLflow.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
@@ -75,14 +75,3 @@ def dataset_input(manifest: Manifest, dataset: str) -> DatasetInput:
         source=dataset,
         samples=manifest.num_samples,
     )
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)[:500]
-    return flat

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, read_progress, read_starts
-from training.events import Artifact, Event, Params, Tags, dataset_input, flatten
+from training.events import Artifact, Event, Params, Tags, dataset_input
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
 from training.settings import TrainingRecipe

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from datagen.fields import NonNegativeRange, Probability, Settings
+from datagen.fields import NonNegativeRange, Probability, Settings, flatten
 from training.adversarial_settings import AdversarialSettings
 from training.batch_settings import BatchSize, Budget
-from training.events import flatten
 from training.initial_settings import STAGE_NAME, InitialWeights, check_stage_order, origin
 from training.prompt_settings import PromptSettings, StandInPrompts
 from training.redaction import holds_secret, redacted

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from datagen import storage
 from datagen.codecs import load_codec
+from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import Attempt
 from training.building import Builder
@@ -31,7 +32,7 @@ from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
-from training.events import Artifact, Params, Tags, dataset_input, flatten
+from training.events import Artifact, Params, Tags, dataset_input
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop

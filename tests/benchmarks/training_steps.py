@@ -23,7 +23,7 @@ from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.schedule import Position
 from training.settings import FlowMatching, ModelSettings, SelfDistillation
 
-BATCH, CHANNELS, SIDE = 64, 16, 8
+BATCH, CHANNELS, SIDE = 32, 16, 16
 ROUNDS = 7
 SHARE, NEGATIVE = 0.75, 0.1
 LIMIT = 1.25

@@ -9,7 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from training.events import Artifact, DatasetInput, Params, Picture, Tags, flatten
+from datagen.fields import flatten
+from training.events import Artifact, DatasetInput, Params, Picture, Tags
 from training.tracking import RunNames, Tracker
 
 
