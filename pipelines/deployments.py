@@ -192,7 +192,7 @@ def _refuse_secrets(value: Any, field: str = "") -> None:
     match value:
         case str() if holds_secret(value):
             raise RecipeError(
-                f"{field}: this address carries a password or key, and Prefect shows it to everyone; "
+                f"{field}: this address carries a password or key, which Prefect would show; "
                 "put the credentials into the worker's environment (AWS_*)"
             )
         case dict():

@@ -136,7 +136,7 @@ class Chaos:
     def _wait_for_progress(self, driver: subprocess.Popen[bytes], run: Path) -> None:
         before = _progress(run)
         waited(lambda: driver.poll() is not None or _progress(run) != before, seconds=300)
-        time.sleep(self.rng.uniform(0, 4))
+        time.sleep(self.rng.uniform(0, 2))
 
     def _kill(self, driver: subprocess.Popen[bytes], run: Path) -> None:
         victim = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
