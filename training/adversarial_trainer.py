@@ -28,7 +28,7 @@ from training.objectives.adversarial import (
     two_step_prediction,
 )
 from training.objectives.flow_maps import Losses, TrainedModel
-from training.settings import StageSettings
+from training.stage_settings import StageSettings
 from training.time_maps import empty_map
 from training.trainers import LOSS_METRICS, Objective, learning_rate, trained_model
 

@@ -18,7 +18,7 @@ from training.models.lora import add_lora
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.objectives.perceptual import load_regulariser
 from training.objectives.weighting import DynamicWeighting
-from training.settings import StageSettings
+from training.stage_settings import StageSettings
 from training.trainers import ObjectiveTrainer, Trainer
 
 

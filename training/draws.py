@@ -14,7 +14,7 @@ from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest
 from datagen.samples import Split
 from training.batch_settings import BatchSize, Budget
-from training.settings import StageSettings
+from training.stage_settings import StageSettings
 
 
 @dataclass(frozen=True)

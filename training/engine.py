@@ -21,7 +21,7 @@ from training.checkpoints.pieces import PieceFiles
 from training.ema import Average
 from training.engine_state import EngineState
 from training.schedule import MicroStep
-from training.settings import StageSettings
+from training.stage_settings import StageSettings
 from training.zero_layout import forget_trial_step, fragments, refresh_module
 
 

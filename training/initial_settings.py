@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import AfterValidator
 
 if TYPE_CHECKING:
-    from training.settings import StageSettings
+    from training.stage_settings import StageSettings
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REGISTRY = "models:/"

@@ -14,13 +14,14 @@ import torch
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from training.initial_settings import is_registry, is_stage
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import Prompts, stand_in
 from training.models.text_encoders import encode_once
 from training.prompt_settings import StandInPrompts, TextEncoderPrompts
 from training.registry import download_model
 from training.run_folder import StageFolder
-from training.settings import ModelSettings, TrainingRecipe
+from training.settings import TrainingRecipe
 from training.weight_files import WeightSource, open_source
 
 RANDOM = "random weights"

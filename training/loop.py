@@ -28,8 +28,8 @@ from training.objectives.flow_maps import Losses
 from training.pictures import Pictures
 from training.records import StageProgress
 from training.schedule import Position, seeded
-from training.settings import StageSettings
 from training.skipped import Skipped, SkippedList
+from training.stage_settings import StageSettings
 from training.time_maps import empty_map
 from training.tracking import Tracker
 from training.trainers import ERROR_METRICS, Trainer

@@ -14,9 +14,10 @@ from datagen.manifest import Manifest, load_manifest
 from training.adversarial_settings import DiscriminatorSettings
 from training.draws import BucketDraw, stage_draws
 from training.initial_settings import is_place
+from training.model_settings import ModelSettings
 from training.prompt_settings import TextEncoderPrompts, is_folder
 from training.run_folder import StageFolder, check_recipe
-from training.settings import ModelSettings, TrainingRecipe
+from training.settings import TrainingRecipe
 from training.shard_cache import check_cache
 
 

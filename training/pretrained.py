@@ -25,10 +25,10 @@ from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 from datagen.operations import DegradationSettings
 from datagen.settings import CodecSettings
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import merge_lora, split_weights
 from training.models.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
-from training.settings import ModelSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -18,7 +18,7 @@ from training.checkpoints.records import Share
 from training.engine import Engine
 from training.loader import Batch
 from training.objectives.flow_maps import LOSS_NAMES, Losses, TrainedModel
-from training.settings import StageSettings
+from training.stage_settings import StageSettings
 
 Objective = Callable[[TrainedModel, Batch, torch.Generator], Losses]
 """A batch to the losses of a model; all its draws come from the generator."""

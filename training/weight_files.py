@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
+from training.model_settings import ModelSettings
 from training.models.prompts import PROMPTS_FILE, Prompts, read_prompts
 from training.pretrained import CONFIG, WEIGHTS, find_model, load_config, load_net
-from training.settings import ModelSettings
 
 UNET = "unet."
 FIRST_LAYER = "conv_in.weight"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tests.training.gaussian import GaussianPair
 from training.interpolant import Velocity
 from training.loader import Batch
+from training.objective_settings import FlowMatching, SelfDistillation
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.sampling import sample
 from training.schedule import Position
-from training.settings import FlowMatching, SelfDistillation
 
 PAIR = GaussianPair()
 STEPS = 3500

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
+from training.objective_settings import FlowMatching, SelfDistillation
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.schedule import Position
-from training.settings import FlowMatching, ModelSettings, SelfDistillation
 
 BATCH, CHANNELS, SIDE = 32, 16, 16
 ROUNDS = 7

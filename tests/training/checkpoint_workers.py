@@ -30,9 +30,10 @@ from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.engine import Engine, start_distributed
 from training.loader import Batch
+from training.objective_settings import FlowMatching
 from training.objectives.flow_maps import FlowMapObjective
 from training.schedule import MicroStep, Position
-from training.settings import FlowMatching, StageSettings
+from training.stage_settings import StageSettings
 from training.trainers import ObjectiveTrainer, Trainer
 
 MICRO = 4

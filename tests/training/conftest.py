@@ -10,7 +10,7 @@ import torch
 
 from datagen.manifest import Manifest, load_manifest
 from tests.tiny import MODEL
-from training.settings import ModelSettings
+from training.model_settings import ModelSettings
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,12 @@ from training.effort import Effort
 from training.engine import Engine
 from training.flops import FlopCounter
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.peaks import Peak
 from training.schedule import Position
-from training.settings import ModelSettings, StageSettings
+from training.stage_settings import StageSettings
 from training.trainers import ObjectiveTrainer
 
 MICRO, WORKERS, STEPS, CHANNELS = 4, 2, 3, 12

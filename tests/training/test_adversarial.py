@@ -29,8 +29,10 @@ from training.adversarial_trainer import (
     turn,
 )
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.discriminator import Discriminator
 from training.models.flow_map_net import FlowMapNet
+from training.objective_settings import FlowMatching
 from training.objectives.adversarial import (
     discriminator_loss,
     generator_loss,
@@ -38,7 +40,6 @@ from training.objectives.adversarial import (
 )
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.schedule import Position
-from training.settings import FlowMatching, ModelSettings
 
 
 @pytest.fixture

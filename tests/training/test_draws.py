@@ -13,7 +13,8 @@ from tests.tiny import WARMUP, RunMaker, with_shards
 from training.batch_settings import BatchSize
 from training.draws import stage_draws
 from training.preflight import check_run
-from training.settings import StageSettings, TrainingRecipe
+from training.settings import TrainingRecipe
+from training.stage_settings import StageSettings
 
 SMALL = {"side": 256, "probability": 0.6, "global_batch": 32, "micro_batch": 8}
 LARGE = {"side": 512, "probability": 0.2}

@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from training.effort import Effort
 from training.flops import FlopCounter
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.peaks import device_peak, gpu_peak
 from training.schedule import Position
-from training.settings import ModelSettings
 
 
 def _count(forward: Callable[[], Tensor]) -> int:

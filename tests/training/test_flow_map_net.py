@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import NEGATIVE, POSITIVE, stand_in_embeddings
 from training.sampling import sample
-from training.settings import ModelSettings
 
 
 def _net(settings: ModelSettings, *, trained: bool = True) -> FlowMapNet:

@@ -19,11 +19,12 @@ from datagen.operations import DegradationSettings
 from datagen.settings import Dct8Settings
 from tests.tiny import MODEL
 from training.initialisation import RANDOM, Initial, fetch_inputs, initialise
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import PROMPTS, Prompts, stand_in
 from training.pretrained import ModelConfig, save_model
 from training.run_folder import StageFolder
-from training.settings import ModelSettings, TrainingRecipe
+from training.settings import TrainingRecipe
 
 CHANNELS = 4
 ATTENDING = {**MODEL, "transformer_layers": [0, 1]}

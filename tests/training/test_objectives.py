@@ -19,21 +19,17 @@ from tests.tiny import WARMUP
 from training.building import Builder
 from training.interpolant import sample_times
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import NEGATIVE, POSITIVE
+from training.objective_settings import FlowMatching, Guidance, SelfDistillation
 from training.objectives.conditions import draw_conditions
 from training.objectives.derivatives import central_difference, forward_mode
 from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective, Losses, TrainedModel
 from training.objectives.perceptual import CharbonnierDistance, PatchRegulariser
 from training.objectives.weighting import DynamicWeighting, weighted_loss
 from training.schedule import Position
-from training.settings import (
-    FlowMatching,
-    Guidance,
-    ModelSettings,
-    SelfDistillation,
-    StageSettings,
-)
+from training.stage_settings import StageSettings
 
 N = 8
 LEVELS = 3

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from datagen.codecs import Dct8Codec
 from datagen.errors import FlowmapsrError
+from training.objective_settings import Charbonnier, Lpips, NoPerceptual
 from training.objectives import lpips
 from training.objectives.lpips import DOWNLOADED, VGG16_URL, LpipsDistance, convert_weights
 from training.objectives.perceptual import (
@@ -20,7 +21,6 @@ from training.objectives.perceptual import (
     PatchRegulariser,
     load_regulariser,
 )
-from training.settings import Charbonnier, Lpips, NoPerceptual
 
 
 def test_charbonnier_is_the_formula_and_zero_at_equality() -> None:

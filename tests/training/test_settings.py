@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from training.settings import StageSettings, TrainingRecipe
+from training.settings import TrainingRecipe
+from training.stage_settings import StageSettings
 from training.trainers import learning_rate
 
 STAGE = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 100}

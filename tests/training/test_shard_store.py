@@ -23,9 +23,9 @@ from tests.tiny import WARMUP, RunMaker
 from training import shard_cache
 from training.draws import stage_draws
 from training.schedule import Place
-from training.settings import StageSettings
 from training.shard_cache import CacheUnusable, ShardCache, check_cache
 from training.shard_store import ShardStore
+from training.stage_settings import StageSettings
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from datagen.errors import FlowmapsrError
 from datagen.operations import DegradationSettings
 from datagen.settings import Dct8Settings
 from training.evaluation import degraded_photos, evaluate
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import STAND_IN, stand_in
 from training.pretrained import ModelConfig, find_model, save_model
-from training.settings import EvaluationSettings, ModelSettings
+from training.settings import EvaluationSettings
 from training.upscaler import Upscaler, bicubic
 
 

@@ -22,12 +22,14 @@ from training.adversarial_settings import AdversarialSettings
 from training.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.engine import Engine
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.discriminator import Discriminator
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import add_lora
+from training.objective_settings import FlowMatching
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.schedule import MicroStep, Position
-from training.settings import FlowMatching, ModelSettings, StageSettings
+from training.stage_settings import StageSettings
 
 SAMPLES = 4
 WORKERS = 2

@@ -23,11 +23,13 @@ from torch import Tensor
 from tests.tiny import MODEL, STAGE
 from training.engine import Engine
 from training.loader import Batch
+from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
+from training.objective_settings import SelfDistillation
 from training.objectives.flow_maps import FlowMapObjective, TrainedModel
 from training.objectives.weighting import DynamicWeighting
 from training.schedule import MicroStep, Position
-from training.settings import ModelSettings, SelfDistillation, StageSettings
+from training.stage_settings import StageSettings
 
 WORKERS = 2
 STEPS = ((4, 4, 4, 4), (6, 6), (2, 2, 2, 2, 2, 2), (0, 1, 1, 1))

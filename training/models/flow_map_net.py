@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
+from training.model_settings import ModelSettings
 from training.models.prompts import POSITIVE, stand_in_embeddings
-from training.settings import ModelSettings
 
 
 class FlowMapNet(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.interpolant import Velocity
 from training.models.prompts import NEGATIVE, POSITIVE
-from training.settings import Guidance
+from training.objective_settings import Guidance
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """u(x, t, s, prompt, w), as `FlowMapNet` computes it."""

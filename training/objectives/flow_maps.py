@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from training.interpolant import TimeKind, Times, interpolate, per_sample, sample_times
 from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
+from training.objective_settings import ObjectiveSettings, SelfDistillation
 from training.objectives.conditions import Network, draw_conditions
 from training.objectives.perceptual import PatchRegulariser
 from training.objectives.targets import flow_matching_target
 from training.objectives.teacher import Teacher
 from training.objectives.weighting import DynamicWeighting, weighted_loss
-from training.settings import ObjectiveSettings, SelfDistillation
 from training.time_maps import time_map
 
 LOSS_NAMES = ("total", "fm", "sd", "perceptual", "weighting")

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from datagen.codecs import Codec
+from training.objective_settings import Charbonnier, Lpips, NoPerceptual, PerceptualSettings
 from training.objectives.lpips import LpipsDistance, lpips_weights
-from training.settings import Charbonnier, Lpips, NoPerceptual, PerceptualSettings
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda t: 1 - t,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from training.interpolant import Times, per_sample
+from training.objective_settings import FlowMatching, ObjectiveSettings, SelfDistillation
 from training.objectives.conditions import Conditions, Network
 from training.objectives.derivatives import Derivative, central_difference, forward_mode
 from training.objectives.targets import (
@@ -22,7 +23,6 @@ from training.objectives.targets import (
     lagrangian_target,
     shortcut_target,
 )
-from training.settings import FlowMatching, ObjectiveSettings, SelfDistillation
 
 DERIVATIVES: dict[str, Derivative] = {
     "jvp": forward_mode,
