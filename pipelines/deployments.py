@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCre
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.flows import EntrypointType
 from prefect.server.schemas import schedules as server_schedules
 from prefect.settings import get_current_settings
@@ -216,10 +216,11 @@ def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
         found = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(
-            WorkPoolCreate(name=name, type=POOL_TYPE, base_job_template=template)
-        )
-        return
+        with suppress(ObjectAlreadyExists):  # a worker that starts at this moment makes it too
+            client.create_work_pool(
+                WorkPoolCreate(name=name, type=POOL_TYPE, base_job_template=template)
+            )
+        found = client.read_work_pool(name)
     if found.type != POOL_TYPE:
         raise FlowmapsrError(
             f"work pool {name!r} is of type {found.type!r} and not {POOL_TYPE!r}; "
