@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.checkpoint_workers import CASES, MOVES, MOVES_TO_ONE, SAVED
+from tests.training.launch import found_by
 
 EXACT = ["one", *CASES, "gan"]
 
@@ -23,19 +19,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for launch, workers in enumerate((1, 2, 1)):
         path = folder / f"{launch}.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        module = ["-m", "tests.training.checkpoint_workers", str(folder / "saved"), str(path)]
-        done = subprocess.run(
-            [*launcher, f"--nproc_per_node={workers}", *module],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            timeout=280,
+        found |= found_by(
+            "tests.training.checkpoint_workers",
+            str(folder / "saved"),
+            workers=workers,
+            results=path,
         )
-        assert done.returncode == 0, done.stdout
-        found |= json.loads(path.read_text())
     assert sorted(found) == sorted([*EXACT, *MOVES, *MOVES_TO_ONE, "one failed writer"])
     return found
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from tests.training.launch import found_by
 from training.effort import Effort
 from training.flops import FlopCounter
 from training.loader import Batch
@@ -163,19 +160,7 @@ def test_counting_leaves_a_compiled_network_compiled() -> None:
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `counted_workers` found, in one launch of two workers."""
     path = tmp_path_factory.mktemp("counted") / "results.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc_per_node=2", "-m", "tests.training.counted_workers", str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return found_by("tests.training.counted_workers", workers=2, results=path)
 
 
 def test_counting_changes_no_bit_of_the_weights(counted: dict[str, Any]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.training.launch import found_by
 
 CASES = [f"zero{stage}-{name}" for stage in range(4) for name in ("shortcut", "eulerian")]
 
@@ -18,18 +15,7 @@ CASES = [f"zero{stage}-{name}" for stage in range(4) for name in ("shortcut", "e
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `zero_update` found for all cases, in one launch of two workers."""
     path = tmp_path_factory.mktemp("zero") / "results.json"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc_per_node=2", "-m", "tests.training.zero_update", str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = found_by("tests.training.zero_update", workers=2, results=path)
     assert sorted(found) == sorted(CASES)
     return found
 
