@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,12 @@ from datagen.errors import FlowmapsrError
 from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
-from training.attempts import FAILURES
+from training.attempts import FAILURES, read_starts
 from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
 from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
 from training.settings import TrainingRecipe
+from training.start_clock import StartClock, process_began
 from training.tracking import tracking_uri
 
 FAILURE_FILE = "failure.txt"
@@ -180,6 +182,8 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
             "recipe": recipe.model_dump_json(),
             "tracking_uri": tracking_uri(),
             "launched": launched(),
+            "began": process_began(),
+            "asked": time.time(),
         },
         torch_config=NetworkConfig(backend="nccl" if placement.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -197,23 +201,36 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     )
 
 
-def _work(config: dict[str, str]) -> None:
+def _work(config: dict[str, Any]) -> None:
     """Runs on every worker. An error meant for the user ends the run instead of being retried.
 
     It is written to a file and raised, so that Ray takes the other workers down too, which wait for
     this one; the restarted group sees the file and leaves the telling to the driver.
     """
+    recipe = TrainingRecipe.model_validate_json(config["recipe"])
+    clock = _clock(recipe, config)
     from training.run import run_stages  # heavy, and only needed here
 
     os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
     os.environ[LAUNCHED] = config["launched"]
-    recipe = TrainingRecipe.model_validate_json(config["recipe"])
     run = Path(recipe.output)
     failure = run / FAILURE_FILE
     if failure.exists():
         return
     try:
-        run_stages(recipe, stop_requested=StopSignal(run))
+        run_stages(recipe, stop_requested=StopSignal(run), clock=clock)
     except FlowmapsrError as error:
         failure.write_text(str(error))
         raise
+
+
+def _clock(recipe: TrainingRecipe, config: dict[str, Any]) -> StartClock:
+    """Since the command began; in a group that Ray restarted, since this process began."""
+    homes = [StageFolder(Path(recipe.output), stage.name).home for stage in recipe.stages]
+    if any(start.time > config["asked"] for home in homes for start in read_starts(home)):
+        clock = StartClock.of_process()
+    else:
+        clock = StartClock(config["began"])
+        clock.mark("command", at=config["asked"])
+    clock.mark("workers")
+    return clock

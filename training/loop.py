@@ -30,6 +30,7 @@ from training.records import StageProgress
 from training.schedule import Position, seeded
 from training.skipped import Skipped, SkippedList
 from training.stage_settings import StageSettings
+from training.start_clock import StartClock
 from training.time_maps import empty_map
 from training.tracking import Tracker
 from training.trainers import ERROR_METRICS, Trainer
@@ -38,6 +39,8 @@ from training.watchdog import Watchdog
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
 BAD_STEP = "bad_step.json"
+FIRST_STEP = "first_step"
+"""The last phase of a start."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Loop:
     guard: LossGuard
     attempt: Attempt | None
     """None on all workers but the first."""
+    clock: StartClock
 
     def run(self) -> Position:
         """Trains from the last checkpoint to the end of the stage, or to where a stop was
@@ -77,7 +81,9 @@ class Loop:
                 cannot be used, and the last checkpoint stays as it is; or checkpoints cannot be
                 read, or the last one not be written.
         """
+        self.clock.mark("tracking")
         state = self.checkpoints.resume(self.trainer, self.origin)
+        self.clock.mark("checkpoint")
         try:
             return self._train(Position() if state is None else state.position)
         finally:
@@ -115,6 +121,8 @@ class Loop:
                 self._note(skipped)
             self.effort.end_step()
             self.trainer.end_step(sums, step=step)
+            if FIRST_STEP not in self.clock.seconds:
+                self._report_start(position.step)
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
@@ -198,6 +206,11 @@ class Loop:
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,
         )
+
+    def _report_start(self, step: int) -> None:
+        self.clock.mark(FIRST_STEP)
+        if self.tracker is not None:
+            self.tracker.metrics(step, self.clock.metrics())
 
     def _report(self, meter: Meter, step: int, last: bool) -> None:
         if self.tracker is None:

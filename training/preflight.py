@@ -1,7 +1,8 @@
 """A training recipe and its dataset to a go or a clear error, before any stage is trained.
 
-Catches what the recipe alone cannot show and what would otherwise stop a late stage. Trains nothing
-and fetches nothing.
+Catches what the recipe alone cannot show and what would otherwise stop a late stage. Trains
+nothing, fetches nothing and knows no torch, so that a command answers at once; what takes a network
+to check, the workers check before they train (`training/stages.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from datagen.manifest import Manifest, load_manifest
 from training.adversarial_settings import DiscriminatorSettings
 from training.draws import BucketDraw, stage_draws
 from training.initial_settings import is_place
-from training.model_settings import ModelSettings
 from training.prompt_settings import TextEncoderPrompts, is_folder
 from training.run_folder import StageFolder, check_recipe
 from training.settings import TrainingRecipe
@@ -27,8 +27,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     Raises:
         FlowmapsrError: the run's folder holds another recipe; no dataset there; a place that
             `initialise_from` or `prompts` names is missing; budgets that are not the dataset's; a
-            cache too small for it; LoRA names that match no layer; latents too small for a
-            discriminator.
+            cache too small for it; latents too small for a discriminator.
     """
     check_recipe(recipe)
     manifest = load_manifest(recipe.manifest)
@@ -41,7 +40,6 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
         if source is not None and is_place(source):
             _check_there(source, f"stage {stage.name!r}: initialise_from")
         if stage.adversarial is not None:
-            _check_lora(recipe.model, manifest, stage.adversarial.lora.target_modules)
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_there(recipe.prompts.source, "prompts.source")
@@ -51,17 +49,6 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
 def _check_there(place: str, field: str) -> None:
     if not Path(place).expanduser().exists():
         raise FlowmapsrError(f"{field}: there is no {place}; give a place that all workers see")
-
-
-def _check_lora(model: ModelSettings, manifest: Manifest, targets: tuple[str, ...]) -> None:
-    import torch  # heavy, and only needed here
-
-    from training.models.flow_map_net import FlowMapNet
-    from training.models.lora import check_targets
-
-    with torch.device("meta"):  # names without numbers
-        net = FlowMapNet(model, latent_channels=manifest.codec.channels)
-    check_targets(net, targets)
 
 
 def _check_discriminator(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,18 +26,25 @@ from training.records import StageRecord
 from training.run_folder import StopSignal, write_recipe
 from training.settings import TrainingRecipe
 from training.stages import launched_as, run_stage
+from training.start_clock import StartClock
 
 
 def run_stages(
-    recipe: TrainingRecipe, *, stop_requested: Callable[[], bool]
+    recipe: TrainingRecipe, *, stop_requested: Callable[[], bool], clock: StartClock
 ) -> list[StageRecord] | None:
-    """All stages in order on this worker; None when a stop was requested first."""
+    """All stages in order on this worker; None when a stop was requested first.
+
+    Args:
+        clock: of the start of these workers.
+    """
+    clock.mark("imports")
     records = []
     for stage in recipe.stages:
-        record = run_stage(recipe, stage.name, stop_requested=stop_requested)
+        record = run_stage(recipe, stage.name, stop_requested=stop_requested, clock=clock)
         if record is None:
             return None
         records.append(record)
+        clock = StartClock(time.time())
     return records
 
 
@@ -59,7 +67,8 @@ def main() -> int:
         stop.listen()
         first = launched_as()[0] == 0
         with parent_run(recipe) if first else nullcontext():
-            records = run_stages(recipe, stop_requested=stop)
+            clock = StartClock.of_process()
+            records = run_stages(recipe, stop_requested=stop, clock=clock)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,10 +12,12 @@ from types import FrameType
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from training.attempts import STARTS
 from training.records import StageRecord
 from training.settings import TrainingRecipe
+from training.tracking import forget_run
 
-STOP_FILE = "stop"
+STOP_FILE, DONE = "stop", "done.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class StageFolder:
 
     @property
     def done(self) -> Path:
-        return self.home / "done.json"
+        return self.home / DONE
 
     def record(self) -> StageRecord | None:
         """What the stage made, if it is finished."""
@@ -74,17 +76,13 @@ def finished_stages(recipe: TrainingRecipe) -> list[StageRecord] | None:
 
 
 def check_recipe(recipe: TrainingRecipe) -> None:
-    """Refuses a run folder of another recipe.
+    """Refuses a run folder in which another recipe has begun to train.
 
     Raises:
         FlowmapsrError: naming the settings that differ.
     """
-    path = _recipe_path(recipe)
-    if not path.is_file():
-        return
-    old, new = TrainingRecipe.model_validate_json(path.read_bytes()).content(), recipe.content()
-    differing = sorted(name for name in new if old[name] != new[name])
-    if differing:
+    differing = _differing(recipe)
+    if differing and _has_begun(recipe):
         raise FlowmapsrError(
             f"{recipe.output} holds a run of another recipe (different: {', '.join(differing)}); "
             "choose another output, or repeat the old settings to go on"
@@ -92,8 +90,26 @@ def check_recipe(recipe: TrainingRecipe) -> None:
 
 
 def write_recipe(recipe: TrainingRecipe) -> None:
-    """Writes `<run>/recipe.json`."""
+    """Writes `<run>/recipe.json`. One that has not begun to train is replaced, and what tracks it
+    forgotten: MLflow's parameters cannot be changed."""
+    if _differing(recipe):
+        forget_run(Path(recipe.output))
     storage.write_bytes(str(_recipe_path(recipe)), recipe.model_dump_json(indent=2).encode())
+
+
+def _differing(recipe: TrainingRecipe) -> list[str]:
+    """Settings in which the recipe in the run's folder, if there is one, is another."""
+    path = _recipe_path(recipe)
+    if not path.is_file():
+        return []
+    old, new = TrainingRecipe.model_validate_json(path.read_bytes()).content(), recipe.content()
+    return sorted(name for name in new if old.get(name) != new[name])
+
+
+def _has_begun(recipe: TrainingRecipe) -> bool:
+    """Whether any stage in the folder, of whichever recipe, came as far as its first step."""
+    stages = Path(recipe.output) / "stages"
+    return any(path for name in (STARTS, DONE) for path in stages.glob(f"*/{name}"))
 
 
 def _recipe_path(recipe: TrainingRecipe) -> Path:

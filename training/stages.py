@@ -37,6 +37,8 @@ from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
+from training.models.flow_map_net import FlowMapNet
+from training.models.lora import check_targets
 from training.peaks import Peak, device_peak
 from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
@@ -48,6 +50,7 @@ from training.settings import TrainingRecipe
 from training.shard_cache import recipe_cache
 from training.shard_store import ShardStore
 from training.skipped import SkippedList
+from training.start_clock import StartClock
 from training.system_metrics import sampled_system
 from training.tracking import Tracker
 from training.watchdog import STACKS, Watchdog, stack_files
@@ -59,26 +62,38 @@ IMAGES_IN_GRID = 4
 
 
 def run_stage(
-    recipe: TrainingRecipe, name: str, *, stop_requested: Callable[[], bool]
+    recipe: TrainingRecipe,
+    name: str,
+    *,
+    stop_requested: Callable[[], bool],
+    clock: StartClock,
 ) -> StageRecord | None:
     """Trains one stage to its end, going on from the last checkpoint.
+
+    Args:
+        clock: of the stage's start, so far.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
     """
     folder = StageFolder(Path(recipe.output), name)
     if folder.record() is None:
-        _train(recipe, folder, stop_requested)
+        _train(recipe, folder, stop_requested, clock)
         gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.record()
 
 
-def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable[[], bool]) -> None:
+def _train(
+    recipe: TrainingRecipe,
+    folder: StageFolder,
+    stop_requested: Callable[[], bool],
+    clock: StartClock,
+) -> None:
     rank, world_size = launched_as()
     with Watchdog(
         folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
     ) as watchdog:
-        worker = StageWorker(recipe, folder, watchdog)
+        worker = StageWorker(recipe, folder, watchdog, clock)
         try:
             worker.train(stop_requested)
         finally:
@@ -88,9 +103,12 @@ def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable
 class StageWorker:
     """The parts of one stage on one worker."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: StageFolder, watchdog: Watchdog) -> None:
+    def __init__(
+        self, recipe: TrainingRecipe, folder: StageFolder, watchdog: Watchdog, clock: StartClock
+    ) -> None:
         self.recipe = recipe
         self.watchdog = watchdog
+        self.clock = clock
         self.folder = folder
         self.settings = recipe.stage(folder.name)
         self.manifest = load_manifest(recipe.manifest)
@@ -101,8 +119,10 @@ class StageWorker:
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
+        clock.mark("data")
         start_distributed(self.device)
         self.workers = gather_workers(self.device)
+        clock.mark("connection")
         self.attempt = Attempt(folder.run, folder.name, self.workers) if self.rank == 0 else None
         if self.rank == 0:
             fetch_inputs(recipe, folder)
@@ -110,10 +130,13 @@ class StageWorker:
         torch.manual_seed(recipe.seed)
         self.initial = initialise(recipe, folder, latent_channels=self.manifest.codec.channels)
         self.net = self.initial.net
+        check_lora(recipe, self.net)
         guidance = self.settings.objective.guidance
         self.net.strength = 1.0 if guidance is None else guidance.mean_strength
+        clock.mark("network")
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
         self.trainer = builder.trainer(self.net)
+        clock.mark("engine")
         self.peak = self._peak()
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
@@ -186,6 +209,7 @@ class StageWorker:
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
             attempt=self.attempt,
+            clock=self.clock,
         )
 
     def _checkpoints_uri(self) -> str:
@@ -306,6 +330,13 @@ def check_dataset(recipe: TrainingRecipe, batch: Batch) -> None:
             batch.require_neg()
         if stage.needs_pixels:
             batch.require_pixels()
+
+
+def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:
+    """Refuses LoRA names that match no layer, before the first stage trains."""
+    for stage in recipe.stages:
+        if stage.adversarial is not None:
+            check_targets(net, stage.adversarial.lora.target_modules)
 
 
 def _device() -> torch.device:

@@ -31,6 +31,7 @@ from training.events import (
     Picture,
     Tags,
 )
+from training.journals import JOURNAL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +45,7 @@ MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 RETRY_SECONDS = 5.0
 NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
+OFFSET = "tracking.sent"
 
 
 class RunNames(Settings):
@@ -60,6 +62,12 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def forget_run(run: Path) -> None:
+    """Lets the next start of a run folder have a new MLflow run; its stages must not have begun."""
+    for name in (NAMES_FILE, JOURNAL, OFFSET):
+        (run / name).unlink(missing_ok=True)
+
+
 class Tracker:
     """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
     stage."""
@@ -67,8 +75,8 @@ class Tracker:
     def __init__(self, run: Path, *, experiment: str, stage: str | None = None) -> None:
         home = run if stage is None else run / "stages" / stage
         home.mkdir(parents=True, exist_ok=True)
-        self._journal = home / "tracking.jsonl"
-        self._offset = home / "tracking.sent"
+        self._journal = home / JOURNAL
+        self._offset = home / OFFSET
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
         self._lock = threading.Lock()
         self._closing = threading.Event()

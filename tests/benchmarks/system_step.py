@@ -3,8 +3,8 @@
 Run as `python -m tests.benchmarks.system_step`. The system is Ray Train, DeepSpeed, loader,
 tracking, pictures and checkpoints; the loop is forward, backward, clipping and AdamW on one batch
 in memory, in a process of its own. Both train the demo's network by flow matching with one thread a
-worker. Loop, one worker and two take turns, as the machine's speed drifts by a tenth within minutes;
-each time is the median over reports of ten steps, each ratio the median over the rounds.
+worker. Loop, one worker and two take turns, as a machine's speed may drift by a tenth within
+minutes; each time is the median over reports of ten steps, each ratio the median over the rounds.
 """
 
 from __future__ import annotations

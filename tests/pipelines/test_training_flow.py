@@ -19,6 +19,7 @@ from tests.pipelines.ray_actors import ray_actors
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.attempts import read_failures, read_starts
 from training.checkpoints.records import COMMIT
+from training.journals import read_metrics
 from training.settings import TrainingRecipe
 from training.tracking import RunNames
 
@@ -57,6 +58,9 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     assert len(starts) == 2 and starts[1].step >= 10
     assert str(starts[1].ended_before).startswith("worker ")
     assert "| restarts | 1 |" in (run / "stages.md").read_text()
+    # A start that Ray made counts from its own process, not from the command.
+    took = read_metrics(run / "stages" / "warmup", prefix="start/")
+    assert len(took["start/seconds"].values) == 2 > len(took["start/command_seconds"].values) == 1
 
 
 def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(

@@ -26,6 +26,7 @@ from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
+from training.start_clock import StartClock
 from training.watchdog import Watchdog
 
 
@@ -145,6 +146,7 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
             recipe,
             StageFolder(Path(recipe.output), "warmup"),
             Watchdog(tmp_path, rank=0, world_size=1, seconds=60),
+            StartClock.of_process(),
         )
 
 

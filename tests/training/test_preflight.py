@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
-from tests.tiny import DISTILL, WARMUP, RunMaker
+from tests.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
+from training.models.flow_map_net import FlowMapNet
 from training.preflight import check_run
+from training.settings import TrainingRecipe
+from training.stages import check_lora
 
 DISCRIMINATOR = {"channels": [8, 8], "strides": [1, 1, 1], "norm_groups": 4, "warmup_steps": 2}
 
@@ -34,8 +37,9 @@ def test_lora_names_that_match_nothing_are_refused_with_the_near_ones(
     run_recipe: RunMaker, tmp_path: Path, target: str, message: str
 ) -> None:
     stages = _stages(targets=["conv1", target], discriminator=DISCRIMINATOR)
+    recipe = run_recipe(tmp_path / "run", stages=stages)
     with pytest.raises(FlowmapsrError, match=message):
-        check_run(run_recipe(tmp_path / "run", stages=stages))
+        check_lora(recipe, FlowMapNet(recipe.model, latent_channels=192))
 
 
 def test_latents_that_leave_no_patch_are_refused_with_the_setting(
@@ -76,13 +80,30 @@ def test_a_missing_folder_of_text_encoders_is_named(run_recipe: RunMaker, tmp_pa
         check_run(recipe)
 
 
-def test_a_run_that_cannot_end_does_not_begin(run_recipe: RunMaker, tmp_path: Path) -> None:
-    stages = _stages(targets=["nothing"], discriminator=DISCRIMINATOR)
-    path = tmp_path / "recipe.json"
-    path.write_text(run_recipe(tmp_path / "run", stages=stages).model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-m", "training.run", str(path)], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "'nothing' is no linear" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_a_run_that_cannot_end_does_not_begin_and_its_recipe_can_be_corrected(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    wrong = _stages(targets=["nothing"], discriminator=DISCRIMINATOR)
+    trained, said = _trained(run_recipe(run, stages=wrong), tmp_path)
+    assert not trained and "'nothing' is no linear" in said
+    assert not list(run.glob("stages/*/checkpoints"))
+    first = json.loads((run / "mlflow.json").read_text())["parent"]
+
+    right = run_recipe(run, stages=_stages(targets=["conv1"], discriminator=DISCRIMINATOR)[:1])
+    trained, said = _trained(right, tmp_path)
+    assert trained, said
+    second = json.loads((run / "mlflow.json").read_text())["parent"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.get_run(first).info.status == "FAILED"
+    assert client.get_run(second).info.status == "FINISHED"
+
+    trained, said = _trained(run_recipe(run, stages=wrong), tmp_path)
+    assert not trained and "holds a run of another recipe (different: stages)" in said
+
+
+def _trained(recipe: TrainingRecipe, folder: Path) -> tuple[bool, str]:
+    """Whether the recipe could be trained, and what was said."""
+    process = start_torchrun(recipe, folder)
+    said, _ = process.communicate()
+    return process.returncode == 0, said
