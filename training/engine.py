@@ -63,7 +63,21 @@ def _import_deepspeed() -> Any:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """An engine imports DeepSpeed's Muon, which has functions compiled as it is imported: that
+    loads torch's whole compiler, more than a second at each start, for what no stage uses."""
+    from deepspeed.runtime import compiler
+
+    compiled = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
+    finally:
+        compiler.compile = compiled
 
 
 def start_distributed(device: torch.device) -> None:

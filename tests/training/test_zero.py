@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -34,3 +37,25 @@ def test_two_workers_make_the_update_of_one_on_the_whole_batch(
 @pytest.mark.parametrize("case", CASES)
 def test_a_gradient_that_is_not_finite_is_seen(results: dict[str, Any], case: str) -> None:
     assert not results[case]["broken_norm_is_finite"]
+
+
+ENGINE = """
+import sys, torch
+from tests.training.two_engines import stage
+from training.engine import Engine
+Engine(torch.nn.Linear(3, 3), stage(1), device=torch.device("cpu"), world_size=1)
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+def test_an_engine_starts_without_torchs_compiler() -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE],
+        env={**os.environ, **alone},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-1] == "False"
