@@ -238,12 +238,13 @@ class Loop:
 
     def _write_progress(self, meter: Meter, step: int) -> None:
         newest = self.checkpoints.newest
+        images_per_second, loss = meter.speed_and_loss()
         progress = StageProgress(
             stage=self.settings.name,
             step=step,
             steps=self.settings.steps,
-            images_per_second=meter.images_per_second,
-            loss=meter.loss,
+            images_per_second=images_per_second,
+            loss=loss,
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,

@@ -23,8 +23,7 @@ class Meter:
             names: of the metrics in `add`'s rows; the first has samples at every step.
         """
         self.names = names
-        self.images_per_second = 0.0
-        self.loss = 0.0
+        self._reported: tuple[float, float] | None = None
         self._progress_time = time.monotonic()
         self._start()
 
@@ -47,21 +46,30 @@ class Meter:
         self._images += images
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call, named as in MLflow; terms without a sample are left out."""
-        elapsed = time.monotonic() - self._since
-        self.images_per_second = self._images / elapsed
+        """Means since the last call, named as in MLflow; terms without a sample are left out.
+
+        At least one step must have been added.
+        """
         means = {
             name: float(total / count)
             for name, (total, count) in zip(self.names, self._sums, strict=True)
             if count > 0
         }
-        self.loss = means[self.names[0]]
+        self._reported = self._so_far()
         speeds = {
-            "perf/images_per_second": self.images_per_second,
-            "perf/data_wait_fraction": self._waited / elapsed,
+            "perf/images_per_second": self._reported[0],
+            "perf/data_wait_fraction": self._waited / (time.monotonic() - self._since),
         }
         self._start()
         return means | speeds
+
+    def speed_and_loss(self) -> tuple[float, float]:
+        """Images a second and loss of the last report, or, before the first one, so far."""
+        return self._reported or self._so_far()
+
+    def _so_far(self) -> tuple[float, float]:
+        total, count = self._sums[0].tolist()
+        return self._images / (time.monotonic() - self._since), total / count
 
     def seconds_since_progress(self) -> float:
         """Seconds since this last said that a progress report is due."""

@@ -256,6 +256,8 @@ def _new_client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # They would stand between the lines of JSON that a script reads.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient  # sets up its loggers: only then can they be quietened
 
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -27,13 +27,17 @@ from tests.tiny import (
     start_torchrun,
     weights,
 )
+from training.attempts import STARTS, Start, append_line
 from training.checkpoints.reading import read_commit
 from training.journals import read_metrics
-from training.run_folder import check_recipe, write_recipe
+from training.records import Workers
+from training.run_folder import StageFolder, check_recipe, write_recipe
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
+
+START = Start(time=0.0, workers=Workers(hosts=("a",), devices=("b",), on_gpus=False), step=0)
 
 
 def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:
@@ -171,11 +175,14 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
 
 
 def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:
-    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    run = tmp_path / "run"
+    recipe, other = (run_recipe(run, stages=stages) for stages in ([WARMUP], [WARMUP, DISTILL]))
     write_recipe(recipe)
-    write_recipe(recipe)
+    check_recipe(other)  # nothing has begun to train
+    append_line(StageFolder(run, "warmup").home / STARTS, START)
+    check_recipe(recipe)
     with pytest.raises(FlowmapsrError, match="different: stages"):
-        check_recipe(run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL]))
+        check_recipe(other)
 
 
 def test_a_wrong_recipe_file_is_usage_error_2(tmp_path: Path) -> None:

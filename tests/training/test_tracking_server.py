@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.mlflow_server import free_port, mlflow_server
 from training import tracking
 from training.events import Tags
 from training.tracking import RunNames, Tracker
@@ -23,44 +16,11 @@ from training.tracking import RunNames, Tracker
 POINTS = 30
 
 
-@contextmanager
-def _server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words, *store],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(port):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 @pytest.mark.timeout(300)
 def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.5)
@@ -71,7 +31,7 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
             tracker.metrics(step, {"loss/total": 1.0 / (step + 1), "optim/gradient_norm": 1.0})
             time.sleep(0.02)
 
-    with _server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         tracker = Tracker(run, experiment="tests", stage="warmup")
         write(0)
         while not (run / "stages" / "warmup" / "tracking.sent").exists():
@@ -79,7 +39,7 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
         write(POINTS)  # killed at once, most likely while some of these are on their way
     tracker.write(Tags(values={"told": "while the server was gone"}))
     write(2 * POINTS)
-    with _server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         write(3 * POINTS)
         assert tracker.close("FINISHED", wait=60)
         names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
@@ -93,3 +53,4 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
             times = [point.timestamp for point in history]
             assert times == sorted(times)
         assert len(client.search_runs([child.info.experiment_id])) == 2
+    assert capfd.readouterr().out == ""  # which belongs to --json
