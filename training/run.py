@@ -28,12 +28,19 @@ from training.stages import launched_as, run_stage
 
 
 def run_stages(
-    recipe: TrainingRecipe, *, stop_requested: Callable[[], bool]
+    recipe: TrainingRecipe,
+    *,
+    stop_requested: Callable[[], bool],
+    stalled: Callable[[str], None] | None = None,
 ) -> list[StageRecord] | None:
-    """All stages in order on this worker; None when a stop was requested first."""
+    """All stages in order on this worker; None when a stop was requested first.
+
+    Args:
+        stalled: hears why, before this process is ended because nothing moves any more.
+    """
     records = []
     for stage in recipe.stages:
-        record = run_stage(recipe, stage.name, stop_requested=stop_requested)
+        record = run_stage(recipe, stage.name, stop_requested=stop_requested, stalled=stalled)
         if record is None:
             return None
         records.append(record)
@@ -58,8 +65,9 @@ def main() -> int:
         stop = StopSignal(Path(recipe.output))
         stop.listen()
         first = launched_as()[0] == 0
-        with parent_run(recipe) if first else nullcontext():
-            records = run_stages(recipe, stop_requested=stop)
+        with parent_run(recipe) if first else nullcontext() as parent:
+            stalled = None if parent is None else parent.stalled
+            records = run_stages(recipe, stop_requested=stop, stalled=stalled)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

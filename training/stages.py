@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from datagen import storage
 from datagen.codecs import load_codec
 from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
-from training.attempts import Attempt
+from training.attempts import Attempt, how_ended, last_line
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
@@ -32,7 +31,7 @@ from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
-from training.events import Artifact, Params, Tags, dataset_input
+from training.events import Artifact, Params, Status, Tags, dataset_input
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
@@ -49,7 +48,7 @@ from training.shard_cache import recipe_cache
 from training.shard_store import ShardStore
 from training.skipped import SkippedList
 from training.system_metrics import sampled_system
-from training.tracking import Tracker
+from training.tracking import STALL_SECONDS, Tracker
 from training.watchdog import STACKS, Watchdog, stack_files
 from training.workers import gather_workers
 
@@ -59,25 +58,39 @@ IMAGES_IN_GRID = 4
 
 
 def run_stage(
-    recipe: TrainingRecipe, name: str, *, stop_requested: Callable[[], bool]
+    recipe: TrainingRecipe,
+    name: str,
+    *,
+    stop_requested: Callable[[], bool],
+    stalled: Callable[[str], None] | None = None,
 ) -> StageRecord | None:
     """Trains one stage to its end, going on from the last checkpoint.
+
+    Args:
+        stalled: hears why, before this process is ended because nothing moves any more.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
     """
     folder = StageFolder(Path(recipe.output), name)
     if folder.record() is None:
-        _train(recipe, folder, stop_requested)
+        _train(recipe, folder, stop_requested, stalled)
         gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.record()
 
 
-def _train(recipe: TrainingRecipe, folder: StageFolder, stop_requested: Callable[[], bool]) -> None:
+def _train(
+    recipe: TrainingRecipe,
+    folder: StageFolder,
+    stop_requested: Callable[[], bool],
+    stalled: Callable[[str], None] | None,
+) -> None:
     rank, world_size = launched_as()
     with Watchdog(
         folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
     ) as watchdog:
+        if stalled is not None:
+            watchdog.before_end(lambda: stalled(how_ended(folder.run, folder.home)))
         worker = StageWorker(recipe, folder, watchdog)
         try:
             worker.train(stop_requested)
@@ -120,7 +133,8 @@ class StageWorker:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
         tracker = self._start_tracking() if self.rank == 0 else None
         loop = self._loop(tracker, stop_requested)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        status: Status = "FAILED"
+        reason: str | None = None
         try:
             with self._observed(tracker):
                 end = loop.run()
@@ -129,9 +143,12 @@ class StageWorker:
                     with self.trainer.averaged(), self.trainer.whole():
                         if self.rank == 0:
                             self._write_results(end)
+        except BaseException as error:
+            reason = last_line(error)
+            raise
         finally:
             if tracker is not None:
-                tracker.close(status)
+                tracker.close(status, reason=reason)
         dist.barrier()
 
     @contextmanager
@@ -231,6 +248,7 @@ class StageWorker:
         tracker = Tracker(
             self.folder.run, experiment=self.recipe.experiment, stage=self.folder.name
         )
+        self.watchdog.before_end(lambda: self._stalled(tracker))
         digest = self.manifest.digest
         config = deepspeed_config(self.settings, world_size=self.world_size)
         (home / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -249,8 +267,7 @@ class StageWorker:
                 }
             )
         )
-        for stacks in stack_files(home):
-            tracker.write(Artifact(path=str(stacks), folder=STACKS))
+        self._show_stacks(tracker)
         tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         if self.initial.report is not None:
@@ -258,6 +275,16 @@ class StageWorker:
             (home / "initialisation.txt").write_text(self.initial.report.table())
             tracker.write(Artifact(path=str(home / "initialisation.txt")))
         return tracker
+
+    def _show_stacks(self, tracker: Tracker) -> None:
+        for stacks in stack_files(self.folder.home):
+            tracker.write(Artifact(path=str(stacks), folder=STACKS))
+
+    def _stalled(self, tracker: Tracker) -> None:
+        """The end of the stage's run where the watchdog ends this process."""
+        self._show_stacks(tracker)
+        reason = how_ended(self.folder.run, self.folder.home)
+        tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _write_results(self, end: Position) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""

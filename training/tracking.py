@@ -14,35 +14,42 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from datagen import storage
 from datagen.fields import Settings
 from training.events import (
-    EVENT,
     Artifact,
+    Begin,
     DatasetInput,
     End,
     Event,
     Metrics,
     Params,
     Picture,
+    Status,
     Tags,
 )
+from training.journals import Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
 MAX_PARAMS = 100
 """MLflow takes no more at once."""
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
+MAX_REASON = 5000
+"""Characters of a tag that MLflow surely takes."""
+FAILURE = "failure"
+"""The tag that says why a run ended as it did; it goes when the run goes on."""
 RETRY_SECONDS = 5.0
+STALL_SECONDS = 6.0
+"""How long a server may take for the end of a run whose process is about to be ended."""
 NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
 
 
@@ -64,23 +71,28 @@ class Tracker:
     """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
     stage."""
 
-    def __init__(self, run: Path, *, experiment: str, stage: str | None = None) -> None:
+    def __init__(
+        self, run: Path, *, experiment: str, stage: str | None = None, begins: bool = True
+    ) -> None:
+        """
+        Args:
+            begins: the run is at work now; False only sends what is left of it.
+        """
         home = run if stage is None else run / "stages" / stage
         home.mkdir(parents=True, exist_ok=True)
-        self._journal = home / "tracking.jsonl"
-        self._offset = home / "tracking.sent"
+        self._journal = Journal(home)
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
-        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._step = 0
-        _drop_torn_line(self._journal)
+        self._journal.drop_torn_line()
+        if begins:
+            self.write(Begin())
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     def write(self, event: Event) -> None:
         """Appends an event; returns at once whatever the state of the server."""
-        with self._lock, self._journal.open("a") as file:
-            file.write(event.model_dump_json() + "\n")
+        self._journal.append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._step = step
@@ -90,23 +102,27 @@ class Tracker:
         """Metrics that belong to a time, not to a step: they stand at the last one reported."""
         self.metrics(self._step, values)
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, wait: float = 60.0) -> bool:
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
 
         Returns:
             Whether everything was sent; what was not stays in the journal for the next start.
         """
-        self.write(End(status=status))
+        self.write(End(status=status, reason=None if reason is None else reason[:MAX_REASON]))
+        return self.drain(wait=wait)
+
+    def drain(self, *, wait: float = 60.0) -> bool:
+        """`close` of a run whose end is in the journal already."""
         self._closing.set()
         self._thread.join(timeout=wait)
-        sent = self._sent_bytes() == self._journal.stat().st_size
+        sent = self._journal.all_sent
         if not sent:
             log.warning(
                 "MLflow at %s did not take all metrics; they wait in %s and are sent when "
                 "the same command "
                 "runs again",
                 tracking_uri(),
-                self._journal,
+                self._journal.path,
             )
         return sent
 
@@ -115,7 +131,7 @@ class Tracker:
         while True:
             closing = self._closing.is_set()
             try:
-                if not self._send_some() and closing:
+                if not self._journal.send(self._target.send) and closing:
                     return
                 pause = 0.2
             # The edge of this thread: whatever MLflow raises must not end tracking, let alone
@@ -132,34 +148,28 @@ class Tracker:
                     return
             self._closing.wait(timeout=pause)
 
-    def _send_some(self) -> bool:
-        """Sends up to BATCH journal lines; False when there were none."""
-        start = self._sent_bytes()
-        if not self._journal.exists():
-            return False
-        with self._journal.open("rb") as file:
-            file.seek(start)
-            lines = [
-                line for line in (file.readline() for _ in range(BATCH)) if line.endswith(b"\n")
-            ]
-        if not lines:
-            return False
-        self._target.send([EVENT.validate_json(line) for line in lines])
-        storage.write_bytes(str(self._offset), str(start + sum(map(len, lines))).encode())
-        return True
 
-    def _sent_bytes(self) -> int:
-        return int(self._offset.read_text()) if self._offset.exists() else 0
+def end_for_the_dead(
+    run: Path,
+    *,
+    experiment: str,
+    stage: str,
+    status: Status,
+    reason: str | None,
+    wait: float,
+) -> None:
+    """Ends the MLflow run of a stage whose process died without doing so, and sends what it left.
 
-
-def _drop_torn_line(journal: Path) -> None:
-    """Cuts off what a killed process left of a last line, so that the next event starts a line of
-    its own."""
-    if journal.exists():
-        data = journal.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(journal, whole)
+    Does nothing to a run that ended and whose journal is sent.
+    """
+    journal = Journal(run / "stages" / stage)
+    if journal.ended and journal.all_sent:
+        return
+    tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
+    if journal.ended:
+        tracker.drain(wait=wait)
+    else:
+        tracker.close(status, reason=reason, wait=wait)
 
 
 class MlflowTarget:
@@ -181,7 +191,6 @@ class MlflowTarget:
             # Launcher and workers may meet a server that has just come back at the same time.
             with FileLock(self.run / LOCK_FILE):
                 self._run_id = self._find_or_create(client)
-            client.update_run(self._run_id, status="RUNNING")
             self._client = client
         return self._client, self._run_id
 
@@ -314,5 +323,11 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
                 profile=json.dumps({"num_samples": event.samples}),
             )
             client.log_inputs(run_id, datasets=[Input(dataset, tags=[])])
+        case Begin():
+            client.update_run(run_id, status="RUNNING")
+            if FAILURE in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, FAILURE)
         case End():
+            if event.reason is not None:
+                client.set_tag(run_id, FAILURE, event.reason)
             client.set_terminated(run_id, event.status)

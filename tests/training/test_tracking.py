@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image
 
 from datagen.fields import flatten
 from training.events import Artifact, DatasetInput, Params, Picture, Tags
-from training.tracking import RunNames, Tracker
+from training.journals import Journal
+from training.tracking import RunNames, Tracker, end_for_the_dead
 
 
 @pytest.fixture
@@ -96,6 +100,70 @@ def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
     names = _names(run)
     history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
+
+
+DEAD = """
+import os, sys
+from pathlib import Path
+from training.tracking import Tracker
+tracker = Tracker(Path(sys.argv[1]), experiment="tests", stage="warmup")
+for step in range(600):
+    tracker.metrics(step, {"loss/total": float(step)})
+os._exit(1)
+"""
+
+
+def test_the_run_of_a_dead_process_is_ended_with_all_it_wrote_until_it_goes_on(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-c", DEAD, str(run)], check=False, timeout=120)
+    for reason in ("its machine was lost", "never said: it has ended already"):
+        end_for_the_dead(
+            run, experiment="tests", stage="warmup", status="FAILED", reason=reason, wait=60
+        )
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "FAILED" and child.data.tags["failure"] == "its machine was lost"
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == list(range(600))
+
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(child.info.run_id)
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert tracker.close("FINISHED")
+
+
+def _wait_until_sent(run: Path) -> None:
+    journal, deadline = Journal(run / "stages" / "warmup"), time.monotonic() + 60
+    while not journal.all_sent and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_an_end_that_is_sent_late_does_not_end_the_run_that_goes_on(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        first = Tracker(run, experiment="tests", stage="warmup")
+        assert not first.close("FAILED", reason="a stall", wait=30)
+    second = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert second.close("FINISHED")
+
+
+def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    other = Tracker(run, experiment="tests", stage="warmup", begins=False)
+    for step in range(1500):
+        tracker.metrics(step, {"loss/total": float(step)})
+    assert tracker.close("FINISHED") and other.drain()
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [point.step for point in history] == list(range(1500))
 
 
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
