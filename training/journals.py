@@ -9,7 +9,7 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,18 @@ class Journal:
 
     def _sent_bytes(self) -> int:
         return int(self._sent.read_text()) if self._sent.exists() else 0
+
+
+def side_journal(home: Path, machine: str) -> Journal:
+    """What a machine without the first worker adds to a stage's journal."""
+    return Journal(home, f"{NAME}-{machine}")
+
+
+def side_journals(home: Path, machines: Iterable[str] = ()) -> list[Journal]:
+    """Those of the given machines and of all that ever wrote one."""
+    names = {path.stem for path in home.glob(f"{NAME}-*.jsonl")}
+    names |= {side_journal(home, machine).path.stem for machine in machines}
+    return [Journal(home, name) for name in sorted(names)]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from datagen import storage
 from datagen.codecs import load_codec
 from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
-from training.attempts import Attempt, how_ended, last_line
+from training.attempts import Attempt, how_ended, last_line, read_progress
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
@@ -31,13 +32,14 @@ from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
-from training.events import Artifact, Params, Status, Tags, dataset_input
+from training.events import Artifact, Metrics, Params, Status, Tags, dataset_input
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
+from training.journals import side_journal
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
 from training.peaks import Peak, device_peak
-from training.pictures import Pictures
+from training.pictures import NOTE, Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.provenance import code_tags, launch_tags
 from training.records import StageRecord
@@ -153,12 +155,30 @@ class StageWorker:
 
     @contextmanager
     def _observed(self, tracker: Tracker | None) -> Iterator[None]:
-        """On the first worker: samples its machine while the block runs, and notes how it ends."""
-        if tracker is None or self.attempt is None:
+        """Samples every machine while the block runs, and notes on the first worker how it ends."""
+        hosts = self.workers.hosts
+        node = hosts[self.rank] if len(self.workers.machines) > 1 else None
+        with ExitStack() as stack:
+            if self.attempt is not None:
+                stack.enter_context(self.attempt.noted())
+            if hosts.index(hosts[self.rank]) == self.rank:
+                write = self._write_beside() if tracker is None else tracker.metrics_now
+                stack.enter_context(sampled_system(write, self.folder.run, node=node))
             yield
-            return
-        with self.attempt.noted(), sampled_system(tracker.metrics_now, self.folder.run):
-            yield
+
+    def _write_beside(self) -> Callable[[dict[str, float]], None]:
+        """Writes metrics of a machine without the first worker, who sends them, at the step that it
+        told last."""
+        home = self.folder.home
+        journal = side_journal(home, self.workers.hosts[self.rank])
+        journal.drop_torn_line()
+
+        def write(values: dict[str, float]) -> None:
+            stands = read_progress(home)
+            step = 0 if stands is None else stands.step
+            journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+        return write
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
@@ -246,7 +266,10 @@ class StageWorker:
     def _start_tracking(self) -> Tracker:
         home = self.folder.home
         tracker = Tracker(
-            self.folder.run, experiment=self.recipe.experiment, stage=self.folder.name
+            self.folder.run,
+            experiment=self.recipe.experiment,
+            stage=self.folder.name,
+            machines=self.workers.machines[1:],
         )
         self.watchdog.before_end(lambda: self._stalled(tracker))
         digest = self.manifest.digest
@@ -260,6 +283,7 @@ class StageWorker:
                     "recipe.digest": self.recipe.digest(),
                     "initialised_from": self.initial.source,
                     "prompt_embeddings": self.initial.prompts.made_by,
+                    "mlflow.note.content": NOTE,
                     **code_tags(),
                     **launch_tags(),
                     **self.workers.tags(),

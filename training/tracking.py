@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ from training.events import (
     Status,
     Tags,
 )
-from training.journals import Journal
+from training.journals import Journal, side_journals
+from training.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,20 +69,41 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def run_page(run: Path) -> str | None:
+    """Address of a run folder's page, where a server has one."""
+    path = run / NAMES_FILE
+    if not path.is_file():
+        return None
+    names = RunNames.model_validate_json(path.read_bytes())
+    if not names.tracking_uri.startswith(("http://", "https://")):
+        return None
+    # By the run alone: MLflow shows whole experiments in the view that the browser used last, at
+    # first the one for language models, whatever their kind.
+    return f"{redacted(names.tracking_uri).rstrip('/')}/#/runs/{names.parent}"
+
+
 class Tracker:
     """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
     stage."""
 
     def __init__(
-        self, run: Path, *, experiment: str, stage: str | None = None, begins: bool = True
+        self,
+        run: Path,
+        *,
+        experiment: str,
+        stage: str | None = None,
+        machines: Sequence[str] = (),
+        begins: bool = True,
     ) -> None:
         """
         Args:
+            machines: their side journals are sent too.
             begins: the run is at work now; False only sends what is left of it.
         """
         home = run if stage is None else run / "stages" / stage
         home.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(home)
+        self._journals = [self._journal, *side_journals(home, machines)]
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
         self._closing = threading.Event()
         self._step = 0
@@ -115,7 +138,7 @@ class Tracker:
         """`close` of a run whose end is in the journal already."""
         self._closing.set()
         self._thread.join(timeout=wait)
-        sent = self._journal.all_sent
+        sent = all(journal.all_sent for journal in self._journals)
         if not sent:
             log.warning(
                 "MLflow at %s did not take all metrics; they wait in %s and are sent when "
@@ -131,7 +154,8 @@ class Tracker:
         while True:
             closing = self._closing.is_set()
             try:
-                if not self._journal.send(self._target.send) and closing:
+                sent = [journal.send(self._target.send) for journal in self._journals]
+                if closing and not any(sent):
                     return
                 pause = 0.2
             # The edge of this thread: whatever MLflow raises must not end tracking, let alone
@@ -162,8 +186,9 @@ def end_for_the_dead(
 
     Does nothing to a run that ended and whose journal is sent.
     """
-    journal = Journal(run / "stages" / stage)
-    if journal.ended and journal.all_sent:
+    home = run / "stages" / stage
+    journal = Journal(home)
+    if journal.ended and all(one.all_sent for one in [journal, *side_journals(home)]):
         return
     tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
     if journal.ended:

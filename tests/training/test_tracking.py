@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.fields import flatten
-from training.events import Artifact, DatasetInput, Params, Picture, Tags
-from training.journals import Journal
-from training.tracking import RunNames, Tracker, end_for_the_dead
+from training.events import Artifact, DatasetInput, Metrics, Params, Picture, Tags
+from training.journals import Journal, side_journal
+from training.tracking import RunNames, Tracker, end_for_the_dead, run_page
 
 
 @pytest.fixture
@@ -164,6 +164,36 @@ def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_
     assert tracker.close("FINISHED") and other.drain()
     history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(1500))
+
+
+def test_what_other_machines_write_is_sent_with_the_stages_own(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    """Also what a machine of an earlier start has left."""
+    run = tmp_path / "run"
+    home = run / "stages" / "warmup"
+    home.mkdir(parents=True)
+    side_journal(home, "gone.example").append(Metrics(step=1, time_ms=1, values={"system/g": 1.0}))
+    tracker = Tracker(run, experiment="tests", stage="warmup", machines=["node-1"])
+    side_journal(home, "node-1").append(Metrics(step=2, time_ms=2, values={"system/n": 2.0}))
+    assert tracker.close("FINISHED")
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.data.metrics == {"system/g": 1.0, "system/n": 2.0}
+    assert child.info.status == "FINISHED"
+
+
+def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
+    assert run_page(tmp_path) is None
+    names = RunNames(tracking_uri="sqlite:///mlflow.db", experiment="tests", parent="abc")
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    assert run_page(tmp_path) is None
+    names = names.model_copy(update={"tracking_uri": "https://me:secret@host:5000/"})
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    page = run_page(tmp_path)
+    assert (
+        page is not None and page.startswith("https://") and page.endswith("host:5000/#/runs/abc")
+    )
+    assert "secret" not in page
 
 
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:

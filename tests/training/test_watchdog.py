@@ -73,6 +73,24 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     )
 
 
+def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[STAGE])
+    process = start_torchrun(recipe, tmp_path, module="tests.training.two_machines")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    system = {name for name in child.data.metrics if name.startswith("system/")}
+    assert system and all(name.startswith("system/machine-") for name in system)
+    for machine in ("machine-0", "machine-1"):
+        history = client.get_metric_history(
+            child.info.run_id, f"system/{machine}/cpu_utilization_percentage"
+        )
+        assert history and all(0 <= point.value <= 100 for point in history)
+        assert all(0 <= point.step <= STAGE["steps"] for point in history)
+
+
 FROZEN = """
 import ctypes, sys, time
 from pathlib import Path
