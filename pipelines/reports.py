@@ -142,17 +142,19 @@ def verified(dataset: str, faults: Sequence[Fault]) -> Report:
     return Report(result, lines)
 
 
-def trained(run: str, records: Sequence[StageRecord]) -> Report:
-    """A training run whose stages are done."""
+def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> Report:
+    """A training run whose stages are done, and where it can be reviewed."""
     model = f"{run}/{records[-1].model}"
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
         *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
         f"  model  {model}",
+        *([] if page is None else [f"  review {page}"]),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
     ]
     stages = [record.model_dump(mode="json") for record in records]
-    return Report({"run": run, "model": model, "stages": stages}, lines)
+    result = {"run": run, "model": model, "page": page, "stages": stages}
+    return Report(result, lines)
 
 
 def evaluated(model: str, rows: Sequence[EvaluationRow]) -> Report:

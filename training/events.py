@@ -16,6 +16,13 @@ from training.redaction import redacted
 
 Public = Annotated[str, AfterValidator(redacted)]
 """Text that anybody may read: addresses lose their passwords."""
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Begin(Settings):
+    """The run goes on, whatever was said of its end before."""
+
+    kind: Literal["begin"] = "begin"
 
 
 class Metrics(Settings):
@@ -58,11 +65,14 @@ class DatasetInput(Settings):
 
 class End(Settings):
     kind: Literal["end"] = "end"
-    status: Literal["FINISHED", "FAILED", "KILLED"]
+    status: Status
+    reason: Public | None = None
+    """Why, where it did not end well."""
 
 
 Event = Annotated[
-    Metrics | Params | Tags | Picture | Artifact | DatasetInput | End, Field(discriminator="kind")
+    Begin | Metrics | Params | Tags | Picture | Artifact | DatasetInput | End,
+    Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 

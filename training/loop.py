@@ -21,6 +21,7 @@ from training.attempts import Attempt
 from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.effort import Effort
+from training.events import Tags
 from training.loader import Batch, LatentLoader
 from training.loss_guard import LossGuard
 from training.meter import Meter, memory_gb
@@ -97,6 +98,8 @@ class Loop:
         if self.attempt is not None and self.tracker is not None:
             for event in self.attempt.begin(position.step):
                 self.tracker.write(event)
+        if position.step == 0:
+            self._draw(0, over_times)  # to compare with, and where MLflow's slider stands at first
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
@@ -126,7 +129,7 @@ class Loop:
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
-                self.checkpoints.save(self.trainer, self._state(position))
+                self._save(position)
                 self.watchdog.alive(f"the checkpoint of step {position.step}")
             if last:
                 self.checkpoints.finish()
@@ -197,6 +200,11 @@ class Loop:
             f"{self.guard.max_growth:g} times its running median of {self.guard.median:.3g}"
         )
 
+    def _save(self, position: Position) -> None:
+        problem = self.checkpoints.save(self.trainer, self._state(position))
+        if problem and self.tracker is not None:
+            self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
+
     def _state(self, position: Position) -> TrainerState:
         return TrainerState(
             step=position.step,
@@ -219,6 +227,7 @@ class Loop:
             metrics = meter.metrics() | self.trainer.report(step - 1) | self.effort.metrics()
             metrics["perf/memory_gb"] = memory_gb(self.device)
             metrics["data/skipped_samples"] = float(self.skipped.samples)
+            metrics |= self.checkpoints.metrics()
             if self.attempt is not None:
                 metrics |= self.attempt.metrics()
             self.tracker.metrics(step, metrics)

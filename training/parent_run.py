@@ -6,24 +6,26 @@ Everything it tells lies in the run's folder; knows no launcher.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
-from training.attempts import FAILURES, STARTS, read_progress, read_starts
-from training.events import Artifact, Event, Params, Tags, dataset_input
+from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
+from training.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
 from training.settings import TrainingRecipe
 from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
-from training.tracking import Tracker
+from training.tracking import STALL_SECONDS, Tracker, end_for_the_dead
 from training.watchdog import stack_files
 
 MAX_NOTE = 5000
 """Characters of a tag that MLflow surely takes."""
+DEAD_STAGES_SECONDS = 30.0
+"""How long a server may take for what dead workers left unsent."""
 
 
 @contextmanager
@@ -32,18 +34,17 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     tracker = Tracker(Path(recipe.output), experiment=recipe.experiment)
     parent = ParentRun(recipe, tracker)
     parent.describe()
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+    status: Status = "KILLED"
+    reason: str | None = None
     try:
         yield parent
         status = "FINISHED" if finished_stages(recipe) else "KILLED"
     except Exception as error:
-        status = "FAILED"
-        tracker.write(Tags(values={"failure": str(error)[:MAX_NOTE]}))
+        status, reason = "FAILED", str(error)
         raise
     finally:
-        parent.compare_stages()
-        parent.explain()
-        tracker.close(status)
+        parent.end_stages(status)
+        parent.close(status, reason=reason)
 
 
 class ParentRun:
@@ -97,6 +98,30 @@ class ParentRun:
                 )
         if (self.run / FAILURES).is_file():
             self._write(Artifact(path=str(self.run / FAILURES)))
+
+    def end_stages(self, status: Status) -> None:
+        """Ends the runs of stages whose workers died without doing so; none may be at work."""
+        deadline = time.monotonic() + DEAD_STAGES_SECONDS
+        for folder in self.folders:
+            done = folder.record() is not None
+            end_for_the_dead(
+                self.run,
+                experiment=self.recipe.experiment,
+                stage=folder.name,
+                status="FINISHED" if done else status,
+                reason=None if done else how_ended(self.run, folder.home),
+                wait=max(1.0, deadline - time.monotonic()),
+            )
+
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> None:
+        """Says how the run stands at its end, and why."""
+        self.compare_stages()
+        self.explain()
+        self.tracker.close(status, reason=reason, wait=wait)
+
+    def stalled(self, reason: str) -> None:
+        """The end of a run whose process is ended by its watchdog."""
+        self.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _write(self, *events: Event) -> None:
         for event in events:

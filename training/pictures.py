@@ -21,6 +21,16 @@ from training.loader import Batch
 from training.objectives.flow_maps import TrainedModel
 from training.time_maps import draw_time_map, grid_times
 
+NOTE = """\
+**Pictures by step** stand at the end of *Model metrics*: move a card's slider, and open the card
+to see them large. `samples` has a row for each photo: LQ, the model's 1, 2 and 4 steps, the
+original. `loss_over_times` is log10 of the loss over the times (t, s), `weighting_over_times` the
+learnt weighting phi.
+
+**Restarts** and their reasons are in `starts.jsonl` among the artifacts, what hung in `stacks`.
+"""
+"""What the page of a stage says on top."""
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -37,12 +47,15 @@ class Pictures:
         """Writes and names the pictures of a step.
 
         Args:
-            loss_over_times: a `time_map` of the loss since the last pictures.
+            loss_over_times: a `time_map` of the loss since the last pictures; no picture while
+                it is empty.
         """
         images = {"samples": image_grid(self.model.net, self.batch, self.codec)}
         total, count = loss_over_times.cpu().numpy()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            images["loss_over_times"] = draw_time_map(np.log10(total / count), "log10 of the loss")
+        if count.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                loss = np.log10(total / count)
+            images["loss_over_times"] = draw_time_map(loss, "log10 of the loss")
         if self.model.weighting is not None:
             images["weighting_over_times"] = draw_time_map(self._weighting(), "phi")
         return [self._written(key, step, image) for key, image in images.items() if self.keeps]

@@ -34,11 +34,16 @@ class Workers(Settings):
         """Name of the metric for what they cost."""
         return "perf/gpu_hours" if self.on_gpus else "perf/worker_hours"
 
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The hosts, each once."""
+        return tuple(dict.fromkeys(self.hosts))
+
     def tags(self) -> dict[str, str]:
         """As tags of MLflow."""
         return {
             "world_size": str(len(self.hosts)),
-            "hosts": ", ".join(dict.fromkeys(self.hosts)),
+            "hosts": ", ".join(self.machines),
             "devices": ", ".join(dict.fromkeys(self.devices)),
         }
 

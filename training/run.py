@@ -30,17 +30,24 @@ from training.start_clock import StartClock
 
 
 def run_stages(
-    recipe: TrainingRecipe, *, stop_requested: Callable[[], bool], clock: StartClock
+    recipe: TrainingRecipe,
+    *,
+    stop_requested: Callable[[], bool],
+    clock: StartClock,
+    stalled: Callable[[str], None] | None = None,
 ) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first.
 
     Args:
         clock: of the start of these workers.
+        stalled: hears why, before this process is ended because nothing moves any more.
     """
     clock.mark("imports")
     records = []
     for stage in recipe.stages:
-        record = run_stage(recipe, stage.name, stop_requested=stop_requested, clock=clock)
+        record = run_stage(
+            recipe, stage.name, stop_requested=stop_requested, clock=clock, stalled=stalled
+        )
         if record is None:
             return None
         records.append(record)
@@ -66,9 +73,10 @@ def main() -> int:
         stop = StopSignal(Path(recipe.output))
         stop.listen()
         first = launched_as()[0] == 0
-        with parent_run(recipe) if first else nullcontext():
+        with parent_run(recipe) if first else nullcontext() as parent:
+            stalled = None if parent is None else parent.stalled
             clock = StartClock.of_process()
-            records = run_stages(recipe, stop_requested=stop, clock=clock)
+            records = run_stages(recipe, stop_requested=stop, clock=clock, stalled=stalled)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

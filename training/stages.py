@@ -12,10 +12,10 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from datagen import storage
 from datagen.codecs import load_codec
 from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
-from training.attempts import Attempt
+from training.attempts import Attempt, how_ended, last_line, read_progress
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
@@ -32,15 +32,16 @@ from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.effort import Effort
 from training.engine import deepspeed_config, start_distributed
-from training.events import Artifact, Params, Tags, dataset_input
+from training.events import Artifact, Metrics, Params, Status, Tags, dataset_input
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
+from training.journals import side_journal
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import check_targets
 from training.peaks import Peak, device_peak
-from training.pictures import Pictures
+from training.pictures import NOTE, Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
 from training.provenance import code_tags, launch_tags
 from training.records import StageRecord
@@ -52,7 +53,7 @@ from training.shard_store import ShardStore
 from training.skipped import SkippedList
 from training.start_clock import StartClock
 from training.system_metrics import sampled_system
-from training.tracking import Tracker
+from training.tracking import STALL_SECONDS, Tracker
 from training.watchdog import STACKS, Watchdog, stack_files
 from training.workers import gather_workers
 
@@ -67,18 +68,20 @@ def run_stage(
     *,
     stop_requested: Callable[[], bool],
     clock: StartClock,
+    stalled: Callable[[str], None] | None = None,
 ) -> StageRecord | None:
     """Trains one stage to its end, going on from the last checkpoint.
 
     Args:
         clock: of the stage's start, so far.
+        stalled: hears why, before this process is ended because nothing moves any more.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
     """
     folder = StageFolder(Path(recipe.output), name)
     if folder.record() is None:
-        _train(recipe, folder, stop_requested, clock)
+        _train(recipe, folder, stop_requested, clock, stalled)
         gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.record()
 
@@ -88,11 +91,14 @@ def _train(
     folder: StageFolder,
     stop_requested: Callable[[], bool],
     clock: StartClock,
+    stalled: Callable[[str], None] | None,
 ) -> None:
     rank, world_size = launched_as()
     with Watchdog(
         folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
     ) as watchdog:
+        if stalled is not None:
+            watchdog.before_end(lambda: stalled(how_ended(folder.run, folder.home)))
         worker = StageWorker(recipe, folder, watchdog, clock)
         try:
             worker.train(stop_requested)
@@ -143,7 +149,8 @@ class StageWorker:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
         tracker = self._start_tracking() if self.rank == 0 else None
         loop = self._loop(tracker, stop_requested)
-        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        status: Status = "FAILED"
+        reason: str | None = None
         try:
             with self._observed(tracker):
                 end = loop.run()
@@ -152,19 +159,40 @@ class StageWorker:
                     with self.trainer.averaged(), self.trainer.whole():
                         if self.rank == 0:
                             self._write_results(end)
+        except BaseException as error:
+            reason = last_line(error)
+            raise
         finally:
             if tracker is not None:
-                tracker.close(status)
+                tracker.close(status, reason=reason)
         dist.barrier()
 
     @contextmanager
     def _observed(self, tracker: Tracker | None) -> Iterator[None]:
-        """On the first worker: samples its machine while the block runs, and notes how it ends."""
-        if tracker is None or self.attempt is None:
+        """Samples every machine while the block runs, and notes on the first worker how it ends."""
+        hosts = self.workers.hosts
+        node = hosts[self.rank] if len(self.workers.machines) > 1 else None
+        with ExitStack() as stack:
+            if self.attempt is not None:
+                stack.enter_context(self.attempt.noted())
+            if hosts.index(hosts[self.rank]) == self.rank:
+                write = self._write_beside() if tracker is None else tracker.metrics_now
+                stack.enter_context(sampled_system(write, self.folder.run, node=node))
             yield
-            return
-        with self.attempt.noted(), sampled_system(tracker.metrics_now, self.folder.run):
-            yield
+
+    def _write_beside(self) -> Callable[[dict[str, float]], None]:
+        """Writes metrics of a machine without the first worker, who sends them, at the step that it
+        told last."""
+        home = self.folder.home
+        journal = side_journal(home, self.workers.hosts[self.rank])
+        journal.drop_torn_line()
+
+        def write(values: dict[str, float]) -> None:
+            stands = read_progress(home)
+            step = 0 if stands is None else stands.step
+            journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+        return write
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
@@ -253,8 +281,12 @@ class StageWorker:
     def _start_tracking(self) -> Tracker:
         home = self.folder.home
         tracker = Tracker(
-            self.folder.run, experiment=self.recipe.experiment, stage=self.folder.name
+            self.folder.run,
+            experiment=self.recipe.experiment,
+            stage=self.folder.name,
+            machines=self.workers.machines[1:],
         )
+        self.watchdog.before_end(lambda: self._stalled(tracker))
         digest = self.manifest.digest
         config = deepspeed_config(self.settings, world_size=self.world_size)
         (home / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -266,6 +298,7 @@ class StageWorker:
                     "recipe.digest": self.recipe.digest(),
                     "initialised_from": self.initial.source,
                     "prompt_embeddings": self.initial.prompts.made_by,
+                    "mlflow.note.content": NOTE,
                     **code_tags(),
                     **launch_tags(),
                     **self.workers.tags(),
@@ -273,8 +306,7 @@ class StageWorker:
                 }
             )
         )
-        for stacks in stack_files(home):
-            tracker.write(Artifact(path=str(stacks), folder=STACKS))
+        self._show_stacks(tracker)
         tracker.write(dataset_input(self.manifest, self.dataset))
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         if self.initial.report is not None:
@@ -282,6 +314,16 @@ class StageWorker:
             (home / "initialisation.txt").write_text(self.initial.report.table())
             tracker.write(Artifact(path=str(home / "initialisation.txt")))
         return tracker
+
+    def _show_stacks(self, tracker: Tracker) -> None:
+        for stacks in stack_files(self.folder.home):
+            tracker.write(Artifact(path=str(stacks), folder=STACKS))
+
+    def _stalled(self, tracker: Tracker) -> None:
+        """The end of the stage's run where the watchdog ends this process."""
+        self._show_stacks(tracker)
+        reason = how_ended(self.folder.run, self.folder.home)
+        tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _write_results(self, end: Position) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""

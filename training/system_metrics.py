@@ -1,4 +1,4 @@
-"""How busy the first worker's machine is, sampled beside training, under MLflow's own names.
+"""How busy a machine is, sampled beside training, under MLflow's own names.
 
 MLflow's monitor gives up when its server is gone; these samples go through the journal. Knows no
 training.
@@ -27,11 +27,13 @@ Metrics = dict[str, float]
 class SystemSampler:
     """Loads of CPU, memory, disk, network and GPUs; network traffic is counted from its start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, node: str | None = None) -> None:
         """
         Args:
             folder: on the disk whose fill is told.
+            node: name of this machine among several.
         """
+        self._prefix = "system/" if node is None else f"system/{node}/"
         self.folder = folder
         self._gpus = _nvml_handles()
         self._network = psutil.net_io_counters()
@@ -54,7 +56,7 @@ class SystemSampler:
         }
         for index, gpu in enumerate(self._gpus):
             metrics |= {f"gpu_{index}_{name}": value for name, value in _gpu_load(*gpu).items()}
-        return {f"system/{name}": value for name, value in metrics.items()}
+        return {f"{self._prefix}{name}": value for name, value in metrics.items()}
 
 
 def _gpu_load(nvml: Any, handle: Any) -> Metrics:
@@ -85,11 +87,15 @@ def _nvml_handles() -> list[tuple[Any, Any]]:
 
 @contextmanager
 def sampled_system(
-    write: Callable[[Metrics], None], folder: Path, *, seconds: float = INTERVAL_SECONDS
+    write: Callable[[Metrics], None],
+    folder: Path,
+    *,
+    node: str | None = None,
+    seconds: float = INTERVAL_SECONDS,
 ) -> Iterator[None]:
     """Hands a sample of this machine to `write` every few seconds while the block runs, and one
     when it ends."""
-    sampler, closing = SystemSampler(folder), threading.Event()
+    sampler, closing = SystemSampler(folder, node=node), threading.Event()
 
     def work() -> None:
         psutil.cpu_percent()  # psutil compares with the call before of the same thread

@@ -13,39 +13,46 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from datagen import storage
 from datagen.fields import Settings
 from training.events import (
-    EVENT,
     Artifact,
+    Begin,
     DatasetInput,
     End,
     Event,
     Metrics,
     Params,
     Picture,
+    Status,
     Tags,
 )
-from training.journals import JOURNAL
+from training.journals import Journal, side_journals
+from training.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
 MAX_PARAMS = 100
 """MLflow takes no more at once."""
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
+MAX_REASON = 5000
+"""Characters of a tag that MLflow surely takes."""
+FAILURE = "failure"
+"""The tag that says why a run ended as it did; it goes when the run goes on."""
 RETRY_SECONDS = 5.0
+STALL_SECONDS = 6.0
+"""How long a server may take for the end of a run whose process is about to be ended."""
 NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
-OFFSET = "tracking.sent"
 
 
 class RunNames(Settings):
@@ -64,31 +71,57 @@ def tracking_uri() -> str:
 
 def forget_run(run: Path) -> None:
     """Lets the next start of a run folder have a new MLflow run; its stages must not have begun."""
-    for name in (NAMES_FILE, JOURNAL, OFFSET):
-        (run / name).unlink(missing_ok=True)
+    (run / NAMES_FILE).unlink(missing_ok=True)
+    Journal(run).forget()
+
+
+def run_page(run: Path) -> str | None:
+    """Address of a run folder's page, where a server has one."""
+    path = run / NAMES_FILE
+    if not path.is_file():
+        return None
+    names = RunNames.model_validate_json(path.read_bytes())
+    if not names.tracking_uri.startswith(("http://", "https://")):
+        return None
+    # By the run alone: MLflow shows whole experiments in the view that the browser used last, at
+    # first the one for language models, whatever their kind.
+    return f"{redacted(names.tracking_uri).rstrip('/')}/#/runs/{names.parent}"
 
 
 class Tracker:
     """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
     stage."""
 
-    def __init__(self, run: Path, *, experiment: str, stage: str | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        experiment: str,
+        stage: str | None = None,
+        machines: Sequence[str] = (),
+        begins: bool = True,
+    ) -> None:
+        """
+        Args:
+            machines: their side journals are sent too.
+            begins: the run is at work now; False only sends what is left of it.
+        """
         home = run if stage is None else run / "stages" / stage
         home.mkdir(parents=True, exist_ok=True)
-        self._journal = home / JOURNAL
-        self._offset = home / OFFSET
+        self._journal = Journal(home)
+        self._journals = [self._journal, *side_journals(home, machines)]
         self._target = MlflowTarget(run, experiment=experiment, stage=stage)
-        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._step = 0
-        _drop_torn_line(self._journal)
+        self._journal.drop_torn_line()
+        if begins:
+            self.write(Begin())
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     def write(self, event: Event) -> None:
         """Appends an event; returns at once whatever the state of the server."""
-        with self._lock, self._journal.open("a") as file:
-            file.write(event.model_dump_json() + "\n")
+        self._journal.append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._step = step
@@ -98,23 +131,27 @@ class Tracker:
         """Metrics that belong to a time, not to a step: they stand at the last one reported."""
         self.metrics(self._step, values)
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], *, wait: float = 60.0) -> bool:
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
 
         Returns:
             Whether everything was sent; what was not stays in the journal for the next start.
         """
-        self.write(End(status=status))
+        self.write(End(status=status, reason=None if reason is None else reason[:MAX_REASON]))
+        return self.drain(wait=wait)
+
+    def drain(self, *, wait: float = 60.0) -> bool:
+        """`close` of a run whose end is in the journal already."""
         self._closing.set()
         self._thread.join(timeout=wait)
-        sent = self._sent_bytes() == self._journal.stat().st_size
+        sent = all(journal.all_sent for journal in self._journals)
         if not sent:
             log.warning(
                 "MLflow at %s did not take all metrics; they wait in %s and are sent when "
                 "the same command "
                 "runs again",
                 tracking_uri(),
-                self._journal,
+                self._journal.path,
             )
         return sent
 
@@ -123,7 +160,8 @@ class Tracker:
         while True:
             closing = self._closing.is_set()
             try:
-                if not self._send_some() and closing:
+                sent = [journal.send(self._target.send) for journal in self._journals]
+                if closing and not any(sent):
                     return
                 pause = 0.2
             # The edge of this thread: whatever MLflow raises must not end tracking, let alone
@@ -140,34 +178,29 @@ class Tracker:
                     return
             self._closing.wait(timeout=pause)
 
-    def _send_some(self) -> bool:
-        """Sends up to BATCH journal lines; False when there were none."""
-        start = self._sent_bytes()
-        if not self._journal.exists():
-            return False
-        with self._journal.open("rb") as file:
-            file.seek(start)
-            lines = [
-                line for line in (file.readline() for _ in range(BATCH)) if line.endswith(b"\n")
-            ]
-        if not lines:
-            return False
-        self._target.send([EVENT.validate_json(line) for line in lines])
-        storage.write_bytes(str(self._offset), str(start + sum(map(len, lines))).encode())
-        return True
 
-    def _sent_bytes(self) -> int:
-        return int(self._offset.read_text()) if self._offset.exists() else 0
+def end_for_the_dead(
+    run: Path,
+    *,
+    experiment: str,
+    stage: str,
+    status: Status,
+    reason: str | None,
+    wait: float,
+) -> None:
+    """Ends the MLflow run of a stage whose process died without doing so, and sends what it left.
 
-
-def _drop_torn_line(journal: Path) -> None:
-    """Cuts off what a killed process left of a last line, so that the next event starts a line of
-    its own."""
-    if journal.exists():
-        data = journal.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(journal, whole)
+    Does nothing to a run that ended and whose journal is sent.
+    """
+    home = run / "stages" / stage
+    journal = Journal(home)
+    if journal.ended and all(one.all_sent for one in [journal, *side_journals(home)]):
+        return
+    tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
+    if journal.ended:
+        tracker.drain(wait=wait)
+    else:
+        tracker.close(status, reason=reason, wait=wait)
 
 
 class MlflowTarget:
@@ -189,7 +222,6 @@ class MlflowTarget:
             # Launcher and workers may meet a server that has just come back at the same time.
             with FileLock(self.run / LOCK_FILE):
                 self._run_id = self._find_or_create(client)
-            client.update_run(self._run_id, status="RUNNING")
             self._client = client
         return self._client, self._run_id
 
@@ -324,5 +356,11 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
                 profile=json.dumps({"num_samples": event.samples}),
             )
             client.log_inputs(run_id, datasets=[Input(dataset, tags=[])])
+        case Begin():
+            client.update_run(run_id, status="RUNNING")
+            if FAILURE in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, FAILURE)
         case End():
+            if event.reason is not None:
+                client.set_tag(run_id, FAILURE, event.reason)
             client.set_terminated(run_id, event.status)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,8 @@ START_FACTOR, START_SECONDS = 3.0, 120.0
 and never less than so many seconds."""
 OTHERS_SECONDS = 20.0
 """How long the first worker to notice waits for the others' stack traces."""
+LAST_WORDS_SECONDS = 15.0
+"""How long what is to be said before the end may take."""
 EXIT_CODE = 70
 STACKS = "stacks"
 STAMP = "%Y%m%d-%H%M%S"
@@ -53,6 +56,7 @@ class Watchdog:
         self._allowed = max(START_FACTOR * seconds, START_SECONDS)
         self._doing = "the start"
         self._last = time.monotonic()
+        self._last_words: list[Callable[[], None]] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -84,12 +88,17 @@ class Watchdog:
         self._allowed = self.seconds
         self._last = time.monotonic()
 
+    def before_end(self, call: Callable[[], None]) -> None:
+        """Has `call` run before this process is ended, the last one added first; it may take
+        seconds, and see the stack traces of all workers."""
+        self._last_words.insert(0, call)
+
     def _watch(self) -> None:
         while not self._closing.wait(self._poll):
             # This thread needs Python's lock. Where that is never given back, as inside a stuck
             # extension, a timer in C takes its place.
             faulthandler.dump_traceback_later(
-                self._allowed + OTHERS_SECONDS, exit=True, file=self._frozen
+                self._allowed + OTHERS_SECONDS + LAST_WORDS_SECONDS, exit=True, file=self._frozen
             )
             idle = time.monotonic() - self._last
             if idle > self._allowed:
@@ -120,7 +129,21 @@ class Watchdog:
         deadline = time.monotonic() + OTHERS_SECONDS
         while len(self._others()) < self.world_size and time.monotonic() < deadline:
             time.sleep(self._poll / 4)
+        self._say_last_words()
         os._exit(EXIT_CODE)
+
+    def _say_last_words(self) -> None:
+        # In a thread, which this one need not wait for longer than is allowed.
+        words = threading.Thread(target=self._call_all, name="last-words", daemon=True)
+        words.start()
+        words.join(LAST_WORDS_SECONDS)
+
+    def _call_all(self) -> None:
+        for call in self._last_words:
+            try:
+                call()
+            except Exception as error:  # an edge: the process ends all the same
+                log.warning("at the end of worker %d: %s", self.rank, error)
 
 
 def stack_files(home: Path) -> list[Path]:

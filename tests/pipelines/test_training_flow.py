@@ -29,12 +29,12 @@ pytestmark = [
 ]
 
 
-def _kill_one_worker(checkpoint: Path, killed: list[int]) -> None:
-    """Once the checkpoint is there, kill -9 to a worker of the Ray Train group."""
+def _kill_workers(checkpoint: Path, killed: list[int], *, most: int = 1) -> None:
+    """Once the checkpoint is there, kill -9 to workers of the Ray Train group."""
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and not checkpoint.exists():
         time.sleep(0.02)
-    for process in ray_actors("RayTrainWorker")[:1]:
+    for process in ray_actors("RayTrainWorker")[:most]:
         killed.append(process.pid)
         process.kill()
 
@@ -45,7 +45,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
     killed: list[int] = []
-    killer = threading.Thread(target=_kill_one_worker, args=(checkpoint, killed))
+    killer = threading.Thread(target=_kill_workers, args=(checkpoint, killed))
     killer.start()
     (record,) = train(recipe)
     killer.join()
@@ -61,6 +61,35 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     # A start that Ray made counts from its own process, not from the command.
     took = read_metrics(run / "stages" / "warmup", prefix="start/")
     assert len(took["start/seconds"].values) == 2 > len(took["start/command_seconds"].values) == 1
+
+
+def test_what_ray_gave_up_on_has_ended_in_mlflow_and_goes_on_when_started_again(
+    run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    recipe = recipe.model_copy(update={"max_failures": 0})
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_workers, args=(checkpoint, killed), kwargs={"most": 2})
+    killer.start()
+    with pytest.raises(FlowmapsrError, match="Ray gave up"):
+        train(recipe)
+    killer.join()
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((tmp_path / "run" / "mlflow.json").read_bytes())
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
+    assert "Ray gave up" in parent.data.tags["failure"]
+    assert child.data.tags["failure"].startswith("worker ")
+
+    train(recipe)
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert "failure" not in parent.data.tags | child.data.tags
+    history = client.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history][-5:] == [20, 30, 40, 50, 60]
 
 
 def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(

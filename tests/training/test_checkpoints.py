@@ -236,6 +236,9 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_training(
     checkpoints.save(Values(3.0), _state(3))
     checkpoints.finish()
     assert _steps(tmp_path) == [1, 3]
+    told = checkpoints.metrics()
+    assert told["checkpoints/failed"] == 1 and told["checkpoints/newest_step"] == 3
+    assert 0 < told["perf/checkpoint_seconds"] < 60
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(

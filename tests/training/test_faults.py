@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
@@ -27,6 +28,7 @@ from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
 from training.start_clock import StartClock
+from training.tracking import RunNames
 from training.watchdog import Watchdog
 
 
@@ -119,6 +121,29 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
     assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    stage = {**WARMUP, "steps": 30}
+    recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.failing_checkpoint")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    assert child.info.status == "FINISHED"
+    told = child.data.tags["last_failed_checkpoint"]
+    assert "step 20 could not be written" in told and "step-000020" in told
+    history = {
+        name: [point.value for point in client.get_metric_history(child.info.run_id, name)]
+        for name in ("checkpoints/failed", "checkpoints/newest_step")
+    }
+    assert history["checkpoints/failed"] == [0, 0, 1]
+    assert history["checkpoints/newest_step"][-1] == 30
+    assert child.data.metrics["perf/checkpoint_seconds"] > 0
 
 
 @pytest.fixture

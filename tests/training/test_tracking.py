@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.fields import flatten
-from training.events import Artifact, DatasetInput, Params, Picture, Tags
-from training.tracking import RunNames, Tracker
+from training.events import Artifact, DatasetInput, Metrics, Params, Picture, Tags
+from training.journals import Journal, side_journal
+from training.tracking import RunNames, Tracker, end_for_the_dead, run_page
 
 
 @pytest.fixture
@@ -96,6 +100,100 @@ def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
     names = _names(run)
     history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
+
+
+DEAD = """
+import os, sys
+from pathlib import Path
+from training.tracking import Tracker
+tracker = Tracker(Path(sys.argv[1]), experiment="tests", stage="warmup")
+for step in range(600):
+    tracker.metrics(step, {"loss/total": float(step)})
+os._exit(1)
+"""
+
+
+def test_the_run_of_a_dead_process_is_ended_with_all_it_wrote_until_it_goes_on(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-c", DEAD, str(run)], check=False, timeout=120)
+    for reason in ("its machine was lost", "never said: it has ended already"):
+        end_for_the_dead(
+            run, experiment="tests", stage="warmup", status="FAILED", reason=reason, wait=60
+        )
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "FAILED" and child.data.tags["failure"] == "its machine was lost"
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == list(range(600))
+
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(child.info.run_id)
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert tracker.close("FINISHED")
+
+
+def _wait_until_sent(run: Path) -> None:
+    journal, deadline = Journal(run / "stages" / "warmup"), time.monotonic() + 60
+    while not journal.all_sent and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_an_end_that_is_sent_late_does_not_end_the_run_that_goes_on(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        first = Tracker(run, experiment="tests", stage="warmup")
+        assert not first.close("FAILED", reason="a stall", wait=30)
+    second = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert second.close("FINISHED")
+
+
+def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    other = Tracker(run, experiment="tests", stage="warmup", begins=False)
+    for step in range(1500):
+        tracker.metrics(step, {"loss/total": float(step)})
+    assert tracker.close("FINISHED") and other.drain()
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [point.step for point in history] == list(range(1500))
+
+
+def test_what_other_machines_write_is_sent_with_the_stages_own(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    """Also what a machine of an earlier start has left."""
+    run = tmp_path / "run"
+    home = run / "stages" / "warmup"
+    home.mkdir(parents=True)
+    side_journal(home, "gone.example").append(Metrics(step=1, time_ms=1, values={"system/g": 1.0}))
+    tracker = Tracker(run, experiment="tests", stage="warmup", machines=["node-1"])
+    side_journal(home, "node-1").append(Metrics(step=2, time_ms=2, values={"system/n": 2.0}))
+    assert tracker.close("FINISHED")
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.data.metrics == {"system/g": 1.0, "system/n": 2.0}
+    assert child.info.status == "FINISHED"
+
+
+def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
+    assert run_page(tmp_path) is None
+    names = RunNames(tracking_uri="sqlite:///mlflow.db", experiment="tests", parent="abc")
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    assert run_page(tmp_path) is None
+    names = names.model_copy(update={"tracking_uri": "https://me:secret@host:5000/"})
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    page = run_page(tmp_path)
+    assert (
+        page is not None and page.startswith("https://") and page.endswith("host:5000/#/runs/abc")
+    )
+    assert "secret" not in page
 
 
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:

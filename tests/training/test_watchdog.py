@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from tests.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
 from training.attempts import read_starts
 from training.tracking import RunNames
-from training.watchdog import Watchdog, stack_files
+from training.watchdog import EXIT_CODE, Watchdog, stack_files
 
 STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}
 
@@ -36,17 +36,24 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     assert "made no progress" in output or "no progress for" in output
     assert output.count("in stuck") >= 1  # in the log too
 
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    for run_id, folder in ((names.parent, "stacks/warmup"), (names.stages["warmup"], "stacks")):
+        run = client.get_run(run_id)
+        assert run.info.status == "FAILED" and "no progress for" in run.data.tags["failure"]
+        shown = {item.path for item in client.list_artifacts(run_id, folder)}
+        assert shown == {f"{folder}/{path.name}" for path in (first, second)}
+
     finish_torchrun(recipe, tmp_path)
     starts = read_starts(home)
     assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
     assert starts[0].ended_before is None
     assert "no progress for" in str(starts[1].ended_before)
 
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
     child = client.get_run(names.stages["warmup"])
     stacks = {item.path for item in client.list_artifacts(child.info.run_id, "stacks")}
     assert stacks == {f"stacks/{path.name}" for path in (first, second)}
+    assert child.info.status == "FINISHED" and "failure" not in child.data.tags
     assert child.data.metrics["restarts"] == 1
     assert child.data.metrics["perf/worker_hours"] > 0
     assert 0 < child.data.metrics["perf/mfu"] < 1
@@ -55,6 +62,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     assert child.data.tags["world_size"] == "2" and child.data.tags["hosts"]
     assert child.data.tags["mlflow.source.name"].startswith("run.py")
     parent = client.get_run(names.parent)
+    assert "failure" not in parent.data.tags
     assert parent.info.status == "FINISHED" and parent.data.metrics["restarts"] == 1
     assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
     stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
@@ -65,11 +73,29 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     )
 
 
+def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[STAGE])
+    process = start_torchrun(recipe, tmp_path, module="tests.training.two_machines")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    system = {name for name in child.data.metrics if name.startswith("system/")}
+    assert system and all(name.startswith("system/machine-") for name in system)
+    for machine in ("machine-0", "machine-1"):
+        history = client.get_metric_history(
+            child.info.run_id, f"system/{machine}/cpu_utilization_percentage"
+        )
+        assert history and all(0 <= point.value <= 100 for point in history)
+        assert all(0 <= point.step <= STAGE["steps"] for point in history)
+
+
 FROZEN = """
 import ctypes, sys, time
 from pathlib import Path
 from training import watchdog
-watchdog.OTHERS_SECONDS = 1.0
+watchdog.OTHERS_SECONDS = watchdog.LAST_WORDS_SECONDS = 1.0
 with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as dog:
     dog.alive("nothing")
     time.sleep(1.0)  # the watchdog looks once
@@ -85,6 +111,31 @@ def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Pat
     assert done.returncode != 0 and time.monotonic() - start < 55
     (path,) = stack_files(tmp_path)
     assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
+
+
+STUCK_TO_THE_LAST = """
+import sys, time
+from pathlib import Path
+from training import watchdog
+watchdog.LAST_WORDS_SECONDS, watchdog.START_SECONDS = 1.0, 0.0
+with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=0.5) as dog:
+    dog.before_end(lambda: time.sleep(60))  # as a server that is gone
+    dog.before_end(lambda: print("told", flush=True))
+    dog.before_end(lambda: 1 / 0)
+    time.sleep(60)
+"""
+
+
+def test_what_is_said_before_the_end_cannot_put_it_off(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK_TO_THE_LAST, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == EXIT_CODE and time.monotonic() - start < 30
+    assert done.stdout == "told\n" and "division by zero" in done.stderr
 
 
 def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar, cast
@@ -52,20 +53,26 @@ class Checkpoints:
         self.keep_every = keep_every
         self.newest: Commit | None = None
         """The last checkpoint that is there; known to the first worker only."""
+        self.failed = 0
+        """How many could not be written."""
+        self._seconds = self._began = 0.0
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         attempt = self._from_first(lambda: secrets.token_hex(4))
         self._writer = Writer(self.rank, self.world_size, attempt)
         self._writing: Writing | None = None
 
-    def save(self, trained: Trained, state: TrainerState) -> None:
+    def save(self, trained: Trained, state: TrainerState) -> str:
         """Copies the state and writes it in the background, after the checkpoint before.
 
-        That one may have failed: then this says so, and training goes on.
+        Returns:
+            Why that one could not be written, or nothing; training may go on.
         """
-        self.drain()
+        problem = self.drain()
+        self._began = time.monotonic()
         self._writing = self._writer.start(
             self.folders.of_step(state.step), trained.snapshot(), state, self._committed
         )
+        return problem
 
     def drain(self) -> str:
         """Waits until the checkpoint being written is there; what went wrong, or nothing.
@@ -83,12 +90,22 @@ class Checkpoints:
             problem = self._told_by_all(writing.wait_for_commit())
         if not problem:
             return ""
+        self.failed += 1
         problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
         if self.rank == 0:
             log.warning("%s", problem)
             self._remove_failed(writing)
         dist.barrier()  # nobody may begin the next one before that
         return problem
+
+    def metrics(self) -> dict[str, float]:
+        """How saving goes, as far as the first worker knows at once: the step that a restart would
+        go on from, how many failed since the start, and how long the last one took."""
+        told = {
+            "checkpoints/newest_step": float(self._last_step()),
+            "checkpoints/failed": float(self.failed),
+        }
+        return told | ({"perf/checkpoint_seconds": self._seconds} if self._seconds else {})
 
     def finish(self) -> None:
         """Waits for the last checkpoint of the run.
@@ -169,6 +186,7 @@ class Checkpoints:
     def _committed(self, commit: Commit) -> None:
         """In the writer's thread: the new checkpoint counts, older ones go."""
         self.newest = commit
+        self._seconds = time.monotonic() - self._began
         try:
             self.folders.tidy(commit, keep=self.keep, keep_every=self.keep_every)
         except FlowmapsrError as error:  # the checkpoint is there all the same
