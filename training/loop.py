@@ -93,13 +93,14 @@ class Loop:
     def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
         names = self.trainer.metrics
-        meter = Meter(names)
         over_times = empty_map(self.device)
         if self.attempt is not None and self.tracker is not None:
             for event in self.attempt.begin(position.step):
                 self.tracker.write(event)
         if position.step == 0:
             self._draw(0, over_times)  # to compare with, and where MLflow's slider stands at first
+            self.clock.mark("pictures")
+        meter = Meter(names)
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
