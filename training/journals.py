@@ -40,13 +40,14 @@ def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
         return {}
     found: dict[str, tuple[list[int], list[float]]] = {}
     wanted = f'"{prefix}'
-    with journal.open() as file:
+    with journal.open(errors="replace") as file:
         for line in file:
             if not line.startswith('{"kind":"metrics"') or wanted not in line:
                 continue
-            if not line.endswith("\n"):
-                continue  # torn by a kill
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # torn by a kill or a lost disk, and written on
+                continue
             for name, value in event["values"].items():
                 if name.startswith(prefix):
                     steps, values = found.setdefault(name, ([], []))

@@ -12,7 +12,7 @@ from types import FrameType
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
-from training.records import StageRecord
+from training.records import StageRecord, read_record
 from training.settings import TrainingRecipe
 
 STOP_FILE = "stop"
@@ -38,10 +38,13 @@ class StageFolder:
         return self.home / "done.json"
 
     def record(self) -> StageRecord | None:
-        """What the stage made, if it is finished."""
-        if not self.done.is_file():
-            return None
-        return StageRecord.model_validate_json(self.done.read_bytes())
+        """What the stage made, if it is finished.
+
+        Raises:
+            FlowmapsrError: the record cannot be read.
+        """
+        remedy = "remove it, and training makes it again from the stage's last checkpoint"
+        return read_record(self.done, StageRecord, remedy=remedy)
 
 
 class StopSignal:
@@ -77,12 +80,13 @@ def check_recipe(recipe: TrainingRecipe) -> None:
     """Refuses a run folder of another recipe.
 
     Raises:
-        FlowmapsrError: naming the settings that differ.
+        FlowmapsrError: naming the settings that differ, or the old recipe cannot be read.
     """
-    path = _recipe_path(recipe)
-    if not path.is_file():
+    remedy = "remove it, and the command that made this run writes it again"
+    written = read_record(_recipe_path(recipe), TrainingRecipe, remedy=remedy)
+    if written is None:
         return
-    old, new = TrainingRecipe.model_validate_json(path.read_bytes()).content(), recipe.content()
+    old, new = written.content(), recipe.content()
     differing = sorted(name for name in new if old[name] != new[name])
     if differing:
         raise FlowmapsrError(

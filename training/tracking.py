@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from datagen import storage
 from datagen.fields import Settings
@@ -31,6 +32,7 @@ from training.events import (
     Picture,
     Tags,
 )
+from training.secondary import append_whole, secondary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,14 +75,23 @@ class Tracker:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._step = 0
+        self._unwritten = ""
+        """Events that found no room on the disk."""
+        self._sent = self._sent_before()
         _drop_torn_line(self._journal)
         self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     def write(self, event: Event) -> None:
-        """Appends an event; returns at once whatever the state of the server."""
-        with self._lock, self._journal.open("a") as file:
-            file.write(event.model_dump_json() + "\n")
+        """Appends an event; returns at once whatever the state of the server.
+
+        On a full disk it waits for the next call.
+        """
+        with self._lock:
+            self._unwritten += event.model_dump_json() + "\n"
+            with secondary(str(self._journal)):
+                append_whole(self._journal, self._unwritten)
+                self._unwritten = ""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._step = step
@@ -99,8 +110,10 @@ class Tracker:
         self.write(End(status=status))
         self._closing.set()
         self._thread.join(timeout=wait)
-        sent = self._sent_bytes() == self._journal.stat().st_size
-        if not sent:
+        if self._unwritten:
+            log.warning("the last metrics are lost: %s cannot be written", self._journal)
+        sent = not self._unwritten and self._sent == self._journal.stat().st_size
+        if not sent and not self._unwritten:
             log.warning(
                 "MLflow at %s did not take all metrics; they wait in %s and are sent when "
                 "the same command "
@@ -134,7 +147,7 @@ class Tracker:
 
     def _send_some(self) -> bool:
         """Sends up to BATCH journal lines; False when there were none."""
-        start = self._sent_bytes()
+        start = self._sent
         if not self._journal.exists():
             return False
         with self._journal.open("rb") as file:
@@ -144,12 +157,31 @@ class Tracker:
             ]
         if not lines:
             return False
-        self._target.send([EVENT.validate_json(line) for line in lines])
-        storage.write_bytes(str(self._offset), str(start + sum(map(len, lines))).encode())
+        self._target.send(_whole_events(lines))
+        self._sent = start + sum(map(len, lines))
+        with secondary(str(self._offset)):
+            storage.write_bytes(str(self._offset), str(self._sent).encode())
         return True
 
-    def _sent_bytes(self) -> int:
-        return int(self._offset.read_text()) if self._offset.exists() else 0
+    def _sent_before(self) -> int:
+        """Bytes of the journal that an earlier start has sent; all are sent again when it is not
+        known, which MLflow takes for the same."""
+        if not self._offset.exists() or not self._journal.exists():
+            return 0
+        told = self._offset.read_bytes()
+        sent = int(told) if told.isdigit() else 0
+        return sent if sent <= self._journal.stat().st_size else 0
+
+
+def _whole_events(lines: list[bytes]) -> list[Event]:
+    """What the lines say; those that a lost disk left torn are passed over."""
+    events = []
+    for line in lines:
+        try:
+            events.append(EVENT.validate_json(line))
+        except ValidationError:
+            log.warning("a torn line of a journal is not sent: %.80r", line)
+    return events
 
 
 def _drop_torn_line(journal: Path) -> None:
@@ -208,7 +240,11 @@ class MlflowTarget:
         path = self.run / NAMES_FILE
         if not path.exists():
             return None
-        names = RunNames.model_validate_json(path.read_bytes())
+        try:
+            names = RunNames.model_validate_json(path.read_bytes())
+        except ValidationError:
+            log.warning("%s is torn: its metrics go to a new run of MLflow", path)
+            return None
         if names.tracking_uri != tracking_uri():
             return None
         try:
