@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
+from pipelines.last_word import LastWord
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
 from training.attempts import FAILURES
@@ -27,8 +29,11 @@ from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_sta
 from training.settings import TrainingRecipe
 from training.tracking import tracking_uri
 
-FAILURE_FILE = "failure.txt"
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 1.0
+FULL_BYTES = 1 << 20
+"""A disk with less room than that is full."""
 SAVE_SECONDS = 120.0
 """How long workers may take to save when the launch is interrupted."""
 
@@ -61,6 +66,7 @@ class TrainingWorkers:
     def __init__(self, recipe: TrainingRecipe) -> None:
         self.recipe = recipe
         self.run = Path(recipe.output)
+        self._last_word = LastWord(self.run)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
         # makes a thread seem ended.
@@ -68,9 +74,13 @@ class TrainingWorkers:
         self._placement: Placement | None = None
 
     def start(self, placement: Placement) -> None:
-        """Starts the group; it trains every stage that is not finished."""
-        for leftover in (self.run / STOP_FILE, self.run / FAILURE_FILE):
-            leftover.unlink(missing_ok=True)
+        """Starts the group; it trains every stage that is not finished.
+
+        Raises:
+            FlowmapsrError: the run's folder cannot be written.
+        """
+        (self.run / STOP_FILE).unlink(missing_ok=True)
+        self._last_word.begin()
         self._placement = placement
         threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
 
@@ -100,6 +110,7 @@ class TrainingWorkers:
             (self.run / STOP_FILE).touch()
         self._at_work(SAVE_SECONDS)
         (self.run / STOP_FILE).unlink(missing_ok=True)
+        self._last_word.end()
 
     def _at_work(self, wait: float) -> bool:
         """Whether the group still runs; returns at once when it ends within `wait` seconds."""
@@ -118,9 +129,9 @@ class TrainingWorkers:
             self._ended.set()
 
     def _reason(self, folder: StageFolder) -> str:
-        failure = self.run / FAILURE_FILE
-        if failure.exists():
-            return failure.read_text()
+        told = self._last_word.told()
+        if told:
+            return told
         if self._error is not None:
             return (
                 f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
@@ -145,16 +156,31 @@ class StageWatch:
         self._waiting = waiting
         self._path = folder.home / "progress.json"
         self._stale = self._read()
+        self._warned = ""
 
     def look(self) -> None:
         """Brings the display up to date."""
         stands = self._read()
+        self._warn(stands)
         if stands is None or stands == self._stale:
             self._progress.advance(0, note=self._waiting())
             return
         self._progress.reach(
             stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
         )
+
+    def _warn(self, stands: StageProgress | None) -> None:
+        """Says what keeps training from saving, which goes on meanwhile: once, until it changes."""
+        problem = "" if stands is None or stands == self._stale else stands.problem
+        if not problem and self._is_full():
+            problem = f"{self._path}: no space is left there"
+        if problem and problem != self._warned:
+            log.warning("%s; training goes on, but nothing more is saved until then", problem)
+        self._warned = problem
+
+    def _is_full(self) -> bool:
+        folder = self._path.parent
+        return folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
 
     def _read(self) -> StageProgress | None:
         try:
@@ -200,8 +226,8 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
 def _work(config: dict[str, str]) -> None:
     """Runs on every worker. An error meant for the user ends the run instead of being retried.
 
-    It is written to a file and raised, so that Ray takes the other workers down too, which wait for
-    this one; the restarted group sees the file and leaves the telling to the driver.
+    It is told and raised, so that Ray takes the other workers down too, which wait for this one;
+    the restarted group knows of it and leaves the telling to the driver.
     """
     from training.run import run_stages  # heavy, and only needed here
 
@@ -209,11 +235,11 @@ def _work(config: dict[str, str]) -> None:
     os.environ[LAUNCHED] = config["launched"]
     recipe = TrainingRecipe.model_validate_json(config["recipe"])
     run = Path(recipe.output)
-    failure = run / FAILURE_FILE
-    if failure.exists():
+    last_word = LastWord(run)
+    if last_word.told():
         return
     try:
         run_stages(recipe, stop_requested=StopSignal(run))
     except FlowmapsrError as error:
-        failure.write_text(str(error))
+        last_word.tell(str(error))
         raise

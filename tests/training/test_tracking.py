@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.fields import flatten
+from tests.small_disk import DiskMaker
 from training.events import Artifact, DatasetInput, Params, Picture, Tags
 from training.tracking import RunNames, Tracker
 
@@ -96,6 +99,26 @@ def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
     names = _names(run)
     history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
+
+
+def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
+    store: MlflowClient,
+    small_disk: DiskMaker,
+    filled: Callable[[Path], AbstractContextManager[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = small_disk(1 << 20) / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    tracker.metrics(0, {"loss/total": 0.0})
+    with filled(run.parent):
+        for step in range(1, 200):  # more than the last page has room for
+            tracker.metrics(step, {"loss/total": float(step)})
+    journal = (run / "stages" / "warmup" / "tracking.jsonl").read_text()
+    assert journal.endswith("\n") and journal.count("\n") < 200
+    assert caplog.text.count("tracking.jsonl cannot be written, training goes on") == 1
+    assert tracker.close("FINISHED")
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
 
 
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:

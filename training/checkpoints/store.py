@@ -52,6 +52,8 @@ class Checkpoints:
         self.keep_every = keep_every
         self.newest: Commit | None = None
         """The last checkpoint that is there; known to the first worker only."""
+        self.problem = ""
+        """Why the last one is not there; empty when it is."""
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         attempt = self._from_first(lambda: secrets.token_hex(4))
         self._writer = Writer(self.rank, self.world_size, attempt)
@@ -82,8 +84,10 @@ class Checkpoints:
         else:
             problem = self._told_by_all(writing.wait_for_commit())
         if not problem:
+            self.problem = ""
             return ""
         problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
+        self.problem = problem
         if self.rank == 0:
             log.warning("%s", problem)
             self._remove_failed(writing)
