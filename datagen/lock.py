@@ -134,11 +134,15 @@ class PlaceLock:
         return None
 
     def _beat(self) -> None:
+        told = ""
         while not self._released.wait(HEARTBEAT) and self._taken_by is None:
             try:
                 self.renew()
+                told = ""
             except FlowmapsrError as error:
-                _LOG.warning("no sign of life could be given: %s", error)
+                if str(error) != told:
+                    _LOG.warning("no sign of life could be given: %s", error)
+                told = str(error)
 
 
 @contextlib.contextmanager

@@ -195,7 +195,7 @@ def train(
             from pipelines.flows.training import run_training
 
             records = run_training(resolved, take_over=take_over)
-        from training.tracking import run_page
+        from training.mlflow_runs import run_page
 
         page = run_page(Path(resolved.output))
         out.say(reports.trained(resolved.output, records, page=page))

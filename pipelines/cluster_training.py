@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +20,22 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
+from pipelines.last_word import LastWord
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
 from training.attempts import FAILURES, read_starts
+from training.mlflow_runs import tracking_uri
 from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
 from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
 from training.settings import TrainingRecipe
 from training.start_clock import StartClock, process_began
-from training.tracking import tracking_uri
 
-FAILURE_FILE = "failure.txt"
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 1.0
+FULL_BYTES = 1 << 20
+"""A disk with less room than that is full."""
 SAVE_SECONDS = 120.0
 """How long workers may take to save when the launch is interrupted."""
 
@@ -63,6 +68,7 @@ class TrainingWorkers:
     def __init__(self, recipe: TrainingRecipe) -> None:
         self.recipe = recipe
         self.run = Path(recipe.output)
+        self._last_word = LastWord(self.run)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
         # makes a thread seem ended.
@@ -70,9 +76,13 @@ class TrainingWorkers:
         self._placement: Placement | None = None
 
     def start(self, placement: Placement) -> None:
-        """Starts the group; it trains every stage that is not finished."""
-        for leftover in (self.run / STOP_FILE, self.run / FAILURE_FILE):
-            leftover.unlink(missing_ok=True)
+        """Starts the group; it trains every stage that is not finished.
+
+        Raises:
+            FlowmapsrError: the run's folder cannot be written.
+        """
+        (self.run / STOP_FILE).unlink(missing_ok=True)
+        self._last_word.begin()
         self._placement = placement
         threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
 
@@ -102,6 +112,7 @@ class TrainingWorkers:
             (self.run / STOP_FILE).touch()
         self._at_work(SAVE_SECONDS)
         (self.run / STOP_FILE).unlink(missing_ok=True)
+        self._last_word.end()
 
     def _at_work(self, wait: float) -> bool:
         """Whether the group still runs; returns at once when it ends within `wait` seconds."""
@@ -120,9 +131,9 @@ class TrainingWorkers:
             self._ended.set()
 
     def _reason(self, folder: StageFolder) -> str:
-        failure = self.run / FAILURE_FILE
-        if failure.exists():
-            return failure.read_text()
+        told = self._last_word.told()
+        if told:
+            return told
         if self._error is not None:
             return (
                 f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
@@ -147,16 +158,31 @@ class StageWatch:
         self._waiting = waiting
         self._path = folder.home / "progress.json"
         self._stale = self._read()
+        self._warned = ""
 
     def look(self) -> None:
         """Brings the display up to date."""
         stands = self._read()
+        self._warn(stands)
         if stands is None or stands == self._stale:
             self._progress.advance(0, note=self._waiting())
             return
         self._progress.reach(
             stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
         )
+
+    def _warn(self, stands: StageProgress | None) -> None:
+        """Says what keeps training from saving, which goes on meanwhile: once, until it changes."""
+        problem = "" if stands is None or stands == self._stale else stands.problem
+        if not problem and self._is_full():
+            problem = f"{self._path}: no space is left there"
+        if problem and problem != self._warned:
+            log.warning("%s; training goes on, but nothing more is saved until then", problem)
+        self._warned = problem
+
+    def _is_full(self) -> bool:
+        folder = self._path.parent
+        return folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
 
     def _read(self) -> StageProgress | None:
         try:
@@ -204,8 +230,8 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
 def _work(config: dict[str, Any]) -> None:
     """Runs on every worker. An error meant for the user ends the run instead of being retried.
 
-    It is written to a file and raised, so that Ray takes the other workers down too, which wait for
-    this one; the restarted group sees the file and leaves the telling to the driver.
+    It is told and raised, so that Ray takes the other workers down too, which wait for this one;
+    the restarted group knows of it and leaves the telling to the driver.
     """
     recipe = TrainingRecipe.model_validate_json(config["recipe"])
     clock = _clock(recipe, config)
@@ -214,13 +240,13 @@ def _work(config: dict[str, Any]) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
     os.environ[LAUNCHED] = config["launched"]
     run = Path(recipe.output)
-    failure = run / FAILURE_FILE
-    if failure.exists():
+    last_word = LastWord(run)
+    if last_word.told():
         return
     try:
         run_stages(recipe, stop_requested=StopSignal(run), clock=clock)
     except FlowmapsrError as error:
-        failure.write_text(str(error))
+        last_word.tell(str(error))
         raise
 
 

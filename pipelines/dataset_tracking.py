@@ -18,7 +18,7 @@ from datagen.finish import PREVIEW
 from datagen.manifest import Manifest
 from datagen.settings import DatasetRecipe
 from training.events import Artifact, Event, Metrics, Params, Tags, dataset_input
-from training.tracking import log_run, tracking_uri
+from training.mlflow_runs import log_run, tracking_uri
 
 log = logging.getLogger(__name__)
 

@@ -228,6 +228,8 @@ def run_stands(found: RunStatus) -> Report:
             lines.append(f"{stage.stage}: last validation {values}")
         if stage.ended:
             lines.append(f"{stage.stage} stopped: {stage.ended}")
+        if stage.problem:
+            lines.append(f"{stage.stage}: {stage.problem}")
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
     return Report(found.model_dump(mode="json"), lines)

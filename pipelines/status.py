@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Literal, TypeVar
-
-from pydantic import ValidationError
+from typing import Literal
 
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
-from training.attempts import ENDED, PROGRESS, Ended, how_ended, read_starts
+from training.attempts import PROGRESS, how_ended, read_ended, read_starts
 from training.journals import read_metrics
-from training.records import StageProgress, StageRecord
+from training.records import StageProgress, read_record
 from training.run_folder import StageFolder
 from training.settings import TrainingRecipe
 from training.stage_table import last_validation
@@ -27,7 +25,6 @@ RECIPE = "recipe.json"
 SPEED = "perf/images_per_second"
 
 State = Literal["done", "running", "stopped", "waiting"]
-Record = TypeVar("Record", bound=Settings)
 
 
 class StageStatus(Settings):
@@ -45,6 +42,8 @@ class StageStatus(Settings):
     restarts: int = 0
     ended: str | None = None
     """Why it stopped, where that is known."""
+    problem: str | None = None
+    """Why the last checkpoint could not be written."""
     validation: dict[str, float] = {}
     """The last values of `val/...`."""
 
@@ -92,7 +91,8 @@ def run_status(folder: Path) -> RunStatus:
     Raises:
         FlowmapsrError: one of its records cannot be read.
     """
-    recipe = _read(folder / RECIPE, TrainingRecipe)
+    remedy = "the command that made this run writes it again, once it is removed"
+    recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
     assert recipe is not None
     stages = tuple(_stage_status(recipe, StageFolder(folder, one.name)) for one in recipe.stages)
     return RunStatus(run=str(folder), stages=stages)
@@ -100,8 +100,7 @@ def run_status(folder: Path) -> RunStatus:
 
 def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
     home, stage = folder.home, recipe.stage(folder.name)
-    done = _read(folder.done, StageRecord)
-    progress = _read(home / PROGRESS, StageProgress)
+    done = folder.record()
     restarts = max(0, len(read_starts(home)) - 1)
     if done is not None:
         speed = read_metrics(home, prefix=SPEED).get(SPEED)
@@ -115,10 +114,12 @@ def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
             restarts=restarts,
             validation={name: series.last for name, series in validation.items()},
         )
+    remedy = "the training writes it again when its command is run, or remove it"
+    progress = read_record(home / PROGRESS, StageProgress, remedy=remedy)
     if progress is None:
         return StageStatus(stage=stage.name, state="waiting", step=0, steps=stage.steps)
     now = time.time()
-    ended = _read(home / ENDED, Ended)
+    ended = read_ended(home)
     running = ended is None and now - progress.updated < SILENT_AFTER_SECONDS
     speed_now = progress.images_per_second
     images_left = (progress.steps - progress.step) * stage.images_per_step
@@ -134,17 +135,6 @@ def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
         restarts=restarts,
         ended=None if running else how_ended(folder.run, home),
+        problem=progress.problem or None,
         validation={name: series.last for name, series in validation.items()},
     )
-
-
-def _read(path: Path, record: type[Record]) -> Record | None:
-    try:
-        return record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        raise FlowmapsrError(
-            f"{path} is no {record.__name__} of this version of flowmapsr (first fault: "
-            f"{error.errors()[0]['loc']}); read it with the version that wrote it"
-        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.tiny", "tests.s3"]
+pytest_plugins = ["tests.tiny", "tests.s3", "tests.small_disk"]
 
 _HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
 

@@ -16,7 +16,7 @@ HOMES = {
     "prefect": ("pipelines/",),
     "ray": ("pipelines/",),
     "deepspeed": ("training/engine.py",),
-    "mlflow": ("training/tracking.py", "training/registry.py"),
+    "mlflow": ("training/mlflow_runs.py", "training/registry.py"),
     "boto3": ("datagen/s3_client.py",),
     "botocore": ("datagen/s3_client.py",),
     "webdataset": ("datagen/shards.py", "training/loader.py"),

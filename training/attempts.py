@@ -6,20 +6,23 @@ run; knows no training.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import TypeVar
 
 from pydantic import ValidationError
 
 from datagen import storage
 from datagen.fields import Settings
 from training.events import Artifact, Event, Tags
-from training.records import StageProgress, Workers
+from training.records import Record, StageProgress, UnreadableRecord, Workers, read_record
+from training.secondary import append_whole, secondary
 from training.watchdog import stack_files
+
+log = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 ENDED = "ended.json"
@@ -29,8 +32,6 @@ MAX_REASON = 300
 """Characters; some launchers add advice to an error."""
 MOST_CAUSES = 3
 KILLED = "killed, or its machine was lost"
-
-Record = TypeVar("Record", bound=Settings)
 
 
 class Start(Settings):
@@ -85,12 +86,14 @@ class Attempt:
             step=step,
             ended_before=how_ended(self.run, self.home) if earlier else None,
         )
-        append_line(self.home / STARTS, start)
+        with secondary("the list of starts"):
+            append_line(self.home / STARTS, start)
         (self.home / ENDED).unlink(missing_ok=True)
         tags = {"restarts": str(self.restarts)}
         if start.ended_before is not None:
             tags["restarted_after"] = start.ended_before
-        return [Tags(values=tags), Artifact(path=str(self.home / STARTS))]
+        listed = [Artifact(path=str(self.home / STARTS))] if (self.home / STARTS).is_file() else []
+        return [Tags(values=tags), *listed]
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -105,7 +108,8 @@ class Attempt:
 
     def _end(self, reason: str) -> None:
         ended = Ended(time=time.time(), reason=reason)
-        storage.write_bytes(str(self.home / ENDED), ended.model_dump_json().encode())
+        with secondary("how the start ended"):
+            storage.write_bytes(str(self.home / ENDED), ended.model_dump_json().encode())
 
     @property
     def worker_hours(self) -> float:
@@ -141,16 +145,13 @@ def how_ended(run: Path, home: Path) -> str:
     causes = [one for one in failures if one.died] or failures
     if causes:
         return "; ".join(f"worker {one.rank}: {one.error}" for one in causes[:MOST_CAUSES])
-    if (home / ENDED).is_file():
-        return Ended.model_validate_json((home / ENDED).read_bytes()).reason
-    return KILLED
+    ended = read_ended(home)
+    return KILLED if ended is None else ended.reason
 
 
 def append_line(path: Path, record: Settings) -> None:
-    """Adds a record to a file of lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(record.model_dump_json() + "\n")
+    """Adds a record to a file of lines, whole or not at all. Raises OSError."""
+    append_whole(path, record.model_dump_json() + "\n")
 
 
 def last_line(error: BaseException) -> str:
@@ -168,7 +169,7 @@ def _read_lines(path: Path, record: type[Record]) -> list[Record]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             found.append(record.model_validate_json(line))
         except ValidationError:  # torn by a kill
@@ -177,8 +178,19 @@ def _read_lines(path: Path, record: type[Record]) -> list[Record]:
 
 
 def read_progress(home: Path) -> StageProgress | None:
-    """Where a stage stands, if it has ever said so."""
-    path = home / PROGRESS
-    if not path.is_file():
+    """Where a stage stands, if it has ever said so; a torn file, which training soon writes again,
+    is a warning."""
+    try:
+        return read_record(home / PROGRESS, StageProgress, remedy="taken for missing")
+    except UnreadableRecord as torn:
+        log.warning("%s", torn)
         return None
-    return StageProgress.model_validate_json(path.read_bytes())
+
+
+def read_ended(home: Path) -> Ended | None:
+    """How a stage's last start ended, if it could say so."""
+    path = home / ENDED
+    try:
+        return read_record(path, Ended, remedy="remove it")
+    except UnreadableRecord:
+        return Ended(time=path.stat().st_mtime, reason=f"not known: {path} is torn")

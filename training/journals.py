@@ -6,7 +6,7 @@ Knows files only.
 from __future__ import annotations
 
 import json
-import os
+import logging
 import statistics
 import threading
 from collections.abc import Callable, Iterable
@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from datagen import storage
 from training.events import EVENT, Event
+from training.secondary import append_whole, secondary
+
+log = logging.getLogger(__name__)
 
 NAME = "tracking"
 JOURNAL = f"{NAME}.jsonl"
@@ -34,31 +38,30 @@ class Journal:
 
     def __init__(self, home: Path, name: str = NAME) -> None:
         self.path = home / f"{name}.jsonl"
-        self._sent = home / f"{name}.sent"
+        self.unwritten = ""
+        """Events that found no room on the disk."""
+        self._appending = threading.Lock()
+        self._offset = home / f"{name}.sent"
         self._sending = home / f".{name}.lock"
-        self._lock = threading.Lock()
-
-    def drop_torn_line(self) -> None:
-        """Cuts off what a killed process left of a last line, so that the next event starts a line
-        of its own; for whoever appends."""
-        if self.path.exists():
-            data = self.path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                os.truncate(self.path, whole)
+        self._sent = 0
 
     def append(self, event: Event) -> None:
-        with self._lock, self.path.open("a") as file:
-            file.write(event.model_dump_json() + "\n")
+        """Adds an event; what finds no room waits for the next call."""
+        with self._appending:
+            self.unwritten += event.model_dump_json() + "\n"
+            with secondary(str(self.path)):
+                append_whole(self.path, self.unwritten)
+                self.unwritten = ""
 
     def forget(self) -> None:
         """Removes the file and what is known of it."""
-        for path in (self.path, self._sent):
+        for path in (self.path, self._offset):
             path.unlink(missing_ok=True)
 
     @property
     def all_sent(self) -> bool:
-        return not self.path.exists() or self._sent_bytes() == self.path.stat().st_size
+        """Whether no whole line is left; a torn last one waits for the next event."""
+        return not self._unsent(1)
 
     @property
     def ended(self) -> bool:
@@ -66,7 +69,7 @@ class Journal:
         if not self.path.exists():
             return True
         with self.path.open("rb") as file:
-            file.seek(max(0, self.path.stat().st_size - LONGEST_END))
+            file.seek(max(0, self._size() - LONGEST_END))
             lines = file.read().splitlines()
         return not lines or lines[-1].startswith(b'{"kind":"end"')
 
@@ -75,20 +78,44 @@ class Journal:
         if self.all_sent:
             return False
         with FileLock(self._sending):
-            start = self._sent_bytes()
-            with self.path.open("rb") as file:
-                file.seek(start)
-                lines = [
-                    line for line in (file.readline() for _ in range(BATCH)) if line.endswith(b"\n")
-                ]
+            start, lines = self._sent_bytes(), self._unsent(BATCH)
             if not lines:
                 return False
-            send([EVENT.validate_json(line) for line in lines])
-            storage.write_bytes(str(self._sent), str(start + sum(map(len, lines))).encode())
+            send(_whole_events(lines))
+            self._sent = start + sum(map(len, lines))
+            with secondary(str(self._offset)):
+                storage.write_bytes(str(self._offset), str(self._sent).encode())
         return True
 
+    def _unsent(self, most: int) -> list[bytes]:
+        """The first whole lines that were not sent."""
+        if self._size() == self._sent_bytes():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._sent_bytes())
+            lines = [file.readline() for _ in range(most)]
+        return [line for line in lines if line.endswith(b"\n")]
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def _sent_bytes(self) -> int:
-        return int(self._sent.read_text()) if self._sent.exists() else 0
+        """Bytes that were sent, by whichever process; all are sent again when it is not known,
+        which MLflow takes for the same."""
+        told = self._offset.read_bytes() if self._offset.exists() else b""
+        sent = max(self._sent, int(told) if told.isdigit() else 0)
+        return sent if sent <= self._size() else 0
+
+
+def _whole_events(lines: list[bytes]) -> list[Event]:
+    """What the lines say; those that a kill or a lost disk left torn are passed over."""
+    events = []
+    for line in lines:
+        try:
+            events.append(EVENT.validate_json(line))
+        except ValidationError:
+            log.warning("a torn line of a journal is not sent: %.80r", line)
+    return events
 
 
 def side_journal(home: Path, machine: str) -> Journal:
@@ -130,13 +157,14 @@ def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
         return {}
     found: dict[str, tuple[list[int], list[float]]] = {}
     wanted = f'"{prefix}'
-    with journal.open() as file:
+    with journal.open(errors="replace") as file:
         for line in file:
             if not line.startswith('{"kind":"metrics"') or wanted not in line:
                 continue
-            if not line.endswith("\n"):
-                continue  # torn by a kill
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:  # torn by a kill or a lost disk, and written on
+                continue
             for name, value in event["values"].items():
                 if name.startswith(prefix):
                     steps, values = found.setdefault(name, ([], []))

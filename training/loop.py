@@ -29,6 +29,7 @@ from training.objectives.flow_maps import Losses
 from training.pictures import Pictures
 from training.records import StageProgress
 from training.schedule import Position, seeded
+from training.secondary import secondary
 from training.skipped import Skipped, SkippedList
 from training.stage_settings import StageSettings
 from training.start_clock import StartClock
@@ -179,7 +180,8 @@ class Loop:
         if self.loader.rank == 0:
             keys = [key for part in gathered for key in part]
             found = {"step": step, "problem": problem, "keys": keys}
-            storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
+            with secondary(str(path)):
+                storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
         dist.barrier()
         raise FlowmapsrError(
             f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
@@ -259,7 +261,9 @@ class Loop:
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,
             worker_hours=0.0 if self.attempt is None else self.attempt.worker_hours,
+            problem=self.checkpoints.problem,
         )
         path = self.home / "progress.json"
-        storage.write_bytes(str(path), progress.model_dump_json().encode())
+        with secondary(str(path)):
+            storage.write_bytes(str(path), progress.model_dump_json().encode())
         meter.progress_written()

@@ -17,6 +17,7 @@ from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_s
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
+from training.secondary import secondary
 from training.settings import TrainingRecipe
 from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
 from training.tracking import STALL_SECONDS, Tracker, end_for_the_dead
@@ -74,7 +75,8 @@ class ParentRun:
 
     def compare_stages(self) -> None:
         """The table of the stages as it is now, and what they have cost."""
-        self._write(*comparison(self.recipe))
+        with secondary("the table of stages"):
+            self._write(*comparison(self.recipe))
         starts = [start for folder in self.folders for start in read_starts(folder.home)]
         if not starts:
             return

@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datagen import storage
 from datagen.codecs import Codec
 from training.events import Picture
 from training.grids import image_grid
 from training.loader import Batch
 from training.objectives.flow_maps import TrainedModel
+from training.secondary import secondary
 from training.time_maps import draw_time_map, grid_times
 
 NOTE = """\
@@ -58,7 +60,13 @@ class Pictures:
             images["loss_over_times"] = draw_time_map(loss, "log10 of the loss")
         if self.model.weighting is not None:
             images["weighting_over_times"] = draw_time_map(self._weighting(), "phi")
-        return [self._written(key, step, image) for key, image in images.items() if self.keeps]
+        if not self.keeps:
+            return []
+        drawn = []
+        with secondary(f"pictures in {self.folder}"):
+            for key, image in images.items():
+                drawn.append(self._written(key, step, image))
+        return drawn
 
     @torch.no_grad()
     def _weighting(self) -> np.ndarray:
@@ -72,6 +80,6 @@ class Pictures:
         # Samples keep the plain name that stands for a step.
         name = f"step-{step:06d}.png" if key == "samples" else f"{key}-{step:06d}.png"
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with storage.open_atomic(str(path)) as file:
+            image.save(file, format="PNG")
         return Picture(key=key, step=step, path=str(path))

@@ -23,6 +23,7 @@ from torch import Tensor
 from datagen.codecs import Codec, load_codec
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
+from datagen.local_files import errors
 from datagen.operations import DegradationSettings
 from datagen.settings import CodecSettings
 from training.model_settings import ModelSettings
@@ -69,9 +70,27 @@ def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: P
     """Writes the model folder under a temporary name, then renames it over what was there.
 
     The LoRA of an adversarial stage goes into a file of its own, beside the weights it started on.
+
+    Raises:
+        FlowmapsrError: it cannot be written; what was there before still is.
     """
     temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with errors(str(folder), "write"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            _write_model(temporary, net, config, prompts)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+    except safetensors.SafetensorError as error:  # holds no number that tells the reasons apart
+        raise FlowmapsrError(
+            f"{folder}: cannot write it ({error}); make room there, or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model(temporary: Path, net: FlowMapNet, config: ModelConfig, prompts: Prompts) -> None:
     temporary.mkdir(parents=True)
     base, lora = split_weights(net)
     safetensors.torch.save_file(base, temporary / WEIGHTS)
@@ -79,9 +98,6 @@ def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: P
         safetensors.torch.save_file(lora, temporary / LORA)
     write_prompts(temporary / PROMPTS_FILE, prompts)
     (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
 
 
 def find_model(path: str | Path) -> Path:
@@ -98,7 +114,12 @@ def find_model(path: str | Path) -> Path:
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         raise FlowmapsrError(f"{folder} holds neither {CONFIG} (a model) nor recipe.json (a run)")
-    stages = [stage["name"] for stage in json.loads(recipe.read_text())["stages"]]
+    try:
+        stages = [stage["name"] for stage in json.loads(recipe.read_bytes())["stages"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise FlowmapsrError(
+            f"{recipe} is torn ({error}): name one of the model folders in {folder / 'stages'}"
+        ) from error
     for name in reversed(stages):
         model = folder / "stages" / name / "model"
         if (model / CONFIG).is_file():

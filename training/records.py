@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from datagen import storage
+from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
 
 BICUBIC = "bicubic"
 FLOWMAPSR = "flowmapsr"
 """Methods of an evaluation row."""
+
+Record = TypeVar("Record", bound=Settings)
+
+
+class UnreadableRecord(FlowmapsrError):
+    """A record is there, but torn or of another version."""
+
+
+def read_record(path: Path, kind: type[Record], *, remedy: str) -> Record | None:
+    """The record in a file; None where there is no file.
+
+    Args:
+        remedy: what a user does about one that cannot be read.
+
+    Raises:
+        UnreadableRecord: naming the file, its first fault and the remedy.
+    """
+    try:
+        return kind.model_validate_json(storage.read_bytes(str(path)))
+    except storage.NotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        fault = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UnreadableRecord(
+            f"{path} is torn, or of another version of flowmapsr ({fault}): {remedy}"
+        ) from error
 
 
 class StageRecord(Settings):
@@ -65,6 +100,8 @@ class StageProgress(Settings):
     """Seconds since the epoch; 0 before the first."""
     worker_hours: float
     """Hours of all workers together, over all starts."""
+    problem: str = ""
+    """Why the last checkpoint is not there; empty when it is."""
 
 
 class EvaluationRow(Settings):

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from datagen.errors import FlowmapsrError
-from training.tracking import tracking_uri
+from training.mlflow_runs import tracking_uri
 
 
 def download_model(uri: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from types import FrameType
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from training.attempts import STARTS
-from training.records import StageRecord
+from training.records import StageRecord, read_record
 from training.settings import TrainingRecipe
 from training.tracking import forget_run
 
@@ -40,10 +40,13 @@ class StageFolder:
         return self.home / DONE
 
     def record(self) -> StageRecord | None:
-        """What the stage made, if it is finished."""
-        if not self.done.is_file():
-            return None
-        return StageRecord.model_validate_json(self.done.read_bytes())
+        """What the stage made, if it is finished.
+
+        Raises:
+            FlowmapsrError: the record cannot be read.
+        """
+        remedy = "remove it, and training makes it again from the stage's last checkpoint"
+        return read_record(self.done, StageRecord, remedy=remedy)
 
 
 class StopSignal:
@@ -79,7 +82,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
     """Refuses a run folder in which another recipe has begun to train.
 
     Raises:
-        FlowmapsrError: naming the settings that differ.
+        FlowmapsrError: naming the settings that differ, or the old recipe cannot be read.
     """
     differing = _differing(recipe)
     if differing and _has_begun(recipe):
@@ -99,10 +102,11 @@ def write_recipe(recipe: TrainingRecipe) -> None:
 
 def _differing(recipe: TrainingRecipe) -> list[str]:
     """Settings in which the recipe in the run's folder, if there is one, is another."""
-    path = _recipe_path(recipe)
-    if not path.is_file():
+    remedy = "remove it, and the command that made this run writes it again"
+    written = read_record(_recipe_path(recipe), TrainingRecipe, remedy=remedy)
+    if written is None:
         return []
-    old, new = TrainingRecipe.model_validate_json(path.read_bytes()).content(), recipe.content()
+    old, new = written.content(), recipe.content()
     return sorted(name for name in new if old.get(name) != new[name])
 
 

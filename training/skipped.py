@@ -12,6 +12,7 @@ from pathlib import Path
 from datagen import storage
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
+from training.secondary import secondary
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ class SkippedList:
     def _write(self) -> None:
         """What earlier starts have skipped stays on the disk, but only the present one counts:
         the dataset may have been mended."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        lines += [one.model_dump_json() for one in self._found.values()]
-        text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
-        storage.write_bytes(str(self.path), text.encode())
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        lines += [one.model_dump_json().encode() for one in self._found.values()]
+        with secondary(str(self.path)):
+            storage.write_bytes(
+                str(self.path), b"".join(line + b"\n" for line in dict.fromkeys(lines))
+            )

@@ -70,7 +70,8 @@ def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
 
 def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
     """What a reviewer asks of a stage, in the order of asking."""
-    record, progress = folder.record(), read_progress(folder.home)
+    record = folder.record()
+    progress = None if record else read_progress(folder.home)
     metrics, starts = read_metrics(folder.home), read_starts(folder.home)
     facts: dict[str, Cell] = {
         "state": "done" if record else "not finished" if starts else "not started",

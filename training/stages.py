@@ -185,7 +185,6 @@ class StageWorker:
         told last."""
         home = self.folder.home
         journal = side_journal(home, self.workers.hosts[self.rank])
-        journal.drop_torn_line()
 
         def write(values: dict[str, float]) -> None:
             stands = read_progress(home)
@@ -289,7 +288,7 @@ class StageWorker:
         self.watchdog.before_end(lambda: self._stalled(tracker))
         digest = self.manifest.digest
         config = deepspeed_config(self.settings, world_size=self.world_size)
-        (home / "deepspeed.json").write_text(json.dumps(config, indent=2) + "\n")
+        storage.write_bytes(str(home / "deepspeed.json"), json.dumps(config, indent=2).encode())
         tracker.write(Params(values=flatten(self.settings.model_dump(mode="json"))))
         tracker.write(
             Tags(
@@ -311,7 +310,8 @@ class StageWorker:
         tracker.write(Artifact(path=str(home / "deepspeed.json")))
         if self.initial.report is not None:
             log.info("stage %s: %s", self.folder.name, self.initial.report.summary())
-            (home / "initialisation.txt").write_text(self.initial.report.table())
+            table = self.initial.report.table()
+            storage.write_bytes(str(home / "initialisation.txt"), table.encode())
             tracker.write(Artifact(path=str(home / "initialisation.txt")))
         return tracker
 

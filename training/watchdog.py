@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from training.secondary import secondary
+
 log = logging.getLogger(__name__)
 
 START_FACTOR, START_SECONDS = 3.0, 120.0
@@ -117,12 +119,13 @@ class Watchdog:
         """Writes the traces to the folder and into the log, lets the others do so, and ends."""
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
-        partial = path.with_name(f".{path.name}")
-        with partial.open("w") as file:
-            file.write(f"worker {self.rank} of {self.world_size}: {reason}\n\n")
-            file.flush()
-            faulthandler.dump_traceback(file)
-        partial.rename(path)
+        with secondary(str(path)):  # ends all the same on a full disk
+            partial = path.with_name(f".{path.name}")
+            with partial.open("w") as file:
+                file.write(f"worker {self.rank} of {self.world_size}: {reason}\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+            partial.rename(path)
         Path(self._frozen.name).unlink(missing_ok=True)
         log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
         faulthandler.dump_traceback(STDERR)

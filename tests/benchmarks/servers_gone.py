@@ -30,7 +30,7 @@ from tests.benchmarks.build import write_photos
 from tests.mlflow_server import free_port, mlflow_server
 from tests.pipelines.prefect_servers import Server, kill, running_server
 from training.journals import JOURNAL
-from training.tracking import RunNames
+from training.mlflow_runs import RunNames
 
 SECONDS = 40.0
 ROUNDS = 2

@@ -23,6 +23,7 @@ from pipelines.recipe import dataset_recipe
 from tests.pipelines.prefect_servers import Server, kill, running_server, running_worker, wait_until
 from tests.pipelines.ray_actors import ray_actors
 from tests.tiny import MODEL, WARMUP
+from training.attempts import read_starts
 from training.records import StageRecord
 
 Run = Callable[..., Any]
@@ -164,7 +165,8 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
 def test_a_cancelled_training_saves_and_the_next_run_goes_on(
     server: Server, flowmapsr: Run, worker: object, dataset: Path, tmp_path: Path
 ) -> None:
-    stages = [{**WARMUP, "steps": 3000, "checkpoint_every": 3000}]
+    # Enough that the cancellation, which takes seconds to arrive, finds it at work.
+    stages = [{**WARMUP, "steps": 800, "checkpoint_every": 800}]
     recipe = tmp_path / "tiny.json"
     recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
     run = tmp_path / "run"
@@ -181,12 +183,14 @@ def test_a_cancelled_training_saves_and_the_next_run_goes_on(
     subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
     wait_until(lambda: server.state(first) == "Cancelled")
     (saved,) = (home / "checkpoints").glob("step-*")
-    assert 0 < int(saved.name.removeprefix("step-")) < 3000
+    step = int(saved.name.removeprefix("step-"))
+    assert 0 < step < 800
     assert not (home / "done.json").exists()
 
     second = server.start_run(said["id"])
     wait_until(lambda: server.state(second) == "Completed")
-    assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 3000
+    assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 800
+    assert [start.step for start in read_starts(home)] == [0, step]
 
 
 @pytest.mark.timeout(600)

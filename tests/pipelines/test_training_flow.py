@@ -20,8 +20,8 @@ from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_pho
 from training.attempts import read_failures, read_starts
 from training.checkpoints.records import COMMIT
 from training.journals import read_metrics
+from training.mlflow_runs import RunNames
 from training.settings import TrainingRecipe
-from training.tracking import RunNames
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server", "ray_cluster_address"),

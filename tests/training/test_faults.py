@@ -22,13 +22,13 @@ from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
 from training.loader import fixed_batch
 from training.loss_guard import LEAST
+from training.mlflow_runs import RunNames
 from training.run_folder import StageFolder
 from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
 from training.stages import StageWorker
 from training.start_clock import StartClock
-from training.tracking import RunNames
 from training.watchdog import Watchdog
 
 

@@ -17,6 +17,7 @@ from datagen.codecs import load_codec
 from datagen.errors import FlowmapsrError
 from datagen.operations import DegradationSettings
 from datagen.settings import Dct8Settings
+from tests.small_disk import DiskMaker
 from tests.tiny import MODEL
 from training.initialisation import RANDOM, Initial, fetch_inputs, initialise
 from training.model_settings import ModelSettings
@@ -136,6 +137,20 @@ def test_a_model_folder_gives_everything_and_its_prompts(tmp_path: Path) -> None
     assert initial.report.new == initial.report.left_over == ()
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     assert initial.prompts.made_by == "an encoder"
+
+
+def test_a_model_that_finds_no_room_leaves_the_one_before(
+    tmp_path: Path, small_disk: DiskMaker
+) -> None:
+    _save_model(tmp_path / "model")
+    size = sum(path.stat().st_size for path in (tmp_path / "model").iterdir())
+    folder = small_disk(size * 3 // 2) / "model"
+    _save_model(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FlowmapsrError, match=r"model: cannot write it .*No space left.* place"):
+        _save_model(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_changed_conditioning_loads_the_rest_and_says_what_is_new(tmp_path: Path) -> None:

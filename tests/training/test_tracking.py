@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.fields import flatten
+from tests.small_disk import DiskMaker
 from training.events import Artifact, DatasetInput, Metrics, Params, Picture, Tags
 from training.journals import Journal, side_journal
-from training.tracking import RunNames, Tracker, end_for_the_dead, run_page
+from training.mlflow_runs import RunNames, run_page
+from training.tracking import Tracker, end_for_the_dead
 
 
 @pytest.fixture
@@ -194,6 +198,26 @@ def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
         page is not None and page.startswith("https://") and page.endswith("host:5000/#/runs/abc")
     )
     assert "secret" not in page
+
+
+def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
+    store: MlflowClient,
+    small_disk: DiskMaker,
+    filled: Callable[[Path], AbstractContextManager[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = small_disk(1 << 20) / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    tracker.metrics(0, {"loss/total": 0.0})
+    with filled(run.parent):
+        for step in range(1, 200):  # more than the last page has room for
+            tracker.metrics(step, {"loss/total": float(step)})
+    journal = (run / "stages" / "warmup" / "tracking.jsonl").read_text()
+    assert journal.endswith("\n") and journal.count("\n") < 200
+    assert caplog.text.count("tracking.jsonl cannot be written, training goes on") == 1
+    assert tracker.close("FINISHED")
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
 
 
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from tests.mlflow_server import free_port, mlflow_server
 from training import tracking
 from training.events import Tags
-from training.tracking import RunNames, Tracker
+from training.mlflow_runs import RunNames
+from training.tracking import Tracker
 
 POINTS = 30
 

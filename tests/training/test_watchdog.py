@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from tests.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
 from training.attempts import read_starts
-from training.tracking import RunNames
+from training.mlflow_runs import RunNames
 from training.watchdog import EXIT_CODE, Watchdog, stack_files
 
 STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}

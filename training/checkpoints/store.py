@@ -53,6 +53,8 @@ class Checkpoints:
         self.keep_every = keep_every
         self.newest: Commit | None = None
         """The last checkpoint that is there; known to the first worker only."""
+        self.problem = ""
+        """Why the last one is not there; empty when it is."""
         self.failed = 0
         """How many could not be written."""
         self._seconds = self._began = 0.0
@@ -89,9 +91,11 @@ class Checkpoints:
         else:
             problem = self._told_by_all(writing.wait_for_commit())
         if not problem:
+            self.problem = ""
             return ""
         self.failed += 1
         problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
+        self.problem = problem
         if self.rank == 0:
             log.warning("%s", problem)
             self._remove_failed(writing)

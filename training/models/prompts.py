@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
+from datagen.local_files import errors
 from training.prompt_settings import NEGATIVE_PROMPT, POSITIVE_PROMPT
 
 POSITIVE = 0
@@ -56,13 +57,20 @@ def stand_in(channels: int) -> Prompts:
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:
-    """Writes `prompts.safetensors` whole or not at all."""
+    """Writes `prompts.safetensors` whole or not at all. Raises FlowmapsrError."""
     positive, negative = prompts.texts
     metadata = {"made_by": prompts.made_by, "positive": positive, "negative": negative}
     temporary = path.with_name(path.name + ".partial")
     tensors = {"embeddings": prompts.embeddings.detach().cpu().float().contiguous()}
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    try:
+        with errors(str(path), "write"):
+            safetensors.torch.save_file(tensors, temporary, metadata)
+            os.replace(temporary, path)
+    except safetensors.SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise FlowmapsrError(
+            f"{path}: cannot write it ({error}); make room there, or choose another place"
+        ) from error
 
 
 def read_prompts(path: Path) -> Prompts:
