@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 MAX_PARAMS = 100
 """MLflow takes no more at once."""
+MAX_VALUE = 6000
+"""Characters that MLflow keeps of a parameter."""
+NOW = "now."
+"""Begins the tags that tell what the last start set otherwise than the first."""
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 FAILURE = "failure"
@@ -203,7 +207,21 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
     for event in events:
+        _send_unless_refused(client, run_id, event)
+
+
+def _send_unless_refused(client: MlflowClient, run_id: str, event: Event) -> None:
+    """Passes over what MLflow will never take: it must not hold up all that follows."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         _send_one(client, run_id, event)
+    except FileNotFoundError as error:
+        log.warning("%s is gone: MLflow does without it", error.filename)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        log.warning("MLflow refuses a part of what it is told: %s", error)
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
@@ -212,9 +230,19 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
 
     match event:
         case Params():
-            params = [Param(k, v) for k, v in event.values.items()]
+            known = client.get_run(run_id).data
+            told = known.params
+            values = {name: value[:MAX_VALUE] for name, value in event.values.items()}
+            params = [Param(name, value) for name, value in values.items() if name not in told]
             for start in range(0, len(params), MAX_PARAMS):
                 client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+            # A parameter keeps its first value; what a later start sets otherwise is a tag.
+            changed = [
+                RunTag(NOW + name, value)
+                for name, value in values.items()
+                if told.get(name, value) != value or NOW + name in known.tags
+            ]
+            client.log_batch(run_id, tags=changed)
         case Tags():
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in event.values.items()])
         case Picture():

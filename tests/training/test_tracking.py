@@ -220,6 +220,27 @@ def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
 
 
+def test_what_mlflow_will_never_take_does_not_hold_up_what_follows(
+    store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    for step, (workers, length) in enumerate([("2", 7000), ("1", 7000), ("2", 7001)]):
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        tracker.write(Params(values={"workers": workers, "seed": "7", "long": "x" * length}))
+        tracker.write(Picture(key="samples", step=1, path=str(tmp_path / "gone.png")))
+        tracker.write(Artifact(path=str(tmp_path / "gone.txt")))
+        tracker.write(Tags(values={"": "a tag without a name"}))
+        tracker.metrics(step, {"loss/total": 1.0})
+        assert tracker.close("FINISHED")
+    child = store.get_run(_names(run).stages["warmup"])
+    assert (child.data.params["workers"], child.data.params["seed"]) == ("2", "7")
+    now = {name: value for name, value in child.data.tags.items() if name.startswith("now.")}
+    assert now == {"now.workers": "2"}
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [0, 1, 2]
+    assert "gone.png is gone" in caplog.text and "MLflow refuses a part" in caplog.text
+
+
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
     run = tmp_path / "run"
     journal = run / "stages" / "warmup" / "tracking.jsonl"
