@@ -93,11 +93,13 @@ def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: P
 def _write_model(temporary: Path, net: FlowMapNet, config: ModelConfig, prompts: Prompts) -> None:
     temporary.mkdir(parents=True)
     base, lora = split_weights(net)
+    (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     safetensors.torch.save_file(base, temporary / WEIGHTS)
     if config.lora is not None:
         safetensors.torch.save_file(lora, temporary / LORA)
     write_prompts(temporary / PROMPTS_FILE, prompts)
-    (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+    for path in temporary.iterdir():  # safetensors lets nobody else read what it writes
+        shutil.copymode(temporary / CONFIG, path)
 
 
 def find_model(path: str | Path) -> Path:

@@ -8,13 +8,11 @@ of them.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,28 +20,25 @@ import torch.distributed as dist
 
 from datagen import storage
 from datagen.codecs import load_codec
-from datagen.fields import flatten
 from datagen.manifest import dataset_of, load_manifest
-from training.attempts import Attempt, how_ended, last_line, read_progress
+from training.attempts import Attempt, how_ended, last_line
 from training.building import Builder
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
 from training.decoding import Wanted
 from training.draws import bucket_sizes, stage_draws
 from training.effort import Effort
-from training.engine import deepspeed_config, start_distributed
-from training.events import Artifact, Metrics, Params, Status, Tags, dataset_input
+from training.engine import start_distributed
+from training.events import Status
 from training.initialisation import DOWNLOAD, fetch_inputs, initialise
-from training.journals import side_journal
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import check_targets
 from training.peaks import Peak, device_peak
-from training.pictures import NOTE, Pictures
+from training.pictures import Pictures
 from training.pretrained import LoraRecord, ModelConfig, save_model
-from training.provenance import code_tags, launch_tags
 from training.records import StageRecord
 from training.run_folder import StageFolder
 from training.schedule import Position
@@ -51,10 +46,10 @@ from training.settings import TrainingRecipe
 from training.shard_cache import recipe_cache
 from training.shard_store import ShardStore
 from training.skipped import SkippedList
+from training.stage_report import StageReport, sampled_machine
 from training.start_clock import StartClock
-from training.system_metrics import sampled_system
-from training.tracking import STALL_SECONDS, Tracker
-from training.watchdog import STACKS, Watchdog, stack_files
+from training.tracking import Tracker
+from training.watchdog import Watchdog
 from training.workers import gather_workers
 
 log = logging.getLogger(__name__)
@@ -147,12 +142,15 @@ class StageWorker:
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
-        tracker = self._start_tracking() if self.rank == 0 else None
+        tracker = self._open_report() if self.rank == 0 else None
         loop = self._loop(tracker, stop_requested)
         status: Status = "FAILED"
         reason: str | None = None
         try:
-            with self._observed(tracker):
+            with (
+                self._attempted(),
+                sampled_machine(self.folder, self.workers, rank=self.rank, tracker=tracker),
+            ):
                 end = loop.run()
                 status = "FINISHED" if loop.finished(end) else "KILLED"
                 if status == "FINISHED":
@@ -167,31 +165,14 @@ class StageWorker:
                 tracker.close(status, reason=reason)
         dist.barrier()
 
-    @contextmanager
-    def _observed(self, tracker: Tracker | None) -> Iterator[None]:
-        """Samples every machine while the block runs, and notes on the first worker how it ends."""
-        hosts = self.workers.hosts
-        node = hosts[self.rank] if len(self.workers.machines) > 1 else None
-        with ExitStack() as stack:
-            if self.attempt is not None:
-                stack.enter_context(self.attempt.noted())
-            if hosts.index(hosts[self.rank]) == self.rank:
-                write = self._write_beside() if tracker is None else tracker.metrics_now
-                stack.enter_context(sampled_system(write, self.folder.run, node=node))
-            yield
+    def _attempted(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.attempt is None else self.attempt.noted()
 
-    def _write_beside(self) -> Callable[[dict[str, float]], None]:
-        """Writes metrics of a machine without the first worker, who sends them, at the step that it
-        told last."""
-        home = self.folder.home
-        journal = side_journal(home, self.workers.hosts[self.rank])
-
-        def write(values: dict[str, float]) -> None:
-            stands = read_progress(home)
-            step = 0 if stands is None else stands.step
-            journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
-
-        return write
+    def _open_report(self) -> Tracker:
+        report = StageReport(self.recipe, self.folder, self.workers)
+        self.watchdog.before_end(report.stalled)
+        report.describe(self.manifest, self.initial, self.peak)
+        return report.tracker
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:
         settings = self.settings
@@ -276,54 +257,6 @@ class StageWorker:
             codec=self.codec,
             keeps=self.rank == 0,
         )
-
-    def _start_tracking(self) -> Tracker:
-        home = self.folder.home
-        tracker = Tracker(
-            self.folder.run,
-            experiment=self.recipe.experiment,
-            stage=self.folder.name,
-            machines=self.workers.machines[1:],
-        )
-        self.watchdog.before_end(lambda: self._stalled(tracker))
-        digest = self.manifest.digest
-        config = deepspeed_config(self.settings, world_size=self.world_size)
-        storage.write_bytes(str(home / "deepspeed.json"), json.dumps(config, indent=2).encode())
-        tracker.write(Params(values=flatten(self.settings.model_dump(mode="json"))))
-        tracker.write(
-            Tags(
-                values={
-                    "dataset.digest": digest,
-                    "recipe.digest": self.recipe.digest(),
-                    "initialised_from": self.initial.source,
-                    "prompt_embeddings": self.initial.prompts.made_by,
-                    "mlflow.note.content": NOTE,
-                    **code_tags(),
-                    **launch_tags(),
-                    **self.workers.tags(),
-                    **({} if self.peak is None else self.peak.tags()),
-                }
-            )
-        )
-        self._show_stacks(tracker)
-        tracker.write(dataset_input(self.manifest, self.dataset))
-        tracker.write(Artifact(path=str(home / "deepspeed.json")))
-        if self.initial.report is not None:
-            log.info("stage %s: %s", self.folder.name, self.initial.report.summary())
-            table = self.initial.report.table()
-            storage.write_bytes(str(home / "initialisation.txt"), table.encode())
-            tracker.write(Artifact(path=str(home / "initialisation.txt")))
-        return tracker
-
-    def _show_stacks(self, tracker: Tracker) -> None:
-        for stacks in stack_files(self.folder.home):
-            tracker.write(Artifact(path=str(stacks), folder=STACKS))
-
-    def _stalled(self, tracker: Tracker) -> None:
-        """The end of the stage's run where the watchdog ends this process."""
-        self._show_stacks(tracker)
-        reason = how_ended(self.folder.run, self.folder.home)
-        tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _write_results(self, end: Position) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
