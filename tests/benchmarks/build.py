@@ -31,6 +31,7 @@ from datagen.survey import survey
 from datagen.tasks import Plan
 from pipelines.cluster import cluster_nodes, ray_cluster
 from pipelines.pool import run_shard_tasks
+from pipelines.recipe import dataset_recipe
 from pipelines.sizing import size_workers
 
 PHOTOS = 12
@@ -179,6 +180,13 @@ def write_photos(folder: Path) -> None:
         tinted = skimage.data.astronaut() * rng.uniform(0.6, 1, 3)
         photo = cv2.resize(tinted.astype(np.uint8), (760, 700), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{index}.jpg"), photo)
+
+
+def build_demo_dataset(folder: Path) -> None:
+    """The demo's kind of dataset at `dataset` below the folder, for those who time training."""
+    write_photos(folder / "photos")
+    places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
+    build_dataset(dataset_recipe("demo", {**places, "variants": 24}))
 
 
 def _many_photos(folder: Path) -> str:

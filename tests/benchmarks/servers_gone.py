@@ -24,11 +24,10 @@ from typing import NamedTuple
 import psutil
 from mlflow import MlflowClient
 
-from datagen.build import build_dataset
-from pipelines.recipe import dataset_recipe
-from tests.benchmarks.build import write_photos
-from tests.mlflow_server import free_port, mlflow_server
+from tests.benchmarks.build import build_demo_dataset
+from tests.mlflow_server import mlflow_server
 from tests.pipelines.prefect_servers import Server, kill, running_server
+from tests.ports import free_port
 from training.journals import JOURNAL
 from training.mlflow_runs import RunNames
 
@@ -47,9 +46,7 @@ class Phase(NamedTuple):
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_photos(folder / "photos")
-        places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
-        build_dataset(dataset_recipe("demo", {**places, "variants": 24}))
+        build_demo_dataset(folder)
         with running_server(folder) as prefect:
             phases, lost = _train(folder, prefect)
         times = _step_times(folder / "run", phases)

@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 
-from datagen.build import build_dataset
 from datagen.lock import TRAINING, place_lock
 from pipelines.cluster import ray_cluster
 from pipelines.cluster_training import training_workers
-from pipelines.recipe import dataset_recipe, training_recipe
-from tests.benchmarks.build import write_photos
+from pipelines.recipe import training_recipe
+from tests.benchmarks.build import build_demo_dataset
 from training.loop import LOG_EVERY
 from training.run_folder import write_recipe
 from training.settings import TrainingRecipe
@@ -42,9 +41,7 @@ LIMIT, LEAST = 1.05, 1.6
 def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_photos(folder / "photos")
-        places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
-        build_dataset(dataset_recipe("demo", {**places, "variants": 24}))
+        build_demo_dataset(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         with ray_cluster(cpus=2):
             rounds = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 import psutil
+
+from tests.ports import free_port
 
 SECONDS = 240
 
@@ -55,9 +56,7 @@ class Server:
     """A running `prefect server start`, spoken to by its REST interface."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}/api"
         self.env = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "prefect")}
         words = ("server", "start", "--host", "127.0.0.1", "--port", str(port))

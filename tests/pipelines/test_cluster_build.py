@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,18 +17,11 @@ from datagen.build import build_dataset
 from datagen.verify import verify_dataset
 from pipelines.recipe import dataset_recipe
 from tests.pipelines.prefect_servers import kill, wait_until
+from tests.ports import free_port
 from tests.s3 import FaultyS3
 
 Run = Callable[..., Any]
 SETTINGS = ("variants=6", "samples_per_shard=3", "filters.max_megapixels=1")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 @contextmanager
