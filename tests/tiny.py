@@ -22,6 +22,7 @@ from datagen.manifest import Manifest, ShardRecord, load_manifest, to_json
 from datagen.operations import DegradationSettings
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from datagen.shards import ShardSample, read_shard, write_shard
+from tests.ports import free_port
 from training.settings import TrainingRecipe
 
 RunMaker = Callable[..., TrainingRecipe]
@@ -133,20 +134,31 @@ def run_recipe(dataset: Path) -> RunMaker:
     return make
 
 
+def torchrun(workers: int) -> list[str]:
+    """The module that launches, and its words up to the name of what it launches."""
+    return ["torch.distributed.run", "--standalone", f"--nproc_per_node={workers}", "-m"]
+
+
+def deepspeed(workers: int) -> list[str]:
+    """The same of DeepSpeed's launcher."""
+    port = f"--master_port={free_port()}"
+    return ["deepspeed.launcher.runner", f"--num_gpus={workers}", port, "--module"]
+
+
 def start_torchrun(
     recipe: TrainingRecipe,
     folder: Path,
     *,
     module: str = "training.run",
     tracking_uri: str | None = None,
+    launcher: Callable[[int], list[str]] = torchrun,
 ) -> subprocess.Popen[str]:
     """Launches a recipe with neither Ray nor Prefect."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     path.write_text(recipe.model_dump_json())
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
-        [*launcher, f"--nproc_per_node={recipe.most_workers}", "-m", module, str(path)],
+        [sys.executable, "-m", *launcher(recipe.most_workers), module, str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -158,8 +170,10 @@ def start_torchrun(
     )
 
 
-def finish_torchrun(recipe: TrainingRecipe, folder: Path) -> None:
-    process = start_torchrun(recipe, folder)
+def finish_torchrun(
+    recipe: TrainingRecipe, folder: Path, *, launcher: Callable[[int], list[str]] = torchrun
+) -> None:
+    process = start_torchrun(recipe, folder, launcher=launcher)
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
 

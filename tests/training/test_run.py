@@ -22,6 +22,7 @@ from tests.tiny import (
     DISTILL,
     WARMUP,
     RunMaker,
+    deepspeed,
     finish_torchrun,
     same_weights,
     start_torchrun,
@@ -87,6 +88,14 @@ def test_the_loss_of_a_tiny_run_is_golden(undisturbed: TrainingRecipe) -> None:
     for stage, expected in golden.items():
         losses = _losses(undisturbed, stage)
         assert losses == pytest.approx({int(k): v for k, v in expected.items()}, rel=1e-3)
+
+
+def test_deepspeeds_launcher_trains_the_same_weights(
+    run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    finish_torchrun(recipe, tmp_path, launcher=deepspeed)
+    assert same_weights(recipe, undisturbed, "warmup")
 
 
 def test_distill_starts_from_the_model_of_warmup(undisturbed: TrainingRecipe) -> None:
