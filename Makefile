@@ -66,6 +66,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
 	$(BIN)/python -m tests.benchmarks.training_steps
 	$(BIN)/python -m tests.benchmarks.system_step
+	$(BIN)/python -m tests.benchmarks.servers_gone
 	$(BIN)/python -m tests.benchmarks.loading
 
 clean:
