@@ -75,6 +75,10 @@ class Place:
         return found
 
 
+class PlaceLostError(FlowmapsrError):
+    """Another process holds the place now: nothing may be written there any more."""
+
+
 class PlaceLock:
     """A lock that is held; `check()` between two pieces of work tells whether it still is."""
 
@@ -89,9 +93,9 @@ class PlaceLock:
         self._thread = threading.Thread(target=self._beat, name="place-lock", daemon=True)
 
     def check(self) -> None:
-        """Raises FlowmapsrError once another build has taken over."""
+        """Raises PlaceLostError once another one has taken over."""
         if self._taken_by is not None:
-            raise FlowmapsrError(
+            raise PlaceLostError(
                 f"{self._place.output}: this {self._place.work.name} was silent for too long and "
                 f"another one ({described(self._taken_by)}) has taken over; it goes on, this one "
                 f"ends. {self._place.work.kept}"

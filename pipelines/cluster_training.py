@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from pipelines.cluster import cluster_nodes, free_resources, ray_cluster
+from datagen.lock import PlaceLock, PlaceLostError
+from pipelines.cluster import cluster_nodes, end_connection, free_resources, ray_cluster
 from pipelines.last_word import LastWord
 from pipelines.placement import Placement, place_workers
 from pipelines.progress import Progress, show_progress
@@ -41,15 +42,16 @@ SAVE_SECONDS = 120.0
 
 
 @contextmanager
-def training_workers(recipe: TrainingRecipe) -> Iterator[TrainingWorkers]:
+def training_workers(recipe: TrainingRecipe, lock: PlaceLock) -> Iterator[TrainingWorkers]:
     """The workers of a run, at work for the block; none are started when all stages are done.
 
-    However the block is left before they are done, they save a checkpoint first.
+    However the block is left before they are done, they save a checkpoint first; but not when the
+    run's folder is another training's by then.
 
     Raises:
         FlowmapsrError: the cluster can never hold them.
     """
-    workers = TrainingWorkers(recipe)
+    workers = TrainingWorkers(recipe, lock)
     if finished_stages(recipe) is not None:
         yield workers
         return
@@ -65,8 +67,9 @@ class TrainingWorkers:
     """A Ray Train group in a thread of its own, so that this one can show progress and hear
     interrupts."""
 
-    def __init__(self, recipe: TrainingRecipe) -> None:
+    def __init__(self, recipe: TrainingRecipe, lock: PlaceLock) -> None:
         self.recipe = recipe
+        self.lock = lock
         self.run = Path(recipe.output)
         self._last_word = LastWord(self.run)
         self._error: Exception | None = None
@@ -91,6 +94,7 @@ class TrainingWorkers:
 
         Raises:
             FlowmapsrError: the stage cannot go on; its last checkpoint is kept.
+            PlaceLostError: another training has taken the run's folder.
         """
         folder = StageFolder(self.run, name)
         record = folder.record()
@@ -99,6 +103,7 @@ class TrainingWorkers:
         with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
             watch = StageWatch(progress, folder, self._waiting)
             while record is None and self._at_work(POLL_SECONDS):
+                self.lock.check()
                 watch.look()
                 record = folder.record()
         record = folder.record()
@@ -108,6 +113,11 @@ class TrainingWorkers:
 
     def stop(self) -> None:
         """Waits for the group to end; one that still trains is asked for a checkpoint first."""
+        try:
+            self.lock.check()
+        except PlaceLostError:
+            end_connection()  # and with it the workers: they must write nothing more
+            return
         if finished_stages(self.recipe) is None and self._at_work(0):
             (self.run / STOP_FILE).touch()
         self._at_work(SAVE_SECONDS)

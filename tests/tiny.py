@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,14 @@ def start_torchrun(
     module: str = "training.run",
     tracking_uri: str | None = None,
     launcher: Callable[[int], list[str]] = torchrun,
+    words: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Launches a recipe with neither Ray nor Prefect."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     path.write_text(recipe.model_dump_json())
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher(recipe.most_workers), module, str(path)],
+        [sys.executable, "-m", *launcher(recipe.most_workers), module, str(path), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

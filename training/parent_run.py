@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datagen.fields import flatten
+from datagen.lock import PlaceLostError
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
@@ -37,15 +38,20 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     parent.describe()
     status: Status = "KILLED"
     reason: str | None = None
+    ours = True
     try:
         yield parent
         status = "FINISHED" if finished_stages(recipe) else "KILLED"
+    except PlaceLostError:
+        ours = False  # the run goes on with whoever has the folder now
+        raise
     except Exception as error:
         status, reason = "FAILED", str(error)
         raise
     finally:
-        parent.end_stages(status)
-        parent.close(status, reason=reason)
+        if ours:
+            parent.end_stages(status)
+            parent.close(status, reason=reason)
 
 
 class ParentRun:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from datagen.lock import TRAINING, PlaceLock, PlaceLostError, place_lock
 from training.parent_run import parent_run
 from training.preflight import check_run
 from training.records import StageRecord
@@ -55,10 +56,42 @@ def run_stages(
     return records
 
 
+def _train_first(
+    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool
+) -> list[StageRecord] | None:
+    """All stages on the first worker, which holds the run's folder and its MLflow run."""
+    check_run(recipe)
+    with place_lock(recipe.output, TRAINING, take_over=take_over) as lock:
+
+        def stop_requested() -> bool:
+            _end_if_lost(lock)
+            return stop()
+
+        write_recipe(recipe)
+        clock = StartClock.of_process()
+        with parent_run(recipe) as parent:
+            return run_stages(
+                recipe, stop_requested=stop_requested, clock=clock, stalled=parent.stalled
+            )
+
+
+def _end_if_lost(lock: PlaceLock) -> None:
+    """Ends this process, and by its launcher the others, once the folder is another training's: an
+    orderly end would write there."""
+    try:
+        lock.check()
+    except PlaceLostError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__)
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by `deepspeed`
+    parser.add_argument(
+        "--take-over", action="store_true", help="take the output from another run, even alive"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
@@ -68,15 +101,12 @@ def main() -> int:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
     try:
-        check_run(recipe)
-        write_recipe(recipe)
         stop = StopSignal(Path(recipe.output))
         stop.listen()
-        first = launched_as()[0] == 0
-        with parent_run(recipe) if first else nullcontext() as parent:
-            stalled = None if parent is None else parent.stalled
-            clock = StartClock.of_process()
-            records = run_stages(recipe, stop_requested=stop, clock=clock, stalled=stalled)
+        if launched_as()[0] == 0:
+            records = _train_first(recipe, stop, take_over=arguments.take_over)
+        else:
+            records = run_stages(recipe, stop_requested=stop, clock=StartClock.of_process())
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

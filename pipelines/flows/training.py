@@ -57,9 +57,9 @@ def keep_tracking(output: str) -> None:
 
 def _train(recipe: TrainingRecipe, *, take_over: bool) -> list[StageRecord]:
     keep_tracking(recipe.output)
-    with place_lock(recipe.output, TRAINING, take_over=take_over):
+    with place_lock(recipe.output, TRAINING, take_over=take_over) as lock:
         station("prepare", lambda: _prepare(recipe))
-        with parent_run(recipe) as parent, training_workers(recipe) as workers:
+        with parent_run(recipe) as parent, training_workers(recipe, lock) as workers:
             names = [stage.name for stage in recipe.stages]
             return [station(name, partial(_finished, name, workers, parent)) for name in names]
 

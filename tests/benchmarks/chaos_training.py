@@ -226,10 +226,10 @@ def run_driver(recipe: TrainingRecipe, log: Path) -> subprocess.Popen[bytes]:
 def drive(path: str) -> None:
     """What the command does with a recipe, without Prefect."""
     recipe = TrainingRecipe.model_validate_json(Path(path).read_bytes())
-    with place_lock(recipe.output, TRAINING):
+    with place_lock(recipe.output, TRAINING) as lock:
         check_run(recipe)
         write_recipe(recipe)
-        with training_workers(recipe) as workers:
+        with training_workers(recipe, lock) as workers:
             for stage in recipe.stages:
                 workers.finished(stage.name)
 

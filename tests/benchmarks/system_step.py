@@ -80,9 +80,9 @@ def _recipe(folder: Path, workers: int) -> TrainingRecipe:
 def _system(folder: Path, workers: int) -> float:
     """Milliseconds of a step."""
     recipe = _recipe(folder, workers)
-    with place_lock(recipe.output, TRAINING):
+    with place_lock(recipe.output, TRAINING) as lock:
         write_recipe(recipe)
-        with training_workers(recipe) as group:
+        with training_workers(recipe, lock) as group:
             group.finished("warmup")
     journal = Path(recipe.output) / "stages" / "warmup" / "tracking.jsonl"
     events = [json.loads(line) for line in journal.read_text().splitlines()]

@@ -1,0 +1,160 @@
+"""Measures how well a recipe's stages use their device: time, MFU, memory, largest costs.
+
+Run as `python -m tests.benchmarks.utilisation flowmapsr-paper --sides 512 1024`; with neither Ray
+nor Prefect, on one device. Steps are those of training (forward, targets, backward, optimiser in a
+DeepSpeed engine) on random latents; the perceptual loss is left out, as its weights are a download.
+Micro batches grow by two until memory is full, or are those of `--batches`. MFU is the counted
+operations over the peak of the device's data sheet; on a CPU, of a measured matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from datagen.codecs import load_codec
+from datagen.settings import Dct8Settings
+from pipelines.recipe import training_recipe
+from training.building import Builder
+from training.flops import FlopCounter
+from training.loader import Batch
+from training.models.flow_map_net import FlowMapNet
+from training.objective_settings import NoPerceptual
+from training.peaks import Peak, device_peak
+from training.schedule import Position
+from training.settings import TrainingRecipe
+from training.stage_settings import StageSettings
+from training.trainers import Trainer
+
+WARM, TIMED, COSTS = 2, 5, 3
+LARGEST = 64
+
+
+class Shape(NamedTuple):
+    """Of latents: channels, and pixels of a photo's side for each of a latent's."""
+
+    channels: int
+    downsample: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--batches", type=int, nargs="+")
+    parser.add_argument("--stages", nargs="+", default=["warmup", "distill", "guidance"])
+    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--downsample", type=int, default=8)
+    parser.add_argument("--compile", choices=["none", "student"])
+    words = parser.parse_args()
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    recipe = training_recipe(words.recipe, ["manifest=/none", "output=/none"])
+    shape = Shape(words.channels, words.downsample)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("| stage | side | micro batch | ms a step | images/s | TFLOP/s | MFU | memory GB |")
+    print("|---|---|---|---|---|---|---|---|")
+    costs: dict[str, list[str]] = {}
+    for name in words.stages:
+        settings = recipe.stage(name)
+        changed = {"perceptual": NoPerceptual(), "compile": words.compile or settings.compile}
+        settings = settings.model_copy(update=changed)
+        trainer = _trainer(recipe, settings, shape, device)
+        peak = device_peak(device, settings.precision, recipe.peak_tflops)
+        for side in words.sides:
+            for size in words.batches or [2**n for n in range(LARGEST.bit_length())]:
+                batch = _batch(size, side, shape, device)
+                try:
+                    print(_row(trainer, batch, name, side, peak, device), flush=True)
+                    costs[f"{name}, {side}, {size}"] = _largest_costs(trainer, batch, device)
+                except torch.cuda.OutOfMemoryError:
+                    print(f"| {name} | {side} | {size} | out of memory | | | | |", flush=True)
+                    torch.cuda.empty_cache()
+                    break
+        trainer.close()
+    for title, lines in costs.items():
+        print(f"\n{title}: the {COSTS} largest costs")
+        print("\n".join(lines))
+
+
+def _trainer(
+    recipe: TrainingRecipe, settings: StageSettings, shape: Shape, device: torch.device
+) -> Trainer:
+    torch.manual_seed(0)
+    with device:
+        net = FlowMapNet(recipe.model, latent_channels=shape.channels)
+    codec = load_codec(Dct8Settings(), device="cpu")  # in place of a VAE, which no step here calls
+    return Builder(settings, codec, device, 1).trainer(net)
+
+
+def _batch(size: int, side: int, shape: Shape, device: torch.device) -> Batch:
+    latent = side // shape.downsample
+    hq, lq, neg = torch.randn(3, size, shape.channels, latent, latent, device=device)
+    return Batch(("",) * size, hq, lq, neg, None, Position())
+
+
+def _step(trainer: Trainer, batch: Batch, device: torch.device, seed: int) -> None:
+    trainer.micro_step(batch, torch.Generator(device).manual_seed(seed), step=0)
+
+
+def _row(
+    trainer: Trainer,
+    batch: Batch,
+    name: str,
+    side: int,
+    peak: Peak | None,
+    device: torch.device,
+) -> str:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for seed in range(WARM + TIMED):
+        start = _now(device)
+        _step(trainer, batch, device, seed)
+        seconds.append(_now(device) - start)
+    with FlopCounter() as counter:
+        _step(trainer, batch, device, WARM)
+    median = statistics.median(seconds[WARM:])
+    rate = counter.flops / median / 1e12
+    mfu = "-" if peak is None else f"{rate / peak.tflops:.3f}"
+    memory = (
+        f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}" if device.type == "cuda" else "-"
+    )
+    size = len(batch.keys)
+    return (
+        f"| {name} | {side} | {size} | {1000 * median:.0f} | {size / median:.2f} | {rate:.3g} "
+        f"| {mfu} | {memory} |"
+    )
+
+
+def _largest_costs(trainer: Trainer, batch: Batch, device: torch.device) -> list[str]:
+    """The kernels, or on a CPU the operators, that take the most time of a step."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as found:
+        _step(trainer, batch, device, WARM)
+        _now(device)
+    times = [
+        ((one.self_device_time_total if on_gpu else one.self_cpu_time_total), one.key)
+        for one in found.key_averages()
+    ]
+    total = sum(taken for taken, _ in times)
+    largest = sorted(times, reverse=True)[:COSTS]
+    return [f"- {100 * taken / total:.0f} %: {name[:90]}" for taken, name in largest]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Two launches without Ray into one run folder: the second is refused, or takes it over."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.prefect_servers import wait_until
+from tests.tiny import WARMUP, RunMaker, start_torchrun
+from training.attempts import read_progress, read_starts
+from training.run_folder import StageFolder
+from training.settings import TrainingRecipe
+
+STEPS = 100_000
+
+
+@pytest.fixture
+def recipe(run_recipe: RunMaker, tmp_path: Path) -> TrainingRecipe:
+    return run_recipe(tmp_path / "run", stages=[{**WARMUP, "steps": STEPS}])
+
+
+@pytest.fixture
+def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launch that trains."""
+    process = start_torchrun(recipe, tmp_path)
+    wait_until(lambda: _step(recipe) > 0)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def _step(recipe: TrainingRecipe) -> int:
+    progress = read_progress(StageFolder(Path(recipe.output), "warmup").home)
+    return 0 if progress is None else progress.step
+
+
+def test_the_second_of_two_launches_is_refused_and_the_first_goes_on(
+    recipe: TrainingRecipe, first: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    second = start_torchrun(recipe, tmp_path)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode != 0
+    assert "another training is writing there" in said and "pid" in said
+    step = _step(recipe)
+    wait_until(lambda: _step(recipe) > step)
+    assert first.poll() is None
+
+
+@pytest.mark.slow
+def test_a_launch_that_takes_over_goes_on_alone(
+    recipe: TrainingRecipe, first: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    second = start_torchrun(recipe, tmp_path, words=["--take-over"])
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode != 0 and "has taken over; it goes on, this one ends" in said
+    home = StageFolder(Path(recipe.output), "warmup").home
+    wait_until(lambda: len(read_starts(home)) == 2)
+    step = _step(recipe)
+    wait_until(lambda: _step(recipe) > step)
+    second.send_signal(signal.SIGTERM)
+    said, _ = second.communicate(timeout=120)
+    assert "stopped with a checkpoint" in said
