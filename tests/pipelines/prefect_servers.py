@@ -40,7 +40,7 @@ def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subproces
         )
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[Any]) -> None:
     """SIGKILL to a process and all below it."""
     if process.poll() is None:
         root = psutil.Process(process.pid)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.prefect_servers import wait_until
+from tests.pipelines.prefect_servers import kill, wait_until
 from tests.tiny import WARMUP, RunMaker, start_torchrun
 from training.attempts import read_progress, read_starts
 from training.run_folder import StageFolder
@@ -29,8 +29,7 @@ def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[subprocess.Popen[s
     process = start_torchrun(recipe, tmp_path)
     wait_until(lambda: _step(recipe) > 0)
     yield process
-    process.kill()
-    process.wait()
+    kill(process)
 
 
 def _step(recipe: TrainingRecipe) -> int:
