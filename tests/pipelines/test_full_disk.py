@@ -14,6 +14,7 @@ from tests.pipelines.prefect_servers import wait_until
 from tests.small_disk import DiskMaker
 from tests.tiny import WARMUP, RunMaker, same_weights
 from training.attempts import read_starts
+from training.events import End
 from training.settings import TrainingRecipe
 
 Run = Callable[..., Any]
@@ -70,7 +71,7 @@ def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert same_weights(recipe, undisturbed, "warmup")
     for journal in (run / "tracking.jsonl", run / "stages" / "warmup" / "tracking.jsonl"):
         events = [json.loads(line) for line in journal.open()]
-        assert events[-1] == {"kind": "end", "status": "FINISHED"}
+        assert events[-1] == End(status="FINISHED").model_dump()
 
 
 def test_a_training_on_a_full_disk_is_refused_before_anything_starts(
