@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 MAX_PARAMS = 100
 """MLflow takes no more at once."""
+MAX_TAG = 5000
+"""Characters of a tag that MLflow surely takes."""
 MAX_VALUE = 6000
 """Characters that MLflow keeps of a parameter."""
 NOW = "now."
@@ -187,7 +189,8 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     if uri.startswith("sqlite:///"):
         # Beside the database; MLflow's own choice would be the worker's working folder.
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
-    # The kind opens MLflow's table of training runs instead of its page for language models.
+    # For MLflow's table of training runs. While its sidebar has a switch between kinds of work, as
+    # in 3.17, the page heeds that one instead.
     return client.create_experiment(
         name,
         artifact_location=artifacts,

@@ -16,6 +16,7 @@ from datagen.lock import PlaceLostError
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
+from training.mlflow_runs import MAX_TAG
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
 from training.secondary import secondary
@@ -24,8 +25,6 @@ from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
 from training.tracking import STALL_SECONDS, Tracker, end_for_the_dead
 from training.watchdog import stack_files
 
-MAX_NOTE = 5000
-"""Characters of a tag that MLflow surely takes."""
 DEAD_STAGES_SECONDS = 30.0
 """How long a server may take for what dead workers left unsent."""
 
@@ -140,4 +139,4 @@ def comparison(recipe: TrainingRecipe) -> list[Event]:
     """The stages in one table: as files, and as the note on top of the run's page."""
     files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
     note = stage_table(recipe).to_markdown()
-    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note[:MAX_NOTE]})]
+    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note[:MAX_TAG]})]

@@ -16,12 +16,10 @@ from pathlib import Path
 
 from training.events import Begin, End, Event, Metrics, Status
 from training.journals import Journal, side_journals
-from training.mlflow_runs import MlflowRun, forget_names, tracking_uri
+from training.mlflow_runs import MAX_TAG, MlflowRun, forget_names, tracking_uri
 
 log = logging.getLogger(__name__)
 
-MAX_REASON = 5000
-"""Characters of a tag that MLflow surely takes."""
 RETRY_SECONDS = 5.0
 STALL_SECONDS = 6.0
 """How long a server may take for the end of a run whose process is about to be ended."""
@@ -84,7 +82,7 @@ class Tracker:
         Returns:
             Whether everything was sent; what was not stays in the journal for the next start.
         """
-        self.write(End(status=status, reason=None if reason is None else reason[:MAX_REASON]))
+        self.write(End(status=status, reason=None if reason is None else reason[:MAX_TAG]))
         return self.drain(wait=wait)
 
     def drain(self, *, wait: float = 60.0) -> bool:
