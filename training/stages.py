@@ -150,6 +150,7 @@ class StageWorker:
             with (
                 self._attempted(),
                 sampled_machine(self.folder, self.workers, rank=self.rank, tracker=tracker),
+                self.watchdog.speaks_first(),
             ):
                 end = loop.run()
                 status = "FINISHED" if loop.finished(end) else "KILLED"

@@ -13,7 +13,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,6 +61,7 @@ class Watchdog:
         self._last = time.monotonic()
         self._last_words: list[Callable[[], None]] = []
         self._closing = threading.Event()
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
@@ -95,6 +97,20 @@ class Watchdog:
         seconds, and see the stack traces of all workers."""
         self._last_words.insert(0, call)
 
+    @contextmanager
+    def speaks_first(self) -> Iterator[None]:
+        """Keeps an error of the block where it is while this process is being ended.
+
+        The others end at the same time, so that connections break: an error which is not the
+        reason for the end, and must not be told as such.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._ending.is_set():
+                self._thread.join()
+            raise
+
     def _watch(self) -> None:
         while not self._closing.wait(self._poll):
             # This thread needs Python's lock. Where that is never given back, as inside a stuck
@@ -117,6 +133,7 @@ class Watchdog:
 
     def _end(self, reason: str) -> None:
         """Writes the traces to the folder and into the log, lets the others do so, and ends."""
+        self._ending.set()
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
         with secondary(str(path)):  # ends all the same on a full disk

@@ -1,4 +1,7 @@
-"""`training.run` whose second worker falls asleep in a step, as on a stuck file system."""
+"""`training.run` whose second worker falls asleep in a step, as on a stuck file system.
+
+The first worker takes its time to say so, in which the second one ends and their connection breaks.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from typing import Any
 
 from training.run import main
+from training.stage_report import StageReport
 from training.trainers import ObjectiveTrainer
 
 STALLED_STEP = 9
@@ -26,6 +30,15 @@ def _fall_asleep(micro_step: Any) -> Any:
     return sleepy
 
 
+def _say_late(stalled: Any) -> Any:
+    def late(report: StageReport) -> None:
+        time.sleep(3.0)
+        stalled(report)
+
+    return late
+
+
 if __name__ == "__main__":
     ObjectiveTrainer.micro_step = _fall_asleep(ObjectiveTrainer.micro_step)  # type: ignore[method-assign]
+    StageReport.stalled = _say_late(StageReport.stalled)  # type: ignore[method-assign]
     sys.exit(main())
