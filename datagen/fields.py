@@ -31,11 +31,11 @@ PositiveRange = Annotated[
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
+    """Nested settings by their dotted names: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)[:500]
+            flat[f"{prefix}{key}"] = str(value)
     return flat

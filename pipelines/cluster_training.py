@@ -28,7 +28,7 @@ from training.attempts import FAILURES, read_starts
 from training.mlflow_runs import tracking_uri
 from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
-from training.run_folder import STOP_FILE, StageFolder, StopSignal, finished_stages
+from training.run_folder import StageFolder, StopSignal, finished_stages
 from training.settings import TrainingRecipe
 from training.start_clock import StartClock, process_began
 
@@ -72,6 +72,7 @@ class TrainingWorkers:
         self.lock = lock
         self.run = Path(recipe.output)
         self._last_word = LastWord(self.run)
+        self._stop = StopSignal(self.run)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
         # makes a thread seem ended.
@@ -84,7 +85,7 @@ class TrainingWorkers:
         Raises:
             FlowmapsrError: the run's folder cannot be written.
         """
-        (self.run / STOP_FILE).unlink(missing_ok=True)
+        self._stop.forget()
         self._last_word.begin()
         self._placement = placement
         threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
@@ -119,9 +120,14 @@ class TrainingWorkers:
             end_connection()  # and with it the workers: they must write nothing more
             return
         if finished_stages(self.recipe) is None and self._at_work(0):
-            (self.run / STOP_FILE).touch()
-        self._at_work(SAVE_SECONDS)
-        (self.run / STOP_FILE).unlink(missing_ok=True)
+            self._stop.ask()
+        if self._at_work(SAVE_SECONDS):
+            log.warning(
+                "the workers have not saved within %.0f s and are ended: the steps since the last "
+                "checkpoint are made again",
+                SAVE_SECONDS,
+            )
+        self._stop.forget()
         self._last_word.end()
 
     def _at_work(self, wait: float) -> bool:
@@ -166,12 +172,15 @@ class StageWatch:
         """
         self._progress = progress
         self._waiting = waiting
+        self._folder = folder
+        self._starts = len(read_starts(folder.home))
         self._path = folder.home / "progress.json"
         self._stale = self._read()
         self._warned = ""
 
     def look(self) -> None:
         """Brings the display up to date."""
+        self._tell_starts()
         stands = self._read()
         self._warn(stands)
         if stands is None or stands == self._stale:
@@ -180,6 +189,16 @@ class StageWatch:
         self._progress.reach(
             stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
         )
+
+    def _tell_starts(self) -> None:
+        """Says when the stage goes on from a checkpoint, and what was wrong before."""
+        starts = read_starts(self._folder.home)
+        for start in starts[self._starts :]:
+            for trouble in filter(None, (start.ended_before, start.passed_over)):
+                log.warning(
+                    "stage %r goes on from step %d: %s", self._folder.name, start.step, trouble
+                )
+        self._starts = len(starts)
 
     def _warn(self, stands: StageProgress | None) -> None:
         """Says what keeps training from saving, which goes on meanwhile: once, until it changes."""

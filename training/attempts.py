@@ -44,6 +44,8 @@ class Start(Settings):
     """The step that it went on from; 0 is the beginning."""
     ended_before: str | None = None
     """Why the start before this one ended; None for the first."""
+    passed_over: str = ""
+    """Checkpoints that were damaged, so that it went on from the one before."""
 
 
 class Ended(Settings):
@@ -76,15 +78,20 @@ class Attempt:
         self._before = before.worker_hours if before else 0.0
         self._since = time.monotonic()
 
-    def begin(self, step: int) -> list[Event]:
-        """Notes that the stage goes on from `step`, and says so for MLflow."""
+    def begin(self, step: int, *, passed_over: str = "") -> list[Event]:
+        """Notes that the stage goes on from `step`, and says so for MLflow.
+
+        Args:
+            passed_over: the damaged checkpoints before that step.
+        """
         earlier = read_starts(self.home)
         self.restarts = len(earlier)
         start = Start(
             time=time.time(),
             workers=self.workers,
             step=step,
-            ended_before=how_ended(self.run, self.home) if earlier else None,
+            ended_before=self._ended_before(earlier[-1]) if earlier else None,
+            passed_over=passed_over,
         )
         with secondary("the list of starts"):
             append_line(self.home / STARTS, start)
@@ -92,8 +99,16 @@ class Attempt:
         tags = {"restarts": str(self.restarts)}
         if start.ended_before is not None:
             tags["restarted_after"] = start.ended_before
+        if passed_over:
+            tags["passed_over"] = passed_over
         listed = [Artifact(path=str(self.home / STARTS))] if (self.home / STARTS).is_file() else []
         return [Tags(values=tags), *listed]
+
+    def _ended_before(self, earlier: Start) -> str:
+        reason = how_ended(self.run, self.home)
+        # A launcher that has found room for more workers ends the few without a word.
+        grew = len(self.workers.hosts) > len(earlier.workers.hosts)
+        return f"{reason}, or ended for more workers" if reason == KILLED and grew else reason
 
     @contextmanager
     def noted(self) -> Iterator[None]:

@@ -86,6 +86,8 @@ class Loop:
         self.clock.mark("tracking")
         state = self.checkpoints.resume(self.trainer, self.origin)
         self.clock.mark("checkpoint")
+        if state is not None:
+            self.guard.remember(state.errors)
         try:
             return self._train(Position() if state is None else state.position)
         finally:
@@ -96,7 +98,8 @@ class Loop:
         names = self.trainer.metrics
         over_times = empty_map(self.device)
         if self.attempt is not None and self.tracker is not None:
-            for event in self.attempt.begin(position.step):
+            passed_over = self.checkpoints.passed_over
+            for event in self.attempt.begin(position.step, passed_over=passed_over):
                 self.tracker.write(event)
         if position.step == 0:
             self._draw(0, over_times)  # to compare with, and where MLflow's slider stands at first
@@ -131,13 +134,17 @@ class Loop:
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every == 0:
+                # The one before may still be on its way to a slow or busy storage.
+                self.watchdog.alive(f"step {step}, its checkpoint", next_is_long=True)
                 self._save(position)
-                self.watchdog.alive(f"the checkpoint of step {position.step}")
+                self.watchdog.alive(f"the checkpoint of step {position.step}", next_is_long=last)
             if last:
                 self.checkpoints.finish()
+                self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position.step, last)
             if position.step % self.images_every == 0 or self.finished(position):
                 self._draw(position.step, over_times)
+                self.watchdog.alive(f"the pictures of step {position.step}")
         batches.close()
         return position
 
@@ -185,8 +192,9 @@ class Loop:
         dist.barrier()
         raise FlowmapsrError(
             f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
-            f"are listed in {path}, and the last checkpoint is kept: lower learning_rate, or look "
-            "at these samples with 'flowmapsr dataset inspect'"
+            f"are listed in {path}, and the last checkpoint is kept. Go on from it with the same "
+            f"command and a lower stages.{self.settings.name}.learning_rate, after a look at these "
+            "samples with 'flowmapsr dataset inspect'"
         )
 
     def _problem(self, sums: Tensor) -> str | None:
@@ -213,6 +221,7 @@ class Loop:
             step=position.step,
             images_seen=position.images_seen,
             consumed=dict(position.consumed),
+            errors=self.guard.errors,
             origin=self.origin,
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,
@@ -246,7 +255,6 @@ class Loop:
             if self.tracker is not None:
                 self.tracker.write(picture)
         over_times.zero_()
-        self.watchdog.alive(f"the pictures of step {step}")
 
     def _write_progress(self, meter: Meter, step: int) -> None:
         newest = self.checkpoints.newest

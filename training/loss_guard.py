@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Iterable
 
 WINDOW = 100
 """Steps of the running median."""
@@ -25,6 +26,15 @@ class LossGuard:
         """
         self.max_growth = max_growth
         self._errors: deque[float] = deque(maxlen=WINDOW)
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """What the next error is judged by."""
+        return tuple(self._errors)
+
+    def remember(self, errors: Iterable[float]) -> None:
+        """Goes on from what `errors` gave: a run that stopped must not pass the same step later."""
+        self._errors = deque(errors, maxlen=WINDOW)
 
     @property
     def median(self) -> float:

@@ -247,7 +247,7 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
             ]
             client.log_batch(run_id, tags=changed)
         case Tags():
-            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in event.values.items()])
+            client.log_batch(run_id, tags=[RunTag(k, v[:MAX_TAG]) for k, v in event.values.items()])
         case Picture():
             from PIL import Image
 

@@ -16,7 +16,6 @@ from datagen.lock import PlaceLostError
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
-from training.mlflow_runs import MAX_TAG
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
 from training.secondary import secondary
@@ -139,4 +138,4 @@ def comparison(recipe: TrainingRecipe) -> list[Event]:
     """The stages in one table: as files, and as the note on top of the run's page."""
     files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
     note = stage_table(recipe).to_markdown()
-    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note[:MAX_TAG]})]
+    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})]

@@ -67,6 +67,7 @@ def _train_first(
             _end_if_lost(lock)
             return stop()
 
+        stop.forget()
         write_recipe(recipe)
         clock = StartClock.of_process()
         with parent_run(recipe) as parent:

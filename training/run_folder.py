@@ -5,6 +5,7 @@ Knows no torch, so that a launcher starts fast.
 
 from __future__ import annotations
 
+import logging
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,14 @@ from types import FrameType
 
 from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.fields import flatten
 from training.attempts import STARTS
 from training.records import StageRecord, read_record
 from training.settings import TrainingRecipe
+from training.stage_settings import CORRECTABLE
 from training.tracking import forget_run
+
+log = logging.getLogger(__name__)
 
 STOP_FILE, DONE = "stop", "done.json"
 
@@ -60,6 +65,14 @@ class StopSignal:
         self._file = run / STOP_FILE
         self._signalled = False
 
+    def ask(self) -> None:
+        """Puts the file there."""
+        self._file.touch()
+
+    def forget(self) -> None:
+        """Removes the file, which a start that was killed may have left; for the run's holder."""
+        self._file.unlink(missing_ok=True)
+
     def listen(self) -> None:
         """Installs the SIGTERM handler; only the main thread may."""
         signal.signal(signal.SIGTERM, self._handle)
@@ -81,33 +94,70 @@ def finished_stages(recipe: TrainingRecipe) -> list[StageRecord] | None:
 def check_recipe(recipe: TrainingRecipe) -> None:
     """Refuses a run folder in which another recipe has begun to train.
 
+    What may be corrected on the way may differ in stages that are not finished.
+
     Raises:
         FlowmapsrError: naming the settings that differ, or the old recipe cannot be read.
     """
-    differing = _differing(recipe)
-    if differing and _has_begun(recipe):
+    wrong = [change for change in _changes(recipe) if not change.is_correction(recipe)]
+    if wrong and _has_begun(recipe):
         raise FlowmapsrError(
-            f"{recipe.output} holds a run of another recipe (different: {', '.join(differing)}); "
-            "choose another output, or repeat the old settings to go on"
+            f"{recipe.output} holds a run of another recipe (different: "
+            f"{', '.join(map(str, wrong))}); choose another output, or repeat the old settings to "
+            "go on"
         )
 
 
 def write_recipe(recipe: TrainingRecipe) -> None:
-    """Writes `<run>/recipe.json`. One that has not begun to train is replaced, and what tracks it
-    forgotten: MLflow's parameters cannot be changed."""
-    if _differing(recipe):
+    """Writes `<run>/recipe.json`, after `check_recipe`. One that has not begun to train is
+    replaced, and what tracks it forgotten: MLflow's parameters cannot be changed."""
+    changes = _changes(recipe)
+    if changes and not _has_begun(recipe):
         forget_run(Path(recipe.output))
+    elif changes:
+        log.warning("the run goes on with other settings: %s", ", ".join(map(str, changes)))
     storage.write_bytes(str(_recipe_path(recipe)), recipe.model_dump_json(indent=2).encode())
 
 
-def _differing(recipe: TrainingRecipe) -> list[str]:
-    """Settings in which the recipe in the run's folder, if there is one, is another."""
+@dataclass(frozen=True)
+class _Change:
+    """A setting that decides the result and is another one in the run's folder."""
+
+    name: str
+    """Dotted, as on the command line."""
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.old}, is {self.new}"
+
+    def is_correction(self, recipe: TrainingRecipe) -> bool:
+        """Whether a run that has begun may go on with it."""
+        first, _, rest = self.name.partition(".")
+        stage, _, field = rest.partition(".")
+        if first != "stages" or field not in CORRECTABLE:
+            return False
+        return StageFolder(Path(recipe.output), stage).record() is None
+
+
+def _changes(recipe: TrainingRecipe) -> list[_Change]:
+    """What differs from the recipe in the run's folder, if there is one."""
     remedy = "remove it, and the command that made this run writes it again"
     written = read_record(_recipe_path(recipe), TrainingRecipe, remedy=remedy)
     if written is None:
         return []
-    old, new = written.content(), recipe.content()
-    return sorted(name for name in new if old.get(name) != new[name])
+    stages = [", ".join(stage.name for stage in one.stages) for one in (written, recipe)]
+    if stages[0] != stages[1]:
+        return [_Change("stages", *stages)]
+    old, new = _by_name(written), _by_name(recipe)
+    names = sorted(old.keys() | new.keys())
+    changes = [_Change(name, old.get(name, "not set"), new.get(name, "not set")) for name in names]
+    return [change for change in changes if change.old != change.new]
+
+
+def _by_name(recipe: TrainingRecipe) -> dict[str, str]:
+    content = recipe.content()
+    return flatten(content | {"stages": {stage["name"]: stage for stage in content["stages"]}})
 
 
 def _has_begun(recipe: TrainingRecipe) -> bool:

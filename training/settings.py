@@ -16,7 +16,7 @@ from training.initial_settings import check_stage_order, origin
 from training.model_settings import ModelSettings
 from training.prompt_settings import PromptSettings, StandInPrompts
 from training.redaction import holds_secret, redacted
-from training.stage_settings import EXECUTION, StageSettings
+from training.stage_settings import CORRECTABLE, EXECUTION, StageSettings
 
 
 class WorkerRange(Settings):
@@ -93,11 +93,11 @@ class TrainingRecipe(Settings):
     images_every: int = Field(500, ge=1)
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
-    """Times the workers of a stage may die and be restarted from the last checkpoint."""
+    """Times the workers of a run may die and be restarted from the last checkpoint."""
     stall_seconds: float = Field(600.0, ge=1)
     """A worker without progress for so long is ended, with its stack traces kept, and counts as one
-    failure. Progress is a micro step, a checkpoint or a picture; start and first step may take
-    three times as long."""
+    failure. Progress is a micro step, a checkpoint or a picture; start, first step and waiting for
+    a checkpoint's files may take three times as long."""
     peak_tflops: float | None = Field(None, gt=0)
     """What a worker's device can do at best, 10^12 floating-point operations per second, which
     `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
@@ -158,19 +158,25 @@ class TrainingRecipe(Settings):
         random ones."""
         return origin(self.stages, name)
 
-    def content(self) -> dict[str, object]:
-        """The settings that decide the result: not where and how fast it is made."""
+    def content(self, *, fixed: bool = False) -> dict[str, Any]:
+        """The settings that decide the result: not where and how fast it is made.
+
+        Args:
+            fixed: only those that stay the same from a run's first step to its last.
+        """
         placement: dict[str, Any] = dict.fromkeys(_PLACEMENT, True)
+        left_out = EXECUTION | CORRECTABLE if fixed else EXECUTION
         return self.model_dump(
-            mode="json", exclude=placement | {"stages": {"__all__": set(EXECUTION)}}
+            mode="json", exclude=placement | {"stages": {"__all__": set(left_out)}}
         )
 
-    def digest(self) -> str:
-        """SHA-256 of what decides the result, as canonical JSON.
+    def digest(self, *, fixed: bool = False) -> str:
+        """SHA-256 of `content`, as canonical JSON.
 
         The number of workers changes no more than the order in which gradients are added.
         """
-        canonical = json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
+        content = self.content(fixed=fixed)
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -34,6 +34,17 @@ EXECUTION = frozenset(
 )
 """Settings of a stage that decide how it is computed, not what: a run may go on with others."""
 
+CORRECTABLE = frozenset(
+    {
+        "learning_rate",
+        "final_learning_rate_fraction",
+        "learning_rate_warmup",
+        "gradient_clipping",
+    }
+)
+"""Settings of a stage that decide the result and may be changed on its way all the same: what one
+corrects after a loss that ran away. The rest of the stage is computed with the new ones."""
+
 
 class StageSettings(Settings):
     """One training stage. `step` is an optimiser step, `micro_batch` is per worker."""

@@ -182,7 +182,7 @@ class StageWorker:
             seed=self.recipe.seed,
             origin=Origin(
                 stage=settings.name,
-                recipe_digest=self.recipe.digest(),
+                recipe_digest=self.recipe.digest(fixed=True),
                 dataset_digest=self.manifest.digest,
             ),
             trainer=self.trainer,

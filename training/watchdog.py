@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,13 +23,16 @@ from training.secondary import secondary
 
 log = logging.getLogger(__name__)
 
-START_FACTOR, START_SECONDS = 3.0, 120.0
-"""Start-up and first step, which read weights and may compile, are allowed this many times as long,
-and never less than so many seconds."""
+LONG_FACTOR, LONG_SECONDS = 3.0, 120.0
+"""Start-up and first step, which read weights and may compile, and waiting for a checkpoint to be
+written are allowed this many times as long, and never less than so many seconds."""
 OTHERS_SECONDS = 20.0
 """How long the first worker to notice waits for the others' stack traces."""
 LAST_WORDS_SECONDS = 15.0
 """How long what is to be said before the end may take."""
+FROZEN_SECONDS = 10.0
+"""How much later than other workers one that holds Python's lock is ended: while they wait for its
+stack traces."""
 EXIT_CODE = 70
 STACKS = "stacks"
 STAMP = "%Y%m%d-%H%M%S"
@@ -56,7 +59,7 @@ class Watchdog:
         self.world_size = world_size
         self.seconds = seconds
         self._poll = min(2.0, seconds / 4)
-        self._allowed = max(START_FACTOR * seconds, START_SECONDS)
+        self._allowed = self._allowed_at_most = max(LONG_FACTOR * seconds, LONG_SECONDS)
         self._doing = "the start"
         self._last = time.monotonic()
         self._last_words: list[Callable[[], None]] = []
@@ -86,10 +89,10 @@ class Watchdog:
         self._frozen.close()
         Path(self._frozen.name).unlink(missing_ok=True)
 
-    def alive(self, doing: str) -> None:
+    def alive(self, doing: str, *, next_is_long: bool = False) -> None:
         """Progress was made; `doing` says how far, for the message should it be the last."""
         self._doing = doing
-        self._allowed = self.seconds
+        self._allowed = self._allowed_at_most if next_is_long else self.seconds
         self._last = time.monotonic()
 
     def before_end(self, call: Callable[[], None]) -> None:
@@ -115,18 +118,23 @@ class Watchdog:
         while not self._closing.wait(self._poll):
             # This thread needs Python's lock. Where that is never given back, as inside a stuck
             # extension, a timer in C takes its place.
-            faulthandler.dump_traceback_later(
-                self._allowed + OTHERS_SECONDS + LAST_WORDS_SECONDS, exit=True, file=self._frozen
-            )
+            self._end_after(self._allowed + FROZEN_SECONDS)
             idle = time.monotonic() - self._last
             if idle > self._allowed:
                 self._end(f"no progress for {idle:.0f} s after {self._doing}")
             elif self._others():
                 self._end(f"another worker made no progress; this one was at {self._doing}")
 
+    def _end_after(self, seconds: float) -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._frozen)
+
     def _others(self) -> set[str]:
         """Stack traces that were not there when this worker started."""
-        return self._told() - self._known
+        try:
+            return self._told() - self._known
+        except OSError as error:  # of a busy file server, say: no reason to end
+            log.warning("%s cannot be read: %s", self.folder, error)
+            return set()
 
     def _told(self) -> set[str]:
         return {name for name in os.listdir(self.folder) if _TOLD.fullmatch(name)}
@@ -134,6 +142,7 @@ class Watchdog:
     def _end(self, reason: str) -> None:
         """Writes the traces to the folder and into the log, lets the others do so, and ends."""
         self._ending.set()
+        self._end_after(2 * (OTHERS_SECONDS + LAST_WORDS_SECONDS))
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
         with secondary(str(path)):  # ends all the same on a full disk
@@ -143,14 +152,21 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file)
             partial.rename(path)
-        Path(self._frozen.name).unlink(missing_ok=True)
         log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
         faulthandler.dump_traceback(STDERR)
         deadline = time.monotonic() + OTHERS_SECONDS
-        while len(self._others()) < self.world_size and time.monotonic() < deadline:
+        while self._silent() and time.monotonic() < deadline:
             time.sleep(self._poll / 4)
+        Path(self._frozen.name).unlink(missing_ok=True)
         self._say_last_words()
         os._exit(EXIT_CODE)
+
+    def _silent(self) -> int:
+        """How many workers have left no stack traces yet, of whichever kind."""
+        told = len(self._others())
+        with suppress(OSError):  # a worker removes its empty file when it has another
+            told += sum(path.stat().st_size > 0 for path in self.folder.glob(".rank-*"))
+        return self.world_size - told
 
     def _say_last_words(self) -> None:
         # In a thread, which this one need not wait for longer than is allowed.

@@ -156,6 +156,7 @@ def state(step: int) -> TrainerState:
         step=step,
         images_seen=step,
         consumed={},
+        errors=(),
         origin=ORIGIN,
         world_size=dist.get_world_size(),
         zero_stage=0,

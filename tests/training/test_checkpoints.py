@@ -58,6 +58,7 @@ def _state(step: int) -> TrainerState:
         step=step,
         images_seen=4 * step,
         consumed={"32x32": 4 * step},
+        errors=(0.5,),
         origin=ORIGIN,
         world_size=1,
         zero_stage=1,

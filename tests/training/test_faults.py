@@ -16,10 +16,11 @@ from mlflow import MlflowClient
 from datagen.errors import FlowmapsrError
 from datagen.manifest import Manifest, load_manifest
 from datagen.shards import Latents, ShardSample, read_shard
-from tests.tiny import WARMUP, RunMaker, rewritten, start_torchrun
-from training.attempts import how_ended
+from tests.tiny import WARMUP, RunMaker, finish_torchrun, rewritten, start_torchrun
+from training.attempts import how_ended, read_starts
 from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
+from training.journals import read_metrics
 from training.loader import fixed_batch
 from training.loss_guard import LEAST
 from training.mlflow_runs import RunNames
@@ -121,6 +122,22 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
     assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
     assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
+    step = saved["step"]
+    output, _ = start_torchrun(recipe, tmp_path).communicate(timeout=200)
+    assert f"at step {step}. " in output, "what is started again must not pass the same step"
+
+    lower = {**stage, "learning_rate": 1e-9, "max_loss_growth": 1000.0}
+    corrected = recipe.model_copy(
+        update={"stages": run_recipe(tmp_path / "run", stages=[lower]).stages}
+    )
+    finish_torchrun(corrected, tmp_path)
+    rates = read_metrics(_stage(recipe), prefix="optim/learning_rate")["optim/learning_rate"]
+    assert rates.last == 1e-9
+    assert [start.step for start in read_starts(_stage(recipe))] == [
+        0,
+        step // 5 * 5,
+        step // 5 * 5,
+    ]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(

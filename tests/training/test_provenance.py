@@ -145,6 +145,9 @@ def test_only_a_loss_far_above_its_median_explodes() -> None:
     assert not any(guard.explodes(error) for error in [5000.0, *[1.0] * LEAST, 99.0])
     assert guard.explodes(101.0) and guard.median == 1.0
     assert not guard.explodes(2.0)
+    again = LossGuard(100.0)
+    again.remember(guard.errors)
+    assert again.explodes(101.0) and again.errors == guard.errors
     assert not any(LossGuard(None).explodes(10.0**n) for n in range(200))
 
 

@@ -31,8 +31,8 @@ from tests.tiny import (
 from training.attempts import STARTS, Start, append_line
 from training.checkpoints.reading import read_commit
 from training.journals import read_metrics
-from training.records import Workers
-from training.run_folder import StageFolder, check_recipe, write_recipe
+from training.records import StageRecord, Workers
+from training.run_folder import StageFolder, StopSignal, check_recipe, write_recipe
 from training.settings import TrainingRecipe
 from training.upscaler import Upscaler
 
@@ -136,6 +136,7 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_model(
     assert not (stage / "done.json").exists()
     with pytest.raises(FlowmapsrError, match="different: seed"):
         check_recipe(recipe.model_copy(update={"seed": 4}))
+    StopSignal(Path(recipe.output)).ask()  # left by a launcher that was killed while it waited
     finish_torchrun(recipe, tmp_path)
     assert same_weights(recipe, undisturbed, "warmup")
     assert storage.exists(f"{checkpoints}/step-000060/trainer_state.json")
@@ -191,8 +192,34 @@ def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_pat
     check_recipe(other)  # nothing has begun to train
     append_line(StageFolder(run, "warmup").home / STARTS, START)
     check_recipe(recipe)
-    with pytest.raises(FlowmapsrError, match="different: stages"):
+    with pytest.raises(FlowmapsrError, match="different: stages was warmup, is warmup, distill"):
         check_recipe(other)
+
+
+def test_what_may_be_corrected_on_the_way_is_until_the_stage_is_finished(
+    run_recipe: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    lower = {**DISTILL, "learning_rate": 1e-4}
+    recipe, corrected = (run_recipe(run, stages=[WARMUP, stage]) for stage in (DISTILL, lower))
+    longer = run_recipe(run, stages=[WARMUP, {**lower, "steps": 90}])
+    write_recipe(recipe)
+    home = StageFolder(run, "distill").home
+    append_line(home / STARTS, START)
+    check_recipe(corrected)
+    with pytest.raises(FlowmapsrError, match=r"different: stages\.distill\.steps was 60, is 90\)"):
+        check_recipe(longer)
+    write_recipe(corrected)
+    assert "stages.distill.learning_rate was 0.001, is 0.0001" in caplog.text
+    assert corrected.digest() != recipe.digest()
+    assert corrected.digest(fixed=True) == recipe.digest(fixed=True) != longer.digest(fixed=True)
+    check_recipe(corrected)
+    record = StageRecord(
+        stage="distill", steps=60, images_seen=1, recipe_digest="", dataset_digest="", model=""
+    )
+    (home / "done.json").write_text(record.model_dump_json())
+    with pytest.raises(FlowmapsrError, match=r"learning_rate was 0\.0001, is 0\.001"):
+        check_recipe(recipe)
 
 
 def test_a_wrong_recipe_file_is_usage_error_2(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from tests.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
 from training.attempts import read_starts
 from training.mlflow_runs import RunNames
-from training.watchdog import EXIT_CODE, Watchdog, stack_files
+from training.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog, stack_files
 
 STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}
 
@@ -113,11 +113,42 @@ def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Pat
     assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
 
 
+FROZEN_AMONG_TWO = """
+import ctypes, os, sys, time
+from pathlib import Path
+from training import watchdog
+watchdog.FROZEN_SECONDS = 2.0
+if os.fork():
+    with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=2, seconds=2.0) as dog:
+        dog.alive("nothing")
+        dog.before_end(lambda: print(*watchdog.stack_files(Path(sys.argv[1])), flush=True))
+        time.sleep(60)
+with watchdog.Watchdog(Path(sys.argv[1]), rank=1, world_size=2, seconds=2.0) as dog:
+    dog.alive("nothing")
+    time.sleep(1.0)
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+def test_the_first_worker_waits_for_the_traces_of_a_frozen_one(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN_AMONG_TWO, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == EXIT_CODE
+    frozen, first = sorted(done.stdout.split(), key=lambda name: "frozen" not in name)
+    assert frozen.endswith("-frozen-rank-1.txt") and first.endswith("-rank-0.txt")
+    assert time.monotonic() - start < OTHERS_SECONDS, "it had waited for what came long ago"
+
+
 STUCK_TO_THE_LAST = """
 import sys, time
 from pathlib import Path
 from training import watchdog
-watchdog.LAST_WORDS_SECONDS, watchdog.START_SECONDS = 1.0, 0.0
+watchdog.LAST_WORDS_SECONDS, watchdog.LONG_SECONDS = 1.0, 0.0
 with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=0.5) as dog:
     dog.before_end(lambda: time.sleep(60))  # as a server that is gone
     dog.before_end(lambda: print("told", flush=True))
@@ -138,6 +169,34 @@ def test_what_is_said_before_the_end_cannot_put_it_off(tmp_path: Path) -> None:
     assert done.stdout == "told\n" and "division by zero" in done.stderr
 
 
+UNREADABLE_FOR_A_WHILE = """
+import sys, time
+from pathlib import Path
+from training import watchdog
+home = Path(sys.argv[1])
+with watchdog.Watchdog(home, rank=0, world_size=1, seconds=0.5) as dog:
+    (home / "stacks").rename(home / "away")
+    for _ in range(10):
+        dog.alive("work")
+        time.sleep(0.1)
+    (home / "away").rename(home / "stacks")
+    print("went on", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNREADABLE_FOR_A_WHILE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "went on\n"
+    assert done.returncode == EXIT_CODE, "it watches no more"
+    assert len(stack_files(tmp_path)) == 1
+
+
 def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
     """Also by the traces of an earlier start."""
     stacks = tmp_path / "stacks"
@@ -150,4 +209,6 @@ def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
         for _ in range(10):
             watchdog.alive("work")
             time.sleep(0.1)
+        watchdog.alive("a checkpoint", next_is_long=True)
+        time.sleep(1.0)
     assert len(kept) == 3 and sorted(stacks.iterdir()) == kept

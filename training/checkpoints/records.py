@@ -55,8 +55,8 @@ class Origin(Settings):
 
     stage: str
     recipe_digest: str
-    """Of all that decides the result, and so of the seed: all randomness is drawn from generators
-    seeded by (seed, stage, step, micro batch)."""
+    """Of all that decides the result and may not be changed on the way, and so of the seed: all
+    randomness is drawn from generators seeded by (seed, stage, step, micro batch)."""
     dataset_digest: str
 
 
@@ -67,6 +67,8 @@ class TrainerState(Settings):
     images_seen: int
     consumed: dict[str, int]
     """Samples taken from each bucket: the loader's position."""
+    errors: tuple[float, ...]
+    """Those of the last steps, by which the next one is judged (see `LossGuard`)."""
     origin: Origin
     world_size: int
     """Of the workers that wrote it; any number can read it, as with `zero_stage`."""

@@ -55,6 +55,8 @@ class Checkpoints:
         """The last checkpoint that is there; known to the first worker only."""
         self.problem = ""
         """Why the last one is not there; empty when it is."""
+        self.passed_over = ""
+        """The damaged ones that `resume` went past; known to the first worker only."""
         self.failed = 0
         """How many could not be written."""
         self._seconds = self._began = 0.0
@@ -181,8 +183,9 @@ class Checkpoints:
         return True
 
     def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
+        self.passed_over = "; ".join(damages)
         log.warning(
-            "%s: skipped and removed; the stage goes on from step %d", "; ".join(damages), step
+            "%s: skipped and removed; the stage goes on from step %d", self.passed_over, step
         )
         for folder in folders:
             folder.remove()
