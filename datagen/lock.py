@@ -166,6 +166,17 @@ def place_lock(output: str, work: Work, *, take_over: bool = False) -> Iterator[
             lock.release()
 
 
+def living_holder(output: str, work: Work) -> Holder | None:
+    """Who holds a place, as far as one look can tell; None if nobody does, or a dead one."""
+    held = Place(output, work).holders()
+    if not held:
+        return None
+    holder = held[max(held)]
+    if holder.machine == machine():
+        return holder if is_running(holder) else None
+    return holder if time.time() - holder.heartbeat <= STALE_AFTER else None
+
+
 def is_lock(uri: str) -> bool:
     """Whether a file in an output is a lock; an output with nothing else counts as empty."""
     return _NAME.fullmatch(uri.rsplit("/", 1)[-1]) is not None

@@ -195,6 +195,10 @@ def train(
             from pipelines.flows.training import run_training
 
             records = run_training(resolved, take_over=take_over)
+        else:
+            from training.parent_run import tell_the_rest
+
+            tell_the_rest(resolved)
         from training.mlflow_runs import run_page
 
         page = run_page(Path(resolved.output))

@@ -11,15 +11,14 @@ from typing import Literal
 
 from datagen.errors import FlowmapsrError
 from datagen.fields import Settings
+from datagen.lock import TRAINING, living_holder
+from datagen.lock_holder import Holder
 from training.attempts import PROGRESS, how_ended, read_ended, read_starts
 from training.journals import read_metrics
 from training.records import StageProgress, read_record
 from training.run_folder import StageFolder
 from training.settings import TrainingRecipe
 from training.stage_table import last_validation
-
-SILENT_AFTER_SECONDS = 120.0
-"""A stage that has written no progress for so long is not running any more."""
 
 RECIPE = "recipe.json"
 SPEED = "perf/images_per_second"
@@ -94,11 +93,21 @@ def run_status(folder: Path) -> RunStatus:
     remedy = "the command that made this run writes it again, once it is removed"
     recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
     assert recipe is not None
-    stages = tuple(_stage_status(recipe, StageFolder(folder, one.name)) for one in recipe.stages)
-    return RunStatus(run=str(folder), stages=stages)
+    holder = living_holder(str(folder), TRAINING)
+    stages: list[StageStatus] = []
+    for one in recipe.stages:
+        at_work = holder if all(before.state == "done" for before in stages) else None
+        stages.append(_stage_status(recipe, StageFolder(folder, one.name), at_work))
+    return RunStatus(run=str(folder), stages=tuple(stages))
 
 
-def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
+def _stage_status(
+    recipe: TrainingRecipe, folder: StageFolder, at_work: Holder | None
+) -> StageStatus:
+    """
+    Args:
+        at_work: who trains this stage, or is about to.
+    """
     home, stage = folder.home, recipe.stage(folder.name)
     done = folder.record()
     restarts = max(0, len(read_starts(home)) - 1)
@@ -116,12 +125,14 @@ def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
         )
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(home / PROGRESS, StageProgress, remedy=remedy)
-    if progress is None:
-        return StageStatus(stage=stage.name, state="waiting", step=0, steps=stage.steps)
-    now = time.time()
     ended = read_ended(home)
-    running = ended is None and now - progress.updated < SILENT_AFTER_SECONDS
-    speed_now = progress.images_per_second
+    running = at_work is not None and (ended is None or ended.time < at_work.started)
+    if progress is None:
+        state: State = "running" if running else "waiting"
+        return StageStatus(stage=stage.name, state=state, step=0, steps=stage.steps)
+    now = time.time()
+    told_now = at_work is not None and progress.updated > at_work.started
+    speed_now = progress.images_per_second if running and told_now else 0.0
     images_left = (progress.steps - progress.step) * stage.images_per_step
     validation = last_validation(recipe, folder)
     return StageStatus(
@@ -129,8 +140,8 @@ def _stage_status(recipe: TrainingRecipe, folder: StageFolder) -> StageStatus:
         state="running" if running else "stopped",
         step=progress.step,
         steps=progress.steps,
-        images_per_second=speed_now if running else None,
-        seconds_left=images_left / speed_now if running and speed_now > 0 else None,
+        images_per_second=speed_now or None,
+        seconds_left=images_left / speed_now if speed_now else None,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
         restarts=restarts,

@@ -17,33 +17,36 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from datagen import storage
+from datagen.fields import Settings
 from training.events import EVENT, Event
 from training.secondary import append_whole, secondary
 
 log = logging.getLogger(__name__)
 
-NAME = "tracking"
+NAME, FILES = "tracking", "files"
 JOURNAL = f"{NAME}.jsonl"
 BATCH = 500
+"""Events that are handed over at once."""
 LONGEST_END = 20_000
 """Bytes; no `End` has a longer line."""
 
 
 class Journal:
-    """A file with a line for each event, and how many of its bytes were sent.
+    """A file with a line for each event, and how many of its bytes were sent to which run.
 
     One process appends. Several may send: each batch goes out under a lock and leaves the new
     place behind, so that nothing is sent twice.
     """
 
-    def __init__(self, home: Path, name: str = NAME) -> None:
+    def __init__(self, home: Path, name: str = NAME, *, batch: int = BATCH) -> None:
+        self.batch = batch
         self.path = home / f"{name}.jsonl"
         self.unwritten = ""
         """Events that found no room on the disk."""
         self._appending = threading.Lock()
         self._offset = home / f"{name}.sent"
         self._sending = home / f".{name}.lock"
-        self._sent = 0
+        self._sent = _Sent()
 
     def append(self, event: Event) -> None:
         """Adds an event; what finds no room waits for the next call."""
@@ -61,7 +64,7 @@ class Journal:
     @property
     def all_sent(self) -> bool:
         """Whether no whole line is left; a torn last one waits for the next event."""
-        return not self._unsent(1)
+        return not self._unsent(self._newest_sent().bytes, 1)
 
     @property
     def ended(self) -> bool:
@@ -73,38 +76,55 @@ class Journal:
             lines = file.read().splitlines()
         return not lines or lines[-1].startswith(b'{"kind":"end"')
 
-    def send(self, send: Callable[[list[Event]], None]) -> bool:
-        """Hands the next unsent events to `send`; False when there are none."""
-        if self.all_sent:
+    def send(self, send: Callable[[list[Event]], None], *, run_id: str) -> bool:
+        """Hands the next events that this run has not got to `send`; False when there are none."""
+        if self._size() == self._sent_to(run_id):
             return False
         with FileLock(self._sending):
-            start, lines = self._sent_bytes(), self._unsent(BATCH)
+            start = self._sent_to(run_id)
+            lines = self._unsent(start, self.batch)
             if not lines:
                 return False
             send(_whole_events(lines))
-            self._sent = start + sum(map(len, lines))
+            self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with secondary(str(self._offset)):
-                storage.write_bytes(str(self._offset), str(self._sent).encode())
+                storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
         return True
 
-    def _unsent(self, most: int) -> list[bytes]:
-        """The first whole lines that were not sent."""
-        if self._size() == self._sent_bytes():
+    def _unsent(self, start: int, most: int) -> list[bytes]:
+        """The first whole lines from a place on."""
+        if self._size() == start:
             return []
         with self.path.open("rb") as file:
-            file.seek(self._sent_bytes())
+            file.seek(start)
             lines = [file.readline() for _ in range(most)]
         return [line for line in lines if line.endswith(b"\n")]
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def _sent_bytes(self) -> int:
-        """Bytes that were sent, by whichever process; all are sent again when it is not known,
-        which MLflow takes for the same."""
-        told = self._offset.read_bytes() if self._offset.exists() else b""
-        sent = max(self._sent, int(told) if told.isdigit() else 0)
-        return sent if sent <= self._size() else 0
+    def _sent_to(self, run_id: str) -> int:
+        """Bytes that the run has got: none, if another one was made since."""
+        newest = self._newest_sent()
+        return newest.bytes if newest.run_id == run_id else 0
+
+    def _newest_sent(self) -> _Sent:
+        """What was sent, by whichever process; nothing where that is not known: all is sent again
+        then, which MLflow takes for the same."""
+        try:
+            told = _Sent.model_validate_json(self._offset.read_bytes())
+        except (OSError, ValidationError):
+            told = _Sent()
+        if told.run_id in ("", self._sent.run_id):
+            told = max(told, self._sent, key=lambda sent: sent.bytes)
+        return told if told.bytes <= self._size() else _Sent()
+
+
+class _Sent(Settings):
+    """How far a run has got a journal."""
+
+    run_id: str = ""
+    bytes: int = 0
 
 
 def _whole_events(lines: list[bytes]) -> list[Event]:
@@ -116,6 +136,12 @@ def _whole_events(lines: list[bytes]) -> list[Event]:
         except ValidationError:
             log.warning("a torn line of a journal is not sent: %.80r", line)
     return events
+
+
+def files_journal(home: Path) -> Journal:
+    """The pictures and files of a stage or a run, one by one: a store that takes none of them holds
+    up no metrics."""
+    return Journal(home, FILES, batch=1)
 
 
 def side_journal(home: Path, machine: str) -> Journal:

@@ -99,14 +99,19 @@ class MlflowRun:
         self._client: MlflowClient | None = None
         self._run_id = ""
 
+    def run_id(self) -> str:
+        """The run that `send` sends to; a new one where the store has none of this folder."""
+        return self._connect()[1]
+
     def send(self, events: list[Event]) -> None:
         _send(*self._connect(), events)
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._client is None:
-            client = _new_client()
-            # Launcher and workers may meet a server that has just come back at the same time.
+            # Launcher and workers may meet a server that has just come back, or a new database, at
+            # the same time.
             with FileLock(self.run / LOCK_FILE):
+                client = _new_client()
                 self._run_id = self._find_or_create(client)
             self._client = client
         return self._client, self._run_id

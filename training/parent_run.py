@@ -6,13 +6,14 @@ Everything it tells lies in the run's folder; knows no launcher.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from datagen.fields import flatten
-from datagen.lock import PlaceLostError
+from datagen.lock import TRAINING, PlaceLostError, place_lock
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
@@ -21,8 +22,10 @@ from training.run_folder import StageFolder, finished_stages
 from training.secondary import secondary
 from training.settings import TrainingRecipe
 from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
-from training.tracking import STALL_SECONDS, Tracker, end_for_the_dead
+from training.tracking import STALL_SECONDS, Tracker, end_for_the_dead, is_told
 from training.watchdog import stack_files
+
+log = logging.getLogger(__name__)
 
 DEAD_STAGES_SECONDS = 30.0
 """How long a server may take for what dead workers left unsent."""
@@ -50,6 +53,20 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
         if ours:
             parent.end_stages(status)
             parent.close(status, reason=reason)
+
+
+def tell_the_rest(recipe: TrainingRecipe) -> None:
+    """Sends what a finished run could not tell MLflow in its time, and ends its runs there.
+
+    Raises:
+        FlowmapsrError: another process is at it.
+    """
+    run = Path(recipe.output)
+    homes = [run, *(StageFolder(run, stage.name).home for stage in recipe.stages)]
+    if all(is_told(home) for home in homes):
+        return
+    with place_lock(recipe.output, TRAINING), parent_run(recipe):
+        log.info("MLflow is told what it has missed")
 
 
 class ParentRun:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.events import Begin, End, Event, Metrics, Status
-from training.journals import Journal, side_journals
+from training.events import Artifact, Begin, End, Event, Metrics, Picture, Status
+from training.journals import Journal, files_journal, side_journals
 from training.mlflow_runs import MAX_TAG, MlflowRun, forget_names, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ STALL_SECONDS = 6.0
 def forget_run(run: Path) -> None:
     """Lets the next start of a run folder have a new MLflow run; its stages must not have begun."""
     forget_names(run)
-    Journal(run).forget()
+    for journal in (Journal(run), files_journal(run)):
+        journal.forget()
 
 
 class Tracker:
@@ -51,22 +52,26 @@ class Tracker:
         """
         home = run if stage is None else run / "stages" / stage
         home.mkdir(parents=True, exist_ok=True)
-        self._journal = Journal(home)
-        self._journals = [self._journal, *side_journals(home, machines)]
+        self._journal, self._files = Journal(home), files_journal(home)
+        metrics = [self._journal, *side_journals(home, machines)]
+        self._journals = [*metrics, self._files]
         self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage)
         self._closing = threading.Event()
         self._step = 0
         if begins:
             self.write(Begin())
-        self._thread = threading.Thread(target=self._send_all, name="mlflow-sender", daemon=True)
-        self._thread.start()
+        self._threads = [
+            self._sender("metrics", metrics),
+            self._sender("files", [self._files]),
+        ]
 
     def write(self, event: Event) -> None:
         """Appends an event; returns at once whatever the state of the server.
 
         On a full disk it waits for the next call.
         """
-        self._journal.append(event)
+        journal = self._files if isinstance(event, Picture | Artifact) else self._journal
+        journal.append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._step = step
@@ -88,27 +93,36 @@ class Tracker:
     def drain(self, *, wait: float = 60.0) -> bool:
         """`close` of a run whose end is in the journal already."""
         self._closing.set()
-        self._thread.join(timeout=wait)
+        deadline = time.monotonic() + wait
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         if self._journal.unwritten:
             log.warning("the last metrics are lost: %s cannot be written", self._journal.path)
             return False
         sent = all(journal.all_sent for journal in self._journals)
         if not sent:
             log.warning(
-                "MLflow at %s did not take all metrics; they wait in %s and are sent when "
-                "the same command "
-                "runs again",
+                "MLflow at %s did not take everything; the rest waits in %s and is sent when the "
+                "same command runs again",
                 tracking_uri(),
-                self._journal.path,
+                ", ".join(str(journal.path) for journal in self._journals if not journal.all_sent),
             )
         return sent
 
-    def _send_all(self) -> None:
+    def _sender(self, what: str, journals: list[Journal]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._send_all, args=(what, journals), name=f"mlflow-{what}", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _send_all(self, what: str, journals: list[Journal]) -> None:
         warned = False
         while True:
             closing = self._closing.is_set()
             try:
-                sent = [journal.send(self._mlflow_run.send) for journal in self._journals]
+                run_id = self._mlflow_run.run_id()
+                sent = [journal.send(self._mlflow_run.send, run_id=run_id) for journal in journals]
                 if closing and not any(sent):
                     return
                 pause = 0.2
@@ -117,14 +131,21 @@ class Tracker:
             except Exception as error:
                 if not warned:
                     log.warning(
-                        "MLflow at %s does not answer (%s); training goes on and metrics are kept",
+                        "MLflow at %s takes no %s (%s); training goes on and they are kept",
                         tracking_uri(),
+                        what,
                         error,
                     )
                 warned, pause = True, RETRY_SECONDS
                 if closing:
                     return
             self._closing.wait(timeout=pause)
+
+
+def is_told(home: Path) -> bool:
+    """Whether a run that has ended, or never begun, has told MLflow everything."""
+    journals = [Journal(home), files_journal(home), *side_journals(home)]
+    return journals[0].ended and all(journal.all_sent for journal in journals)
 
 
 def end_for_the_dead(
@@ -142,7 +163,7 @@ def end_for_the_dead(
     """
     home = run / "stages" / stage
     journal = Journal(home)
-    if journal.ended and all(one.all_sent for one in [journal, *side_journals(home)]):
+    if is_told(home):
         return
     tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
     if journal.ended:

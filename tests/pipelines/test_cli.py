@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datagen.lock import TRAINING, place_lock
 from training.attempts import Failure, Start, append_line
 from training.records import StageProgress, StageRecord, Workers
 
@@ -147,7 +148,13 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
 
-    stages = flowmapsr("status", str(run), "--json").json["stages"]
+    with place_lock(str(run), TRAINING):
+        starting = flowmapsr("status", str(run), "--json").json["stages"]
+        assert [stage["state"] for stage in starting] == ["done", "running", "waiting"]
+        assert starting[1]["seconds_left"] is None  # what was told is of an earlier start
+        progress = progress.model_copy(update={"updated": time.time()})
+        (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
+        stages = flowmapsr("status", str(run), "--json").json["stages"]
     assert [stage["state"] for stage in stages] == ["done", "running", "waiting"]
     assert stages[1]["seconds_left"] == 60 * 8 / 4
     assert 200 <= stages[1]["checkpoint_age_seconds"] < 260
@@ -163,8 +170,6 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
         '{"kind":"metrics","step":20,"time_ms":1,"values":{"val/psnr_x4":27.25,"loss/total":1}}\n'
         '{"kind":"metrics","step":30,"time_ms":2,"values":{"val/psnr_x4":28.5}}\n'
     )
-    long_ago = progress.model_copy(update={"updated": time.time() - 1000})
-    (distill / "progress.json").write_text(long_ago.model_dump_json())
     append_line(
         run / "failures.jsonl", Failure(time=5.0, rank=1, died=False, error="OSError: full")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from datagen.manifest import load_manifest
 from pipelines.flows.full import full
 from pipelines.flows.training import train
 from pipelines.settings import FullRecipe
+from tests.pipelines.conftest import Ended
 from tests.pipelines.ray_actors import ray_actors
 from tests.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.attempts import read_failures, read_starts
@@ -61,6 +63,30 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     # A start that Ray made counts from its own process, not from the command.
     took = read_metrics(run / "stages" / "warmup", prefix="start/")
     assert len(took["start/seconds"].values) == 2 > len(took["start/command_seconds"].values) == 1
+
+
+def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
+    undisturbed: TrainingRecipe, flowmapsr: Callable[..., Ended], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.output, run)
+    for sent in (run / "mlflow.json", *run.rglob("*.sent")):
+        sent.unlink()  # as if no server had ever answered
+    recipe = undisturbed.model_copy(update={"output": str(run)})
+    (tmp_path / "mine.yaml").write_text(recipe.model_dump_json())
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    env = {"MLFLOW_TRACKING_URI": uri}
+    ended = flowmapsr("train", "./mine.yaml", "--json", env=env)
+    assert ended.code == 0 and len(ended.json["stages"]) == 2, ended.err
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    for run_id in (names.parent, *names.stages.values()):
+        assert client.get_run(run_id).info.status == "FINISHED"
+    losses = client.get_metric_history(names.stages["distill"], "loss/total")
+    assert [point.step for point in losses] == [10, 20, 30, 40, 50, 60]
+    journal = (run / "tracking.jsonl").stat()
+    assert flowmapsr("train", "./mine.yaml", env=env).code == 0
+    assert (run / "tracking.jsonl").stat() == journal, "all was told already"
 
 
 def test_what_ray_gave_up_on_has_ended_in_mlflow_and_goes_on_when_started_again(

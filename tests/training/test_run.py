@@ -69,7 +69,7 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
         assert (record["steps"], record["images_seen"]) == (60, 240)
         for picture in ("step", "loss_over_times", "weighting_over_times"):
             assert (stages / name / "images" / f"{picture}-000060.png").is_file()
-        journal = (stages / name / "tracking.jsonl").read_text().splitlines()
+        journal = (stages / name / "files.jsonl").read_text().splitlines()
         pictures = [event for event in map(json.loads, journal) if event["kind"] == "picture"]
         assert [(event["key"], event["step"]) for event in pictures] == [
             (key, step)

@@ -241,6 +241,62 @@ def test_what_mlflow_will_never_take_does_not_hold_up_what_follows(
     assert "gone.png is gone" in caplog.text and "MLflow refuses a part" in caplog.text
 
 
+def test_a_store_that_takes_no_pictures_gets_the_metrics_all_the_same(
+    store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder is to be")
+    store.create_experiment("tests", artifact_location=(blocked / "artifacts").as_uri())
+    run, pictures = tmp_path / "run", []
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    for step in range(3):
+        pictures.append(tmp_path / f"{step}.png")
+        Image.fromarray(np.full((4, 4, 3), step, np.uint8)).save(pictures[-1])
+        tracker.write(Picture(key="samples", step=step, path=str(pictures[-1])))
+        tracker.write(Artifact(path=str(pictures[-1]), folder="files"))
+        tracker.metrics(step, {"loss/total": 1.0})
+    assert not tracker.close("FINISHED")
+    assert "takes no files" in caplog.text and "files.jsonl" in caplog.text
+    assert "takes no metrics" not in caplog.text
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "FINISHED"
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [0, 1, 2]
+
+    blocked.unlink()
+    assert Tracker(run, experiment="tests", stage="warmup").close("FINISHED")
+    shown = store.list_artifacts(child.info.run_id, "files")
+    assert [Path(item.path).name for item in shown] == [picture.name for picture in pictures]
+    drawn = [item.path for item in store.list_artifacts(child.info.run_id, "images")]
+    assert sum(path.endswith(".png") for path in drawn) == len(pictures)
+
+
+def test_a_new_store_gets_all_that_was_ever_written(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
+    first = Tracker(run, experiment="tests", stage="warmup", machines=["node-1"])
+    first.metrics(1, {"loss/total": 1.0})
+    first.write(Artifact(path=str(picture)))
+    home = run / "stages" / "warmup"
+    side_journal(home, "node-1").append(Metrics(step=1, time_ms=1, values={"system/n": 2.0}))
+    assert first.close("KILLED")
+
+    (tmp_path / "new").mkdir()
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    second = Tracker(run, experiment="tests", stage="warmup")
+    second.metrics(2, {"loss/total": 0.5})
+    assert second.close("FINISHED")
+    client = MlflowClient(uri)
+    child = client.get_run(_names(run).stages["warmup"])
+    history = client.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [1, 2]
+    assert child.data.metrics["system/n"] == 2.0 and child.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["grid.png"]
+
+
 def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
     run = tmp_path / "run"
     journal = run / "stages" / "warmup" / "tracking.jsonl"
