@@ -12,7 +12,11 @@ import typer
 
 from pipelines import reports
 from pipelines.console import process_edge
-from pipelines.environment import leave_run_logs_to_prefect, prepare_environment
+from pipelines.environment import (
+    keep_tracking,
+    leave_run_logs_to_prefect,
+    prepare_environment,
+)
 
 app = typer.Typer(
     help="From photos to a trained, reviewed, deployable super-resolution model.",
@@ -198,6 +202,7 @@ def train(
         else:
             from training.parent_run import tell_the_rest
 
+            keep_tracking(resolved.output)
             tell_the_rest(resolved)
         from training.mlflow_runs import run_page
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.lock import PlaceLock, PlaceLostError
+from datagen.lock import PlaceLostError
 from pipelines.cluster import cluster_nodes, end_connection, free_resources, ray_cluster
 from pipelines.last_word import LastWord
 from pipelines.placement import Placement, place_workers
@@ -29,6 +29,7 @@ from training.mlflow_runs import tracking_uri
 from training.provenance import LAUNCHED, launched
 from training.records import StageProgress, StageRecord
 from training.run_folder import StageFolder, StopSignal, finished_stages
+from training.run_lock import RunLock
 from training.settings import TrainingRecipe
 from training.start_clock import StartClock, process_began
 
@@ -42,7 +43,7 @@ SAVE_SECONDS = 120.0
 
 
 @contextmanager
-def training_workers(recipe: TrainingRecipe, lock: PlaceLock) -> Iterator[TrainingWorkers]:
+def training_workers(recipe: TrainingRecipe, lock: RunLock) -> Iterator[TrainingWorkers]:
     """The workers of a run, at work for the block; none are started when all stages are done.
 
     However the block is left before they are done, they save a checkpoint first; but not when the
@@ -67,7 +68,7 @@ class TrainingWorkers:
     """A Ray Train group in a thread of its own, so that this one can show progress and hear
     interrupts."""
 
-    def __init__(self, recipe: TrainingRecipe, lock: PlaceLock) -> None:
+    def __init__(self, recipe: TrainingRecipe, lock: RunLock) -> None:
         self.recipe = recipe
         self.lock = lock
         self.run = Path(recipe.output)

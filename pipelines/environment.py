@@ -10,6 +10,8 @@ import os
 
 from datagen.errors import FlowmapsrError
 
+log = logging.getLogger(__name__)
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -53,6 +55,16 @@ def leave_run_logs_to_prefect() -> None:
         # A level would not outlive Prefect's own set-up of logging; a filter does.
         logging.getLogger(name).addFilter(lambda record: False)
     logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set
+
+
+def keep_tracking(output: str, *, worker: bool = False) -> None:
+    """Puts the database of runs into the output where no MLflow server is named and the working
+    folder, its usual place, is no good: on a cluster, whose nodes have one each, and in a Prefect
+    `worker`, whose folder vanishes."""
+    if os.environ.get("MLFLOW_TRACKING_URI") or not (worker or os.environ.get("RAY_ADDRESS")):
+        return
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output}/mlflow.db"
+    log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", output)
 
 
 def require_cluster() -> None:

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datagen.fields import flatten
-from datagen.lock import TRAINING, PlaceLostError, place_lock
+from datagen.lock import PlaceLostError
 from datagen.manifest import dataset_of, load_manifest
 from training.attempts import FAILURES, STARTS, how_ended, read_progress, read_starts
 from training.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.provenance import code_tags, launch_tags
 from training.run_folder import StageFolder, finished_stages
+from training.run_lock import run_lock
 from training.secondary import secondary
 from training.settings import TrainingRecipe
 from training.stage_table import LOGGED_TABLES, stage_table, write_stage_table
@@ -65,7 +66,7 @@ def tell_the_rest(recipe: TrainingRecipe) -> None:
     homes = [run, *(StageFolder(run, stage.name).home for stage in recipe.stages)]
     if all(is_told(home) for home in homes):
         return
-    with place_lock(recipe.output, TRAINING), parent_run(recipe):
+    with run_lock(recipe), parent_run(recipe):
         log.info("MLflow is told what it has missed")
 
 

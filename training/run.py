@@ -20,11 +20,12 @@ import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.lock import TRAINING, PlaceLock, PlaceLostError, place_lock
+from datagen.lock import PlaceLostError
 from training.parent_run import parent_run
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import StopSignal, write_recipe
+from training.run_lock import RunLock, run_lock
 from training.settings import TrainingRecipe
 from training.stages import launched_as, run_stage
 from training.start_clock import StartClock
@@ -61,7 +62,7 @@ def _train_first(
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
-    with place_lock(recipe.output, TRAINING, take_over=take_over) as lock:
+    with run_lock(recipe, take_over=take_over) as lock:
 
         def stop_requested() -> bool:
             _end_if_lost(lock)
@@ -76,7 +77,7 @@ def _train_first(
             )
 
 
-def _end_if_lost(lock: PlaceLock) -> None:
+def _end_if_lost(lock: RunLock) -> None:
     """Ends this process, and by its launcher the others, once the folder is another training's: an
     orderly end would write there."""
     try:

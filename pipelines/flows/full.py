@@ -14,9 +14,10 @@ from datagen.fields import Settings
 from datagen.sources import list_sources
 from datagen.survey import survey
 from pipelines.cluster import ray_cluster
+from pipelines.environment import keep_tracking
 from pipelines.flows.dataset import run_build
-from pipelines.flows.training import keep_tracking, run_training
-from pipelines.prefect_guard import run_recipe, station
+from pipelines.flows.training import run_training
+from pipelines.prefect_guard import is_deployed, run_recipe, station
 from pipelines.settings import FullRecipe
 from training.parent_run import comparison
 from training.records import FLOWMAPSR, EvaluationRow
@@ -60,7 +61,7 @@ def run_full(recipe: FullRecipe) -> FullRecord:
 
 
 def _full(recipe: FullRecipe) -> FullRecord:
-    keep_tracking(recipe.output)
+    keep_tracking(recipe.output, worker=is_deployed())
     watch = Stopwatch()
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):
         with watch.station("dataset"):

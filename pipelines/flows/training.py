@@ -5,22 +5,19 @@ All stages are trained by one group of workers; a Prefect that fails in the midd
 
 from __future__ import annotations
 
-import logging
-import os
 from functools import partial
 
 from prefect import flow
 
-from datagen.lock import TRAINING, place_lock
 from pipelines.cluster_training import TrainingWorkers, training_workers
+from pipelines.environment import keep_tracking
 from pipelines.prefect_guard import is_deployed, run_recipe, station
 from training.parent_run import ParentRun, parent_run
 from training.preflight import check_run
 from training.records import StageRecord
 from training.run_folder import write_recipe
+from training.run_lock import run_lock
 from training.settings import TrainingRecipe
-
-log = logging.getLogger(__name__)
 
 NAME = "train"
 RUN_NAME = "{recipe.output}"
@@ -47,17 +44,9 @@ def run_training(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
     )
 
 
-def keep_tracking(output: str) -> None:
-    """Lets a deployed run that is told no MLflow server write to a database in its output."""
-    if is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        # The default, a database in the working folder, would vanish with the worker's folder.
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output}/mlflow.db"
-        log.warning("the worker has no MLFLOW_TRACKING_URI: %s/mlflow.db is used", output)
-
-
 def _train(recipe: TrainingRecipe, *, take_over: bool) -> list[StageRecord]:
-    keep_tracking(recipe.output)
-    with place_lock(recipe.output, TRAINING, take_over=take_over) as lock:
+    keep_tracking(recipe.output, worker=is_deployed())
+    with run_lock(recipe, take_over=take_over) as lock:
         station("prepare", lambda: _prepare(recipe))
         with parent_run(recipe) as parent, training_workers(recipe, lock) as workers:
             names = [stage.name for stage in recipe.stages]

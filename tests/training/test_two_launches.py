@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from datagen.errors import FlowmapsrError
+from datagen.lock import PlaceLostError
 from tests.pipelines.prefect_servers import kill, wait_until
+from tests.s3 import FaultyS3
 from tests.tiny import WARMUP, RunMaker, start_torchrun
 from training.attempts import read_progress, read_starts
 from training.run_folder import StageFolder
+from training.run_lock import run_lock
 from training.settings import TrainingRecipe
 
 STEPS = 100_000
@@ -47,6 +51,27 @@ def test_the_second_of_two_launches_is_refused_and_the_first_goes_on(
     step = _step(recipe)
     wait_until(lambda: _step(recipe) > step)
     assert first.poll() is None
+
+
+def test_two_runs_do_not_share_a_place_for_checkpoints(
+    recipe: TrainingRecipe, faulty_s3: FaultyS3, tmp_path: Path
+) -> None:
+    checkpoints = f"s3://{faulty_s3.bucket}/shared"
+    one = recipe.model_copy(update={"checkpoints": checkpoints})
+    other = one.model_copy(update={"output": str(tmp_path / "other")})
+    with run_lock(one) as lock:
+        refused = pytest.raises(FlowmapsrError, match="shared: another training is writing there")
+        with refused, run_lock(other):
+            pass
+        with run_lock(other, take_over=True) as taken:
+            taken.check()
+            for held in lock.locks:
+                held.renew()
+            with pytest.raises(PlaceLostError, match="shared"):
+                lock.check()
+    with run_lock(other):
+        assert len(list(tmp_path.glob("*/training-*.lock"))) == 1
+    assert not list(tmp_path.glob("*/training-*.lock"))
 
 
 @pytest.mark.slow
