@@ -159,9 +159,20 @@ def how_ended(run: Path, home: Path) -> str:
     # Workers that lose one who died fail too, and say so louder.
     causes = [one for one in failures if one.died] or failures
     if causes:
-        return "; ".join(f"worker {one.rank}: {one.error}" for one in causes[:MOST_CAUSES])
+        return _causes(causes)
     ended = read_ended(home)
     return KILLED if ended is None else ended.reason
+
+
+def _causes(failures: list[Failure]) -> str:
+    """What failed where, each error once."""
+    ranks: dict[str, list[str]] = {}
+    for one in failures:
+        ranks.setdefault(one.error, []).append(str(one.rank))
+    return "; ".join(
+        f"worker{'s' if len(where) > 1 else ''} {', '.join(where)}: {error}"
+        for error, where in list(ranks.items())[:MOST_CAUSES]
+    )
 
 
 def append_line(path: Path, record: Settings) -> None:

@@ -117,10 +117,11 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     assert 7.5 <= second.worker_hours < 7.6
     assert second.metrics().keys() == {"perf/gpu_hours", "restarts"}
     append_line(tmp_path / "failures.jsonl", Failure(time=1e12, rank=0, died=False, error="lost"))
-    append_line(
-        tmp_path / "failures.jsonl",
-        Failure(time=1e12, rank=2, died=True, error="node b is gone"),
-    )
+    for rank in (1, 2):
+        append_line(
+            tmp_path / "failures.jsonl",
+            Failure(time=1e12, rank=rank, died=True, error="node b is gone"),
+        )
     Attempt(tmp_path, "warmup", WORKERS).begin(4)
     fourth = Attempt(tmp_path, "warmup", WORKERS)
     with pytest.raises(ValueError, match="too small"), fourth.noted():
@@ -132,9 +133,16 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     assert [start.ended_before for start in starts] == [
         None,
         KILLED,
-        "worker 2: node b is gone",
-        "worker 2: node b is gone",
+        "workers 1, 2: node b is gone",
+        "workers 1, 2: node b is gone",
     ]
+    few = WORKERS.model_copy(update={"hosts": ("a",)})
+    Attempt(tmp_path, "distill", few).begin(0)
+    (tmp_path / "failures.jsonl").rename(tmp_path / "away")
+    Attempt(tmp_path, "distill", WORKERS).begin(3)
+    (tmp_path / "away").rename(tmp_path / "failures.jsonl")
+    grown = read_starts(tmp_path / "stages" / "distill")[1]
+    assert grown.ended_before == f"{KILLED}, or ended for more workers"
     (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
     assert how_ended(tmp_path, home) == "ValueError: too small"
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
