@@ -37,7 +37,8 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         if address:
             _connect(address)
         else:
-            _start_local(cpus)
+            with _deaf_children():
+                _start_local(cpus)
     try:
         yield
     finally:
@@ -69,6 +70,20 @@ def _sigterm_kept() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in the block do not hear SIGTERM, as Ray's never hear Ctrl-C.
+
+    `timeout`, systemd and Slurm send it to all processes of a command. Ray's would end before this
+    one has saved anything, and this one with them. `ray.shutdown` ends them all the same.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _connect(address: str) -> None:
