@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from datagen.fields import Probability, Settings, flatten
 from training.initial_settings import check_stage_order, origin
 from training.model_settings import ModelSettings
+from training.objective_settings import DIFFERENCE_TIME_SCALE, SelfDistillation
 from training.prompt_settings import PromptSettings, StandInPrompts
 from training.redaction import holds_secret, redacted
 from training.stage_settings import EXECUTION, StageSettings
@@ -124,6 +125,7 @@ class TrainingRecipe(Settings):
         check_stage_order(self.stages)
         self._check_secrets()
         for stage in self.stages:
+            self._check_derivative(stage)
             for size in stage.batch_sizes:
                 share = size.micro_batch * self.most_workers
                 if size.global_batch % share:
@@ -140,6 +142,17 @@ class TrainingRecipe(Settings):
     @property
     def most_workers(self) -> int:
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def _check_derivative(self, stage: StageSettings) -> None:
+        scale, objective = self.model.time_scale, stage.objective
+        if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
+            return
+        if scale > DIFFERENCE_TIME_SCALE:
+            raise ValueError(
+                f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "
+                f"wrong with model.time_scale={scale:g}: set objective.derivative=jvp, or a "
+                f"model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+            )
 
     def _check_secrets(self) -> None:
         """A recipe is stored, sent and shown wherever its run is."""
