@@ -65,8 +65,9 @@ class TrainingRecipe(Settings):
     """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
     also in the middle of a run. The global batch stays the same."""
     cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """Null takes one where the cluster has GPUs; 0 trains on the CPU."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """A worker trains on one GPU, or with 0 on the CPU; null takes one where the cluster has
+    GPUs."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
     until that can be had in full."""

@@ -50,7 +50,7 @@ from training.stage_report import StageReport, sampled_machine
 from training.start_clock import StartClock
 from training.tracking import Tracker
 from training.watchdog import Watchdog
-from training.workers import gather_workers
+from training.workers import gather_workers, worker_device
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class StageWorker:
         self.dataset = dataset_of(recipe.manifest)
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
         self.rank, self.world_size = launched_as()
-        self.device = _device()
+        self.device = worker_device()
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
@@ -313,11 +313,3 @@ def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:
     for stage in recipe.stages:
         if stage.adversarial is not None:
             check_targets(net, stage.adversarial.lora.target_modules)
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
