@@ -34,6 +34,7 @@ from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
+from training.meter import reset_memory_peak
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import check_targets
 from training.peaks import Peak, device_peak
@@ -117,6 +118,7 @@ class StageWorker:
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
         self.rank, self.world_size = launched_as()
         self.device = worker_device()
+        reset_memory_peak(self.device)
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
