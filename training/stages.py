@@ -34,6 +34,7 @@ from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
+from training.memory import memory_explained
 from training.meter import reset_memory_peak
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import check_targets
@@ -138,7 +139,8 @@ class StageWorker:
         self.net.strength = 1.0 if guidance is None else guidance.mean_strength
         clock.mark("network")
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
-        self.trainer = builder.trainer(self.net)
+        with memory_explained(self.settings):
+            self.trainer = builder.trainer(self.net)
         clock.mark("engine")
         self.peak = self._peak()
 
