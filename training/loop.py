@@ -150,7 +150,8 @@ class Loop:
         # Draws depend on the place in the global batch, not on how many workers share it.
         place = batch.micro.index * self.loader.world_size + self.loader.rank
         seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
-        generator = torch.Generator(self.device).manual_seed(seed)
+        # All draws are small, and the host's: it would have to wait for those of a GPU.
+        generator = torch.Generator().manual_seed(seed)
         with memory_explained(self.settings, batch):
             return self.trainer.micro_step(batch, generator, step=step)
 

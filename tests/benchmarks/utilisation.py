@@ -124,8 +124,8 @@ def _batch(size: int, side: int, shape: Shape, device: torch.device) -> Batch:
     return Batch(("",) * size, hq, lq, neg, None, Position())
 
 
-def _step(trainer: Trainer, batch: Batch, device: torch.device, seed: int) -> None:
-    trainer.micro_step(batch, torch.Generator(device).manual_seed(seed), step=0)
+def _step(trainer: Trainer, batch: Batch, seed: int) -> None:
+    trainer.micro_step(batch, torch.Generator().manual_seed(seed), step=0)
 
 
 def _speed(
@@ -141,10 +141,10 @@ def _speed(
     seconds = []
     for seed in range(WARM + TIMED):
         start = _now(device)
-        _step(trainer, batch, device, seed)
+        _step(trainer, batch, seed)
         seconds.append(_now(device) - start)
     with counted_flops(compiled=settings.compile != "none") as counter:
-        _step(trainer, batch, device, WARM)
+        _step(trainer, batch, WARM)
     median = statistics.median(seconds[WARM:])
     rate = counter.flops / median / 1e12
     mfu = "-" if peak is None else f"{rate / peak.tflops:.3f}"
@@ -160,7 +160,7 @@ def _largest_costs(trainer: Trainer, batch: Batch, device: torch.device) -> str:
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as found:
-        _step(trainer, batch, device, WARM)
+        _step(trainer, batch, WARM)
         _now(device)
     times = [
         ((one.self_device_time_total if on_gpu else one.self_cpu_time_total), one.key)
