@@ -1,4 +1,5 @@
-"""Lets the workers of a group find each other: by the interface that carries their node's address.
+"""What the workers of a group see: each other, by the interface that carries their node's address,
+and GPUs only where they have asked for some.
 
 Left alone, gloo takes the interface of the host's name, which on many machines is the loopback.
 """
@@ -32,16 +33,25 @@ def name_interface() -> None:
             os.environ.setdefault(variable, name)
 
 
-class _NamedInterfaceBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+def hide_gpus() -> None:
+    """Keeps a Ray worker that has no GPU off those of its node, which Ray leaves visible."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class _PreparedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(name_interface)
+        if backend_config.backend == "gloo":
+            # Ray's own set-up, next, asks torch for GPUs, and the first answer stays.
+            worker_group.execute(hide_gpus)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class NetworkConfig(TorchConfig):
-    """Ray Train's set-up of torch.distributed, after the interface is named."""
+    """Ray Train's set-up of torch.distributed, after the interface is named; with the backend
+    `gloo` on the CPU."""
 
     @property
     def backend_cls(self) -> Any:
-        return _NamedInterfaceBackend
+        return _PreparedBackend

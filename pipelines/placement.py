@@ -20,7 +20,7 @@ class Placement:
     least: int
     most: int
     cpus: int
-    gpus: float
+    gpus: int
     """Of each worker, as `cpus`."""
     strategy: str
     """Ray's name for how workers are laid over nodes."""
@@ -28,7 +28,7 @@ class Placement:
     @property
     def resources(self) -> dict[str, float]:
         """Of each worker, as Ray names them."""
-        gpus = {"GPU": self.gpus} if self.gpus else {}
+        gpus = {"GPU": float(self.gpus)} if self.gpus else {}
         return {"CPU": float(self.cpus), **gpus}
 
     def room(self, nodes: Sequence[Resources]) -> int:
@@ -56,7 +56,7 @@ def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placeme
     """
     gpus = recipe.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+        gpus = 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0
     placement = Placement(
         least=recipe.least_workers,
         most=recipe.most_workers,
@@ -66,17 +66,18 @@ def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placeme
     )
     room = placement.room(nodes)
     if room < placement.least:
+        on_cpu = "; gpus_per_worker=0 trains on the CPU" if gpus else ""
         raise FlowmapsrError(
             f"the run asks for {_words(placement.least, placement)}, but the Ray cluster has room "
-            f"for {room}; it has {_cluster(nodes)}. Lower workers, cpus_per_worker or "
-            "gpus_per_worker, or add nodes"
+            f"for {room}; it has {_cluster(nodes)}. Lower workers or cpus_per_worker, or add nodes"
+            f"{on_cpu}"
         )
     return placement
 
 
 def _words(count: int, placement: Placement) -> str:
     workers = "1 worker" if count == 1 else f"{count} workers"
-    gpu = f" and {placement.gpus:g} GPU" if placement.gpus else ""
+    gpu = f" and {placement.gpus} GPU" if placement.gpus else ""
     return f"{workers} of {placement.cpus} CPU{gpu}"
 
 

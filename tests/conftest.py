@@ -30,6 +30,13 @@ for _address in ("PREFECT_API_URL", "PREFECT_API_KEY", "RAY_ADDRESS"):
     os.environ.pop(_address, None)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs, also from all processes that tests start: what is tested is the same everywhere,
+    and bit for bit. Only `pytest -m gpu` sees them."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 

@@ -115,9 +115,10 @@ def with_shards(manifest: Manifest, **sizes: int) -> Manifest:
 
 @pytest.fixture(scope="session")
 def run_recipe(dataset: Path) -> RunMaker:
-    """A recipe for two workers on the tiny dataset: `run_recipe(output, stages=[...])`."""
+    """A recipe for two workers on the tiny dataset: `run_recipe(output, stages=[...])`; words after
+    these are the model's."""
 
-    def make(output: Path, *, stages: list[dict[str, Any]]) -> TrainingRecipe:
+    def make(output: Path, *, stages: list[dict[str, Any]], **model: Any) -> TrainingRecipe:
         return TrainingRecipe.model_validate(
             {
                 "manifest": str(dataset / "manifest.json"),
@@ -125,7 +126,7 @@ def run_recipe(dataset: Path) -> RunMaker:
                 "workers": 2,
                 "seed": 3,
                 "experiment": "tests",
-                "model": MODEL,
+                "model": {**MODEL, **model},
                 "stages": stages,
                 "images_every": 30,
             }

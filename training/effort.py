@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
-from training.flops import FlopCounter
+from training.flops import counted_flops
 from training.loader import Batch
 from training.peaks import Peak
 
@@ -58,11 +58,7 @@ class Effort:
         if not (counts and self._is_counted(self._kind)):
             yield
             return
-        with ExitStack() as stack:
-            if self.compiled:
-                # torch would give up compiling for good what it first meets while being counted.
-                stack.enter_context(torch.compiler.set_stance("eager_on_recompile"))
-            counter = stack.enter_context(FlopCounter())
+        with counted_flops(compiled=self.compiled) as counter:
             yield
         self._counted += counter.flops
 

@@ -7,7 +7,8 @@ only matrix products, convolutions and attention count. Knows no network and cha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -55,6 +56,20 @@ class FlopCounter(TorchDispatchMode):
         if formula is not None and not _computes_again():
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
+
+
+@contextmanager
+def counted_flops(*, compiled: bool) -> Iterator[FlopCounter]:
+    """Counts what runs inside the block.
+
+    Args:
+        compiled: whether a part of it goes through `torch.compile`; that must have run before.
+    """
+    with ExitStack() as stack:
+        if compiled:
+            # torch would give up compiling for good what it first meets while being counted.
+            stack.enter_context(torch.compiler.set_stance("eager_on_recompile"))
+        yield stack.enter_context(FlopCounter())
 
 
 def _computes_again() -> bool:

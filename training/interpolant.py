@@ -29,10 +29,20 @@ class Times(NamedTuple):
     is_flow_matching: Tensor
     """Boolean: s = t and the sample trains L_FM; otherwise it trains L_SD."""
 
+    def on(self, device: torch.device) -> Times:
+        """t and s on `device`; `is_flow_matching` stays in host memory, where rows are chosen."""
+        t, s = (times.to(device, non_blocking=True) for times in (self.t, self.s))
+        return Times(t, s, self.is_flow_matching)
+
 
 def per_sample(times: Tensor, like: Tensor) -> Tensor:
     """Times (B,) reshaped to (B, 1, ...) so that they scale each sample of `like`."""
     return times.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """values[rows], with rows in host memory; the host does not wait for the values' device."""
+    return values[rows.to(values.device, non_blocking=True)]
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
@@ -62,7 +72,8 @@ def sample_times(
     at random so that its mean is exact.
 
     Returns:
-        Times with shape (n,), float32, in random order.
+        Times with shape (n,), float32, in random order, on the generator's device: the host's, as
+        the host must know which samples train what.
     """
     device = generator.device
     rand = torch.rand(4, n, generator=generator, device=device, dtype=torch.float64)

@@ -24,6 +24,7 @@ from training.effort import Effort
 from training.events import Tags
 from training.loader import Batch, LatentLoader
 from training.loss_guard import LossGuard
+from training.memory import memory_explained
 from training.meter import Meter, memory_gb
 from training.objectives.flow_maps import Losses
 from training.pictures import Pictures
@@ -156,8 +157,10 @@ class Loop:
         # Draws depend on the place in the global batch, not on how many workers share it.
         place = batch.micro.index * self.loader.world_size + self.loader.rank
         seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return self.trainer.micro_step(batch, generator, step=step)
+        # All draws are small, and the host's: it would have to wait for those of a GPU.
+        generator = torch.Generator().manual_seed(seed)
+        with memory_explained(self.settings, batch):
+            return self.trainer.micro_step(batch, generator, step=step)
 
     def _share(self, sums: Tensor, *flags: bool) -> list[bool]:
         """Adds the sums of all workers in place; whether any of them raised each flag."""

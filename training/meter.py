@@ -79,6 +79,12 @@ class Meter:
         self._progress_time = time.monotonic()
 
 
+def reset_memory_peak(device: torch.device) -> None:
+    """Makes `memory_gb` forget the peaks of what this process did before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_gb(device: torch.device) -> float:
     """Peak memory of this worker on its GPU, or its resident memory on CPU, in 10^9 bytes."""
     if device.type == "cuda":

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from datagen.fields import Probability, Settings, flatten
 from training.initial_settings import check_stage_order, origin
 from training.model_settings import ModelSettings
+from training.objective_settings import DIFFERENCE_TIME_SCALE, SelfDistillation
 from training.prompt_settings import PromptSettings, StandInPrompts
 from training.redaction import holds_secret, redacted
 from training.stage_settings import CORRECTABLE, EXECUTION, StageSettings
@@ -64,8 +65,9 @@ class TrainingRecipe(Settings):
     """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
     also in the middle of a run. The global batch stays the same."""
     cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """Null takes one where the cluster has GPUs; 0 trains on the CPU."""
+    gpus_per_worker: Literal[0, 1] | None = None
+    """A worker trains on one GPU, or with 0 on the CPU; null takes one where the cluster has
+    GPUs."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
     until that can be had in full."""
@@ -124,6 +126,7 @@ class TrainingRecipe(Settings):
         check_stage_order(self.stages)
         self._check_secrets()
         for stage in self.stages:
+            self._check_derivative(stage)
             for size in stage.batch_sizes:
                 share = size.micro_batch * self.most_workers
                 if size.global_batch % share:
@@ -140,6 +143,17 @@ class TrainingRecipe(Settings):
     @property
     def most_workers(self) -> int:
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def _check_derivative(self, stage: StageSettings) -> None:
+        scale, objective = self.model.time_scale, stage.objective
+        if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
+            return
+        if scale > DIFFERENCE_TIME_SCALE:
+            raise ValueError(
+                f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "
+                f"wrong with model.time_scale={scale:g}: set objective.derivative=jvp, or a "
+                f"model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+            )
 
     def _check_secrets(self) -> None:
         """A recipe is stored, sent and shown wherever its run is."""

@@ -106,6 +106,8 @@ class ShardCache:
                 try:
                     index = self._copy(uri, shard, stream)
                     _note_use(partial)
+                    if not _is_named(stream, partial):
+                        continue  # somebody has cleared the folder meanwhile
                     with _writing():
                         os.replace(partial, self.path(shard))
                 except BaseException:
@@ -135,8 +137,7 @@ class ShardCache:
             for _, bytes_, path in copies:
                 if total + size <= self.limit:
                     break
-                if path.suffix == _WHOLE or _is_abandoned(path):
-                    path.unlink(missing_ok=True)
+                if _removed(path):
                     total -= bytes_
             stream.truncate(size)
             stream.seek(0)
@@ -185,11 +186,17 @@ def _is_named(stream: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether whoever was writing this has died."""
+def _removed(path: Path) -> bool:
+    """Removes a whole copy, or one whose writer has died; whether it did."""
+    if path.suffix == _WHOLE:
+        path.unlink(missing_ok=True)
+        return True
     try:
         with open(path, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_named(stream, path):
+                return False  # it has just been published
+            path.unlink()  # before the lock is free: who gets it next must see that this is gone
     except OSError:
         return False
     return True

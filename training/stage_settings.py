@@ -14,6 +14,7 @@ from training.adversarial_settings import AdversarialSettings
 from training.batch_settings import BatchSize, Budget
 from training.initial_settings import STAGE_NAME, InitialWeights
 from training.objective_settings import (
+    DIFFERENCE_TIME_SCALE,
     NoPerceptual,
     ObjectiveSettings,
     PerceptualSettings,
@@ -194,10 +195,11 @@ class StageSettings(Settings):
                     f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
                 )
         elif self.zero_stage == 3:
+            scale = f" and a model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
             raise ValueError(
                 f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
                 "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "
-                "precision=fp32"
+                f"precision=fp32{scale if name == 'eulerian' else ''}"
             )
         elif self.compile == "all":
             raise ValueError(

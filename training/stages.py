@@ -34,6 +34,8 @@ from training.initialisation import DOWNLOAD, fetch_inputs, initialise
 from training.loader import Batch, LatentLoader, fixed_batch
 from training.loop import Loop
 from training.loss_guard import LossGuard
+from training.memory import memory_explained
+from training.meter import reset_memory_peak
 from training.models.flow_map_net import FlowMapNet
 from training.models.lora import check_targets
 from training.peaks import Peak, device_peak
@@ -50,7 +52,7 @@ from training.stage_report import StageReport, sampled_machine
 from training.start_clock import StartClock
 from training.tracking import Tracker
 from training.watchdog import Watchdog
-from training.workers import gather_workers
+from training.workers import gather_workers, worker_device
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class StageWorker:
         self.dataset = dataset_of(recipe.manifest)
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
         self.rank, self.world_size = launched_as()
-        self.device = _device()
+        self.device = worker_device()
+        reset_memory_peak(self.device)
         self.shards = ShardStore(self.dataset, cache=recipe_cache(recipe))
         self.shown = self._shown_batch()
         self.codec = load_codec(self.dataset_recipe.codec, device=str(self.device))
@@ -136,7 +139,8 @@ class StageWorker:
         self.net.strength = 1.0 if guidance is None else guidance.mean_strength
         clock.mark("network")
         builder = Builder(self.settings, self.codec, self.device, self.world_size)
-        self.trainer = builder.trainer(self.net)
+        with memory_explained(self.settings):
+            self.trainer = builder.trainer(self.net)
         clock.mark("engine")
         self.peak = self._peak()
 
@@ -313,11 +317,3 @@ def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:
     for stage in recipe.stages:
         if stage.adversarial is not None:
             check_targets(net, stage.adversarial.lora.target_modules)
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device

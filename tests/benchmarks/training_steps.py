@@ -93,7 +93,7 @@ def measure() -> tuple[dict[Case, float], float]:
     seconds: dict[Case, list[float]] = {case: [] for case in CASES}
     for round_number in range(ROUNDS + 1):
         for case, objective in objectives.items():
-            generator = torch.Generator(device).manual_seed(round_number)
+            generator = torch.Generator().manual_seed(round_number)
             start = _now(device)
             model.zero_grad()
             objective(model, batch, generator).total.backward()

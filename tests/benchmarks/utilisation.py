@@ -3,17 +3,20 @@
 Run as `python -m tests.benchmarks.utilisation flowmapsr-paper --sides 512 1024`; with neither Ray
 nor Prefect, on one device. Steps are those of training (forward, targets, backward, optimiser in a
 DeepSpeed engine) on random latents; the perceptual loss is left out, as its weights are a download.
-Micro batches grow by two until memory is full, or are those of `--batches`. MFU is the counted
-operations over the peak of the device's data sheet; on a CPU, of a measured matrix product.
+Micro batches grow by two until memory is full, or are those of `--batches`; each side has a trainer
+of its own, as one that ran out of memory is in no state to go on. MFU is the counted operations
+over the peak of the device's data sheet; on a CPU, of a measured matrix product.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +26,7 @@ from datagen.codecs import load_codec
 from datagen.settings import Dct8Settings
 from pipelines.recipe import training_recipe
 from training.building import Builder
-from training.flops import FlopCounter
+from training.flops import counted_flops
 from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
 from training.objective_settings import NoPerceptual
@@ -59,29 +62,50 @@ def main() -> None:
     recipe = training_recipe(words.recipe, ["manifest=/none", "output=/none"])
     shape = Shape(words.channels, words.downsample)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print("| stage | side | micro batch | ms a step | images/s | TFLOP/s | MFU | memory GB |")
-    print("|---|---|---|---|---|---|---|---|")
-    costs: dict[str, list[str]] = {}
+    print(
+        "| stage | side | micro batch | ms a step | images/s | TFLOP/s | MFU | memory GB "
+        f"| {COSTS} largest costs |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in words.stages:
         settings = recipe.stage(name)
         changed = {"perceptual": NoPerceptual(), "compile": words.compile or settings.compile}
         settings = settings.model_copy(update=changed)
-        trainer = _trainer(recipe, settings, shape, device)
-        peak = device_peak(device, settings.precision, recipe.peak_tflops)
         for side in words.sides:
-            for size in words.batches or [2**n for n in range(LARGEST.bit_length())]:
-                batch = _batch(size, side, shape, device)
-                try:
-                    print(_row(trainer, batch, name, side, peak, device), flush=True)
-                    costs[f"{name}, {side}, {size}"] = _largest_costs(trainer, batch, device)
-                except torch.cuda.OutOfMemoryError:
-                    print(f"| {name} | {side} | {size} | out of memory | | | | |", flush=True)
-                    torch.cuda.empty_cache()
-                    break
+            sizes = words.batches or [2**n for n in range(LARGEST.bit_length())]
+            _measure(recipe, settings, shape, side, sizes, device)
+            _free()
+
+
+def _measure(
+    recipe: TrainingRecipe,
+    settings: StageSettings,
+    shape: Shape,
+    side: int,
+    sizes: Iterable[int],
+    device: torch.device,
+) -> None:
+    """Prints a row for each size of micro batch, up to the first that does not fit."""
+    peak = device_peak(device, settings.precision, recipe.peak_tflops)
+    trainer = _trainer(recipe, settings, shape, device)
+    try:
+        for size in sizes:
+            print(f"| {settings.name} | {side} | {size} |", end=" ", flush=True)
+            batch = _batch(size, side, shape, device)
+            print(_speed(trainer, batch, peak, settings, device), end=" ", flush=True)
+            print(_largest_costs(trainer, batch, device), "|", flush=True)
+    except torch.OutOfMemoryError:
+        print("out of memory |", flush=True)
+    finally:
         trainer.close()
-    for title, lines in costs.items():
-        print(f"\n{title}: the {COSTS} largest costs")
-        print("\n".join(lines))
+
+
+def _free() -> None:
+    """Lets the memory of what was measured go, and its compiled code, of which torch keeps only so
+    many versions."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
 
 
 def _trainer(
@@ -100,27 +124,27 @@ def _batch(size: int, side: int, shape: Shape, device: torch.device) -> Batch:
     return Batch(("",) * size, hq, lq, neg, None, Position())
 
 
-def _step(trainer: Trainer, batch: Batch, device: torch.device, seed: int) -> None:
-    trainer.micro_step(batch, torch.Generator(device).manual_seed(seed), step=0)
+def _step(trainer: Trainer, batch: Batch, seed: int) -> None:
+    trainer.micro_step(batch, torch.Generator().manual_seed(seed), step=0)
 
 
-def _row(
+def _speed(
     trainer: Trainer,
     batch: Batch,
-    name: str,
-    side: int,
     peak: Peak | None,
+    settings: StageSettings,
     device: torch.device,
 ) -> str:
+    """The cells of time, operations and memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = []
     for seed in range(WARM + TIMED):
         start = _now(device)
-        _step(trainer, batch, device, seed)
+        _step(trainer, batch, seed)
         seconds.append(_now(device) - start)
-    with FlopCounter() as counter:
-        _step(trainer, batch, device, WARM)
+    with counted_flops(compiled=settings.compile != "none") as counter:
+        _step(trainer, batch, WARM)
     median = statistics.median(seconds[WARM:])
     rate = counter.flops / median / 1e12
     mfu = "-" if peak is None else f"{rate / peak.tflops:.3f}"
@@ -128,18 +152,15 @@ def _row(
         f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}" if device.type == "cuda" else "-"
     )
     size = len(batch.keys)
-    return (
-        f"| {name} | {side} | {size} | {1000 * median:.0f} | {size / median:.2f} | {rate:.3g} "
-        f"| {mfu} | {memory} |"
-    )
+    return f"{1000 * median:.0f} | {size / median:.2f} | {rate:.3g} | {mfu} | {memory} |"
 
 
-def _largest_costs(trainer: Trainer, batch: Batch, device: torch.device) -> list[str]:
+def _largest_costs(trainer: Trainer, batch: Batch, device: torch.device) -> str:
     """The kernels, or on a CPU the operators, that take the most time of a step."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as found:
-        _step(trainer, batch, device, WARM)
+        _step(trainer, batch, WARM)
         _now(device)
     times = [
         ((one.self_device_time_total if on_gpu else one.self_cpu_time_total), one.key)
@@ -147,7 +168,7 @@ def _largest_costs(trainer: Trainer, batch: Batch, device: torch.device) -> list
     ]
     total = sum(taken for taken, _ in times)
     largest = sorted(times, reverse=True)[:COSTS]
-    return [f"- {100 * taken / total:.0f} %: {name[:90]}" for taken, name in largest]
+    return "; ".join(f"{100 * taken / total:.0f} % {name[:90]}" for taken, name in largest)
 
 
 def _now(device: torch.device) -> float:

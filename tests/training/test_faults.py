@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +22,15 @@ from training.attempts import how_ended, read_starts
 from training.checkpoints.reading import read_commit
 from training.draws import stage_draws
 from training.journals import read_metrics
-from training.loader import fixed_batch
+from training.loader import Batch, fixed_batch
 from training.loss_guard import LEAST
+from training.memory import memory_explained
 from training.mlflow_runs import RunNames
 from training.run_folder import StageFolder
 from training.schedule import Position, Schedule
 from training.settings import TrainingRecipe
 from training.shard_store import ShardStore
+from training.stage_settings import StageSettings
 from training.stages import StageWorker
 from training.start_clock import StartClock
 from training.watchdog import Watchdog
@@ -133,11 +136,51 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     finish_torchrun(corrected, tmp_path)
     rates = read_metrics(_stage(recipe), prefix="optim/learning_rate")["optim/learning_rate"]
     assert rates.last == 1e-9
-    assert [start.step for start in read_starts(_stage(recipe))] == [
-        0,
-        step // 5 * 5,
-        step // 5 * 5,
-    ]
+    saved_before = step // 5 * 5
+    assert [one.step for one in read_starts(_stage(recipe))] == [0, saved_before, saved_before]
+
+
+def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    stage = {**WARMUP, "micro_batch": 4}
+    recipe = run_recipe(tmp_path / "run", stages=[stage | {"global_batch": 8}])
+    recipe = recipe.model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.full_memory")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and not (_stage(recipe) / "done.json").exists()
+    (told,) = [line for line in output.splitlines() if "Torch says" in line]
+    assert "stage 'warmup': the GPU has no room for a micro batch of 4 samples" in told
+    assert "latents of 4x4. Give the same command stages.warmup.gradient_checkpointing=true" in told
+    assert "Tried to allocate 2.00 GiB" in told
+    assert "no room for a micro batch" in how_ended(Path(recipe.output), _stage(recipe))
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples", "words"),
+    [
+        ({}, 8, "checkpointing=true, or offload=optimizer, or with several workers a zero_stage"),
+        ({}, 8, "and it goes on. A lower micro_batch"),
+        ({"gradient_checkpointing": True}, 1, r"1 sample .*stages.warmup.offload=[^.]*goes on\. T"),
+        (
+            {"offload": "optimizer", "zero_stage": 3},
+            0,
+            "network and optimiser. It needs a GPU with",
+        ),
+        ({}, 0, r"stages.warmup.offload=optimizer, or with [^.]*goes on\. Torch"),
+    ],
+)
+def test_only_what_makes_a_difference_is_recommended_to_a_full_gpu(
+    changes: dict[str, Any], samples: int, words: str
+) -> None:
+    settings = StageSettings.model_validate({**WARMUP, **changes})
+    latents = torch.zeros(max(samples, 1), 4, 8, 6)
+    batch = Batch(tuple(map(str, range(samples))), latents, latents, None, None, Position())
+    with (
+        pytest.raises(FlowmapsrError, match=words),
+        memory_explained(settings, batch if samples else None),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(

@@ -22,7 +22,12 @@ from training.loader import Batch
 from training.model_settings import ModelSettings
 from training.models.flow_map_net import FlowMapNet
 from training.models.prompts import NEGATIVE, POSITIVE
-from training.objective_settings import FlowMatching, Guidance, SelfDistillation
+from training.objective_settings import (
+    DIFFERENCE_TIME_SCALE,
+    FlowMatching,
+    Guidance,
+    SelfDistillation,
+)
 from training.objectives.conditions import draw_conditions
 from training.objectives.derivatives import central_difference, forward_mode
 from training.objectives.flow_maps import LOSS_NAMES, FlowMapObjective, Losses, TrainedModel
@@ -283,7 +288,7 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     assert one.sums[LOSS_NAMES.index("perceptual")].tolist() == [0, 0]
 
 
-def _with_attention() -> FlowMapNet:
+def _with_attention(time_scale: float = 10.0) -> FlowMapNet:
     torch.manual_seed(0)
     settings = ModelSettings(
         block_channels=(16, 32),
@@ -293,7 +298,7 @@ def _with_attention() -> FlowMapNet:
         norm_groups=8,
         time_channels=16,
         prompt_channels=8,
-        time_scale=10.0,
+        time_scale=time_scale,
     )
     net = FlowMapNet(settings, latent_channels=12)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
@@ -312,6 +317,23 @@ def test_forward_mode_goes_through_attention_and_checkpointing(batch: Batch) -> 
     torch.testing.assert_close((value, slope), expected, rtol=1e-4, atol=1e-5)
     _, difference = central_difference(net, (x, t, s), along)
     assert ((difference - slope).norm() / slope.norm()).item() < 1e-2
+
+
+def test_a_difference_in_t_is_right_up_to_the_largest_time_scale_and_soon_wrong(
+    batch: Batch,
+) -> None:
+    along = (batch.lq, torch.ones(N), torch.zeros(N))
+
+    def error(time_scale: float) -> float:
+        net, point = _with_attention(time_scale), (batch.hq, torch.rand(N), torch.zeros(N))
+        (_, exact), (_, found) = (
+            kind(net, point, along) for kind in (forward_mode, central_difference)
+        )
+        return ((found - exact).norm() / exact.norm()).item()
+
+    assert error(DIFFERENCE_TIME_SCALE) < 5e-3
+    assert error(5 * DIFFERENCE_TIME_SCALE) > 2e-2
+    assert error(ModelSettings().time_scale) > 0.5
 
 
 @FORMULATIONS

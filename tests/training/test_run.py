@@ -168,9 +168,9 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
         "steps": 6,
         "checkpoint_every": 3,
     }
-    recipe = run_recipe(tmp_path / "run", stages=[stage])
-    model = recipe.model.model_copy(update={"guidance_input": True})
-    recipe = recipe.model_copy(update={"images_every": 3, "model": model})
+    model = {"guidance_input": True, "time_scale": 10.0}
+    recipe = run_recipe(tmp_path / "run", stages=[stage], **model)
+    recipe = recipe.model_copy(update={"images_every": 3})
     finish_torchrun(recipe, tmp_path)
     home = Path(recipe.output) / "stages" / "distill"
     saved = weights(recipe, "distill")

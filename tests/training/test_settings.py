@@ -58,7 +58,8 @@ def _recipe(**values: Any) -> TrainingRecipe:
         ({"stages": [{**STAGE, "perceptual": {"kind": "lpips", "form": "up"}}]}, "form"),
         (
             {"stages": [_distill("eulerian", zero_stage=3)]},
-            "jvp of the eulerian target fails on the spread parameters of ZeRO-3.*precision=fp32",
+            "jvp of the eulerian target fails on the spread parameters of ZeRO-3.*precision=fp32 "
+            "and a model.time_scale of at most 20",
         ),
         (
             {"stages": [_distill("lagrangian", zero_stage=3)]},
@@ -71,6 +72,10 @@ def _recipe(**values: Any) -> TrainingRecipe:
         (
             {"stages": [_distill("lagrangian", derivative=DIFFERENCE)]},
             "lost in the rounding of precision=bf16: set precision=fp32",
+        ),
+        (
+            {"stages": [_distill("eulerian", derivative=DIFFERENCE, precision="fp32")]},
+            "'warmup'.*wrong with model.time_scale=1000: set objective.derivative=jvp.* most 20",
         ),
         ({"stages": [{**STAGE, "zero_stage": 3, "compile": "student"}]}, "spreads them"),
         ({"checkpoints": "gs://bucket/run"}, "a local folder or an s3:// address"),
@@ -130,12 +135,19 @@ def test_a_stage_starts_from_the_one_before_unless_told() -> None:
         _distill("shortcut", zero_stage=3),
         _distill("shortcut", compile="all"),
         _distill("eulerian", compile="student", zero_stage=2),
-        _distill("eulerian", derivative=DIFFERENCE, precision="fp32", zero_stage=3),
         _distill("lagrangian", derivative=DIFFERENCE, precision="fp32", compile="all"),
     ],
 )
 def test_what_can_work_is_allowed(stage: dict[str, Any]) -> None:
     assert _recipe(stages=[stage]).stages[0].zero_stage == stage.get("zero_stage", 1)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_difference_in_t_is_allowed_as_long_as_the_network_is_slow_in_t(zero_stage: int) -> None:
+    stage = _distill("eulerian", derivative=DIFFERENCE, precision="fp32", zero_stage=zero_stage)
+    _recipe(stages=[stage], model={"time_scale": 20})
+    with pytest.raises(ValidationError, match="model.time_scale=20.1"):
+        _recipe(stages=[stage], model={"time_scale": 20.1})
 
 
 def test_the_digest_ignores_only_the_places() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,6 +137,57 @@ def test_what_somebody_is_fetching_is_not_taken_for_a_leftover(
         cache = ShardCache(tmp_path, limit=second.bytes)
         ShardStore(remote, cache=cache).read(Place(second, 0))
         assert partial.exists()
+
+
+def test_a_leftover_is_removed_while_nobody_else_can_take_it_up(
+    manifest: Manifest, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the process that wants that shard could go on in a file that is about to vanish."""
+    first, second, _ = manifest.shards
+    partial = tmp_path / f"{first.sha256}.part"
+    partial.write_bytes(bytes(first.bytes))
+    unlink, could_be_taken = Path.unlink, []
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        if path == partial:
+            with open(path) as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    could_be_taken.append(True)
+                except BlockingIOError:
+                    could_be_taken.append(False)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    cache = ShardCache(tmp_path, limit=second.bytes)
+    ShardStore(remote, cache=cache).read(Place(second, 0))
+    assert could_be_taken == [False]
+    assert _copies(cache) == {f"{second.sha256}.tar"}
+
+
+def test_a_copy_that_vanishes_while_it_is_made_is_made_again(
+    dataset: Path,
+    manifest: Manifest,
+    remote: str,
+    faulty_s3: FaultyS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = manifest.shards[0]
+    cache = ShardCache(tmp_path / "cache", limit=10**9)
+    index_shard, times = shard_cache.index_shard, []
+
+    def cleared(*arguments: Any, **words: Any) -> Any:
+        found = index_shard(*arguments, **words)
+        if not times:
+            shutil.rmtree(cache.folder)
+        times.append(1)
+        return found
+
+    monkeypatch.setattr(shard_cache, "index_shard", cleared)
+    cache.add(f"{remote}/{shard.path}", shard)
+    assert len(times) == faulty_s3.requests["GET"] == 2
+    assert Path(cache.path(shard)).read_bytes() == (dataset / shard.path).read_bytes()
 
 
 def test_a_full_disk_is_said_once_and_read_past(

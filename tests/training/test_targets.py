@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.training.gaussian import GaussianPair
 from training.interpolant import Velocity, flow_map, interpolate
-from training.objectives.derivatives import STEP, Derivative, central_difference, forward_mode
+from training.objective_settings import DIFFERENCE_STEP
+from training.objectives.derivatives import Derivative, central_difference, forward_mode
 from training.objectives.targets import (
     eulerian_target,
     flow_matching_target,
@@ -178,7 +179,7 @@ def test_a_central_difference_is_exact_on_quadratics_and_gives_the_value() -> No
 
     along = (torch.randn(5, 3), torch.randn(5), torch.randn(5))
     value, slope = central_difference(u, (x, t, s), along)
-    torch.testing.assert_close(value, u(x, t, s), rtol=0, atol=20 * STEP**2)
+    torch.testing.assert_close(value, u(x, t, s), rtol=0, atol=20 * DIFFERENCE_STEP**2)
     expected = 2 * x * along[0] + (along[1] * s + t * along[2])[:, None]
     torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -40,15 +41,24 @@ def test_a_gradient_that_is_not_finite_is_seen(results: dict[str, Any], case: st
 
 
 ENGINE = """
-import sys, torch
+import json, sys, torch
 from tests.training.two_engines import stage
 from training.engine import Engine
-Engine(torch.nn.Linear(3, 3), stage(1), device=torch.device("cpu"), world_size=1)
-print("torch._inductor.compile_fx" in sys.modules)
+found = {"compiler": "torch._inductor.compile_fx" in sys.modules}
+for precision in ("bf16", "fp32"):
+    settings = stage(1).model_copy(update={"precision": precision})
+    cpu = torch.device("cpu")
+    engine = Engine(torch.nn.Linear(3, 3), settings, device=cpu, world_size=1)
+    found["compiler"] |= "torch._inductor.compile_fx" in sys.modules
+    found[precision] = torch.backends.cudnn.allow_tf32
+found["timer"] = engine._engine.tput_timer.config.enabled
+print(json.dumps(found))
 """
 
 
-def test_an_engine_starts_without_torchs_compiler() -> None:
+@pytest.fixture(scope="module")
+def started() -> dict[str, bool]:
+    """What is so in a process in which engines of both precisions have started."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run(
@@ -58,4 +68,17 @@ def test_an_engine_starts_without_torchs_compiler() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split()[-1] == "False"
+    found: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_an_engine_starts_without_torchs_compiler(started: dict[str, bool]) -> None:
+    assert not started["compiler"]
+
+
+def test_an_engine_does_not_wait_for_the_device_to_time_it(started: dict[str, bool]) -> None:
+    assert not started["timer"]
+
+
+def test_fp32_convolutions_are_fp32_on_a_gpu_too(started: dict[str, bool]) -> None:
+    assert started["bf16"] and not started["fp32"]

@@ -21,7 +21,7 @@ Network = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of a batch, each (B,)."""
+    """Conditions of a batch, each (B,), in host memory, where rows are chosen."""
 
     prompt: Tensor
     """POSITIVE or NEGATIVE, int64."""
@@ -37,6 +37,12 @@ class Conditions:
         """Whether the negative velocity counts: (1 - w) is not 0."""
         return self.w != 1
 
+    def on(self, device: torch.device) -> Conditions:
+        """The same on `device`, for the network."""
+        return Conditions(
+            self.prompt.to(device, non_blocking=True), self.w.to(device, non_blocking=True)
+        )
+
     def at(self, rows: Tensor) -> Conditions:
         return Conditions(self.prompt[rows], self.w[rows])
 
@@ -46,7 +52,12 @@ class Conditions:
 
     def velocity(self, net: Network) -> Velocity:
         """The network under these conditions, as u(x, t, s)."""
-        return lambda x, t, s: net(x, t, s, self.prompt, self.w)
+
+        def evaluate(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            own = self.on(x.device)
+            return net(x, t, s, own.prompt, own.w)
+
+        return evaluate
 
 
 def draw_conditions(guidance: Guidance | None, n: int, generator: torch.Generator) -> Conditions:

@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.interpolant import Velocity
+from training.objective_settings import DIFFERENCE_STEP
 
 Point = tuple[Tensor, Tensor, Tensor]
 """(x, t, s), or a direction in their space."""
-
-STEP = 5e-3
-"""h of the central difference: in fp32 its truncation and rounding errors balance near here."""
 
 
 class Derivative(Protocol):
@@ -46,6 +44,7 @@ def central_difference(u: Velocity, point: Point, along: Point) -> tuple[Tensor,
     by h, where u is defined as well.
     """
     ahead, behind = (
-        u(*(a + sign * STEP * d for a, d in zip(point, along, strict=True))) for sign in (1, -1)
+        u(*(a + sign * DIFFERENCE_STEP * d for a, d in zip(point, along, strict=True)))
+        for sign in (1, -1)
     )
-    return (ahead + behind) / 2, (ahead - behind) / (2 * STEP)
+    return (ahead + behind) / 2, (ahead - behind) / (2 * DIFFERENCE_STEP)

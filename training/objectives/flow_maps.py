@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from training.interpolant import TimeKind, Times, interpolate, per_sample, sample_times
+from training.interpolant import TimeKind, Times, chosen, interpolate, per_sample, sample_times
 from training.loader import Batch
 from training.models.flow_map_net import FlowMapNet
 from training.objective_settings import ObjectiveSettings, SelfDistillation
@@ -98,18 +98,19 @@ class FlowMapObjective:
         self.teacher = Teacher(settings, in_lockstep)
 
     def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
-        """The loss of one micro batch; all its draws come from `generator`."""
-        times = self._times(len(batch.hq), generator)
+        """The loss of one micro batch; all its draws come from `generator`, which is the host's."""
+        times = self._times(len(batch.hq), generator).on(batch.hq.device)
         conditions = draw_conditions(self.settings.guidance, len(batch.hq), generator)
+        there = conditions.on(batch.hq.device)
         x0 = batch.hq
         if self.settings.guidance is not None:
-            x0 = torch.where(per_sample(conditions.is_negative, x0), batch.require_neg(), x0)
+            x0 = torch.where(per_sample(there.is_negative, x0), batch.require_neg(), x0)
         x_t = interpolate(x0, batch.lq, times.t)
         v = flow_matching_target(x0, batch.lq)
         target = self.teacher.targets(model.teacher, x_t, v, times, conditions)
 
         t, s = times.t, times.s
-        u = model.student(x_t, t, s, conditions.prompt, conditions.w)
+        u = model.student(x_t, t, s, there.prompt, there.w)
         squared = (u - target).square().flatten(1).mean(dim=1)
         phi = None if model.weighting is None else model.weighting(t, s)
         total = squared.mean() if phi is None else weighted_loss(squared, phi)
@@ -117,9 +118,9 @@ class FlowMapObjective:
         if self.regulariser is not None:
             # A negative sample is not after the HQ pixels.
             rows = (~conditions.is_negative).nonzero().squeeze(1)
-            x0_prediction = (x_t - per_sample(t, x_t) * u)[rows]
-            pixels = batch.require_pixels()[rows]
-            perceptual = self.regulariser(x0_prediction, pixels, t[rows], generator)
+            x0_prediction = chosen(x_t - per_sample(t, x_t) * u, rows)
+            pixels = chosen(batch.require_pixels(), rows)
+            perceptual = self.regulariser(x0_prediction, pixels, chosen(t, rows), generator)
             total = total + perceptual.sum() / len(squared)
         sums = _sums(total, squared, times.is_flow_matching, perceptual, phi)
         return Losses(total, sums, time_map(t, s, squared))
@@ -147,10 +148,10 @@ def _sums(
     nothing = squared[:0]
     terms = (
         total.expand(len(squared)),
-        squared[is_fm],
-        squared[~is_fm],
+        *(chosen(squared, one.nonzero().squeeze(1)) for one in (is_fm, ~is_fm)),
         nothing if perceptual is None else perceptual,
         nothing if phi is None else phi,
     )
     sums = torch.stack([term.sum() for term in terms])
-    return torch.stack([sums, sums.new_tensor([len(term) for term in terms])], dim=1).double()
+    counts = torch.tensor([len(term) for term in terms], dtype=sums.dtype)
+    return torch.stack([sums, counts.to(sums.device, non_blocking=True)], dim=1).double()

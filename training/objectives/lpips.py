@@ -36,8 +36,13 @@ class LpipsDistance(nn.Module):
     """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit-normalised
     features."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
+        for name, values in (("shift", LPIPS_SHIFT), ("scale", LPIPS_SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.slices = nn.ModuleList()
         channels = 3
         for index, widths in enumerate(VGG16_WIDTHS):
@@ -53,9 +58,7 @@ class LpipsDistance(nn.Module):
 
     def forward(self, prediction: Tensor, original: Tensor) -> Tensor:
         """(B, 3, H, W) twice, in [-1, 1] -> (B,)."""
-        shift = prediction.new_tensor(LPIPS_SHIFT).view(1, 3, 1, 1)
-        scale = prediction.new_tensor(LPIPS_SCALE).view(1, 3, 1, 1)
-        a, b = (prediction - shift) / scale, (original - shift) / scale
+        a, b = ((picture - self.shift) / self.scale for picture in (prediction, original))
         distance = prediction.new_zeros(len(prediction))
         for features, linear in zip(self.slices, self.linears, strict=True):
             a, b = features(a), features(b)

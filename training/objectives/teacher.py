@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.interpolant import Times, per_sample
+from training.interpolant import Times, chosen, per_sample
 from training.objective_settings import FlowMatching, ObjectiveSettings, SelfDistillation
 from training.objectives.conditions import Conditions, Network
 from training.objectives.derivatives import Derivative, central_difference, forward_mode
@@ -49,7 +49,12 @@ class Teacher:
     def targets(
         self, net: Network, x_t: Tensor, v: Tensor, times: Times, conditions: Conditions
     ) -> Tensor:
-        """Targets (B, ...) for states x_t with conditional velocities v = x1 - x0."""
+        """Targets (B, ...) for states x_t with conditional velocities v = x1 - x0.
+
+        Args:
+            times: t and s on the device of x_t; which samples train what, like `conditions`, in
+                host memory: a device that was asked would make the host wait at every evaluation.
+        """
         settings, distilled = self.settings, ~times.is_flow_matching
         follows_path = times.is_flow_matching
         if isinstance(settings, SelfDistillation) and settings.formulation == "eulerian":
@@ -76,21 +81,21 @@ class Teacher:
         derivative = DERIVATIVES[settings.derivative]
 
         def distil(rows: Tensor) -> Tensor:
-            x, t, s, own = x_t[rows], times.t[rows], times.s[rows], conditions.at(rows)
+            x, t, s = (chosen(each, rows) for each in (x_t, times.t, times.s))
+            own = conditions.at(rows)
             u = own.velocity(net)
             match settings.formulation, settings.lsd_velocity:
                 case "shortcut", _:
                     return shortcut_target(grounded(u, 2.0**-settings.levels), x, t, s)
                 case "eulerian", _:
-                    return eulerian_target(u, x, t, s, v[rows], derivative=derivative)
+                    return eulerian_target(u, x, t, s, chosen(v, rows), derivative=derivative)
                 case "lagrangian", "model":
                     return lagrangian_target(
                         u, x, t, s, lambda x_s, s: u(x_s, s, s), derivative=derivative
                     )
                 case _:
-                    return lagrangian_target(
-                        u, x, t, s, self._path_velocity(net, v[rows], own), derivative=derivative
-                    )
+                    velocity = self._path_velocity(net, chosen(v, rows), own)
+                    return lagrangian_target(u, x, t, s, velocity, derivative=derivative)
 
         return distil
 
@@ -115,10 +120,9 @@ class Teacher:
         """v^w = w v + (1 - w) u(x, time, time, c-) on guided samples among `wanted`, else v."""
 
         def guide(rows: Tensor) -> Tensor:
-            negative = conditions.at(rows).negated().velocity(net)
-            return guided_velocity(
-                v[rows], negative(x[rows], time[rows], time[rows]), conditions.w[rows]
-            )
+            own, at_time = conditions.at(rows), chosen(time, rows)
+            negative = own.negated().velocity(net)(chosen(x, rows), at_time, at_time)
+            return guided_velocity(chosen(v, rows), negative, own.on(v.device).w)
 
         return self._filled(v, wanted & conditions.is_guided, guide)
 
@@ -130,5 +134,6 @@ class Teacher:
                 return base
             rows = rows.new_zeros(1)
         filled = base.clone()
-        filled[rows] = compute(rows)
-        return torch.where(per_sample(mask, base), filled, base)
+        filled[rows.to(base.device, non_blocking=True)] = compute(rows)
+        there = mask.to(base.device, non_blocking=True)
+        return torch.where(per_sample(there, base), filled, base)
