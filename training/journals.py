@@ -5,6 +5,7 @@ Knows files only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import statistics
@@ -64,7 +65,8 @@ class Journal:
     @property
     def all_sent(self) -> bool:
         """Whether no whole line is left; a torn last one waits for the next event."""
-        return not self._unsent(self._newest_sent().bytes, 1)
+        run_id = self._sent.run_id or self._sent_by_any().run_id
+        return not self._unsent(self._sent_to(run_id), 1)
 
     @property
     def ended(self) -> bool:
@@ -97,27 +99,26 @@ class Journal:
             return []
         with self.path.open("rb") as file:
             file.seek(start)
-            lines = [file.readline() for _ in range(most)]
-        return [line for line in lines if line.endswith(b"\n")]
+            lines = (file.readline() for _ in range(most))
+            # To the first one that is just being written, whose end would be taken for a line.
+            return list(itertools.takewhile(lambda line: line.endswith(b"\n"), lines))
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _sent_to(self, run_id: str) -> int:
-        """Bytes that the run has got: none, if another one was made since."""
-        newest = self._newest_sent()
-        return newest.bytes if newest.run_id == run_id else 0
+        """Bytes that the run has got, from whichever process; none, if it was made since. All are
+        sent again when it is not known, which MLflow takes for the same."""
+        known = (self._sent, self._sent_by_any())
+        sent = max((one.bytes for one in known if one.run_id == run_id), default=0)
+        return sent if sent <= self._size() else 0
 
-    def _newest_sent(self) -> _Sent:
-        """What was sent, by whichever process; nothing where that is not known: all is sent again
-        then, which MLflow takes for the same."""
+    def _sent_by_any(self) -> _Sent:
+        """What is noted on the disk."""
         try:
-            told = _Sent.model_validate_json(self._offset.read_bytes())
+            return _Sent.model_validate_json(self._offset.read_bytes())
         except (OSError, ValidationError):
-            told = _Sent()
-        if told.run_id in ("", self._sent.run_id):
-            told = max(told, self._sent, key=lambda sent: sent.bytes)
-        return told if told.bytes <= self._size() else _Sent()
+            return _Sent()
 
 
 class _Sent(Settings):

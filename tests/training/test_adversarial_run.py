@@ -106,7 +106,11 @@ def test_the_model_is_made_of_the_averages_where_the_stage_keeps_them(gan: Train
 
 
 def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -> None:
-    lines = (_home(gan) / "tracking.jsonl").read_text().splitlines()
+    lines = [
+        line
+        for name in ("tracking.jsonl", "files.jsonl")
+        for line in (_home(gan) / name).read_text().splitlines()
+    ]
     events = [json.loads(line) for line in lines]
     values = [event["values"] for event in events if event["kind"] == "metrics"]
     metrics = [one for one in values if "perf/images_per_second" in one]  # else the machine's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from PIL import Image
 
 from datagen.fields import flatten
 from tests.small_disk import DiskMaker
-from training.events import Artifact, DatasetInput, Metrics, Params, Picture, Tags
+from training.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
 from training.journals import Journal, side_journal
 from training.mlflow_runs import RunNames, run_page
 from training.tracking import Tracker, end_for_the_dead
@@ -168,6 +169,35 @@ def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_
     assert tracker.close("FINISHED") and other.drain()
     history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(1500))
+
+
+class _Growing(io.BufferedReader):
+    """A file whose last line is written to its end as soon as a part of it was read."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline()
+        if line and not line.endswith(b"\n"):
+            with open(self.name, "ab") as file:
+                file.write(END)
+        return line
+
+
+END = b'values":{"loss/total":2.0}}\n'
+
+
+def test_a_line_that_is_just_being_written_is_sent_later_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, sent = Journal(tmp_path), list[Event]()
+    first, second = (Metrics(step=n, time_ms=n, values={"loss/total": float(n)}) for n in (1, 2))
+    journal.append(first)
+    begun = second.model_dump_json().encode().removesuffix(END.rstrip())
+    journal.path.open("ab").write(begun)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode="r": _Growing(io.FileIO(path, mode)))
+        while journal.send(sent.extend, run_id="run") and len(sent) < 2:
+            pass
+    assert sent == [first, second]
 
 
 def test_what_other_machines_write_is_sent_with_the_stages_own(
