@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from datagen.build import build_dataset
@@ -75,12 +76,28 @@ def dataset_recipe(photos: Path, output: Path) -> DatasetRecipe:
     )
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the tests' processes to ask for it makes, for all of them to
+    read."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve samples of 32x32 pixels from three generated photos, in three shards."""
-    folder = tmp_path_factory.mktemp("tiny")
-    build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
-    return folder / "dataset"
+
+    def make(folder: Path) -> None:
+        build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
+
+    return made_once(tmp_path_factory, "tiny", make) / "dataset"
 
 
 def rewritten(dataset: Path, copy: Path, change: Callable[[ShardSample], ShardSample]) -> Path:
@@ -182,11 +199,15 @@ def finish_torchrun(
 
 @pytest.fixture(scope="session")
 def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
-    """A finished run of both stages with two workers under `torchrun`."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = run_recipe(folder / "run", stages=[WARMUP, DISTILL])
-    finish_torchrun(recipe, folder)
-    return recipe
+    """A finished run of both stages with two workers under `torchrun`; only to be read."""
+
+    def recipe_in(folder: Path) -> TrainingRecipe:
+        return run_recipe(folder / "run", stages=[WARMUP, DISTILL])
+
+    folder = made_once(
+        tmp_path_factory, "undisturbed", lambda folder: finish_torchrun(recipe_in(folder), folder)
+    )
+    return recipe_in(folder)
 
 
 def weights(recipe: TrainingRecipe, stage: str) -> dict[str, torch.Tensor]:

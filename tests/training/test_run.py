@@ -144,9 +144,10 @@ def test_a_stopped_run_goes_on_to_the_bit_identical_model(
 
 
 def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:
-    done = Path(undisturbed.output) / "stages" / "distill" / "done.json"
+    shutil.copytree(undisturbed.output, tmp_path / "run")
+    done = tmp_path / "run" / "stages" / "distill" / "done.json"
     before = done.stat().st_mtime_ns
-    finish_torchrun(undisturbed, tmp_path)
+    finish_torchrun(undisturbed.model_copy(update={"output": str(tmp_path / "run")}), tmp_path)
     assert done.stat().st_mtime_ns == before
 
 
