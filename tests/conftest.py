@@ -37,6 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: one that began last would keep a single process busy in the end."""
+    order = {"pipelines": 0, "training": 1}
+    items.sort(key=lambda item: order.get(item.nodeid.split("/")[1], 2))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 

@@ -98,9 +98,6 @@ def test_a_run_that_cannot_end_does_not_begin_and_its_recipe_can_be_corrected(
     assert client.get_run(first).info.status == "FAILED"
     assert client.get_run(second).info.status == "FINISHED"
 
-    trained, said = _trained(run_recipe(run, stages=wrong), tmp_path)
-    assert not trained and "holds a run of another recipe (different: stages was warmup" in said
-
 
 def _trained(recipe: TrainingRecipe, folder: Path) -> tuple[bool, str]:
     """Whether the recipe could be trained, and what was said."""
