@@ -91,6 +91,13 @@ def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_p
         assert all(0 <= point.step <= STAGE["steps"] for point in history)
 
 
+def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, with the stage's folder as its word."""
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120
+    )
+
+
 FROZEN = """
 import ctypes, sys, time
 from pathlib import Path
@@ -105,9 +112,7 @@ with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as 
 
 def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", FROZEN, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
+    done = _run(FROZEN, tmp_path)
     assert done.returncode != 0 and time.monotonic() - start < 55
     (path,) = stack_files(tmp_path)
     assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
@@ -132,12 +137,7 @@ with watchdog.Watchdog(Path(sys.argv[1]), rank=1, world_size=2, seconds=2.0) as 
 
 def test_the_first_worker_waits_for_the_traces_of_a_frozen_one(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", FROZEN_AMONG_TWO, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run(FROZEN_AMONG_TWO, tmp_path)
     assert done.returncode == EXIT_CODE
     frozen, first = sorted(done.stdout.split(), key=lambda name: "frozen" not in name)
     assert frozen.endswith("-frozen-rank-1.txt") and first.endswith("-rank-0.txt")
@@ -159,12 +159,7 @@ with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=0.5) as 
 
 def test_what_is_said_before_the_end_cannot_put_it_off(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK_TO_THE_LAST, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run(STUCK_TO_THE_LAST, tmp_path)
     assert done.returncode == EXIT_CODE and time.monotonic() - start < 30
     assert done.stdout == "told\n" and "division by zero" in done.stderr
 
@@ -186,12 +181,7 @@ with watchdog.Watchdog(home, rank=0, world_size=1, seconds=0.5) as dog:
 
 
 def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", UNREADABLE_FOR_A_WHILE, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _run(UNREADABLE_FOR_A_WHILE, tmp_path)
     assert done.stdout == "went on\n"
     assert done.returncode == EXIT_CODE, "it watches no more"
     assert len(stack_files(tmp_path)) == 1
