@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from datagen.fields import Probability, Settings
-from datagen.operations import DegradationSettings
+from datagen.degradation.settings import DegradationSettings
+from datagen.records import Probability, Settings
 
 
 class PixelBudget(Settings):

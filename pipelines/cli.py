@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines import reports
-from pipelines.console import process_edge
 from pipelines.environment import (
     keep_tracking,
     leave_run_logs_to_prefect,
     prepare_environment,
 )
+from pipelines.terminal import reports
+from pipelines.terminal.process_edge import process_edge
 
 app = typer.Typer(
     help="From photos to a trained, reviewed, deployable super-resolution model.",
@@ -111,14 +111,14 @@ def dataset_build(
     Example: flowmapsr dataset build demo sources=[/photos] output=/data/set workers=2
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipe import dataset_recipe, require_sources
+        from pipelines.recipes.load import dataset_recipe, require_sources
 
         resolved = dataset_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
         require_sources(resolved)
-        from datagen.sources import list_sources
-        from datagen.survey import survey
+        from datagen.build.survey import survey
+        from datagen.photos.sources import list_sources
 
         listing = list_sources(resolved.sources, exclude=resolved.output)
         found = survey(resolved, listing)
@@ -140,13 +140,13 @@ def dataset_inspect(
 ) -> None:
     """Say what a dataset holds. With --key, decode one of its samples into PNG files."""
     with process_edge(as_json=as_json) as out:
-        from datagen.manifest import dataset_of, load_manifest
-        from pipelines.recipe import absolute_location
+        from datagen.dataset.manifest import dataset_of, load_manifest
+        from pipelines.recipes.load import absolute_location
 
         place = dataset_of(absolute_location(uri, field="URI"))
         if key is None:
             return out.say(reports.inspected(place, load_manifest(place)))
-        from datagen.inspection import inspect_sample, save_pictures
+        from datagen.review.inspect_sample import inspect_sample, save_pictures
 
         sample = inspect_sample(place, key)
         files = save_pictures(sample, absolute_location(output, field="--output"))
@@ -157,8 +157,8 @@ def dataset_inspect(
 def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
     """Read every byte of a dataset and compare it with its manifest; exit code 1 on any fault."""
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipe import absolute_location
-        from pipelines.verification import verify_shown
+        from pipelines.recipes.load import absolute_location
+        from pipelines.terminal.verification import verify_shown
 
         place = absolute_location(uri, field="URI")
         out.say(reports.verified(place, verify_shown(place)))
@@ -184,7 +184,7 @@ def train(
             from pipelines.environment import require_cluster
 
             require_cluster()
-        from pipelines.recipe import training_recipe
+        from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
@@ -192,7 +192,7 @@ def train(
         from training.preflight import check_run
 
         check_run(resolved)  # what cannot work is answered before any server starts
-        from training.run_folder import finished_stages
+        from training.run_dir.paths import finished_stages
 
         records = finished_stages(resolved)
         if records is None:
@@ -200,11 +200,11 @@ def train(
 
             records = run_training(resolved, take_over=take_over)
         else:
-            from training.parent_run import tell_the_rest
+            from training.tracking.parent_run import tell_the_rest
 
             keep_tracking(resolved.output)
             tell_the_rest(resolved)
-        from training.mlflow_runs import run_page
+        from training.tracking.mlflow_client import run_page
 
         page = run_page(Path(resolved.output))
         out.say(reports.trained(resolved.output, records, page=page))
@@ -222,7 +222,7 @@ def evaluate(
 ) -> None:
     """Degrade held-out photos, restore them, and compare with the originals and with bicubic."""
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipe import absolute_location, evaluation_settings
+        from pipelines.recipes.load import absolute_location, evaluation_settings
 
         settings = evaluation_settings(
             photos,
@@ -231,7 +231,7 @@ def evaluate(
             lora_scale=lora_scale,
             guidance=guidance,
         )
-        from training.evaluation import evaluate as evaluate_model
+        from training.evaluation.evaluate import evaluate as evaluate_model
 
         place = absolute_location(model, field="MODEL")
         out.say(reports.evaluated(place, evaluate_model(place, settings)))
@@ -254,17 +254,20 @@ def upscale(
 ) -> None:
     """Enlarge a photo, or every photo of a folder."""
     with process_edge(as_json=as_json) as out:
-        from pipelines.upscaling import default_model, plan_jobs, upscale_all
+        from pipelines.terminal.progress import show_progress
+        from training.inference.files import default_model, plan_jobs, upscale_all
 
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
-        report = upscale_all(
-            jobs,
-            model or default_model(),
-            scale=scale,
-            steps=steps,
-            lora_scale=lora_scale,
-            guidance=guidance,
-        )
+        with show_progress("upscale", total=len(jobs), unit="images") as progress:
+            report = upscale_all(
+                jobs,
+                model or default_model(),
+                scale=scale,
+                steps=steps,
+                lora_scale=lora_scale,
+                guidance=guidance,
+                on_done=lambda source: progress.advance(note=source.name),
+            )
         out.say(reports.upscaled(str(output), scale, report))
 
 
@@ -289,10 +292,10 @@ def deploy(
     flowmapsr deploy demo --flow train manifest=s3://b/set output=/runs/one
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipe import recipe_of_flow
+        from pipelines.recipes.load import recipe_of_flow
 
         resolved = recipe_of_flow(flow, recipe, settings or [])
-        from pipelines import deployments
+        from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
@@ -308,7 +311,7 @@ def status(
 ) -> None:
     """Say how far a training run has come, from what lies on disk."""
     with process_edge(as_json=as_json) as out:
-        from pipelines.status import find_runs, run_status
+        from training.tracking.status import find_runs, run_status
 
         found = [run_status(folder) for folder in find_runs(run)]
         one = len(found) == 1

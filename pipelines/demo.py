@@ -13,13 +13,13 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from datagen import storage
 from datagen.errors import FlowmapsrError
-from datagen.fields import Settings
-from pipelines.recipe import full_recipe
-from pipelines.reports import command, evaluation_table
-from pipelines.settings import FullRecipe
-from training.records import BICUBIC, FLOWMAPSR, EvaluationRow
+from datagen.io import storage
+from datagen.records import Settings
+from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.recipes.load import full_recipe
+from pipelines.terminal.reports import command, evaluation_table
+from training.run_dir.records import BICUBIC, FLOWMAPSR, EvaluationRow
 
 TRAINING_PHOTOS = (
     ("skimage", "data/chelsea.png"),
@@ -171,9 +171,9 @@ def one_step_gain(rows: tuple[EvaluationRow, ...]) -> float:
 
 def draw_comparison(recipe: FullRecipe, path: Path) -> None:
     """Upscales the held-out photos and shows every number of steps beside bicubic and original."""
-    from pipelines.comparison import comparison
-    from training.evaluation import degraded_photos
-    from training.upscaler import Upscaler
+    from training.evaluation.comparison import comparison
+    from training.evaluation.evaluate import degraded_photos
+    from training.inference.upscaler import Upscaler
 
     upscaler = Upscaler.from_pretrained(
         recipe.training.output,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest_plugins = ["tests.tiny", "tests.s3", "tests.small_disk"]
+pytest_plugins = ["tests.support.tiny", "tests.support.s3", "tests.support.small_disk"]
 
 _HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
 

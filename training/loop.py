@@ -15,29 +15,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from datagen import storage
 from datagen.errors import FlowmapsrError
-from training.attempts import Attempt
+from datagen.io import storage
 from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
-from training.effort import Effort
-from training.events import Tags
-from training.loader import Batch, LatentLoader
-from training.loss_guard import LossGuard
-from training.memory import memory_explained
-from training.meter import Meter, memory_gb
-from training.objectives.flow_maps import Losses
-from training.pictures import Pictures
-from training.records import StageProgress
-from training.schedule import Position, seeded
-from training.secondary import secondary
-from training.skipped import Skipped, SkippedList
-from training.stage_settings import StageSettings
-from training.start_clock import StartClock
-from training.time_maps import empty_map
-from training.tracking import Tracker
-from training.trainers import ERROR_METRICS, Trainer
-from training.watchdog import Watchdog
+from training.data.loader import Batch, LatentLoader
+from training.data.schedule import Position, seeded
+from training.data.skipped import Skipped, SkippedList
+from training.flowmap.objective import Losses
+from training.flowmap.time_maps import empty_map
+from training.monitoring.loss_guard import LossGuard
+from training.monitoring.meter import Meter, memory_gb
+from training.monitoring.mfu import Effort
+from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.startup_timer import StartClock
+from training.monitoring.watchdog import Watchdog
+from training.run_dir.best_effort import secondary
+from training.run_dir.records import StageProgress
+from training.run_dir.starts import Attempt
+from training.settings.stage import StageSettings
+from training.tracking.events import Tags
+from training.tracking.pictures import Pictures
+from training.tracking.tracker import Tracker
+from training.trainer import ERROR_METRICS, Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0

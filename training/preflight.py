@@ -2,23 +2,23 @@
 
 Catches what the recipe alone cannot show and what would otherwise stop a late stage. Trains
 nothing, fetches nothing and knows no torch, so that a command answers at once; what takes a network
-to check, the workers check before they train (`training/stages.py`).
+to check, the workers check before they train (`training/stage.py`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from datagen.buckets import Bucket
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.errors import FlowmapsrError
-from datagen.manifest import Manifest, load_manifest
-from training.adversarial_settings import DiscriminatorSettings
-from training.draws import BucketDraw, stage_draws
-from training.initial_settings import is_place
-from training.prompt_settings import TextEncoderPrompts, is_folder
-from training.run_folder import StageFolder, check_recipe
-from training.settings import TrainingRecipe
-from training.shard_cache import check_cache
+from datagen.samples.buckets import Bucket
+from training.data.bucket_mix import BucketDraw, stage_draws
+from training.data.shard_cache import check_cache
+from training.run_dir.paths import StageFolder, check_recipe
+from training.settings.adversarial import DiscriminatorSettings
+from training.settings.initial_weights import is_place
+from training.settings.prompts import TextEncoderPrompts, is_folder
+from training.settings.recipe import TrainingRecipe
 
 
 def check_run(recipe: TrainingRecipe) -> Manifest:

@@ -20,15 +20,15 @@ import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.lock import PlaceLostError
-from training.parent_run import parent_run
+from datagen.io.lock import PlaceLostError
+from training.monitoring.startup_timer import StartClock
 from training.preflight import check_run
-from training.records import StageRecord
-from training.run_folder import StopSignal, write_recipe
-from training.run_lock import RunLock, run_lock
-from training.settings import TrainingRecipe
-from training.stages import launched_as, run_stage
-from training.start_clock import StartClock
+from training.run_dir.lock import RunLock, run_lock
+from training.run_dir.paths import StopSignal, write_recipe
+from training.run_dir.records import StageRecord
+from training.settings.recipe import TrainingRecipe
+from training.stage import launched_as, run_stage
+from training.tracking.parent_run import parent_run
 
 
 def run_stages(

@@ -13,17 +13,17 @@ from contextlib import contextmanager
 
 from prefect import flow
 
-from datagen.lock import BUILD, place_lock
-from datagen.manifest import Manifest
+from datagen.build.survey import survey
+from datagen.dataset.manifest import Manifest
+from datagen.io.lock import BUILD, place_lock
+from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
-from datagen.sources import Listing, list_sources
-from datagen.survey import survey
-from pipelines.build_progress import BuildMeter, Made, Watch, watch_on_terminal
-from pipelines.cluster import ray_cluster
-from pipelines.dataset_build import finish_station, make_station, plan_station
-from pipelines.dataset_tracking import log_dataset
-from pipelines.flow_artifacts import progress_artifact, show_result
-from pipelines.prefect_guard import is_deployed, run_recipe, station
+from pipelines.cluster.ray_session import ray_cluster
+from pipelines.flows.dataset_steps import finish_station, make_station, plan_station
+from pipelines.orchestration.artifacts import progress_artifact, show_result
+from pipelines.orchestration.guard import is_deployed, run_recipe, station
+from pipelines.terminal.build_meter import BuildMeter, Made, Watch, watch_on_terminal
+from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
 

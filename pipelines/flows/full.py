@@ -10,19 +10,19 @@ from pathlib import Path
 
 from prefect import flow
 
-from datagen.fields import Settings
-from datagen.sources import list_sources
-from datagen.survey import survey
-from pipelines.cluster import ray_cluster
+from datagen.build.survey import survey
+from datagen.photos.sources import list_sources
+from datagen.records import Settings
+from pipelines.cluster.ray_session import ray_cluster
 from pipelines.environment import keep_tracking
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import run_training
-from pipelines.prefect_guard import is_deployed, run_recipe, station
-from pipelines.settings import FullRecipe
-from training.parent_run import comparison
-from training.records import FLOWMAPSR, EvaluationRow
-from training.settings import EvaluationSettings, TrainingRecipe
-from training.tracking import Tracker
+from pipelines.orchestration.guard import is_deployed, run_recipe, station
+from pipelines.recipes.full_recipe import FullRecipe
+from training.run_dir.records import FLOWMAPSR, EvaluationRow
+from training.settings.recipe import EvaluationSettings, TrainingRecipe
+from training.tracking.parent_run import comparison
+from training.tracking.tracker import Tracker
 
 NAME = "full"
 RUN_NAME = "{recipe.output}"
@@ -77,7 +77,7 @@ def _full(recipe: FullRecipe) -> FullRecord:
 
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:
     """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
-    from training.evaluation import evaluate  # heavy: not before it is needed
+    from training.evaluation.evaluate import evaluate  # heavy: not before it is needed
 
     rows = evaluate(training.output, settings)
     tracker = Tracker(Path(training.output), experiment=training.experiment)

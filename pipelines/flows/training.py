@@ -9,15 +9,15 @@ from functools import partial
 
 from prefect import flow
 
-from pipelines.cluster_training import TrainingWorkers, training_workers
+from pipelines.cluster.train_launcher import TrainingWorkers, training_workers
 from pipelines.environment import keep_tracking
-from pipelines.prefect_guard import is_deployed, run_recipe, station
-from training.parent_run import ParentRun, parent_run
+from pipelines.orchestration.guard import is_deployed, run_recipe, station
 from training.preflight import check_run
-from training.records import StageRecord
-from training.run_folder import write_recipe
-from training.run_lock import run_lock
-from training.settings import TrainingRecipe
+from training.run_dir.lock import run_lock
+from training.run_dir.paths import write_recipe
+from training.run_dir.records import StageRecord
+from training.settings.recipe import TrainingRecipe
+from training.tracking.parent_run import ParentRun, parent_run
 
 NAME = "train"
 RUN_NAME = "{recipe.output}"

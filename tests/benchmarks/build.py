@@ -20,19 +20,19 @@ import numpy as np
 import skimage.data
 import torch
 
-from datagen.build import ShardBuilder, build_dataset
-from datagen.codecs import load_codec
-from datagen.encoding import encode
-from datagen.finish import pending_tasks
-from datagen.plan import plan_dataset
-from datagen.preparation import Outcome, prepare
+from datagen.build.builder import ShardBuilder, build_dataset
+from datagen.build.finish import pending_tasks
+from datagen.build.plan import plan_dataset
+from datagen.build.survey import survey
+from datagen.dataset.tasks import Plan
+from datagen.samples.codecs import load_codec
+from datagen.samples.encode import encode
+from datagen.samples.prepare import Outcome, prepare
 from datagen.settings import DatasetRecipe
-from datagen.survey import survey
-from datagen.tasks import Plan
-from pipelines.cluster import cluster_nodes, ray_cluster
-from pipelines.pool import run_shard_tasks
-from pipelines.recipe import dataset_recipe
-from pipelines.sizing import size_workers
+from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.dataset_workers import size_workers
+from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
+from pipelines.recipes.load import dataset_recipe
 
 PHOTOS = 12
 VARIANTS = 2

@@ -23,16 +23,16 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from datagen.build import build_dataset
-from datagen.lock import BUILD, place_lock
+from datagen.build.builder import build_dataset
+from datagen.build.survey import survey
+from datagen.io.lock import BUILD, place_lock
+from datagen.photos.sources import list_sources
+from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
-from datagen.sources import list_sources
-from datagen.survey import survey
-from datagen.verify import verify_dataset
-from pipelines.build_progress import watch_on_terminal
-from pipelines.cluster import ray_cluster
-from pipelines.dataset_build import finish_station, make_station, plan_station
-from pipelines.recipe import dataset_recipe
+from pipelines.cluster.ray_session import ray_cluster
+from pipelines.flows.dataset_steps import finish_station, make_station, plan_station
+from pipelines.recipes.load import dataset_recipe
+from pipelines.terminal.build_meter import watch_on_terminal
 from tests.benchmarks.chaos_processes import (
     descendants,
     head_words,

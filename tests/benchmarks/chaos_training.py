@@ -26,9 +26,9 @@ import psutil
 import safetensors.torch
 import torch
 
-from datagen.build import build_dataset
-from datagen.lock import TRAINING, place_lock
-from pipelines.cluster_training import training_workers
+from datagen.build.builder import build_dataset
+from datagen.io.lock import TRAINING, place_lock
+from pipelines.cluster.train_launcher import training_workers
 from tests.benchmarks.chaos_processes import (
     descendants,
     head_words,
@@ -38,11 +38,11 @@ from tests.benchmarks.chaos_processes import (
     title,
     waited,
 )
-from tests.tiny import DISTILL, MODEL, WARMUP, dataset_recipe, write_photos
+from tests.support.tiny import DISTILL, MODEL, WARMUP, dataset_recipe, write_photos
 from training.loop import LOG_EVERY
 from training.preflight import check_run
-from training.run_folder import finished_stages, write_recipe
-from training.settings import TrainingRecipe
+from training.run_dir.paths import finished_stages, write_recipe
+from training.settings.recipe import TrainingRecipe
 
 KILLS = 30
 VICTIMS = {"worker": 0.4, "node": 0.15, "driver": 0.15, "SIGTERM": 0.15, "checkpoint": 0.15}

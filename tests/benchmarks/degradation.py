@@ -15,12 +15,19 @@ import skimage.data
 import threadpoolctl
 import torch
 
-from datagen.degradations import degrade, draw_degradation, draw_negative
-from datagen.drawn import DrawnDegradation
-from datagen.operations import Blur, DegradationSettings, Downscale, Jpeg, Noise, ResizeBack
-from pipelines.recipe import dataset_recipe
+from datagen.degradation.draw import degrade, draw_degradation, draw_negative
+from datagen.degradation.parameters import DrawnDegradation
+from datagen.degradation.settings import (
+    Blur,
+    DegradationSettings,
+    Downscale,
+    Jpeg,
+    Noise,
+    ResizeBack,
+)
+from pipelines.recipes.load import dataset_recipe
 from tests.benchmarks.operation_limits import print_limits
-from tests.benchmarks.reference_degradation import degrade_numpy, degrade_torch
+from tests.support.reference_degradation import degrade_numpy, degrade_torch
 
 DegradationPath = Callable[[np.ndarray, DrawnDegradation], np.ndarray]
 Pair = tuple[DrawnDegradation, DrawnDegradation]

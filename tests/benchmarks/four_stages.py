@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio
 
-from datagen.sources import list_sources
-from datagen.survey import survey
-from pipelines.comparison import comparison
+from datagen.build.survey import survey
+from datagen.photos.sources import list_sources
 from pipelines.flows.dataset import run_build
 from pipelines.flows.training import run_training
-from pipelines.recipe import dataset_recipe, training_recipe
-from training.evaluation import DegradedPhoto, degraded_photos, rgb_ssim
-from training.settings import EvaluationSettings, TrainingRecipe
-from training.upscaler import Upscaler, bicubic
+from pipelines.recipes.load import dataset_recipe, training_recipe
+from training.evaluation.comparison import comparison
+from training.evaluation.evaluate import DegradedPhoto, degraded_photos, rgb_ssim
+from training.inference.upscaler import Upscaler, bicubic
+from training.settings.recipe import EvaluationSettings, TrainingRecipe
 
 SCALES = (4.0, 8.0)
 STEPS = (1, 2, 4)

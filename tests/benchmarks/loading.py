@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datagen.build import build_dataset
-from datagen.manifest import CodecRecord, Manifest, ShardRecord, load_manifest, to_json
-from datagen.shards import Latents, ShardSample, write_shard
-from tests.tiny import dataset_recipe, write_photos
+from datagen.build.builder import build_dataset
+from datagen.dataset.manifest import CodecRecord, Manifest, ShardRecord, load_manifest, to_json
+from datagen.dataset.shards import Latents, ShardSample, write_shard
+from tests.support.tiny import dataset_recipe, write_photos
 
 ROOT = Path(__file__).parents[2]
 READERS = Path(__file__).with_name("loading_readers.py")

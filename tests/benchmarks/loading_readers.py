@@ -27,13 +27,13 @@ Epoch = Callable[[], Iterator[Any]]
 
 
 def ours(folder: Path, *, threads: int) -> Epoch:
-    from datagen.manifest import load_manifest
-    from training.batch_settings import BatchSize
-    from training.decoding import Wanted
-    from training.draws import bucket_sizes, proportional_draws
-    from training.loader import LatentLoader
-    from training.schedule import Position
-    from training.shard_store import ShardStore
+    from datagen.dataset.manifest import load_manifest
+    from training.data.bucket_mix import bucket_sizes, proportional_draws
+    from training.data.loader import LatentLoader
+    from training.data.sample_decoder import Wanted
+    from training.data.schedule import Position
+    from training.data.shard_store import ShardStore
+    from training.settings.batch import BatchSize
 
     manifest = load_manifest(str(folder))
     draws = proportional_draws(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))

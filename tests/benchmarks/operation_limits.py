@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import skimage.data
 
-from datagen import kernels, noise
-from datagen.degradations import degrade_small
-from datagen.drawn import DrawnBlur, DrawnDegradation, DrawnJpeg
-from datagen.kernels import Filter
-from datagen.resampling import blurred_and_resized, resized, resized_and_blurred
+from datagen.degradation import kernels, noise
+from datagen.degradation.draw import degrade_small
+from datagen.degradation.kernels import Filter
+from datagen.degradation.parameters import DrawnBlur, DrawnDegradation, DrawnJpeg
+from datagen.degradation.resample import blurred_and_resized, resized, resized_and_blurred
 
 _SIDE, _SMALL = 1024, 256
 _FULL = _SIDE * _SIDE * 3

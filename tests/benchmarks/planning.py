@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datagen import storage
-from datagen.examination import Header
-from datagen.ledger import Ledger
-from datagen.manifest import parse, to_compact_json
-from datagen.plan import make_plan
+from datagen.build.plan import make_plan
+from datagen.build.survey import Survey
+from datagen.dataset.known_photos import Ledger
+from datagen.dataset.manifest import parse, to_compact_json
+from datagen.dataset.tasks import PLAN, Plan
+from datagen.io import storage
+from datagen.photos.scan import Header
+from datagen.photos.sources import Listing, SourceFile
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
-from datagen.sources import Listing, SourceFile
-from datagen.survey import Survey
-from datagen.tasks import PLAN, Plan
 
 COUNT = 1_000_000
 SIZES = [(6000, 4000), (4032, 3024), (3024, 4032), (2048, 1365), (1920, 1080), (1200, 1600)]

@@ -25,11 +25,11 @@ import psutil
 from mlflow import MlflowClient
 
 from tests.benchmarks.build import build_demo_dataset
-from tests.mlflow_server import mlflow_server
-from tests.pipelines.prefect_servers import Server, kill, running_server
-from tests.ports import free_port
-from training.journals import JOURNAL
-from training.mlflow_runs import RunNames
+from tests.support.mlflow_server import mlflow_server
+from tests.support.ports import free_port
+from tests.support.prefect_servers import Server, kill, running_server
+from training.tracking.journal import JOURNAL
+from training.tracking.mlflow_client import RunNames
 
 SECONDS = 40.0
 ROUNDS = 2

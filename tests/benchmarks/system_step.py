@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from datagen.lock import TRAINING, place_lock
-from pipelines.cluster import ray_cluster
-from pipelines.cluster_training import training_workers
-from pipelines.recipe import training_recipe
+from datagen.io.lock import TRAINING, place_lock
+from pipelines.cluster.ray_session import ray_cluster
+from pipelines.cluster.train_launcher import training_workers
+from pipelines.recipes.load import training_recipe
 from tests.benchmarks.build import build_demo_dataset
 from training.loop import LOG_EVERY
-from training.run_folder import write_recipe
-from training.settings import TrainingRecipe
+from training.run_dir.paths import write_recipe
+from training.settings.recipe import TrainingRecipe
 
 ROUNDS = 3
 STEPS = 80
@@ -101,10 +101,10 @@ def _bare() -> float:
 
 
 def _time_bare_loop() -> None:
-    from training.loader import Batch
-    from training.models.flow_map_net import FlowMapNet
-    from training.objectives.flow_maps import FlowMapObjective, TrainedModel
-    from training.schedule import Position
+    from training.data.loader import Batch
+    from training.data.schedule import Position
+    from training.flowmap.network import FlowMapNet
+    from training.flowmap.objective import FlowMapObjective, TrainedModel
 
     torch.set_num_threads(1)
     recipe = _recipe(Path("/"), 1)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.training.gaussian import GaussianPair
-from training.interpolant import Velocity
-from training.loader import Batch
-from training.objective_settings import FlowMatching, SelfDistillation
-from training.objectives.flow_maps import FlowMapObjective, TrainedModel
-from training.sampling import sample
-from training.schedule import Position
+from tests.support.gaussian import GaussianPair
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.flowmap.interpolant import Velocity
+from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.sampler import sample
+from training.settings.objective import FlowMatching, SelfDistillation
 
 PAIR = GaussianPair()
 STEPS = 3500

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from training.loader import Batch
-from training.model_settings import ModelSettings
-from training.models.flow_map_net import FlowMapNet
-from training.objective_settings import FlowMatching, SelfDistillation
-from training.objectives.flow_maps import FlowMapObjective, TrainedModel
-from training.schedule import Position
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.settings.model import ModelSettings
+from training.settings.objective import FlowMatching, SelfDistillation
 
 BATCH, CHANNELS, SIDE = 32, 16, 16
 ROUNDS = 7

@@ -22,19 +22,19 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from datagen.codecs import load_codec
+from datagen.samples.codecs import load_codec
 from datagen.settings import Dct8Settings
-from pipelines.recipe import training_recipe
-from training.building import Builder
-from training.flops import counted_flops
-from training.loader import Batch
-from training.models.flow_map_net import FlowMapNet
-from training.objective_settings import NoPerceptual
-from training.peaks import Peak, device_peak
-from training.schedule import Position
-from training.settings import TrainingRecipe
-from training.stage_settings import StageSettings
-from training.trainers import Trainer
+from pipelines.recipes.load import training_recipe
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.flowmap.network import FlowMapNet
+from training.monitoring.flops import counted_flops
+from training.monitoring.peaks import Peak, device_peak
+from training.settings.objective import NoPerceptual
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.systems import Builder
+from training.trainer import Trainer
 
 WARM, TIMED, COSTS = 2, 5, 3
 LARGEST = 64

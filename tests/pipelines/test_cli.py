@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datagen.lock import TRAINING, place_lock
-from training.attempts import Failure, Start, append_line
-from training.records import StageProgress, StageRecord, Workers
+from datagen.io.lock import TRAINING, place_lock
+from training.run_dir.records import StageProgress, StageRecord, Workers
+from training.run_dir.starts import Failure, Start, append_line
 
 Run = Callable[..., object]
 HEAVY = ("torch", "ray", "prefect", "mlflow", "deepspeed", "diffusers", "albumentations", "cv2")

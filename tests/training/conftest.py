@@ -8,9 +8,9 @@ import cv2
 import pytest
 import torch
 
-from datagen.manifest import Manifest, load_manifest
-from tests.tiny import MODEL
-from training.model_settings import ModelSettings
+from datagen.dataset.manifest import Manifest, load_manifest
+from tests.support.tiny import MODEL
+from training.settings.model import ModelSettings
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,19 @@ from typer.testing import CliRunner
 
 from datagen.errors import FlowmapsrError
 from pipelines.cli import app
-from tests.tiny import STAGE, RunMaker, finish_torchrun, start_torchrun, weights, write_photos
+from tests.support.tiny import (
+    STAGE,
+    RunMaker,
+    finish_torchrun,
+    start_torchrun,
+    weights,
+    write_photos,
+)
 from tests.training.test_run import _kill_all, _wait
-from training.checkpoints.reading import SavedState, read_commit
-from training.pretrained import export_merged, find_model, load_config, load_net
-from training.settings import TrainingRecipe
-from training.upscaler import Upscaler
+from training.checkpoints.reader import SavedState, read_commit
+from training.inference.upscaler import Upscaler
+from training.settings.recipe import TrainingRecipe
+from training.weights.model_folder import export_merged, find_model, load_config, load_net
 
 STEPS = 24
 GanMaker = Callable[..., TrainingRecipe]

@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from datagen.build import build_dataset
-from datagen.manifest import load_manifest
+from datagen.build.builder import build_dataset
+from datagen.dataset.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
-from tests.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
+from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
 from training.checkpoints.records import COMMIT, Commit
-from training.draws import stage_draws
-from training.schedule import Position, Schedule
+from training.data.bucket_mix import stage_draws
+from training.data.schedule import Position, Schedule
 
 STEPS = 10
 BUDGETS = [

@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
-from tests.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
-from training.models.flow_map_net import FlowMapNet
+from tests.support.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
+from training.flowmap.network import FlowMapNet
 from training.preflight import check_run
-from training.settings import TrainingRecipe
-from training.stages import check_lora
+from training.settings.recipe import TrainingRecipe
+from training.stage import check_lora
 
 DISCRIMINATOR = {"channels": [8, 8], "strides": [1, 1, 1], "norm_groups": 4, "warmup_steps": 2}
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import torch
 
-from datagen import storage
 from datagen.errors import FlowmapsrError
-from tests.s3 import FaultyS3
-from tests.tiny import (
+from datagen.io import storage
+from tests.support.s3 import FaultyS3
+from tests.support.tiny import (
     DISTILL,
     WARMUP,
     RunMaker,
@@ -28,13 +28,13 @@ from tests.tiny import (
     start_torchrun,
     weights,
 )
-from training.attempts import STARTS, Start, append_line
-from training.checkpoints.reading import read_commit
-from training.journals import read_metrics
-from training.records import StageRecord, Workers
-from training.run_folder import StageFolder, StopSignal, check_recipe, write_recipe
-from training.settings import TrainingRecipe
-from training.upscaler import Upscaler
+from training.checkpoints.reader import read_commit
+from training.inference.upscaler import Upscaler
+from training.run_dir.paths import StageFolder, StopSignal, check_recipe, write_recipe
+from training.run_dir.records import StageRecord, Workers
+from training.run_dir.starts import STARTS, Start, append_line
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import read_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 

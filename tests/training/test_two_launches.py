@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.lock import PlaceLostError
-from tests.pipelines.prefect_servers import kill, wait_until
-from tests.s3 import FaultyS3
-from tests.tiny import WARMUP, RunMaker, start_torchrun
-from training.attempts import read_progress, read_starts
-from training.run_folder import StageFolder
-from training.run_lock import run_lock
-from training.settings import TrainingRecipe
+from datagen.io.lock import PlaceLostError
+from tests.support.prefect_servers import kill, wait_until
+from tests.support.s3 import FaultyS3
+from tests.support.tiny import WARMUP, RunMaker, start_torchrun
+from training.run_dir.lock import run_lock
+from training.run_dir.paths import StageFolder
+from training.run_dir.starts import read_progress, read_starts
+from training.settings.recipe import TrainingRecipe
 
 STEPS = 100_000
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from datagen import storage
 from datagen.errors import NotFoundError
+from datagen.io import storage
 from training.checkpoints.records import COMMIT, Commit
 
 _NAME = re.compile(r"step-(\d+)")

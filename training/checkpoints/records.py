@@ -12,8 +12,8 @@ from typing import Self
 
 from torch import Tensor
 
-from datagen.fields import Settings
-from training.schedule import Position
+from datagen.records import Settings
+from training.data.schedule import Position
 
 COMMIT = "trainer_state.json"
 """Written last: a folder that holds it is a checkpoint, any other is a leftover."""

@@ -15,12 +15,12 @@ from typing import Protocol, TypeVar, cast
 
 import torch.distributed as dist
 
-from datagen import storage
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from training.checkpoints.folders import CheckpointFolders, StepFolder
-from training.checkpoints.reading import Damaged, SavedState, read_commit
+from training.checkpoints.reader import Damaged, SavedState, read_commit
 from training.checkpoints.records import Commit, Origin, Share, TrainerState
-from training.checkpoints.writing import Writer, Writing
+from training.checkpoints.writer import Writer, Writing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -1,0 +1,181 @@
+"""Turns the records of finished tasks into a finished dataset: ledger, pictures, manifest.
+
+Every step can be repeated; the manifest is the commit, and what comes after it only clears up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from datagen.build.plan import enforce_limit
+from datagen.build.survey import finished_tasks
+from datagen.dataset.known_photos import REJECTED, Ledger
+from datagen.dataset.manifest import (
+    MANIFEST,
+    CodecRecord,
+    Manifest,
+    RejectedCount,
+    ShardRecord,
+    file_hashes,
+    load_manifest,
+    to_json,
+)
+from datagen.dataset.shards import Latents, ShardSample, read_shard
+from datagen.dataset.statistics import statistics, sums_of, total
+from datagen.dataset.tasks import PLAN, SHARDS, TASKS, Plan, ShardTask, TaskRecord, record_path
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.review.histograms import draw_histograms
+from datagen.review.preview import PreviewRow, choose, draw_preview
+from datagen.samples.codecs import load_codec
+from datagen.samples.decoding import decode_latents
+from datagen.samples.sample import DrawnSample
+
+PREVIEW = "preview.png"
+HISTOGRAMS = "histograms.png"
+_PREVIEW_SAMPLES = 6
+
+
+def pending_tasks(plan: Plan) -> list[ShardTask]:
+    """The tasks that are not committed, or whose shards are not all there."""
+    finished = finished_tasks(plan)
+    return [task for task in plan.tasks if task.index not in finished]
+
+
+class RejectionLimit:
+    """Stops a build as soon as more photos are left out than its recipe allows."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._rejected: set[str] = set()
+
+    def check(self, record: TaskRecord) -> None:
+        """Counts a finished task; raises FlowmapsrError past the limit."""
+        if record.rejected:
+            self._rejected |= set(record.rejected)
+            enforce_limit(self._plan, self._rejected)
+
+
+def finish(plan: Plan) -> Manifest:
+    """Commits the dataset: checks that every task is done and writes the manifest last.
+
+    Raises FlowmapsrError naming tasks that are missing, or when too many photos were left out.
+    """
+    records = _all_records(plan)
+    enforce_limit(plan, {uri for record in records for uri in record.rejected})
+    before = load_manifest(plan.output) if plan.base is not None else None
+    if before is not None and not (records or plan.rejected):
+        clear_up(plan.output, before)
+        return before
+    ledger = _ledger(plan, records)
+    manifest = _manifest(plan, before, records, ledger)
+    ledger.write(plan.output)
+    ledger.write_rejected(plan.output)
+    preview = draw_preview(_preview_rows(plan, manifest.shards))
+    storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
+    histograms = draw_histograms(manifest.stats)
+    storage.write_bytes(storage.join(plan.output, HISTOGRAMS), histograms)
+    hashes = file_hashes(plan.output, (REJECTED, PREVIEW, HISTOGRAMS))
+    manifest = manifest.model_copy(update={"files": hashes})
+    storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
+    clear_up(plan.output, manifest)
+    return manifest
+
+
+def clear_up(output: str, manifest: Manifest) -> None:
+    """Removes what a finished dataset does not hold; `plan.json` first, it marks an open build."""
+    storage.delete(storage.join(output, PLAN))
+    shards = {storage.join(output, shard.path) for shard in manifest.shards}
+    kept = shards | {record_path(uri) for uri in shards}
+    ours = tuple(storage.join(output, folder) + "/" for folder in (SHARDS, TASKS))
+    for uri in storage.list_files(output):
+        if uri.startswith(ours) and uri not in kept:
+            storage.delete(uri)
+    storage.remove_leftovers(output)
+    storage.delete_empty_folder(storage.join(output, TASKS))
+
+
+def _all_records(plan: Plan) -> list[TaskRecord]:
+    finished = finished_tasks(plan)
+    missing = [task.path for task in plan.tasks if task.index not in finished]
+    if missing:
+        raise FlowmapsrError(
+            f"{plan.output}: {len(missing)} of {len(plan.tasks)} tasks are missing: "
+            f"{', '.join(missing[:20])}; run the same command again to build them"
+        )
+    return [finished[task.index] for task in plan.tasks]
+
+
+def _ledger(plan: Plan, records: list[TaskRecord]) -> Ledger:
+    """Old and new photos. Two that became equal while the build ran are found here."""
+    made = [photo for record in records for photo in record.photos]
+    by_hash: dict[str, str] = {}
+    for photo in made:
+        if photo.sha256 and by_hash.setdefault(photo.sha256, photo.uri) != photo.uri:
+            raise FlowmapsrError(
+                f"{photo.uri} became a copy of {by_hash[photo.sha256]} while the dataset was "
+                f"built; remove it and the files in {storage.join(plan.output, TASKS)}, and run "
+                "the same command again"
+            )
+    partly = {photo.uri: photo for photo in made if photo.sha256 and photo.reason}
+    known = [partly.get(photo.uri, photo) if photo.sha256 else photo for photo in made]
+    return Ledger.of([*Ledger.read(plan.output).lines, *plan.rejected, *known])
+
+
+def _manifest(
+    plan: Plan, before: Manifest | None, records: list[TaskRecord], ledger: Ledger
+) -> Manifest:
+    new = [shard for record in records for shard in record.shards]
+    shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
+    if not shards:
+        raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
+    sums = total(
+        [*([sums_of(before.stats, before.codec)] if before else []), *(r.sums for r in records)]
+    )
+    reasons = Counter(ledger.rejected().values())
+    return Manifest(
+        recipe=plan.recipe.content(),
+        recipe_digest=plan.recipe_digest,
+        sources=tuple(sorted({*(before.sources if before else ()), *plan.recipe.sources})),
+        codec=_one_codec(plan, before, records),
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        shards=shards,
+        rejected=RejectedCount(count=reasons.total(), by_reason=dict(sorted(reasons.items()))),
+        stats=statistics(sums, plan.recipe),
+    )
+
+
+def _one_codec(plan: Plan, before: Manifest | None, records: list[TaskRecord]) -> CodecRecord:
+    first = before.codec if before else records[0].sums.codec
+    for record in records:
+        if record.sums.codec != first:
+            raise FlowmapsrError(
+                f"{plan.output}: task {record.index} was encoded by other codec weights than the "
+                "rest of the dataset; put the weights back, remove its file in tasks/ and run the "
+                "same command again"
+            )
+    return first
+
+
+def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRow]:
+    """The first samples of shards spread over the dataset, decoded from what was stored."""
+    codec = load_codec(plan.recipe.codec)
+    count = min(_PREVIEW_SAMPLES, len(shards))
+    chosen = [shards[index * len(shards) // count] for index in range(count)]
+    samples = [
+        (place, sample)
+        for shard in chosen
+        for place, sample in enumerate(
+            read_shard(storage.join(plan.output, shard.path))[:_PREVIEW_SAMPLES]
+        )
+    ]
+    found: dict[str, tuple[DrawnSample, ShardSample]] = {}
+    for _, sample in sorted(samples, key=lambda item: item[0]):  # the first of every shard first
+        found[sample.key] = DrawnSample.model_validate_json(sample.meta), sample
+    keys = choose((drawn for drawn, _ in found.values()), _PREVIEW_SAMPLES)
+    return [
+        PreviewRow(found[key][0], decode_latents(codec, Latents.from_bytes(found[key][1].latents)))
+        for key in keys
+    ]

@@ -1,0 +1,37 @@
+"""Says how much memory a worker needs at most, from what its recipe allows.
+
+`tests/datagen/build/test_memory.py` holds the builder to it.
+"""
+
+from __future__ import annotations
+
+from datagen.settings import AutoencoderSettings, DatasetRecipe
+
+_LIBRARIES = 700_000_000
+"""Python, torch, OpenCV, diffusers and the codec's tables, bytes."""
+_BYTES_DECODING = 10
+"""For each pixel of a photo while it is decoded: the decoder's own buffer, RGB, and RGB upright."""
+_BYTES_MAKING = 110
+"""For each pixel of a sample while it is degraded: float32 copies of HQ, LQ and negative."""
+_BYTES_WAITING = 40
+"""For each pixel of a sample that waits for the codec: three float32 images and a JPEG."""
+_BYTES_ENCODING = {"dct8": 120, "autoencoder_tiny": 1_200, "autoencoder_kl": 6_000}
+"""For each pixel of a sample inside the codec on a CPU."""
+
+
+def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
+    """Most memory of a worker with that many threads, bytes.
+
+    Each thread holds one photo and one sample; `threads + 2` samples wait for the codec, and two
+    batches are inside it or on their way out.
+    """
+    photo = recipe.filters.max_megapixels * 1e6
+    sample = max(budget.side for budget in recipe.buckets.budgets) ** 2
+    batch = recipe.codec.batch if isinstance(recipe.codec, AutoencoderSettings) else 1
+    waiting = threads + 2 + 2 * batch
+    return int(
+        _LIBRARIES
+        + threads * (photo * _BYTES_DECODING + sample * _BYTES_MAKING)
+        + waiting * sample * _BYTES_WAITING
+        + batch * sample * _BYTES_ENCODING[recipe.codec.kind]
+    )

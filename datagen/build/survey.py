@@ -1,0 +1,171 @@
+"""Compares the photos that are there now with what a dataset holds: what is new, changed or gone?
+
+Reads a listing and the dataset's own records; opens no image and writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from datagen.dataset.known_photos import KnownPhoto, Ledger
+from datagen.dataset.manifest import MANIFEST, Manifest, load_manifest, parse
+from datagen.dataset.tasks import PLAN, Plan, ShardTask, TaskRecord, record_path
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.io.lock import is_lock
+from datagen.photos.sources import Listing, SourceFile, list_sources
+from datagen.settings import DatasetRecipe
+
+
+@dataclass(frozen=True)
+class OpenBuild:
+    """A build that was begun and is not finished."""
+
+    plan: Plan
+    finished: dict[int, TaskRecord]
+    """Records of the tasks that are done, by index."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A dataset and its sources, side by side."""
+
+    recipe: DatasetRecipe
+    manifest: Manifest | None
+    base: str | None
+    """SHA-256 of the manifest's file."""
+    begun: OpenBuild | None
+    uncleared: bool
+    """Whether a build died between its commit and the end of its clearing up."""
+    ledger: Ledger
+    listing: Listing
+    fresh: tuple[SourceFile, ...]
+    """Files of whose bytes the dataset knows nothing, those of an open build included."""
+    changed: frozenset[str]
+    """URIs at which other bytes lay when samples were made of them."""
+    gone: frozenset[str]
+    """URIs of photos that samples were made of and that are not listed any more."""
+
+    @property
+    def complete(self) -> Manifest | None:
+        """The manifest, where the dataset is finished and there is nothing new."""
+        known = self.ledger.rejected()
+        news = [item for item in self.listing.rejected if known.get(item.uri) != item.reason]
+        open_ends = self.begun or self.uncleared or self.fresh or news
+        return None if open_ends else self.manifest
+
+
+def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
+    """Lists the sources, unless that was done already, and reads the dataset's records.
+
+    Raises FlowmapsrError for an output that is no dataset or one of another recipe (naming the
+    fields), and for sources that are missing or hold no photo.
+    """
+    manifest, base, plan = _records(recipe)
+    uncleared = plan is not None and plan.base != base  # its build wrote the manifest, then died
+    begun = OpenBuild(plan, finished_tasks(plan)) if plan and not uncleared else None
+    ledger = Ledger.read(recipe.output)
+    if listing is None:
+        listing = list_sources(recipe.sources, exclude=recipe.output)
+    current = ledger.current()
+    fresh = tuple(file for file in listing.files if not _same(current.get(file.uri), file))
+    listed = {file.uri for file in listing.files}
+    made = [line for line in ledger.lines if line.sha256 is not None and line.stamp]
+    return Survey(
+        recipe=recipe,
+        manifest=manifest,
+        base=base,
+        begun=begun,
+        uncleared=uncleared,
+        ledger=ledger,
+        listing=listing,
+        fresh=fresh,
+        changed=frozenset({line.uri for line in made} & {file.uri for file in fresh}),
+        gone=frozenset(line.uri for line in made if line.uri not in listed),
+    )
+
+
+def finished_tasks(plan: Plan) -> dict[int, TaskRecord]:
+    """Records of the tasks whose shards are all there, by index."""
+    if not storage.exists(plan.output):
+        return {}
+    sizes = {entry.uri: entry.bytes for entry in storage.scan(plan.output)}
+    records: dict[int, TaskRecord] = {}
+    for task in plan.tasks:
+        uri = storage.join(plan.output, task.path)
+        if uri in sizes:
+            record = parse(TaskRecord, uri)
+            if _whole(plan.output, task, record, sizes):
+                records[task.index] = record
+    return records
+
+
+def _whole(output: str, task: ShardTask, record: TaskRecord, sizes: dict[str, int]) -> bool:
+    planned = {photo.file.uri for photo in task.photos}
+    return {photo.uri for photo in record.photos} == planned and all(
+        sizes.get(storage.join(output, shard.path)) == shard.bytes
+        and storage.join(output, record_path(shard.path)) in sizes
+        for shard in record.shards
+    )
+
+
+def _same(known: KnownPhoto | None, file: SourceFile) -> bool:
+    return known is not None and (known.bytes, known.stamp) == (file.bytes, file.stamp)
+
+
+def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan | None]:
+    """Manifest, the hash of its file, and the plan that lie at the output."""
+    output = recipe.output
+    if not storage.exists(output):
+        return None, None, None
+    if storage.size(output) is not None:
+        raise FlowmapsrError(f"{output}: the output is a file; give a folder")
+    manifest = base = plan = None
+    if storage.exists(storage.join(output, MANIFEST)):
+        manifest = load_manifest(output)
+        _refuse_other_recipe(output, manifest.recipe, recipe)
+        base = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
+    if storage.exists(storage.join(output, PLAN)):
+        plan = parse(Plan, storage.join(output, PLAN))
+        _refuse_other_recipe(output, plan.recipe.content(), recipe)
+    if manifest is None and plan is None:
+        _refuse_other_content(output)
+    return manifest, base, plan
+
+
+def _refuse_other_content(output: str) -> None:
+    for entry in storage.scan(output):
+        if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
+            raise FlowmapsrError(
+                f"{output}: the output is not empty and is no dataset (it holds {entry.uri}); "
+                "give a new folder"
+            )
+
+
+def _refuse_other_recipe(output: str, found: dict[str, Any], recipe: DatasetRecipe) -> None:
+    old, new = dict(_flat("", found)), dict(_flat("", recipe.content()))
+    changes = [
+        f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field, "absent") != new.get(field, "absent")
+    ]
+    if changes:
+        raise FlowmapsrError(
+            f"{output}: holds a dataset of another recipe ({'; '.join(changes)}); "
+            "give another output, or put the recipe back"
+        )
+
+
+def _flat(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    """Leaves of nested settings under dotted names."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else str(name), item)
+    elif isinstance(value, list | tuple) and value:
+        for index, item in enumerate(value):
+            yield from _flat(f"{prefix}.{index}", item)
+    else:
+        yield prefix, value

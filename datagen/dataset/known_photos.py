@@ -1,0 +1,126 @@
+"""Keeps what is known of every photo a dataset was offered: `sources.jsonl`, and turns it into
+`rejected.jsonl`.
+
+By it a later build tells new photos from old ones with one listing. Knows no shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter, ValidationError
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.photos.sources import SourceFile
+
+SOURCES = "sources.jsonl"
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPhoto:
+    """A line of `sources.jsonl`."""
+
+    uri: str
+    bytes: int
+    stamp: str
+    """Empty once other bytes lie at the URI: only the samples made of the old ones remain."""
+    sha256: str | None
+    """Of a photo that samples were made of."""
+    reason: str | None
+    """Why the photo, or a variant of it, was left out."""
+
+
+_LINE = TypeAdapter(KnownPhoto)
+
+
+def rejected_photo(file: SourceFile, reason: str) -> KnownPhoto:
+    return KnownPhoto(file.uri, file.bytes, file.stamp, sha256=None, reason=reason)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Known photos, in the order of URI and hash; one line for each content or rejected URI."""
+
+    lines: tuple[KnownPhoto, ...] = ()
+
+    @classmethod
+    def of(cls, lines: Iterable[KnownPhoto]) -> Ledger:
+        """Of several lines with one content, or of one rejected URI, the last is kept."""
+        found = {line.sha256 or f"rejected {line.uri}": line for line in lines}
+        return cls(tuple(sorted(found.values(), key=lambda line: (line.uri, line.sha256 or ""))))
+
+    @classmethod
+    def read(cls, output: str) -> Ledger:
+        """The ledger of a dataset, empty where there is none; FlowmapsrError when it is damaged."""
+        uri = storage.join(output, SOURCES)
+        if not storage.exists(uri):
+            return cls()
+        *lines, check = storage.read_bytes(uri).splitlines(keepends=True) or [b""]
+        if check != _check(lines):
+            raise FlowmapsrError(
+                f"{uri}: damaged or cut off (its last line is not the checksum of the others); "
+                "restore the file, or build the dataset anew into another output"
+            )
+        try:
+            return cls(tuple(_LINE.validate_json(line) for line in lines))
+        except ValidationError as error:
+            raise FlowmapsrError(f"{uri}: not a list of photos ({error}); restore it") from error
+
+    def write(self, output: str) -> None:
+        lines = [_LINE.dump_json(line) + b"\n" for line in self.lines]
+        storage.write_bytes(storage.join(output, SOURCES), b"".join([*lines, _check(lines)]))
+
+    def write_rejected(self, output: str) -> None:
+        """`rejected.jsonl`: every image that was left out, in the order of its URI."""
+        lines = [
+            json.dumps({"uri": uri, "reason": reason}, ensure_ascii=False).encode() + b"\n"
+            for uri, reason in sorted(self.rejected().items())
+        ]
+        storage.write_bytes(storage.join(output, REJECTED), b"".join(lines))
+
+    def rejected(self) -> dict[str, str]:
+        """Reason by URI."""
+        return {line.uri: line.reason for line in self.lines if line.reason is not None}
+
+    def current(self) -> dict[str, KnownPhoto]:
+        """By URI, what was last seen there."""
+        return {line.uri: line for line in self.lines if line.stamp}
+
+    def hashes(self) -> dict[str, int]:
+        """Bytes of each content that samples were made of, by SHA-256."""
+        return {line.sha256: line.bytes for line in self.lines if line.sha256 is not None}
+
+    def moved(self, found: Mapping[str, SourceFile]) -> Ledger:
+        """With the place and stamp at which known content, by SHA-256, lies now."""
+        lines = [
+            line
+            if line.sha256 is None or line.sha256 not in found
+            else _at(line, found[line.sha256])
+            for line in self.lines
+        ]
+        return Ledger.of(lines)
+
+    def superseded(self, uris: Iterable[str]) -> Ledger:
+        """With other bytes at `uris` than it knew; what was rejected there is forgotten."""
+        gone = set(uris)
+        kept = [line for line in self.lines if line.uri not in gone]
+        former = [
+            replace(line, stamp="")
+            for line in self.lines
+            if line.uri in gone and line.sha256 is not None
+        ]
+        return Ledger.of([*former, *kept])
+
+
+def _at(line: KnownPhoto, file: SourceFile) -> KnownPhoto:
+    return replace(line, uri=file.uri, bytes=file.bytes, stamp=file.stamp)
+
+
+def _check(lines: Sequence[bytes]) -> bytes:
+    digest = hashlib.sha256(b"".join(lines)).hexdigest()
+    return json.dumps({"lines": len(lines), "sha256": digest}).encode() + b"\n"

@@ -1,0 +1,174 @@
+"""Turns samples into the bytes of a WebDataset shard and back; equal samples give equal bytes.
+
+Knows the members of a shard, not how they are made. The one module of datagen to know webdataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import safetensors.numpy
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+
+LATENTS = "latents.safetensors"
+HQ_IMAGE = "hq.jpg"
+META = "meta.json"
+_BUFFER = 4 * 2**20
+
+
+class DamagedShard(FlowmapsrError):
+    """A shard that is not what was written."""
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """The members of one sample as they lie in the shard."""
+
+    key: str
+    latents: bytes
+    """Safetensors with `hq`, `lq`, `neg`: float16 (C, h, w)."""
+    meta: bytes
+    hq_jpeg: bytes | None
+    """The HQ pixels; None where the recipe stores none."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """float16 (C, h, w) each."""
+
+    hq: np.ndarray
+    lq: np.ndarray
+    neg: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        return safetensors.numpy.save({"hq": self.hq, "lq": self.lq, "neg": self.neg})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Latents:
+        """Raises FlowmapsrError when the bytes are no such safetensors file."""
+        try:
+            return cls(**safetensors.numpy.load(data))
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise FlowmapsrError(f"{LATENTS} does not hold hq, lq and neg ({error})") from error
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What was written, as the record and the reader will check it."""
+
+    sha256: str
+    bytes: int
+    num_samples: int
+
+
+class _HashingFile(io.RawIOBase):
+    """Passes writes on and keeps their hash, so that a shard is never read again to be hashed."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+class ShardWriter:
+    """Streams samples into one tar; `open_shard` publishes it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._file = _HashingFile(stream)
+        # Not webdataset's writer, which copies in pieces of 10 KB; what it writes is the same tar.
+        self._tar = tarfile.TarFile(
+            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_BUFFER
+        )
+        self._count = 0
+
+    def add(self, sample: ShardSample) -> None:
+        for name, content in _members(sample).items():
+            header = tarfile.TarInfo(f"{sample.key}.{name}")  # time, user and group are 0
+            header.size = len(content)
+            self._tar.addfile(header, io.BytesIO(content))
+        self._count += 1
+
+    def close(self) -> WrittenShard:
+        self._tar.close()
+        return WrittenShard(
+            sha256=self._file.digest.hexdigest(), bytes=self._file.size, num_samples=self._count
+        )
+
+
+@contextmanager
+def open_shard(uri: str) -> Iterator[ShardWriter]:
+    """A shard to add samples to, which must be closed in the block; it appears at `uri` when the
+    block ends, not at all if it raises."""
+    with storage.open_atomic(uri) as stream:
+        yield ShardWriter(stream)
+
+
+def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
+    """Writes the samples into a tar that appears at `uri` once all are in, not if one raises."""
+    with open_shard(uri) as writer:
+        for sample in samples:
+            writer.add(sample)
+        return writer.close()
+
+
+def _members(sample: ShardSample) -> dict[str, bytes]:
+    members = {LATENTS: sample.latents, META: sample.meta}
+    return members if sample.hq_jpeg is None else {HQ_IMAGE: sample.hq_jpeg, **members}
+
+
+def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
+    """All samples of a shard in order, read through webdataset.
+
+    Raises NotFoundError when it is missing, and DamagedShard naming it when it is no readable tar,
+    lacks a member, or (with `sha256`) is not the one that was written.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    data = storage.read_bytes(uri)
+    if sha256 is not None:
+        check_digest(uri, hashlib.sha256(data).hexdigest(), sha256)
+    try:
+        members = tar_file_expander([{"url": uri, "stream": io.BytesIO(data)}])
+        return [_sample(sample) for sample in group_by_keys(members)]
+    except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
+        raise DamagedShard(
+            f"{uri}: this is no readable shard ({error}); restore it, or build the dataset again"
+        ) from error
+
+
+def check_digest(uri: str, found: str, expected: str) -> None:
+    """Raises DamagedShard when the SHA-256 of a shard's bytes is another than its record's."""
+    if found != expected:
+        raise DamagedShard(
+            f"{uri}: this shard is not the one its manifest names (checksum differs); "
+            "restore it, or build the dataset again"
+        )
+
+
+def _sample(members: dict[str, Any]) -> ShardSample:
+    return ShardSample(
+        key=members["__key__"],
+        latents=members[LATENTS],
+        meta=members[META],
+        hq_jpeg=members.get(HQ_IMAGE),
+    )

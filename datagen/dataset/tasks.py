@@ -1,0 +1,113 @@
+"""The unit of work: some photos to make shards of, the record that commits it, and the whole plan.
+
+Knows the form of these, not how they come about.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from datagen.dataset.known_photos import KnownPhoto
+from datagen.dataset.manifest import ShardRecord
+from datagen.dataset.statistics import Sums
+from datagen.photos.sources import SourceFile
+from datagen.records import Settings
+from datagen.samples.sample import Split
+from datagen.settings import DatasetRecipe
+
+PLAN = "plan.json"
+TASKS = "tasks"
+SHARDS = "shards"
+
+
+class PhotoVariants(NamedTuple):
+    """Samples to make of one photo: `variants` of them, from number `first` on."""
+
+    file: SourceFile
+    width: int
+    """As the header says; what is made depends on the decoded pixels only."""
+    height: int
+    first: int
+    variants: int
+
+
+class ShardTask(Settings):
+    """Photos of about one shape, whose samples fill one shard for each (bucket, split) drawn."""
+
+    index: int
+    photos: tuple[PhotoVariants, ...]
+
+    @property
+    def path(self) -> str:
+        """Of the TaskRecord, relative to the dataset: its presence is the commit of the task."""
+        return f"{TASKS}/{self.index:06d}.json"
+
+    @property
+    def num_samples(self) -> int:
+        return sum(photo.variants for photo in self.photos)
+
+    def shard_path(self, bucket: str, split: Split) -> str:
+        """Of the shard that takes this task's samples of a bucket and split."""
+        return f"{SHARDS}/{bucket}/{split}-{self.index:06d}.tar"
+
+
+class TaskRecord(Settings):
+    """A task that is done; written after all of its shards and their records."""
+
+    index: int
+    shards: tuple[ShardRecord, ...]
+    photos: tuple[KnownPhoto, ...]
+    """What became of each photo."""
+    sums: Sums
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def rejected(self) -> list[str]:
+        """URIs of the photos that were left out, wholly or in part."""
+        return [photo.uri for photo in self.photos if photo.reason is not None]
+
+
+class Plan(Settings):
+    """What a build will make: `plan.json`, while the build is open."""
+
+    schema_version: Literal[1] = 1
+    recipe: DatasetRecipe
+    recipe_digest: str
+    base: str | None
+    """SHA-256 of the manifest's file that the build adds to; None for a new dataset."""
+    tasks: tuple[ShardTask, ...]
+    rejected: tuple[KnownPhoto, ...]
+    """Left out already: what listing, headers and hashes show."""
+    known_photos: int = 0
+    """Photos that the dataset has samples of already."""
+    known_rejected: int = 0
+    """Images left out of it before, duplicates not counted."""
+    gone: int = 0
+    """Photos no longer listed that samples were made of; the samples stay."""
+    changed: int = 0
+    """Photos with other bytes than before; samples of the old bytes stay, new ones are made."""
+
+    @property
+    def output(self) -> str:
+        return self.recipe.output
+
+    @property
+    def num_samples(self) -> int:
+        return sum(task.num_samples for task in self.tasks)
+
+
+def record_path(shard: str) -> str:
+    """Of a shard's ShardRecord, given the path of its tar."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def task_index(shard: str) -> int:
+    """The task that made a shard, given the path of its tar."""
+    return int(shard.removesuffix(".tar").rpartition("-")[2])

@@ -1,0 +1,205 @@
+"""Turns an HQ image into its LQ by a chain of operations; every draw is a record to be stored.
+
+Each operation has a draw (generator -> record) and an apply (pixels and record -> pixels, no
+randomness left). Knows no files and no samples.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import dropwhile, takewhile
+from typing import TypeVar
+
+import numpy as np
+
+from datagen.degradation.apply import is_linear, run
+from datagen.degradation.noise import rounded
+from datagen.degradation.parameters import (
+    DrawnBlur,
+    DrawnDegradation,
+    DrawnDownscale,
+    DrawnGaussianNoise,
+    DrawnJpeg,
+    DrawnMask,
+    DrawnOperation,
+    DrawnPoissonNoise,
+    DrawnResize,
+    DrawnResizeBack,
+    DrawnSinc,
+    Skipped,
+)
+from datagen.degradation.settings import (
+    Blur,
+    DegradationSettings,
+    Downscale,
+    Either,
+    Jpeg,
+    Mask,
+    Noise,
+    Operation,
+    Resize,
+    ResizeBack,
+    Sinc,
+)
+
+T = TypeVar("T")
+
+
+def draw_degradation(
+    settings: DegradationSettings, rng: np.random.Generator, *, scale: float | None = None
+) -> DrawnDegradation:
+    """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
+    if scale is None:
+        scale = float(rng.uniform(*settings.scale))
+    return DrawnDegradation(scale=scale, operations=_draw_all(settings.operations, rng))
+
+
+def draw_negative(
+    settings: DegradationSettings, rng: np.random.Generator, *, lq_scale: float
+) -> DrawnDegradation:
+    """The same chain drawn again, its scale uniform between 1 and the LQ's (FlowMapSR, 4.2).
+
+    Where the settings reach below 1, so does the negative.
+    """
+    lowest = min(1.0, settings.scale[0])
+    return draw_degradation(settings, rng, scale=float(rng.uniform(lowest, lq_scale)))
+
+
+def degrade(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+    """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`.
+
+    `hq` is uint8, or float in [0, 1], of shape (H, W, 3). Goes on from `degrade_small`.
+    """
+    small = degrade_small(hq, drawn).astype(np.float32)
+    rest = tuple(dropwhile(_before_resize_back, drawn.operations))
+    size = hq.shape[1], hq.shape[0]
+    if all(is_linear(operation) for operation in rest):
+        small *= np.float32(1 / 255)  # costs less here than on the large image
+        lq = run(small, rest, scale=drawn.scale, size=size)
+    else:
+        lq = run(small, rest, scale=drawn.scale, size=size) * np.float32(1 / 255)
+    return np.clip(lq, 0, 1, out=lq)
+
+
+def degrade_small(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+    """The LQ at its own size, uint8 (round(H / scale), round(W / scale), 3): what a user has.
+
+    Runs the chain up to, not including, the resize back.
+    """
+    levels = hq.astype(np.float32) if hq.dtype == np.uint8 else hq * np.float32(255)
+    before = takewhile(_before_resize_back, drawn.operations)
+    size = hq.shape[1], hq.shape[0]
+    return rounded(run(levels.astype(np.float32, copy=False), before, scale=drawn.scale, size=size))
+
+
+def _before_resize_back(operation: DrawnOperation) -> bool:
+    return not isinstance(operation, DrawnResizeBack)
+
+
+def _draw_all(
+    operations: tuple[Operation, ...], rng: np.random.Generator
+) -> tuple[DrawnOperation, ...]:
+    drawn: list[DrawnOperation] = []
+    for operation in operations:
+        if isinstance(operation, Either):
+            weights = np.array([chain.weight for chain in operation.chains])
+            chosen = int(rng.choice(len(weights), p=weights / weights.sum()))
+            drawn += _draw_all(operation.chains[chosen].operations, rng)
+        else:
+            drawn.append(_draw(operation, rng))
+    return tuple(drawn)
+
+
+def _draw(
+    operation: Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack,
+    rng: np.random.Generator,
+) -> DrawnOperation:
+    match operation:
+        case Blur():
+            return _draw_blur(operation, rng)
+        case Sinc():
+            if rng.random() >= operation.probability:
+                return Skipped(operation="sinc")
+            size = _draw_size(operation.kernel_size, rng)
+            return DrawnSinc(size=size, omega=float(rng.uniform(*operation.omega)))
+        case Resize():
+            return _draw_resize(operation, rng)
+        case Downscale():
+            return DrawnDownscale(mode=_choice(operation.modes, rng))
+        case Noise():
+            return _draw_noise(operation, rng)
+        case Mask():
+            fraction = float(rng.uniform(*operation.fraction))
+            return DrawnMask(fraction=fraction, seed=_draw_seed(rng))
+        case Jpeg():
+            low, high = operation.quality
+            return DrawnJpeg(quality=int(rng.integers(low, high + 1)))
+        case ResizeBack():
+            return DrawnResizeBack(mode=_choice(operation.modes, rng))
+
+
+def _draw_blur(blur: Blur, rng: np.random.Generator) -> Skipped | DrawnBlur | DrawnSinc:
+    if rng.random() >= blur.probability:
+        return Skipped(operation="blur")
+    size = _draw_size(blur.kernel_size, rng)
+    if rng.random() < blur.sinc_probability:
+        lowest = math.pi / 3 if size < 13 else math.pi / 5
+        return DrawnSinc(size=size, omega=float(rng.uniform(lowest, math.pi)))
+    weights = np.array(list(blur.shapes.values()))
+    shape = list(blur.shapes)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    sigma_x = sigma_y = float(rng.uniform(*blur.sigma))
+    theta, beta = 0.0, 1.0
+    if shape.endswith("aniso"):
+        sigma_y = float(rng.uniform(*blur.sigma))
+        theta = float(rng.uniform(-math.pi, math.pi))
+    if shape.startswith("generalized"):
+        beta = _draw_beta(blur.beta_generalized, rng)
+    elif shape.startswith("plateau"):
+        beta = _draw_beta(blur.beta_plateau, rng)
+    return DrawnBlur(
+        shape=shape, size=size, sigma_x=sigma_x, sigma_y=sigma_y, theta=theta, beta=beta
+    )
+
+
+def _draw_size(widths: tuple[int, int], rng: np.random.Generator) -> int:
+    return int(_choice(tuple(range(widths[0], widths[1] + 1, 2)), rng))
+
+
+def _draw_beta(bounds: tuple[float, float], rng: np.random.Generator) -> float:
+    """Half of the draws below 1 and half above, where the bounds leave both open."""
+    low, high = bounds
+    if low <= 1 <= high:
+        low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+    return float(rng.uniform(low, high))
+
+
+def _draw_resize(resize: Resize, rng: np.random.Generator) -> DrawnResize:
+    chance, factor = rng.random(), 1.0
+    if chance < resize.up_probability:
+        factor = float(rng.uniform(1, resize.factor[1]))
+    elif chance < resize.up_probability + resize.down_probability:
+        factor = float(rng.uniform(resize.factor[0], 1))
+    mode = _choice(resize.modes, rng)
+    return DrawnResize(relative_to=resize.relative_to, factor=factor, mode=mode)
+
+
+def _draw_noise(
+    noise: Noise, rng: np.random.Generator
+) -> Skipped | DrawnGaussianNoise | DrawnPoissonNoise:
+    if rng.random() >= noise.probability:
+        return Skipped(operation="noise")
+    gaussian = rng.random() < noise.gaussian_probability
+    strength = float(rng.uniform(*(noise.gaussian_sigma if gaussian else noise.poisson_scale)))
+    gray = bool(rng.random() < noise.gray_probability)
+    seed = _draw_seed(rng)
+    if gaussian:
+        return DrawnGaussianNoise(sigma=strength, gray=gray, seed=seed)
+    return DrawnPoissonNoise(scale=strength, gray=gray, seed=seed)
+
+
+def _draw_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
+
+
+def _choice(options: tuple[T, ...], rng: np.random.Generator) -> T:
+    return options[int(rng.integers(len(options)))]

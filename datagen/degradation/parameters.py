@@ -1,0 +1,119 @@
+"""The records of a drawn degradation: one for each operation, with nothing left to chance.
+
+They are stored in every sample's `meta.json`. Know no generator and no pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from datagen.degradation import kernels
+from datagen.degradation.settings import Interpolation, KernelShape
+from datagen.records import Settings
+
+
+class Skipped(Settings):
+    """The operation's probability said no."""
+
+    kind: Literal["skipped"] = "skipped"
+    operation: Literal["blur", "sinc", "noise"]
+
+
+class DrawnBlur(Settings):
+    kind: Literal["blur"] = "blur"
+    shape: KernelShape
+    size: int
+    sigma_x: float
+    sigma_y: float
+    theta: float
+    beta: float
+    """1 for the plain Gaussian shapes."""
+
+    def kernel(self) -> np.ndarray:
+        """The kernel, float64 (size, size), sum 1."""
+        form = {"sigma_x": self.sigma_x, "sigma_y": self.sigma_y, "theta": self.theta}
+        if self.shape.startswith("generalized"):
+            return kernels.generalized_kernel(self.size, beta=self.beta, **form)
+        if self.shape.startswith("plateau"):
+            return kernels.plateau_kernel(self.size, beta=self.beta, **form)
+        return kernels.gaussian_kernel(self.size, **form)
+
+
+class DrawnSinc(Settings):
+    kind: Literal["sinc"] = "sinc"
+    size: int
+    omega: float
+
+    def kernel(self) -> np.ndarray:
+        """The kernel, float64 (size, size), sum 1."""
+        return kernels.sinc_kernel(self.size, omega=self.omega)
+
+
+class DrawnResize(Settings):
+    kind: Literal["resize"] = "resize"
+    relative_to: Literal["hq", "lq"]
+    factor: float
+    """Of the HQ's size, or of the size that `downscale` makes; 1 keeps it."""
+    mode: Interpolation
+
+
+class DrawnDownscale(Settings):
+    kind: Literal["downscale"] = "downscale"
+    mode: Interpolation
+
+
+class DrawnGaussianNoise(Settings):
+    kind: Literal["gaussian_noise"] = "gaussian_noise"
+    sigma: float
+    """8-bit levels."""
+    gray: bool
+    seed: int
+
+
+class DrawnPoissonNoise(Settings):
+    kind: Literal["poisson_noise"] = "poisson_noise"
+    scale: float
+    gray: bool
+    seed: int
+
+
+class DrawnMask(Settings):
+    kind: Literal["mask"] = "mask"
+    fraction: float
+    seed: int
+
+
+class DrawnJpeg(Settings):
+    kind: Literal["jpeg"] = "jpeg"
+    quality: int
+
+
+class DrawnResizeBack(Settings):
+    kind: Literal["resize_back"] = "resize_back"
+    mode: Interpolation
+
+
+DrawnOperation = Annotated[
+    Skipped
+    | DrawnBlur
+    | DrawnSinc
+    | DrawnResize
+    | DrawnDownscale
+    | DrawnGaussianNoise
+    | DrawnPoissonNoise
+    | DrawnMask
+    | DrawnJpeg
+    | DrawnResizeBack,
+    Field(discriminator="kind"),
+]
+
+
+class DrawnDegradation(Settings):
+    """One degradation; of an `either` it holds the way that was taken, in line with the rest."""
+
+    scale: float
+    """HQ size over LQ size."""
+    operations: tuple[DrawnOperation, ...]

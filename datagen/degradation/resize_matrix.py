@@ -1,0 +1,136 @@
+"""Turns a resize of one side of an image, blurred before or after, into a band matrix.
+
+The resizes are OpenCV's to the last tap, and Pillow's for the antialiased one. Knows no pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from datagen.degradation.settings import Interpolation
+
+
+@dataclass(frozen=True)
+class Band:
+    """A linear map of one side: output i is sum_j weights[:, i, j] * input[starts[i] + j].
+
+    `weights` is (terms, outputs, taps), one for each separable term; `starts` never falls. Inputs
+    beyond the ends are reflected (101).
+    """
+
+    starts: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def taps(self) -> int:
+        return int(self.weights.shape[2])
+
+    def after_blur(self, kernels: np.ndarray) -> Band:
+        """This map of the input blurred by kernels (terms, width)."""
+        width = kernels.shape[1]
+        terms, (outputs, taps) = len(kernels), self.weights.shape[1:]
+        weights = np.zeros((terms, outputs, taps + width - 1))
+        for tap in range(width):
+            weights[:, :, tap : tap + taps] += kernels[:, tap, None, None] * self.weights
+        return Band(self.starts - width // 2, weights)
+
+    def before_blur(self, kernels: np.ndarray) -> Band:
+        """This map with its output blurred by kernels (terms, width)."""
+        half, outputs = kernels.shape[1] // 2, len(self.starts)
+        rows = np.arange(outputs)
+        starts = self.starts[np.maximum(rows - half, 0)]
+        ends = self.starts[np.minimum(rows + half, outputs - 1)] + self.taps
+        weights = np.zeros((len(kernels), outputs, int((ends - starts).max())))
+        for tap in range(kernels.shape[1]):
+            blurred = reflected(rows + tap - half, outputs)
+            places = (self.starts[blurred] - starts)[:, None] + np.arange(self.taps)
+            added = kernels[:, tap, None, None] * self.weights[:, blurred]
+            weights[:, rows[:, None], places] += added
+        return Band(starts, weights)
+
+
+def reflected(positions: np.ndarray, size: int) -> np.ndarray:
+    """Positions beyond the ends mirrored at the end pixels: -1 is 1, and size is size - 2."""
+    period = max(2 * (size - 1), 1)
+    folded = np.abs(positions) % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(positions)
+
+
+def resize_band(size: int, new_size: int, mode: Interpolation) -> Band:
+    """OpenCV's resize of one side (Pillow's for `bicubic_antialiased`) as a single-term band."""
+    scale = size / new_size
+    outputs = np.arange(new_size)
+    if size == new_size:
+        return Band(outputs, np.ones((1, new_size, 1)))
+    centres = (outputs + 0.5) * scale - 0.5
+    first = np.floor(centres).astype(int)
+    match mode:
+        case "nearest":
+            inputs = np.arange(size, dtype=np.float32)[None]
+            chosen = cv2.resize(inputs, (new_size, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+            return _clamped(chosen[0].astype(int), np.ones((new_size, 1)), size)
+        case "bilinear":
+            share = centres - first
+            return _clamped(first, np.stack([1 - share, share], axis=1), size)
+        case "bicubic":
+            taps = np.arange(-1, 3)
+            distances = np.abs((centres - first)[:, None] - taps)
+            return _clamped(first - 1, _cubic(distances, -0.75), size)
+        case "bicubic_antialiased":
+            return _antialiased(centres, size, max(scale, 1.0))
+        case "area":
+            return _area(outputs, size, scale)
+
+
+def _clamped(first: np.ndarray, weights: np.ndarray, size: int) -> Band:
+    """Taps beyond the ends fall on the end pixel, as OpenCV resizes."""
+    taps = weights.shape[1]
+    width = min(taps, size)
+    starts = np.clip(first, 0, size - width)
+    moved = np.zeros((len(first), width))
+    rows = np.arange(len(first))
+    for tap in range(taps):
+        moved[rows, np.clip(first + tap, 0, size - 1) - starts] += weights[:, tap]
+    return Band(starts, moved[None])
+
+
+def _cubic(distances: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel of absolute distances."""
+    near = ((a + 2) * distances - (a + 3)) * distances**2 + 1
+    far = ((a * distances - 5 * a) * distances + 8 * a) * distances - 4 * a
+    return np.where(distances <= 1, near, np.where(distances < 2, far, 0))
+
+
+def _antialiased(centres: np.ndarray, size: int, width: float) -> Band:
+    """The cubic (a = -1/2) widened by `width`, cut off at the ends and normalised."""
+    taps = min(size, 2 * math.ceil(2 * width) + 1)
+    starts = np.clip(np.round(centres).astype(int) - taps // 2, 0, size - taps)
+    positions = starts[:, None] + np.arange(taps)
+    weights = _cubic(np.abs(positions - centres[:, None]) / width, -0.5)
+    return Band(starts, (weights / weights.sum(axis=1, keepdims=True))[None])
+
+
+def _area(outputs: np.ndarray, size: int, scale: float) -> Band:
+    """The mean over each output's part of the side."""
+    if scale < 1:
+        return _area_enlarged(size, len(outputs))
+    left, right = outputs * scale, np.minimum((outputs + 1) * scale, size)
+    taps = min(size, math.ceil(scale) + 1)
+    starts = np.clip(np.floor(left).astype(int), 0, size - taps)
+    cells = starts[:, None] + np.arange(taps)
+    covered = np.minimum(cells + 1, right[:, None]) - np.maximum(cells, left[:, None])
+    covered[covered < 1e-3] = 0  # OpenCV leaves these out
+    return Band(starts, (covered / (right - left)[:, None])[None])
+
+
+def _area_enlarged(size: int, new_size: int) -> Band:
+    """OpenCV's blocky bilinear, read off its answer to single pixels: its formula takes the floor
+    of numbers that may be whole, so that the last bit decides."""
+    units = cv2.resize(np.eye(size), (new_size, size), interpolation=cv2.INTER_AREA).T
+    taps = min(2, size)
+    starts = np.minimum(np.argmax(units > 0, axis=1), size - taps)
+    return Band(starts, np.take_along_axis(units, starts[:, None] + np.arange(taps), 1)[None])

@@ -1,0 +1,204 @@
+"""What a user may set about the degradation: the operations a chain is made of, in their order.
+
+One small set of operations serves every chain: FlowMapSR's, Real-ESRGAN's and ELIR's. No draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from datagen.records import NonNegativeRange, PositiveRange, Probability, Settings, ordered
+
+Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "bicubic_antialiased"]
+"""The first four are OpenCV's; the last widens the cubic when shrinking, as Pillow and
+`interpolate(antialias=True)` do."""
+KernelShape = Literal[
+    "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
+]
+Modes = Annotated[tuple[Interpolation, ...], Field(min_length=1)]
+_PLAIN_MODES: tuple[Interpolation, ...] = ("nearest", "area", "bilinear", "bicubic")
+
+
+def _odd_widths(widths: tuple[int, int]) -> tuple[int, int]:
+    low, high = widths
+    if low % 2 == 0 or high % 2 == 0 or not 3 <= low <= high:
+        raise ValueError(f"{widths} must be two odd widths, 3 or more, the smaller one first")
+    return widths
+
+
+KernelSize = Annotated[tuple[int, int], AfterValidator(_odd_widths)]
+"""Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
+Angles = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=math.pi)], Annotated[float, Field(gt=0, le=math.pi)]],
+    AfterValidator(ordered),
+]
+
+
+class Blur(Settings):
+    """A random kernel of the Real-ESRGAN family; defaults are FlowMapSR's weakened first order."""
+
+    kind: Literal["blur"] = "blur"
+    probability: Probability = 0.7
+    kernel_size: KernelSize = (7, 21)
+    sigma: PositiveRange = (0.2, 1.5)
+    shapes: dict[KernelShape, Annotated[float, Field(ge=0)]] = {
+        "iso": 0.45,
+        "aniso": 0.25,
+        "generalized_iso": 0.12,
+        "generalized_aniso": 0.03,
+        "plateau_iso": 0.12,
+        "plateau_aniso": 0.03,
+    }
+    """Relative frequency of each kernel shape."""
+    beta_generalized: PositiveRange = (0.5, 4.0)
+    beta_plateau: PositiveRange = (1.0, 2.0)
+    sinc_probability: Probability = 0.1
+    """How often a sinc takes the shape's place; its cut-off is U(pi/3, pi) in kernels narrower
+    than 13 pixels and U(pi/5, pi) in wider ones."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not sum(self.shapes.values()) > 0:
+            raise ValueError("shapes needs at least one weight above 0")
+        return self
+
+
+class Sinc(Settings):
+    """A circular low pass that rings and overshoots, as over-sharpened photos do."""
+
+    kind: Literal["sinc"] = "sinc"
+    probability: Probability = 0.8
+    kernel_size: KernelSize = (7, 21)
+    omega: Angles = (math.pi / 3, math.pi)
+    """Cut-off frequency, radians a pixel."""
+
+
+class Resize(Settings):
+    """A random resize up, down or not at all, to an explicit size that stays registered."""
+
+    kind: Literal["resize"] = "resize"
+    relative_to: Literal["hq", "lq"] = "hq"
+    """What the factor multiplies: the size of the HQ, or that which `downscale` will make."""
+    up_probability: Probability = 0.2
+    down_probability: Probability = 0.7
+    """The rest keeps the size the factor is relative to."""
+    factor: PositiveRange = (0.15, 1.5)
+    """Down draws from U(lowest, 1), up from U(1, highest)."""
+    modes: Modes = ("area", "bilinear", "bicubic")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.up_probability + self.down_probability > 1 + 1e-9:
+            raise ValueError("up_probability and down_probability add up to more than 1")
+        if not self.factor[0] <= 1 <= self.factor[1]:
+            raise ValueError(f"factor {self.factor} must reach from 1 or below to 1 or above")
+        return self
+
+
+class Downscale(Settings):
+    """Shrinks by the sample's scale; the size is rounded once and stays registered with the HQ."""
+
+    kind: Literal["downscale"] = "downscale"
+    modes: Modes = _PLAIN_MODES
+
+
+class Noise(Settings):
+    """Gaussian noise with a probability, Poisson noise otherwise; the result is clipped."""
+
+    kind: Literal["noise"] = "noise"
+    probability: Probability = 1.0
+    gaussian_probability: Probability = 0.5
+    gaussian_sigma: NonNegativeRange = (1.0, 10.0)
+    """Standard deviation in 8-bit levels (of 255)."""
+    poisson_scale: NonNegativeRange = (0.05, 1.0)
+    gray_probability: Probability = 0.4
+
+
+class Mask(Settings):
+    """Blackens pixels chosen at random, all channels together: what inpainting has to fill."""
+
+    kind: Literal["mask"] = "mask"
+    fraction: Annotated[tuple[Probability, Probability], AfterValidator(ordered)] = (0.9, 0.9)
+    """Exactly this part of the pixels (rounded down) is lost."""
+
+
+class Jpeg(Settings):
+    kind: Literal["jpeg"] = "jpeg"
+    quality: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]],
+        AfterValidator(ordered),
+    ] = (30, 95)
+
+
+class ResizeBack(Settings):
+    """Enlarges the LQ, first rounded to 8 bits, to exactly the HQ size: the two are registered."""
+
+    kind: Literal["resize_back"] = "resize_back"
+    modes: Modes = _PLAIN_MODES
+
+
+class Chain(Settings):
+    """One of the ways an `either` may go."""
+
+    weight: float = Field(1.0, gt=0)
+    """Relative frequency of this chain."""
+    operations: tuple[Operation, ...]
+
+
+class Either(Settings):
+    """Goes one of several ways."""
+
+    kind: Literal["either"] = "either"
+    chains: tuple[Chain, ...] = Field(min_length=2)
+
+
+Operation = Annotated[
+    Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack | Either,
+    Field(discriminator="kind"),
+]
+
+
+class DegradationSettings(Settings):
+    """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
+
+    scale: PositiveRange = (1.0, 16.0)
+    """Bounds of the continuous downscale factor, drawn uniformly once for each image."""
+    operations: tuple[Operation, ...] = (
+        Blur(),
+        Downscale(),
+        Noise(),
+        Jpeg(),
+        ResizeBack(),
+        Blur(probability=0.3, sigma=(0.2, 1.0)),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for kinds in paths(self.operations):
+            if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
+                raise ValueError(
+                    "operations needs exactly one 'downscale' and one 'resize_back' "
+                    f"whichever way it goes, not: {', '.join(kinds) or 'none'}"
+                )
+            if kinds.index("downscale") > kinds.index("resize_back"):
+                raise ValueError("'downscale' must come before 'resize_back'")
+            if "resize" in kinds[kinds.index("downscale") :]:
+                raise ValueError("'resize' must come before 'downscale', which sets the LQ's size")
+        return self
+
+
+def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
+    """The kinds of operations met in order, for each way the chain can go."""
+    options: list[list[list[str]]] = [
+        [way for branch in operation.chains for way in paths(branch.operations)]
+        if isinstance(operation, Either)
+        else [[operation.kind]]
+        for operation in operations
+    ]
+    for ways in product(*options):
+        yield [kind for way in ways for kind in way]

@@ -1,0 +1,261 @@
+"""Turns paths on a disk into bytes and back; a file exists only when complete.
+
+Knows no URIs of other kinds, no photos and no datasets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.io.entries import Entry
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the name of every file that is being written; a leftover of a killed process keeps it."""
+
+_TEMPORARY_NAME = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}")
+_LINK_ATTEMPTS = 5
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_FIXES = {
+    errno.ENOSPC: "free some space there or choose another place",
+    errno.EDQUOT: "raise the quota there or choose another place",
+    errno.EFBIG: "raise the largest file size allowed there or choose another place",
+    errno.EIO: "the disk or network share reports a fault: check it, or choose another place",
+    errno.ESTALE: "the network share has gone: mount it again and run the same command",
+    errno.EACCES: "give this user permission there or choose another place",
+    errno.EPERM: "give this user permission there or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.EEXIST: "part of this path is a file: choose another place",
+    errno.ENOTDIR: "part of this path is a file: choose another place",
+    errno.EISDIR: "this is a folder where a file is expected",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def entry(path: str) -> Entry | None:
+    """The file as listed, None when there is no file."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _failure(path, "look at", error) from error
+    return _entry(path, status) if os.path.isfile(path) else None
+
+
+def scan(path: str) -> Iterator[Entry]:
+    """Every file below the folder in any order, or the file itself; NotFoundError if neither.
+
+    Links to files are followed, links to folders are not: a ring of them would never end. A link to
+    nothing is listed too, that whoever reads it says what is missing.
+    """
+    itself = entry(path)
+    if itself is not None:
+        yield itself
+        return
+    if not os.path.isdir(path):
+        raise NotFoundError(f"{path}: there is no such file or folder; check the path")
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        with errors(folder, "list"), os.scandir(folder) as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    folders.append(item.path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    if item.is_file():
+                        yield _entry(item.path, item.stat())
+                    elif item.is_symlink() and not os.path.exists(item.path):
+                        yield _entry(item.path, item.stat(follow_symlinks=False))
+
+
+def names(folder: str, start: str) -> list[str]:
+    """Names of the files right in the folder that begin with `start`; none if it is not there."""
+    try:
+        with os.scandir(folder) as items:
+            return [item.name for item in items if item.name.startswith(start)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _failure(folder, "list", error) from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file."""
+    with errors(path, "read"):
+        return Path(path).read_bytes()
+
+
+def read_range(path: str, *, start: int, length: int) -> bytes:
+    """`length` bytes from `start`; fewer at the end of the file."""
+    with errors(path, "read"), open(path, "rb", buffering=0) as stream:
+        stream.seek(start)
+        parts = []
+        while length > 0 and (part := stream.read(length)):
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)
+
+
+def open_random(path: str) -> IO[bytes]:
+    """A seekable file to read."""
+    with errors(path, "read"):
+        return open(path, "rb")
+
+
+@contextlib.contextmanager
+def open_atomic(path: str) -> Iterator[IO[bytes]]:
+    """A file to write that appears when the block ends: temporary name, fsync, rename."""
+    target = Path(path)
+    with errors(path, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(target)
+        try:
+            with open(temporary, "xb") as stream:
+                yield stream
+                _sync(stream)
+            os.replace(temporary, target)
+        except BaseException:
+            _remove(temporary)
+            raise
+        _sync_folder(target.parent)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Publishes `data` at once."""
+    with open_atomic(path) as stream:
+        stream.write(data)
+
+
+def create_exclusive(path: str, data: bytes) -> bool:
+    """Publishes the whole of `data` if nothing is at the path; False if something is.
+
+    Where the file system has no hard links the file is made first and filled at once, so that
+    there a reader may meet it empty.
+    """
+    target = Path(path)
+    with errors(path, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_LINK_ATTEMPTS):
+            # Another build that is tidying up may take the temporary name for a leftover.
+            with contextlib.suppress(FileNotFoundError):
+                return _link_whole(target, data)
+        return _link_whole(target, data)
+
+
+def delete(path: str) -> None:
+    """Removes one file; one already gone is no error."""
+    with errors(path, "delete"):
+        Path(path).unlink(missing_ok=True)
+
+
+def delete_empty_folder(path: str) -> None:
+    """Removes the folder if it is there and empty."""
+    with errors(path, "delete"), contextlib.suppress(FileNotFoundError):
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def remove_leftovers(folder: str) -> list[str]:
+    """Deletes the temporary files that killed processes left below the folder; their paths."""
+    if not os.path.isdir(folder):
+        return []
+    found = [item.uri for item in scan(folder) if is_temporary(item.uri)]
+    for path in found:
+        delete(path)
+    return sorted(found)
+
+
+def is_temporary(path: str) -> bool:
+    """Whether the name is one that is given to files while they are written."""
+    return _TEMPORARY_NAME.fullmatch(os.path.basename(path)) is not None
+
+
+@contextlib.contextmanager
+def errors(path: str, action: str) -> Iterator[None]:
+    """Turns what the system says about a file into what, where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _failure(path, action, error) from error
+
+
+def _failure(path: str, action: str, error: OSError) -> FlowmapsrError:
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"{path}: there is no such file; check the path")
+    fix = _FIXES.get(error.errno or 0, "check the path and try again")
+    reason = error.strerror or str(error)
+    return FlowmapsrError(f"{path}: cannot {action} it ({reason}); {fix}")
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    return Entry(path, status.st_size, str(status.st_mtime_ns))
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+
+
+def _link_whole(target: Path, data: bytes) -> bool:
+    temporary = _temporary(target)
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            _sync(stream)
+        won = _link(temporary, target, data)
+    finally:
+        _remove(temporary)
+    if won:
+        _sync_folder(target.parent)
+    return won
+
+
+def _link(temporary: Path, target: Path, data: bytes) -> bool:
+    try:
+        os.link(temporary, target)
+        return True
+    except FileExistsError:
+        # Over a network an answer may be lost and the call repeated: two names mean it was done.
+        return os.stat(temporary).st_nlink == 2
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    try:
+        with open(target, "xb") as stream:
+            stream.write(data)
+            _sync(stream)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove(temporary: Path) -> None:
+    # What went wrong before is the news, not that the leftover cannot be removed either.
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,248 @@
+"""Turns objects in S3 (or any server that speaks it) into bytes and back; each put is whole.
+
+What can be asked of the server; `s3_client.py` decides how often and by which client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.io import local
+from datagen.io.entries import Entry
+from datagen.io.s3_client import body, retried, upload_in_parts
+from datagen.io.s3_errors import PRECONDITION_CODES, S3Refused
+
+SCHEME = "s3://"
+_PAGE = 1000
+_RANGE = 1 << 20
+_LARGEST_PUT = 4 * 10**9
+"""Bytes that are sent in one request; S3's own limit is 5 GB."""
+
+
+def entry(uri: str) -> Entry | None:
+    """The object as listed, None when there is none."""
+    bucket, key = _bucket_and_key(uri)
+    try:
+        found = retried(uri, "read", lambda s3: s3.head_object(Bucket=bucket, Key=key))
+    except NotFoundError:
+        return None
+    return Entry(uri, int(found["ContentLength"]), found["ETag"].strip('"'))
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object or anything below the prefix."""
+    return next(_scan(uri, page=1), None) is not None
+
+
+def scan(uri: str) -> Iterator[Entry]:
+    """Every object below the prefix, or the object itself; NotFoundError if there is neither."""
+    found = False
+    for item in _scan(uri, page=_PAGE):
+        found = True
+        yield item
+    if not found:
+        raise NotFoundError(f"{uri}: there is nothing under this prefix; check the address")
+
+
+def names(folder: str, start: str) -> list[str]:
+    """Names right below the prefix that begin with `start`; none if there is nothing."""
+    bucket, key = _bucket_and_key(folder)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    pages = _pages(folder, Bucket=bucket, Prefix=prefix + start, Delimiter="/")
+    return [item["Key"].removeprefix(prefix) for item in pages]
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object; a connection lost half-way is asked for again."""
+    bucket, key = _bucket_and_key(uri)
+
+    def get(s3: Any) -> bytes:
+        return body(s3.get_object(Bucket=bucket, Key=key))
+
+    return retried(uri, "read", get)
+
+
+def read_range(uri: str, *, start: int, length: int) -> bytes:
+    """`length` bytes from `start`; fewer at the end of the object."""
+    if length <= 0:
+        return b""
+    bucket, key = _bucket_and_key(uri)
+
+    def get(s3: Any) -> bytes:
+        return body(
+            s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+        )
+
+    try:
+        return retried(uri, "read", get)
+    except S3Refused as refused:
+        if refused.code == "InvalidRange":  # it begins behind the end
+            return b""
+        raise
+
+
+def open_random(uri: str) -> IO[bytes]:
+    """A seekable object to read, fetched in ranges of 1 MB."""
+    found = entry(uri)
+    if found is None:
+        raise NotFoundError(f"{uri}: there is no such object; check the address")
+    return io.BufferedReader(_Ranges(uri, found.bytes), buffer_size=_RANGE)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Puts `data` in one request."""
+    with open_atomic(uri, spool=io.BytesIO()) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(uri: str, *, spool: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
+    """A local temporary file to write; put when the block ends, in parts only beyond 4 GB."""
+    bucket, key = _bucket_and_key(uri)
+    where = f"{uri} (made in {tempfile.gettempdir()} first)"
+    with local.errors(where, "write"), spool or tempfile.TemporaryFile() as stream:
+        yield stream
+        length = stream.seek(0, io.SEEK_END)
+        if length > _LARGEST_PUT:
+            upload_in_parts(uri, stream, bucket=bucket, key=key)
+            return
+
+        def put(s3: Any) -> None:
+            stream.seek(0)
+            s3.put_object(Bucket=bucket, Key=key, Body=stream, ContentLength=length)
+
+        retried(uri, "write", put)
+
+
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Puts `data` only if there is no object; False if there is one.
+
+    An answer may be lost after the put was done. So a refusal is believed only if what is there
+    differs from `data`.
+    """
+    bucket, key = _bucket_and_key(uri)
+    try:
+        retried(
+            uri,
+            "write",
+            lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
+        )
+    except S3Refused as refused:
+        if refused.code not in PRECONDITION_CODES:
+            raise
+        with contextlib.suppress(NotFoundError):
+            return read_bytes(uri) == data
+        return False
+    return True
+
+
+def delete(uri: str) -> None:
+    """Removes one object; one already gone is no error."""
+    bucket, key = _bucket_and_key(uri)
+    retried(uri, "delete", lambda s3: s3.delete_object(Bucket=bucket, Key=key))
+
+
+def remove_leftovers(uri: str) -> list[str]:
+    """Aborts uploads in parts that killed processes left below the prefix; their URIs.
+
+    They are invisible and only cost space (the first thousand are enough for one call). So an
+    account that may not list them, or a server that does not know them, is no error.
+    """
+    bucket, key = _bucket_and_key(uri)
+    prefix = f"{key.rstrip('/')}/" if key else ""
+    try:
+        answer = retried(
+            uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+        )
+        uploads = answer.get("Uploads", [])
+        for upload in uploads:
+            retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+    except S3Refused:
+        return []
+    return sorted(f"{SCHEME}{bucket}/{upload['Key']}" for upload in uploads)
+
+
+class _Ranges(io.RawIOBase):
+    """The object as a raw stream; each read is one request for the bytes wanted."""
+
+    def __init__(self, uri: str, length: int) -> None:
+        self._uri = uri
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readall(self) -> bytes:
+        data = read_range(self._uri, start=self._position, length=self._length - self._position)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._length - self._position)
+        if wanted <= 0:
+            return 0
+        data = read_range(self._uri, start=self._position, length=wanted)
+        if not data:
+            raise FlowmapsrError(
+                f"{self._uri}: became shorter while it was read; run the same command again"
+            )
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not bucket:
+        raise FlowmapsrError(f"{uri}: an S3 address is s3://bucket/key")
+    return bucket, key
+
+
+def _scan(uri: str, *, page: int) -> Iterator[Entry]:
+    """The object itself comes first among those whose key begins with its own."""
+    bucket, key = _bucket_and_key(uri)
+    pages = [_pages(uri, Bucket=bucket, Prefix=key.rstrip("/") + "/" if key else "", MaxKeys=page)]
+    if key and not key.endswith("/"):
+        pages.insert(0, _first(uri, Bucket=bucket, Prefix=key, MaxKeys=1))
+    for position, items in enumerate(pages):
+        for item in items:
+            found: str = item["Key"]
+            if found.endswith("/") or (position < len(pages) - 1 and found != key):
+                continue
+            yield Entry(f"{SCHEME}{bucket}/{found}", item["Size"], item["ETag"].strip('"'))
+
+
+def _first(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
+    yield from retried(uri, "list", lambda s3: s3.list_objects_v2(**request)).get("Contents", [])
+
+
+def _pages(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
+    """Each page is retried by itself, so that a listing of millions never starts over."""
+    while True:
+        page = retried(uri, "list", _list(request))
+        yield from page.get("Contents", [])
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _list(request: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
+    return lambda s3: s3.list_objects_v2(**request)
+
+
+def _abort(bucket: str, key: str, upload: str) -> Callable[[Any], Any]:
+    return lambda s3: s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)

@@ -1,0 +1,142 @@
+"""Turns str URIs (local paths or `s3://`) into bytes and back; a file exists only when complete.
+
+Sends each call to the disk or to S3. Knows nothing about photos or datasets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import IO
+
+from datagen.errors import FlowmapsrError
+from datagen.errors import NotFoundError as NotFoundError  # what every call here may raise
+from datagen.io import local, s3
+from datagen.io.entries import Entry
+from datagen.io.local import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
+
+_PIECE = 4 << 20
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI lies in S3; FlowmapsrError for a scheme that is neither S3 nor local."""
+    if uri.startswith(s3.SCHEME):
+        return True
+    if "://" in uri:
+        raise FlowmapsrError(f"{uri}: only local paths and s3:// addresses can be used")
+    return False
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something inside the folder `uri`."""
+    return "/".join([uri.rstrip("/") if uri != "/" else "", *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file, a folder or (on S3) anything below the prefix."""
+    return s3.exists(uri) if is_remote(uri) else os.path.exists(uri)
+
+
+def entry(uri: str) -> Entry | None:
+    """One file as listed, None when there is none: one request on S3."""
+    return s3.entry(uri) if is_remote(uri) else local.entry(uri)
+
+
+def size(uri: str) -> int | None:
+    """Bytes of the file, None when there is none."""
+    found = entry(uri)
+    return None if found is None else found.bytes
+
+
+def scan(uri: str) -> Iterator[Entry]:
+    """Every file below the folder or prefix, in any order; of a file, itself.
+
+    Streamed: a listing of millions is never held. Raises NotFoundError when there is nothing at the
+    URI; an existing empty folder on a disk gives nothing.
+    """
+    return s3.scan(uri) if is_remote(uri) else local.scan(uri)
+
+
+def names(folder: str, start: str) -> list[str]:
+    """Names of the files right in the folder (not below) that begin with `start`, sorted.
+
+    A folder that is not there has none. Costs no more than what it finds on S3.
+    """
+    return sorted((s3 if is_remote(folder) else local).names(folder, start))
+
+
+def list_files(uri: str) -> list[str]:
+    """Full URIs of all files that `scan` finds, sorted."""
+    return sorted(found.uri for found in scan(uri))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file; NotFoundError when it is missing, FlowmapsrError when it cannot be read."""
+    return s3.read_bytes(uri) if is_remote(uri) else local.read_bytes(uri)
+
+
+def read_range(uri: str, *, start: int, length: int) -> bytes:
+    """`length` bytes from the byte `start` on, fewer where the file ends; like `read_bytes`."""
+    where = s3 if is_remote(uri) else local
+    return where.read_range(uri, start=start, length=length)
+
+
+def read_pieces(uri: str, *, length: int) -> Iterator[bytes]:
+    """The first `length` bytes of the file in pieces of 4 MB, the last one shorter; each is read,
+    and on S3 retried, by itself. They end early where the file does."""
+    for start in range(0, length, _PIECE):
+        yield read_range(uri, start=start, length=min(_PIECE, length - start))
+
+
+def open_random(uri: str) -> IO[bytes]:
+    """The file to read and seek in; on S3 it is fetched in ranges of 1 MB as they are needed."""
+    return s3.open_random(uri) if is_remote(uri) else local.open_random(uri)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Publishes `data` at once: readers see the old file or the whole new one, never a part."""
+    (s3 if is_remote(uri) else local).write_bytes(uri, data)
+
+
+def open_atomic(uri: str) -> AbstractContextManager[IO[bytes]]:
+    """A binary file to write that appears at `uri` when the block ends, not at all if it raises.
+
+    Local: a temporary name in the same folder, then fsync and rename. S3: a local temporary file,
+    then one put. Raises FlowmapsrError, naming the URI, for a full disk or a missing permission.
+    """
+    return s3.open_atomic(uri) if is_remote(uri) else local.open_atomic(uri)
+
+
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Publishes the whole of `data` at `uri` if nothing is there; False if something is.
+
+    Of any number of callers at once exactly one gets True. `data` must be the caller's own (hold a
+    random token): on S3 an answer may be lost, and the content then tells whose put it was.
+    """
+    return (s3 if is_remote(uri) else local).create_exclusive(uri, data)
+
+
+def delete(uri: str) -> None:
+    """Removes one file; one already gone is no error, so that a deletion can be repeated."""
+    (s3 if is_remote(uri) else local).delete(uri)
+
+
+def delete_empty_folder(uri: str) -> None:
+    """Removes a folder that holds nothing; on S3 there are no folders to remove."""
+    if not is_remote(uri):
+        local.delete_empty_folder(uri)
+
+
+def is_temporary(uri: str) -> bool:
+    """Whether the name is one that a file has while it is written."""
+    return not is_remote(uri) and local.is_temporary(uri)
+
+
+def remove_leftovers(folder: str) -> list[str]:
+    """Removes what killed writers left half-done below the folder; the URIs, sorted.
+
+    Temporary files on a disk, unfinished multipart uploads on S3. Safe only while nobody else
+    writes there: hold the lock.
+    """
+    return (s3 if is_remote(folder) else local).remove_leftovers(folder)

@@ -1,0 +1,164 @@
+"""Turns a tar (WebDataset or plain, on disk or S3) into the places of its photos; extracts nothing.
+
+Reads the tar's headers only. Knows neither pixels nor datasets.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from datagen.io import local, storage
+from datagen.photos.decode import SUFFIXES
+
+LARGEST_MEMBER = 1 << 30
+"""Bytes beyond which a member is no photo: it would have to fit in a worker's memory."""
+
+_BLOCK = tarfile.BLOCKSIZE
+_LONGEST_READ = 1 << 20  # a header and what belongs to it; a hostile one may ask for anything
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+_UNSAFE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f\x7f\ud800-\udfff]")
+_DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveMember:
+    """One photo in a tar: `read_range(container, start=offset, length=bytes)` gives its bytes.
+
+    `uri` is `<container>#<name>`; `stamp` is that of the tar.
+    """
+
+    uri: str
+    bytes: int
+    stamp: str
+    container: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFault:
+    """Something in a tar (or the tar itself) that gives no photo; `reason` is short and stable."""
+
+    uri: str
+    reason: str
+
+
+def scan_archive(uri: str, stamp: str) -> Iterator[ArchiveMember | ArchiveFault]:
+    """The photos in the tar at `uri`, in its order, streamed; `stamp` is handed on to each.
+
+    Folders, links, devices, hidden files and files without an image's suffix are left out. A
+    member that cannot be used is a fault of its own ("unsafe name in tar", "too large", "sparse
+    file in tar", "duplicate name in tar"). A tar that is none or damaged is one fault ("not a tar",
+    "compressed tar", "truncated tar", "damaged tar") after the photos before the damage. Raises
+    FlowmapsrError when storage cannot be read.
+    """
+    with local.errors(uri, "read"), storage.open_random(uri) as stream:
+        length = stream.seek(0, 2)
+        stream.seek(0)
+        damage = _damage_at_start(stream.read(_BLOCK))
+        if damage:
+            yield ArchiveFault(uri, damage)
+            return
+        names: set[str] = set()
+        for info in _headers(_Guarded(stream, length)):
+            if isinstance(info, str):
+                yield ArchiveFault(uri, info)
+            elif info.isreg() and _is_photo(info.name):
+                yield _judged(info, uri=uri, stamp=stamp, names=names)
+
+
+class _Guarded:
+    """A stream that neither reads nor seeks what no honest tar asks for."""
+
+    def __init__(self, stream: IO[bytes], length: int) -> None:
+        self._stream = stream
+        self.length = length
+        self.tell = stream.tell
+
+    def read(self, wanted: int) -> bytes:
+        if not 0 <= wanted <= _LONGEST_READ:
+            raise tarfile.ReadError("absurd header")
+        return self._stream.read(wanted)
+
+    def seek(self, position: int) -> int:
+        if not 0 <= position <= self.length:
+            raise tarfile.ReadError("outside of the file")
+        return self._stream.seek(position)
+
+
+def _headers(stream: _Guarded) -> Iterator[tarfile.TarInfo | str]:
+    """Members whose data lie whole within the file; at last, if something is wrong, what."""
+    stream.seek(0)
+    try:
+        tar = tarfile.TarFile(fileobj=stream, errorlevel=2)  # type: ignore[arg-type]
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # else a million of them are kept
+            if info.size < 0 or tar.offset <= info.offset:
+                yield "damaged tar"
+                return
+            if info.isreg() and not info.issparse() and _end(info) > stream.length:
+                yield "truncated tar"
+                return
+            yield info
+        damage = _damage_at_end(stream, tar.offset)
+    except _DAMAGE:
+        at_end = stream.tell() >= stream.length
+        damage = "truncated tar" if at_end else "damaged tar"
+    if damage:
+        yield damage
+
+
+def _end(info: tarfile.TarInfo) -> int:
+    return info.offset_data + info.size
+
+
+def _damage_at_start(block: bytes) -> str | None:
+    if block.startswith(_COMPRESSED):
+        return "compressed tar"
+    if len(block) < _BLOCK:
+        return "truncated tar"
+    if not any(block):
+        return None
+    try:
+        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return "not a tar"
+    return None
+
+
+def _damage_at_end(stream: _Guarded, offset: int) -> str | None:
+    """The library takes a header that it cannot read for the end: only zeros are one."""
+    stream.seek(min(offset, stream.length))
+    block = stream.read(_BLOCK)
+    if len(block) < _BLOCK:
+        return "truncated tar"
+    return "damaged tar" if any(block) else None
+
+
+def _is_photo(name: str) -> bool:
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and posixpath.splitext(name)[1].lower() in SUFFIXES
+
+
+def _judged(
+    info: tarfile.TarInfo, *, uri: str, stamp: str, names: set[str]
+) -> ArchiveMember | ArchiveFault:
+    if _UNSAFE.search(info.name):
+        shown = info.name.encode("utf-8", "backslashreplace").decode()
+        return ArchiveFault(f"{uri}#{shown}", "unsafe name in tar")
+    name = posixpath.normpath(info.name)
+    member = f"{uri}#{name}"
+    if name in names:
+        # The place tells it from the one that is used.
+        return ArchiveFault(f"{member}@{info.offset_data}", "duplicate name in tar")
+    names.add(name)
+    if info.issparse():
+        return ArchiveFault(member, "sparse file in tar")
+    if info.size > LARGEST_MEMBER:
+        return ArchiveFault(member, "too large")
+    return ArchiveMember(member, info.size, stamp, uri, info.offset_data)

@@ -1,0 +1,248 @@
+"""Turns the bytes of an image file into upright 8-bit sRGB pixels, or says in two words why not.
+
+Knows no datasets and no models. `read_header` decides what it can without decoding any pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from datagen.errors import FlowmapsrError
+from datagen.photos.color import UnsupportedPixels, alpha_of, composite, to_srgb
+from datagen.photos.headers import DECODER_ERRORS, Header, header_of, orientation, webp_header
+from datagen.photos.quality import sharpness
+from datagen.settings import FilterSettings, ImageSettings
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
+)
+"""Lower-case file suffixes that are taken for images."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""Decoders that may run on a stranger's bytes: some of Pillow's others start programs."""
+_MAGIC = 16
+"""Bytes that Pillow looks at to tell formats apart."""
+_MAX_PIXELS = 178_956_970
+"""More is taken for a decompression bomb, as by Pillow; photos of 100 megapixels are real."""
+_BACKGROUND = {"white": 255, "black": 0}
+
+# Pillow warns from half as many pixels, and of every odd byte of EXIF.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageRejected(FlowmapsrError):
+    """An image that cannot be used; `reason` is short, lower case and stable, for counting."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class HeaderIncomplete(Exception):
+    """The head of a file is too short to tell; the caller reads more of it."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """Upright pixels: `rgb` uint8 (H, W, 3) in sRGB, `alpha` uint8 (H, W), None if opaque."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+
+
+class _Head(io.BytesIO):
+    """Remembers whether anything behind its end was asked for."""
+
+    cut = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.cut = self.cut or size is None or size < 0 or len(data) < size
+        return data
+
+
+def read_header(
+    head: bytes, *, complete: bool, images: ImageSettings, filters: FilterSettings
+) -> tuple[int, int]:
+    """(width, height) as displayed, from the first bytes of a file; decodes no pixels.
+
+    64 KB are enough for most files; `complete` tells that `head` is the whole file. Raises
+    HeaderIncomplete when more is needed, and ImageRejected for all that the header decides:
+    "empty file", "not an image", "truncated", "corrupt", "too large", "animated", "grey", "cmyk",
+    "16 bit", "too small", "aspect ratio", "jpeg quality". `decode_photo` may still reject the file.
+    """
+    if len(head) < _MAGIC and not complete:
+        raise HeaderIncomplete
+    header = _header(head, complete)
+    _check_kind(header, images)
+    _check_filters(header, filters)
+    return header.width, header.height
+
+
+def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
+    """The photo as uint8 (H, W, 3), sRGB, upright, treated as the settings say.
+
+    Raises ImageRejected: the reasons of `decode_image`, and "transparent", "grey", "cmyk",
+    "16 bit" where these are to be rejected.
+    """
+    decoded = _decode(data, images)
+    if decoded.alpha is None:
+        return decoded.rgb
+    if images.transparent == "reject":
+        raise ImageRejected("transparent")
+    return composite(decoded.rgb, decoded.alpha, _BACKGROUND[images.transparent])
+
+
+def decode_image(data: bytes) -> DecodedImage:
+    """Pixels and transparency of an image file of any kind but an animation.
+
+    An embedded colour profile is converted to sRGB; one that is broken or does not fit the pixels
+    is ignored, as browsers do. Raises ImageRejected: "empty file", "not an image", "truncated",
+    "corrupt", "animated", "too large" (a decompression bomb), "unsupported pixel format".
+    """
+    return _decode(data, ImageSettings())
+
+
+def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
+    """Applies the filters that need the pixels, uint8 (H, W, 3); ImageRejected("blurred")."""
+    if filters.min_sharpness is not None and sharpness(pixels) < filters.min_sharpness:
+        raise ImageRejected("blurred")
+
+
+def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
+    with _decoder_errors():
+        image = _open(_Head(data))
+        _check_kind(header_of(image, data), images)
+        turn = orientation(image)
+        image.load()
+        alpha = alpha_of(image)
+        rgb = to_srgb(image)
+    upright = np.ascontiguousarray(_upright(rgb, turn))
+    if alpha is None or int(alpha.min()) == 255:
+        return DecodedImage(upright, None)
+    return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, turn)))
+
+
+def _header(head: bytes, complete: bool) -> Header:
+    """Reads as much as it needs, and tells when that is more than there is."""
+    if not complete and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        header = webp_header(head)
+        if header is None:
+            raise HeaderIncomplete
+        _check_size(header.width, header.height)
+        return header
+    stream = _Head(head)
+    try:
+        with _decoder_errors():
+            image = _open(stream)
+            told = not stream.cut
+            header = header_of(image, head)
+    except ImageRejected as error:
+        if complete or not stream.cut or error.reason in ("not an image", "too large"):
+            raise
+        raise HeaderIncomplete from error
+    # A second frame may lie beyond the head: that is for the decoder to find.
+    if not complete and stream.cut and not (told and image.format == "GIF"):
+        raise HeaderIncomplete
+    return header
+
+
+def _open(stream: _Head) -> ImageFile.ImageFile:
+    start = stream.getbuffer()[:_MAGIC].tobytes()
+    if not start:
+        raise ImageRejected("empty file")
+    if not _known_format(start):
+        raise ImageRejected("not an image")
+    try:
+        image = Image.open(stream, formats=_FORMATS)
+    except Image.UnidentifiedImageError as error:
+        raise ImageRejected("truncated" if stream.cut else "corrupt") from error
+    _check_size(*image.size)
+    return image
+
+
+def _known_format(start: bytes) -> bool:
+    """Whether any of the decoders would look at a file that begins like this."""
+    Image.init()
+    accepting = (Image.OPEN[name][1] for name in _FORMATS)
+    return any(accept is not None and accept(start) is True for accept in accepting)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageRejected("corrupt")
+    if width * height > _MAX_PIXELS:
+        raise ImageRejected("too large")
+
+
+def _check_kind(header: Header, images: ImageSettings) -> None:
+    if header.animated and images.animated == "reject":
+        raise ImageRejected("animated")
+    if header.grey and images.grey == "reject":
+        raise ImageRejected("grey")
+    if header.cmyk and images.cmyk == "reject":
+        raise ImageRejected("cmyk")
+    if header.sixteen_bit and images.sixteen_bit == "reject":
+        raise ImageRejected("16 bit")
+
+
+def _check_filters(header: Header, filters: FilterSettings) -> None:
+    short, long = sorted((header.width, header.height))
+    if short < filters.min_side:
+        raise ImageRejected("too small")
+    if filters.max_aspect_ratio is not None and long > filters.max_aspect_ratio * short:
+        raise ImageRejected("aspect ratio")
+    if short * long > filters.max_megapixels * 1e6:
+        raise ImageRejected("too large")
+    quality, least = header.jpeg_quality, filters.min_jpeg_quality
+    if least is not None and quality is not None and quality < least:
+        raise ImageRejected("jpeg quality")
+
+
+@contextmanager
+def _decoder_errors() -> Iterator[None]:
+    """Pillow's decoders raise almost anything on broken bytes: every one means a bad image."""
+    try:
+        yield
+    except ImageRejected:
+        raise
+    except UnsupportedPixels as error:
+        raise ImageRejected("unsupported pixel format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageRejected("too large") from error
+    except DECODER_ERRORS as error:
+        raise ImageRejected(_reason(str(error).lower())) from error
+
+
+def _reason(message: str) -> str:
+    if "decompressed data too large" in message:  # a bomb in the text or profile of a PNG
+        return "too large"
+    return "truncated" if "truncated" in message else "corrupt"
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Undoes the EXIF orientation (tag 274: which sides row 0 and column 0 are)."""
+    match turn:
+        case 2:
+            return pixels[:, ::-1]
+        case 3:
+            return pixels[::-1, ::-1]
+        case 4:
+            return pixels[::-1]
+        case 5:
+            return pixels.swapaxes(0, 1)
+        case 6:
+            return pixels.swapaxes(0, 1)[:, ::-1]
+        case 7:
+            return pixels.swapaxes(0, 1)[::-1, ::-1]
+        case 8:
+            return pixels.swapaxes(0, 1)[::-1]
+    return pixels

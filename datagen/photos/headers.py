@@ -1,0 +1,117 @@
+"""Turns the header of an opened image file into what may be decided before its pixels are decoded.
+
+Knows Pillow's formats, no recipe and no reasons.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from datagen.photos.quality import jpeg_quality
+
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
+                  OverflowError, MemoryError, AttributeError, struct.error, zlib.error)  # fmt: skip
+"""What Pillow raises on broken bytes."""
+
+_ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself; `width` and `height` as displayed, pixels."""
+
+    width: int
+    height: int
+    animated: bool = False
+    """More frames or pages than one; a phone's MPO file counts as its first picture."""
+    grey: bool = False
+    cmyk: bool = False
+    sixteen_bit: bool = False
+    jpeg_quality: int | None = None
+    """Of JPEG files only, 1..100."""
+
+
+def header_of(image: ImageFile.ImageFile, head: bytes) -> Header:
+    """The header of an image that Pillow has opened and not loaded; `head` are its first bytes."""
+    width, height = image.size
+    if orientation(image) >= 5:
+        width, height = height, width
+    return Header(
+        width=width,
+        height=height,
+        animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
+        grey=image.mode in _GREY_MODES or image.mode.startswith("I"),
+        cmyk=image.mode == "CMYK",
+        sixteen_bit=_sixteen_bit(image, head),
+        jpeg_quality=_jpeg_quality(image),
+    )
+
+
+def orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation 1..8 still to be undone; anything unreadable is upright.
+
+    Pillow undoes that of TIFF files itself. Of a PNG only what stands before its pixels counts:
+    `PngImageFile.getexif` would decode the whole picture to look behind them.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except DECODER_ERRORS:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def webp_header(head: bytes) -> Header | None:
+    """The header of a WebP file from its first bytes; None where these do not tell.
+
+    Pillow wants the whole file to open one. The EXIF orientation stands at the end of the file, so
+    one that has EXIF (or XMP) does not tell. Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    if len(head) < 30:
+        return None
+    match head[12:16]:
+        case b"VP8X":
+            flags = head[20]
+            width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
+            if flags & 0b1100:
+                return None
+            return Header(width=width, height=height, animated=bool(flags & 0b10))
+        case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
+            width, height = struct.unpack("<HH", head[26:30])
+            return Header(width=width & 0x3FFF, height=height & 0x3FFF)
+        case b"VP8L" if head[20] == 0x2F:
+            bits = int.from_bytes(head[21:25], "little")
+            return Header(width=1 + (bits & 0x3FFF), height=1 + (bits >> 14 & 0x3FFF))
+    return None
+
+
+def _sixteen_bit(image: ImageFile.ImageFile, head: bytes) -> bool:
+    """Pillow reduces 16-bit colour to 8 bits and then forgets that it did."""
+    if image.mode.startswith("I"):
+        return True
+    match image.format:
+        case "PNG":
+            return head[24] == 16  # IHDR: bit depth
+        case "TIFF":
+            assert isinstance(image, TiffImagePlugin.TiffImageFile)
+            return max(image.tag_v2.get(_BITS_TAG, (1,))) == 16
+        case "PPM":
+            arguments = image.tile[0].args
+            return isinstance(arguments, tuple) and arguments[-1] > 255
+    return False
+
+
+def _jpeg_quality(image: ImageFile.ImageFile) -> int | None:
+    tables = getattr(image, "quantization", None)
+    components = getattr(image, "layer", None)
+    if not tables or not components:
+        return None
+    luma_table = components[0][3]
+    return jpeg_quality(tables[luma_table]) if luma_table in tables else None

@@ -1,0 +1,168 @@
+"""Turns listed files into photos of known size by their first bytes, each content once.
+
+`HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that they
+can be spread over a cluster. Knows no buckets and no samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from datagen.io import storage
+from datagen.photos.decode import HeaderIncomplete, ImageRejected, read_header
+from datagen.photos.sources import Rejection, SourceFile, read_head, read_photo
+from datagen.settings import FilterSettings, ImageSettings
+
+HEAD_BYTES = 64 * 1024
+CHUNK = 256
+"""Files that one call looks at."""
+DUPLICATE = "duplicate"
+"""Reason of a file whose bytes are those of another one: left out, but nothing is wrong with it."""
+_THREADS = 8
+
+C = TypeVar("C")
+R = TypeVar("R")
+Spread = Callable[[Callable[[Sequence[C]], list[R]], Iterable[Sequence[C]]], Iterator[list[R]]]
+
+
+class Header(NamedTuple):
+    """What the first bytes of a photo say."""
+
+    file: SourceFile
+    width: int
+    """Upright, pixels."""
+    height: int
+    head: bytes
+    """Digest of the first bytes: equal files have equal heads."""
+
+
+class HeaderReader:
+    """Reads the header of every file of a chunk, in its order."""
+
+    def __init__(self, images: ImageSettings, filters: FilterSettings) -> None:
+        self._images = images
+        self._filters = filters
+
+    def __call__(self, chunk: Sequence[SourceFile]) -> list[Header | Rejection]:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(self._read, chunk))
+
+    def _read(self, file: SourceFile) -> Header | Rejection:
+        try:
+            head = read_head(file, HEAD_BYTES)
+            width, height = self._size(file, head)
+        except ImageRejected as error:
+            return Rejection(uri=file.uri, reason=error.reason)
+        except storage.NotFoundError:
+            return Rejection(uri=file.uri, reason="missing")
+        return Header(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
+
+    def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
+        complete = file.bytes <= len(head)
+        try:
+            return self._read_header(head, complete=complete)
+        except HeaderIncomplete:
+            return self._read_header(read_photo(file), complete=True)
+
+    def _read_header(self, head: bytes, *, complete: bool) -> tuple[int, int]:
+        return read_header(head, complete=complete, images=self._images, filters=self._filters)
+
+
+class ContentHasher:
+    """SHA-256 of every file of a chunk, in its order; empty for one that is gone."""
+
+    def __call__(self, chunk: Sequence[SourceFile]) -> list[str]:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(self._hash, chunk))
+
+    def _hash(self, file: SourceFile) -> str:
+        try:
+            return hashlib.sha256(read_photo(file)).hexdigest()
+        except storage.NotFoundError:
+            return ""
+
+
+def in_this_process(
+    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
+) -> Iterator[list[R]]:
+    """The plain `Spread`: one chunk after the other."""
+    return map(function, chunks)
+
+
+def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
+    iterator = iter(items)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk
+
+
+class Examined(NamedTuple):
+    """New photos in the order of their URIs, known content found elsewhere, and the rejected."""
+
+    photos: list[Header]
+    known: dict[str, SourceFile]
+    """By SHA-256: the file whose bytes the dataset holds already."""
+    rejected: list[tuple[SourceFile, str]]
+
+
+def examine(
+    files: Sequence[SourceFile],
+    reader: HeaderReader,
+    *,
+    known_hashes: Mapping[str, int],
+    spread: Spread = in_this_process,
+) -> Examined:
+    """Reads all headers and tells exact duplicates apart.
+
+    Only files of equal size and equal first bytes, or of the size of known content, are hashed.
+
+    Args:
+        known_hashes: SHA-256 -> bytes of content that the dataset holds already.
+    """
+    headers: list[Header] = []
+    rejected: list[tuple[SourceFile, str]] = []
+    for chunk, results in zip(chunked(files), spread(reader, chunked(files)), strict=True):
+        for file, result in zip(chunk, results, strict=True):
+            if isinstance(result, Rejection):
+                rejected.append((file, result.reason))
+            else:
+                headers.append(result)
+    hashes = _hashes(headers, set(known_hashes.values()), spread)
+    photos: list[Header] = []
+    known: dict[str, SourceFile] = {}
+    seen: set[str] = set()
+    for header in headers:
+        digest = hashes.get(header.file.uri)
+        if digest == "":
+            rejected.append((header.file, "missing"))
+        elif digest in seen:
+            rejected.append((header.file, DUPLICATE))
+        elif digest is not None:
+            seen.add(digest)
+            if digest in known_hashes:
+                known[digest] = header.file
+            else:
+                photos.append(header)
+        else:
+            photos.append(header)
+    return Examined(photos, known, rejected)
+
+
+def _hashes(headers: Sequence[Header], known_sizes: set[int], spread: Spread) -> dict[str, str]:
+    """SHA-256 by URI of those that may be equal to another or to known content."""
+    alike: dict[tuple[int, bytes], list[SourceFile]] = defaultdict(list)
+    for header in headers:
+        alike[header.file.bytes, header.head].append(header.file)
+    suspects = [
+        file
+        for (size, _), group in alike.items()
+        if len(group) > 1 or size in known_sizes
+        for file in group
+    ]
+    results = spread(ContentHasher(), chunked(suspects))
+    digests = (digest for chunk in results for digest in chunk)
+    return {file.uri: digest for file, digest in zip(suspects, digests, strict=True)}

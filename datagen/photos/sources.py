@@ -1,0 +1,168 @@
+"""Turns source URIs into the ordered list of image files that lie there, with sizes and stamps.
+
+Lists only: no image is opened. Knows no recipe and no buckets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.photos.archives import ArchiveMember, scan_archive
+from datagen.photos.decode import SUFFIXES
+from datagen.records import Settings
+
+ARCHIVE, LIST = ".tar", ".txt"
+_MISSING = "missing"
+_THREADS = 16
+
+
+class SourceFile(NamedTuple):
+    """One image file as a listing shows it: a NamedTuple, since a plan holds millions."""
+
+    uri: str
+    """Of a member of an archive, `<archive>#<name>`."""
+    bytes: int
+    stamp: str
+    """Changes whenever the file does: local modification time, or ETag."""
+    container: str | None = None
+    """The archive it lies in."""
+    offset: int = 0
+    """Where it begins in its container, bytes."""
+
+
+class Rejection(Settings):
+    """One image left out of the dataset and why (a line of `rejected.jsonl`)."""
+
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files in the order of their URIs, each once, and what was left out."""
+
+    files: tuple[SourceFile, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def read_photo(file: SourceFile) -> bytes:
+    """The whole file, from its archive where it lies in one."""
+    if file.container is None:
+        return storage.read_bytes(file.uri)
+    return storage.read_range(file.container, start=file.offset, length=file.bytes)
+
+
+def read_head(file: SourceFile, length: int) -> bytes:
+    """The first bytes of the file, at most `length`."""
+    length = min(length, file.bytes)
+    if length == 0:
+        return b""
+    return storage.read_range(file.container or file.uri, start=file.offset, length=length)
+
+
+def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
+    """Lists folders, prefixes, files, archives and lists; the order of `sources` does not matter.
+
+    In folders and archives only image files count. What lies below `exclude` (the dataset itself)
+    is passed over. A name in a list with nothing behind it is a rejection; so is what is wrong in
+    an archive. Raises FlowmapsrError for a source that is missing or holds no image file.
+    """
+    files: dict[str, SourceFile] = {}
+    rejected: dict[str, Rejection] = {}
+    for source in sources:
+        for item in _list_one(source, exclude):
+            if isinstance(item, Rejection):
+                rejected[item.uri] = item
+            else:
+                files[item.uri] = item
+    ordered = tuple(files[uri] for uri in sorted(files))
+    return Listing(ordered, tuple(rejected[uri] for uri in sorted(rejected)))
+
+
+def _list_one(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection]:
+    if not storage.is_remote(source):
+        source = os.path.normpath(source)
+    count = images = 0
+    for item in _expand(source, exclude):
+        count += 1
+        images += not isinstance(item, storage.Entry)
+        if not isinstance(item, storage.Entry):
+            yield item
+    if not images:
+        raise FlowmapsrError(
+            f"{source}: no photo in it; looked for {' '.join(sorted(SUFFIXES))} and {ARCHIVE} "
+            f"among {count} files"
+        )
+
+
+def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
+    """What a source holds; files that are no images come as plain entries, to be counted."""
+    if source.endswith(LIST):
+        yield from _listed(source, exclude)
+        return
+    for entry in storage.scan(source):
+        if exclude is not None and entry.uri.startswith(exclude.rstrip("/") + "/"):
+            continue
+        name = PurePosixPath(entry.uri)
+        hidden, suffix = name.name.startswith("."), name.suffix.lower()
+        if not _is_text(entry.uri):
+            readable = os.fsencode(entry.uri).decode(errors="backslashreplace")
+            yield Rejection(uri=readable, reason="name is not UTF-8")
+        elif suffix == ARCHIVE and not hidden:
+            yield from _archived(entry)
+        elif entry.uri == source or (suffix in SUFFIXES and not hidden):
+            yield SourceFile(entry.uri, entry.bytes, entry.stamp)
+        else:
+            yield entry
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name can be written down: a disk may hold names that are no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _archived(entry: storage.Entry) -> Iterator[SourceFile | Rejection]:
+    for item in scan_archive(entry.uri, entry.stamp):
+        if isinstance(item, ArchiveMember):
+            yield SourceFile(item.uri, item.bytes, item.stamp, item.container, item.offset)
+        else:
+            yield Rejection(uri=item.uri, reason=item.reason)
+
+
+def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
+    """A list holds one URI a line; relative paths start from its folder, `#` begins a comment."""
+    folder = source.rpartition("/")[0]
+    try:
+        lines = storage.read_bytes(source).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise FlowmapsrError(
+            f"{source}: a list of photos is UTF-8 text, one address a line ({error})"
+        ) from error
+    names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
+    nested = next((name for name in names if name.endswith(LIST)), None)
+    if nested is not None:
+        raise FlowmapsrError(f"{source}: names another list ({nested}); name its photos instead")
+
+    def look_up(name: str) -> list[SourceFile | Rejection | storage.Entry]:
+        relative = "://" not in name and not name.startswith("/")
+        uri = storage.join(folder or ".", name) if relative else name
+        uri = uri if storage.is_remote(uri) else os.path.normpath(uri)
+        try:
+            return list(_expand(uri, exclude))
+        except storage.NotFoundError:
+            return [Rejection(uri=uri, reason=_MISSING)]
+
+    with ThreadPoolExecutor(_THREADS) as threads:  # on S3 every line is a request
+        for found in threads.map(look_up, names):
+            yield from found

@@ -1,0 +1,164 @@
+"""Turns a sample's key, or the first digits of it, into the sample and the pictures it stands for.
+
+Reads the headers of tars to find it, not the samples before it. Knows files, not who asks.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from bisect import bisect_left
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from datagen.dataset.known_photos import Ledger
+from datagen.dataset.manifest import Manifest, ShardRecord, load_manifest
+from datagen.dataset.shards import LATENTS, META, Latents
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.review.drawing import png_bytes
+from datagen.samples.codecs import load_codec
+from datagen.samples.decoding import DecodedSample, decode_latents
+from datagen.samples.sample import DrawnSample, sample_key, split_of
+
+_THREADS = 8
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class InspectedSample:
+    """One sample, decoded; `shard` is relative to the dataset."""
+
+    shard: str
+    drawn: DrawnSample
+    images: DecodedSample
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """By file name, uint8 (H, W, 3)."""
+        pictures = {"hq": self.images.hq, "lq": self.images.lq, "neg": self.images.neg}
+        return {f"{self.drawn.key}-{name}.png": pixels for name, pixels in pictures.items()}
+
+
+def inspect_sample(root: str, key: str) -> InspectedSample:
+    """Finds and decodes a sample of the dataset at `root`.
+
+    Raises FlowmapsrError when no sample or several have a key that begins like this (naming near
+    ones), or when its codec is not the one that made it.
+    """
+    manifest = load_manifest(root)
+    whole, splits = _resolve(root, manifest, key)
+    record, members = _find(root, manifest, whole, splits)
+    try:
+        drawn = DrawnSample.model_validate_json(members[META])
+        latents = Latents.from_bytes(members[LATENTS])
+    except (ValidationError, KeyError) as error:
+        raise FlowmapsrError(
+            f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
+            "`flowmapsr dataset verify` names all that is"
+        ) from error
+    codec = load_codec(manifest.dataset_recipe(root).codec)
+    if codec.fingerprint != manifest.codec.fingerprint:
+        raise FlowmapsrError(
+            f"{root}: its latents were made by other codec weights than those found now "
+            f"({manifest.codec.fingerprint[:12]} then, {codec.fingerprint[:12]} now); "
+            "put the weights back"
+        )
+    return InspectedSample(record.path, drawn, decode_latents(codec, latents))
+
+
+def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
+    """Writes `<key>-hq.png`, `-lq.png` and `-neg.png`; their URIs.
+
+    Raises FlowmapsrError when another file has one of these names: nothing is overwritten, but
+    a file that holds these very bytes already is left as it is.
+    """
+    files = {
+        storage.join(folder, name): png_bytes(Image.fromarray(pixels))
+        for name, pixels in sample.pictures().items()
+    }
+    for uri, data in files.items():
+        if storage.exists(uri) and storage.read_bytes(uri) != data:
+            raise FlowmapsrError(
+                f"{uri}: another file has this name; move it away, or give another --output"
+            )
+    for uri, data in files.items():
+        storage.write_bytes(uri, data)
+    return list(files)
+
+
+def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
+    """The whole key, and the splits its shard may be of, from the list of photos alone."""
+    fraction = manifest.recipe["validation_fraction"]
+    photos = Ledger.read(root).hashes()
+    keys = {
+        sample_key(sha256, variant): sha256
+        for sha256 in photos
+        if sha256[:20].startswith(key[:20])
+        for variant in range(manifest.recipe["variants"])
+    }
+    found = sorted(name for name in keys if name.startswith(key))
+    if not found:
+        names = [sample_key(sha256, 0) for sha256 in photos]
+        raise FlowmapsrError(
+            f"{root}: no sample has a key that begins with {key!r}; near ones are "
+            f"{_some(sorted(keys) or _neighbours(sorted(names), key))}"
+        )
+    if len(found) > 1:
+        raise FlowmapsrError(
+            f"{root}: {len(found)} keys begin with {key!r} ({_some(found)}); give more of it"
+        )
+    return found[0], {split_of(keys[found[0]], fraction)}
+
+
+def _find(
+    root: str, manifest: Manifest, key: str, splits: set[str]
+) -> tuple[ShardRecord, dict[str, bytes]]:
+    """The first shard that has the sample, and the sample's members; stops reading once found."""
+    records = [record for record in manifest.shards if record.split in splits]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
+        for start in range(0, len(records), _THREADS):
+            some = records[start : start + _THREADS]
+            found = threads.map(lambda record: _members(root, record, key), some)
+            for record, members in zip(some, found, strict=True):
+                if members:
+                    return record, members
+    raise FlowmapsrError(
+        f"{root}: no shard holds {key}; this variant of its photo was left out "
+        "(see rejected.jsonl), or a shard is damaged (see `flowmapsr dataset verify`)"
+    )
+
+
+def _members(root: str, record: ShardRecord, key: str) -> dict[str, bytes]:
+    """The sample's members in a shard, which lie side by side; empty if it is not there."""
+    uri = storage.join(root, record.path)
+    found: dict[str, bytes] = {}
+    try:
+        with storage.open_random(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                name = member.name.partition(".")
+                if name[0] == key:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    found[name[2]] = content.read()
+                elif found:
+                    break
+    except tarfile.TarError as error:
+        raise FlowmapsrError(
+            f"{uri}: this is no readable shard ({error}); see `flowmapsr dataset verify`"
+        ) from error
+    return found
+
+
+def _neighbours(names: Sequence[str], key: str) -> Sequence[str]:
+    """Those between which the key would stand, which share most of its first digits."""
+    place = bisect_left(names, key)
+    return names[max(0, place - 2) : place + 2]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,183 @@
+"""Turns one photo and one variant number into the draws and the pixels of a sample.
+
+Every draw comes from a generator seeded by (recipe seed, key): the photo's name plays no part.
+Knows no codec and no shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from datagen.degradation.draw import degrade, draw_degradation, draw_negative
+from datagen.degradation.parameters import DrawnDegradation
+from datagen.records import Settings
+from datagen.samples.buckets import Bucket, draw_bucket
+from datagen.settings import Augmentation, DatasetRecipe
+
+Split = Literal["train", "validation"]
+
+
+class Crop(Settings):
+    """The part of the upright photo that becomes the sample, pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class Orientation(Settings):
+    """Geometric augmentation: quarter turns counter-clockwise, then a horizontal flip."""
+
+    quarter_turns: int
+    flip: bool
+
+
+class DrawnSample(Settings):
+    """Everything that decides a sample's pixels: the content of its `meta.json`."""
+
+    key: str
+    source: str
+    seed: int
+    bucket: str
+    crop: Crop
+    orientation: Orientation
+    scale: float
+    """Of the LQ; the negative's own is in `neg`."""
+    lq: DrawnDegradation
+    neg: DrawnDegradation
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo: where it came from, the hash of its bytes, uint8 (H, W, 3)."""
+
+    uri: str
+    sha256: str
+    pixels: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[0]
+
+
+@dataclass(frozen=True)
+class SamplePixels:
+    """HQ uint8 (H, W, 3); LQ and negative float32 (H, W, 3) in [0, 1]."""
+
+    hq: np.ndarray
+    lq: np.ndarray
+    neg: np.ndarray
+
+
+def sample_key(sha256: str, variant: int) -> str:
+    """20 hex digits of the photo's hash, a dash, the two-digit variant."""
+    return f"{sha256[:20]}-{variant:02d}"
+
+
+def split_of(sha256: str, validation_fraction: float) -> Split:
+    """The split of all variants of a photo: by its own hash, so the same in every recipe."""
+    digest = hashlib.sha256(f"split {sha256}".encode()).digest()
+    chance = int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if chance < validation_fraction else "train"
+
+
+def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSample:
+    """Draws a whole sample; ImageRejected("too small") if the photo covers no bucket."""
+    key = sample_key(photo.sha256, variant)
+    rng = _generator(recipe.seed, key)
+    orientation = _draw_orientation(recipe.augmentation, rng)
+    turned = orientation.quarter_turns % 2 == 1
+    width, height = photo.width, photo.height
+    bucket = draw_bucket(
+        recipe.buckets,
+        rng,
+        width=height if turned else width,
+        height=width if turned else height,
+    )
+    crop = _draw_crop(recipe, rng, photo, _turned(bucket) if turned else bucket)
+    lq = draw_degradation(recipe.degradation, rng)
+    neg = draw_negative(recipe.degradation, rng, lq_scale=lq.scale)
+    return DrawnSample(
+        key=key,
+        source=photo.uri,
+        seed=recipe.seed,
+        bucket=bucket.name,
+        crop=crop,
+        orientation=orientation,
+        scale=lq.scale,
+        lq=lq,
+        neg=neg,
+    )
+
+
+def make_pixels(pixels: np.ndarray, drawn: DrawnSample) -> SamplePixels:
+    """Cuts, turns and degrades the pixels of a photo, uint8 (H, W, 3)."""
+    crop = drawn.crop
+    cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    bucket = Bucket.from_name(drawn.bucket)
+    if drawn.orientation.quarter_turns % 2:
+        bucket = _turned(bucket)
+    if cut.shape[:2] != (bucket.height, bucket.width):
+        cut = cv2.resize(cut, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
+    hq = _oriented(np.ascontiguousarray(cut), drawn.orientation)
+    return SamplePixels(hq=hq, lq=degrade(hq, drawn.lq), neg=degrade(hq, drawn.neg))
+
+
+def _generator(seed: int, key: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+
+
+def _turned(bucket: Bucket) -> Bucket:
+    return Bucket(height=bucket.width, width=bucket.height)
+
+
+def _draw_orientation(settings: Augmentation, rng: np.random.Generator) -> Orientation:
+    flip = bool(rng.random() < settings.flip_probability)
+    turn = rng.random() < settings.rotate90_probability
+    turns = int(rng.integers(1, 4))
+    return Orientation(quarter_turns=turns if turn else 0, flip=flip)
+
+
+def _draw_crop(
+    recipe: DatasetRecipe, rng: np.random.Generator, photo: Photo, bucket: Bucket
+) -> Crop:
+    largest = min(photo.width / bucket.width, photo.height / bucket.height)
+    chance = rng.random()
+    match recipe.crop:
+        case "cover":
+            zoom = largest
+        case "native":
+            zoom = 1.0
+        case "random":
+            zoom = math.exp(chance * math.log(largest))
+    width = min(photo.width, round(bucket.width * zoom))
+    height = min(photo.height, round(bucket.height * zoom))
+    return Crop(
+        left=int(rng.integers(photo.width - width + 1)),
+        top=int(rng.integers(photo.height - height + 1)),
+        width=width,
+        height=height,
+    )
+
+
+def _oriented(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
+    os.environ.setdefault(
+        "NO_ALBUMENTATIONS_UPDATE", "1"
+    )  # importing it asks the network otherwise
+    from albumentations.augmentations.geometric import functional
+
+    turned = functional.rot90(pixels, orientation.quarter_turns)
+    return np.ascontiguousarray(functional.d4(turned, "h" if orientation.flip else "e"))

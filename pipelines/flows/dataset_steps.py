@@ -1,0 +1,69 @@
+"""The three stations of a dataset build as plain functions: plan, make what is missing, finish.
+
+Knows Ray through the pool, and no Prefect: with or without it, this is what is run.
+"""
+
+from __future__ import annotations
+
+from datagen.build.builder import ShardBuilder
+from datagen.build.finish import RejectionLimit, finish, pending_tasks
+from datagen.build.plan import plan_dataset
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
+from datagen.io.lock import PlaceLock
+from datagen.photos.sources import Listing
+from datagen.settings import DatasetRecipe
+from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.chunk_map import spread_over_cluster
+from pipelines.cluster.dataset_workers import size_workers
+from pipelines.cluster.ray_session import cluster_nodes
+from pipelines.terminal.build_meter import BuildMeter, Made, Watch
+
+
+def plan_station(recipe: DatasetRecipe, listing: Listing) -> Plan:
+    """Compares the listed photos with the dataset and decides which of them go into which task."""
+    return plan_dataset(recipe, listing=listing, spread=spread_over_cluster)
+
+
+def make_station(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch) -> None:
+    """Makes the tasks that are not done yet, on the connected Ray cluster.
+
+    Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
+    build has taken the dataset over.
+    """
+    pending = pending_tasks(plan)
+    if not pending:
+        return
+    workers = size_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.cpus)
+    limit = RejectionLimit(plan)
+    with watch(_meter(plan, pending)) as shown:
+
+        def note(task: ShardTask, record: TaskRecord) -> None:
+            shown(_made(task, record))
+            lock.check()
+            limit.check(record)
+
+        run_shard_tasks(builder, pending, workers=workers, on_done=note)
+
+
+def finish_station(plan: Plan, lock: PlaceLock) -> Manifest:
+    """Checks that every task is done and writes the manifest, which completes the dataset."""
+    lock.renew()
+    lock.check()
+    return finish(plan)
+
+
+def _meter(plan: Plan, pending: list[ShardTask]) -> BuildMeter:
+    missing = sum(task.num_samples for task in pending)
+    total = plan.num_samples
+    return BuildMeter(total=total, done=total - missing, rejected=len(plan.rejected))
+
+
+def _made(task: ShardTask, record: TaskRecord) -> Made:
+    return Made(
+        planned=task.num_samples,
+        samples=record.num_samples,
+        bytes=record.bytes,
+        rejected=len(record.rejected),
+    )

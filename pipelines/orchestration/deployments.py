@@ -1,0 +1,238 @@
+"""Registers a flow with its resolved recipe as a Prefect deployment: one for each place it writes.
+
+Knows Prefect's server, work pools and schedules; what the flow does with its recipe is its own
+business. Addresses and secrets stay in the worker's environment and are never sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
+from prefect.flows import EntrypointType
+from prefect.server.schemas import schedules as server_schedules
+from prefect.settings import get_current_settings
+from prefect.workers.process import ProcessWorker
+from pydantic import ValidationError
+
+from datagen.errors import FlowmapsrError
+from datagen.io.redaction import holds_secret
+from datagen.records import Settings
+from datagen.settings import DatasetRecipe
+from pipelines.orchestration.guard import refusal
+from pipelines.orchestration.place_name import place_name
+from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.recipes.overrides import RecipeError
+from training.settings.recipe import TrainingRecipe
+
+DEFAULT_POOL = "flowmapsr"
+POOL_TYPE = "process"
+ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
+"""Intervals are counted from here: on round times of day, wherever in time one deploys again."""
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+Schedule = CronSchedule | IntervalSchedule
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """A flow that can be imported where the worker runs, and the one recipe it is to run with."""
+
+    flow: Flow[Any, Any]
+    recipe: Settings
+    output: str
+    """Where it writes: there is one deployment for each."""
+
+
+class Deployed(Settings):
+    """What the server holds now."""
+
+    deployment: str
+    """`<flow>/<name>`, as Prefect's commands take it."""
+    id: str
+    output: str
+    work_pool: str
+    schedule: str | None
+    schedule_id: str | None
+    next_run: datetime | None
+
+
+def deployable(recipe: DatasetRecipe | TrainingRecipe | FullRecipe) -> Deployable:
+    """The flow of a recipe's kind with that recipe."""
+    match recipe:
+        case DatasetRecipe():
+            from pipelines.flows.dataset import build_dataset
+
+            return Deployable(build_dataset, recipe, recipe.output)
+        case TrainingRecipe():
+            from pipelines.flows.training import train
+
+            return Deployable(train, recipe, recipe.output)
+        case FullRecipe():
+            from pipelines.flows.full import full
+
+            return Deployable(full, recipe, recipe.output)
+
+
+def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule | None:
+    """The schedule that the options ask for, if any.
+
+    Raises:
+        RecipeError: both were given, or one that Prefect does not understand.
+    """
+    if cron and interval:
+        raise RecipeError(f"--cron {cron!r} and --interval {interval!r}: give one of them")
+    try:
+        if cron:
+            return CronSchedule(cron=cron, timezone=timezone)
+        if interval:
+            step = _parse_interval(interval)
+            return IntervalSchedule(interval=step, anchor_date=ANCHOR, timezone=timezone)
+    except ValidationError as error:
+        given = f"--cron {cron!r}" if cron else f"--interval {interval!r}"
+        reason = error.errors()[0]["msg"]
+        raise RecipeError(f"{given} with --timezone {timezone!r}: {reason}") from error
+    return None
+
+
+def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deployed:
+    """Creates the deployment, or brings the one of the same output up to date.
+
+    One run at a time: a run that falls due while another is at work is cancelled, because the next
+    one picks up all that is new anyway; queued runs would only pile up behind a long build.
+
+    Raises:
+        FlowmapsrError: no server, a pool of another type, or a recipe that the server refuses.
+        RecipeError: the recipe holds a secret.
+    """
+    parameters = {"recipe": target.recipe.model_dump(mode="json")}
+    _refuse_secrets(parameters)
+    _require_server()
+    with _prefect_errors(), get_client(sync_client=True) as client:
+        _ensure_pool(client, pool)
+        deployment_id = _apply(target, parameters, schedule=schedule, pool=pool)
+        found = client.read_deployment(deployment_id)
+    return Deployed(
+        deployment=f"{target.flow.name}/{found.name}",
+        id=str(deployment_id),
+        output=target.output,
+        work_pool=pool,
+        schedule=_in_words(schedule),
+        schedule_id=str(found.schedules[0].id) if found.schedules else None,
+        next_run=next_run(schedule),
+    )
+
+
+def _apply(
+    target: Deployable, parameters: dict[str, Any], *, schedule: Schedule | None, pool: str
+) -> UUID:
+    deployment = target.flow.to_deployment(
+        place_name(target.output),
+        parameters=parameters,
+        schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
+        concurrency_limit=ConcurrencyLimitConfig(
+            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+        ),
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        description=f"`{target.output}`",
+        tags=["flowmapsr"],
+    )
+    # Prefect declares for async callers too; outside an event loop both are what they seem.
+    assert isinstance(deployment, RunnerDeployment)
+    deployment_id = deployment.apply()
+    assert isinstance(deployment_id, UUID)
+    return deployment_id
+
+
+def next_run(schedule: Schedule | None) -> datetime | None:
+    """When the server will start the next run, by its own reckoning."""
+    if schedule is None:
+        return None
+    kind = getattr(server_schedules, type(schedule).__name__)
+    same = kind.model_validate(schedule.model_dump())
+    (date,) = asyncio.run(same.get_dates(1))
+    return datetime.fromisoformat(date.isoformat())
+
+
+def _parse_interval(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    step = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else timedelta()
+    if not step:
+        raise RecipeError(f"--interval {text!r}: give a number and s, m, h or d, such as 15m or 6h")
+    return step
+
+
+def _in_words(schedule: Schedule | None) -> str | None:
+    match schedule:
+        case CronSchedule():
+            return f"cron {schedule.cron} ({schedule.timezone})"
+        case IntervalSchedule():
+            return f"every {schedule.interval}"
+        case None:
+            return None
+
+
+def _refuse_secrets(value: Any, field: str = "") -> None:
+    """Parameters are shown on Prefect's pages, so no URI in them may carry a password."""
+    match value:
+        case str() if holds_secret(value):
+            raise RecipeError(
+                f"{field}: this address carries a password or key, which Prefect would show; "
+                "put the credentials into the worker's environment (AWS_*)"
+            )
+        case dict():
+            for name, item in value.items():
+                _refuse_secrets(item, f"{field}.{name}" if field else name)
+        case list() | tuple():
+            for index, item in enumerate(value):
+                _refuse_secrets(item, f"{field}.{index}")
+
+
+def _require_server() -> None:
+    if not get_current_settings().api.url:
+        raise FlowmapsrError(
+            "flowmapsr deploy needs a Prefect server that keeps running: start one with `prefect "
+            "server start` and set PREFECT_API_URL, for example to http://127.0.0.1:4200/api"
+        )
+
+
+def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        with suppress(ObjectAlreadyExists):  # a worker that starts at this moment makes it too
+            client.create_work_pool(
+                WorkPoolCreate(name=name, type=POOL_TYPE, base_job_template=template)
+            )
+        found = client.read_work_pool(name)
+    if found.type != POOL_TYPE:
+        raise FlowmapsrError(
+            f"work pool {name!r} is of type {found.type!r} and not {POOL_TYPE!r}; "
+            "give another one by --pool"
+        )
+
+
+@contextmanager
+def _prefect_errors() -> Iterator[None]:
+    try:
+        yield
+    except DeploymentApplyError as error:
+        raise FlowmapsrError(f"the Prefect server refuses the deployment: {error}") from error
+    except (httpx.HTTPError, PrefectException, RuntimeError) as error:
+        raise FlowmapsrError(refusal(error)) from error

@@ -1,0 +1,149 @@
+"""Turns pydantic's findings about a recipe into lines that name the field, the value and the fix.
+
+Knows settings models only by their fields; knows no recipe files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipelines.recipes.overrides import did_you_mean, nearest
+
+EXAMPLES = {
+    "sources": "sources=[/path/to/photos]",
+    "output": "output=/path/to/output",
+    "manifest": "manifest=/path/to/dataset/manifest.json",
+    "photos": "photos=/path/to/held-out-photos",
+    "stages": "stages=[{name: warmup, objective: {kind: flow_matching}, steps: 1000}]",
+    "steps": "steps=1000",
+    "name": "name=warmup",
+    "source": "source=/path/to/model",
+}
+_LONGEST_VALUE = 90
+_Location = tuple[int | str, ...]
+
+
+def describe(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> list[str]:
+    """One line for every fault: `stages.distill.steps = 0: must be greater than or equal to 1`."""
+    faults = error.errors(include_url=False)
+    return [_line(fault, model, data) for fault in faults if not _follows(fault, faults)]
+
+
+def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
+    """Whether a list is only called too short because its items have faults of their own."""
+    deeper = (other["loc"][: len(fault["loc"])] for other in faults if other is not fault)
+    return fault["type"] == "too_short" and fault["loc"] in deeper
+
+
+def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) -> str:
+    location = fault["loc"]
+    path = _path(location, data) or "recipe"
+    kind = fault["type"]
+    if kind == "missing":
+        return f"{path}: must be given{_example(path)}"
+    if kind == "extra_forbidden":
+        known = _known_fields(model, location[:-1])
+        return f"{path} = {_value(fault)}: unknown key; {nearest(location[-1], known)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _tag_line(fault, path)
+    if kind == "literal_error":
+        choices = fault["ctx"]["expected"]
+        hint = did_you_mean(fault["input"], _names(choices))
+        return f"{path} = {_value(fault)}: choose {choices}{hint}"
+    return f"{path}{_given(fault)}: {_rule(fault)}"
+
+
+def _tag_line(fault: ErrorDetails, path: str) -> str:
+    choices = fault["ctx"].get("expected_tags", "")
+    if fault["type"] == "union_tag_not_found":
+        if isinstance(fault["input"], Mapping):
+            return f"{path}.kind: must be given; the fields of {path} depend on it"
+        return f"{path} = {_value(fault)}: must be a mapping with a kind"
+    tag = fault["ctx"]["tag"]
+    return f"{path}.kind = {tag!r}: choose {choices}{did_you_mean(tag, _names(choices))}"
+
+
+def _names(choices: str) -> list[str]:
+    """The names in pydantic's `'a', 'b' or 'c'`."""
+    return [name.strip("' ") for name in choices.replace(" or ", ", ").split(",")]
+
+
+def _rule(fault: ErrorDetails) -> str:
+    """pydantic's sentence in our voice: what the value must be."""
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a mapping of settings"
+    text = fault["msg"].removeprefix("Value error, ")
+    text = text.replace("Input should be", "must be").replace("Input should", "must")
+    if fault["type"] == "string_type" and not isinstance(fault["input"], Mapping | list):
+        text += f"; on the command line quote it twice: '\"{fault['input']}\"'"
+    return text
+
+
+def _given(fault: ErrorDetails) -> str:
+    """The value given, left out where it is a whole tree and the text names the fault itself."""
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping | BaseModel):
+        return ""
+    return f" = {_value(fault)}"
+
+
+def _value(fault: ErrorDetails) -> str:
+    text = repr(fault["input"])
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _example(path: str) -> str:
+    key = path.rsplit(".", 1)[-1]
+    if key not in EXAMPLES:
+        return ""
+    prefix = path.removesuffix(key)
+    return f", for example {prefix}{EXAMPLES[key]}"
+
+
+def _path(location: _Location, data: Any) -> str:
+    """The location as the user writes it: stages by name, without the tags that pydantic adds."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(data, Mapping):
+            if part not in data and data.get("kind") == part:
+                continue
+            parts.append(str(part))
+            data = data.get(part)
+        elif isinstance(part, int) and isinstance(data, list | tuple) and part < len(data):
+            data = data[part]
+            named = isinstance(data, Mapping) and isinstance(data.get("name"), str)
+            parts.append(data["name"] if named else str(part))
+        else:
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _known_fields(model: type[BaseModel], location: _Location) -> list[str]:
+    """Field names of the model that sits at `location`; tags choose among the models of a union."""
+    candidates = [model]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        deeper = [
+            inner
+            for candidate in candidates
+            if part in candidate.model_fields
+            for inner in _models_in(candidate.model_fields[part].annotation)
+        ]
+        candidates = deeper or [one for one in candidates if part in _kinds(one)]
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,0 +1,188 @@
+"""Recipes: a name or file, a section and `a.b=value` settings become one checked settings model.
+
+The border of the program: what passes is trusted inside. Knows no Prefect, no Ray and no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from datagen.settings import DatasetRecipe
+from pipelines.recipes.errors import describe
+from pipelines.recipes.files import SECTIONS, read_full_output, read_section
+from pipelines.recipes.full_recipe import FullRecipe, Section
+from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
+from training.settings.initial_weights import is_place
+from training.settings.prompts import is_folder
+from training.settings.recipe import EvaluationSettings, TrainingRecipe
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`["seed=7", ...]` as on the command line, or `{"seed": 7, ...}` from code."""
+
+MODELS: dict[Section, type[BaseModel]] = {
+    "dataset": DatasetRecipe,
+    "training": TrainingRecipe,
+    "evaluation": EvaluationSettings,
+}
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_recipe(name: str, section: Section, overrides: Overrides = ()) -> dict[str, Any]:
+    """The section's values from the file, those it extends and `overrides`, not yet checked.
+
+    The models' defaults lie at the bottom, so that a setting inside one can be changed alone.
+    """
+    values = merged(_defaults(MODELS[section]), read_section(name, section))
+    return _prepared(with_overrides(values, _as_mapping(overrides)), section)
+
+
+def dataset_recipe(name: str, overrides: Overrides = ()) -> DatasetRecipe:
+    """The checked recipe of `flowmapsr dataset build`. Raises `RecipeError`."""
+    return validated(DatasetRecipe, load_recipe(name, "dataset", overrides), title=name)
+
+
+def training_recipe(name: str, overrides: Overrides = ()) -> TrainingRecipe:
+    """The checked recipe of `flowmapsr train`. Raises `RecipeError`."""
+    return validated(TrainingRecipe, load_recipe(name, "training", overrides), title=name)
+
+
+def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
+    """The checked recipe of a whole run; overrides start with a section's name.
+
+    Raises `RecipeError`.
+    """
+    values: dict[str, Any] = read_full_output(name)
+    for section in SECTIONS:
+        values[section] = merged(_defaults(MODELS[section]), read_section(name, section))
+    values = with_overrides(values, _as_mapping(overrides))
+    for section in SECTIONS:
+        if isinstance(values[section], dict):
+            values[section] = _prepared(values[section], section)
+    if isinstance(values.get("output"), str):
+        values["output"] = absolute_location(values["output"], field="output")
+    return validated(FullRecipe, values, title=name)
+
+
+def recipe_of_flow(
+    flow: Literal["dataset", "train", "full"], name: str, overrides: Overrides = ()
+) -> DatasetRecipe | TrainingRecipe | FullRecipe:
+    """The checked recipe that a flow takes. Raises `RecipeError`."""
+    match flow:
+        case "dataset":
+            return dataset_recipe(name, overrides)
+        case "train":
+            return training_recipe(name, overrides)
+        case "full":
+            return full_recipe(name, overrides)
+
+
+def evaluation_settings(
+    photos: str,
+    *,
+    scales: Sequence[str],
+    steps: Sequence[str],
+    lora_scale: float | None = None,
+    guidance: float | None = None,
+) -> EvaluationSettings:
+    """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
+    values = {
+        "photos": absolute_location(photos, field="photos"),
+        "scales": [scale.strip() for scale in scales],
+        "steps": [count.strip() for count in steps],
+        "lora_scale": lora_scale,
+        "guidance": guidance,
+    }
+    return validated(EvaluationSettings, values, title="evaluate")
+
+
+def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> Model:
+    """`values` as a checked `model`.
+
+    Raises:
+        RecipeError: names every fault with its field, the value given and the fix.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = describe(error, model, values)
+        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        raise RecipeError("\n  ".join([f"recipe {title!r} has {count}:", *lines])) from error
+
+
+def absolute_location(location: str, *, field: str) -> str:
+    """A local path made absolute (workers run elsewhere); `s3://` and the like stay as they are."""
+    if "://" in location or not location:
+        return location
+    path = os.path.expanduser(location)
+    if path.startswith("~"):
+        raise RecipeError(f"{field} = {location!r}: no such home folder; write the full path")
+    return os.path.abspath(path)
+
+
+def require_sources(recipe: DatasetRecipe) -> None:
+    """Raises `RecipeError` for a local source that is not there: before any server is started."""
+    for source in recipe.sources:
+        if "://" not in source and not os.path.exists(source):
+            raise RecipeError(f"sources: {source} does not exist; give a folder or file of photos")
+
+
+def _as_mapping(overrides: Overrides) -> Mapping[str, Any]:
+    return overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+
+
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        name: to_jsonable_python(field.default)
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
+
+
+def _prepared(values: dict[str, Any], section: Section) -> dict[str, Any]:
+    """One source may be written without brackets, and local places are made absolute."""
+    match section:
+        case "dataset":
+            if isinstance(values.get("sources"), str):
+                values = {**values, "sources": [values["sources"]]}
+            return _with_absolute(values, "sources", "output")
+        case "training":
+            return _with_absolute_sources(_with_absolute(values, "manifest", "output"))
+        case "evaluation":
+            return _with_absolute(values, "photos")
+
+
+def _with_absolute(values: dict[str, Any], *fields: str) -> dict[str, Any]:
+    return {
+        key: _absolute(value, field=key) if key in fields else value
+        for key, value in values.items()
+    }
+
+
+def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
+    """Local folders that stages and prompts start from, made absolute; names stay names."""
+    prompts, stages = values.get("prompts"), values.get("stages")
+    if isinstance(prompts, dict) and is_folder(str(prompts.get("source", ""))):
+        values = {**values, "prompts": _with_absolute(prompts, "source")}
+    if isinstance(stages, list):
+        values = {**values, "stages": [_with_absolute_origin(stage) for stage in stages]}
+    return values
+
+
+def _with_absolute_origin(stage: Any) -> Any:
+    source = stage.get("initialise_from") if isinstance(stage, dict) else None
+    if not isinstance(source, str) or not is_place(source):
+        return stage
+    return {**stage, "initialise_from": absolute_location(source, field="initialise_from")}
+
+
+def _absolute(value: Any, *, field: str) -> Any:
+    if isinstance(value, str):
+        return absolute_location(value, field=field)
+    if isinstance(value, list):
+        return [_absolute(item, field=field) for item in value]
+    return value  # of a wrong type: the settings model says so

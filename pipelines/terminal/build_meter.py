@@ -1,0 +1,86 @@
+"""Turns finished tasks of a build into what a person wants to see: speed, rejections, time left.
+
+Knows counts only; where they are shown is decided by whoever watches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from pipelines.terminal.progress import show_progress
+from pipelines.terminal.reports import human_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one finished task adds: of `planned` samples, `samples` were stored."""
+
+    planned: int
+    samples: int
+    bytes: int
+    rejected: int
+
+
+class BuildMeter:
+    """Adds up finished tasks. Written by the build, read by others at any time."""
+
+    def __init__(
+        self,
+        *,
+        total: int,
+        done: int = 0,
+        rejected: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`total` samples are planned; `done` of them and `rejected` are of earlier runs."""
+        self.total, self.done, self.rejected = total, done, rejected
+        self.samples = self.bytes = 0
+        self._found_done = done
+        self._clock = clock
+        self._start = clock()
+
+    def add(self, made: Made) -> None:
+        self.done += made.planned
+        self.samples += made.samples
+        self.bytes += made.bytes
+        self.rejected += made.rejected
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.done / self.total if self.total else 100.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; None before anything was made."""
+        made = self.done - self._found_done
+        return (self.total - self.done) * self._elapsed() / made if made else None
+
+    def note(self) -> str:
+        """`12.3 samples/s, 4.5 MB/s, 3 rejected`: the speed is that of this run."""
+        elapsed = self._elapsed()
+        return (
+            f"{self.samples / elapsed:.1f} samples/s, {human_bytes(round(self.bytes / elapsed))}/s,"
+            f" {self.rejected} rejected"
+        )
+
+    def _elapsed(self) -> float:
+        return max(self._clock() - self._start, 1e-3)
+
+
+Watch = Callable[[BuildMeter], AbstractContextManager[Callable[[Made], None]]]
+"""Shows a meter for the length of a block; what it yields is told of each finished task."""
+
+
+@contextmanager
+def watch_on_terminal(meter: BuildMeter) -> Iterator[Callable[[Made], None]]:
+    """The meter as a bar or as lines on stderr."""
+    with show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress:
+
+        def note(made: Made) -> None:
+            meter.add(made)
+            progress.reach(meter.done, note=meter.note())
+
+        yield note

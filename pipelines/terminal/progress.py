@@ -1,0 +1,108 @@
+"""Shows how far long work has come, on stderr: a bar on a terminal, else a line every few seconds.
+
+Knows only counts and a note; not what is counted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from pipelines.terminal.reports import duration
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """Handed to the work, which reports by it."""
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        """`count` more are done."""
+
+    def reach(self, done: int, *, note: str = "") -> None:
+        """`done` of the total are done now."""
+
+
+@contextmanager
+def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Progress of one piece of work; `done` counts what an earlier run had made."""
+    if sys.stderr.isatty():
+        with _bar(title, total=total, unit=unit, done=done) as bar:
+            yield bar
+    else:
+        lines = _Lines(title, total=total, unit=unit, done=done)
+        yield lines
+        lines.close()
+
+
+class _Lines:
+    def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done, self._note = done, ""
+        self._found_done, self._start = done, 0.0
+        self._printed = -1
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self.reach(self._done + count, note=note)
+
+    def reach(self, done: int, *, note: str = "") -> None:
+        if not self._start and done > self._found_done:
+            # The first step waits for workers to start, which says nothing about the next.
+            self._found_done, self._start = done, time.monotonic()
+        self._done, self._note = done, note
+        if time.monotonic() >= self._next_line:
+            self._print()
+
+    def close(self) -> None:
+        if self._done != self._printed:
+            self._print()
+
+    def _print(self) -> None:
+        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", self._left()]
+        print("  ".join(filter(None, [*parts, self._note])), file=sys.stderr, flush=True)
+        self._printed = self._done
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def _left(self) -> str:
+        made = self._done - self._found_done
+        if made <= 0 or self._done >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._start) * (self._total - self._done) / made
+        return f"{duration(seconds)} left"
+
+
+@contextmanager
+def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[note]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as display:
+        task = display.add_task(title, total=total, completed=done, unit=unit, note="")
+        yield _Bar(display, task)
+
+
+class _Bar:
+    def __init__(self, display: bars.Progress, task: bars.TaskID) -> None:
+        self._display, self._task = display, task
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self._display.update(self._task, advance=count, note=note)
+
+    def reach(self, done: int, *, note: str = "") -> None:
+        self._display.update(self._task, completed=done, note=note)

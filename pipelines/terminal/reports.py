@@ -1,0 +1,313 @@
+"""What each verb says at its end: the JSON result, and lines for a person with the next command.
+
+Turns records into words; computes and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datagen.build.survey import Survey
+    from datagen.dataset.counts import Counts
+    from datagen.dataset.manifest import Manifest
+    from datagen.review.inspect_sample import InspectedSample
+    from datagen.review.verify import Fault
+    from pipelines.orchestration.deployments import Deployed
+    from training.inference.files import UpscaleReport
+    from training.run_dir.records import EvaluationRow, StageRecord
+    from training.tracking.status import RunStatus, StageStatus
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same outcome for a program and for a person."""
+
+    result: Mapping[str, Any]
+    lines: Sequence[str]
+    ok: bool = True
+
+
+def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> Report:
+    """A dataset that is complete; `how` tells whether this command made it, `found` what it had to
+    do."""
+    folder = dataset.rstrip("/")
+    place = f"{folder}/manifest.json"
+    left_out = counted(manifest.rejected.count, "image")
+    lines = [
+        f"The dataset {how}: {_contents(manifest)}.",
+        f"  manifest  {place}",
+        f"  preview   {folder}/preview.png",
+        f"  left out  {left_out}{' (see rejected.jsonl)' if manifest.rejected.count else ''}",
+    ]
+    added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
+    if found.manifest is not None and added:
+        lines.append(f"  added     {counted(added, 'sample')}")
+    if found.gone:
+        some = ", ".join(sorted(found.gone)[:3])
+        lines.append(
+            f"  gone      {counted(len(found.gone), 'photo')} no longer where it was, such as "
+            f"{some}; what was made of it stays"
+        )
+    if found.changed:
+        some = ", ".join(sorted(found.changed)[:3])
+        lines.append(
+            f"  changed   {counted(len(found.changed), 'photo')}, such as {some}; samples of the "
+            "old content stay"
+        )
+    lines.append(f"Next: {command('train', 'demo', f'manifest={place}', 'output=RUN')}")
+    result = {
+        "output": dataset,
+        "manifest": place,
+        "added": added,
+        "gone": sorted(found.gone),
+        "changed": sorted(found.changed),
+    }
+    return Report({**result, **_summary(manifest)}, lines)
+
+
+def inspected(dataset: str, manifest: Manifest) -> Report:
+    """What a dataset holds."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for shard in manifest.shards:
+        counts[shard.bucket, shard.split] += shard.num_samples
+    rows = [(bucket, split, str(count)) for (bucket, split), count in sorted(counts.items())]
+    codec = manifest.codec
+    lines = [
+        f"{dataset}: {_contents(manifest)}.",
+        f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
+        f"digest {manifest.digest}",
+        *table(("bucket", "split", "samples"), rows),
+        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _spreads(manifest.stats.counts)),
+        f"pictures: {dataset}/preview.png, {dataset}/histograms.png",
+        f"left out: {counted(manifest.rejected.count, 'image')}",
+        *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
+        f"Next: {command('dataset', 'verify', dataset)}",
+    ]
+    result = {"uri": dataset, **_summary(manifest), "recipe": manifest.recipe}
+    result["stats"] = manifest.stats.model_dump(mode="json")
+    result["buckets"] = [
+        {"bucket": bucket, "split": split, "num_samples": count}
+        for (bucket, split), count in sorted(counts.items())
+    ]
+    return Report(result, lines)
+
+
+def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> Report:
+    """One sample: its pictures, and everything that was drawn for it."""
+    import yaml
+
+    drawn = sample.drawn.model_dump(mode="json")
+    lines = [
+        f"{sample.drawn.key} in {sample.shard}",
+        *yaml.safe_dump(drawn, sort_keys=False, width=100, allow_unicode=True).splitlines(),
+        *(f"wrote {uri}" for uri in files),
+    ]
+    result = {"uri": dataset, "shard": sample.shard, "sample": drawn, "files": list(files)}
+    return Report(result, lines)
+
+
+def _spreads(counts: Counts) -> list[tuple[str, ...]]:
+    """Rows of 5 %, 50 % and 95 % quantiles, to the width of a bin."""
+    from datagen.dataset import counts as bins
+
+    drawn = {
+        "scale": (bins.SCALE, counts.scale),
+        "Gaussian sigma": (bins.GAUSSIAN_SIGMA, counts.gaussian_sigma),
+        "Poisson scale": (bins.POISSON_SCALE, counts.poisson_scale),
+        "JPEG quality": (bins.JPEG_QUALITY, counts.jpeg_quality),
+        "photo's shorter side": (bins.PHOTO_SIDE, counts.photo_side),
+    }
+    return [
+        (name, *(f"{bins.quantile(bounds, found, part):g}" for part in (0.05, 0.5, 0.95)))
+        for name, (bounds, found) in drawn.items()
+        if sum(found)
+    ]
+
+
+def verified(dataset: str, faults: Sequence[Fault]) -> Report:
+    """How a dataset compares with its manifest."""
+    result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
+    if faults:
+        lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
+        lines += [f"  {fault.where}: {fault.what}" for fault in faults]
+        return Report(result, lines, ok=False)
+    next_step = command("train", "demo", f"manifest={dataset}", "output=RUN")
+    lines = [f"{dataset}: every part is as its manifest says.", f"Next: {next_step}"]
+    return Report(result, lines)
+
+
+def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> Report:
+    """A training run whose stages are done, and where it can be reviewed."""
+    model = f"{run}/{records[-1].model}"
+    lines = [
+        f"Trained {counted(len(records), 'stage')} in {run}.",
+        *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
+        f"  model  {model}",
+        *([] if page is None else [f"  review {page}"]),
+        f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
+    ]
+    stages = [record.model_dump(mode="json") for record in records]
+    result = {"run": run, "model": model, "page": page, "stages": stages}
+    return Report(result, lines)
+
+
+def evaluated(model: str, rows: Sequence[EvaluationRow]) -> Report:
+    """The evaluation table of a model."""
+    next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
+    result = {"model": model, "rows": [row.model_dump(mode="json") for row in rows]}
+    return Report(result, [*evaluation_table(rows), f"Next: {next_step}"])
+
+
+def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
+    """Lines of the table by which methods are compared."""
+    cells = [
+        (
+            row.method,
+            f"x{row.scale:g}",
+            str(row.steps) if row.steps else "-",
+            f"{row.psnr:.2f}",
+            f"{row.ssim:.4f}",
+            f"{row.seconds:.2f}",
+        )
+        for row in rows
+    ]
+    return table(("method", "scale", "steps", "PSNR dB", "SSIM", "seconds"), cells)
+
+
+def upscaled(output: str, scale: float, report: UpscaleReport) -> Report:
+    """Which photos were enlarged, and which could not be."""
+    failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
+    result = {"written": [str(path) for path in report.written], "failed": failed}
+    lines = [f"Upscaled {counted(len(report.written), 'image')} by {scale:g} to {output}."]
+    if failed:
+        lines += [f"Left out {counted(len(failed), 'image')}:"]
+        lines += [f"  {path}: {reason}" for path, reason in report.failed]
+    return Report(result, lines, ok=not failed)
+
+
+def deployed(found: Deployed) -> Report:
+    """A deployment, and the commands of Prefect that start, pause and remove it."""
+    name = found.deployment
+    commands = {
+        "worker": f"prefect worker start --pool {shlex.quote(found.work_pool)}",
+        "run_now": f"prefect deployment run {name}",
+        "pause": f"prefect deployment schedule pause {name} {found.schedule_id}",
+        "remove": f"prefect deployment delete {name}",
+    }
+    if found.next_run is None:
+        due = "none: it runs when it is told to"
+        del commands["pause"]
+    else:
+        due = f"{found.schedule}, next run {found.next_run:%Y-%m-%d %H:%M:%S %Z}"
+    lines = [
+        f"Deployed {name}: writes {found.output}, one run at a time.",
+        f"  schedule  {due}",
+        *(f"  {key.replace('_', ' '):8}  {text}" for key, text in commands.items()),
+        "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
+        f"Next: {commands['worker']}",
+    ]
+    return Report({**found.model_dump(mode="json"), "commands": commands}, lines)
+
+
+def run_stands(found: RunStatus) -> Report:
+    """How far a training run has come."""
+    headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
+    lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
+    for stage in found.stages:
+        if stage.validation:
+            values = ", ".join(
+                f"{name.removeprefix('val/')} {value:.4g}"
+                for name, value in stage.validation.items()
+            )
+            lines.append(f"{stage.stage}: last validation {values}")
+        if stage.ended:
+            lines.append(f"{stage.stage} stopped: {stage.ended}")
+        if stage.problem:
+            lines.append(f"{stage.stage}: {stage.problem}")
+    if found.done:
+        lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
+    return Report(found.model_dump(mode="json"), lines)
+
+
+def runs_stand(place: str, found: Sequence[RunStatus]) -> Report:
+    """How far several training runs have come, a line each."""
+    rows = [(_place_in(run.run, place), *_stage_cells(run.current)) for run in found]
+    headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
+    lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
+    return Report({"runs": [run.model_dump(mode="json") for run in found]}, lines)
+
+
+def _place_in(run: str, place: str) -> str:
+    folder = Path(place).expanduser().absolute()
+    return str(Path(run).relative_to(folder))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    grid = [headings, *rows]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(headings))]
+    return ["  ".join(_aligned(row, widths)) for row in grid]
+
+
+def human_bytes(count: int) -> str:
+    """`1.4 MB`: decimal units."""
+    if count < 1000:
+        return f"{count} bytes"
+    size = count / 1000
+    for unit in ("kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def command(*words: str) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(["flowmapsr", *words])
+
+
+def _contents(manifest: Manifest) -> str:
+    samples, shards = counted(manifest.num_samples, "sample"), counted(manifest.num_shards, "shard")
+    return f"{samples} in {shards}, {human_bytes(manifest.bytes)}"
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    fields = {"recipe_digest", "codec", "num_samples", "num_shards", "bytes", "rejected"}
+    return {"digest": manifest.digest, **manifest.model_dump(mode="json", include=fields)}
+
+
+def _stage_cells(stage: StageStatus) -> tuple[str, ...]:
+    speed, left = stage.images_per_second, stage.seconds_left
+    age = stage.checkpoint_age_seconds
+    return (
+        stage.stage,
+        stage.state,
+        f"{stage.step}/{stage.steps}",
+        "-" if speed is None else f"{speed:.1f}",
+        "-" if left is None else duration(left),
+        "-" if age is None else f"step {stage.checkpoint_step}, {duration(age)} ago",
+        str(stage.restarts),
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if column == 0 else cell.rjust(width)

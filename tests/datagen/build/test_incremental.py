@@ -1,0 +1,229 @@
+"""A dataset grows with its folder: what is new is added, nothing that is there is made again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datagen.build.builder import ShardBuilder, build_dataset
+from datagen.build.finish import finish, pending_tasks
+from datagen.build.plan import make_plan, plan_dataset
+from datagen.build.survey import survey
+from datagen.dataset.known_photos import Ledger
+from datagen.dataset.manifest import load_manifest
+from datagen.dataset.shards import read_shard
+from datagen.errors import FlowmapsrError
+from datagen.photos.scan import HeaderReader
+from datagen.review.verify import verify_dataset
+from datagen.samples.prepare import prepare
+from datagen.settings import DatasetRecipe
+
+RecipeMaker = Callable[..., DatasetRecipe]
+
+
+@pytest.fixture
+def add(photos: Path, encoded: Any, photo: Any) -> Callable[..., None]:
+    """Adds photos to the folder."""
+
+    def write(*seeds: int) -> None:
+        for seed in seeds:
+            (photos / f"new{seed}.png").write_bytes(encoded(photo(seed)))
+
+    return write
+
+
+def _keys(root: str) -> list[str]:
+    shards = load_manifest(root).shards
+    keys = [sample.key for shard in shards for sample in read_shard(f"{root}/{shard.path}")]
+    assert len(keys) == len(set(keys)) == load_manifest(root).num_samples
+    return keys
+
+
+def _shards(root: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(root).glob("shards/*/*")}
+
+
+def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None]) -> None:
+    before = build_dataset(recipe())
+    old = _shards(recipe().output)
+    add(100, 101, 102)
+    after = build_dataset(recipe())
+    assert after.num_samples == before.num_samples + 6
+    assert set(before.shards) < set(after.shards)
+    now = _shards(recipe().output)
+    assert {path: now[path] for path in old} == old
+    assert sum(after.stats.scale.counts) == after.num_samples
+    assert after.stats.latent.positions > before.stats.latent.positions
+    assert verify_dataset(recipe().output) == []
+    assert len(_keys(recipe().output)) == 24
+    assert survey(recipe()).complete == after
+
+
+def test_a_second_folder_may_join(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:
+    build_dataset(recipe())
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(tmp_path / "photos" / "p0.png", other / "copy.png")
+    (other / "q.png").write_bytes(encoded(np.full((70, 90, 3), 9, np.uint8)))
+    after = build_dataset(recipe(sources=(str(tmp_path / "photos"), str(other))))
+    assert after.num_samples == 20
+    assert after.sources == (str(other), str(tmp_path / "photos"))
+    assert after.rejected.by_reason == {"duplicate": 1}
+
+
+def test_unchanged_photos_cost_one_listing(
+    recipe: RecipeMaker, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_dataset(recipe())
+    looked_at: list[str] = []
+    read = HeaderReader._read
+
+    def noting(self: HeaderReader, file: Any) -> Any:
+        looked_at.append(Path(file.uri).name)
+        return read(self, file)
+
+    monkeypatch.setattr(HeaderReader, "_read", noting)
+    build_dataset(recipe())
+    assert looked_at == []
+    add(100)
+    build_dataset(recipe())
+    assert looked_at == ["new100.png"]
+
+
+def test_removed_photos_are_reported_and_their_samples_stay(
+    recipe: RecipeMaker, photos: Path, add: Callable[..., None]
+) -> None:
+    before = build_dataset(recipe())
+    (photos / "p3.png").unlink()
+    found = survey(recipe())
+    assert found.complete == before and found.gone == {str(photos / "p3.png")}
+    add(100)
+    plan = plan_dataset(recipe())
+    assert (plan.gone, plan.changed, plan.num_samples) == (1, 0, 2)
+    assert build_dataset(recipe()).num_samples == 20
+
+
+def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos: Path) -> None:
+    before = build_dataset(recipe())
+    (photos / "p3.png").rename(photos / "elsewhere.png")
+    os.utime(photos / "p4.png", ns=(1, 1))
+    plan = make_plan(survey(recipe()))
+    assert (plan.tasks, plan.rejected, plan.gone, plan.changed) == ((), (), 0, 0)
+    assert survey(recipe()).complete == before  # the ledger knows by now
+    assert not survey(recipe()).gone
+    (photos / "elsewhere.png").rename(photos / "p3.png")
+    assert build_dataset(recipe()) == before
+
+
+def test_a_changed_photo_is_a_new_one(
+    recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
+) -> None:
+    before = build_dataset(recipe())
+    old = (photos / "p3.png").read_bytes()
+    (photos / "p3.png").write_bytes(encoded(photo(200)))
+    assert survey(recipe()).changed == {str(photos / "p3.png")}
+    after = build_dataset(recipe())
+    assert after.num_samples == before.num_samples + 2
+    (photos / "p3-again.png").write_bytes(old)  # its samples are there still
+    assert build_dataset(recipe()) == after
+    assert len(_keys(recipe().output)) == 20
+
+
+def test_a_new_copy_of_an_old_photo_is_a_duplicate(recipe: RecipeMaker, photos: Path) -> None:
+    build_dataset(recipe())
+    shutil.copy(photos / "p3.png", photos / "copy.png")
+    after = build_dataset(recipe())
+    assert (after.num_samples, after.rejected.by_reason) == (18, {"duplicate": 1})
+    assert survey(recipe()).complete == after
+
+
+def test_a_mended_photo_is_taken_in(
+    recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
+) -> None:
+    (photos / "new.png").write_bytes(b"")
+    first = build_dataset(recipe(max_rejected_fraction=0.2))
+    assert first.rejected.by_reason == {"empty file": 1}
+    (photos / "new.png").write_bytes(encoded(photo(100)))
+    second = build_dataset(recipe())
+    assert (second.num_samples, second.rejected.count) == (20, 0)
+
+
+def test_the_limit_counts_the_whole_dataset(recipe: RecipeMaker, photos: Path) -> None:
+    build_dataset(recipe())
+    (photos / "bad.png").write_bytes(b"")
+    with pytest.raises(FlowmapsrError, match="1 of 10 photos"):
+        build_dataset(recipe(max_rejected_fraction=0.05))
+    after = build_dataset(recipe(max_rejected_fraction=0.1))
+    assert (after.num_samples, after.rejected.count) == (18, 1)
+
+
+def test_photos_that_arrive_during_a_build_join_it(
+    recipe: RecipeMaker, photos: Path, add: Callable[..., None]
+) -> None:
+    plan = plan_dataset(recipe())
+    ShardBuilder(recipe())(plan.tasks[0])
+    add(100)
+    shutil.copy(photos / "p8.png", photos / "copy.png")  # its original is not made yet
+    again = plan_dataset(recipe())
+    assert again.tasks[: len(plan.tasks)] == plan.tasks
+    assert [photo.reason for photo in again.rejected] == ["duplicate"]
+    assert build_dataset(recipe()).num_samples == 20
+    assert len(_keys(recipe().output)) == 20
+
+
+def test_photos_that_change_or_go_during_a_build(
+    recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
+) -> None:
+    plan = plan_dataset(recipe(samples_per_shard=4))
+    made = ShardBuilder(recipe())(plan.tasks[0])
+    doomed = plan.tasks[2]
+    victims = [photo.file.uri for photo in doomed.photos]
+    assert len(victims) == 2
+    Path(victims[0]).unlink()
+    with pytest.raises(FlowmapsrError, match="gone since the build was planned; run the same"):
+        list(prepare(doomed, recipe(), threads=1))
+    Path(victims[0]).write_bytes(encoded(photo(300, width=100)))
+    with pytest.raises(FlowmapsrError, match="changed since the build was planned"):
+        list(prepare(doomed, recipe(), threads=1))
+    Path(victims[1]).unlink()
+    again = plan_dataset(recipe(samples_per_shard=4))
+    assert plan.tasks[0] in again.tasks and doomed not in again.tasks
+    assert plan.tasks[0] not in pending_tasks(again) and made.index == 0
+    for task in pending_tasks(again):
+        ShardBuilder(recipe())(task)
+    assert finish(again).num_samples == 16
+    assert verify_dataset(recipe().output) == []
+
+
+def test_a_rejected_newcomer_alone_is_recorded(recipe: RecipeMaker, photos: Path) -> None:
+    before = build_dataset(recipe(max_rejected_fraction=0.5))
+    (photos / "bad.png").write_bytes(b"")
+    after = build_dataset(recipe(max_rejected_fraction=0.5))
+    assert after.shards == before.shards and after.rejected.by_reason == {"empty file": 1}
+    (photos / "bad.png").unlink()
+    assert survey(recipe()).complete == after
+
+
+def test_the_ledger_notices_damage(recipe: RecipeMaker) -> None:
+    build_dataset(recipe())
+    path = Path(recipe().output, "sources.jsonl")
+    whole = path.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(FlowmapsrError, match="damaged or cut off"):
+            Ledger.read(recipe().output)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FlowmapsrError, match="damaged or cut off"):
+        survey(recipe())
+    path.write_bytes(whole)
+    lines = Ledger.read(recipe().output).lines
+    assert {line.sha256 for line in lines} == {
+        hashlib.sha256(Path(line.uri).read_bytes()).hexdigest() for line in lines
+    }

@@ -1,0 +1,73 @@
+"""Samples found by their offsets are those that a reader of whole shards finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datagen.dataset.shard_index import index_shard, sample_bytes
+from datagen.dataset.shards import (
+    DamagedShard,
+    Latents,
+    ShardSample,
+    WrittenShard,
+    read_shard,
+    write_shard,
+)
+from datagen.io import storage
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> tuple[Path, WrittenShard]:
+    """Seven samples, some without pixels, with latents of any length."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(7):
+        hq, lq, neg = rng.standard_normal((3, 4, number + 1, 3)).astype(np.float16)
+        jpeg = rng.bytes(100 * number) if number % 3 else None
+        latents = Latents(hq=hq, lq=lq, neg=neg).to_bytes()
+        samples.append(ShardSample(f"{number:020x}-00", latents, b"{}", jpeg))
+    path = tmp_path / "a.tar"
+    return path, write_shard(str(path), samples)
+
+
+@pytest.mark.parametrize("piece", [512, 1536, 4 << 20])
+def test_every_sample_is_read_from_its_offset(shard: tuple[Path, WrittenShard], piece: int) -> None:
+    path, written = shard
+    data = path.read_bytes()
+    pieces = [data[start : start + piece] for start in range(0, len(data), piece)]
+    index = index_shard(pieces, uri=str(path), sha256=written.sha256)
+    expected = read_shard(str(path))
+    assert len(index) == len(expected) == 7
+    for number, sample in enumerate(expected):
+        extent = index.extent(number)
+        part = storage.read_range(str(path), start=extent.start, length=extent.length)
+        found = sample_bytes(memoryview(part), uri=str(path))
+        assert (found.key, bytes(found.latents)) == (sample.key, sample.latents)
+        jpeg = None if found.hq_jpeg is None else bytes(found.hq_jpeg)
+        assert jpeg == sample.hq_jpeg
+
+
+def test_a_shard_that_is_not_the_one_written_is_named(
+    shard: tuple[Path, WrittenShard],
+) -> None:
+    path, written = shard
+    whole = path.read_bytes()
+    flipped = whole[:700] + bytes([whole[700] ^ 1]) + whole[701:]
+    for data in (flipped, whole[: len(whole) // 2], whole[:512], b""):
+        with pytest.raises(DamagedShard, match=r"a\.tar"):
+            index_shard([data], uri=str(path), sha256=written.sha256)
+
+
+def test_bytes_that_changed_after_the_check_are_no_sample(
+    shard: tuple[Path, WrittenShard],
+) -> None:
+    path, written = shard
+    index = index_shard([path.read_bytes()], uri=str(path), sha256=written.sha256)
+    extent = index.extent(1)
+    data = bytearray(path.read_bytes()[extent.start : extent.start + extent.length])
+    for damaged in (bytes(len(data)), bytes(data[:600]), bytes(data[:-512])):
+        with pytest.raises(DamagedShard, match=r"a\.tar"):
+            sample_bytes(memoryview(damaged), uri=str(path))

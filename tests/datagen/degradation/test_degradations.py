@@ -1,0 +1,215 @@
+"""The chain: what is drawn follows the settings, and applying it holds no chance and no shift."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from datagen.degradation.draw import degrade, degrade_small, draw_degradation
+from datagen.degradation.noise import gaussian_noise, kept_pixels, poisson_noise
+from datagen.degradation.parameters import (
+    DrawnBlur,
+    DrawnDegradation,
+    DrawnDownscale,
+    DrawnGaussianNoise,
+    DrawnJpeg,
+    DrawnMask,
+    DrawnOperation,
+    DrawnPoissonNoise,
+    DrawnResize,
+    DrawnResizeBack,
+    DrawnSinc,
+    Skipped,
+)
+from datagen.degradation.settings import DegradationSettings
+from pipelines.recipes.load import dataset_recipe
+
+_RECIPES = ("realesrgan", "elir-faces", "elir-sr8", "elir-denoising", "elir-inpainting")
+
+
+def _settings(name: str) -> DegradationSettings:
+    return dataset_recipe(name, {"sources": ["photos"], "output": "dataset"}).degradation
+
+
+@pytest.mark.parametrize("name", ("demo", *_RECIPES))
+def test_a_draw_survives_json_and_decides_every_pixel(name: str, photo: Any) -> None:
+    hq = photo(3, width=128, height=96)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        drawn = draw_degradation(_settings(name), rng)
+        again = DrawnDegradation.model_validate(json.loads(drawn.model_dump_json()))
+        assert again == drawn
+        results = []
+        for threads in (1, 2):
+            cv2.setNumThreads(threads)
+            results.append(degrade(hq, again))
+        assert np.array_equal(results[0], results[1])
+        assert results[0].shape == hq.shape and results[0].dtype == np.float32
+        assert results[0].min() >= 0 and results[0].max() <= 1
+        as_float = degrade(hq.astype(np.float32) / 255, drawn)
+        assert np.abs(as_float - results[0]).mean() < 0.01
+
+
+def _by_hand(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+    """The chain step by step in float64, each step as plain as it can be written."""
+    pixels, height, width = hq.astype(np.float64), hq.shape[0], hq.shape[1]
+    for operation in drawn.operations:
+        match operation:
+            case DrawnBlur() | DrawnSinc():
+                kernel = operation.kernel()[..., None]
+                pixels = ndimage.correlate(pixels, kernel, mode="mirror")
+            case DrawnResize(relative_to="hq", factor=factor, mode=mode):
+                pixels = _resized(pixels, height * factor, width * factor, mode)
+            case DrawnResize(factor=factor, mode=mode):
+                factor /= drawn.scale
+                pixels = _resized(pixels, height * factor, width * factor, mode)
+            case DrawnDownscale(mode=mode):
+                pixels = _resized(pixels, height / drawn.scale, width / drawn.scale, mode)
+            case DrawnResizeBack(mode=mode):
+                pixels = np.clip(np.rint(pixels), 0, 255)
+                pixels = _resized(pixels, height, width, mode)
+            case DrawnGaussianNoise(sigma=sigma, gray=gray, seed=seed):
+                noise = gaussian_noise(pixels.shape, sigma=sigma, gray=gray, seed=seed)
+                pixels = np.clip(pixels + noise, 0, 255)
+            case DrawnPoissonNoise(scale=scale, gray=gray, seed=seed):
+                levels = pixels.astype(np.float32)
+                noise = poisson_noise(levels, scale=scale, gray=gray, seed=seed)
+                pixels = np.clip(pixels + noise, 0, 255)
+            case DrawnMask(fraction=fraction, seed=seed):
+                pixels = pixels * kept_pixels(pixels.shape[:2], lost=fraction, seed=seed)
+            case DrawnJpeg(quality=quality):
+                pixels = _jpeg_by_pillow(np.clip(np.rint(pixels), 0, 255), quality)
+            case Skipped():
+                continue
+    return np.clip(pixels / 255, 0, 1)
+
+
+def _resized(pixels: np.ndarray, height: float, width: float, mode: str) -> np.ndarray:
+    size = max(1, round(width)), max(1, round(height))
+    flags = {"nearest": 6, "area": 3, "bilinear": 1, "bicubic": 2}
+    if mode in flags:
+        return cv2.resize(pixels.astype(np.float32), size, interpolation=flags[mode])
+    planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
+    return np.stack(
+        [np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], 2
+    )
+
+
+def _jpeg_by_pillow(pixels: np.ndarray, quality: int) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(
+        stream, format="JPEG", quality=quality, subsampling="4:2:0"
+    )
+    return np.asarray(Image.open(stream)).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ("demo", *_RECIPES))
+def test_chains_equal_the_same_steps_by_hand(name: str, photo: Any) -> None:
+    """Up to what rounding to 8 bits makes of differences far below a level."""
+    hq = photo(7, width=104, height=88)
+    rng = np.random.default_rng(2)
+    for _ in range(25):
+        drawn = draw_degradation(_settings(name), rng)
+        # Shot noise jumps with the number of levels, which a difference of 1e-4 may change.
+        kept = [item for item in drawn.operations if not isinstance(item, DrawnPoissonNoise)]
+        drawn = drawn.model_copy(update={"operations": tuple(kept)})
+        difference = np.abs(degrade(hq, drawn) - _by_hand(hq, drawn)) * 255
+        assert difference.mean() < 0.25 and np.quantile(difference, 0.9) < 1.1
+
+
+@pytest.mark.parametrize("quality", [1, 30, 61, 95, 100])
+def test_jpeg_is_that_of_pillow(quality: int, photo: Any) -> None:
+    hq = photo(4, width=61, height=47)
+    drawn = DrawnDegradation(scale=1, operations=(DrawnJpeg(quality=quality),))
+    expected = _jpeg_by_pillow(hq, quality)
+    assert np.abs(degrade_small(hq, drawn) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("relative_to,factor,size", [("hq", 0.33, (32, 42)), ("lq", 1.2, (29, 38))])
+def test_resize_goes_to_an_explicit_size(relative_to: Any, factor: float, size: Any) -> None:
+    """96 x 128 times 0.33, or over 4 times 1.2, each rounded once: seen by what noise fits."""
+    hq = np.full((96, 128, 3), 120, np.uint8)
+    operations: list[DrawnOperation] = [
+        DrawnResize(relative_to=relative_to, factor=factor, mode="area"),
+        DrawnGaussianNoise(sigma=30, gray=False, seed=4),
+    ]
+    found = degrade_small(hq, DrawnDegradation(scale=4, operations=tuple(operations)))
+    assert found.shape == (*size, 3)
+
+
+def test_a_scale_below_one_enlarges(photo: Any) -> None:
+    drawn = draw_degradation(_settings("elir-faces"), np.random.default_rng(0), scale=0.8)
+    hq = photo(3, width=64, height=48)
+    assert degrade_small(hq, drawn).shape == (60, 80, 3)
+    assert degrade(hq, drawn).shape == hq.shape
+
+
+def test_inpainting_leaves_a_tenth_of_the_pixels(photo: Any) -> None:
+    hq = np.maximum(photo(3, width=64, height=50), 1)
+    drawn = draw_degradation(_settings("elir-inpainting"), np.random.default_rng(0))
+    quiet = [item for item in drawn.operations if not isinstance(item, DrawnGaussianNoise)]
+    lq = degrade(hq, drawn.model_copy(update={"operations": tuple(quiet)}))
+    kept = lq.any(axis=2)
+    assert kept.sum() == 64 * 50 - int(0.9 * 64 * 50)
+    assert np.allclose(lq[kept], hq[kept] / 255, atol=1e-6)
+
+
+def test_denoising_is_clipped_gaussian_noise(photo: Any) -> None:
+    hq = np.full((200, 200, 3), 128, np.uint8)
+    drawn = draw_degradation(_settings("elir-denoising"), np.random.default_rng(0))
+    noise = degrade(hq, drawn) - 128 / 255
+    inside = np.abs(noise) < 0.4
+    assert 0.73 < inside.mean() < 0.76  # of N(0, 0.35): erf(0.4 / 0.35 / sqrt 2) = 0.747
+    assert drawn.scale == 1 and noise.max() == pytest.approx(127 / 255)
+
+
+def test_small_image_is_the_chain_before_the_resize_back(photo: Any) -> None:
+    hq = photo(3, width=128, height=96)
+    operations = (
+        DrawnDownscale(mode="area"),
+        DrawnGaussianNoise(sigma=4, gray=False, seed=1),
+        DrawnJpeg(quality=60),
+        DrawnResizeBack(mode="bicubic"),
+    )
+    drawn = DrawnDegradation(scale=3.3, operations=operations)
+    small = degrade_small(hq, drawn)
+    assert small.shape == (round(96 / 3.3), round(128 / 3.3), 3) and small.dtype == np.uint8
+    enlarged = cv2.resize(small.astype(np.float32), (128, 96), interpolation=cv2.INTER_CUBIC)
+    assert np.allclose(degrade(hq, drawn), np.clip(enlarged / 255, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("down", ["nearest", "area", "bilinear", "bicubic"])
+@pytest.mark.parametrize("up", ["nearest", "area", "bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [1.5, 3.7, 7.9, 16.0])
+def test_lq_is_registered(down: Any, up: Any, scale: float) -> None:
+    """The centre of mass of a blob stays, up to the half pixel nearest cannot represent."""
+    y, x = np.mgrid[:256, :256]
+    blob = np.exp(-((x - 127.3) ** 2 + (y - 100.2) ** 2) / (2 * 30.0**2)).astype(np.float32)
+    operations = (DrawnDownscale(mode=down), DrawnResizeBack(mode=up))
+    drawn = DrawnDegradation(scale=scale, operations=operations)
+    lq = degrade(np.repeat(blob[..., None], 3, axis=2), drawn)[..., 0]
+    for axis in (x, y):
+        shift = (lq * axis).sum() / lq.sum() - (blob * axis).sum() / blob.sum()
+        assert abs(shift) < (0.55 if down == "nearest" else 0.1)
+
+
+def test_scale_one_without_operations_is_the_image(photo: Any) -> None:
+    hq = photo(5)
+    operations = (DrawnDownscale(mode="bicubic"), DrawnResizeBack(mode="bicubic"))
+    drawn = DrawnDegradation(scale=1, operations=operations)
+    assert np.allclose(degrade(hq, drawn), hq / 255, atol=1e-6)
+    assert np.array_equal(degrade_small(hq, drawn), hq)
+
+
+def test_tiny_images_survive(photo: Any) -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        drawn = draw_degradation(DegradationSettings(), rng)
+        assert np.isfinite(degrade(photo(1, width=9, height=8), drawn)).all()

@@ -1,0 +1,307 @@
+"""One build into a place at a time: races, dead holders, sleeping holders, other hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datagen.errors import FlowmapsrError
+from datagen.io import lock, lock_owner, storage
+from datagen.io.lock import BUILD, PlaceLock, place_lock
+from datagen.io.lock_owner import Holder
+from tests.support.s3 import FaultyS3
+
+CONTENDER = """
+import sys, time
+from datagen.errors import FlowmapsrError
+from datagen.io.lock import BUILD, place_lock
+output, start = sys.argv[1], float(sys.argv[2])
+time.sleep(max(start - time.time(), 0))
+try:
+    with place_lock(output, BUILD):
+        print("held", flush=True)
+        sys.stdin.readline()
+except FlowmapsrError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "new" / "dataset")
+    faulty: FaultyS3 = request.getfixturevalue("faulty_s3")
+    return f"s3://{faulty.bucket}/dataset"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lock, "STALE_AFTER", 0.3)
+
+
+def _process(output: str, *, start: float = 0.0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CONTENDER, output, str(start)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.fixture
+def holder(output: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock."""
+    process = _process(output)
+    assert _said(process) == "held"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def _place(output: str) -> lock.Place:
+    return lock.Place(output, BUILD)
+
+
+def _leave(output: str, generation: int = 1, **change: object) -> Holder:
+    """A lock as an other host's holder left it."""
+    left = replace(
+        lock_owner.this_process(replaces=""),
+        host="elsewhere",
+        machine="elsewhere",
+        heartbeat=time.time() - 3600,
+        **change,  # type: ignore[arg-type]
+    )
+    assert storage.create_exclusive(_place(output).lock_uri(generation), lock_owner.to_bytes(left))
+    return left
+
+
+def _locks(output: str) -> list[str]:
+    return storage.names(output, "build-")
+
+
+def test_a_second_build_is_refused_and_told_who_holds_the_place(output: str) -> None:
+    with place_lock(output, BUILD) as held:
+        with pytest.raises(FlowmapsrError) as caught, place_lock(output, BUILD):
+            pass
+        assert f"pid {os.getpid()}" in str(caught.value) and os.uname().nodename in str(
+            caught.value
+        )
+        assert "last sign of life 0 s ago" in str(caught.value)
+        held.check()
+        assert _locks(output) == ["build-000001.lock"]
+    assert _locks(output) == []
+    with place_lock(output, BUILD):
+        pass
+
+
+def test_an_exception_releases(output: str) -> None:
+    with pytest.raises(RuntimeError), place_lock(output, BUILD):
+        raise RuntimeError
+    assert _locks(output) == []
+
+
+def test_sigterm_releases(output: str, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGTERM)
+    assert holder.wait(timeout=60) == 128 + signal.SIGTERM
+    assert _locks(output) == []
+
+
+def test_a_killed_holder_is_replaced_at_once(
+    output: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_AFTER", 10**6)
+    with pytest.raises(FlowmapsrError, match=f"pid {holder.pid}"), place_lock(output, BUILD):
+        pass
+    holder.kill()
+    holder.wait()
+    with place_lock(output, BUILD):
+        assert _locks(output) == ["build-000002.lock"]
+    assert _locks(output) == []
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_processes_exactly_one_wins(tmp_path: Path, stale: bool) -> None:
+    output = str(tmp_path / "dataset")
+    if stale:
+        _leave_dead_process(output)
+    start = time.time() + 3.0
+    processes = [_process(output, start=start) for _ in range(6)]
+    said = [_said(process) for process in processes]
+    for process in processes:
+        process.communicate("\n")
+    assert said.count("held") == 1
+    winner = processes[said.index("held")]
+    assert all(f"pid {winner.pid}," in text for text in said if text != "held")
+    assert _locks(output) == []
+
+
+def _leave_dead_process(output: str) -> None:
+    process = _process(output)
+    assert _said(process) == "held"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_many_threads_exactly_one_wins(output: str, quick: None, stale: bool) -> None:
+    for _ in range(5):
+        if stale:
+            _leave(output)
+        won: list[PlaceLock] = []
+        refused: list[FlowmapsrError] = []
+        barrier, done = threading.Barrier(8), threading.Event()
+
+        def contend(
+            won: list[PlaceLock] = won,
+            refused: list[FlowmapsrError] = refused,
+            barrier: threading.Barrier = barrier,
+            done: threading.Event = done,
+        ) -> None:
+            barrier.wait()
+            try:
+                with place_lock(output, BUILD) as held:
+                    won.append(held)
+                    done.wait(120)
+            except FlowmapsrError as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=contend) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(won) + len(refused) < 8:
+            time.sleep(0.01)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and len(refused) == 7
+        assert _locks(output) == []
+
+
+def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: None) -> None:
+    left = _leave(output)
+    stop, start = threading.Event(), time.monotonic()
+
+    def live() -> None:
+        while not stop.wait(0.02):
+            alive = replace(left, heartbeat=left.heartbeat + time.monotonic() - start)
+            storage.write_bytes(_place(output).lock_uri(1), lock_owner.to_bytes(alive))
+
+    thread = threading.Thread(target=live)  # by a clock that is an hour late
+    thread.start()
+    try:
+        with pytest.raises(FlowmapsrError, match="host elsewhere"), place_lock(output, BUILD):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+    with place_lock(output, BUILD):
+        assert _locks(output) == ["build-000002.lock"]
+
+
+def test_a_holder_that_was_asleep_notices(
+    output: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock.PlaceLock, "start", lambda self: None)  # gives no sign of life
+    with place_lock(output, BUILD) as asleep:
+        time.sleep(0.4)
+        with place_lock(output, BUILD) as awake:
+            asleep.check()
+            asleep.renew()
+            with pytest.raises(FlowmapsrError, match=f"pid {os.getpid()}.* has taken over"):
+                asleep.check()
+            awake.renew()
+            awake.check()
+            assert _locks(output) == ["build-000002.lock"]
+    assert _locks(output) == []
+
+
+def test_the_heartbeat_notices_by_itself(output: str, quick: None) -> None:
+    with place_lock(output, BUILD) as lost, place_lock(output, BUILD, take_over=True) as held:
+        deadline = time.monotonic() + 30
+        with pytest.raises(FlowmapsrError, match="has taken over"):
+            while time.monotonic() < deadline:
+                lost.check()
+                time.sleep(0.02)
+        held.check()
+
+
+def test_signs_of_life_reach_the_file_and_survive_a_bad_hour(
+    faulty_s3: FaultyS3, quick: None
+) -> None:
+    output = f"s3://{faulty_s3.bucket}/dataset"
+    with place_lock(output, BUILD) as held:
+        first = _place(output).holders()[1]
+        faulty_s3.fail("status", "PUT", times=5, status=403, code="AccessDenied")
+        faulty_s3.fail("reset", "PUT", times=5)
+        deadline = time.monotonic() + 30
+        while _place(output).holders()[1].heartbeat == first.heartbeat:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert sum(fault.times for fault in faulty_s3.faults) == 0
+        held.check()
+
+
+def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
+    seen = {1: _leave(output)}
+    storage.delete(_place(output).lock_uri(1))
+    fresh = _leave(output)  # the stale one was taken over, ended, and a third build began
+    me = lock_owner.this_process(replaces=seen[1].token)
+    assert storage.create_exclusive(_place(output).lock_uri(2), lock_owner.to_bytes(me))
+    with pytest.raises(FlowmapsrError, match="host elsewhere"):
+        lock._confirmed(_place(output), 2, me, seen=seen)
+    assert _place(output).holders() == {1: fresh}
+
+
+def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
+    storage.write_bytes(_place(output).lock_uri(1), b"{")
+    with (
+        pytest.raises(FlowmapsrError, match="host unknown.*--take-over"),
+        place_lock(output, BUILD),
+    ):
+        pass
+    with place_lock(output, BUILD, take_over=True):
+        assert _locks(output) == ["build-000002.lock"]
+
+
+def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    mine = lock_owner.this_process(replaces="")
+    assert lock_owner.is_running(mine)
+    other = replace(mine, process_started=mine.process_started - 100)
+    assert not lock_owner.is_running(other)
+    storage.create_exclusive(_place(output).lock_uri(1), lock_owner.to_bytes(other))
+    with place_lock(output, BUILD):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (
+        pytest.raises(FlowmapsrError, match="choose another place"),
+        place_lock(str(tmp_path / "file" / "dataset"), BUILD),
+    ):
+        pass
+
+
+def test_locks_are_told_from_other_files(output: str) -> None:
+    with place_lock(output, BUILD):
+        found = storage.list_files(output)
+        assert [lock.is_lock(uri) for uri in found] == [True]
+        assert json.loads(storage.read_bytes(found[0]))["pid"] == os.getpid()
+    assert not lock.is_lock(f"{output}/build-1.lock") and not lock.is_lock("s3://b/plan.json")

@@ -1,0 +1,110 @@
+"""Counts add up however the samples are grouped, and the pictures depend on nothing else."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datagen.dataset import counts as bins
+from datagen.dataset.counts import Counts, CountTally, quantile
+from datagen.dataset.manifest import Histogram, LatentStatistics, Statistics
+from datagen.degradation.draw import draw_degradation
+from datagen.degradation.settings import DegradationSettings
+from datagen.review.histograms import draw_histograms
+from datagen.review.preview import PreviewRow, choose, draw_preview
+from datagen.samples.buckets import Bucket
+from datagen.samples.decoding import DecodedSample
+from datagen.samples.sample import Crop, DrawnSample, Orientation
+
+
+def _drawn(seed: int, bucket: str = "64x96") -> DrawnSample:
+    rng = np.random.default_rng(seed)
+    lq = draw_degradation(DegradationSettings(), rng)
+    return DrawnSample(
+        key=f"{seed % 7:020x}-{seed // 7:02d}",
+        source=f"/photos/{seed}.jpg",
+        seed=0,
+        bucket=bucket,
+        crop=Crop(left=0, top=3, width=500, height=400),
+        orientation=Orientation(quarter_turns=seed % 4, flip=seed % 2 == 0),
+        scale=lq.scale,
+        lq=lq,
+        neg=draw_degradation(DegradationSettings(), rng, scale=1.5),
+    )
+
+
+def _counts(seeds: range) -> Counts:
+    tally = CountTally()
+    for seed in seeds:
+        tally.add(_drawn(seed, ("64x96", "96x64", "80x80")[seed % 3]), photo_side=100 * seed)
+    return tally.counts()
+
+
+def _statistics(counts: Counts, channels: int = 4) -> Statistics:
+    latent = LatentStatistics(
+        mean=tuple(-0.1 * n for n in range(channels)), std=(1.0,) * channels, positions=9
+    )
+    return Statistics(latent=latent, scale=Histogram(edges=(1, 2), counts=(3,)), counts=counts)
+
+
+def test_counts_add_up() -> None:
+    whole = _counts(range(60))
+    for cut in (1, 20, 59):
+        assert _counts(range(cut)).plus(_counts(range(cut, 60))) == whole
+    assert whole.plus(Counts()) == whole
+    assert sum(whole.scale) == sum(whole.photo_side) == sum(whole.buckets.values()) == 60
+    assert sum(whole.jpeg_quality) == 60
+    assert sum(whole.gaussian_sigma) + sum(whole.poisson_scale) == 60
+    drawn = [_drawn(seed).scale for seed in range(60)]
+    expected, _ = np.histogram(drawn, bins=[*bins.SCALE, np.inf])
+    assert whole.scale == tuple(expected)
+
+
+def test_values_beyond_the_bins_are_counted() -> None:
+    tally = CountTally()
+    for side in (0, 127, 128, 10**9):
+        tally.add(_drawn(1), photo_side=side)
+    assert tally.counts().photo_side[:2] == (2, 1) and tally.counts().photo_side[-1] == 1
+
+
+def test_quantiles() -> None:
+    assert quantile((0, 10, 20), (5, 0, 5), 0.5) == 0
+    assert quantile((0, 10, 20), (5, 0, 5), 0.51) == 20
+    assert quantile((0, 10, 20), (0, 0, 0), 0.5) is None
+
+
+@pytest.mark.parametrize("channels", [1, 4, 192])
+def test_equal_counts_give_equal_pictures(channels: int) -> None:
+    first = draw_histograms(_statistics(_counts(range(30)), channels))
+    assert first == draw_histograms(_statistics(_counts(range(30)), channels))
+    assert first != draw_histograms(_statistics(_counts(range(31)), channels))
+    image = Image.open(io.BytesIO(first))
+    assert min(image.size) > 1000 and not image.info, "no times, no programs"
+
+
+def test_a_dataset_without_noise_or_with_many_buckets_can_be_drawn() -> None:
+    many = {f"{64 + 32 * n}x64": n + 1 for n in range(80)}
+    draw_histograms(_statistics(Counts(scale=(3, *[0] * 62), buckets=many)))
+
+
+def test_preview_is_drawn_from_its_rows_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed, name in enumerate(("64x96", "96x64", "32x32")):
+        bucket = Bucket.from_name(name)
+        noise = rng.integers(0, 256, (3, bucket.height, bucket.width, 3), dtype=np.uint8)
+        rows.append(PreviewRow(_drawn(seed, name), DecodedSample(*noise)))
+    first = draw_preview(rows)
+    assert first == draw_preview(rows) != draw_preview(rows[:2])
+    assert not Image.open(io.BytesIO(first)).info
+
+
+def test_preview_shows_different_photos_first() -> None:
+    drawn = [_drawn(seed) for seed in (0, 7, 14, 1, 8, 2)]
+    chosen = choose(drawn, 4)
+    assert [key[19:] for key in chosen] == ["0-00", "1-00", "2-00", "0-01"]
+    assert len(choose(drawn, 99)) == 6

@@ -1,0 +1,265 @@
+"""Every damage to a finished dataset is a fault that names its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datagen.build.builder import build_dataset
+from datagen.dataset.manifest import RejectedCount, load_manifest, to_json
+from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
+from datagen.errors import FlowmapsrError
+from datagen.review.verify import verify_dataset
+from datagen.settings import DatasetRecipe
+
+RecipeMaker = Callable[..., DatasetRecipe]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the dataset of this module lies once it is built."""
+    return tmp_path_factory.mktemp("built") / "dataset"
+
+
+@pytest.fixture
+def dataset(recipe: RecipeMaker, built: Path) -> Path:
+    """A copy to spoil."""
+    if not built.exists():
+        build_dataset(recipe(output=str(built)))
+    return Path(shutil.copytree(built, recipe().output))
+
+
+def _only_fault(dataset: Path) -> str:
+    faults = verify_dataset(str(dataset))
+    assert len(faults) == 1, faults
+    return f"{faults[0].where}: {faults[0].what}"
+
+
+def _first_tar(dataset: Path) -> Path:
+    return dataset / load_manifest(str(dataset)).shards[0].path
+
+
+def test_a_sound_dataset_has_no_faults(dataset: Path) -> None:
+    assert verify_dataset(str(dataset)) == []
+    assert verify_dataset(str(dataset / "manifest.json")) == []
+    moved = dataset.with_name("moved")
+    shutil.move(dataset, moved)
+    assert verify_dataset(str(moved)) == []
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.7, 0.999])
+def test_one_flipped_bit_is_found(dataset: Path, where: float) -> None:
+    tar = _first_tar(dataset)
+    data = bytearray(tar.read_bytes())
+    data[int(where * len(data))] ^= 1
+    tar.write_bytes(data)
+    assert "checksum" in _only_fault(dataset) and tar.name in _only_fault(dataset)
+
+
+def test_missing_and_stray_files(dataset: Path) -> None:
+    tar = _first_tar(dataset)
+    stray = tar.with_name("train-000099.tar")
+    shutil.copy(tar, stray)
+    assert "stray" in _only_fault(dataset) and stray.name in _only_fault(dataset)
+    stray.unlink()
+    tar.unlink()
+    assert tar.name in _only_fault(dataset)
+
+
+@pytest.mark.parametrize(
+    "name", ["sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"]
+)
+def test_missing_lists_and_pictures(dataset: Path, name: str) -> None:
+    (dataset / name).unlink()
+    assert name in _only_fault(dataset)
+
+
+def test_missing_record(dataset: Path) -> None:
+    _first_tar(dataset).with_suffix(".json").unlink()
+    assert ".json" in _only_fault(dataset) and "no such file" in _only_fault(dataset)
+
+
+@pytest.mark.parametrize(
+    "changes,what",
+    [
+        ({"num_samples": 17}, "num_samples"),
+        ({"bytes": 1}, "bytes"),
+        ({"recipe_digest": "0" * 64}, "recipe_digest"),
+        ({"rejected": RejectedCount(count=3, by_reason={})}, "rejected.jsonl: 0 lines"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up(dataset: Path, changes: dict[str, Any], what: str) -> None:
+    wrong = load_manifest(str(dataset)).model_copy(update=changes)
+    (dataset / "manifest.json").write_bytes(to_json(wrong))
+    assert what in _only_fault(dataset)
+
+
+def test_the_digest_names_the_content(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    lines = path.read_text().splitlines()
+    assert lines[-2].startswith('  "digest": ')
+    content = json.loads(path.read_bytes())
+    digest = content.pop("digest")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    assert digest == hashlib.sha256(text.encode()).hexdigest() == load_manifest(str(path)).digest
+    path.write_text(json.dumps({**content, "digest": digest, "num_samples": 17}))
+    assert "digest is not that of the content" in _only_fault(dataset)
+    with pytest.raises(FlowmapsrError, match="changed or damaged"):
+        load_manifest(str(dataset))
+    path.write_text(json.dumps(content))
+    assert "digest is missing" in _only_fault(dataset)
+    path.write_text(json.dumps({**content, "digest": digest}))
+    assert "not those that were written" in _only_fault(dataset)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_bit_flipped_in_any_file_is_found(dataset: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    files = sorted(path for path in dataset.rglob("*") if path.is_file())
+    kinds = {path.name if path.parent == dataset else path.suffix for path in files}
+    assert kinds >= {"manifest.json", "rejected.jsonl", "sources.jsonl", "preview.png", ".tar"}
+    for path in files:
+        data = path.read_bytes()
+        if not data:  # nothing was left out
+            continue
+        bit = rng.randrange(8 * len(data))
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        faults = verify_dataset(str(dataset))
+        assert any(path.name in f"{fault.where}{fault.what}" for fault in faults), (path, bit)
+        path.write_bytes(data)
+    assert verify_dataset(str(dataset)) == []
+
+
+def test_every_bit_of_a_manifest_counts(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    data = path.read_bytes()
+    manifest = load_manifest(str(dataset))
+    rng = random.Random(5)
+    for _ in range(300):
+        bit = rng.randrange(8 * len(data))
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            assert to_json(load_manifest(str(dataset))) != bytes(changed)
+        except FlowmapsrError:
+            continue
+    path.write_bytes(data)
+    assert load_manifest(str(dataset)) == manifest
+
+
+def test_order_and_progress_do_not_depend_on_the_threads(dataset: Path) -> None:
+    for tar in sorted(dataset.rglob("*.tar"))[::2]:
+        tar.write_bytes(tar.read_bytes()[:-1] + b"!")
+    found, seen = [], []
+    for workers in (1, 5):
+        calls: list[tuple[int, int]] = []
+        on_shard = lambda done, total, calls=calls: calls.append((done, total))  # noqa: E731
+        found.append(verify_dataset(str(dataset), workers=workers, on_shard=on_shard))
+        seen.append(calls)
+    total = load_manifest(str(dataset)).num_shards
+    assert seen == [[(done, total) for done in range(1, total + 1)]] * 2
+    assert found[0] == found[1] and len(found[0]) == len(list(dataset.rglob("*.tar"))[::2])
+
+
+def test_a_photo_in_the_wrong_split(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    record = manifest.shards[0]
+    other = "validation" if record.split == "train" else "train"
+    wrong = record.model_copy(update={"split": other})
+    (dataset / record.path).with_suffix(".json").write_bytes(to_json(wrong))
+    update = {"shards": (wrong, *manifest.shards[1:])}
+    (dataset / "manifest.json").write_bytes(to_json(manifest.model_copy(update=update)))
+    faults = verify_dataset(str(dataset))
+    assert len(faults) == record.num_samples
+    assert {fault.what for fault in faults} == {f"a {record.split} photo in a {other} shard"}
+
+
+def test_an_open_build_is_named(dataset: Path) -> None:
+    (dataset / "plan.json").write_text("{}")
+    assert "a build is open" in _only_fault(dataset)
+
+
+def test_an_unreadable_manifest(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    content = json.loads(path.read_bytes())
+    faults = {
+        "not JSON": "{",
+        "schema_version is 99": json.dumps({**content, "schema_version": 99}),
+        "digest is missing": json.dumps({"schema_version": 1}),
+    }
+    for what, text in faults.items():
+        path.write_text(text)
+        assert what in _only_fault(dataset)
+        with pytest.raises(FlowmapsrError, match=what):
+            load_manifest(str(dataset))
+    path.unlink()
+    assert "there is no manifest" in _only_fault(dataset)
+
+
+def _rewrite(dataset: Path, change: Callable[[list[ShardSample]], list[ShardSample]]) -> None:
+    """Replaces the samples of the first shard and makes record and manifest agree with them."""
+    manifest = load_manifest(str(dataset))
+    record = manifest.shards[0]
+    written = write_shard(
+        str(dataset / record.path), change(read_shard(str(dataset / record.path)))
+    )
+    new = record.model_copy(update=vars(written))
+    (dataset / record.path).with_suffix(".json").write_bytes(to_json(new))
+    shards = (new, *manifest.shards[1:])
+    update = {
+        "shards": shards,
+        "bytes": sum(item.bytes for item in shards),
+        "num_samples": sum(item.num_samples for item in shards),
+    }
+    (dataset / "manifest.json").write_bytes(to_json(manifest.model_copy(update=update)))
+
+
+def _replaced(sample: ShardSample, **changes: Any) -> ShardSample:
+    return ShardSample(**{**vars(sample), **changes})
+
+
+def test_samples_are_looked_into(dataset: Path) -> None:
+    original = read_shard(str(_first_tar(dataset)))
+    first = original[0]
+    latents = Latents.from_bytes(first.latents)
+    broken = latents.lq.copy()
+    broken[0, 0, 0] = np.nan
+    changed = {
+        "latent lq is not finite": {
+            "latents": Latents(hq=latents.hq, lq=broken, neg=latents.neg).to_bytes()
+        },
+        "latent neg is float16": {
+            "latents": Latents(hq=latents.hq, lq=latents.lq, neg=latents.neg[:3]).to_bytes()
+        },
+        "latents.safetensors": {"latents": b"junk"},
+        "meta.json is malformed": {"meta": b"{}"},
+        "hq.jpg missing": {"hq_jpeg": None},
+        "hq.jpg is no JPEG": {"hq_jpeg": b"junk"},
+    }
+    for what, change in changed.items():
+        samples = [_replaced(first, **change), *original[1:]]
+        _rewrite(dataset, lambda _, new=samples: new)  # type: ignore[misc]
+        assert what in _only_fault(dataset) and first.key in _only_fault(dataset)
+
+
+def test_keys_are_unique(dataset: Path) -> None:
+    last = load_manifest(str(dataset)).shards[-1]
+    key = read_shard(str(dataset / last.path))[0].key
+    _rewrite(dataset, lambda samples: [_replaced(samples[0], key=key), *samples[1:]])
+    faults = [fault.what for fault in verify_dataset(str(dataset))]
+    assert f"this key is in {last.path} too" in faults
+    assert any("meta.json says key" in what for what in faults)
+    _rewrite(dataset, lambda samples: [_replaced(samples[0], key=20 * "0" + "-00"), *samples[1:]])
+    faults = [fault.what for fault in verify_dataset(str(dataset))]
+    assert "sources.jsonl has no photo of this key" in faults

@@ -1,0 +1,152 @@
+"""The DCT codec against SciPy's transform; the autoencoders against diffusers' own calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+
+from datagen.errors import FlowmapsrError
+from datagen.samples.codecs import Dct8Codec, dct8_scales, load_codec
+from datagen.settings import AutoencoderSettings, Dct8Settings
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_dct8_is_scipys_dct(pixels: torch.Tensor) -> None:
+    codec = load_codec(Dct8Settings())
+    latents = codec.encode(pixels)
+    assert latents.shape == (2, 192, 4, 6) and (codec.channels, codec.downsample) == (192, 8)
+    for colour, row, column in [(0, 0, 0), (2, 3, 5), (1, 2, 4)]:
+        block = pixels[1, colour, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy()
+        expected = scipy.fft.dctn(block, norm="ortho") * dct8_scales().numpy()
+        found = latents[1, 64 * colour : 64 * colour + 64, row, column].reshape(8, 8)
+        assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_dct8_is_lossless_and_keeps_the_squared_error(pixels: torch.Tensor) -> None:
+    codec = Dct8Codec()
+    assert (codec.decode(codec.encode(pixels)) - pixels).abs().max() < 1e-5
+    other = pixels.flip(0)
+    pixel_error = (pixels - other).square().mean()
+    latent_error = (codec.encode(pixels) - codec.encode(other)).square().mean()
+    assert torch.isclose(latent_error, pixel_error, rtol=1e-4)
+
+
+def test_dct8_decode_is_differentiable(pixels: torch.Tensor) -> None:
+    codec = Dct8Codec()
+    latents = codec.encode(pixels).requires_grad_()
+    codec.decode(latents).square().sum().backward()
+    assert latents.grad is not None
+    assert torch.allclose(latents.grad, 2 * codec.encode(pixels), atol=1e-4)
+
+
+def test_dct8_does_not_depend_on_threads_or_batch(pixels: torch.Tensor) -> None:
+    codec = Dct8Codec()
+    whole = codec.encode(pixels)
+    torch.set_num_threads(2)
+    assert torch.equal(codec.encode(pixels), whole)
+    assert torch.equal(codec.encode(pixels[1:]), whole[1:])
+
+
+def _save_kl(folder: Path) -> diffusers.AutoencoderKL:
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.3,
+        shift_factor=0.1,
+    )
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def _save_tiny(folder: Path) -> diffusers.AutoencoderTiny:
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        latent_channels=4,
+    )
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def test_autoencoder_kl(tmp_path: Path, pixels: torch.Tensor) -> None:
+    model = _save_kl(tmp_path)
+    settings = AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path))
+    codec = load_codec(settings)
+    assert (codec.channels, codec.downsample) == (4, 2)
+    with torch.no_grad():
+        mode = model.encode(pixels).latent_dist.mode()
+        latents = codec.encode(pixels)
+        assert torch.allclose(latents, (mode - 0.1) * 0.3, atol=1e-5)
+        assert torch.allclose(codec.decode(latents), model.decode(mode).sample, atol=1e-4)
+    assert torch.equal(codec.encode(pixels), latents)
+    gradient = latents.clone().requires_grad_()
+    codec.decode(gradient).sum().backward()
+    assert gradient.grad is not None and gradient.grad.abs().sum() > 0
+
+
+def test_autoencoder_tiny(tmp_path: Path, pixels: torch.Tensor) -> None:
+    model = _save_tiny(tmp_path)
+    settings = AutoencoderSettings(kind="autoencoder_tiny", source=str(tmp_path))
+    codec = load_codec(settings)
+    assert (codec.channels, codec.downsample) == (4, 4)
+    with torch.no_grad():
+        assert torch.allclose(codec.encode(pixels), model.encode(pixels).latents, atol=1e-5)
+    assert codec.decode(codec.encode(pixels)).shape == pixels.shape
+
+
+def test_precision_tiling_and_slicing(tmp_path: Path, pixels: torch.Tensor) -> None:
+    _save_kl(tmp_path)
+    plain = load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
+    frugal = load_codec(
+        AutoencoderSettings(
+            kind="autoencoder_kl", source=str(tmp_path), precision="bf16", tiling=True, slicing=True
+        )
+    )
+    latents = frugal.encode(pixels)
+    assert latents.dtype == torch.float32
+    assert (latents - plain.encode(pixels)).abs().mean() < 0.02
+    assert frugal.fingerprint == plain.fingerprint
+
+
+def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:
+    model = _save_kl(tmp_path / "a")
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "b")
+    prints = {
+        name: load_codec(
+            AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path / name))
+        ).fingerprint
+        for name in "ab"
+    }
+    assert prints["a"] != prints["b"] and len(prints["a"]) == 64
+
+
+def test_missing_weights_name_the_setting(tmp_path: Path) -> None:
+    settings = AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path / "nowhere"))
+    with pytest.raises(FlowmapsrError, match="codec.source .*nowhere"):
+        load_codec(settings)
+
+
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    _save_kl(tmp_path).save_pretrained(tmp_path, safe_serialization=False)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FlowmapsrError, match="safetensors"):
+        load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))

@@ -1,0 +1,54 @@
+"""A Ray of the command's own, and signals that reach all processes of the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+COMMAND = """
+import signal, threading, time
+import ray
+from pipelines.cluster.ray_session import ray_cluster
+
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: told.set())
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def save(self):
+        return "saved"
+
+with ray_cluster(cpus=1):
+    worker = Worker.remote()
+    ray.get(worker.save.remote())
+    print("at work", flush=True)
+    assert told.wait(60)
+    time.sleep(2.0)
+    print(ray.get(worker.save.remote(), timeout=60), len(ray.nodes()), flush=True)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_sigterm_to_all_processes_of_a_command_lets_the_workers_save(tmp_path: Path) -> None:
+    """As `timeout`, systemd and Slurm send it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert said == "saved 1\n" and process.returncode == 0
+    assert not psutil.wait_procs(started, timeout=20)[1], "they end with the command"

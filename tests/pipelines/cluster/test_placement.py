@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from datagen.errors import FlowmapsrError
+from pipelines.cluster.torch_backend import NetworkConfig, interface_of
+from pipelines.cluster.training_workers import Placement, place_workers
+from training.settings.recipe import TrainingRecipe
+
+CPU_NODE, GPU_NODE = {"CPU": 8.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 4.0}
+
+
+def _recipe(**changes: Any) -> TrainingRecipe:
+    stage = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 1}
+    sizes = {"global_batch": 24, "micro_batch": 2}
+    fields = {"manifest": "/m", "output": "/run", "stages": [{**stage, **sizes}], **changes}
+    return TrainingRecipe.model_validate(fields)
+
+
+def test_workers_take_a_gpu_each_where_there_are_some() -> None:
+    placed = place_workers(_recipe(workers=4, cpus_per_worker=3), [CPU_NODE, GPU_NODE])
+    assert placed == Placement(4, 4, cpus=3, gpus=1, strategy="PACK")
+    assert placed.resources == {"CPU": 3.0, "GPU": 1.0}
+    on_cpu = place_workers(_recipe(workers=4, gpus_per_worker=0, placement="spread"), [GPU_NODE])
+    assert (on_cpu.resources, on_cpu.strategy) == ({"CPU": 1.0}, "SPREAD")
+
+
+def test_a_worker_trains_on_one_gpu_or_none() -> None:
+    for gpus in (0, 1, None):
+        assert _recipe(gpus_per_worker=gpus).gpus_per_worker == gpus
+    for gpus in (0.5, 2):
+        with pytest.raises(ValidationError, match="gpus_per_worker"):
+            _recipe(gpus_per_worker=gpus)
+
+
+def test_a_range_is_placed_while_there_is_room_for_the_least() -> None:
+    recipe = _recipe(workers={"min": 2, "max": 4}, cpus_per_worker=4)
+    placed = place_workers(recipe, [CPU_NODE])
+    assert (placed.least, placed.most) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workers": 6}, "6 workers of 1 CPU and 1 GPU.*room for 4.*2 nodes: 8 CPU and 0 GPU; 16"),
+        ({"workers": 6}, "or add nodes; gpus_per_worker=0 trains on the CPU"),
+        (
+            {"workers": 12, "cpus_per_worker": 3, "gpus_per_worker": 0},
+            "12 workers of 3 CPU, but.*room for 7.*cpus_per_worker, or add nodes$",
+        ),
+        ({"cpus_per_worker": 17}, "1 worker of 17 CPU and 1 GPU.*room for 0"),
+        ({"workers": {"min": 6, "max": 12}}, "6 workers.*room for 4"),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_refused_with_what_it_has(
+    changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FlowmapsrError, match=words):
+        place_workers(_recipe(**changes), [CPU_NODE, GPU_NODE])
+
+
+def test_waiting_workers_are_explained() -> None:
+    placed = place_workers(_recipe(workers=2), [GPU_NODE])
+    busy = placed.waiting({"CPU": 9.0, "GPU": 1.0}, [GPU_NODE])
+    assert busy == "starting 2 workers of 1 CPU and 1 GPU; now GPU 1 of 4 free"
+    assert placed.waiting(GPU_NODE, [GPU_NODE]) == "starting 2 workers of 1 CPU and 1 GPU"
+
+
+def test_the_largest_size_of_a_range_must_share_the_global_batch() -> None:
+    assert _recipe(workers={"min": 5, "max": 6}).least_workers == 5
+    with pytest.raises(ValidationError, match="micro_batch 2 x workers 5 = 10"):
+        _recipe(workers={"min": 1, "max": 5})
+    with pytest.raises(ValidationError, match="min 3 is larger than max 2"):
+        _recipe(workers={"min": 3, "max": 2})
+
+
+def test_the_number_of_workers_is_no_part_of_the_digest() -> None:
+    assert _recipe(workers=2).digest() == _recipe(workers=3, placement="spread").digest()
+    assert _recipe(seed=1).digest() != _recipe(seed=2).digest()
+
+
+class _OneProcess:
+    """A worker group of this process alone, until Ray asks for what needs a real one."""
+
+    def execute(self, work: Callable[[], None]) -> None:
+        work()
+
+    def execute_single(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("backend", "visible"), [("gloo", ""), ("nccl", "0,1")])
+def test_workers_without_gpus_see_none_before_ray_asks_torch(
+    backend: str, visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "203.0.113.7")
+    config = NetworkConfig(backend=backend)
+    with pytest.raises(NotImplementedError):
+        config.backend_cls().on_start(_OneProcess(), config)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.7") is None

@@ -1,0 +1,126 @@
+"""The pool on real Ray actors that are really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from datagen.errors import FlowmapsrError
+from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.dataset_workers import Workers
+
+pytestmark = pytest.mark.usefixtures("ray_cluster_address")
+
+
+@dataclass(frozen=True)
+class Task:
+    path: str
+
+
+@dataclass(frozen=True)
+class Record:
+    path: str
+    process: int
+
+
+TASKS = [Task(f"shards/{index}.tar") for index in range(8)]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Leaves a file for every task, after whatever `accident` befalls the third one."""
+
+    folder: Path
+    accident: str = "none"
+
+    def __call__(self, task: Task) -> Record:
+        time.sleep(0.02)
+        if task == TASKS[2]:
+            self._have_accident()
+        (self.folder / Path(task.path).name).touch()
+        return Record(task.path, os.getpid())
+
+    def _have_accident(self) -> None:
+        first_time = not (self.folder / "accident").exists()
+        (self.folder / "accident").touch()
+        if self.accident == "killed always" or (self.accident == "killed once" and first_time):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.accident == "refused":
+            raise FlowmapsrError("the disk is full; make room")
+        if self.accident == "bug":
+            raise ZeroDivisionError("a bug")
+
+    def made(self) -> set[str]:
+        return {path.name for path in self.folder.glob("*.tar")}
+
+
+def of_one_cpu(count: int) -> Workers:
+    return Workers(count=count, cpus=1, gpus=0, memory=50_000_000)
+
+
+def run(builder: Builder, *, workers: int = 2) -> list[Record]:
+    noted: list[Record] = []
+    records = run_shard_tasks(
+        builder,
+        TASKS,
+        workers=of_one_cpu(workers),
+        on_done=lambda task, record: noted.append(record),
+    )
+    assert sorted(record.path for record in noted) == [task.path for task in TASKS]
+    return records
+
+
+def test_records_come_in_the_order_of_the_tasks(tmp_path: Path) -> None:
+    records = run(Builder(tmp_path))
+    assert [record.path for record in records] == [task.path for task in TASKS]
+    assert os.getpid() not in {record.process for record in records}
+    assert len({record.process for record in records}) <= 2
+
+
+def test_more_workers_than_the_cluster_has_room_for(tmp_path: Path) -> None:
+    assert len(run(Builder(tmp_path), workers=5)) == len(TASKS)
+
+
+def test_no_tasks_need_no_workers(tmp_path: Path) -> None:
+    assert run_shard_tasks(Builder(tmp_path), [], workers=of_one_cpu(2), on_done=print) == []
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    builder = Builder(tmp_path, accident="killed once")
+    assert len(run(builder)) == len(TASKS)
+    assert len(builder.made()) == len(TASKS)
+
+
+def test_a_task_that_always_loses_its_worker_is_named(tmp_path: Path) -> None:
+    builder = Builder(tmp_path, accident="killed always")
+    with pytest.raises(FlowmapsrError, match=r"shards/2\.tar lost its worker 3 times"):
+        run(builder)
+    assert "2.tar" not in builder.made()
+
+
+def test_a_task_that_fails_stops_the_run_after_those_under_way(tmp_path: Path) -> None:
+    builder = Builder(tmp_path, accident="refused")
+    with pytest.raises(FlowmapsrError, match="^the disk is full; make room$"):
+        run(builder, workers=1)
+    assert builder.made() == {"0.tar", "1.tar"}
+
+
+def test_a_bug_in_a_task_is_raised_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run(Builder(tmp_path, accident="bug"))
+
+
+def test_what_the_caller_objects_to_stops_the_run(tmp_path: Path) -> None:
+    def object_to_second(task: Task, record: Record) -> None:
+        if task == TASKS[1]:
+            raise FlowmapsrError("too many photos left out")
+
+    builder = Builder(tmp_path)
+    with pytest.raises(FlowmapsrError, match="left out"):
+        run_shard_tasks(builder, TASKS, workers=of_one_cpu(1), on_done=object_to_second)
+    assert builder.made() == {"0.tar", "1.tar"}

@@ -1,0 +1,76 @@
+"""Trainings by the command line that lose something in the middle: their Prefect server, or their
+place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.support.prefect_servers import kill, running_server, wait_until
+from tests.support.tiny import MODEL, WARMUP, RunMaker
+from training.run_dir.paths import StageFolder
+from training.run_dir.records import StageRecord
+from training.run_dir.starts import read_starts
+from training.tracking.journal import read_metrics
+from training.tracking.mlflow_client import RunNames
+
+Run = Callable[..., Any]
+STEPS = 300
+STEPS_ALONE = 1500
+"""More than the first training can make before it notices that it has lost its place."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_ends_well_when_its_prefect_server_is_killed(
+    dataset: Path, tmp_path: Path, ray_cluster_address: str, start: Run, finished: Run
+) -> None:
+    recipe, run = tmp_path / "tiny.json", tmp_path / "run"
+    stages = [{**WARMUP, "steps": STEPS}, {**WARMUP, "name": "second", "steps": 2}]
+    recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 1}))
+    words = ("train", str(recipe), f"manifest={dataset}", f"output={run}", "--json")
+    with running_server(tmp_path) as server:
+        process = start(*words, env={**server.env, "RAY_ADDRESS": ray_cluster_address})
+        wait_until((run / "stages" / "warmup" / "progress.json").exists)
+        (flow_run,) = server.post("/flow_runs/filter", {})
+        assert flow_run["state_name"] == "Running"
+        kill(server.process)
+        assert StageFolder(run, "warmup").record() is None, "it was killed too late"
+        ended = finished(process)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("Prefect does not answer") == 1 and "Traceback" not in ended.err
+    assert [StageRecord.model_validate(one).steps for one in ended.json["stages"]] == [STEPS, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_training_whose_folder_is_taken_ends_and_leaves_it_alone(
+    run_recipe: RunMaker, tmp_path: Path, start: Run, finished: Run
+) -> None:
+    run, store = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    recipe = run_recipe(run, stages=[{**WARMUP, "steps": STEPS_ALONE}])
+    path = tmp_path / "tiny.json"
+    path.write_text(recipe.model_dump_json())
+    env = {"MLFLOW_TRACKING_URI": store}
+    first = start("train", str(path), env=env)
+    home = StageFolder(run, "warmup").home
+    wait_until((home / "progress.json").exists)
+    second = start("train", str(path), "--take-over", env=env)
+    ended = finished(first)
+    assert ended.code == 1 and "has taken over; it goes on, this one ends" in ended.err
+    assert "Traceback" not in ended.err
+    ended = finished(second)
+    assert ended.code == 0, ended.err
+    starts = read_starts(home)
+    assert len(starts) == 2
+    client = MlflowClient(store)
+    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    runs = [client.get_run(one) for one in (names.parent, names.stages["warmup"])]
+    assert [one.info.status for one in runs] == ["FINISHED", "FINISHED"]
+    steps = read_metrics(home, prefix="loss/total")["loss/total"].steps
+    assert steps[-1] == STEPS_ALONE

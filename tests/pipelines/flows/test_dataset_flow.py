@@ -1,0 +1,218 @@
+"""Photos to dataset through a real Prefect server and a real Ray cluster, with real kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from datagen.dataset.manifest import load_manifest
+from datagen.review.verify import verify_dataset
+from pipelines.orchestration.place_name import place_name
+from pipelines.recipes.load import dataset_recipe
+from tests.support.ray_actors import ray_actors
+
+Digests = Callable[[Path], dict[str, str]]
+Words = Callable[..., list[str]]
+NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "127.0.0.1:9"}
+"""Servers that do not answer."""
+
+
+@pytest.fixture(scope="session")
+def servers(prefect_server: str, ray_cluster_address: str) -> dict[str, str]:
+    """Addresses with which a command uses the session's servers instead of starting its own."""
+    return {"PREFECT_API_URL": prefect_server, "RAY_ADDRESS": ray_cluster_address}
+
+
+def build(words: list[str]) -> None:
+    """The flow in this process, on the session's servers."""
+    from pipelines.flows.dataset import build_dataset
+
+    build_dataset(dataset_recipe(words[2], words[3:]))
+
+
+@pytest.fixture(scope="module")
+def reference(
+    servers: dict[str, str], photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The dataset as one worker makes it when nothing happens."""
+    output = tmp_path_factory.mktemp("reference") / "set"
+    settings = [f"sources=[{photos}]", f"output={output}", "variants=4", "samples_per_shard=3"]
+    build(["dataset", "build", "demo", *settings, "workers=1"])
+    return output
+
+
+def wait_for_first_record(output: Path, process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not committed(output):
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def committed(output: Path) -> list[Path]:
+    return [path for path in output.glob("shards/*/*.json") if ".summary" not in path.name]
+
+
+def test_the_dataset_is_sound(reference: Path) -> None:
+    assert verify_dataset(str(reference)) == []
+    assert len(committed(reference)) == 8
+
+
+def test_two_workers_make_the_same_bytes(
+    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+) -> None:
+    build(build_words(tmp_path / "set", "workers=2"))
+    assert digests(tmp_path / "set") == digests(reference)
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+) -> None:
+    output, killed = tmp_path / "set", []
+
+    def kill_one() -> None:
+        wait_for_first_record(output)
+        for process in ray_actors("_ShardWorker")[:1]:
+            process.kill()
+            killed.append(process.pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    build(build_words(output, "workers=2"))
+    killer.join()
+    assert killed
+    assert digests(output) == digests(reference)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_stopped_command_continues(
+    number: int,
+    code: int,
+    reference: Path,
+    tmp_path: Path,
+    servers: dict[str, str],
+    build_words: Words,
+    digests: Digests,
+    start: Callable[..., subprocess.Popen[str]],
+    finished: Callable[..., object],
+    flowmapsr: Callable[..., object],
+) -> None:
+    words = build_words(tmp_path / "set", "workers=1", "--json")
+    process = start(*words, env=servers)
+    wait_for_first_record(tmp_path / "set", process)
+    process.send_signal(number)
+    ended = finished(process)
+    assert ended.code == code
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    if code > 0:
+        assert "flowmapsr dataset build demo" in ended.json["error"]
+        assert "To continue" in ended.err
+    before = {path: path.stat().st_mtime_ns for path in committed(tmp_path / "set")}
+    if number == signal.SIGKILL:
+        again = flowmapsr(*words, env=servers)
+        assert again.code == 0, again.err
+        assert again.json["num_samples"] == 24
+    else:
+        build(words[:-1])
+    assert digests(tmp_path / "set") == digests(reference)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_complete_dataset_needs_no_servers(
+    reference: Path, build_words: Words, digests: Digests, flowmapsr: Callable[..., object]
+) -> None:
+    before = digests(reference)
+    ended = flowmapsr(*build_words(reference, "workers=2"), env=NOWHERE)
+    assert ended.code == 0, ended.err
+    assert "complete already" in ended.out and "Next: flowmapsr train" in ended.out
+    assert digests(reference) == before
+    store = MlflowClient()
+    experiment = store.get_experiment_by_name("datasets")
+    assert experiment is not None
+    query = f"tags.output = '{reference}'"
+    assert len(store.search_runs([experiment.experiment_id], query)) == 1  # of the one that built
+
+
+def test_a_build_is_refused_when_prefect_is_not_there(
+    tmp_path: Path, build_words: Words, flowmapsr: Callable[..., object]
+) -> None:
+    ended = flowmapsr(*build_words(tmp_path / "set"), env=NOWHERE)
+    assert ended.code == 1
+    assert f"PREFECT_API_URL={NOWHERE['PREFECT_API_URL']}" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "set").exists()
+
+
+def test_inspect_and_verify_tell_what_is_there(
+    reference: Path, tmp_path: Path, flowmapsr: Callable[..., object]
+) -> None:
+    inspected = flowmapsr("dataset", "inspect", str(reference), "--json").json
+    assert (inspected["num_samples"], inspected["buckets"][0]["bucket"]) == (24, "128x128")
+    verified = flowmapsr("dataset", "verify", str(reference), "--json")
+    assert verified.json == {"ok": True, "faults": []}
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", str(reference), str(broken)], check=True)
+    shard = sorted(broken.glob("shards/*/*.tar"))[0]
+    shard.write_bytes(shard.read_bytes().replace(b"hq.jpg", b"hq.jpq", 1))
+    ended = flowmapsr("dataset", "verify", str(broken), "--json")
+    assert ended.code == 1 and not ended.json["ok"]
+    assert shard.name in str(ended.json["faults"])
+
+
+def test_bad_images_are_left_out_up_to_the_limit(
+    photos: Path,
+    tmp_path: Path,
+    servers: dict[str, str],
+    flowmapsr: Callable[..., object],
+) -> None:
+    folder = tmp_path / "mixed"
+    subprocess.run(["cp", "-r", str(photos), str(folder)], check=True)
+    whole = (folder / "photo0.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "none.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    words = ["dataset", "build", "demo", f"sources=[{folder}]", "variants=1", "--json"]
+
+    refused = flowmapsr(*words, f"output={tmp_path}/strict", env=servers)
+    assert refused.code == 1
+    assert "max_rejected_fraction=0.1" in refused.json["error"]
+    assert "Traceback" not in refused.err
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+
+    build([*words[:-1], f"output={tmp_path}/lenient", "max_rejected_fraction=0.5"])
+    manifest = load_manifest(f"{tmp_path}/lenient")
+    assert (manifest.num_samples, manifest.rejected.count) == (6, 3)
+    assert len((tmp_path / "lenient" / "rejected.jsonl").read_text().splitlines()) == 3
+
+    place = place_name(f"{tmp_path}/lenient")
+    shown = artifacts(servers["PREFECT_API_URL"], place)
+    assert shown[f"{place}-progress"]["data"] == 100
+    assert "7 of 7 samples" in shown[f"{place}-progress"]["description"]  # one of them rejected
+    assert "**6 samples**" in shown[f"{place}-summary"]["data"]
+    assert manifest.digest in shown[f"{place}-summary"]["data"]
+    (bucket,) = json.loads(shown[f"{place}-buckets"]["data"])
+    assert (bucket["bucket"], bucket["samples"]) == ("128x128", 6)
+    rejected = json.loads(shown[f"{place}-rejected"]["data"])
+    assert {row["reason"]: row["photos"] for row in rejected} == manifest.rejected.by_reason
+    preview = (tmp_path / "lenient" / "preview.png").as_uri()
+    assert shown[f"{place}-preview"]["data"] == f"[preview.png]({preview})"
+
+
+def artifacts(server: str, place: str) -> dict[str, dict[str, Any]]:
+    """The artifacts of a dataset on the Prefect server, by key."""
+    query = {"artifacts": {"key": {"like_": place}}}
+    found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
+    return {item["key"]: item for item in found.json()}

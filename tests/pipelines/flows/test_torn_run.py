@@ -1,0 +1,134 @@
+"""Files of a run torn by a kill, a lost disk or an editor: told of, or trained on without."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from datagen.errors import FlowmapsrError
+from tests.support.tiny import finish_torchrun, same_weights
+from training.run_dir.paths import check_recipe, finished_stages
+from training.run_dir.starts import read_starts
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import read_metrics
+from training.tracking.mlflow_client import RunNames
+from training.weights.model_folder import find_model
+
+Run = Callable[..., Any]
+HALVES, EMPTY = "half of it", "nothing"
+STAGE = Path("stages", "distill")
+
+
+def _tear(path: Path, left: str) -> None:
+    """Leaves what a write without a rename leaves when it is killed, or a disk without room."""
+    os.truncate(path, path.stat().st_size // 2 if left == HALVES else 0)
+
+
+@pytest.fixture
+def stopped(undisturbed: TrainingRecipe, tmp_path: Path) -> TrainingRecipe:
+    """A run that was killed in its last stage, ten steps before the end."""
+    shutil.copytree(undisturbed.output, tmp_path / "run")
+    home = tmp_path / "run" / STAGE
+    (home / "done.json").unlink()
+    shutil.rmtree(home / "checkpoints" / "step-000060")
+    return undisturbed.model_copy(update={"output": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize("left", [HALVES, EMPTY])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("recipe.json", "recipe.json is torn"),
+        ("stages/warmup/done.json", "done.json is torn"),
+        ("stages/distill/progress.json", "progress.json is torn"),
+        ("stages/distill/ended.json", "distill stopped: not known"),
+        ("stages/distill/starts.jsonl", "distill stopped: finished"),
+        ("stages/distill/tracking.jsonl", "distill stopped: finished"),
+        ("stages/distill/tracking.sent", "distill stopped: finished"),
+        ("mlflow.json", "distill stopped: finished"),
+    ],
+)
+def test_the_status_of_a_run_with_a_torn_file_is_told(
+    stopped: TrainingRecipe, flowmapsr: Run, name: str, left: str, said: str
+) -> None:
+    path = Path(stopped.output) / name
+    assert path.is_file()
+    _tear(path, left)
+    ended = flowmapsr("status", stopped.output)
+    assert said in (ended.err if "is torn" in said else ended.out)
+    assert ended.code == (1 if "is torn" in said else 0)
+    assert "Traceback" not in ended.err and "in a way it should not" not in ended.err
+
+
+@pytest.mark.parametrize("left", [HALVES, EMPTY])
+@pytest.mark.parametrize("name", ["recipe.json", "stages/warmup/done.json"])
+def test_the_same_command_says_what_is_torn_and_to_remove_it(
+    stopped: TrainingRecipe, flowmapsr: Run, tmp_path: Path, name: str, left: str
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(stopped.model_dump_json(exclude={"output"}))
+    _tear(Path(stopped.output) / name, left)
+    ended = flowmapsr("train", str(recipe), f"output={stopped.output}", "--json")
+    assert ended.code == 1 and ended.json["error"].count("remove it") == 1
+    assert f"{stopped.output}/{name} is torn" in ended.err
+    assert "Traceback" not in ended.err and "in a way it should not" not in ended.err
+
+
+def test_a_run_whose_records_are_all_torn_goes_on_to_the_same_model(
+    stopped: TrainingRecipe, undisturbed: TrainingRecipe, tmp_path: Path
+) -> None:
+    run = Path(stopped.output)
+    home = run / STAGE
+    for name in ("progress.json", "ended.json", "tracking.sent"):
+        _tear(home / name, EMPTY)
+    _tear(run / "tracking.sent", HALVES)
+    _tear(run / "mlflow.json", HALVES)
+    (run / "stop").touch()
+    (run / "stop").unlink()
+    with (home / "starts.jsonl").open("a") as file:
+        file.write('{"time": 17')
+    journal = (home / "tracking.jsonl").read_bytes().splitlines(keepends=True)
+    (torn,) = [
+        number
+        for number, line in enumerate(journal)
+        if b'"step":20,' in line and b"loss/total" in line
+    ]
+    journal[torn] = journal[torn][:30] + b"\x00\xff" + journal[torn][40:]
+    (home / "tracking.jsonl").write_bytes(b"".join(journal))
+
+    with pytest.raises(FlowmapsrError, match=r"done\.json is torn"):
+        _tear(run / "stages" / "warmup" / "done.json", EMPTY)
+        finished_stages(stopped)
+    (run / "stages" / "warmup" / "done.json").unlink()
+    _tear(run / "recipe.json", HALVES)
+    with pytest.raises(FlowmapsrError, match=r"recipe\.json is torn"):
+        check_recipe(stopped)
+    with pytest.raises(FlowmapsrError, match=r"recipe\.json is torn"):
+        find_model(run)
+    (run / "recipe.json").unlink()
+
+    finish_torchrun(stopped, tmp_path)
+    records = finished_stages(stopped)
+    assert records is not None and [record.steps for record in records] == [60, 60]
+    for stage in ("warmup", "distill"):
+        assert same_weights(stopped, undisturbed, stage)
+    starts = read_starts(home)
+    assert [start.step for start in starts] == [0, 50]
+    assert str(starts[1].ended_before).startswith("not known")
+    losses = read_metrics(home)["loss/total"]
+    assert sorted(set(losses.steps)) == [10, 30, 40, 50, 60]
+
+    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    history = client.get_metric_history(names.stages["distill"], "loss/total")
+    assert {point.step for point in history} == set(losses.steps)
+    sent = json.loads((home / "tracking.sent").read_bytes())
+    assert sent["bytes"] == (home / "tracking.jsonl").stat().st_size
+    assert json.loads((home / "progress.json").read_bytes())["step"] == 60

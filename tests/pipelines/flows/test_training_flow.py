@@ -1,0 +1,191 @@
+"""Training and the full flow through a real Prefect server, real Ray Train and real kills."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from datagen.dataset.manifest import load_manifest
+from datagen.errors import FlowmapsrError
+from pipelines.flows.full import full
+from pipelines.flows.training import train
+from pipelines.recipes.full_recipe import FullRecipe
+from tests.pipelines.conftest import Ended
+from tests.support.ray_actors import ray_actors
+from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
+from training.checkpoints.records import COMMIT
+from training.run_dir.starts import read_failures, read_starts
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import read_metrics
+from training.tracking.mlflow_client import RunNames
+
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server", "ray_cluster_address"),
+    pytest.mark.timeout(900),
+]
+
+
+def _kill_workers(checkpoint: Path, killed: list[int], *, most: int = 1) -> None:
+    """Once the checkpoint is there, kill -9 to workers of the Ray Train group."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and not checkpoint.exists():
+        time.sleep(0.02)
+    for process in ray_actors("RayTrainWorker")[:most]:
+        killed.append(process.pid)
+        process.kill()
+
+
+def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
+    run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_workers, args=(checkpoint, killed))
+    killer.start()
+    (record,) = train(recipe)
+    killer.join()
+    assert len(killed) == 1, "no worker was found to kill"
+    assert (record.stage, record.steps, record.images_seen) == ("warmup", 60, 240)
+    assert same_weights(recipe, undisturbed, "warmup")
+    run = tmp_path / "run"
+    failures, starts = read_failures(run), read_starts(run / "stages" / "warmup")
+    assert failures and failures[0].rank in (0, 1)
+    assert len(starts) == 2 and starts[1].step >= 10
+    assert str(starts[1].ended_before).startswith("worker")
+    assert "| restarts | 1 |" in (run / "stages.md").read_text()
+    # A start that Ray made counts from its own process, not from the command.
+    took = read_metrics(run / "stages" / "warmup", prefix="start/")
+    assert len(took["start/seconds"].values) == 2 > len(took["start/command_seconds"].values) == 1
+
+
+def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
+    undisturbed: TrainingRecipe, flowmapsr: Callable[..., Ended], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed.output, run)
+    for sent in (run / "mlflow.json", *run.rglob("*.sent")):
+        sent.unlink()  # as if no server had ever answered
+    recipe = undisturbed.model_copy(update={"output": str(run)})
+    (tmp_path / "mine.yaml").write_text(recipe.model_dump_json())
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    env = {"MLFLOW_TRACKING_URI": uri}
+    ended = flowmapsr("train", "./mine.yaml", "--json", env=env)
+    assert ended.code == 0 and len(ended.json["stages"]) == 2, ended.err
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    for run_id in (names.parent, *names.stages.values()):
+        assert client.get_run(run_id).info.status == "FINISHED"
+    losses = client.get_metric_history(names.stages["distill"], "loss/total")
+    assert [point.step for point in losses] == [10, 20, 30, 40, 50, 60]
+    journal = (run / "tracking.jsonl").stat()
+    assert flowmapsr("train", "./mine.yaml", env=env).code == 0
+    assert (run / "tracking.jsonl").stat() == journal, "all was told already"
+
+
+def test_what_ray_gave_up_on_has_ended_in_mlflow_and_goes_on_when_started_again(
+    run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    recipe = recipe.model_copy(update={"max_failures": 0})
+    checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_workers, args=(checkpoint, killed), kwargs={"most": 2})
+    killer.start()
+    with pytest.raises(FlowmapsrError, match="Ray gave up"):
+        train(recipe)
+    killer.join()
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((tmp_path / "run" / "mlflow.json").read_bytes())
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
+    assert "Ray gave up" in parent.data.tags["failure"]
+    assert child.data.tags["failure"].startswith("worker")
+
+    train(recipe)
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert "failure" not in parent.data.tags | child.data.tags
+    history = client.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history][-5:] == [20, 30, 40, 50, 60]
+
+
+def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(
+    run_recipe: RunMaker, dataset: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "dataset"
+    shutil.copytree(dataset, copy)
+    shard = copy / load_manifest(str(copy)).shards[0].path
+    shard.write_bytes(shard.read_bytes()[:-512] + bytes(512 * [1]))
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    recipe = recipe.model_copy(update={"manifest": str(copy / "manifest.json")})
+    with pytest.raises(FlowmapsrError, match=shard.name):
+        train(recipe)
+
+
+def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
+    run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    photos = write_photos(tmp_path / "photos", 2)
+    base = tmp_path / "out"
+    stage = {**WARMUP, "steps": 4}
+    recipe = FullRecipe.model_validate(
+        {
+            "output": str(base),
+            "dataset": dataset_recipe(photos, base / "dataset").model_dump(exclude={"output"}),
+            "training": run_recipe(base / "run", stages=[stage]).model_dump(
+                exclude={"output", "manifest"}
+            ),
+            "evaluation": {"photos": str(photos), "scales": [2], "steps": [1, 2]},
+        }
+    )
+    record = full(recipe)
+    assert [(row.method, row.steps) for row in record.rows] == [
+        ("bicubic", 0),
+        ("flowmapsr", 1),
+        ("flowmapsr", 2),
+    ]
+    assert set(record.seconds) == {"dataset", "training", "evaluation"}
+
+    client = MlflowClient(uri)
+    names = RunNames.model_validate_json((base / "run" / "mlflow.json").read_bytes())
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
+    artifacts = {item.path for item in client.list_artifacts(names.parent)}
+    assert {"recipe.json", "stages.json", "stages.md", "starts"} <= artifacts
+    tags = parent.data.tags
+    assert "| state | done |" in tags["mlflow.note.content"]
+    assert "| val/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
+    assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
+    assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
+    assert child.data.tags["command"] == tags["command"]
+    assert parent.data.metrics["perf/worker_hours"] > 0 == parent.data.metrics["restarts"]
+    assert {"perf/tflops", "perf/mfu", "system/cpu_utilization_percentage"} <= set(
+        child.data.metrics
+    )
+    assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
+    assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
+        child.data.metrics
+    )
+    digest = load_manifest(str(base / "dataset")).digest
+    assert parent.inputs.dataset_inputs[0].dataset.digest == digest[:36]
+    assert child.data.tags["dataset.digest"] == digest
+    assert child.inputs.dataset_inputs[0].dataset.digest == digest[:36]
+    assert "images" in {item.path for item in client.list_artifacts(child.info.run_id)}
+
+    done = base / "run" / "stages" / "warmup" / "done.json"
+    before = done.stat().st_mtime_ns
+    again = full(recipe)
+    assert done.stat().st_mtime_ns == before
+    assert [row.psnr for row in again.rows] == [row.psnr for row in record.rows]

@@ -1,0 +1,277 @@
+"""`flowmapsr deploy` against a real Prefect server with a real worker: schedule, cancel, loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from datagen.dataset.manifest import load_manifest
+from datagen.review.verify import verify_dataset
+from pipelines.orchestration.place_name import place_name
+from pipelines.recipes.load import dataset_recipe
+from pipelines.recipes.overrides import RecipeError
+from tests.support.prefect_servers import Server, kill, running_server, running_worker, wait_until
+from tests.support.ray_actors import ray_actors
+from tests.support.tiny import MODEL, WARMUP
+from training.run_dir.records import StageRecord
+from training.run_dir.starts import read_starts
+
+Run = Callable[..., Any]
+POOL = "test pool"
+SECRET = "wJalrXUtnFEMI"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(
+    server: Server, ray_cluster_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[bytes]]:
+    folder = tmp_path_factory.mktemp("worker")
+    env = {"RAY_ADDRESS": ray_cluster_address, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with running_worker(server, POOL, env=env, folder=folder) as worker:
+        yield worker
+
+
+@pytest.fixture
+def deploy(server: Server, flowmapsr: Run) -> Run:
+    """Runs `flowmapsr deploy demo ...` and returns what it says."""
+
+    def run(*words: str) -> dict[str, Any]:
+        env = {**server.env, "AWS_SECRET_ACCESS_KEY": SECRET}
+        ended = flowmapsr("deploy", "demo", *words, "--pool", POOL, "--json", env=env)
+        assert ended.code == 0, ended.err
+        result = ended.json
+        assert isinstance(result, dict)
+        return result
+
+    return run
+
+
+def settings(photos: Path, output: Path, *more: str) -> list[str]:
+    return [f"sources=[{photos}]", f"output={output}", "samples_per_shard=3", *more]
+
+
+def records(output: Path) -> dict[Path, int]:
+    """Every committed record with the time it was written."""
+    return {path: path.stat().st_mtime_ns for path in output.glob("shards/*/*.json")}
+
+
+def test_the_server_holds_the_whole_recipe_and_no_secret(
+    server: Server, deploy: Run, photos: Path, tmp_path: Path
+) -> None:
+    words = settings(photos, tmp_path / "My Set", "seed=11")
+    said = deploy(*words, "--interval", "1h")
+    name = place_name(str(tmp_path / "My Set"))
+    assert said["deployment"] == f"build-dataset/{name}" and name.startswith("my-set-")
+
+    held = server.get(f"/deployments/{said['id']}")
+    recipe = dataset_recipe("demo", words).model_dump(mode="json")
+    assert held["parameters"] == {"recipe": recipe}
+    assert held["entrypoint"] == "pipelines.flows.dataset.build_dataset"
+    assert held["global_concurrency_limit"]["limit"] == 1
+    assert held["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert server.get(f"/work_pools/{POOL}")["type"] == "process"
+    assert SECRET not in json.dumps(held)
+
+    wait_until(lambda: server.runs(said["id"], "Scheduled"))
+    first = server.runs(said["id"], "Scheduled")[0]["expected_start_time"]
+    assert datetime.fromisoformat(first) == datetime.fromisoformat(said["next_run"])
+    assert datetime.fromisoformat(first).minute == 0
+
+    again = deploy(*words, "--cron", "0 3 * * *", "--timezone", "Asia/Tokyo")
+    assert again["id"] == said["id"]
+    (schedule,) = server.get(f"/deployments/{said['id']}")["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (
+        "0 3 * * *",
+        "Asia/Tokyo",
+    )
+    assert schedule["id"] == again["schedule_id"] and schedule["id"] in again["commands"]["pause"]
+    assert datetime.fromisoformat(again["next_run"]).hour == 3
+
+    last = deploy(*words)
+    assert (last["schedule"], last["next_run"]) == (None, None)
+    assert server.get(f"/deployments/{said['id']}")["schedules"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_scheduled_run_picks_up_only_new_photos(
+    server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "incoming", tmp_path / "set"
+    shutil.copytree(photos, folder)
+    words = settings(folder, output, "variants=1")
+    said = deploy(*words, "--interval", "5s")
+    wait_until(lambda: server.runs(said["id"], "Completed"))
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert load_manifest(str(output)).num_samples == 6
+
+    done = len(server.runs(said["id"], "Completed"))
+    wait_until(lambda: len(server.runs(said["id"], "Completed")) > done)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+    Image.open(folder / "photo0.png").rotate(180).save(folder / "new.png")
+    wait_until(lambda: load_manifest(str(output)).num_samples == 7)
+    deploy(*words)  # no schedule any more
+    shards = {path: path.stat().st_mtime_ns for path in output.glob("shards/*/*")}
+    assert {path: time for path, time in shards.items() if path in before} == {
+        path: time for path, time in before.items() if path in shards
+    }
+    assert len(shards) == 2 + len([path for path in before if path.parent.parent.name == "shards"])
+    assert verify_dataset(str(output)) == []
+    assert not server.runs(said["id"], "Failed", "Crashed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
+    server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "set"
+    said = deploy(*settings(photos, output, "variants=48", "workers=1"))
+    run = server.start_run(said["id"])
+    wait_until(lambda: records(output))
+    cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
+    subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
+    wait_until(lambda: server.state(run) == "Cancelled")
+    before = records(output)
+    assert not (output / "manifest.json").exists()
+    assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
+    assert ray_actors("_ShardWorker") == []
+
+    again = server.start_run(said["id"])
+    wait_until(lambda: server.state(again) == "Completed")
+    assert verify_dataset(str(output)) == []
+    assert {path: records(output)[path] for path in before} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cancelled_training_saves_and_the_next_run_goes_on(
+    server: Server, flowmapsr: Run, worker: object, dataset: Path, tmp_path: Path
+) -> None:
+    # Enough that the cancellation, which takes seconds to arrive, finds it at work.
+    stages = [{**WARMUP, "steps": 800, "checkpoint_every": 800}]
+    recipe = tmp_path / "tiny.json"
+    recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
+    run = tmp_path / "run"
+    words = ("--flow", "train", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
+    ended = flowmapsr("deploy", str(recipe), *words, env=server.env)
+    assert ended.code == 0, ended.err
+    said = ended.json
+    assert said["deployment"].startswith("train/")
+
+    first = server.start_run(said["id"])
+    home = run / "stages" / "warmup"
+    wait_until((home / "progress.json").exists)
+    cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", first]
+    subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
+    wait_until(lambda: server.state(first) == "Cancelled")
+    (saved,) = (home / "checkpoints").glob("step-*")
+    step = int(saved.name.removeprefix("step-"))
+    assert 0 < step < 800
+    assert not (home / "done.json").exists()
+
+    second = server.start_run(said["id"])
+    wait_until(lambda: server.state(second) == "Completed")
+    assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 800
+    assert [start.step for start in read_starts(home)] == [0, step]
+
+
+@pytest.mark.timeout(600)
+def test_a_server_killed_in_the_middle_costs_a_warning(
+    server: Server,
+    deploy: Run,
+    worker: object,
+    photos: Path,
+    tmp_path: Path,
+    ray_cluster_address: str,
+    start: Run,
+    finished: Run,
+) -> None:
+    """Last of this file: it takes the server away, from a command and from a worker's run."""
+    by_worker, by_command = tmp_path / "by-worker", tmp_path / "by-command"
+    said = deploy(*settings(photos, by_worker, "variants=48", "workers=1"))
+    server.start_run(said["id"])
+    env = {**server.env, "RAY_ADDRESS": ray_cluster_address}
+    words = settings(photos, by_command, "variants=48", "workers=1")
+    process = start("dataset", "build", "demo", *words, "--json", env=env)
+    wait_until(lambda: records(by_worker) and records(by_command))
+    kill(server.process)
+    assert not (by_worker / "manifest.json").exists()
+    assert not (by_command / "manifest.json").exists()
+
+    ended = finished(process)
+    assert ended.code == 0, ended.err
+    assert ended.json["num_samples"] == 6 * 48
+    assert "Prefect does not answer" in ended.err and "Traceback" not in ended.err
+    assert verify_dataset(str(by_command)) == []
+    wait_until((by_worker / "manifest.json").exists)
+    assert verify_dataset(str(by_worker)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "code", "expected"),
+    [
+        (["--cron", "0 3 * * *", "--interval", "6h"], {}, 2, "give one of them"),
+        (["--cron", "at three"], {}, 2, "--cron 'at three'"),
+        (["--interval", "6 hours"], {}, 2, "such as 15m or 6h"),
+        (["--interval", "0m"], {}, 2, "such as 15m or 6h"),
+        (["--interval", "6h", "--timezone", "Mars/Base"], {}, 2, "Mars/Base"),
+        (["workers=0"], {}, 2, "workers"),
+        ([], {}, 1, "set PREFECT_API_URL"),
+        (
+            [],
+            {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
+            1,
+            "PREFECT_API_URL=http://127.0.0.1:9",
+        ),
+        (["codec.kind=autoencoder_kl", "codec.source=https://me:word@host/vae"], {}, 2, "password"),
+    ],
+)
+def test_what_cannot_be_deployed_says_why(
+    words: list[str],
+    env: dict[str, str],
+    code: int,
+    expected: str,
+    photos: Path,
+    tmp_path: Path,
+    flowmapsr: Run,
+) -> None:
+    ended = flowmapsr("deploy", "demo", *settings(photos, tmp_path / "set"), *words, env=env)
+    assert ended.code == code
+    assert expected in ended.err and "Traceback" not in ended.err
+
+
+def test_a_dry_run_needs_no_server(photos: Path, tmp_path: Path, flowmapsr: Run) -> None:
+    words = settings(photos, tmp_path / "set", "seed=5", "--dry-run", "--json")
+    assert flowmapsr("deploy", "demo", *words).json["seed"] == 5
+
+
+def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "only.yaml"
+    recipe.write_text("training:\n  seed: 1\n")
+    with pytest.raises(RecipeError, match="dataset"):
+        dataset_recipe(str(recipe))
+
+
+def test_names_are_unique_and_of_safe_characters() -> None:
+    assert place_name("/a/set/") == place_name("/a/set")
+    assert place_name("/a/set") != place_name("/b/set")
+    assert place_name("s3://bucket/Über Set_2").startswith("ber-set-2-")
+    assert len(place_name("/" + "x" * 300)) < 60

@@ -1,0 +1,28 @@
+"""The recipes that come with the package build datasets from any folder of photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datagen.build.builder import build_dataset
+from pipelines.recipes.load import dataset_recipe
+from tests.support.tiny import write_photos
+
+
+@pytest.mark.parametrize(
+    "name", ["realesrgan", "elir-faces", "elir-sr8", "elir-denoising", "elir-inpainting"]
+)
+def test_builds_a_dataset(name: str, tmp_path: Path) -> None:
+    recipe = dataset_recipe(
+        name,
+        {
+            "sources": [str(write_photos(tmp_path / "photos", 3))],
+            "output": str(tmp_path / "dataset"),
+            "buckets.budgets": [{"side": 64}],
+        },
+    )
+    manifest = build_dataset(recipe)
+    assert manifest.num_samples == 3 and manifest.rejected.count == 0
+    assert (tmp_path / "dataset" / "preview.png").is_file()

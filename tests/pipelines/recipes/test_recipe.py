@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.recipes.files import bundled_recipes
+from pipelines.recipes.load import (
+    dataset_recipe,
+    evaluation_settings,
+    full_recipe,
+    require_sources,
+    training_recipe,
+)
+from pipelines.recipes.overrides import RecipeError
+
+Write = Callable[..., str]
+PLACES = ["sources=[/photos]", "output=/set"]
+TRAINING = """
+    stages:
+      - {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
+      - {name: distill, objective: {kind: self_distillation}, steps: 20, global_batch: 8}
+"""
+FULL = """
+    dataset: {sources: [/photos], seed: 3}
+    training:
+      stages: [{name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}]
+    evaluation: {photos: /held-out}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a recipe file into the working folder and gives its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def to(name: str, text: str) -> str:
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return f"./{name}"
+
+    return to
+
+
+def refusal(read: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises(RecipeError) as error:
+        read(*arguments)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_bundled_recipes_are_valid(name: str) -> None:
+    assert dataset_recipe(name, PLACES).output == "/set"
+
+
+def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
+    path = write("mine.yaml", "extends: demo\ndataset: {variants: 2, crop: cover}")
+    recipe = dataset_recipe(path, [*PLACES, "variants=3"])
+    assert (recipe.variants, recipe.crop) == (3, "cover")
+    assert recipe.buckets == dataset_recipe("demo", PLACES).buckets
+
+
+def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    write("team/base.yaml", "seed: 5\nvariants: 2")
+    write("team/mid.yaml", "extends: ./base.yaml\nvariants: 3")
+    path = write("mine.yaml", "extends: team/mid.yaml\nworkers: 4")
+    recipe = dataset_recipe(path, PLACES)
+    assert (recipe.seed, recipe.variants, recipe.workers) == (5, 3, 4)
+
+
+def test_a_section_can_extend_a_recipe_of_one_section(write: Write) -> None:
+    write("photos.yaml", "seed: 5\nvariants: 2")
+    path = write("all.yaml", "dataset: {extends: ./photos.yaml, variants: 3}")
+    recipe = dataset_recipe(path, PLACES)
+    assert (recipe.seed, recipe.variants) == (5, 3)
+
+
+def test_stages_are_reached_by_name(write: Write) -> None:
+    write("base.yaml", TRAINING)
+    path = write("mine.yaml", "extends: ./base.yaml\nstages: {warmup: {steps: 11}}")
+    recipe = training_recipe(path, ["stages.distill.steps=200", "manifest=/m", "output=/run"])
+    assert [stage.steps for stage in recipe.stages] == [11, 200]
+
+
+def test_a_stage_can_repeat_another_by_a_merge_key(write: Write) -> None:
+    text = """
+    stages:
+      - &first {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
+      - {<<: *first, name: distill, objective: {kind: self_distillation}}
+    """
+    recipe = training_recipe(write("mine.yaml", text), ["manifest=/m", "output=/run"])
+    assert [(s.name, s.objective.kind, s.steps, s.global_batch) for s in recipe.stages] == [
+        ("warmup", "flow_matching", 10, 8),
+        ("distill", "self_distillation", 10, 8),
+    ]
+
+
+def test_a_default_can_be_changed_in_part() -> None:
+    recipe = dataset_recipe("demo", [*PLACES, "degradation.operations.3.quality=[50, 60]"])
+    assert recipe.degradation.operations[3].model_dump() == {"kind": "jpeg", "quality": (50, 60)}
+
+
+def test_another_kind_drops_the_fields_of_the_first() -> None:
+    recipe = dataset_recipe("demo", [*PLACES, "codec.kind=autoencoder_kl", "codec.source=me/vae"])
+    assert recipe.codec.model_dump(include={"kind", "source"}) == {
+        "kind": "autoencoder_kl",
+        "source": "me/vae",
+    }
+
+
+def test_local_places_become_absolute_and_addresses_stay(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    recipe = dataset_recipe("demo", ["sources=[a, ~/b, s3://bucket/c, /d/../e]", "output=out"])
+    assert recipe.sources == (f"{tmp_path}/a", "/home/someone/b", "s3://bucket/c", "/e")
+    assert recipe.output == f"{tmp_path}/out"
+
+
+def test_one_source_needs_no_brackets() -> None:
+    assert dataset_recipe("demo", ["sources=/photos", "output=/set"]).sources == ("/photos",)
+
+
+def test_a_full_recipe_derives_where_its_parts_lie(write: Write) -> None:
+    path = write("all.yaml", FULL)
+    recipe = full_recipe(path, ["output=/out", "dataset.seed=9", "training.stages.warmup.steps=3"])
+    assert recipe.dataset.output == "/out/dataset"
+    assert recipe.training.manifest == "/out/dataset/manifest.json"
+    assert recipe.training.output == "/out/run"
+    assert (recipe.dataset.seed, recipe.training.stages[0].steps) == (9, 3)
+    assert type(recipe).model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_full_recipe_can_set_its_output_and_be_extended(write: Write) -> None:
+    write("all.yaml", f"{FULL}\n    output: /out\n")
+    path = write("mine.yaml", "extends: ./all.yaml\ndataset: {seed: 4}")
+    recipe = full_recipe(path, {"evaluation.photos": "/others"})
+    assert (recipe.output, recipe.dataset.seed) == ("/out", 4)
+    assert recipe.evaluation.photos == "/others"
+
+
+def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> None:
+    path = write("all.yaml", FULL)
+    text = refusal(full_recipe, path, ["output=/out", "dataset.output=/elsewhere"])
+    assert "dataset.output" in text and "/elsewhere" in text and "leave" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([], ["sources: must be given", "sources=[", "output: must be given"]),
+        ([*PLACES, "varients=3"], ["varients = 3", "unknown key", "did you mean 'variants'?"]),
+        ([*PLACES, "variants=0"], ["variants = 0", "greater than or equal to 1"]),
+        ([*PLACES, "seed=x"], ["seed = 'x'", "valid integer"]),
+        (
+            [*PLACES, "crop=nativ"],
+            ["crop = 'nativ'", "'cover', 'native' or 'random'", "did you mean 'native'"],
+        ),
+        (
+            [*PLACES, "codec.kind=dct9"],
+            ["codec.kind = 'dct9'", "'autoencoder_kl'", "did you mean 'dct8'"],
+        ),
+        ([*PLACES, "codec=dct8"], ["codec = 'dct8'", "mapping"]),
+        ([*PLACES, "codec.kind=autoencoder_kl"], ["codec.source: must be given"]),
+        (
+            [*PLACES, "degradation.operations.2.gaussian_sigma=[3, 1]"],
+            ["degradation.operations.2.gaussian_sigma = [3, 1]", "above"],
+        ),
+        (
+            [*PLACES, "degradation.operations.3.qualty=[1, 2]"],
+            ["operations.3.qualty", "did you mean 'quality'"],
+        ),
+        ([*PLACES, "buckets.budgets=[{side: 16}]"], ["buckets", "16", "step 32"]),
+        (["sources=[]", "output=/set"], ["sources = []", "at least 1"]),
+        (
+            ["sources=[~nobody-here/x]", "output=/set"],
+            ["sources = '~nobody-here/x'", "home folder"],
+        ),
+        (["sources=[/photos]", "output=7"], ["output = 7", "string"]),
+        (["sources=[/photos]", "output="], ["output = None", "string"]),
+    ],
+)
+def test_a_fault_names_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
+    text = refusal(dataset_recipe, "demo", overrides)
+    assert [part for part in parts if part not in text] == []
+
+
+def test_faults_in_stages_name_the_stage(write: Write) -> None:
+    path = write("t.yaml", TRAINING)
+    settings = ["manifest=/m", "output=/run", "stages.distill.steps=0", "stages.warmup.step=3"]
+    text = refusal(training_recipe, path, [*settings, "stages.distill.objective.levles=3"])
+    assert "has 3 faults" in text
+    assert "stages.distill.steps = 0: must be greater" in text
+    assert "stages.warmup.step = 3: unknown key; did you mean 'steps'?" in text
+    assert "stages.distill.objective.levles = 3: unknown key; did you mean 'levels'?" in text
+
+
+def test_faults_across_fields_are_told(write: Write) -> None:
+    path = write("t.yaml", TRAINING)
+    text = refusal(training_recipe, path, ["manifest=/m", "output=/run", "workers=3"])
+    assert "global_batch 8" in text and "24" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("missing.yaml", None, ["missing.yaml", "does not exist", "demo"]),
+        ("bad.yaml", "seed: 1\nbuckets: [1,\n", ["bad.yaml", "line 3"]),
+        ("tab.yaml", "seed:\n\t- 1\n", ["tab.yaml", "line 2"]),
+        (
+            "twice.yaml",
+            "seed: 1\nworkers: 2\nseed: 3\n",
+            ["twice.yaml", "line 3", "'seed'", "twice"],
+        ),
+        ("list.yaml", "- 1\n- 2\n", ["list.yaml", "key: value"]),
+        ("code.yaml", "seed: !!python/object/apply:os.getcwd []\n", ["code.yaml", "line 1"]),
+        ("loop.yaml", "extends: ./loop.yaml\n", ["loop.yaml -> ", "loop"]),
+        ("base.yaml", "extends: demoo\n", ["extends = 'demoo'", "did you mean 'demo'?"]),
+        ("many.yaml", "extends: [demo]\n", ["extends = ['demo']", "one recipe"]),
+        ("part.yaml", "training: {seed: 1}\n", ["part.yaml", "no 'dataset' section", "training"]),
+        ("typo.yaml", "dataset: {}\ntrainin: {}\n", ["trainin", "did you mean 'training'?"]),
+        ("empty.yaml", "", ["sources: must be given"]),
+    ],
+)
+def test_a_faulty_file_is_refused(
+    write: Write, name: str, text: str | None, parts: list[str]
+) -> None:
+    if text is not None:
+        write(name, text)
+    told = refusal(dataset_recipe, f"./{name}")
+    assert [part for part in parts if part not in told] == []
+
+
+def test_an_unknown_name_is_refused_with_a_hint() -> None:
+    assert "did you mean 'demo'?" in refusal(dataset_recipe, "demoo", PLACES)
+
+
+def test_a_recipe_of_sections_cannot_extend_one_section_at_its_top(write: Write) -> None:
+    write("photos.yaml", "seed: 5")
+    path = write("all.yaml", "extends: ./photos.yaml\ndataset: {variants: 3}")
+    assert "inside the section" in refusal(dataset_recipe, path, PLACES)
+
+
+def test_a_recipe_of_one_section_is_no_full_recipe(write: Write) -> None:
+    assert "not a full recipe" in refusal(full_recipe, write("one.yaml", "seed: 5"))
+
+
+def test_a_missing_source_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    recipe = dataset_recipe("demo", {"sources": [str(tmp_path / "none")], "output": "/set"})
+    assert f"sources: {tmp_path}/none does not exist" in refusal(require_sources, recipe)
+
+
+def test_evaluation_words_are_checked() -> None:
+    def read(scales: str, steps: str) -> Any:
+        return evaluation_settings("/photos", scales=scales.split(","), steps=steps.split(","))
+
+    assert read("4, 8", "1,2").scales == (4.0, 8.0)
+    assert "scales.1 = 'x'" in refusal(read, "4,x", "1")
+    assert "steps.0 = '0'" in refusal(read, "4", "0")
+
+
+def test_places_that_stages_and_prompts_start_from_become_absolute(
+    write: Write, tmp_path: Path
+) -> None:
+    path = write("mine.yaml", TRAINING)
+    recipe = training_recipe(
+        path,
+        [
+            "manifest=/set",
+            "output=/run",
+            "stages.warmup.initialise_from=./old-run",
+            "stages.distill.initialise_from=warmup",
+            "prompts={kind: text_encoders, source: ./sdxl}",
+        ],
+    )
+    sources = [stage.initialise_from for stage in recipe.stages]
+    assert sources == [str(tmp_path / "old-run"), "warmup"]
+    assert recipe.prompts.model_dump()["source"] == str(tmp_path / "sdxl")
+    settings = ["manifest=/set", "output=/run", "stages.warmup.initialise_from=models:/sr/3"]
+    kept = training_recipe(path, [*settings, "prompts={kind: text_encoders, source: owner/sdxl}"])
+    assert kept.stages[0].initialise_from == "models:/sr/3"
+    assert kept.prompts.model_dump()["source"] == "owner/sdxl"
+
+
+def test_an_adversarial_stage_before_anything_is_trained_is_refused(write: Write) -> None:
+    stages = """
+        stages:
+          - name: gan
+            objective: {kind: self_distillation}
+            steps: 1000
+            dynamic_weighting: false
+            adversarial: {}
+    """
+    path = write("mine.yaml", stages)
+    text = refusal(training_recipe, path, ["manifest=/set", "output=/run"])
+    assert "'gan' is adversarial" in text and "Put a self_distillation stage before it" in text
+    wrong = "stages.gan.adversarial.lora.ranks=3"
+    text = refusal(training_recipe, path, ["manifest=/set", "output=/run", wrong])
+    assert "stages.gan.adversarial.lora.ranks = 3: unknown key; did you mean 'rank'?" in text
+
+
+def test_a_strength_for_a_lora_that_is_never_trained_is_refused(write: Write) -> None:
+    path = write("mine.yaml", FULL)
+    text = refusal(full_recipe, path, ["output=/out", "evaluation.lora_scale=1.0"])
+    assert "evaluation.lora_scale is given, but the last stage, 'warmup', trains no LoRA" in text

@@ -1,0 +1,119 @@
+"""A real Prefect server and a real worker as processes, as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.support.ports import free_port
+
+SECONDS = 240
+
+
+def wait_until(true: Callable[[], object], *, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subprocess.Popen[bytes]:
+    """Starts a `prefect` command in a session of its own."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *words],
+            env={**os.environ, **env},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=cwd,
+        )
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to a process and all below it."""
+    if process.poll() is None:
+        root = psutil.Process(process.pid)
+        for one in [root, *root.children(recursive=True)]:
+            try:
+                one.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        process.wait()
+
+
+class Server:
+    """A running `prefect server start`, spoken to by its REST interface."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.env = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "prefect")}
+        words = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
+        self.process = prefect(*words, env=self.env, log=folder / "server.log", cwd=folder)
+        wait_until(self._healthy)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.url + path, timeout=60).raise_for_status().json()
+
+    def post(self, path: str, body: Any) -> Any:
+        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+
+    def start_run(self, deployment: str) -> str:
+        run = self.post(f"/deployments/{deployment}/create_flow_run", {})
+        return str(run["id"])
+
+    def state(self, run: str) -> str:
+        return str(self.get(f"/flow_runs/{run}")["state_name"])
+
+    def runs(self, deployment: str, *states: str) -> list[dict[str, Any]]:
+        """Runs of a deployment in these states, first the one that was due first."""
+        body = {
+            "deployments": {"id": {"any_": [deployment]}},
+            "flow_runs": {"state": {"name": {"any_": states}}},
+            "sort": "EXPECTED_START_TIME_ASC",
+        }
+        found = self.post("/flow_runs/filter", body)
+        assert isinstance(found, list)
+        return found
+
+    def _healthy(self) -> bool:
+        assert self.process.poll() is None
+        try:
+            return httpx.get(self.url + "/health").is_success
+        except httpx.HTTPError:
+            return False
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        kill(server.process)
+
+
+@contextmanager
+def running_worker(
+    server: Server, pool: str, *, env: dict[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker in an empty folder, which has the program installed and nothing else."""
+    place = folder / "worker"
+    place.mkdir()
+    words = ("worker", "start", "--pool", pool)
+    worker = prefect(*words, env={**server.env, **env}, log=folder / "worker.log", cwd=place)
+    try:
+        yield worker
+    finally:
+        kill(worker)

@@ -1,0 +1,275 @@
+"""Samples of shards on a disk and on S3: the same bytes; the cache whole, shared and bounded."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.shards import DamagedShard
+from datagen.errors import FlowmapsrError
+from tests.support.s3 import FaultyS3
+from tests.support.tiny import WARMUP, RunMaker
+from training.data import shard_cache
+from training.data.bucket_mix import stage_draws
+from training.data.schedule import Place
+from training.data.shard_cache import CacheUnusable, ShardCache, check_cache
+from training.data.shard_store import ShardStore
+from training.settings.stage import StageSettings
+
+
+@pytest.fixture
+def remote(dataset: Path, manifest: Manifest, faulty_s3: FaultyS3) -> str:
+    """The dataset's shards in a bucket."""
+    for shard in manifest.shards:
+        body = (dataset / shard.path).read_bytes()
+        faulty_s3.client.put_object(Bucket=faulty_s3.bucket, Key=f"data/{shard.path}", Body=body)
+    return f"s3://{faulty_s3.bucket}/data"
+
+
+def _places(manifest: Manifest) -> list[Place]:
+    return [Place(shard, i) for shard in manifest.shards for i in range(shard.num_samples)]
+
+
+def _read(store: ShardStore, places: Iterable[Place]) -> list[tuple[str, bytes]]:
+    samples = [store.read(place) for place in places]
+    return [(sample.key, bytes(sample.latents)) for sample in samples]
+
+
+def _copies(cache: ShardCache) -> set[str]:
+    return {path.name for path in cache.folder.iterdir()} - {"lock"}
+
+
+def test_each_shard_is_fetched_once_by_all_who_want_it_at_the_same_time(
+    dataset: Path, manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
+) -> None:
+    """Four stores of one folder, as of four processes: file locks do not tell the difference."""
+    expected = _read(ShardStore(str(dataset)), _places(manifest))
+    faulty_s3.fail("cut_download", "GET", after=1000)  # the first one is lost half-way
+    stores = [
+        ShardStore(remote, cache=ShardCache(tmp_path / "cache", limit=10**9)) for _ in range(4)
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda store: _read(store, _places(manifest)), stores * 2))
+    assert all(one == expected for one in found)
+    assert faulty_s3.requests["GET"] == len(manifest.shards) + 1
+    cache = ShardCache(tmp_path / "cache", limit=10**9)
+    assert _copies(cache) == {f"{shard.sha256}.tar" for shard in manifest.shards}
+
+
+def test_the_least_recently_used_copies_make_room(
+    manifest: Manifest,
+    remote: str,
+    faulty_s3: FaultyS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shard_cache, "_TOUCH_SECONDS", 0)
+    first, second, third = manifest.shards
+    cache = ShardCache(tmp_path, limit=first.bytes + second.bytes)
+    store = ShardStore(remote, cache=cache)
+    before = _read(store, _places(manifest)[:1])
+    for shard in (second, first, third):
+        store.read(Place(shard, 0))
+    assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, third)}
+    assert faulty_s3.requests["GET"] == 3
+    cache.remove(first)  # as another process may, at any time
+    assert _read(store, _places(manifest)[:1]) == before
+    assert faulty_s3.requests["GET"] == 4
+    cache.remove(first)
+    store.fetch(first)
+    assert faulty_s3.requests["GET"] == 5
+    assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, third)}
+
+
+def test_a_killed_process_leaves_nothing_that_stands_in_the_way(
+    manifest: Manifest, remote: str, tmp_path: Path
+) -> None:
+    first, second, third = manifest.shards
+    cache = ShardCache(tmp_path, limit=first.bytes + second.bytes)
+    code = (
+        "import fcntl, sys, time\n"
+        "files = [open(path, 'wb') for path in sys.argv[1:]]\n"
+        "for file in files:\n"
+        "    fcntl.flock(file, fcntl.LOCK_EX)\n"
+        f"    file.write(bytes({first.bytes - 1000})); file.flush()\n"
+        "print('writing', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    partial = [str(tmp_path / f"{shard.sha256}.part") for shard in (first, third)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *partial], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    store = ShardStore(remote, cache=cache)
+    reading = threading.Thread(target=store.read, args=(Place(first, 0),))
+    reading.start()
+    reading.join(0.3)
+    assert reading.is_alive()  # waits for whoever fetches the shard
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    reading.join(30)
+    assert not reading.is_alive()
+    store.read(Place(second, 0))  # has no room beside what the dead process began
+    assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, second)}
+
+
+def test_what_somebody_is_fetching_is_not_taken_for_a_leftover(
+    manifest: Manifest, remote: str, tmp_path: Path
+) -> None:
+    first, second, _ = manifest.shards
+    partial = tmp_path / f"{first.sha256}.part"
+    partial.write_bytes(bytes(first.bytes))
+    with open(partial) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        cache = ShardCache(tmp_path, limit=second.bytes)
+        ShardStore(remote, cache=cache).read(Place(second, 0))
+        assert partial.exists()
+
+
+def test_a_leftover_is_removed_while_nobody_else_can_take_it_up(
+    manifest: Manifest, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the process that wants that shard could go on in a file that is about to vanish."""
+    first, second, _ = manifest.shards
+    partial = tmp_path / f"{first.sha256}.part"
+    partial.write_bytes(bytes(first.bytes))
+    unlink, could_be_taken = Path.unlink, []
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        if path == partial:
+            with open(path) as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    could_be_taken.append(True)
+                except BlockingIOError:
+                    could_be_taken.append(False)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    cache = ShardCache(tmp_path, limit=second.bytes)
+    ShardStore(remote, cache=cache).read(Place(second, 0))
+    assert could_be_taken == [False]
+    assert _copies(cache) == {f"{second.sha256}.tar"}
+
+
+def test_a_copy_that_vanishes_while_it_is_made_is_made_again(
+    dataset: Path,
+    manifest: Manifest,
+    remote: str,
+    faulty_s3: FaultyS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = manifest.shards[0]
+    cache = ShardCache(tmp_path / "cache", limit=10**9)
+    index_shard, times = shard_cache.index_shard, []
+
+    def cleared(*arguments: Any, **words: Any) -> Any:
+        found = index_shard(*arguments, **words)
+        if not times:
+            shutil.rmtree(cache.folder)
+        times.append(1)
+        return found
+
+    monkeypatch.setattr(shard_cache, "index_shard", cleared)
+    cache.add(f"{remote}/{shard.path}", shard)
+    assert len(times) == faulty_s3.requests["GET"] == 2
+    assert Path(cache.path(shard)).read_bytes() == (dataset / shard.path).read_bytes()
+
+
+def test_a_full_disk_is_said_once_and_read_past(
+    dataset: Path, manifest: Manifest, remote: str, tmp_path: Path
+) -> None:
+    """A limit on the size of files is the full disk that every system can have."""
+    code = (
+        "import logging, sys\n"
+        "from pathlib import Path\n"
+        "from datagen.dataset.manifest import load_manifest\n"
+        "from training.data.schedule import Place\n"
+        "from training.data.shard_cache import ShardCache\n"
+        "from training.data.shard_store import ShardStore\n"
+        "logging.basicConfig(stream=sys.stdout)\n"
+        "dataset, remote, cache = sys.argv[1:]\n"
+        "store = ShardStore(remote, cache=ShardCache(Path(cache), limit=10**9))\n"
+        "for shard in load_manifest(dataset).shards:\n"
+        "    print(store.read(Place(shard, 1)).key)\n"
+    )
+    cache = tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(dataset), remote, str(cache)],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)),
+        cwd=Path(__file__).parents[3],
+    )
+    keys = [key for key, _ in _read(ShardStore(str(dataset)), _places(manifest)[1::4])]
+    assert [line for line in done.stdout.splitlines() if ":" not in line] == keys
+    assert done.stdout.count("takes no more shards") == 1
+    assert os.listdir(cache) in ([], ["lock"])
+
+
+def test_without_a_cache_samples_are_requests(
+    dataset: Path, manifest: Manifest, remote: str
+) -> None:
+    places = _places(manifest)[::3]
+    assert _read(ShardStore(remote), places) == _read(ShardStore(str(dataset)), places)
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_not_kept(
+    dataset: Path, manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
+) -> None:
+    first, second, third = manifest.shards
+    cache = ShardCache(tmp_path, limit=10**9)
+    ShardStore(remote, cache=cache).read(Place(first, 0))
+    Path(cache.path(first)).write_bytes(b"junk")
+    again = ShardStore(remote, cache=cache)
+    assert _read(again, _places(manifest)[:4]) == _read(
+        ShardStore(str(dataset)), _places(manifest)[:4]
+    )
+    key = f"data/{second.path}"
+    faulty_s3.client.put_object(Bucket=faulty_s3.bucket, Key=key, Body=bytes(second.bytes))
+    faulty_s3.client.delete_object(Bucket=faulty_s3.bucket, Key=f"data/{third.path}")
+    for shard in (second, third, second):
+        with pytest.raises(DamagedShard, match=Path(shard.path).name):
+            again.read(Place(shard, 0))
+    assert _copies(cache) == {f"{first.sha256}.tar"}
+
+
+def test_a_folder_that_cannot_be_is_unusable_and_a_server_that_is_gone_is_not_rot(
+    manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    shard = manifest.shards[0]
+    with pytest.raises(CacheUnusable, match="Not a directory"):
+        ShardCache(tmp_path / "file" / "cache", limit=10**9).add(f"{remote}/{shard.path}", shard)
+    faulty_s3.fail("status", "GET", times=10**6, status=403, code="AccessDenied")
+    with pytest.raises(FlowmapsrError) as refused:
+        ShardStore(remote, cache=ShardCache(tmp_path, limit=10**9)).read(Place(shard, 0))
+    assert not isinstance(refused.value, DamagedShard)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
+
+
+def test_a_cache_that_would_fetch_over_and_over_is_refused(
+    manifest: Manifest, run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path, stages=[WARMUP])
+    draws = stage_draws(StageSettings.model_validate(WARMUP), manifest)
+    small = {"manifest": "s3://bucket/data", "cache_gb": 1e-6}
+    with pytest.raises(FlowmapsrError, match=r"cache_gb 1e-06 is too small.*cache_gb=0"):
+        check_cache(recipe.model_copy(update=small), manifest, draws)
+    for fine in ({"cache_gb": 0}, {"cache_gb": 0.01}, {"manifest": "/data"}):
+        check_cache(recipe.model_copy(update=small | fine), manifest, draws)

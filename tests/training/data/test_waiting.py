@@ -1,0 +1,86 @@
+"""A micro step never makes the host wait for its device.
+
+The meta device stands in for a GPU: what lies there cannot be read by the host at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from datagen.samples.codecs import Dct8Codec
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.weighting import DynamicWeighting
+from training.losses.lpips import LpipsDistance
+from training.losses.perceptual import PatchRegulariser
+from training.settings.model import ModelSettings
+from training.settings.objective import (
+    FlowMatching,
+    Guidance,
+    ObjectiveSettings,
+    SelfDistillation,
+)
+
+DEVICE = torch.device("meta")
+N = 8
+GUIDANCE = Guidance(negative_share=0.4)
+CASES: dict[str, dict[str, Any]] = {
+    "fm": {},
+    "ssd": {"formulation": "shortcut"},
+    "esd": {"formulation": "eulerian"},
+    "esd by difference": {"formulation": "eulerian", "derivative": "central_difference"},
+    "lsd": {"formulation": "lagrangian"},
+    "paper": {"formulation": "lagrangian", "lsd_velocity": "conditional"},
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation between host and device but copies that nobody waits for."""
+
+    copies = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+        # Numbers of the host are arguments of a kernel, not copies.
+        if len({x.device for x in tensors if x.ndim or x.device == DEVICE}) > 1:
+            assert kwargs.get("non_blocking"), f"{func} waits"
+            self.copies += 1
+        return out
+
+
+@pytest.mark.parametrize("in_lockstep", [False, True], ids=["free", "lockstep"])
+@pytest.mark.parametrize("guidance", [None, GUIDANCE], ids=["plain", "guided"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_host_decides_alone_what_a_micro_step_computes(
+    tiny_model: ModelSettings, case: str, guidance: Guidance | None, in_lockstep: bool
+) -> None:
+    settings: ObjectiveSettings = FlowMatching(guidance=guidance)
+    if CASES[case]:
+        settings = SelfDistillation(**CASES[case], guidance=guidance, flow_matching_share=0.5)
+    net_settings = tiny_model.model_copy(update={"guidance_input": True})
+    net = FlowMapNet(net_settings, latent_channels=192)
+    model = TrainedModel(net, DynamicWeighting()).to(DEVICE)
+    hq, lq, neg = torch.empty(3, N, 192, 4, 4)
+    pixels = torch.empty(N, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(tuple("abcdefgh"), hq, lq, neg, pixels, Position()).to(DEVICE)
+    regulariser = PatchRegulariser(
+        LpipsDistance().to(DEVICE), Dct8Codec(str(DEVICE)), strength=1.0, patch=16
+    )
+    objective = FlowMapObjective(settings, regulariser=regulariser, in_lockstep=in_lockstep)
+    with NoWaiting() as mode:
+        losses = objective(model, batch, torch.Generator().manual_seed(0))
+        losses.total.backward()
+    assert mode.copies
+    assert {losses.total.device, losses.sums.device, losses.over_times.device} == {DEVICE}

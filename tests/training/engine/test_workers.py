@@ -1,0 +1,53 @@
+"""The device of a worker, on machines that this one is made to look like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from datagen.errors import FlowmapsrError
+from training.distributed import worker_device
+from training.monitoring.meter import memory_gb, reset_memory_peak
+
+
+def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:
+    """Makes torch believe in so many GPUs; those that were made the current one."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_worker_trains_on_the_gpu_of_its_place_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = _gpus(monkeypatch, 2)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert worker_device() == torch.device("cuda", int(rank))
+    assert [device.index for device in chosen] == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(FlowmapsrError, match="has 2 for at least 3 workers.*CUDA_VISIBLE_DEVICES="):
+        worker_device()
+    assert len(chosen) == 2
+
+
+def test_the_memory_peak_starts_anew_with_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {torch.device("cuda", 0): 30_000_000_000, torch.device("cuda", 1): 20_000_000_000}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.__getitem__)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update({device: 0})
+    )
+    device = torch.device("cuda", 1)
+    assert memory_gb(device) == 20
+    reset_memory_peak(device)
+    assert memory_gb(device) == 0 and memory_gb(torch.device("cuda", 0)) == 30
+    reset_memory_peak(torch.device("cpu"))
+    assert memory_gb(torch.device("cpu")) > 0
+
+
+def test_without_gpus_all_workers_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpus(monkeypatch, 0)
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    assert worker_device() == torch.device("cpu")

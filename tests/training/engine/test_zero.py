@@ -1,0 +1,84 @@
+"""Two workers under every ZeRO stage make the update of one worker on the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.training.workers.launch import found_by
+
+CASES = [f"zero{stage}-{name}" for stage in range(4) for name in ("shortcut", "eulerian")]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `zero_update` found for all cases, in one launch of two workers."""
+    path = tmp_path_factory.mktemp("zero") / "results.json"
+    found = found_by("tests.training.workers.zero_update", workers=2, results=path)
+    assert sorted(found) == sorted(CASES)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_make_the_update_of_one_on_the_whole_batch(
+    results: dict[str, Any], case: str
+) -> None:
+    result = results[case]
+    assert result["difference"] < 1e-4 and result["farthest"] < 1e-4
+    assert result["norms"] == pytest.approx(result["expected_norms"], rel=1e-4)
+    # A part of the batch makes another update, so that agreement says something.
+    assert result["difference_of_a_part"] > 0.5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_that_is_not_finite_is_seen(results: dict[str, Any], case: str) -> None:
+    assert not results[case]["broken_norm_is_finite"]
+
+
+ENGINE = """
+import json, sys, torch
+from tests.training.workers.two_engines import stage
+from training.engine.engine import Engine
+found = {"compiler": "torch._inductor.compile_fx" in sys.modules}
+for precision in ("bf16", "fp32"):
+    settings = stage(1).model_copy(update={"precision": precision})
+    cpu = torch.device("cpu")
+    engine = Engine(torch.nn.Linear(3, 3), settings, device=cpu, world_size=1)
+    found["compiler"] |= "torch._inductor.compile_fx" in sys.modules
+    found[precision] = torch.backends.cudnn.allow_tf32
+found["timer"] = engine._engine.tput_timer.config.enabled
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def started() -> dict[str, bool]:
+    """What is so in a process in which engines of both precisions have started."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE],
+        env={**os.environ, **alone},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_an_engine_starts_without_torchs_compiler(started: dict[str, bool]) -> None:
+    assert not started["compiler"]
+
+
+def test_an_engine_does_not_wait_for_the_device_to_time_it(started: dict[str, bool]) -> None:
+    assert not started["timer"]
+
+
+def test_fp32_convolutions_are_fp32_on_a_gpu_too(started: dict[str, bool]) -> None:
+    assert started["bf16"] and not started["fp32"]

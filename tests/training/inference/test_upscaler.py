@@ -1,0 +1,229 @@
+"""Inference on real model folders: sizes, grey, alpha, faulty folders; the evaluation table."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from datagen.degradation.settings import DegradationSettings
+from datagen.errors import FlowmapsrError
+from datagen.samples.codecs import load_codec
+from datagen.settings import Dct8Settings
+from training.evaluation.evaluate import degraded_photos, evaluate
+from training.flowmap.network import FlowMapNet
+from training.flowmap.prompts import STAND_IN, stand_in
+from training.inference.upscaler import Upscaler, bicubic
+from training.settings.model import ModelSettings
+from training.settings.recipe import EvaluationSettings
+from training.weights.model_folder import ModelConfig, find_model, save_model
+
+
+def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
+    torch.manual_seed(0)
+    net = FlowMapNet(settings, latent_channels=192)
+    if trained:
+        torch.nn.init.normal_(net.unet.conv_out.weight, std=0.02)
+    config = ModelConfig(
+        model=settings,
+        latent_channels=192,
+        codec=Dct8Settings(),
+        codec_fingerprint=load_codec(Dct8Settings()).fingerprint,
+        prompt_embeddings=STAND_IN,
+        degradation=DegradationSettings(scale=(1, 8)),
+        stage="warmup",
+        recipe_digest="0",
+        dataset_digest="0",
+    )
+    save_model(folder, net, config, prompts=stand_in(settings.prompt_channels))
+    return folder
+
+
+@pytest.fixture
+def untrained(tmp_path: Path, tiny_model: ModelSettings) -> Path:
+    return _save(tmp_path / "model", tiny_model, trained=False)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_model: ModelSettings) -> Path:
+    return _save(tmp_path / "trained", tiny_model, trained=True)
+
+
+def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (16, 16), (33, 50)])
+@pytest.mark.parametrize("scale", [1.0, 2.5, 4.0])
+def test_an_untrained_model_is_bicubic_at_any_size(
+    untrained: Path, height: int, width: int, scale: float
+) -> None:
+    image = _picture(height, width)
+    upscaler = Upscaler.from_pretrained(untrained)
+    result = upscaler.upscale(image, scale=scale, steps=2)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    assert result.shape == (size[1], size[0], 3)
+    assert np.array_equal(result, bicubic(image, size))
+
+
+def test_a_model_folder_gives_back_the_same_network(
+    trained: Path, tiny_model: ModelSettings
+) -> None:
+    image = _picture(12, 12)
+    first = Upscaler.from_pretrained(trained).upscale(image, scale=2, steps=2)
+    second = Upscaler.from_pretrained(trained).upscale(image, scale=2, steps=2)
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, bicubic(image, (24, 24)))
+
+
+def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
+    tmp_path: Path, trained: Path, tiny_model: ModelSettings
+) -> None:
+    settings = tiny_model.model_copy(update={"guidance_input": True})
+    guided = _save(tmp_path / "guided", settings, trained=True)
+    path = guided / "config.json"
+    config = {**json.loads(path.read_text()), "guidance_strength": 2.25}
+    path.write_text(json.dumps(config))
+    image = _picture(12, 12)
+
+    def result(guidance: float | None) -> np.ndarray:
+        return Upscaler.from_pretrained(guided, guidance=guidance).upscale(image, scale=2, steps=1)
+
+    assert np.array_equal(result(None), result(2.25))
+    assert not np.array_equal(result(None), result(1.0))
+    with pytest.raises(FlowmapsrError, match=r"trained.*train with model\.guidance_input=true"):
+        Upscaler.from_pretrained(trained, guidance=2.0)
+
+
+def test_grey_stays_grey_and_alpha_is_kept(trained: Path) -> None:
+    upscaler = Upscaler.from_pretrained(trained)
+    grey = Image.fromarray(_picture(10, 12)[..., 0])
+    assert upscaler.upscale_file(_png(grey), scale=2, steps=1).mode == "L"
+    alpha = np.zeros((10, 12), np.uint8)
+    alpha[:, 6:] = 255
+    colour = Image.fromarray(_picture(10, 12))
+    colour.putalpha(Image.fromarray(alpha))
+    result = upscaler.upscale_file(_png(colour), scale=2, steps=1)
+    assert (result.mode, result.size) == ("RGBA", (24, 20))
+    kept = np.asarray(result)[..., 3]
+    assert kept[:, :8].max() == 0 and kept[:, 16:].min() == 255
+
+
+def test_orientation_is_applied(untrained: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    stream = io.BytesIO()
+    Image.fromarray(_picture(10, 20)).save(stream, format="JPEG", exif=exif)
+    result = Upscaler.from_pretrained(untrained).upscale_file(stream.getvalue(), scale=2, steps=1)
+    assert result.size == (20, 40)
+
+
+def test_bytes_that_are_no_picture_are_refused(untrained: Path) -> None:
+    upscaler = Upscaler.from_pretrained(untrained)
+    for data in (b"", b"hello", _png(Image.fromarray(_picture(8, 8)))[:60]):
+        with pytest.raises(FlowmapsrError):
+            upscaler.upscale_file(data, scale=2, steps=1)
+
+
+def test_a_run_folder_means_its_last_finished_stage(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "stages" / "warmup").mkdir(parents=True)
+    stages = [{"name": "warmup"}, {"name": "distill"}]
+    (run / "recipe.json").write_text(json.dumps({"stages": stages}))
+    with pytest.raises(FlowmapsrError, match="no stage of the run"):
+        find_model(run)
+    trained.rename(run / "stages" / "warmup" / "model")
+    assert find_model(run) == run / "stages" / "warmup" / "model"
+
+
+def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FlowmapsrError, match="there is no model folder"):
+        Upscaler.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FlowmapsrError, match=r"neither config\.json"):
+        Upscaler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version is 2"),
+        ({"codec_fingerprint": "other"}, "weights have changed"),
+        ({"latent_channels": 64}, "does not hold the weights"),
+        ({"model": {"block_channels": "wide"}}, "block_channels"),
+    ],
+)
+def test_another_version_or_misfit_is_a_clear_error(
+    untrained: Path, change: dict[str, object], message: str
+) -> None:
+    path = untrained / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FlowmapsrError, match=message):
+        Upscaler.from_pretrained(untrained)
+
+
+def test_truncated_weights_are_a_clear_error(untrained: Path) -> None:
+    path = untrained / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(FlowmapsrError, match="does not hold the weights"):
+        Upscaler.from_pretrained(untrained)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    for seed in range(2):
+        Image.fromarray(_picture(67, 90, seed)).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_the_evaluation_table_compares_with_bicubic(untrained: Path, photos: Path) -> None:
+    settings = EvaluationSettings(photos=str(photos), scales=(2.0, 4.0), steps=(1, 2))
+    rows = evaluate(str(untrained), settings)
+    assert [(row.method, row.scale, row.steps) for row in rows] == [
+        ("bicubic", 2.0, 0),
+        ("flowmapsr", 2.0, 1),
+        ("flowmapsr", 2.0, 2),
+        ("bicubic", 4.0, 0),
+        ("flowmapsr", 4.0, 1),
+        ("flowmapsr", 4.0, 2),
+    ]
+    for bicubic_row, *ours in (rows[:3], rows[3:]):
+        for row in ours:  # an untrained model returns its input
+            assert (row.psnr, row.ssim) == (bicubic_row.psnr, bicubic_row.ssim)
+    by_hand = [
+        peak_signal_noise_ratio(p.original, bicubic(p.small, p.original.shape[1::-1]))
+        for p in degraded_photos(settings, DegradationSettings(scale=(1, 8)), 4.0)
+    ]
+    assert rows[3].psnr == pytest.approx(np.mean(by_hand))
+
+
+def test_every_evaluation_degrades_alike(untrained: Path, photos: Path) -> None:
+    settings = EvaluationSettings(photos=str(photos), scales=(4.0,), steps=(1,))
+    chain = DegradationSettings(scale=(1, 8))
+    first, second = (
+        [photo.small for photo in degraded_photos(settings, chain, 4.0)] for _ in range(2)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first[0].shape == (16, 22, 3)
+
+
+def test_a_photo_too_small_for_the_scale_is_named(untrained: Path, photos: Path) -> None:
+    Image.fromarray(_picture(9, 9)).save(photos / "tiny.png")
+    settings = EvaluationSettings(photos=str(photos), scales=(4.0,), steps=(1,))
+    with pytest.raises(FlowmapsrError, match=r"tiny\.png.*too small"):
+        evaluate(str(untrained), settings)

@@ -1,0 +1,238 @@
+"""Datasets that a stage cannot train on: what is said, what is saved, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from mlflow import MlflowClient
+
+from datagen.dataset.manifest import Manifest, load_manifest
+from datagen.dataset.shards import Latents, ShardSample, read_shard
+from datagen.errors import FlowmapsrError
+from tests.support.tiny import WARMUP, RunMaker, rewritten, start_torchrun
+from training.checkpoints.reader import read_commit
+from training.data.bucket_mix import stage_draws
+from training.data.loader import Batch, fixed_batch
+from training.data.schedule import Position, Schedule
+from training.data.shard_store import ShardStore
+from training.monitoring.loss_guard import LEAST
+from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.startup_timer import StartClock
+from training.monitoring.watchdog import Watchdog
+from training.run_dir.paths import StageFolder
+from training.run_dir.starts import how_ended, read_starts
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.stage import StageWorker
+from training.tracking.mlflow_client import RunNames
+
+
+def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
+    """The samples of a step, in the order of its global batch."""
+    manifest: Manifest = load_manifest(str(dataset))
+    schedule = Schedule(
+        manifest,
+        stage_draws(recipe.stages[0], manifest),
+        seed=recipe.seed,
+        shuffle_shards=recipe.shuffle_shards,
+        split="train",
+    )
+    planned = schedule.step_at(Position())
+    for _ in range(step):
+        planned = schedule.step_at(planned.position)
+    shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
+    return [shards[place.shard.path][place.index].key for place in planned.places]
+
+
+def _stage(recipe: TrainingRecipe) -> Path:
+    return Path(recipe.output) / "stages" / "warmup"
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_kept(
+    dataset: Path, run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    """Weights that one update has made huge give no finite loss at the next step."""
+    stage = {**WARMUP, "checkpoint_every": 1, "learning_rate": 1e20}
+    recipe = run_recipe(tmp_path / "run", stages=[stage])
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "the loss is not finite at step 1" in output and "bad_step.json" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    assert saved["step"] == 1
+    assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
+    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == "step-000001"
+    files = read_commit(str(newest)).files
+    assert len(files) == 2  # one of each worker
+    for file in files:
+        tensors = safetensors.torch.load_file(newest / file.name)
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_many(
+    dataset: Path, run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    """One of twelve is below the limit, the second one above it."""
+    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "checkpoint_every": 1}])
+    first = _keys_of_step(dataset, recipe, 0)[1]  # the second worker's
+    second = _keys_of_step(dataset, recipe, 2)[0]
+
+    def spoil(sample: ShardSample) -> ShardSample:
+        latents = Latents.from_bytes(sample.latents)
+        if sample.key == first:
+            latents = replace(latents, hq=np.full_like(latents.hq, np.nan))
+        if sample.key == second:
+            latents = replace(latents, lq=latents.lq[:, :2])
+        return replace(sample, latents=latents.to_bytes())
+
+    copy = rewritten(dataset, tmp_path / "dataset", spoil)
+    recipe = recipe.model_copy(update={"manifest": str(copy), "max_rotten_fraction": 0.1})
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "2 of 12 training samples cannot be used, and max_rotten_fraction allows 0.1" in output
+    assert f"sample {second} of shards/32x32/train-00000" in output
+    listed = [json.loads(line) for line in (_stage(recipe) / "skipped.jsonl").open()]
+    assert [(one["key"], one["samples"]) for one in listed] == [(first, 1), (second, 1)]
+    assert "hq holds values that are not finite" in listed[0]["reason"]
+    assert "lq is F16 [192, 2, 4]" in listed[1]["reason"]
+    checkpoints = sorted((_stage(recipe) / "checkpoints").glob("step-*"))
+    assert [one.name for one in checkpoints] == ["step-000001", "step-000002"]
+    assert read_commit(str(checkpoints[-1])).state.images_seen == 8
+
+
+def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
+    """With so small a growth allowed, any step above the median counts as an explosion."""
+    stage = {**WARMUP, "checkpoint_every": 5, "max_loss_growth": 1.001}
+    recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "max_loss_growth = 1.001 times its running median" in output
+    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    assert LEAST <= saved["step"] < 60 and "squared error" in saved["problem"]
+    assert len(saved["keys"]) == 4
+    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
+    assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
+
+    lower = {**stage, "learning_rate": 1e-9}
+    stages = run_recipe(tmp_path / "run", stages=[lower]).stages
+    process = start_torchrun(recipe.model_copy(update={"stages": stages}), tmp_path)
+    output, _ = process.communicate(timeout=200)
+    assert "stages.warmup.learning_rate was 0.001, is 1e-09" in output
+    saved_before = saved["step"] // 5 * 5
+    assert [one.step for one in read_starts(_stage(recipe))] == [0, saved_before]
+    again = json.loads((_stage(recipe) / "bad_step.json").read_text())["step"]
+    assert saved_before <= again < saved_before + LEAST, "the errors before it are forgotten"
+
+
+def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    stage = {**WARMUP, "micro_batch": 4}
+    recipe = run_recipe(tmp_path / "run", stages=[stage | {"global_batch": 8}])
+    recipe = recipe.model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.full_memory")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and not (_stage(recipe) / "done.json").exists()
+    (told,) = [line for line in output.splitlines() if "Torch says" in line]
+    assert "stage 'warmup': the GPU has no room for a micro batch of 4 samples" in told
+    assert "latents of 4x4. Give the same command stages.warmup.gradient_checkpointing=true" in told
+    assert "Tried to allocate 2.00 GiB" in told
+    assert "no room for a micro batch" in how_ended(Path(recipe.output), _stage(recipe))
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples", "words"),
+    [
+        ({}, 8, "checkpointing=true, or offload=optimizer, or with several workers a zero_stage"),
+        ({}, 8, "and it goes on. A lower micro_batch"),
+        ({"gradient_checkpointing": True}, 1, r"1 sample .*stages.warmup.offload=[^.]*goes on\. T"),
+        (
+            {"offload": "optimizer", "zero_stage": 3},
+            0,
+            "network and optimiser. It needs a GPU with",
+        ),
+        ({}, 0, r"stages.warmup.offload=optimizer, or with [^.]*goes on\. Torch"),
+    ],
+)
+def test_only_what_makes_a_difference_is_recommended_to_a_full_gpu(
+    changes: dict[str, Any], samples: int, words: str
+) -> None:
+    settings = StageSettings.model_validate({**WARMUP, **changes})
+    latents = torch.zeros(max(samples, 1), 4, 8, 6)
+    batch = Batch(tuple(map(str, range(samples))), latents, latents, None, None, Position())
+    with (
+        pytest.raises(FlowmapsrError, match=words),
+        memory_explained(settings, batch if samples else None),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    stage = {**WARMUP, "steps": 30}
+    recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.failing_checkpoint")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    assert child.info.status == "FINISHED"
+    told = child.data.tags["last_failed_checkpoint"]
+    assert "step 20 could not be written" in told and "step-000020" in told
+    history = {
+        name: [point.value for point in client.get_metric_history(child.info.run_id, name)]
+        for name in ("checkpoints/failed", "checkpoints/newest_step")
+    }
+    assert history["checkpoints/failed"] == [0, 0, 1]
+    assert history["checkpoints/newest_step"][-1] == 30
+    assert child.data.metrics["perf/checkpoint_seconds"] > 0
+
+
+@pytest.fixture
+def without_negatives(dataset: Path, tmp_path: Path) -> Path:
+    def drop(sample: ShardSample) -> ShardSample:
+        latents = Latents.from_bytes(sample.latents)
+        pair = safetensors.numpy.save({"hq": latents.hq, "lq": latents.lq})
+        return replace(sample, latents=pair)
+
+    return rewritten(dataset, tmp_path / "dataset", drop)
+
+
+def test_guidance_without_negatives_is_refused_before_any_stage_trains(
+    without_negatives: Path, run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    guided = {
+        **WARMUP,
+        "name": "guidance",
+        "objective": {"kind": "flow_matching", "guidance": {"strength": [2, 2]}},
+    }
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP, guided])
+    recipe = recipe.model_copy(update={"manifest": str(without_negatives)})
+    with pytest.raises(FlowmapsrError, match=r"guidance needs negatives.*leave guidance out"):
+        StageWorker(
+            recipe,
+            StageFolder(Path(recipe.output), "warmup"),
+            Watchdog(tmp_path, rank=0, world_size=1, seconds=60),
+            StartClock.of_process(),
+        )
+
+
+def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:
+    store = ShardStore(str(without_negatives))
+    batch = fixed_batch(store, load_manifest(str(without_negatives)), 2)
+    assert batch.neg is None and batch.to(torch.device("cpu")).neg is None
+    assert batch.hq.shape == batch.lq.shape

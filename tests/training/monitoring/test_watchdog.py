@@ -1,0 +1,204 @@
+"""A worker that makes no progress: how the run ends, what is kept of it, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.support.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
+from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog, stack_files
+from training.run_dir.starts import read_starts
+from training.tracking.mlflow_client import RunNames
+
+STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}
+
+
+@pytest.mark.timeout(500)
+def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_again(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[STAGE])
+    recipe = recipe.model_copy(update={"stall_seconds": 5.0, "images_every": 100})
+    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.stalling_run")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    home = Path(recipe.output) / "stages" / "warmup"
+    first, second = sorted((home / "stacks").iterdir(), key=lambda path: path.stem[-1])
+    assert first.name.endswith("-rank-0.txt") and second.name.endswith("-rank-1.txt")
+    assert "in stuck" in second.read_text() and "in stuck" not in first.read_text()
+    assert "step 9" in first.read_text() or "step 8" in first.read_text()
+    assert "made no progress" in output or "no progress for" in output
+    assert output.count("in stuck") >= 1  # in the log too
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    for run_id, folder in ((names.parent, "stacks/warmup"), (names.stages["warmup"], "stacks")):
+        run = client.get_run(run_id)
+        assert run.info.status == "FAILED" and "no progress for" in run.data.tags["failure"]
+        shown = {item.path for item in client.list_artifacts(run_id, folder)}
+        assert shown == {f"{folder}/{path.name}" for path in (first, second)}
+
+    finish_torchrun(recipe, tmp_path)
+    starts = read_starts(home)
+    assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
+    assert starts[0].ended_before is None
+    assert "no progress for" in str(starts[1].ended_before)
+
+    child = client.get_run(names.stages["warmup"])
+    stacks = {item.path for item in client.list_artifacts(child.info.run_id, "stacks")}
+    assert stacks == {f"stacks/{path.name}" for path in (first, second)}
+    assert child.info.status == "FINISHED" and "failure" not in child.data.tags
+    assert child.data.metrics["restarts"] == 1
+    assert child.data.metrics["perf/worker_hours"] > 0
+    assert 0 < child.data.metrics["perf/mfu"] < 1
+    assert "measured" in child.data.tags["peak_tflops"]
+    assert child.data.metrics["system/cpu_utilization_percentage"] >= 0
+    assert child.data.tags["world_size"] == "2" and child.data.tags["hosts"]
+    assert child.data.tags["mlflow.source.name"].startswith("run.py")
+    parent = client.get_run(names.parent)
+    assert "failure" not in parent.data.tags
+    assert parent.info.status == "FINISHED" and parent.data.metrics["restarts"] == 1
+    assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
+    stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
+    assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
+    progress = json.loads((home / "progress.json").read_text())
+    assert progress["worker_hours"] == pytest.approx(
+        child.data.metrics["perf/worker_hours"], abs=0.01
+    )
+
+
+def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[STAGE])
+    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.two_machines")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    child = client.get_run(names.stages["warmup"])
+    system = {name for name in child.data.metrics if name.startswith("system/")}
+    assert system and all(name.startswith("system/machine-") for name in system)
+    for machine in ("machine-0", "machine-1"):
+        history = client.get_metric_history(
+            child.info.run_id, f"system/{machine}/cpu_utilization_percentage"
+        )
+        assert history and all(0 <= point.value <= 100 for point in history)
+        assert all(0 <= point.step <= STAGE["steps"] for point in history)
+
+
+def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, with the stage's folder as its word."""
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120
+    )
+
+
+FROZEN = """
+import ctypes, sys, time
+from pathlib import Path
+from training.monitoring import watchdog
+watchdog.OTHERS_SECONDS = watchdog.LAST_WORDS_SECONDS = 1.0
+with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as dog:
+    dog.alive("nothing")
+    time.sleep(1.0)  # the watchdog looks once
+    ctypes.PyDLL(None).sleep(60)  # holds Python's lock, as stuck extension code does
+"""
+
+
+def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = _run(FROZEN, tmp_path)
+    assert done.returncode != 0 and time.monotonic() - start < 55
+    (path,) = stack_files(tmp_path)
+    assert path.name.endswith("-frozen-rank-0.txt") and "<string>" in path.read_text()
+
+
+FROZEN_AMONG_TWO = """
+import ctypes, os, sys, time
+from pathlib import Path
+from training.monitoring import watchdog
+watchdog.FROZEN_SECONDS = 2.0
+if os.fork():
+    with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=2, seconds=2.0) as dog:
+        dog.alive("nothing")
+        dog.before_end(lambda: print(*watchdog.stack_files(Path(sys.argv[1])), flush=True))
+        time.sleep(60)
+with watchdog.Watchdog(Path(sys.argv[1]), rank=1, world_size=2, seconds=2.0) as dog:
+    dog.alive("nothing")
+    time.sleep(1.0)
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+def test_the_first_worker_waits_for_the_traces_of_a_frozen_one(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = _run(FROZEN_AMONG_TWO, tmp_path)
+    assert done.returncode == EXIT_CODE
+    frozen, first = sorted(done.stdout.split(), key=lambda name: "frozen" not in name)
+    assert frozen.endswith("-frozen-rank-1.txt") and first.endswith("-rank-0.txt")
+    assert time.monotonic() - start < OTHERS_SECONDS, "it had waited for what came long ago"
+
+
+STUCK_TO_THE_LAST = """
+import sys, time
+from pathlib import Path
+from training.monitoring import watchdog
+watchdog.LAST_WORDS_SECONDS, watchdog.LONG_SECONDS = 1.0, 0.0
+with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=0.5) as dog:
+    dog.before_end(lambda: time.sleep(60))  # as a server that is gone
+    dog.before_end(lambda: print("told", flush=True))
+    dog.before_end(lambda: 1 / 0)
+    time.sleep(60)
+"""
+
+
+def test_what_is_said_before_the_end_cannot_put_it_off(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = _run(STUCK_TO_THE_LAST, tmp_path)
+    assert done.returncode == EXIT_CODE and time.monotonic() - start < 30
+    assert done.stdout == "told\n" and "division by zero" in done.stderr
+
+
+UNREADABLE_FOR_A_WHILE = """
+import sys, time
+from pathlib import Path
+from training.monitoring import watchdog
+home = Path(sys.argv[1])
+with watchdog.Watchdog(home, rank=0, world_size=1, seconds=0.5) as dog:
+    (home / "stacks").rename(home / "away")
+    for _ in range(10):
+        dog.alive("work")
+        time.sleep(0.1)
+    (home / "away").rename(home / "stacks")
+    print("went on", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) -> None:
+    done = _run(UNREADABLE_FOR_A_WHILE, tmp_path)
+    assert done.stdout == "went on\n"
+    assert done.returncode == EXIT_CODE, "it watches no more"
+    assert len(stack_files(tmp_path)) == 1
+
+
+def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+    """Also by the traces of an earlier start."""
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    (stacks / "20260101-000000-rank-1.txt").write_text("worker 1 of 2: no progress for 9 s")
+    (stacks / ".rank-0").write_text("Timeout!")
+    with Watchdog(tmp_path, rank=0, world_size=1, seconds=0.4) as watchdog:
+        (stacks / ".rank-1").write_text("Timeout!")
+        kept = stack_files(tmp_path)
+        for _ in range(10):
+            watchdog.alive("work")
+            time.sleep(0.1)
+        watchdog.alive("a checkpoint", next_is_long=True)
+        time.sleep(1.0)
+    assert len(kept) == 3 and sorted(stacks.iterdir()) == kept

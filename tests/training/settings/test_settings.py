@@ -1,0 +1,188 @@
+"""What a training recipe refuses when it is read, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.trainer import learning_rate
+
+STAGE = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 100}
+DIFFERENCE = "central_difference"
+
+
+def _distill(
+    formulation: str,
+    *,
+    derivative: str = "jvp",
+    guidance: dict[str, Any] | None = None,
+    **stage: Any,
+) -> dict[str, Any]:
+    objective = {
+        "kind": "self_distillation",
+        "formulation": formulation,
+        "derivative": derivative,
+        "guidance": guidance,
+    }
+    return {**STAGE, "objective": objective, **stage}
+
+
+DISTILL = {**STAGE, "name": "distill", "objective": {"kind": "self_distillation"}}
+GAN = {
+    **DISTILL,
+    "name": "gan",
+    "steps": 1000,
+    "dynamic_weighting": False,
+    "adversarial": {},
+}
+
+
+def _recipe(**values: Any) -> TrainingRecipe:
+    return TrainingRecipe.model_validate(
+        {"manifest": "/data", "output": "/run", "stages": [STAGE], **values}
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"output": "s3://bucket/run"}, "local folder"),
+        ({"workers": 3}, "global_batch 256 is not a multiple of micro_batch 8 x workers 3 = 24"),
+        ({"stages": [STAGE, STAGE]}, "stage names must differ"),
+        ({"stages": [{**STAGE, "name": "Warm up"}]}, "may hold only"),
+        ({"stages": [{**STAGE, "steps": 0}]}, "greater than or equal to 1"),
+        ({"stages": [{**STAGE, "perceptual": {"kind": "lpips", "form": "up"}}]}, "form"),
+        (
+            {"stages": [_distill("eulerian", zero_stage=3)]},
+            "jvp of the eulerian target fails on the spread parameters of ZeRO-3.*precision=fp32 "
+            "and a model.time_scale of at most 20",
+        ),
+        (
+            {"stages": [_distill("lagrangian", zero_stage=3)]},
+            "jvp of the lagrangian target fails.*zero_stage of 0, 1 or 2",
+        ),
+        (
+            {"stages": [_distill("eulerian", compile="all")]},
+            "cannot go through a compiled network: set compile=student",
+        ),
+        (
+            {"stages": [_distill("lagrangian", derivative=DIFFERENCE)]},
+            "lost in the rounding of precision=bf16: set precision=fp32",
+        ),
+        (
+            {"stages": [_distill("eulerian", derivative=DIFFERENCE, precision="fp32")]},
+            "'warmup'.*wrong with model.time_scale=1000: set objective.derivative=jvp.* most 20",
+        ),
+        ({"stages": [{**STAGE, "zero_stage": 3, "compile": "student"}]}, "spreads them"),
+        ({"checkpoints": "gs://bucket/run"}, "a local folder or an s3:// address"),
+        ({"stages": [{**STAGE, "offload": "optimizer", "zero_stage": 0}]}, "zero_stage of 1, 2 or"),
+        ({"stages": [{**STAGE, "keep_every": 750}]}, "not a multiple of checkpoint_every 500"),
+        ({"stages": [{**STAGE, "ema_decay": 1.0}]}, "less than 1"),
+        ({"stages": [_distill("shortcut", guidance={"strength": [3, 1]})]}, "lower bound"),
+        ({"stages": [_distill("shortcut", guidance={"negative_share": 2})]}, "negative_share"),
+        ({"model": {"block_channels": [64]}}, "transformer_layers needs 1 values"),
+        ({"model": {"norm_groups": 48}}, "must be divisible"),
+        ({"unknown": 1}, "Extra inputs"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(**values)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([GAN], "'gan' is adversarial.*nothing before it learns steps.*self_distillation"),
+        ([STAGE, GAN], "'gan' is adversarial.*nothing before it learns steps"),
+        ([STAGE, {**GAN, "dynamic_weighting": True}], "set dynamic_weighting to false"),
+        ([STAGE, DISTILL, {**GAN, "zero_stage": 3}], "needs zero_stage 2 or less"),
+        ([STAGE, DISTILL, {**GAN, "steps": 500}], "leave none for the generator after .* 500"),
+        (
+            [STAGE, DISTILL, {**GAN, "initialise_from": "distil"}],
+            "initialise_from 'distil' is no earlier stage .did you mean 'distill'",
+        ),
+        ([{**STAGE, "initialise_from": "warmup"}], "no earlier stage .earlier: none"),
+        ([{**STAGE, "initialise_from": "models:/m@best"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "models:/m"}], "the version's number"),
+        ([{**STAGE, "initialise_from": "s3://bucket/model"}], "give a local place"),
+        ([{**STAGE, "initialise_from": "My Model"}], "give the name of an earlier stage"),
+    ],
+)
+def test_stages_that_do_not_fit_together_are_refused(
+    stages: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _recipe(stages=stages)
+
+
+def test_a_stage_starts_from_the_one_before_unless_told() -> None:
+    again = {**DISTILL, "name": "again", "initialise_from": "warmup"}
+    recipe = _recipe(stages=[STAGE, DISTILL, again, {**GAN, "initialise_from": "/runs/other"}])
+    names = [stage.name for stage in recipe.stages]
+    assert [recipe.origin(name) for name in names] == [None, "warmup", "warmup", "/runs/other"]
+    _recipe(stages=[STAGE, DISTILL, GAN])
+    _recipe(stages=[{**GAN, "initialise_from": "models:/flowmapsr/3"}])
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        _distill("shortcut", zero_stage=3),
+        _distill("shortcut", compile="all"),
+        _distill("eulerian", compile="student", zero_stage=2),
+        _distill("lagrangian", derivative=DIFFERENCE, precision="fp32", compile="all"),
+    ],
+)
+def test_what_can_work_is_allowed(stage: dict[str, Any]) -> None:
+    assert _recipe(stages=[stage]).stages[0].zero_stage == stage.get("zero_stage", 1)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_difference_in_t_is_allowed_as_long_as_the_network_is_slow_in_t(zero_stage: int) -> None:
+    stage = _distill("eulerian", derivative=DIFFERENCE, precision="fp32", zero_stage=zero_stage)
+    _recipe(stages=[stage], model={"time_scale": 20})
+    with pytest.raises(ValidationError, match="model.time_scale=20.1"):
+        _recipe(stages=[stage], model={"time_scale": 20.1})
+
+
+def test_the_digest_ignores_only_the_places() -> None:
+    elsewhere = _recipe(output="/elsewhere", checkpoints="s3://bucket/run")
+    assert _recipe().digest() == elsewhere.digest()
+    assert _recipe().digest() != _recipe(seed=1).digest()
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        ({"zero_stage": 3, "offload": "optimizer", "checkpoint_every": 7}, True),
+        ({"learning_rate": 1.0}, False),
+        ({"ema_decay": 0.9}, False),
+        ({"precision": "fp32"}, False),
+    ],
+)
+def test_a_checkpoint_may_be_gone_on_from_in_another_way_but_not_with_another_method(
+    values: dict[str, Any], same: bool
+) -> None:
+    mine, theirs = (_recipe(stages=[stage]) for stage in (STAGE, {**STAGE, **values}))
+    assert (mine.digest() == theirs.digest()) == same
+
+
+def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
+    stage = StageSettings.model_validate(
+        {
+            **STAGE,
+            "learning_rate": 1.0,
+            "learning_rate_warmup": 9,
+            "final_learning_rate_fraction": 0.1,
+        }
+    )
+    assert learning_rate(stage, 0) == pytest.approx(0.1)
+    assert learning_rate(stage, 50) == pytest.approx(0.55)
+    assert learning_rate(stage, 100) == pytest.approx(0.1)
+    constant = StageSettings.model_validate({**STAGE, "learning_rate": 2.0})
+    assert {learning_rate(constant, step) for step in (0, 50, 100)} == {2.0}

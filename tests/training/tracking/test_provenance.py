@@ -1,0 +1,223 @@
+"""What a run says of its code, its machines and its cost, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from datagen.io.redaction import redacted
+from tests.support.tiny import WARMUP, RunMaker
+from training.monitoring.loss_guard import LEAST, LossGuard
+from training.monitoring.system_metrics import SystemSampler, sampled_system
+from training.run_dir.records import StageProgress, Workers
+from training.run_dir.starts import KILLED, Attempt, Failure, append_line, how_ended, read_starts
+from training.tracking import provenance
+from training.tracking.events import Metrics, Params, Tags
+from training.tracking.stage_table import stage_table
+
+PACKAGE = Path(provenance.__file__).parent
+
+
+def _git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def _tags_of(folder: Path) -> dict[str, str]:
+    """`code_tags` of a copy of the code in `folder`."""
+    code = (
+        "import json; from training.tracking.provenance import code_tags; "
+        "print(json.dumps(code_tags()))"
+    )
+    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tags: dict[str, str] = json.loads(done.stdout)
+    return tags
+
+
+def test_the_commit_of_a_checkout_is_told_and_whether_it_was_changed(tmp_path: Path) -> None:
+    package = tmp_path / "training" / "tracking"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    for name in ("__init__.py", "provenance.py"):
+        (package / name).write_bytes((PACKAGE / name).read_bytes())
+    _git(tmp_path, "init", "-q")
+    (tmp_path / "other").write_text("of another project")
+    _git(tmp_path, "add", "other")
+    _git(tmp_path, "commit", "-qm", "one")
+    # The code lies in somebody's checkout but is no part of it, as in a virtual environment.
+    assert "code.commit" not in _tags_of(tmp_path)
+    _git(tmp_path, "add", "training")
+    _git(tmp_path, "commit", "-qm", "two")
+    tags = _tags_of(tmp_path)
+    assert (
+        tags["code.commit"]
+        == tags["mlflow.source.git.commit"]
+        == _git(tmp_path, "rev-parse", "HEAD")
+    )
+    assert tags["code.dirty"] == "false"
+    assert tags["version.torch"] == version("torch") and "version.deepspeed" in tags
+    with (package / "provenance.py").open("a") as file:
+        file.write("# changed\n")
+    assert _tags_of(tmp_path)["code.dirty"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:p%40ss@host/db", "postgresql://***@host/db"),
+        ("https://token@host/x", "https://***@host/x"),
+        ("https://host/x?X-Amz-Signature=abc&part=1", "https://host/x?X-Amz-Signature=***&part=1"),
+        ("flowmapsr train demo api_key=abc seed=1", "flowmapsr train demo api_key=*** seed=1"),
+        ("s3://bucket/photos@2x/a.png", "s3://bucket/photos@2x/a.png"),
+        ("images_seen=5 tokens", "images_seen=5 tokens"),
+    ],
+)
+def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+    assert Tags(values={"a": text}).values["a"] == shown
+    assert Params(values={"a": text}).values["a"] == shown
+
+
+def test_a_recipe_with_a_secret_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP]).model_dump(mode="json")
+    secret = {**recipe, "manifest": "s3://key:hidden@bucket/set"}
+    with pytest.raises(ValidationError, match=r"manifest: a recipe holds no secrets") as refused:
+        type(run_recipe(tmp_path / "run", stages=[WARMUP])).model_validate(secret)
+    assert "hidden" not in str(refused.value.errors()[0]["msg"])
+
+
+WORKERS = Workers(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gpus=True)
+
+
+def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ended(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "stages" / "warmup"
+    first = Attempt(tmp_path, "warmup", WORKERS)
+    first.begin(0)
+    progress = StageProgress(
+        stage="warmup", step=5, steps=10, images_per_second=1.0, loss=1.0, updated=0.0,
+        checkpoint_step=4, checkpoint_time=0.0, worker_hours=7.5,
+    )  # fmt: skip
+    (home / "progress.json").write_text(progress.model_dump_json())
+    second = Attempt(tmp_path, "warmup", WORKERS)  # the first was killed
+    second.begin(4)
+    assert 7.5 <= second.worker_hours < 7.6
+    assert second.metrics().keys() == {"perf/gpu_hours", "restarts"}
+    append_line(tmp_path / "failures.jsonl", Failure(time=1e12, rank=0, died=False, error="lost"))
+    for rank in (1, 2):
+        append_line(
+            tmp_path / "failures.jsonl",
+            Failure(time=1e12, rank=rank, died=True, error="node b is gone"),
+        )
+    Attempt(tmp_path, "warmup", WORKERS).begin(4)
+    fourth = Attempt(tmp_path, "warmup", WORKERS)
+    with pytest.raises(ValueError, match="too small"), fourth.noted():
+        fourth.begin(4)
+        raise ValueError("too small")
+    (home / "starts.jsonl").open("a").write('{"time": 1')  # torn by a kill
+    starts = read_starts(home)
+    assert [start.step for start in starts] == [0, 4, 4, 4]
+    assert [start.ended_before for start in starts] == [
+        None,
+        KILLED,
+        "workers 1, 2: node b is gone",
+        "workers 1, 2: node b is gone",
+    ]
+    few = WORKERS.model_copy(update={"hosts": ("a",)})
+    Attempt(tmp_path, "distill", few).begin(0)
+    (tmp_path / "failures.jsonl").rename(tmp_path / "away")
+    Attempt(tmp_path, "distill", WORKERS).begin(3)
+    (tmp_path / "away").rename(tmp_path / "failures.jsonl")
+    grown = read_starts(tmp_path / "stages" / "distill")[1]
+    assert grown.ended_before == f"{KILLED}, or ended for more workers"
+    (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
+    assert how_ended(tmp_path, home) == "ValueError: too small"
+    assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
+
+
+def test_only_a_loss_far_above_its_median_explodes() -> None:
+    guard = LossGuard(100.0)
+    assert not any(guard.explodes(error) for error in [5000.0, *[1.0] * LEAST, 99.0])
+    assert guard.explodes(101.0) and guard.median == 1.0
+    assert not guard.explodes(2.0)
+    again = LossGuard(100.0)
+    again.remember(guard.errors)
+    assert again.explodes(101.0) and again.errors == guard.errors
+    assert not any(LossGuard(None).explodes(10.0**n) for n in range(200))
+
+
+def test_a_first_step_is_never_judged() -> None:
+    guard = LossGuard(2.0)
+    assert not any(guard.explodes(10.0**n) for n in range(LEAST))
+    assert guard.explodes(10.0**LEAST)
+
+
+def test_the_machine_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
+    samples: list[dict[str, float]] = []
+    with sampled_system(samples.append, tmp_path, seconds=0.05):
+        while len(samples) < 2:
+            pass
+    assert len(samples) >= 3
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    names: set[str] = set()
+    for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
+        monitor.collect_metrics()
+        names |= {f"system/{name}" for name in monitor.metrics}
+    assert SystemSampler(tmp_path).sample().keys() == samples[0].keys() == names
+
+
+def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) -> None:
+    polish = {**WARMUP, "name": "polish"}
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP, polish])
+    home = tmp_path / "run" / "stages" / "warmup"
+    home.mkdir(parents=True)
+    done = {"stage": "warmup", "steps": 60, "images_seen": 240, "model": "m"}
+    digests = {"recipe_digest": "a", "dataset_digest": "b"}
+    (home / "done.json").write_text(json.dumps({**done, **digests}))
+    journal = [
+        Metrics(step=step, time_ms=1, values=values).model_dump_json()
+        for step, values in enumerate(
+            [
+                {"loss/total": 2.0, "perf/images_per_second": 10.0, "perf/memory_gb": 3.0},
+                {"loss/total": 1.0, "perf/images_per_second": 20.0, "perf/memory_gb": 2.0},
+            ]
+        )
+    ]
+    (home / "tracking.jsonl").write_text("\n".join(journal) + '\n{"kind":"metrics","st')
+    (tmp_path / "run" / "tracking.jsonl").write_text(
+        '{"kind":"metrics","step":60,"time_ms":1,"values":{"val/psnr_x4_nfe2":27.0}}\n'
+    )
+    table = stage_table(recipe)
+    assert table.columns == ("stage", "warmup", "polish")
+    found = {str(name): cells for name, *cells in table.rows}
+    assert found["state"] == ["done", "not started"] and found["images"] == [240, None]
+    assert found["loss/total"] == [1.0, None]
+    assert found["images/s"] == [15.0, None] and found["memory GB"] == [3.0, None]
+    assert found["restarts"] == [0, 0] and "MFU" not in found
+    assert found["val/psnr_x4_nfe2"] == [None, 27.0]
+    written = json.loads(table.to_json())
+    assert written["columns"] == list(table.columns) and len(written["data"]) == len(found)
+    lines = table.to_markdown().splitlines()
+    assert lines[:3] == ["| stage | warmup | polish |", "| --- | --- | --- |",
+                         "| state | done | not started |"]  # fmt: skip

@@ -1,0 +1,347 @@
+"""Journal and a real MLflow store: what arrives, what survives a lost store, and restarts."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from datagen.records import flatten
+from tests.support.small_disk import DiskMaker
+from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
+from training.tracking.journal import Journal, side_journal
+from training.tracking.mlflow_client import RunNames, run_page
+from training.tracking.tracker import Tracker, end_for_the_dead
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return MlflowClient(uri)
+
+
+def _names(run: Path) -> RunNames:
+    return RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+
+
+def test_everything_written_arrives_in_parent_and_child(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    parent = Tracker(run, experiment="tests")
+    parent.write(Params(values={"seed": "7"}))
+    assert parent.close("FINISHED")
+
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
+    stage = Tracker(run, experiment="tests", stage="warmup")
+    stage.write(Tags(values={"dataset.digest": "d" * 64}))
+    stage.write(
+        DatasetInput(name="photos", digest="d" * 64, source=str(tmp_path / "dataset"), samples=12)
+    )
+    stage.write(Picture(key="samples", step=5, path=str(picture)))
+    stage.write(Artifact(path=str(picture), folder="files"))
+    for step in range(700):
+        stage.metrics(step, {"loss/total": 1.0 / (step + 1)})
+    assert stage.close("FINISHED")
+
+    names = _names(run)
+    assert store.get_run(names.parent).data.params == {"seed": "7"}
+    child = store.get_run(names.stages["warmup"])
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == names.parent
+    assert child.data.tags["stage"] == "warmup"
+    assert child.data.tags["dataset.digest"] == "d" * 64
+    (entry,) = child.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("photos", "d" * 36)
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == list(range(700))
+    artifacts = {item.path for item in store.list_artifacts(child.info.run_id)}
+    assert {"images", "files"} <= artifacts
+    experiment = store.get_experiment_by_name("tests")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_restart_goes_on_in_the_same_runs(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for start in (0, 10):
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        for step in range(start, start + 10):
+            tracker.metrics(step, {"loss/total": float(step)})
+        assert tracker.close("KILLED" if start == 0 else "FINISHED")
+    names = _names(run)
+    history = store.get_metric_history(names.stages["warmup"], "loss/total")
+    assert [point.step for point in history] == list(range(20))
+    assert store.get_run(names.stages["warmup"]).info.status == "FINISHED"
+    assert len(store.search_runs([store.get_run(names.parent).info.experiment_id])) == 2
+
+
+def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    for step in range(5):
+        tracker.metrics(step, {"loss/total": float(step)})
+    assert not tracker.close("FINISHED", wait=30)
+    assert "training goes on" in caplog.text and "tracking.jsonl" in caplog.text
+
+    (tmp_path / "store").mkdir()
+    uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert Tracker(run, experiment="tests", stage="warmup").close("FINISHED")
+    names = _names(run)
+    history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
+    assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
+
+
+DEAD = """
+import os, sys
+from pathlib import Path
+from training.tracking.tracker import Tracker
+tracker = Tracker(Path(sys.argv[1]), experiment="tests", stage="warmup")
+for step in range(600):
+    tracker.metrics(step, {"loss/total": float(step)})
+os._exit(1)
+"""
+
+
+def test_the_run_of_a_dead_process_is_ended_with_all_it_wrote_until_it_goes_on(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-c", DEAD, str(run)], check=False, timeout=120)
+    for reason in ("its machine was lost", "never said: it has ended already"):
+        end_for_the_dead(
+            run, experiment="tests", stage="warmup", status="FAILED", reason=reason, wait=60
+        )
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "FAILED" and child.data.tags["failure"] == "its machine was lost"
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == list(range(600))
+
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(child.info.run_id)
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert tracker.close("FINISHED")
+
+
+def _wait_until_sent(run: Path) -> None:
+    journal, deadline = Journal(run / "stages" / "warmup"), time.monotonic() + 60
+    while not journal.all_sent and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_an_end_that_is_sent_late_does_not_end_the_run_that_goes_on(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        first = Tracker(run, experiment="tests", stage="warmup")
+        assert not first.close("FAILED", reason="a stall", wait=30)
+    second = Tracker(run, experiment="tests", stage="warmup")
+    _wait_until_sent(run)
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "RUNNING" and "failure" not in child.data.tags
+    assert second.close("FINISHED")
+
+
+def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    other = Tracker(run, experiment="tests", stage="warmup", begins=False)
+    for step in range(1500):
+        tracker.metrics(step, {"loss/total": float(step)})
+    assert tracker.close("FINISHED") and other.drain()
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [point.step for point in history] == list(range(1500))
+
+
+class _Growing(io.BufferedReader):
+    """A file whose last line is written to its end as soon as a part of it was read."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline()
+        if line and not line.endswith(b"\n"):
+            with open(self.name, "ab") as file:
+                file.write(END)
+        return line
+
+
+END = b'values":{"loss/total":2.0}}\n'
+
+
+def test_a_line_that_is_just_being_written_is_sent_later_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, sent = Journal(tmp_path), list[Event]()
+    first, second = (Metrics(step=n, time_ms=n, values={"loss/total": float(n)}) for n in (1, 2))
+    journal.append(first)
+    begun = second.model_dump_json().encode().removesuffix(END.rstrip())
+    journal.path.open("ab").write(begun)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, mode="r": _Growing(io.FileIO(path, mode)))
+        while journal.send(sent.extend, run_id="run") and len(sent) < 2:
+            pass
+    assert sent == [first, second]
+
+
+def test_what_other_machines_write_is_sent_with_the_stages_own(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    """Also what a machine of an earlier start has left."""
+    run = tmp_path / "run"
+    home = run / "stages" / "warmup"
+    home.mkdir(parents=True)
+    side_journal(home, "gone.example").append(Metrics(step=1, time_ms=1, values={"system/g": 1.0}))
+    tracker = Tracker(run, experiment="tests", stage="warmup", machines=["node-1"])
+    side_journal(home, "node-1").append(Metrics(step=2, time_ms=2, values={"system/n": 2.0}))
+    assert tracker.close("FINISHED")
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.data.metrics == {"system/g": 1.0, "system/n": 2.0}
+    assert child.info.status == "FINISHED"
+
+
+def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
+    assert run_page(tmp_path) is None
+    names = RunNames(tracking_uri="sqlite:///mlflow.db", experiment="tests", parent="abc")
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    assert run_page(tmp_path) is None
+    names = names.model_copy(update={"tracking_uri": "https://me:secret@host:5000/"})
+    (tmp_path / "mlflow.json").write_text(names.model_dump_json())
+    page = run_page(tmp_path)
+    assert (
+        page is not None and page.startswith("https://") and page.endswith("host:5000/#/runs/abc")
+    )
+    assert "secret" not in page
+
+
+def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
+    store: MlflowClient,
+    small_disk: DiskMaker,
+    filled: Callable[[Path], AbstractContextManager[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = small_disk(1 << 20) / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    tracker.metrics(0, {"loss/total": 0.0})
+    with filled(run.parent):
+        for step in range(1, 200):  # more than the last page has room for
+            tracker.metrics(step, {"loss/total": float(step)})
+    journal = (run / "stages" / "warmup" / "tracking.jsonl").read_text()
+    assert journal.endswith("\n") and journal.count("\n") < 200
+    assert caplog.text.count("tracking.jsonl cannot be written, training goes on") == 1
+    assert tracker.close("FINISHED")
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
+
+
+def test_what_mlflow_will_never_take_does_not_hold_up_what_follows(
+    store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    for step, (workers, length) in enumerate([("2", 7000), ("1", 7000), ("2", 7001)]):
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        tracker.write(Params(values={"workers": workers, "seed": "7", "long": "x" * length}))
+        tracker.write(Picture(key="samples", step=1, path=str(tmp_path / "gone.png")))
+        tracker.write(Artifact(path=str(tmp_path / "gone.txt")))
+        tracker.write(Tags(values={"": "a tag without a name"}))
+        tracker.metrics(step, {"loss/total": 1.0})
+        assert tracker.close("FINISHED")
+    child = store.get_run(_names(run).stages["warmup"])
+    assert (child.data.params["workers"], child.data.params["seed"]) == ("2", "7")
+    now = {name: value for name, value in child.data.tags.items() if name.startswith("now.")}
+    assert now == {"now.workers": "2"}
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [0, 1, 2]
+    assert "gone.png is gone" in caplog.text and "MLflow refuses a part" in caplog.text
+
+
+def test_a_store_that_takes_no_pictures_gets_the_metrics_all_the_same(
+    store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder is to be")
+    store.create_experiment("tests", artifact_location=(blocked / "artifacts").as_uri())
+    run, pictures = tmp_path / "run", []
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    for step in range(3):
+        pictures.append(tmp_path / f"{step}.png")
+        Image.fromarray(np.full((4, 4, 3), step, np.uint8)).save(pictures[-1])
+        tracker.write(Picture(key="samples", step=step, path=str(pictures[-1])))
+        tracker.write(Artifact(path=str(pictures[-1]), folder="files"))
+        tracker.metrics(step, {"loss/total": 1.0})
+    assert not tracker.close("FINISHED")
+    assert "takes no files" in caplog.text and "files.jsonl" in caplog.text
+    assert "takes no metrics" not in caplog.text
+    child = store.get_run(_names(run).stages["warmup"])
+    assert child.info.status == "FINISHED"
+    history = store.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [0, 1, 2]
+
+    blocked.unlink()
+    assert Tracker(run, experiment="tests", stage="warmup").close("FINISHED")
+    shown = store.list_artifacts(child.info.run_id, "files")
+    assert [Path(item.path).name for item in shown] == [picture.name for picture in pictures]
+    drawn = [item.path for item in store.list_artifacts(child.info.run_id, "images")]
+    assert sum(path.endswith(".png") for path in drawn) == len(pictures)
+
+
+def test_a_new_store_gets_all_that_was_ever_written(
+    store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
+    first = Tracker(run, experiment="tests", stage="warmup", machines=["node-1"])
+    first.metrics(1, {"loss/total": 1.0})
+    first.write(Artifact(path=str(picture)))
+    home = run / "stages" / "warmup"
+    side_journal(home, "node-1").append(Metrics(step=1, time_ms=1, values={"system/n": 2.0}))
+    assert first.close("KILLED")
+
+    (tmp_path / "new").mkdir()
+    uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    second = Tracker(run, experiment="tests", stage="warmup")
+    second.metrics(2, {"loss/total": 0.5})
+    assert second.close("FINISHED")
+    client = MlflowClient(uri)
+    child = client.get_run(_names(run).stages["warmup"])
+    history = client.get_metric_history(child.info.run_id, "loss/total")
+    assert [point.step for point in history] == [1, 2]
+    assert child.data.metrics["system/n"] == 2.0 and child.info.status == "FINISHED"
+    assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["grid.png"]
+
+
+def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    journal = run / "stages" / "warmup" / "tracking.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.write_text('{"kind": "metrics", "step": 1, "time_ms": 1, "val')
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    tracker.metrics(2, {"loss/total": 2.0})
+    assert tracker.close("FINISHED")
+    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    assert [point.step for point in history] == [2]
+
+
+def test_nested_settings_become_dotted_parameters() -> None:
+    assert flatten({"a": {"b": 1, "c": [1, 2]}, "d": None}) == {
+        "a.b": "1",
+        "a.c": "[1, 2]",
+        "d": "None",
+    }

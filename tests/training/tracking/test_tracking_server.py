@@ -1,0 +1,58 @@
+"""A real MLflow server that is killed in the middle of a run and comes back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.support.mlflow_server import mlflow_server
+from tests.support.ports import free_port
+from training.tracking import tracker as tracker_module
+from training.tracking.events import Tags
+from training.tracking.mlflow_client import RunNames
+from training.tracking.tracker import Tracker
+
+POINTS = 30
+
+
+@pytest.mark.timeout(300)
+def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.5)
+    run = tmp_path / "run"
+
+    def write(first: int) -> None:
+        for step in range(first, first + POINTS):
+            tracker.metrics(step, {"loss/total": 1.0 / (step + 1), "optim/gradient_norm": 1.0})
+            time.sleep(0.02)
+
+    with mlflow_server(tmp_path, port):
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        write(0)
+        while not (run / "stages" / "warmup" / "tracking.sent").exists():
+            time.sleep(0.05)
+        write(POINTS)  # killed at once, most likely while some of these are on their way
+    tracker.write(Tags(values={"told": "while the server was gone"}))
+    write(2 * POINTS)
+    with mlflow_server(tmp_path, port):
+        write(3 * POINTS)
+        assert tracker.close("FINISHED", wait=60)
+        names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+        client = MlflowClient(uri)
+        child = client.get_run(names.stages["warmup"])
+        assert child.data.tags["told"] == "while the server was gone"
+        assert child.info.status == "FINISHED"
+        for name in ("loss/total", "optim/gradient_norm"):
+            history = client.get_metric_history(child.info.run_id, name)
+            assert [point.step for point in history] == list(range(4 * POINTS))
+            times = [point.timestamp for point in history]
+            assert times == sorted(times)
+        assert len(client.search_runs([child.info.experiment_id])) == 2
+    assert capfd.readouterr().out == ""  # which belongs to --json

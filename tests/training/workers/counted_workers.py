@@ -1,0 +1,137 @@
+"""One worker of `test_flops`: a few steps of every case with their work counted, and without.
+
+Started by torchrun with the file for the results as its only argument.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.support.tiny import MODEL, STAGE
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.engine.engine import Engine
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.monitoring.flops import FlopCounter
+from training.monitoring.mfu import Effort
+from training.monitoring.peaks import Peak
+from training.settings.model import ModelSettings
+from training.settings.stage import StageSettings
+from training.trainer import ObjectiveTrainer
+
+MICRO, WORKERS, STEPS, CHANNELS = 4, 2, 3, 12
+SIDES = (4, 8, 4)
+"""Of the latents, by step."""
+FLOW_MATCHING = {"kind": "flow_matching"}
+SHORTCUT = {"kind": "self_distillation", "formulation": "shortcut", "levels": 3}
+EULERIAN = {"kind": "self_distillation", "formulation": "eulerian", "levels": 3}
+CASES: dict[str, dict[str, Any]] = {
+    "zero1": {"objective": FLOW_MATCHING},
+    "shortcut": {"objective": SHORTCUT, "precision": "bf16", "zero_stage": 2},
+    "jvp": {"objective": EULERIAN},
+    # Last: it changes torch's linear layer for the whole process, and then there is no jvp.
+    "zero3": {"objective": FLOW_MATCHING, "zero_stage": 3, "gradient_checkpointing": True},
+}
+
+
+def settings_of(name: str) -> StageSettings:
+    stage = {**STAGE, "name": name, "micro_batch": MICRO, "global_batch": MICRO * WORKERS}
+    return StageSettings.model_validate({**stage, "dynamic_weighting": False, **CASES[name]})
+
+
+def fresh_model() -> TrainedModel:
+    torch.manual_seed(0)
+    model = ModelSettings.model_validate({**MODEL, "transformer_layers": [0, 1]})
+    net = FlowMapNet(model, latent_channels=CHANNELS)
+    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    return TrainedModel(net, None)
+
+
+def batch_of(step: int) -> Batch:
+    side = SIDES[step]
+    generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+    hq, lq = torch.randn(2, MICRO, CHANNELS, side, side, generator=generator)
+    return Batch(tuple(map(str, range(MICRO))), hq, lq, None, None, Position())
+
+
+def flat(model: TrainedModel) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[int]]:
+    """The weights after a few steps, and the steps after which more kinds were counted."""
+    model = fresh_model()
+    if settings.gradient_checkpointing:
+        model.net.unet.enable_gradient_checkpointing()
+    engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
+    in_lockstep = settings.zero_stage == 3
+    objective = FlowMapObjective(settings.objective, regulariser=None, in_lockstep=in_lockstep)
+    trainer = ObjectiveTrainer(engine, objective, settings)
+    counted = []
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        if effort is None:
+            trainer.micro_step(batch_of(step), generator, step=step)
+            continue
+        known = len(effort.per_image)
+        with effort.micro_step(trainer.work(step), batch_of(step)):
+            trainer.micro_step(batch_of(step), generator, step=step)
+        effort.end_step()
+        counted += [step] * (len(effort.per_image) - known)
+    with engine.whole(model):
+        return flat(model), counted
+
+
+def compare(name: str) -> dict[str, Any]:
+    settings = settings_of(name)
+    start = time.monotonic()
+    effort = Effort(torch.device("cpu"), peak=Peak(2.0, "test"), compiled=False)
+    watched, counted = train(settings, effort)
+    seconds = time.monotonic() - start
+    metrics = effort.metrics()
+    plain, _ = train(settings, None)
+    small, large = (effort.per_image["update", side, side] for side in (4, 8))
+    forward, both = by_hand()
+    return {
+        "same_weights": torch.equal(watched, plain),
+        "moved": not torch.equal(plain, flat(fresh_model()).to(plain.dtype)),
+        "per_image": small,
+        "forward": forward,
+        "by_hand": both,
+        "counted_steps": counted,
+        "metrics": metrics,
+        "seconds": seconds,
+        "expected_flops": MICRO * (2 * small + large),
+    }
+
+
+def by_hand() -> tuple[float, float]:
+    """Of one sample through plain torch: forward, and forward and backward."""
+    net, batch = fresh_model().net, batch_of(0)
+    times = torch.ones(MICRO)
+    with torch.no_grad(), FlopCounter() as forward:
+        net(batch.lq, times, times)
+    with FlopCounter() as both:
+        net(batch.lq, times, times).sum().backward()
+    return forward.flops / MICRO, both.flops / MICRO
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results = {name: compare(name) for name in CASES}
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""One worker of `test_zero`: every case compared with plain torch on the whole batch, over three
+steps of different batch sizes.
+
+Started by torchrun with the file for the results as its only argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.support.tiny import MODEL, STAGE
+from training.data.loader import Batch
+from training.data.schedule import MicroStep, Position
+from training.engine.engine import Engine
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.weighting import DynamicWeighting
+from training.settings.model import ModelSettings
+from training.settings.objective import SelfDistillation
+from training.settings.stage import StageSettings
+
+WORKERS = 2
+STEPS = ((4, 4, 4, 4), (6, 6), (2, 2, 2, 2, 2, 2), (0, 1, 1, 1))
+"""Samples of every micro batch of a step: as of three pixel budgets, and as of three samples that
+two workers share, one of them with nothing to do at first."""
+CHANNELS = 12
+CLIPPING, WEIGHT_DECAY = 0.5, 0.01
+
+
+def cases() -> Iterator[StageSettings]:
+    """ZeRO 0 to 2 with SSD and ESD; ZeRO-3 with SSD and with ESD by central difference."""
+    for zero_stage, formulation in itertools.product(range(4), ("shortcut", "eulerian")):
+        objective = {
+            "kind": "self_distillation",
+            "formulation": formulation,
+            "levels": 3,
+            # Some micro batches have no sample to distil, or none to guide.
+            "flow_matching_share": 0.85,
+            "guidance": {"negative_share": 0.5},
+            "derivative": "central_difference" if zero_stage == 3 else "jvp",
+        }
+        yield StageSettings.model_validate(
+            {
+                **STAGE,
+                "name": f"zero{zero_stage}-{formulation}",
+                "objective": objective,
+                "zero_stage": zero_stage,
+                "budgets": [
+                    {
+                        "side": 64 * max(sizes),
+                        "probability": 1,
+                        "global_batch": sum(sizes),
+                        "micro_batch": max(sizes),
+                    }
+                    for sizes in STEPS
+                ],
+                "gradient_clipping": CLIPPING,
+                "weight_decay": WEIGHT_DECAY,
+            }
+        )
+
+
+def fresh_model() -> TrainedModel:
+    torch.manual_seed(0)
+    settings = ModelSettings.model_validate({**MODEL, "guidance_input": True, "time_scale": 10.0})
+    net = FlowMapNet(settings, latent_channels=CHANNELS)
+    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    return TrainedModel(net, DynamicWeighting())
+
+
+def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
+    """Micro batch `place` of a step, and the generator of its draws, whoever works on it."""
+    seed = 100 * step + place
+    sizes = STEPS[step]
+    size = max(sizes[place], 1)
+    hq, lq, neg = torch.randn(
+        3, size, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed)
+    )
+    keys = tuple(map(str, range(size)))
+    weight = sizes[place] * len(sizes) / sum(sizes)
+    micro = MicroStep(place // WORKERS, len(sizes) // WORKERS, weight)
+    batch = Batch(keys, hq, lq, neg, None, Position(), micro)
+    return batch, torch.Generator().manual_seed(seed + 50)
+
+
+def flat(model: TrainedModel) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+@lru_cache
+def reference(
+    objective_settings: SelfDistillation, most: int | None = None
+) -> tuple[list[float], Tensor]:
+    """Gradient norms and weights of plain torch on all, or the first `most`, micro batches."""
+    model = fresh_model()
+    objective = FlowMapObjective(objective_settings, regulariser=None)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=STAGE["learning_rate"], weight_decay=WEIGHT_DECAY
+    )
+    norms = []
+    for step, sizes in enumerate(STEPS):
+        optimizer.zero_grad()
+        for place, size in enumerate(sizes[:most]):
+            loss = objective(model, *draw(step, place)).total
+            (loss * size / max(sum(sizes[:most]), 1)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
+        norms.append(float(norm))
+        optimizer.step()
+    return norms, flat(model)
+
+
+def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
+    """The same through DeepSpeed, shared by the workers, and the norm after a batch of NaN."""
+    model = fresh_model()
+    engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
+    in_lockstep = settings.zero_stage == 3
+    objective = FlowMapObjective(settings.objective, regulariser=None, in_lockstep=in_lockstep)
+    norms = []
+    for step, sizes in enumerate(STEPS):
+        for micro in range(len(sizes) // WORKERS):
+            update(engine, objective, *draw(step, micro * WORKERS + dist.get_rank()))
+        norms.append(engine.gradient_norm)
+    with engine.whole(model):
+        weights = flat(model)
+    batch, generator = draw(1, dist.get_rank())  # of the step with one micro batch
+    broken = torch.full_like(batch.hq, math.nan)
+    update(engine, objective, dataclasses.replace(batch, hq=broken), generator)
+    return norms, weights, engine.gradient_norm
+
+
+def update(
+    engine: Engine, objective: FlowMapObjective, batch: Batch, generator: torch.Generator
+) -> None:
+    engine.backward(engine(objective, batch, generator).total, batch.micro)
+    engine.step(STAGE["learning_rate"])
+
+
+def compare(settings: StageSettings) -> dict[str, Any]:
+    norms, weights, broken_norm = distributed(settings)
+    if dist.get_rank() > 0:
+        return {}
+    assert isinstance(settings.objective, SelfDistillation)
+    start = flat(fresh_model())
+    expected_norms, expected = reference(settings.objective)
+    _, other = reference(settings.objective, 1)
+    size = (expected - start).norm()
+    return {
+        "norms": norms,
+        "expected_norms": expected_norms,
+        "difference": float((weights - expected).norm() / size),
+        "difference_of_a_part": float((other - expected).norm() / size),
+        "farthest": float((weights - expected).abs().max()),
+        "broken_norm_is_finite": math.isfinite(broken_norm),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results = {settings.name: compare(settings) for settings in cases()}
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

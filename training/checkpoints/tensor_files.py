@@ -1,0 +1,152 @@
+"""Pieces of flattened tensors to safetensors files and back to whole tensors.
+
+A key is `<kind>/<parameter>@<start>`: the values of a flattened parameter from index `start` on.
+Who reads may ask for any range, however the writers cut it. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+
+BUFFER = "buffer"
+"""Kind of a module's buffers, which are stored whole."""
+STEP = "step"
+"""Kind of an optimiser's count of updates, one number."""
+_PREFIX = 8
+"""Bytes before the header, which give its length."""
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def key(kind: str, name: str, start: int) -> str:
+    """The key of a piece."""
+    return f"{kind}/{name}@{start}"
+
+
+def safetensors_chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, one tensor at a time and without a copy of any.
+
+    safetensors' own writer copies all tensors first, and hashing its file would read it again.
+
+    Args:
+        tensors: contiguous, in host memory.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _PREFIX)  # the data begins at a multiple of eight bytes
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in tensors.values():
+        if tensor.numel():
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True)
+class PieceFile:
+    """A safetensors file of pieces, of which only the header is read until one is wanted."""
+
+    uri: str
+    fetch: Callable[[], Path]
+    """Gives the file on this machine."""
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of each tensor by its key."""
+        (length,) = struct.unpack("<Q", storage.read_range(self.uri, start=0, length=_PREFIX))
+        header = json.loads(storage.read_range(self.uri, start=_PREFIX, length=length))
+        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+@dataclass(frozen=True)
+class _Piece:
+    file: PieceFile
+    key: str
+    start: int
+    stop: int
+
+
+class PieceFiles:
+    """All pieces of one network, read as they are asked for."""
+
+    def __init__(self, files: Iterable[PieceFile]) -> None:
+        self._opened: dict[str, Any] = {}
+        self._pieces: dict[str, list[_Piece]] = {}
+        for file in files:
+            for name, shape in file.shapes().items():
+                label, _, start = name.rpartition("@")
+                piece = _Piece(file, name, int(start), int(start) + math.prod(shape))
+                self._pieces.setdefault(label, []).append(piece)
+
+    def has(self, kind: str, name: str) -> bool:
+        return f"{kind}/{name}" in self._pieces
+
+    def read(self, kind: str, name: str, *, start: int, stop: int, numel: int) -> Tensor:
+        """Values `start` to `stop` of the flattened tensor, which has `numel`.
+
+        Raises:
+            FlowmapsrError: they are not all there, or the stored tensor has another size.
+        """
+        pieces = self._pieces.get(f"{kind}/{name}", [])
+        if sum(piece.stop - piece.start for piece in pieces) != numel:
+            raise FlowmapsrError(
+                f"the checkpoint is one of another network: it holds {_size(pieces)} of "
+                f"{kind} of {name}, which has {numel} values; train with the settings it was made "
+                "with, or start over in another place"
+            )
+        values = torch.empty(stop - start)
+        for piece in pieces:
+            first, last = max(start, piece.start), min(stop, piece.stop)
+            if first < last:
+                stored = self._open(piece).get_slice(piece.key)
+                part = stored[first - piece.start : last - piece.start]
+                values[first - start : last - start] = part
+        return values
+
+    def number(self, kind: str, name: str) -> float:
+        """A stored single value."""
+        piece = self._pieces[f"{kind}/{name}"][0]  # every worker that has it stores the same
+        return float(self._open(piece).get_tensor(piece.key))
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """A tensor that was stored as one piece, in its shape and type."""
+        (piece,) = self._pieces[f"{kind}/{name}"]
+        tensor: Tensor = self._open(piece).get_tensor(piece.key)
+        return tensor
+
+    def _open(self, piece: _Piece) -> Any:
+        """safetensors' view of the piece's file: memory-mapped, so that a slice reads no more."""
+        if piece.file.uri not in self._opened:
+            self._opened[piece.file.uri] = safe_open(piece.file.fetch(), framework="pt")
+        return self._opened[piece.file.uri]
+
+
+def _size(pieces: list[_Piece]) -> str:
+    return f"{sum(piece.stop - piece.start for piece in pieces)} values" if pieces else "none"

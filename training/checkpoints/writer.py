@@ -1,0 +1,163 @@
+"""A worker's share of one checkpoint to files, in a thread beside training.
+
+Files first, then a record that names them; the first worker's thread waits for the records of all
+and commits. No thread talks to another worker but through the storage, and nothing is renamed, so
+that it works on a disk and on S3 alike. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from datagen.io import storage
+from training.checkpoints.records import (
+    COMMIT,
+    Commit,
+    FileRecord,
+    Share,
+    ShareRecord,
+    TrainerState,
+)
+from training.checkpoints.tensor_files import safetensors_chunks
+
+log = logging.getLogger(__name__)
+
+FIRST_POLL = 0.05
+LONGEST_POLL = 2.0
+"""Seconds between two looks for the records of the other workers."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """One worker of one attempt at a stage."""
+
+    rank: int
+    world_size: int
+    attempt: str
+    """Random, and shared by the workers of one launch: files of a dead launch have another."""
+
+    def start(
+        self, folder: str, share: Share, state: TrainerState, on_commit: Callable[[Commit], None]
+    ) -> Writing:
+        """Begins to write; `on_commit` is called in the first worker's thread."""
+        return Writing(self, folder, share, state, on_commit)
+
+    def record_name(self, rank: int) -> str:
+        return f"share-{self.attempt}-{rank:05d}.json"
+
+    def file_name(self, part: str) -> str:
+        """Of this worker's file for a network or a text."""
+        stem, _, suffix = part.partition(".")
+        return f"{stem}-{self.attempt}-{self.rank:05d}.{suffix or 'safetensors'}"
+
+
+class Writing:
+    """A checkpoint that is being written."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        folder: str,
+        share: Share,
+        state: TrainerState,
+        on_commit: Callable[[Commit], None],
+    ) -> None:
+        self.folder = folder
+        self.step = state.step
+        self._writer = writer
+        self._state = state
+        self._on_commit = on_commit
+        self._share: Share | None = share
+        self._shared = threading.Event()
+        self._abandoned = threading.Event()
+        self._problem = ""
+        self._thread = threading.Thread(
+            target=self._run, name=f"checkpoint-{state.step}", daemon=True
+        )
+        self._thread.start()
+
+    def wait_for_share(self) -> str:
+        """Waits until this worker has written its files; what went wrong, or nothing."""
+        self._shared.wait()
+        return self._problem
+
+    def wait_for_commit(self, timeout: float | None = None) -> str:
+        """Waits for the thread, which on the first worker commits; what went wrong, or nothing."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self.abandon()
+            self._thread.join()
+        return self._problem
+
+    def abandon(self) -> None:
+        """The other workers' records are no longer waited for."""
+        self._abandoned.set()
+
+    def _run(self) -> None:
+        try:
+            assert self._share is not None
+            self._write_share(self._share)
+            self._share = None  # as large as the state: not kept while the others write
+            self._shared.set()
+            if self._writer.rank == 0:
+                self._commit()
+        except Exception as error:  # an edge of the process: told by whoever waits for this
+            self._problem = str(error) or repr(error)
+            log.warning("checkpoint of step %d: %s", self.step, self._problem)
+        finally:
+            self._share = None
+            self._shared.set()
+
+    def _write_share(self, share: Share) -> None:
+        files = [
+            self._write(part, safetensors_chunks(tensors))
+            for part, tensors in share.networks.items()
+        ]
+        files += [self._write(part, [data]) for part, data in share.texts.items()]
+        record = ShareRecord(files=tuple(files))
+        uri = storage.join(self.folder, self._writer.record_name(self._writer.rank))
+        storage.write_bytes(uri, record.model_dump_json().encode())
+
+    def _write(self, part: str, chunks: Iterable[bytes | memoryview]) -> FileRecord:
+        name = self._writer.file_name(part)
+        digest, size = hashlib.sha256(), 0
+        with storage.open_atomic(storage.join(self.folder, name)) as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+        return FileRecord(
+            part=part,
+            writer=self._writer.rank,
+            name=name,
+            bytes=size,
+            sha256=digest.hexdigest(),
+        )
+
+    def _commit(self) -> None:
+        if not self._wait_for_all():
+            return
+        shares = [self._share_of(rank) for rank in range(self._writer.world_size)]
+        files = tuple(record for share in shares for record in share.files)
+        commit = Commit.of(self._state, files)
+        uri = storage.join(self.folder, COMMIT)
+        storage.write_bytes(uri, commit.model_dump_json(indent=2).encode())
+        self._on_commit(commit)
+
+    def _wait_for_all(self) -> bool:
+        """Waits for the records of all workers; False when they are no longer wanted."""
+        pause = FIRST_POLL
+        wanted = {self._writer.record_name(rank) for rank in range(self._writer.world_size)}
+        while not wanted <= set(storage.names(self.folder, f"share-{self._writer.attempt}-")):
+            if self._abandoned.wait(pause):
+                return False
+            pause = min(2 * pause, LONGEST_POLL)
+        return True
+
+    def _share_of(self, rank: int) -> ShareRecord:
+        uri = storage.join(self.folder, self._writer.record_name(rank))
+        return ShareRecord.model_validate_json(storage.read_bytes(uri))

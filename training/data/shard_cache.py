@@ -1,0 +1,210 @@
+"""Copies of S3 shards on a node's own disk, shared by all its processes and bounded in size.
+
+A copy is called after the SHA-256 of its bytes and exists only when complete and checked, so a
+folder may serve many datasets and runs. Knows no samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from datagen.dataset.manifest import Manifest, ShardRecord
+from datagen.dataset.shard_index import ShardIndex, index_shard
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from training.data.bucket_mix import BucketDraw
+from training.settings.recipe import TrainingRecipe
+
+_WHOLE, _PARTIAL, _LOCK = ".tar", ".part", "lock"
+_TOUCH_SECONDS = 20.0
+
+
+class CacheUnusable(Exception):
+    """The folder cannot take another shard: the disk is full, or nobody may write there."""
+
+
+def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
+    """The cache that a recipe asks for; all processes of a node share it."""
+    if recipe.cache_gb == 0:
+        return None
+    temporary = Path(tempfile.gettempdir()) / f"flowmapsr-cache-{os.getuid()}"
+    folder = Path(recipe.cache_folder).expanduser() if recipe.cache_folder else temporary
+    return ShardCache(folder, limit=round(recipe.cache_gb * 1e9))
+
+
+def check_cache(recipe: TrainingRecipe, manifest: Manifest, draws: Iterable[BucketDraw]) -> None:
+    """Refuses a cache that would fetch the same shards over and over.
+
+    Training reads from one window of every bucket, and from two where one comes to its end.
+    """
+    if recipe.cache_gb == 0 or not storage.is_remote(recipe.manifest):
+        return
+    sizes: dict[str, list[int]] = {draw.bucket: [] for draw in draws}
+    for shard in manifest.shards:
+        if shard.split == "train" and shard.bucket in sizes:
+            sizes[shard.bucket].append(shard.bytes)
+    windows = [sum(sorted(one)[-recipe.shuffle_shards :]) for one in sizes.values()]
+    needed = sum(windows) + max(windows)
+    if needed > recipe.cache_gb * 1e9:
+        raise FlowmapsrError(
+            f"cache_gb {recipe.cache_gb:g} is too small for this dataset: windows of "
+            f"{recipe.shuffle_shards} shards (shuffle_shards) of its {len(windows)} buckets need "
+            f"{needed / 1e9:.3g} GB. Give it as much, or a smaller shuffle_shards, or set "
+            "cache_gb=0 to read every sample from S3"
+        )
+
+
+class ShardCache:
+    """The folder with its copies. The least recently used ones make room for others."""
+
+    def __init__(self, folder: Path, *, limit: int) -> None:
+        """
+        Args:
+            limit: most bytes of all copies together, those in the making included.
+        """
+        self.folder = folder
+        self.limit = limit
+        self._touched: dict[str, float] = {}
+
+    def path(self, shard: ShardRecord) -> str:
+        """Where a shard's copy is if there is one; it may be removed at any time, but a file once
+        opened can be read to its end."""
+        return str(self.folder / f"{shard.sha256}{_WHOLE}")
+
+    def touch(self, shard: ShardRecord) -> None:
+        """Notes that a shard is in use, now and then."""
+        now = time.monotonic()
+        if now - self._touched.get(shard.sha256, -_TOUCH_SECONDS) >= _TOUCH_SECONDS:
+            self._touched[shard.sha256] = now
+            _note_use(self.path(shard))
+
+    def add(self, uri: str, shard: ShardRecord) -> ShardIndex | None:
+        """Copies a shard unless that is done; of all processes that want it only one does.
+
+        Returns:
+            What the shard was found to hold while it was copied; None if its copy was there.
+
+        Raises:
+            CacheUnusable: there is no room on the disk, or the folder cannot be written.
+            DamagedShard: what lies at `uri` is not the shard; nothing is left of it.
+        """
+        partial = self.folder / f"{shard.sha256}{_PARTIAL}"
+        while True:
+            if os.path.exists(self.path(shard)):
+                self.touch(shard)
+                return None
+            with self._locked(partial) as stream:
+                if not _is_named(stream, partial):
+                    continue  # somebody else has published or given up what we waited for
+                try:
+                    index = self._copy(uri, shard, stream)
+                    _note_use(partial)
+                    if not _is_named(stream, partial):
+                        continue  # somebody has cleared the folder meanwhile
+                    with _writing():
+                        os.replace(partial, self.path(shard))
+                except BaseException:
+                    partial.unlink(missing_ok=True)
+                    raise
+                return index
+
+    def remove(self, shard: ShardRecord) -> None:
+        """Gives up a copy that has turned out to be damaged."""
+        Path(self.path(shard)).unlink(missing_ok=True)
+
+    def _copy(self, uri: str, shard: ShardRecord, stream: IO[bytes]) -> ShardIndex:
+        with _writing():
+            self._reserve(stream, shard.bytes)
+        pieces = _written(storage.read_pieces(uri, length=shard.bytes), stream)
+        index = index_shard(pieces, uri=uri, sha256=shard.sha256)
+        with _writing():
+            stream.flush()
+        return index
+
+    def _reserve(self, stream: IO[bytes], size: int) -> None:
+        """Gives a file its final size, after the oldest copies were removed as far as needed."""
+        with self._locked(self.folder / _LOCK):
+            stream.truncate(0)
+            copies = sorted(_copies(self.folder))
+            total = sum(bytes_ for _, bytes_, _ in copies)
+            for _, bytes_, path in copies:
+                if total + size <= self.limit:
+                    break
+                if _removed(path):
+                    total -= bytes_
+            stream.truncate(size)
+            stream.seek(0)
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[IO[bytes]]:
+        """The file, made if need be, held by nobody else in any process or thread; a process that
+        dies lets go of it."""
+        with _writing():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with open(descriptor, "r+b") as stream:
+            with _writing():
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield stream
+
+
+def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Last use, bytes and path of every copy, whole or in the making."""
+    for path in folder.iterdir():
+        if path.suffix in (_WHOLE, _PARTIAL):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield status.st_mtime, status.st_size, path
+
+
+def _note_use(path: str | Path) -> None:
+    """Dates a copy at this moment; the system's own dates may be the same for some milliseconds."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):  # it may be gone
+        os.utime(path, ns=(now, now))
+
+
+def _written(pieces: Iterable[bytes], stream: IO[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        with _writing():
+            stream.write(piece)
+        yield piece
+
+
+def _is_named(stream: IO[bytes], path: Path) -> bool:
+    """Whether the open file still lies at `path`."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _removed(path: Path) -> bool:
+    """Removes a whole copy, or one whose writer has died; whether it did."""
+    if path.suffix == _WHOLE:
+        path.unlink(missing_ok=True)
+        return True
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_named(stream, path):
+                return False  # it has just been published
+            path.unlink()  # before the lock is free: who gets it next must see that this is gone
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheUnusable(str(error)) from error

@@ -1,0 +1,44 @@
+"""What a worker trains on, and who trains together: the machines and devices of a stage's workers,
+told once at its start."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from datagen.errors import FlowmapsrError
+from training.run_dir.records import Workers
+from training.tracking.provenance import host_name, processor_name
+
+
+def gather_workers(device: torch.device) -> Workers:
+    """Every worker must call it, and hears of all."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
+    mine = (host_name(), name)
+    all_of_them = [mine] * dist.get_world_size()
+    dist.all_gather_object(all_of_them, mine)
+    hosts, devices = zip(*all_of_them, strict=True)
+    return Workers(hosts=hosts, devices=devices, on_gpus=on_gpu)
+
+
+def worker_device() -> torch.device:
+    """The GPU of this worker, which becomes torch's current one; the CPU where none is visible.
+
+    Raises:
+        FlowmapsrError: the machine has fewer GPUs than workers.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise FlowmapsrError(
+            f"a worker trains on one GPU, and this machine has {count} for at least {index + 1} "
+            "workers (LOCAL_RANK): start fewer on each machine, or set CUDA_VISIBLE_DEVICES= "
+            "(empty) to train on the CPU"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,225 @@
+"""The one file that imports DeepSpeed: a module and its settings to an engine that steps, and whose
+state can be taken and put back.
+
+Where DeepSpeed keeps what is known to `zero_layout`; knows no files.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from training.checkpoints.tensor_files import PieceFiles
+from training.data.schedule import MicroStep
+from training.engine.ema import Average
+from training.engine.state import EngineState
+from training.engine.zero_layout import forget_trial_step, fragments, refresh_module
+from training.settings.stage import StageSettings
+
+
+def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed configuration that a stage amounts to (also an artifact of the run).
+
+    It has room for one batch size, the one with the most accumulation; each step may have its own.
+    """
+    size = max(settings.batch_sizes, key=lambda one: one.accumulation(world_size))
+    return {
+        "train_micro_batch_size_per_gpu": size.micro_batch,
+        "gradient_accumulation_steps": size.accumulation(world_size),
+        # DeepSpeed clips at 1.0 when this is absent.
+        "gradient_clipping": settings.gradient_clipping,
+        "zero_optimization": _zero_config(settings),
+        "bf16": {"enabled": settings.precision == "bf16"},
+        # ZeRO refuses torch's own AdamW without it; the compiled one would need a compiler at run
+        # time.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        # It would wait for the GPU twice in every micro step; `Meter` measures speed.
+        "timers": {"throughput": {"enabled": False}},
+    }
+
+
+def _zero_config(settings: StageSettings) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload == "optimizer":
+        config["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return config
+
+
+def _import_deepspeed() -> Any:
+    """deepspeed, quiet, and on CPU without the shared-memory operator it would compile for half a
+    minute."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
+    return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """An engine imports DeepSpeed's Muon, which has functions compiled as it is imported: that
+    loads torch's whole compiler, more than a second at each start, for what no stage uses."""
+    from deepspeed.runtime import compiler
+
+    compiled = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
+    finally:
+        compiler.compile = compiled
+
+
+def start_distributed(device: torch.device) -> None:
+    """Joins the workers of the launcher; a no-op when this one has joined."""
+    _import_deepspeed().init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
+    )
+
+
+def _forget_spread(module: nn.Module) -> None:
+    """ZeRO-3 keeps each module it ever ran in a global list and in a cache of one of its classes,
+    which would hold the weights, moments and all for the rest of the process."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [each for each in stack if each is not module]
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
+
+
+class Engine:
+    """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
+
+    def __init__(
+        self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
+    ) -> None:
+        start_distributed(device)
+        deepspeed = _import_deepspeed()
+        # cuDNN's default rounds the inputs of fp32 convolutions to TF32's 10 bits, in which
+        # differences of the network are lost; and the peak that MFU is a share of is fp32's own.
+        torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
+        config = deepspeed_config(settings, world_size=world_size)
+        optimizer = torch.optim.AdamW(
+            (p for p in module.parameters() if p.requires_grad),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            # One pass over memory, the GPU's or the host's, instead of several.
+            fused=device.type == "cuda" or settings.offload == "optimizer",
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module.to(device), optimizer=optimizer, config=config
+        )
+        forget_trial_step(self._optimizer)
+        parts = fragments(self.module, self._optimizer, settings.zero_stage)
+        decay = settings.ema_decay
+        masters = {id(part.owner): part.owner for part in parts}.values()
+        self._average = None if decay is None else Average(masters, decay=decay)
+        self._state = EngineState(self.module, optimizer, parts, self._average)
+        self._zero_stage = settings.zero_stage
+        # DeepSpeed measures the norm everywhere but there.
+        self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
+        self._norm = 0.0
+
+    @property
+    def module(self) -> nn.Module:
+        return self._engine.module
+
+    def __call__(self, *args: Any) -> Any:
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor, micro: MicroStep) -> None:
+        """Accumulates the gradients of one of a step's micro batches, for the mean over all.
+
+        DeepSpeed is told where a step ends: its own count knows one number of micro batches only.
+        """
+        self._engine.set_gradient_accumulation_boundary(micro.is_last)
+        self._engine.backward(loss * micro.weight / micro.count, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> None:
+        """Ends a micro batch; the last one of a step clips and updates at `learning_rate`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        updates = self._engine.is_gradient_accumulation_boundary()
+        if self._measures_norm and updates:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._engine.step()
+        if self._average is not None and updates:
+            self._average.update()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Norm of the last update's gradient before clipping; 0 before the first, never negative.
+
+        Not finite when the gradient was not, whatever DeepSpeed then did to the weights.
+        """
+        if self._measures_norm:
+            return self._norm
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return norm if norm >= 0 else float("inf")  # DeepSpeed also writes -1 for infinity
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside it the parameters of a part of `module` are whole on this worker, to be read.
+
+        Every worker must enter and leave it: under ZeRO-3 they lie spread over all.
+        """
+        if self._zero_stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[None] = _import_deepspeed().zero.GatheredParameters(
+            list(module.parameters())
+        )
+        return context
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside it the module computes with the averages of its weights, where there are any.
+
+        Every worker must enter and leave it; training goes on exactly afterwards.
+        """
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        if self._average is not None:
+            self._average.swap()
+            refresh_module(self._optimizer, self._zero_stage)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """This worker's share of what training has changed, in host memory.
+
+        Frozen parameters are left out: they are where they came from.
+        """
+        rank = torch.distributed.get_rank()
+        world_size = torch.distributed.get_world_size()
+        # Without ZeRO all workers hold the same.
+        index, of = (rank, world_size) if self._zero_stage == 0 else (0, 1)
+        return self._state.snapshot(index=index, of=of, with_buffers=rank == 0)
+
+    def restore(self, saved: PieceFiles) -> None:
+        """Puts back what all workers' `snapshot` gave, whatever their number and ZeRO stage; every
+        worker must call it."""
+        self._state.restore(saved)
+        refresh_module(self._optimizer, self._zero_stage)
+
+    def close(self) -> None:
+        """Takes DeepSpeed's hooks and references off the module, so that its memory can go."""
+        self._engine.destroy()
+        if self._zero_stage == 3:
+            _forget_spread(self.module)

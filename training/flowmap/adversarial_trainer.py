@@ -1,0 +1,228 @@
+"""Two engines in one loop: a LoRA generator and a discriminator, updated in turn (RPGAN).
+
+Knows engines, losses and when the scores have met; knows no loader and no tracker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.checkpoints.reader import SavedState
+from training.checkpoints.records import Share
+from training.data.loader import Batch
+from training.engine.engine import Engine
+from training.flowmap.adversarial import (
+    discriminator_loss,
+    generator_loss,
+    two_step_prediction,
+)
+from training.flowmap.objective import Losses, TrainedModel
+from training.flowmap.time_maps import empty_map
+from training.settings.adversarial import AdversarialSettings, ConvergenceSettings
+from training.settings.stage import StageSettings
+from training.trainer import LOSS_METRICS, Objective, learning_rate, trained_model
+
+GAN_METRICS = ("gan/discriminator", "gan/generator", "gan/real_score", "gan/fake_score")
+GENERATOR, DISCRIMINATOR, SCORES = "generator", "discriminator", "scores.json"
+"""Names in a checkpoint."""
+
+
+def turn(step: int, *, warmup: int) -> Literal["generator", "discriminator"]:
+    """Whose update a step is: the discriminator's alone at first, then in turn, generator first."""
+    alone = step < warmup
+    return "discriminator" if alone or (step - warmup) % 2 else "generator"
+
+
+class GeneratorObjective:
+    """softplus(D(x0) - D(x0_hat)) + lambda_orig * the stage's objective.
+
+    Reads the discriminator without training it: the module is called outside its engine, with its
+    parameters' gradients off, else DeepSpeed's hooks would count them.
+    """
+
+    TOTAL = len(GAN_METRICS)
+    """Row of `loss/total`: here the generator's whole loss, not the objective's alone."""
+
+    def __init__(self, original: Objective, discriminator: nn.Module, *, weight: float) -> None:
+        self.original = original
+        self.discriminator = discriminator
+        self.weight = weight
+
+    def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
+        original = self.original(model, batch, generator)
+        fake = self.discriminator(two_step_prediction(model.net, batch.lq))
+        with torch.no_grad():
+            real = self.discriminator(batch.hq)
+        total = generator_loss(fake, real) + self.weight * original.total
+        sums = torch.cat([score_sums(fake, real), original.sums])
+        sums[self.TOTAL, 0] = sums[self.TOTAL, 1] * total.detach()
+        return Losses(total, sums, original.over_times)
+
+
+class AdversarialTrainer:
+    """Generator and discriminator of an adversarial stage."""
+
+    metrics = (*GAN_METRICS, *LOSS_METRICS)
+
+    def __init__(
+        self,
+        generator: Engine,
+        discriminator: Engine,
+        objective: Objective,
+        *,
+        stage: StageSettings,
+        settings: AdversarialSettings,
+    ) -> None:
+        self.generator = generator
+        self.discriminator = discriminator
+        self.stage = stage
+        self.discriminator_stage = discriminator_settings(stage, settings)
+        self.warmup = settings.discriminator.warmup_steps
+        self.scores = ScoreAverages(settings.convergence)
+        self.objective = GeneratorObjective(
+            objective, discriminator.module, weight=settings.original_weight
+        )
+
+    @property
+    def model(self) -> TrainedModel:
+        return trained_model(self.generator)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The larger one of both networks' last updates, or not finite as soon as one is not."""
+        norms = (self.generator.gradient_norm, self.discriminator.gradient_norm)
+        return max(norms) if all(map(math.isfinite, norms)) else math.inf
+
+    @property
+    def converged(self) -> bool:
+        return self.scores.met
+
+    def work(self, step: int) -> str:
+        return turn(step, warmup=self.warmup)
+
+    def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
+        if turn(step, warmup=self.warmup) == "discriminator":
+            return self._train_discriminator(batch, step)
+        with without_gradients(self.discriminator.module):
+            losses: Losses = self.generator(self.objective, batch, generator)
+            self.generator.backward(losses.total, batch.micro)
+        self.generator.step(learning_rate(self.stage, step))
+        return losses
+
+    def _train_discriminator(self, batch: Batch, step: int) -> Losses:
+        with torch.no_grad():
+            predicted = two_step_prediction(self.model.net, batch.lq)
+        fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
+        loss = discriminator_loss(fake, real)
+        self.discriminator.backward(loss, batch.micro)
+        self.discriminator.step(learning_rate(self.discriminator_stage, step))
+        sums = score_sums(fake, real)
+        none = sums.new_zeros(len(LOSS_METRICS), 2)
+        return Losses(loss, torch.cat([sums, none]), empty_map(sums.device))
+
+    def end_step(self, sums: Tensor, *, step: int) -> None:
+        if step >= self.warmup:
+            means = dict(zip(self.metrics, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+            self.scores.add(real=means["gan/real_score"], fake=means["gan/fake_score"])
+
+    def report(self, step: int) -> dict[str, float]:
+        return {
+            "optim/gradient_norm": self.generator.gradient_norm,
+            "optim/learning_rate": learning_rate(self.stage, step),
+            "optim/discriminator_gradient_norm": self.discriminator.gradient_norm,
+            "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
+        }
+
+    def averaged(self) -> AbstractContextManager[None]:
+        return self.generator.averaged()
+
+    def whole(self) -> AbstractContextManager[None]:
+        return self.generator.whole(self.model.net)
+
+    def snapshot(self) -> Share:
+        networks = {
+            GENERATOR: self.generator.snapshot(),
+            DISCRIMINATOR: self.discriminator.snapshot(),
+        }
+        return Share(networks, {SCORES: self.scores.to_json()} if dist.get_rank() == 0 else {})
+
+    def restore(self, saved: SavedState) -> None:
+        self.generator.restore(saved.network(GENERATOR))
+        self.discriminator.restore(saved.network(DISCRIMINATOR))
+        self.scores.restore(saved.text(SCORES))
+
+    def close(self) -> None:
+        self.generator.close()
+        self.discriminator.close()
+
+
+def discriminator_settings(stage: StageSettings, settings: AdversarialSettings) -> StageSettings:
+    """The stage as the discriminator's engine sees it: with its own rate and weight decay, and no
+    average, as nothing is made of it."""
+    own = settings.discriminator
+    rates = {"learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
+    return stage.model_copy(update={**rates, "ema_decay": None})
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module to its input, but none are made for its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+@torch.no_grad()
+def score_sums(fake: Tensor, real: Tensor) -> Tensor:
+    """(4, 2) float64: sum over samples and their number for each of GAN_METRICS."""
+    by_patch = (
+        functional.softplus(fake - real),
+        functional.softplus(real - fake),
+        real,
+        fake,
+    )
+    sums = torch.stack([scores.flatten(1).mean(dim=1).sum() for scores in by_patch])
+    return torch.stack([sums, sums.new_full((len(by_patch),), len(fake))], dim=1).double()
+
+
+class ScoreAverages:
+    """Moving averages of the real and the fake score; the paper's sign that training is done."""
+
+    def __init__(self, settings: ConvergenceSettings) -> None:
+        self.settings = settings
+        self._real: deque[float] = deque(maxlen=settings.window)
+        self._fake: deque[float] = deque(maxlen=settings.window)
+
+    def add(self, *, real: float, fake: float) -> None:
+        """One step's means over the global batch."""
+        self._real.append(real)
+        self._fake.append(fake)
+
+    @property
+    def met(self) -> bool:
+        """Whether the window is full and the real score no longer leads by the tolerance."""
+        window = self.settings.window
+        if len(self._real) < window:
+            return False
+        return (sum(self._real) - sum(self._fake)) / window <= self.settings.tolerance
+
+    def to_json(self) -> bytes:
+        return json.dumps({"real": list(self._real), "fake": list(self._fake)}).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Takes up what `to_json` gave; floats survive JSON exactly."""
+        values = json.loads(data)
+        self._real.extend(values["real"])
+        self._fake.extend(values["fake"])

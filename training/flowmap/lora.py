@@ -1,0 +1,117 @@
+"""Low-rank additions (LoRA) to a network through peft: put in, taken apart from the base, merged.
+
+Knows `FlowMapNet` and names of layers; knows no losses and no files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datagen.errors import FlowmapsrError
+from training.flowmap.network import FlowMapNet
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
+
+ADAPTER = "default"
+_NEAR = 3
+
+
+class SplitWeights(NamedTuple):
+    """A network with LoRA as two state dictionaries, detached and on the CPU."""
+
+    base: dict[str, Tensor]
+    """Named as in a network without LoRA."""
+    lora: dict[str, Tensor]
+    """`<layer>.lora_A.weight` (rank, inputs, ...) and `<layer>.lora_B.weight`; empty without."""
+
+
+def check_targets(net: FlowMapNet, targets: Sequence[str]) -> None:
+    """Raises `FlowmapsrError` for a name that matches no layer, with the names near it."""
+    layers = [
+        name
+        for name, module in net.unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    known = sorted({_short(name) for name in layers})
+    for target in targets:
+        if any(name == target or name.endswith("." + target) for name in layers):
+            continue
+        near = difflib.get_close_matches(target, known, n=_NEAR, cutoff=0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"choose from {', '.join(known)}"
+        raise FlowmapsrError(
+            f"adversarial.lora.target_modules: {target!r} is no linear or convolutional layer of "
+            f"this network; {hint}"
+        )
+
+
+def _short(name: str) -> str:
+    """The last part of a layer's name, with the part before it where the last is a number."""
+    parts = name.split(".")
+    return ".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:])
+
+
+def add_lora(net: FlowMapNet, *, rank: int, targets: Sequence[str]) -> None:
+    """Freezes the network and adds trainable LoRA, which changes nothing at first, in place.
+
+    Raises:
+        FlowmapsrError: a target matches no layer.
+    """
+    check_targets(net, targets)
+    net.requires_grad_(False)
+    _inject(net, rank=rank, targets=targets)
+
+
+def _inject(net: FlowMapNet, *, rank: int, targets: Sequence[str]) -> LoraModel:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    # alpha = rank: the LoRA acts at scale 1 while it is trained.
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+    return LoraModel(net.unet, config, ADAPTER)
+
+
+def split_weights(net: FlowMapNet) -> SplitWeights:
+    """The weights of a network with or without LoRA, base and LoRA apart."""
+    base, lora = {}, {}
+    for name, tensor in net.state_dict().items():
+        weights = tensor.detach().cpu().contiguous()
+        if ".lora_" in name:
+            lora[name.replace(f".{ADAPTER}.", ".")] = weights
+        else:
+            base[name.replace(".base_layer.", ".")] = weights
+    return SplitWeights(base, lora)
+
+
+@torch.no_grad()
+def merge_lora(
+    net: FlowMapNet,
+    weights: dict[str, Tensor],
+    *,
+    rank: int,
+    targets: Sequence[str],
+    scale: float,
+) -> None:
+    """Adds `scale` times the LoRA to the layers of a plain network: W + scale * B A, in place.
+
+    Raises:
+        RuntimeError: the weights are not those of this network's LoRA.
+    """
+    tuner = _inject(net, rank=rank, targets=targets)
+    named = {name.replace(".weight", f".{ADAPTER}.weight"): w for name, w in weights.items()}
+    wanted = {name for name in net.state_dict() if ".lora_" in name}
+    if wanted != named.keys():
+        raise RuntimeError(f"LoRA of other layers: {sorted(wanted ^ named.keys())[:_NEAR]}")
+    net.load_state_dict(named, strict=False)
+    from peft.tuners.lora import LoraLayer
+
+    for module in net.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale(ADAPTER, scale)
+    tuner.merge_and_unload()
+    net.requires_grad_(True)

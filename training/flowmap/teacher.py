@@ -1,0 +1,139 @@
+"""The regression target of every sample of a batch, by the network itself without gradient.
+
+Joins the pure targets with the network's conditions, and evaluates it only on samples that need
+it. Knows no loss and no student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.flowmap.conditions import Conditions, Network
+from training.flowmap.derivatives import Derivative, central_difference, forward_mode
+from training.flowmap.interpolant import Times, chosen, per_sample
+from training.flowmap.targets import (
+    eulerian_target,
+    grounded,
+    guided_velocity,
+    lagrangian_target,
+    shortcut_target,
+)
+from training.settings.objective import FlowMatching, ObjectiveSettings, SelfDistillation
+
+DERIVATIVES: dict[str, Derivative] = {
+    "jvp": forward_mode,
+    "central_difference": central_difference,
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Targets of L_FM and L_SD in one tensor.
+
+    Extra evaluations, each on its own samples only: 2 for the shortcut; a derivative for the
+    Eulerian; a derivative and 1 for the Lagrangian, or only the derivative with
+    lsd_velocity=conditional. Guidance adds 1 where the path's velocity enters: everywhere but on
+    the distilled samples of the shortcut and of the Lagrangian's own velocity.
+    """
+
+    settings: ObjectiveSettings
+    in_lockstep: bool = False
+    """Every worker evaluates equally often, as parameters spread by ZeRO-3 demand: a pass without
+    samples is made on one that does not count."""
+
+    @torch.no_grad()
+    def targets(
+        self, net: Network, x_t: Tensor, v: Tensor, times: Times, conditions: Conditions
+    ) -> Tensor:
+        """Targets (B, ...) for states x_t with conditional velocities v = x1 - x0.
+
+        Args:
+            times: t and s on the device of x_t; which samples train what, like `conditions`, in
+                host memory: a device that was asked would make the host wait at every evaluation.
+        """
+        settings, distilled = self.settings, ~times.is_flow_matching
+        follows_path = times.is_flow_matching
+        if isinstance(settings, SelfDistillation) and settings.formulation == "eulerian":
+            follows_path = torch.ones_like(distilled)
+        if settings.guidance is not None:
+            v = self._guided(net, x_t, times.t, v, conditions, follows_path)
+        match settings:
+            case FlowMatching():
+                return v
+            case SelfDistillation():
+                distil = self._distiller(settings, net, x_t, v, times, conditions)
+                return self._filled(v, distilled, distil)
+
+    def _distiller(
+        self,
+        settings: SelfDistillation,
+        net: Network,
+        x_t: Tensor,
+        v: Tensor,
+        times: Times,
+        conditions: Conditions,
+    ) -> Callable[[Tensor], Tensor]:
+        """The target of the formulation as a function of the rows that it is wanted for."""
+        derivative = DERIVATIVES[settings.derivative]
+
+        def distil(rows: Tensor) -> Tensor:
+            x, t, s = (chosen(each, rows) for each in (x_t, times.t, times.s))
+            own = conditions.at(rows)
+            u = own.velocity(net)
+            match settings.formulation, settings.lsd_velocity:
+                case "shortcut", _:
+                    return shortcut_target(grounded(u, 2.0**-settings.levels), x, t, s)
+                case "eulerian", _:
+                    return eulerian_target(u, x, t, s, chosen(v, rows), derivative=derivative)
+                case "lagrangian", "model":
+                    return lagrangian_target(
+                        u, x, t, s, lambda x_s, s: u(x_s, s, s), derivative=derivative
+                    )
+                case _:
+                    velocity = self._path_velocity(net, chosen(v, rows), own)
+                    return lagrangian_target(u, x, t, s, velocity, derivative=derivative)
+
+        return distil
+
+    def _path_velocity(
+        self, net: Network, v: Tensor, conditions: Conditions
+    ) -> Tensor | Callable[[Tensor, Tensor], Tensor]:
+        """The paper's first term of the Lagrangian target: v, guided where the step ends."""
+        if self.settings.guidance is None:
+            return v
+        everywhere = torch.ones_like(conditions.is_guided)
+        return lambda x_s, s: self._guided(net, x_s, s, v, conditions, everywhere)
+
+    def _guided(
+        self,
+        net: Network,
+        x: Tensor,
+        time: Tensor,
+        v: Tensor,
+        conditions: Conditions,
+        wanted: Tensor,
+    ) -> Tensor:
+        """v^w = w v + (1 - w) u(x, time, time, c-) on guided samples among `wanted`, else v."""
+
+        def guide(rows: Tensor) -> Tensor:
+            own, at_time = conditions.at(rows), chosen(time, rows)
+            negative = own.negated().velocity(net)(chosen(x, rows), at_time, at_time)
+            return guided_velocity(chosen(v, rows), negative, own.on(v.device).w)
+
+        return self._filled(v, wanted & conditions.is_guided, guide)
+
+    def _filled(self, base: Tensor, mask: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`base` with compute(rows) on the samples of `mask`; not called where there are none."""
+        rows = mask.nonzero().squeeze(1)
+        if not len(rows):
+            if not self.in_lockstep:
+                return base
+            rows = rows.new_zeros(1)
+        filled = base.clone()
+        filled[rows.to(base.device, non_blocking=True)] = compute(rows)
+        there = mask.to(base.device, non_blocking=True)
+        return torch.where(per_sample(there, base), filled, base)

@@ -1,0 +1,114 @@
+"""Pixel-space regularisers: lambda(t) * distance(D(predicted x0), HQ) on one random patch.
+
+Knows the codec only through `decode` and `downsample`. A distance whose weights are missing is an
+error, never replaced by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from datagen.samples.codecs import Codec
+from training.losses.lpips import LpipsDistance, lpips_weights
+from training.settings.objective import Charbonnier, Lpips, NoPerceptual, PerceptualSettings
+
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda t: 1 - t,
+    "quadratic": lambda t: (1 - t).square(),
+    "cosine": lambda t: (1 + torch.cos(torch.pi * t)) / 2,
+}
+"""lambda(t) / strength: strictly decreasing, from 1 at t = 0 to 0 at t = 1."""
+
+
+class Distance(Protocol):
+    """(B, 3, H, W) twice, in [-1, 1] -> distance (B,)."""
+
+    def __call__(self, prediction: Tensor, original: Tensor) -> Tensor: ...
+
+
+class PatchRegulariser:
+    """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels."""
+
+    def __init__(
+        self,
+        distance: Distance,
+        codec: Codec,
+        *,
+        strength: float,
+        patch: int,
+        form: str = "linear",
+    ) -> None:
+        self.distance = distance
+        self.codec = codec
+        self.strength = strength
+        self.patch = patch
+        self.form = FORMS[form]
+
+    def __call__(self, x0: Tensor, pixels: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+        """lambda(t) * distance, (B,); B may be 0.
+
+        The decoder's activations are computed again in the backward pass: at 512 pixels they would
+        fill a GPU.
+
+        Args:
+            x0: predicted HQ latents (B, C, h, w).
+            pixels: HQ pixels (B, 3, H, W), uint8, H = downsample * h.
+            t: times (B,).
+            generator: draws the patch's place.
+        """
+        if not len(x0):
+            return x0.new_zeros(0)
+        factor = self.codec.downsample
+        height, width = x0.shape[-2:]
+        side_h, side_w = (min(n, max(1, self.patch // factor)) for n in (height, width))
+        top = _draw(height - side_h, generator)
+        left = _draw(width - side_w, generator)
+        latents = x0[..., top : top + side_h, left : left + side_w]
+        prediction: Tensor = checkpoint(self.codec.decode, latents, use_reentrant=False)
+        window = pixels[
+            ...,
+            factor * top : factor * (top + side_h),
+            factor * left : factor * (left + side_w),
+        ]
+        original = window.to(prediction) / 127.5 - 1
+        return self.strength * self.form(t) * self.distance(prediction, original)
+
+
+def _draw(bound: int, generator: torch.Generator) -> int:
+    return int(torch.randint(bound + 1, (), generator=generator, device=generator.device))
+
+
+class CharbonnierDistance:
+    """mean sqrt((a - b)^2 + epsilon^2) - epsilon: a smooth L1, 0 at equality."""
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+
+    def __call__(self, prediction: Tensor, original: Tensor) -> Tensor:
+        squared = (prediction - original).square() + self.epsilon**2
+        return squared.sqrt().mean(dim=(1, 2, 3)) - self.epsilon
+
+
+def load_regulariser(
+    settings: PerceptualSettings, codec: Codec, device: torch.device
+) -> PatchRegulariser | None:
+    """The regulariser the recipe names; None for `none`."""
+    match settings:
+        case NoPerceptual():
+            return None
+        case Charbonnier():
+            distance: Distance = CharbonnierDistance(settings.epsilon)
+        case Lpips():
+            distance = LpipsDistance.from_file(lpips_weights(settings.weights)).to(device)
+    return PatchRegulariser(
+        distance,
+        codec,
+        strength=settings.strength,
+        patch=settings.patch,
+        form=settings.form,
+    )

@@ -1,0 +1,46 @@
+"""What a user may set about the network's size. Knows no torch; defaults are FlowMapSR's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from datagen.records import Settings
+
+
+class ModelSettings(Settings):
+    """Size of `FlowMapNet`, a diffusers `UNet2DConditionModel` (defaults: SDXL-like, 2.43 B)."""
+
+    block_channels: tuple[int, ...] = Field((320, 640, 1280), min_length=1)
+    layers_per_block: int = Field(2, ge=1)
+    transformer_layers: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 10)
+    """Transformer layers of each block; 0 makes the block convolutional."""
+    attention_heads: tuple[int, ...] = (5, 10, 20)
+    norm_groups: int = Field(32, ge=1)
+    time_channels: int = Field(256, ge=2, multiple_of=2)
+    """Channels of the embedding of s, and of w when `guidance_input` is on."""
+    prompt_channels: int = Field(1280, ge=1)
+    input_gain: bool = False
+    """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
+    how large a latent is, so a small network cannot scale many channels down; with this it can."""
+    guidance_input: bool = True
+    """Give the guidance strength w to the model as an input, which makes it a choice at inference.
+    The paper's model never sees w, and so learns its mean only."""
+    time_scale: float = Field(1000.0, gt=0)
+    """t enters the U-Net's own time embedding times this. Diffusion checkpoints expect 1000; the
+    Eulerian formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        blocks = len(self.block_channels)
+        for name in ("transformer_layers", "attention_heads"):
+            if len(getattr(self, name)) != blocks:
+                raise ValueError(f"{name} needs {blocks} values, one for each of block_channels")
+        for channels, heads in zip(self.block_channels, self.attention_heads, strict=True):
+            if channels % heads or channels % self.norm_groups:
+                raise ValueError(
+                    f"block_channels {channels} must be divisible by its attention_heads ({heads}) "
+                    f"and by norm_groups ({self.norm_groups})"
+                )
+        return self

@@ -1,0 +1,108 @@
+"""What a user may set about the losses: flow maps, guidance and the perceptual regulariser.
+
+Knows no torch. Defaults are FlowMapSR's where the paper gives a number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from datagen.records import NonNegativeRange, Probability, Settings
+
+DIFFERENCE_STEP = 5e-3
+"""h of the central difference: in fp32 its truncation and rounding errors balance near here."""
+DIFFERENCE_TIME_SCALE = 0.1 / DIFFERENCE_STEP
+"""Largest `time_scale` of a network that is differenced in t: sin(time_scale * t) then turns by 0.1
+within h, and 0.2 % of the slope is lost; at 100 it is 5 %, and at 1000 all of it."""
+
+
+class Guidance(Settings):
+    """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
+
+    negative_share: Probability = 0.1
+    """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
+    prompt c- and its strength 1."""
+    strength: NonNegativeRange = (1.0, 3.5)
+    """w of all other samples is uniform between these; two equal numbers fix it."""
+
+    @property
+    def mean_strength(self) -> float:
+        """What the model is used with unless told otherwise, and all that a model without
+        `guidance_input` can learn."""
+        return sum(self.strength) / 2
+
+
+class FlowMatching(Settings):
+    """L_FM alone (eq. 3): the warm-up."""
+
+    kind: Literal["flow_matching"] = "flow_matching"
+    levels: int = Field(7, ge=0, le=20)
+    """K: times lie on grids of 2^k intervals, k = 0..K."""
+    guidance: Guidance | None = None
+
+
+class SelfDistillation(Settings):
+    """L_FM + L_SD in one batch (eq. 12), in one of the three formulations of a flow map."""
+
+    kind: Literal["self_distillation"] = "self_distillation"
+    formulation: Literal["shortcut", "eulerian", "lagrangian"] = "shortcut"
+    """SSD (eq. 22), ESD (eq. 21) or LSD (eq. 20)."""
+    lsd_velocity: Literal["model", "conditional"] = "model"
+    """First term of the Lagrangian target: the model's own velocity at the end of the step, or v
+    as the paper has it, which is biased (one step then gives the blurred mean)."""
+    derivative: Literal["jvp", "central_difference"] = "jvp"
+    """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32; of
+    the Eulerian one only with a `model.time_scale` of at most 20."""
+    levels: int = Field(7, ge=1, le=20)
+    flow_matching_share: Probability = 0.75
+    """Part of every batch that trains L_FM; the rest trains L_SD."""
+    guidance: Guidance | None = None
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the target holds a derivative of the model."""
+        return self.formulation != "shortcut"
+
+    @property
+    def differences_in_t(self) -> bool:
+        """Whether that derivative is a difference in t; the Lagrangian's is in s."""
+        return self.formulation == "eulerian" and self.derivative == "central_difference"
+
+
+ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]
+
+
+class NoPerceptual(Settings):
+    kind: Literal["none"] = "none"
+
+
+class PatchPerceptual(Settings):
+    """lambda(t) * distance(D(x_t - t u), HQ) on one random patch."""
+
+    strength: float = Field(10.0, gt=0)
+    """lambda at t = 0."""
+    form: Literal["linear", "quadratic", "cosine"] = "linear"
+    """How lambda falls to 0 at t = 1: strength times 1 - t, (1 - t)^2 or (1 + cos(pi t)) / 2."""
+    patch: int = Field(512, gt=0, multiple_of=8)
+    """Side of the patch, pixels; smaller images are used whole."""
+
+
+class Charbonnier(PatchPerceptual):
+    """sqrt(difference^2 + epsilon^2), averaged: a pixel loss that needs no weights."""
+
+    kind: Literal["charbonnier"] = "charbonnier"
+    epsilon: float = Field(1e-3, gt=0)
+
+
+class Lpips(PatchPerceptual):
+    """LPIPS on VGG-16 features (the paper's)."""
+
+    kind: Literal["lpips"] = "lpips"
+    weights: str | None = None
+    """Safetensors file with the VGG-16 features and the LPIPS linear layers; None downloads both
+    once from where torchvision and lpips have them."""
+
+
+PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]

@@ -1,0 +1,208 @@
+"""What a user may set about a training run and its evaluation, checked when the recipe is read.
+
+Knows no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from datagen.io.redaction import holds_secret, redacted
+from datagen.records import Probability, Settings, flatten
+from training.settings.initial_weights import check_stage_order, origin
+from training.settings.model import ModelSettings
+from training.settings.objective import DIFFERENCE_TIME_SCALE, SelfDistillation
+from training.settings.prompts import PromptSettings, StandInPrompts
+from training.settings.stage import CORRECTABLE, EXECUTION, StageSettings
+
+
+class WorkerRange(Settings):
+    """As many workers as there is room for: training goes on with fewer when a node is lost."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}; swap them")
+        return self
+
+
+_PLACEMENT = (
+    "output",
+    "checkpoints",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "placement",
+    "max_failures",
+    "stall_seconds",
+    "peak_tflops",
+    "loader_threads",
+    "cache_gb",
+    "cache_folder",
+    "max_rotten_fraction",
+)
+"""Where and how fast a run is made, and how it is watched; all other fields decide its result."""
+
+
+class TrainingRecipe(Settings):
+    """Everything that decides a training run, and where it lives."""
+
+    manifest: str
+    """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
+    output: str
+    """The run's local folder; workers on other machines must see it at the same path."""
+    checkpoints: str | None = None
+    """Local folder or `s3://` prefix for the checkpoints of all stages, which every worker must
+    reach; `<output>/stages/<name>/checkpoints` when not given."""
+    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
+    """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
+    also in the middle of a run. The global batch stays the same."""
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: Literal[0, 1] | None = None
+    """A worker trains on one GPU, or with 0 on the CPU; null takes one where the cluster has
+    GPUs."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
+    until that can be had in full."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    experiment: str = "flowmapsr"
+    """MLflow experiment of the run."""
+    model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = StandInPrompts()
+    stages: tuple[StageSettings, ...] = Field(min_length=1)
+    shuffle_shards: int = Field(8, ge=1)
+    """Samples of a bucket mix inside windows of this many shards, which are read together."""
+    loader_threads: int = Field(2, ge=1)
+    """Threads of each worker that read and decode ahead; the batches do not depend on them. One
+    reads some thousand latents a second; more help where pixels are decoded as well."""
+    cache_gb: float = Field(50.0, ge=0)
+    """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
+    every sample is a request of its own."""
+    cache_folder: str | None = None
+    """Folder for these copies on each machine's own disk; in the system's folder for temporary
+    files when not given."""
+    max_rotten_fraction: Probability = 0.001
+    """Largest part of the training samples that may be skipped because they cannot be read or are
+    not what they should be; more end the run. So one damaged shard in a thousand does not end weeks
+    of training, and below a thousand samples, where it is quickly mended, the first one does."""
+    images_every: int = Field(500, ge=1)
+    """Steps between image grids in MLflow."""
+    max_failures: int = Field(3, ge=0)
+    """Times the workers of a run may die and be restarted from the last checkpoint."""
+    stall_seconds: float = Field(600.0, ge=1)
+    """A worker without progress for so long is ended, with its stack traces kept, and counts as one
+    failure. Progress is a micro step, a checkpoint or a picture; start, first step and waiting for
+    a checkpoint's files may take three times as long."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """What a worker's device can do at best, 10^12 floating-point operations per second, which
+    `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, output: str) -> str:
+        if "://" in output:
+            raise ValueError("a training run lies in a local folder; its dataset may be on S3")
+        return output
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _readable(cls, checkpoints: str | None) -> str | None:
+        if checkpoints is not None and "://" in checkpoints.removeprefix("s3://"):
+            raise ValueError("checkpoints go to a local folder or an s3:// address")
+        return checkpoints
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ: {', '.join(names)}")
+        check_stage_order(self.stages)
+        self._check_secrets()
+        for stage in self.stages:
+            self._check_derivative(stage)
+            for size in stage.batch_sizes:
+                share = size.micro_batch * self.most_workers
+                if size.global_batch % share:
+                    raise ValueError(
+                        f"stage {stage.name!r}: global_batch {size.global_batch} is not a multiple "
+                        f"of micro_batch {size.micro_batch} x workers {self.most_workers} = {share}"
+                    )
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def _check_derivative(self, stage: StageSettings) -> None:
+        scale, objective = self.model.time_scale, stage.objective
+        if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
+            return
+        if scale > DIFFERENCE_TIME_SCALE:
+            raise ValueError(
+                f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "
+                f"wrong with model.time_scale={scale:g}: set objective.derivative=jvp, or a "
+                f"model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+            )
+
+    def _check_secrets(self) -> None:
+        """A recipe is stored, sent and shown wherever its run is."""
+        for name, value in flatten(self.model_dump(mode="json")).items():
+            if holds_secret(value):
+                raise ValueError(
+                    f"{name.split('.')[0]}: a recipe holds no secrets, and {redacted(value)} has "
+                    "one; give it in the environment (AWS_*)"
+                )
+
+    def stage(self, name: str) -> StageSettings:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def origin(self, name: str) -> str | None:
+        """Where the weights of the stage `name` come from: a stage's name, a place, or None for
+        random ones."""
+        return origin(self.stages, name)
+
+    def content(self, *, fixed: bool = False) -> dict[str, Any]:
+        """The settings that decide the result: not where and how fast it is made.
+
+        Args:
+            fixed: only those that stay the same from a run's first step to its last.
+        """
+        placement: dict[str, Any] = dict.fromkeys(_PLACEMENT, True)
+        left_out = EXECUTION | CORRECTABLE if fixed else EXECUTION
+        return self.model_dump(
+            mode="json", exclude=placement | {"stages": {"__all__": set(left_out)}}
+        )
+
+    def digest(self, *, fixed: bool = False) -> str:
+        """SHA-256 of `content`, as canonical JSON.
+
+        The number of workers changes no more than the order in which gradients are added.
+        """
+        content = self.content(fixed=fixed)
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class EvaluationSettings(Settings):
+    """Held-out photos are degraded by the dataset's own chain at fixed scales, then restored."""
+
+    photos: str
+    """Folder of held-out photos."""
+    scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
+    seed: int = Field(0, ge=0)
+    lora_scale: float | None = Field(None, ge=0)
+    """Strength of an adversarial model's LoRA; the model's own when not given."""
+    guidance: float | None = Field(None, ge=0)
+    """Guidance strength w of a model that takes it as an input; the model's own when not given."""

@@ -1,0 +1,208 @@
+"""What a user may set about one training stage, checked when the recipe is read.
+
+Knows no torch. Defaults are FlowMapSR's where the paper gives a number; every one is a setting.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from datagen.records import Probability, Settings
+from training.settings.adversarial import AdversarialSettings
+from training.settings.batch import BatchSize, Budget
+from training.settings.initial_weights import STAGE_NAME, InitialWeights
+from training.settings.objective import (
+    DIFFERENCE_TIME_SCALE,
+    NoPerceptual,
+    ObjectiveSettings,
+    PerceptualSettings,
+    SelfDistillation,
+)
+
+EXECUTION = frozenset(
+    {
+        "zero_stage",
+        "offload",
+        "gradient_checkpointing",
+        "compile",
+        "max_loss_growth",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "keep_every",
+    }
+)
+"""Settings of a stage that decide how it is computed, not what: a run may go on with others."""
+
+CORRECTABLE = frozenset(
+    {
+        "learning_rate",
+        "final_learning_rate_fraction",
+        "learning_rate_warmup",
+        "gradient_clipping",
+    }
+)
+"""Settings of a stage that decide the result and may be changed on its way all the same: what one
+corrects after a loss that ran away. The rest of the stage is computed with the new ones."""
+
+
+class StageSettings(Settings):
+    """One training stage. `step` is an optimiser step, `micro_batch` is per worker."""
+
+    name: str
+    objective: ObjectiveSettings
+    steps: int = Field(ge=1)
+    global_batch: int = Field(256, ge=1)
+    micro_batch: int = Field(8, ge=1)
+    budgets: tuple[Budget, ...] | None = Field(None, min_length=1)
+    """How often a step draws each of the dataset's pixel budgets, and its batch size (FlowMapSR's
+    appendix). When not given, the aspect ratios and sizes come in proportion to their samples."""
+    learning_rate: float = Field(4e-5, gt=0)
+    final_learning_rate_fraction: float = Field(1.0, ge=0, le=1)
+    """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
+    learning_rate_warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
+    1."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, and far less memory."""
+    compile: Literal["none", "student", "all"] = "none"
+    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets.
+    On a GPU only."""
+    dynamic_weighting: bool = True
+    perceptual: PerceptualSettings = NoPerceptual()
+    adversarial: AdversarialSettings | None = None
+    """Trains a LoRA against a discriminator, with `objective` as the original loss."""
+    initialise_from: InitialWeights | None = None
+    """Where the weights come from; the stage before when not given, else random."""
+    initialise_share: Probability = 0.5
+    """Least part of the network's parameters that must be found there: what holds less is a
+    checkpoint of another architecture."""
+    offload: Literal["none", "optimizer"] = "none"
+    """`optimizer` keeps master weights and AdamW's moments in the host's memory and updates them
+    there: slower, and 12 bytes less of a GPU's memory for each parameter that it holds."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keeps a moving average of the weights, w <- decay * w + (1 - decay) * new at every step, and
+    makes the stage's model and pictures of it. The paper has none; ELIR needs 0.999."""
+    max_loss_growth: float | None = Field(1000.0, gt=1)
+    """A step whose squared error is this many times the median of the last 100 ends the stage, as
+    one that is not finite does; None never. Single steps with small batches reach tens of times,
+    and a loss that runs away passes 1000 soon."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps. Training stops for a copy to memory only; the files are written beside it."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the last checkpoints stay."""
+    keep_every: int | None = Field(None, ge=1)
+    """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every`."""
+
+    @property
+    def needs_negatives(self) -> bool:
+        return self.objective.guidance is not None
+
+    @property
+    def needs_pixels(self) -> bool:
+        return not isinstance(self.perceptual, NoPerceptual)
+
+    def batch_size(self, budget: Budget | None = None) -> BatchSize:
+        """The batch size of a budget's steps; of all steps where there are no budgets."""
+        own = BatchSize(self.global_batch, self.micro_batch)
+        if budget is None:
+            return own
+        return BatchSize(
+            own.global_batch if budget.global_batch is None else budget.global_batch,
+            own.micro_batch if budget.micro_batch is None else budget.micro_batch,
+        )
+
+    @property
+    def batch_sizes(self) -> tuple[BatchSize, ...]:
+        """Of all steps that the stage may draw."""
+        if self.budgets is None:
+            return (self.batch_size(),)
+        return tuple(self.batch_size(one) for one in self.budgets if one.probability > 0)
+
+    @property
+    def images_per_step(self) -> float:
+        """Samples of a step, on average over the budgets."""
+        if self.budgets is None:
+            return self.global_batch
+        total = sum(one.probability for one in self.budgets)
+        weighted = (one.probability * self.batch_size(one).global_batch for one in self.budgets)
+        return sum(weighted) / total
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
+        if not STAGE_NAME.fullmatch(self.name):
+            raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError(
+                "offload=optimizer needs an optimiser that ZeRO has taken over: set a zero_stage "
+                "of 1, 2 or 3, or offload=none"
+            )
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
+                f"{self.checkpoint_every}: no checkpoint would be made at most of these steps"
+            )
+        if self.zero_stage == 3 and self.compile != "none":
+            raise ValueError(
+                f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
+                "compile=none, or a zero_stage of 0, 1 or 2"
+            )
+        if isinstance(self.objective, SelfDistillation) and self.objective.differentiates:
+            self._check_derivative(self.objective)
+        if self.adversarial is not None:
+            self._check_adversarial(self.adversarial)
+        return self
+
+    def _check_budgets(self, budgets: tuple[Budget, ...]) -> None:
+        sides = [one.side for one in budgets]
+        if len(set(sides)) != len(sides):
+            raise ValueError(f"the sides of budgets must differ: {', '.join(map(str, sides))}")
+        if not any(one.probability for one in budgets):
+            raise ValueError("the probability of every one of budgets is 0; raise at least one")
+
+    def _check_adversarial(self, settings: AdversarialSettings) -> None:
+        if self.dynamic_weighting:
+            raise ValueError(
+                "an adversarial stage trains LoRA parameters only; set dynamic_weighting to false"
+            )
+        if self.zero_stage > 2:
+            raise ValueError(
+                "an adversarial stage calls the discriminator outside its engine, which needs "
+                "zero_stage 2 or less"
+            )
+        warmup = settings.discriminator.warmup_steps
+        if warmup >= self.steps:
+            raise ValueError(
+                f"steps {self.steps} leave none for the generator after the discriminator's "
+                f"{warmup} warmup_steps; give more steps or fewer warmup_steps"
+            )
+
+    def _check_derivative(self, objective: SelfDistillation) -> None:
+        """Refuses what was seen to fail: jvp on spread or compiled parameters, and differences in
+        bf16 (22 to 122 % wrong)."""
+        name = objective.formulation
+        if objective.derivative == "central_difference":
+            if self.precision != "fp32":
+                raise ValueError(
+                    f"derivative=central_difference of the {name} target is lost in the rounding "
+                    f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
+                )
+        elif self.zero_stage == 3:
+            scale = f" and a model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+            raise ValueError(
+                f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
+                "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "
+                f"precision=fp32{scale if name == 'eulerian' else ''}"
+            )
+        elif self.compile == "all":
+            raise ValueError(
+                f"derivative=jvp of the {name} target cannot go through a compiled network: set "
+                "compile=student, which leaves the network of the targets as it is"
+            )

@@ -1,0 +1,87 @@
+"""What a run tells its tracker: the records that a journal line can hold, without secrets.
+
+Knows no MLflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter
+
+from datagen.dataset.manifest import Manifest
+from datagen.io.redaction import redacted
+from datagen.records import Settings
+
+Public = Annotated[str, AfterValidator(redacted)]
+"""Text that anybody may read: addresses lose their passwords."""
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Begin(Settings):
+    """The run goes on, whatever was said of its end before."""
+
+    kind: Literal["begin"] = "begin"
+
+
+class Metrics(Settings):
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    time_ms: int
+    values: dict[str, float]
+
+
+class Params(Settings):
+    kind: Literal["params"] = "params"
+    values: dict[str, Public]
+
+
+class Tags(Settings):
+    kind: Literal["tags"] = "tags"
+    values: dict[str, Public]
+
+
+class Picture(Settings):
+    kind: Literal["picture"] = "picture"
+    key: str
+    step: int
+    path: str
+
+
+class Artifact(Settings):
+    kind: Literal["artifact"] = "artifact"
+    path: str
+    folder: str | None = None
+
+
+class DatasetInput(Settings):
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    source: Public
+    samples: int
+
+
+class End(Settings):
+    kind: Literal["end"] = "end"
+    status: Status
+    reason: Public | None = None
+    """Why, where it did not end well."""
+
+
+Event = Annotated[
+    Begin | Metrics | Params | Tags | Picture | Artifact | DatasetInput | End,
+    Field(discriminator="kind"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def dataset_input(manifest: Manifest, dataset: str) -> DatasetInput:
+    """The dataset at `dataset` as an input of a run."""
+    return DatasetInput(
+        name=PurePosixPath(dataset).name,
+        digest=manifest.digest,
+        source=dataset,
+        samples=manifest.num_samples,
+    )

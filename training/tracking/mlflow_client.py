@@ -1,0 +1,279 @@
+"""The runs of MLflow that belong to a run folder: finds or makes them and sends them events.
+
+The one place, beside the registry, that speaks to MLflow. Knows no journals and no training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from datagen.io import storage
+from datagen.io.redaction import redacted
+from datagen.records import Settings
+from training.tracking.events import (
+    Artifact,
+    Begin,
+    DatasetInput,
+    End,
+    Event,
+    Metrics,
+    Params,
+    Picture,
+    Tags,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+MAX_PARAMS = 100
+"""MLflow takes no more at once."""
+MAX_TAG = 5000
+"""Characters of a tag that MLflow surely takes."""
+MAX_VALUE = 6000
+"""Characters that MLflow keeps of a parameter."""
+NOW = "now."
+"""Begins the tags that tell what the last start set otherwise than the first."""
+MAX_DIGEST = 36
+"""Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
+FAILURE = "failure"
+"""The tag that says why a run ended as it did; it goes when the run goes on."""
+NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
+
+
+class RunNames(Settings):
+    """`<run>/mlflow.json`: the MLflow runs that belong to a run folder."""
+
+    tracking_uri: str
+    experiment: str
+    parent: str
+    stages: dict[str, str] = {}
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def forget_names(run: Path) -> None:
+    """Lets a run folder have new runs of MLflow."""
+    (run / NAMES_FILE).unlink(missing_ok=True)
+
+
+def run_page(run: Path) -> str | None:
+    """Address of a run folder's page, where a server has one."""
+    names = _read_names(run)
+    if names is None or not names.tracking_uri.startswith(("http://", "https://")):
+        return None
+    # By the run alone: MLflow shows whole experiments in the view that the browser used last, at
+    # first the one for language models, whatever their kind.
+    return f"{redacted(names.tracking_uri).rstrip('/')}/#/runs/{names.parent}"
+
+
+def _read_names(run: Path) -> RunNames | None:
+    path = run / NAMES_FILE
+    if not path.is_file():
+        return None
+    try:
+        return RunNames.model_validate_json(path.read_bytes())
+    except ValidationError:
+        log.warning("%s is torn: its metrics go to a new run of MLflow", path)
+        return None
+
+
+class MlflowRun:
+    """Sends events to one MLflow run; creates experiment, parent and child when first needed."""
+
+    def __init__(self, run: Path, *, experiment: str, stage: str | None) -> None:
+        self.run = run
+        self.experiment = experiment
+        self.stage = stage
+        self._client: MlflowClient | None = None
+        self._run_id = ""
+
+    def run_id(self) -> str:
+        """The run that `send` sends to; a new one where the store has none of this folder."""
+        return self._connect()[1]
+
+    def send(self, events: list[Event]) -> None:
+        _send(*self._connect(), events)
+
+    def _connect(self) -> tuple[MlflowClient, str]:
+        if self._client is None:
+            # Launcher and workers may meet a server that has just come back, or a new database, at
+            # the same time.
+            with FileLock(self.run / LOCK_FILE):
+                client = _new_client()
+                self._run_id = self._find_or_create(client)
+            self._client = client
+        return self._client, self._run_id
+
+    def _find_or_create(self, client: MlflowClient) -> str:
+        names = self._known(client) or self._new_parent(client)
+        if self.stage is None:
+            return names.parent
+        if self.stage not in names.stages:
+            experiment_id = client.get_run(names.parent).info.experiment_id
+            child = client.create_run(
+                experiment_id,
+                run_name=self.stage,
+                tags={"mlflow.parentRunId": names.parent, "stage": self.stage},
+            )
+            stages = names.stages | {self.stage: child.info.run_id}
+            names = names.model_copy(update={"stages": stages})
+            self._remember(names)
+        return names.stages[self.stage]
+
+    def _known(self, client: MlflowClient) -> RunNames | None:
+        """The runs of an earlier start, if this store still has them."""
+        from mlflow.exceptions import MlflowException
+
+        names = _read_names(self.run)
+        if names is None or names.tracking_uri != tracking_uri():
+            return None
+        try:
+            client.get_run(names.parent)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return names
+
+    def _new_parent(self, client: MlflowClient) -> RunNames:
+        experiment_id = _experiment_id(client, self.experiment)
+        # Two parts of the path: many runs lie in a folder called `run`.
+        name = "/".join(self.run.absolute().parts[-2:])
+        parent = client.create_run(experiment_id, run_name=name)
+        names = RunNames(
+            tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent.info.run_id
+        )
+        self._remember(names)
+        return names
+
+    def _remember(self, names: RunNames) -> None:
+        storage.write_bytes(str(self.run / NAMES_FILE), names.model_dump_json(indent=2).encode())
+
+
+def log_run(events: list[Event], *, experiment: str, name: str) -> None:
+    """A whole MLflow run in one go, for work that ends before it is logged.
+
+    Raises what MLflow raises, within seconds when the server is gone.
+    """
+    client = _new_client()
+    run = client.create_run(_experiment_id(client, experiment), run_name=name)
+    _send(client, run.info.run_id, [*events, End(status="FINISHED")])
+
+
+def _new_client() -> MlflowClient:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # They would stand between the lines of JSON that a script reads.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient  # sets up its loggers: only then can they be quietened
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri())
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    uri, artifacts = tracking_uri(), None
+    if uri.startswith("sqlite:///"):
+        # Beside the database; MLflow's own choice would be the worker's working folder.
+        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+    # For MLflow's table of training runs. While its sidebar has a switch between kinds of work, as
+    # in 3.17, the page heeds that one instead.
+    return client.create_experiment(
+        name,
+        artifact_location=artifacts,
+        tags={"mlflow.experimentKind": "custom_model_development"},
+    )
+
+
+def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value, event.time_ms, event.step)
+        for event in events
+        if isinstance(event, Metrics)
+        for name, value in event.values.items()
+    ]
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    for event in events:
+        _send_unless_refused(client, run_id, event)
+
+
+def _send_unless_refused(client: MlflowClient, run_id: str, event: Event) -> None:
+    """Passes over what MLflow will never take: it must not hold up all that follows."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _send_one(client, run_id, event)
+    except FileNotFoundError as error:
+        log.warning("%s is gone: MLflow does without it", error.filename)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        log.warning("MLflow refuses a part of what it is told: %s", error)
+
+
+def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
+    from mlflow.entities import Dataset, Param, RunTag
+    from mlflow.entities import DatasetInput as Input
+
+    match event:
+        case Params():
+            known = client.get_run(run_id).data
+            told = known.params
+            values = {name: value[:MAX_VALUE] for name, value in event.values.items()}
+            params = [Param(name, value) for name, value in values.items() if name not in told]
+            for start in range(0, len(params), MAX_PARAMS):
+                client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+            # A parameter keeps its first value; what a later start sets otherwise is a tag.
+            changed = [
+                RunTag(NOW + name, value)
+                for name, value in values.items()
+                if told.get(name, value) != value or NOW + name in known.tags
+            ]
+            client.log_batch(run_id, tags=changed)
+        case Tags():
+            client.log_batch(run_id, tags=[RunTag(k, v[:MAX_TAG]) for k, v in event.values.items()])
+        case Picture():
+            from PIL import Image
+
+            client.log_image(run_id, Image.open(event.path), key=event.key, step=event.step)
+        case Artifact():
+            client.log_artifact(run_id, event.path, event.folder)
+        case DatasetInput():
+            source_type = "s3" if event.source.startswith("s3://") else "local"
+            dataset = Dataset(
+                event.name,
+                event.digest[:MAX_DIGEST],
+                source_type,
+                json.dumps({"uri": event.source}),
+                profile=json.dumps({"num_samples": event.samples}),
+            )
+            client.log_inputs(run_id, datasets=[Input(dataset, tags=[])])
+        case Begin():
+            client.update_run(run_id, status="RUNNING")
+            if FAILURE in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, FAILURE)
+        case End():
+            if event.reason is not None:
+                client.set_tag(run_id, FAILURE, event.reason)
+            client.set_terminated(run_id, event.status)

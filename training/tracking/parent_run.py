@@ -1,0 +1,159 @@
+"""The MLflow run above the runs of a training's stages: what was asked for, how the stages compare,
+and, when it ends badly, why.
+
+Everything it tells lies in the run's folder; knows no launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datagen.dataset.manifest import dataset_of, load_manifest
+from datagen.io.lock import PlaceLostError
+from datagen.records import flatten
+from training.monitoring.watchdog import stack_files
+from training.run_dir.best_effort import secondary
+from training.run_dir.lock import run_lock
+from training.run_dir.paths import StageFolder, finished_stages
+from training.run_dir.starts import FAILURES, STARTS, how_ended, read_progress, read_starts
+from training.settings.recipe import TrainingRecipe
+from training.tracking.events import Artifact, Event, Params, Status, Tags, dataset_input
+from training.tracking.provenance import code_tags, launch_tags
+from training.tracking.stage_table import LOGGED_TABLES, stage_table, write_stage_table
+from training.tracking.tracker import STALL_SECONDS, Tracker, end_for_the_dead, is_told
+
+log = logging.getLogger(__name__)
+
+DEAD_STAGES_SECONDS = 30.0
+"""How long a server may take for what dead workers left unsent."""
+
+
+@contextmanager
+def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
+    """The MLflow run above the stages' runs, open for the block."""
+    tracker = Tracker(Path(recipe.output), experiment=recipe.experiment)
+    parent = ParentRun(recipe, tracker)
+    parent.describe()
+    status: Status = "KILLED"
+    reason: str | None = None
+    ours = True
+    try:
+        yield parent
+        status = "FINISHED" if finished_stages(recipe) else "KILLED"
+    except PlaceLostError:
+        ours = False  # the run goes on with whoever has the folder now
+        raise
+    except Exception as error:
+        status, reason = "FAILED", str(error)
+        raise
+    finally:
+        if ours:
+            parent.end_stages(status)
+            parent.close(status, reason=reason)
+
+
+def tell_the_rest(recipe: TrainingRecipe) -> None:
+    """Sends what a finished run could not tell MLflow in its time, and ends its runs there.
+
+    Raises:
+        FlowmapsrError: another process is at it.
+    """
+    run = Path(recipe.output)
+    homes = [run, *(StageFolder(run, stage.name).home for stage in recipe.stages)]
+    if all(is_told(home) for home in homes):
+        return
+    with run_lock(recipe), parent_run(recipe):
+        log.info("MLflow is told what it has missed")
+
+
+class ParentRun:
+    """What is written to the run above the stages' runs."""
+
+    def __init__(self, recipe: TrainingRecipe, tracker: Tracker) -> None:
+        self.recipe = recipe
+        self.tracker = tracker
+        self.run = Path(recipe.output)
+        self.folders = [StageFolder(self.run, stage.name) for stage in recipe.stages]
+
+    def describe(self) -> None:
+        """What was asked for, of which data, by whom and with which code."""
+        recipe, manifest = self.recipe, load_manifest(self.recipe.manifest)
+        params = flatten(recipe.model_dump(mode="json", exclude={"stages"}))
+        tags = {
+            "dataset.digest": manifest.digest,
+            "recipe.digest": recipe.digest(),
+            "stages": ", ".join(stage.name for stage in recipe.stages),
+        }
+        self._write(
+            Params(values=params),
+            Tags(values={**tags, **code_tags(), **launch_tags()}),
+            dataset_input(manifest, dataset_of(recipe.manifest)),
+            Artifact(path=str(self.run / "recipe.json")),
+        )
+
+    def compare_stages(self) -> None:
+        """The table of the stages as it is now, and what they have cost."""
+        with secondary("the table of stages"):
+            self._write(*comparison(self.recipe))
+        starts = [start for folder in self.folders for start in read_starts(folder.home)]
+        if not starts:
+            return
+        stands = [found for folder in self.folders if (found := read_progress(folder.home))]
+        restarts = sum(max(0, len(read_starts(folder.home)) - 1) for folder in self.folders)
+        last = max(starts, key=lambda start: start.time)
+        self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
+        # MLflow takes the value at the largest step for the last one.
+        step = sum(stand.step for stand in stands)
+        hours = sum(stand.worker_hours for stand in stands)
+        self.tracker.metrics(step, {last.workers.hours_metric: hours, "restarts": float(restarts)})
+
+    def explain(self) -> None:
+        """How often and why the stages had to start again, and where they hung."""
+        for folder in self.folders:
+            for stacks in stack_files(folder.home):
+                self._write(Artifact(path=str(stacks), folder=f"stacks/{folder.name}"))
+            if (folder.home / STARTS).is_file():
+                self._write(
+                    Artifact(path=str(folder.home / STARTS), folder=f"starts/{folder.name}")
+                )
+        if (self.run / FAILURES).is_file():
+            self._write(Artifact(path=str(self.run / FAILURES)))
+
+    def end_stages(self, status: Status) -> None:
+        """Ends the runs of stages whose workers died without doing so; none may be at work."""
+        deadline = time.monotonic() + DEAD_STAGES_SECONDS
+        for folder in self.folders:
+            done = folder.record() is not None
+            end_for_the_dead(
+                self.run,
+                experiment=self.recipe.experiment,
+                stage=folder.name,
+                status="FINISHED" if done else status,
+                reason=None if done else how_ended(self.run, folder.home),
+                wait=max(1.0, deadline - time.monotonic()),
+            )
+
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> None:
+        """Says how the run stands at its end, and why."""
+        self.compare_stages()
+        self.explain()
+        self.tracker.close(status, reason=reason, wait=wait)
+
+    def stalled(self, reason: str) -> None:
+        """The end of a run whose process is ended by its watchdog."""
+        self.close("FAILED", reason=reason, wait=STALL_SECONDS)
+
+    def _write(self, *events: Event) -> None:
+        for event in events:
+            self.tracker.write(event)
+
+
+def comparison(recipe: TrainingRecipe) -> list[Event]:
+    """The stages in one table: as files, and as the note on top of the run's page."""
+    files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
+    note = stage_table(recipe).to_markdown()
+    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})]

@@ -1,0 +1,119 @@
+"""One stage's run in MLflow, as its first worker keeps it: of which data, code and settings it is,
+on which machines, how busy they are, and how it ends when they hang.
+
+Curves and pictures are the loop's; knows no networks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from datagen.dataset.manifest import Manifest, dataset_of
+from datagen.io import storage
+from datagen.records import flatten
+from training.engine.engine import deepspeed_config
+from training.monitoring.peaks import Peak
+from training.monitoring.system_metrics import sampled_system
+from training.monitoring.watchdog import STACKS, stack_files
+from training.run_dir.paths import StageFolder
+from training.run_dir.records import Workers
+from training.run_dir.starts import how_ended, read_progress
+from training.settings.recipe import TrainingRecipe
+from training.tracking.events import Artifact, Metrics, Params, Tags, dataset_input
+from training.tracking.journal import side_journal
+from training.tracking.pictures import NOTE
+from training.tracking.provenance import code_tags, launch_tags
+from training.tracking.tracker import STALL_SECONDS, Tracker
+from training.weights.initialize import Initial
+
+log = logging.getLogger(__name__)
+
+
+class StageReport:
+    """What is told of a stage besides what its loop measures."""
+
+    def __init__(self, recipe: TrainingRecipe, folder: StageFolder, workers: Workers) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.workers = workers
+        self.tracker = Tracker(
+            folder.run,
+            experiment=recipe.experiment,
+            stage=folder.name,
+            machines=workers.machines[1:],
+        )
+
+    def describe(self, manifest: Manifest, initial: Initial, peak: Peak | None) -> None:
+        """What is trained, on what, with which settings and code, and from which weights."""
+        settings, dataset = self.recipe.stage(self.folder.name), dataset_of(self.recipe.manifest)
+        tags = {
+            "dataset.digest": manifest.digest,
+            "recipe.digest": self.recipe.digest(),
+            "initialised_from": initial.source,
+            "prompt_embeddings": initial.prompts.made_by,
+            "mlflow.note.content": NOTE,
+            **code_tags(),
+            **launch_tags(),
+            **self.workers.tags(),
+            **({} if peak is None else peak.tags()),
+        }
+        self.tracker.write(Params(values=flatten(settings.model_dump(mode="json"))))
+        self.tracker.write(Tags(values=tags))
+        self._show_stacks()
+        self.tracker.write(dataset_input(manifest, dataset))
+        config = deepspeed_config(settings, world_size=len(self.workers.hosts))
+        self._write("deepspeed.json", json.dumps(config, indent=2))
+        if initial.report is not None:
+            log.info("stage %s: %s", self.folder.name, initial.report.summary())
+            self._write("initialisation.txt", initial.report.table())
+
+    def stalled(self) -> None:
+        """The end of the stage's run where the watchdog ends this process."""
+        self._show_stacks()
+        reason = how_ended(self.folder.run, self.folder.home)
+        self.tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
+
+    def _show_stacks(self) -> None:
+        for stacks in stack_files(self.folder.home):
+            self.tracker.write(Artifact(path=str(stacks), folder=STACKS))
+
+    def _write(self, name: str, text: str) -> None:
+        path = str(self.folder.home / name)
+        storage.write_bytes(path, text.encode())
+        self.tracker.write(Artifact(path=path))
+
+
+@contextmanager
+def sampled_machine(
+    folder: StageFolder, workers: Workers, *, rank: int, tracker: Tracker | None
+) -> Iterator[None]:
+    """Samples this machine while the block runs, if this worker is the first one on it.
+
+    Args:
+        tracker: of the first worker; others write beside it.
+    """
+    host = workers.hosts[rank]
+    if workers.hosts.index(host) != rank:
+        yield
+        return
+    write = _write_beside(folder, host) if tracker is None else tracker.metrics_now
+    node = host if len(workers.machines) > 1 else None
+    with sampled_system(write, folder.run, node=node):
+        yield
+
+
+def _write_beside(folder: StageFolder, host: str) -> Callable[[dict[str, float]], None]:
+    """Writes metrics of a machine without the first worker, who sends them, at the step that it
+    told last."""
+    journal = side_journal(folder.home, host)
+
+    def write(values: dict[str, float]) -> None:
+        stands = read_progress(folder.home)
+        step = 0 if stands is None else stands.step
+        journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+    return write

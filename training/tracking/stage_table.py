@@ -1,0 +1,113 @@
+"""The stages of a run side by side, from what lies in its folder: for a reviewer and for MLflow.
+
+Knows no MLflow but the shape of its tables.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from datagen.io import storage
+from training.run_dir.paths import StageFolder
+from training.run_dir.starts import read_progress, read_starts
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import Series, read_metrics
+
+JSON, MARKDOWN = "stages.json", "stages.md"
+LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": JSON, "type": "table"}])}
+"""The tag by which MLflow's page knows a JSON file for a table."""
+
+Cell = str | int | float | None
+
+MEANS = {
+    "perf/images_per_second": "images/s",
+    "perf/tflops": "TFLOP/s of a worker",
+    "perf/mfu": "MFU",
+    "perf/data_wait_fraction": "data wait",
+}
+LARGEST = {"perf/memory_gb": "memory GB"}
+LAST = {"perf/gpu_hours": "GPU hours", "perf/worker_hours": "worker hours"}
+DONE, RESTARTS = ("state", "steps", "images"), "restarts"
+FINALS = ("loss", "gan", "val")
+"""Groups of metrics whose last values count."""
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """A column a stage, which fits a page whatever is measured; what no stage has is left out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def to_json(self) -> bytes:
+        """As pandas splits a table, which MLflow's page shows."""
+        rows = [["" if cell is None else cell for cell in row] for row in self.rows]
+        return json.dumps({"columns": self.columns, "data": rows}).encode()
+
+    def to_markdown(self) -> str:
+        lines: list[tuple[Cell, ...]] = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return "".join(f"| {' | '.join(map(_text, line))} |\n" for line in lines)
+
+
+def stage_table(recipe: TrainingRecipe) -> StageTable:
+    """The table of a run at the moment."""
+    run = Path(recipe.output)
+    stages = {stage.name: _facts(recipe, StageFolder(run, stage.name)) for stage in recipe.stages}
+    names = sorted({name for facts in stages.values() for name in facts}, key=_place)
+    rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
+    return StageTable(("stage", *stages), rows)
+
+
+def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
+    """Writes `stages.json` and `stages.md` into the run's folder."""
+    run, table = Path(recipe.output), stage_table(recipe)
+    storage.write_bytes(str(run / JSON), table.to_json())
+    storage.write_bytes(str(run / MARKDOWN), table.to_markdown().encode())
+    return [run / JSON, run / MARKDOWN]
+
+
+def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
+    """What a reviewer asks of a stage, in the order of asking."""
+    record = folder.record()
+    progress = None if record else read_progress(folder.home)
+    metrics, starts = read_metrics(folder.home), read_starts(folder.home)
+    facts: dict[str, Cell] = {
+        "state": "done" if record else "not finished" if starts else "not started",
+        "steps": record.steps if record else progress.step if progress else 0,
+    }
+    if record is not None:
+        facts["images"] = record.images_seen
+    finals = {name: one for name, one in metrics.items() if name.split("/")[0] in FINALS}
+    finals |= last_validation(recipe, folder)
+    facts |= {name: _rounded(series.last) for name, series in finals.items()}
+    for names, pick in ((MEANS, "mean"), (LARGEST, "largest"), (LAST, "last")):
+        found = {names[name]: metrics[name] for name in names if name in metrics}
+        facts |= {name: _rounded(getattr(series, pick)) for name, series in found.items()}
+    return facts | {RESTARTS: max(0, len(starts) - 1)}
+
+
+def last_validation(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Series]:
+    """What the stage's model was last measured at: the run's evaluation is of the last stage."""
+    own = read_metrics(folder.home, prefix="val/")
+    if folder.name != recipe.stages[-1].name:
+        return own
+    return own | read_metrics(folder.run, prefix="val/")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Where a row stands: what was done, how well, how fast, at what cost."""
+    group = name.split("/")[0]
+    if group in FINALS:
+        return len(DONE) + FINALS.index(group), name
+    measured = [*MEANS.values(), *LARGEST.values(), *LAST.values(), RESTARTS]
+    return (DONE.index(name), "") if name in DONE else (100 + measured.index(name), "")
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _text(cell: Cell) -> str:
+    return "-" if cell is None else f"{cell:g}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,151 @@
+"""Reads from disk how far a training run has come; asks no server, so none needs to be up.
+
+Knows the run folder's records, not the processes that write them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from datagen.errors import FlowmapsrError
+from datagen.io.lock import TRAINING, living_holder
+from datagen.io.lock_owner import Holder
+from datagen.records import Settings
+from training.run_dir.paths import StageFolder
+from training.run_dir.records import StageProgress, read_record
+from training.run_dir.starts import PROGRESS, how_ended, read_ended, read_starts
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import read_metrics
+from training.tracking.stage_table import last_validation
+
+RECIPE = "recipe.json"
+SPEED = "perf/images_per_second"
+
+State = Literal["done", "running", "stopped", "waiting"]
+
+
+class StageStatus(Settings):
+    """Where one stage stands; what is not known is null."""
+
+    stage: str
+    state: State
+    step: int
+    steps: int
+    images_per_second: float | None = None
+    """Of late; of a stage that is done, on average."""
+    seconds_left: float | None = None
+    checkpoint_step: int | None = None
+    checkpoint_age_seconds: float | None = None
+    restarts: int = 0
+    ended: str | None = None
+    """Why it stopped, where that is known."""
+    problem: str | None = None
+    """Why the last checkpoint could not be written."""
+    validation: dict[str, float] = {}
+    """The last values of `val/...`."""
+
+
+class RunStatus(Settings):
+    run: str
+    stages: tuple[StageStatus, ...]
+
+    @property
+    def done(self) -> bool:
+        return all(stage.state == "done" for stage in self.stages)
+
+    @property
+    def current(self) -> StageStatus:
+        """The stage that counts at the moment: the first one not done, else the last."""
+        unfinished = [stage for stage in self.stages if stage.state != "done"]
+        return unfinished[0] if unfinished else self.stages[-1]
+
+
+def find_runs(place: str) -> tuple[Path, ...]:
+    """The run whose folder this is, or all those whose folders lie in it (a demo's, several).
+
+    Raises:
+        FlowmapsrError: there is none.
+    """
+    folder = Path(place).expanduser().absolute()
+    if (folder / RECIPE).is_file():
+        return (folder,)
+    found = {
+        path.parent
+        for pattern in (f"*/{RECIPE}", f"*/run/{RECIPE}")
+        for path in folder.glob(pattern)
+    }
+    if not found:
+        raise FlowmapsrError(
+            f"{folder} holds no training run (no {RECIPE}); give the folder that was the "
+            f"'output' of flowmapsr train, or one that holds several of them"
+        )
+    return tuple(sorted(found))
+
+
+def run_status(folder: Path) -> RunStatus:
+    """The stages of a run, given its folder.
+
+    Raises:
+        FlowmapsrError: one of its records cannot be read.
+    """
+    remedy = "the command that made this run writes it again, once it is removed"
+    recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
+    assert recipe is not None
+    holder = living_holder(str(folder), TRAINING)
+    stages: list[StageStatus] = []
+    for one in recipe.stages:
+        at_work = holder if all(before.state == "done" for before in stages) else None
+        stages.append(_stage_status(recipe, StageFolder(folder, one.name), at_work))
+    return RunStatus(run=str(folder), stages=tuple(stages))
+
+
+def _stage_status(
+    recipe: TrainingRecipe, folder: StageFolder, at_work: Holder | None
+) -> StageStatus:
+    """
+    Args:
+        at_work: who trains this stage, or is about to.
+    """
+    home, stage = folder.home, recipe.stage(folder.name)
+    done = folder.record()
+    restarts = max(0, len(read_starts(home)) - 1)
+    if done is not None:
+        speed = read_metrics(home, prefix=SPEED).get(SPEED)
+        validation = last_validation(recipe, folder)
+        return StageStatus(
+            stage=stage.name,
+            state="done",
+            step=done.steps,
+            steps=done.steps,
+            images_per_second=speed.mean if speed else None,
+            restarts=restarts,
+            validation={name: series.last for name, series in validation.items()},
+        )
+    remedy = "the training writes it again when its command is run, or remove it"
+    progress = read_record(home / PROGRESS, StageProgress, remedy=remedy)
+    ended = read_ended(home)
+    running = at_work is not None and (ended is None or ended.time < at_work.started)
+    if progress is None:
+        state: State = "running" if running else "waiting"
+        return StageStatus(stage=stage.name, state=state, step=0, steps=stage.steps)
+    now = time.time()
+    told_now = at_work is not None and progress.updated > at_work.started
+    speed_now = progress.images_per_second if running and told_now else 0.0
+    images_left = (progress.steps - progress.step) * stage.images_per_step
+    validation = last_validation(recipe, folder)
+    return StageStatus(
+        stage=stage.name,
+        state="running" if running else "stopped",
+        step=progress.step,
+        steps=progress.steps,
+        images_per_second=speed_now or None,
+        seconds_left=images_left / speed_now if speed_now else None,
+        checkpoint_step=progress.checkpoint_step or None,
+        checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
+        restarts=restarts,
+        ended=None if running else how_ended(folder.run, home),
+        problem=progress.problem or None,
+        validation={name: series.last for name, series in validation.items()},
+    )

@@ -1,0 +1,172 @@
+"""Metrics, pictures and files of a run to MLflow, through a journal on disk that is the truth.
+
+Writing an event appends a line to `tracking.jsonl`; a thread sends the lines to MLflow and
+remembers how far it came. A tracking server that is slow or gone therefore never stops or slows
+training: what could not be sent waits in the journal and is sent by the next start of the same
+command. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
+from training.tracking.journal import Journal, files_journal, side_journals
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun, forget_names, tracking_uri
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+STALL_SECONDS = 6.0
+"""How long a server may take for the end of a run whose process is about to be ended."""
+
+
+def forget_run(run: Path) -> None:
+    """Lets the next start of a run folder have a new MLflow run; its stages must not have begun."""
+    forget_names(run)
+    for journal in (Journal(run), files_journal(run)):
+        journal.forget()
+
+
+class Tracker:
+    """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
+    stage."""
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        experiment: str,
+        stage: str | None = None,
+        machines: Sequence[str] = (),
+        begins: bool = True,
+    ) -> None:
+        """
+        Args:
+            machines: their side journals are sent too.
+            begins: the run is at work now; False only sends what is left of it.
+        """
+        home = run if stage is None else run / "stages" / stage
+        home.mkdir(parents=True, exist_ok=True)
+        self._journal, self._files = Journal(home), files_journal(home)
+        metrics = [self._journal, *side_journals(home, machines)]
+        self._journals = [*metrics, self._files]
+        self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage)
+        self._closing = threading.Event()
+        self._step = 0
+        if begins:
+            self.write(Begin())
+        self._threads = [
+            self._sender("metrics", metrics),
+            self._sender("files", [self._files]),
+        ]
+
+    def write(self, event: Event) -> None:
+        """Appends an event; returns at once whatever the state of the server.
+
+        On a full disk it waits for the next call.
+        """
+        journal = self._files if isinstance(event, Picture | Artifact) else self._journal
+        journal.append(event)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._step = step
+        self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
+
+    def metrics_now(self, values: dict[str, float]) -> None:
+        """Metrics that belong to a time, not to a step: they stand at the last one reported."""
+        self.metrics(self._step, values)
+
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
+        """Ends the run and waits up to `wait` seconds for the journal to be sent.
+
+        Returns:
+            Whether everything was sent; what was not stays in the journal for the next start.
+        """
+        self.write(End(status=status, reason=None if reason is None else reason[:MAX_TAG]))
+        return self.drain(wait=wait)
+
+    def drain(self, *, wait: float = 60.0) -> bool:
+        """`close` of a run whose end is in the journal already."""
+        self._closing.set()
+        deadline = time.monotonic() + wait
+        for thread in self._threads:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        if self._journal.unwritten:
+            log.warning("the last metrics are lost: %s cannot be written", self._journal.path)
+            return False
+        sent = all(journal.all_sent for journal in self._journals)
+        if not sent:
+            log.warning(
+                "MLflow at %s did not take everything; the rest waits in %s and is sent when the "
+                "same command runs again",
+                tracking_uri(),
+                ", ".join(str(journal.path) for journal in self._journals if not journal.all_sent),
+            )
+        return sent
+
+    def _sender(self, what: str, journals: list[Journal]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._send_all, args=(what, journals), name=f"mlflow-{what}", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _send_all(self, what: str, journals: list[Journal]) -> None:
+        warned = False
+        while True:
+            closing = self._closing.is_set()
+            try:
+                run_id = self._mlflow_run.run_id()
+                sent = [journal.send(self._mlflow_run.send, run_id=run_id) for journal in journals]
+                if closing and not any(sent):
+                    return
+                pause = 0.2
+            # The edge of this thread: whatever MLflow raises must not end tracking, let alone
+            # training.
+            except Exception as error:
+                if not warned:
+                    log.warning(
+                        "MLflow at %s takes no %s (%s); training goes on and they are kept",
+                        tracking_uri(),
+                        what,
+                        error,
+                    )
+                warned, pause = True, RETRY_SECONDS
+                if closing:
+                    return
+            self._closing.wait(timeout=pause)
+
+
+def is_told(home: Path) -> bool:
+    """Whether a run that has ended, or never begun, has told MLflow everything."""
+    journals = [Journal(home), files_journal(home), *side_journals(home)]
+    return journals[0].ended and all(journal.all_sent for journal in journals)
+
+
+def end_for_the_dead(
+    run: Path,
+    *,
+    experiment: str,
+    stage: str,
+    status: Status,
+    reason: str | None,
+    wait: float,
+) -> None:
+    """Ends the MLflow run of a stage whose process died without doing so, and sends what it left.
+
+    Does nothing to a run that ended and whose journal is sent.
+    """
+    home = run / "stages" / stage
+    journal = Journal(home)
+    if is_told(home):
+        return
+    tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
+    if journal.ended:
+        tracker.drain(wait=wait)
+    else:
+        tracker.close(status, reason=reason, wait=wait)

@@ -1,0 +1,235 @@
+"""A stage's first network: fresh, then filled by name and shape from where the recipe says.
+
+What was loaded, what is new and what was left over is reported. Knows no engine and no objective.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datagen.errors import FlowmapsrError
+from datagen.records import Settings
+from training.flowmap.network import FlowMapNet
+from training.flowmap.prompts import Prompts, stand_in
+from training.flowmap.text_encoders import encode_once
+from training.run_dir.paths import StageFolder
+from training.settings.initial_weights import is_registry, is_stage
+from training.settings.model import ModelSettings
+from training.settings.prompts import StandInPrompts, TextEncoderPrompts
+from training.settings.recipe import TrainingRecipe
+from training.weights.registry import download_model
+from training.weights.sources import WeightSource, open_source
+
+RANDOM = "random weights"
+SHOWN = 6
+"""Names in the log's short table; the file has all."""
+DOWNLOAD = "initial"
+"""Where in the stage's folder a model version of the registry is kept while the stage runs."""
+
+
+class Parameter(Settings):
+    """A line of the report."""
+
+    name: str
+    shape: tuple[int, ...]
+    note: str = ""
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
+
+
+class InitialisationReport(Settings):
+    """What a network took from its source."""
+
+    source: str
+    loaded: tuple[Parameter, ...]
+    new: tuple[Parameter, ...]
+    """Parameters of the network that keep their fresh values."""
+    left_over: tuple[Parameter, ...]
+    """Tensors of the source that the network has no place for."""
+
+    def summary(self) -> str:
+        """How many tensors and numbers were loaded, are new, were left over; and their modules."""
+        lines = [f"weights from {self.source}"]
+        for name, rows in (
+            ("loaded", self.loaded),
+            ("new", self.new),
+            ("left over", self.left_over),
+        ):
+            modules = "" if rows is self.loaded else _modules(rows)
+            lines.append(f"{name:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """The summary and a line for every parameter."""
+        rows = [
+            f"{part:10}{str(list(row.shape)):24}{row.name}{row.note and f'  ({row.note})'}"
+            for part, parameters in (
+                ("new", self.new),
+                ("left over", self.left_over),
+                ("loaded", self.loaded),
+            )
+            for row in parameters
+        ]
+        return "\n".join([self.summary(), "", *rows]) + "\n"
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What a stage starts from."""
+
+    net: FlowMapNet
+    prompts: Prompts
+    source: str
+    """The recipe's word for it, or RANDOM."""
+    report: InitialisationReport | None
+    """None for random weights."""
+
+
+def fetch_inputs(recipe: TrainingRecipe, folder: StageFolder) -> None:
+    """What a stage needs from elsewhere, once for all workers: a model version, the prompts."""
+    source = recipe.origin(folder.name)
+    if source is not None and is_registry(source):
+        download_model(source, folder.home / DOWNLOAD)
+    if isinstance(recipe.prompts, TextEncoderPrompts):
+        encode_once(folder.run, recipe.prompts, channels=recipe.model.prompt_channels)
+
+
+def initialise(recipe: TrainingRecipe, folder: StageFolder, *, latent_channels: int) -> Initial:
+    """The network of a stage with its first weights, after `fetch_inputs`.
+
+    Raises:
+        FlowmapsrError: the source is missing, of another architecture, or leaves parameters new
+            that the stage would not train.
+    """
+    settings = recipe.stage(folder.name)
+    name = recipe.origin(folder.name)
+    net = FlowMapNet(recipe.model, latent_channels=latent_channels)
+    opened = None if name is None else _open(name, net, folder)
+    prompts = _prompts(recipe, folder, opened)
+    net.prompts.copy_(prompts.embeddings)
+    if opened is None:
+        return Initial(net, prompts, RANDOM, None)
+    report = fill(net, opened, least_share=settings.initialise_share)
+    if settings.adversarial is not None and report.new:
+        raise FlowmapsrError(
+            f"stage {folder.name!r} freezes the network and trains a LoRA, but {opened.place} "
+            f"leaves {len(report.new)} parameters random, first {report.new[0].name}: train a "
+            "stage on it before this one"
+        )
+    return Initial(net, prompts, name or RANDOM, report)
+
+
+def _open(name: str, net: FlowMapNet, folder: StageFolder) -> WeightSource:
+    if is_registry(name):
+        place = folder.home / DOWNLOAD
+    elif is_stage(name):
+        place = StageFolder(folder.run, name).model
+        if not place.is_dir():
+            raise FlowmapsrError(
+                f"stage {folder.name!r} starts from stage {name!r}, which is not finished: there "
+                f"is no {place}"
+            )
+    else:
+        place = Path(name)
+    return open_source(place, net.settings, net.state_dict().keys())
+
+
+def _prompts(recipe: TrainingRecipe, folder: StageFolder, source: WeightSource | None) -> Prompts:
+    """The recipe's text encoders decide, else a model that goes on keeps its prompts."""
+    channels = recipe.model.prompt_channels
+    match recipe.prompts:
+        case TextEncoderPrompts():
+            return encode_once(folder.run, recipe.prompts, channels=channels)
+        case StandInPrompts():
+            theirs = None if source is None else source.prompts
+            fits = theirs is not None and theirs.embeddings.shape[1] == channels
+            return theirs if theirs is not None and fits else stand_in(channels)
+
+
+@torch.no_grad()
+def fill(net: FlowMapNet, source: WeightSource, *, least_share: float) -> InitialisationReport:
+    """Copies into `net` every parameter that the source holds under its name and with its shape.
+
+    Raises:
+        FlowmapsrError: nothing fits, less than `least_share` of the network's numbers, or the same
+            shapes mean another network (heads, groups).
+    """
+    _check_layout(net.settings, source)
+    parameters = dict(net.named_parameters())
+    fitting = {
+        name
+        for name, parameter in parameters.items()
+        if name in source.tensors and source.tensors[name].shape == tuple(parameter.shape)
+    }
+    report = InitialisationReport(
+        source=source.place,
+        loaded=tuple(_row(name, parameters[name].shape) for name in sorted(fitting)),
+        new=tuple(
+            _row(name, parameter.shape, note=_other_shape(source, name))
+            for name, parameter in sorted(parameters.items())
+            if name not in fitting
+        ),
+        left_over=tuple(
+            _row(name, stored.shape)
+            for name, stored in sorted(source.tensors.items())
+            if name not in fitting
+        ),
+    )
+    _check_share(report, least_share)
+    for name in fitting:
+        parameters[name].copy_(source.tensors[name].read())
+    return report
+
+
+def _row(name: str, shape: tuple[int, ...], *, note: str = "") -> Parameter:
+    return Parameter(name=name, shape=tuple(shape), note=note)
+
+
+def _other_shape(source: WeightSource, name: str) -> str:
+    return f"there {list(source.tensors[name].shape)}" if name in source.tensors else ""
+
+
+def _numbers(rows: tuple[Parameter, ...]) -> int:
+    return sum(row.numbers for row in rows)
+
+
+def _modules(rows: tuple[Parameter, ...]) -> str:
+    """`  unet.add_embedding, ...`: the outermost modules behind the rows, a few of them."""
+    names = sorted({".".join(row.name.split(".")[:2]) for row in rows})
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "  " + ", ".join(names[:SHOWN]) + more if names else ""
+
+
+def _check_share(report: InitialisationReport, least: float) -> None:
+    share = _numbers(report.loaded) / (_numbers(report.loaded) + _numbers(report.new))
+    if report.loaded and share >= least:
+        return
+    found = "nothing" if not report.loaded else f"only {share:.1%} of the network"
+    raise FlowmapsrError(
+        f"{report.source} is a checkpoint of another architecture: {found} fits by name and shape "
+        f"(at least {least:.0%} must: initialise_share). The network has "
+        f"{_examples(report.new)}; there is {_examples(report.left_over)}. Set `model` to the "
+        "checkpoint's sizes, or name another checkpoint"
+    )
+
+
+def _examples(rows: tuple[Parameter, ...]) -> str:
+    """The first few names with shapes, those that exist in another shape first."""
+    chosen = sorted(rows, key=lambda row: not row.note)[:3]
+    return ", ".join(f"{row.name} {list(row.shape)}" for row in chosen) or "nothing more"
+
+
+def _check_layout(model: ModelSettings, source: WeightSource) -> None:
+    for name, theirs in source.layout.items():
+        mine = getattr(model, name)
+        if theirs != mine:
+            raise FlowmapsrError(
+                f"{source.place} is a checkpoint of another architecture: its {name} is "
+                f"{theirs}, the network's {mine}; set model.{name} to it"
+            )
