@@ -9,30 +9,29 @@ from collections import Counter
 
 from datagen.build.plan import enforce_limit
 from datagen.build.survey import finished_tasks
-from datagen.dataset.known_photos import REJECTED, Ledger
-from datagen.dataset.manifest import (
+from datagen.dataset.known_photos import Ledger
+from datagen.dataset.layout import (
+    HISTOGRAMS,
     MANIFEST,
-    CodecRecord,
-    Manifest,
-    RejectedCount,
-    ShardRecord,
-    file_hashes,
-    load_manifest,
-    to_json,
+    PLAN,
+    PREVIEW,
+    REJECTED,
+    SHARDS,
+    TASKS,
+    record_path,
 )
+from datagen.dataset.manifest import Manifest, file_hashes, load_manifest, to_json
+from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, read_shard
 from datagen.dataset.statistics import statistics, sums_of, total
-from datagen.dataset.tasks import PLAN, SHARDS, TASKS, Plan, ShardTask, TaskRecord, record_path
+from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.review.histograms import draw_histograms
 from datagen.review.preview import PreviewRow, choose, draw_preview
 from datagen.samples.codecs import load_codec
 from datagen.samples.decoding import decode_latents
-from datagen.samples.sample import DrawnSample
 
-PREVIEW = "preview.png"
-HISTOGRAMS = "histograms.png"
 _PREVIEW_SAMPLES = 6
 
 

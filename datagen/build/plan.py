@@ -15,8 +15,9 @@ from functools import cache
 
 from datagen.build.survey import Survey, survey
 from datagen.dataset.known_photos import KnownPhoto, Ledger, rejected_photo
+from datagen.dataset.layout import PLAN, task_index
 from datagen.dataset.manifest import to_compact_json
-from datagen.dataset.tasks import PLAN, PhotoVariants, Plan, ShardTask, task_index
+from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import ImageRejected

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhoto, Ledger
-from datagen.dataset.manifest import MANIFEST, Manifest, load_manifest, parse
-from datagen.dataset.tasks import PLAN, Plan, ShardTask, TaskRecord, record_path
+from datagen.dataset.layout import MANIFEST, PLAN, record_path
+from datagen.dataset.manifest import Manifest, load_manifest, parse
+from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock

@@ -9,9 +9,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
+from datagen.dataset.records import DrawnSample
 from datagen.degradation.parameters import DrawnGaussianNoise, DrawnJpeg, DrawnPoissonNoise
 from datagen.records import Settings
-from datagen.samples.sample import DrawnSample
 
 # Lower bounds of the bins; the last one takes everything above it too.
 SCALE = tuple(1 + step / 2 for step in range(63))

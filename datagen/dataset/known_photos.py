@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 
+from datagen.dataset.layout import REJECTED, SOURCES
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.sources import SourceFile
-
-SOURCES = "sources.jsonl"
-REJECTED = "rejected.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,66 +17,17 @@ from pydantic import (
     model_validator,
 )
 
-from datagen.dataset.counts import Counts
+from datagen.dataset.layout import MANIFEST
+from datagen.dataset.records import CodecRecord, RejectedCount, ShardRecord
+from datagen.dataset.statistics import Statistics
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import Settings
-from datagen.samples.sample import Split
 from datagen.settings import DatasetRecipe
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 
 R = TypeVar("R", bound=Settings)
-
-
-class ShardRecord(Settings):
-    """One committed shard; `path` is relative to the dataset."""
-
-    path: str
-    sha256: str
-    bytes: int
-    num_samples: int
-    bucket: str
-    split: Split
-
-
-class CodecRecord(Settings):
-    """What made the latents."""
-
-    kind: str
-    fingerprint: str
-    channels: int
-    downsample: int
-
-
-class RejectedCount(Settings):
-    count: int
-    by_reason: dict[str, int]
-
-
-class Histogram(Settings):
-    """`counts[i]` values fell between `edges[i]` and `edges[i + 1]`."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-
-class LatentStatistics(Settings):
-    """Over all positions of all HQ latents, one value for each channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    positions: int
-    """How many positions that were."""
-
-
-class Statistics(Settings):
-    latent: LatentStatistics
-    scale: Histogram
-    """Downscale factors of the LQ images."""
-    counts: Counts
-    """What `histograms.png` shows."""
 
 
 class Manifest(Settings):

@@ -10,12 +10,35 @@ from collections.abc import Iterable
 import numpy as np
 
 from datagen.dataset.counts import Counts, CountTally
-from datagen.dataset.manifest import CodecRecord, Histogram, LatentStatistics, Statistics
+from datagen.dataset.records import CodecRecord, DrawnSample
 from datagen.records import Settings
-from datagen.samples.sample import DrawnSample
 from datagen.settings import DatasetRecipe
 
 _SCALE_BINS = 15
+
+
+class Histogram(Settings):
+    """`counts[i]` values fell between `edges[i]` and `edges[i + 1]`."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class LatentStatistics(Settings):
+    """Over all positions of all HQ latents, one value for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    positions: int
+    """How many positions that were."""
+
+
+class Statistics(Settings):
+    latent: LatentStatistics
+    scale: Histogram
+    """Downscale factors of the LQ images."""
+    counts: Counts
+    """What `histograms.png` shows."""
 
 
 class Sums(Settings):

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhoto
-from datagen.dataset.manifest import ShardRecord
+from datagen.dataset.records import ShardRecord, Split
 from datagen.dataset.statistics import Sums
 from datagen.photos.sources import SourceFile
 from datagen.records import Settings
-from datagen.samples.sample import Split
 from datagen.settings import DatasetRecipe
-
-PLAN = "plan.json"
-TASKS = "tasks"
-SHARDS = "shards"
 
 
 class PhotoVariants(NamedTuple):
@@ -40,7 +36,7 @@ class ShardTask(Settings):
     @property
     def path(self) -> str:
         """Of the TaskRecord, relative to the dataset: its presence is the commit of the task."""
-        return f"{TASKS}/{self.index:06d}.json"
+        return layout.task_path(self.index)
 
     @property
     def num_samples(self) -> int:
@@ -48,7 +44,7 @@ class ShardTask(Settings):
 
     def shard_path(self, bucket: str, split: Split) -> str:
         """Of the shard that takes this task's samples of a bucket and split."""
-        return f"{SHARDS}/{bucket}/{split}-{self.index:06d}.tar"
+        return layout.shard_path(bucket, split, self.index)
 
 
 class TaskRecord(Settings):
@@ -101,13 +97,3 @@ class Plan(Settings):
     @property
     def num_samples(self) -> int:
         return sum(task.num_samples for task in self.tasks)
-
-
-def record_path(shard: str) -> str:
-    """Of a shard's ShardRecord, given the path of its tar."""
-    return shard.removesuffix(".tar") + ".json"
-
-
-def task_index(shard: str) -> int:
-    """The task that made a shard, given the path of its tar."""
-    return int(shard.removesuffix(".tar").rpartition("-")[2])

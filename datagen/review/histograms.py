@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from datagen.dataset import counts as bins
 from datagen.dataset.counts import Counts
-from datagen.dataset.manifest import LatentStatistics, Statistics
+from datagen.dataset.statistics import LatentStatistics, Statistics
 from datagen.review.drawing import BLUE, FAINT, INK, LINE, ORANGE, PANEL, PAPER, letters, png_bytes
 
 _WIDTH, _HEIGHT = 600, 250

@@ -16,14 +16,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from datagen.dataset.known_photos import Ledger
-from datagen.dataset.manifest import Manifest, ShardRecord, load_manifest
+from datagen.dataset.layout import REJECTED
+from datagen.dataset.manifest import Manifest, load_manifest
+from datagen.dataset.records import DrawnSample, ShardRecord
 from datagen.dataset.shards import LATENTS, META, Latents
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.review.drawing import png_bytes
 from datagen.samples.codecs import load_codec
 from datagen.samples.decoding import DecodedSample, decode_latents
-from datagen.samples.sample import DrawnSample, sample_key, split_of
+from datagen.samples.sample import sample_key, split_of
 
 _THREADS = 8
 _SHOWN = 5
@@ -128,7 +130,7 @@ def _find(
                     return record, members
     raise FlowmapsrError(
         f"{root}: no shard holds {key}; this variant of its photo was left out "
-        "(see rejected.jsonl), or a shard is damaged (see `flowmapsr dataset verify`)"
+        f"(see {REJECTED}), or a shard is damaged (see `flowmapsr dataset verify`)"
     )
 
 

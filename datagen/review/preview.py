@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from datagen.dataset.records import DrawnSample
 from datagen.degradation.parameters import (
     DrawnBlur,
     DrawnDegradation,
@@ -24,7 +25,6 @@ from datagen.degradation.parameters import (
 )
 from datagen.review.drawing import FAINT, INK, LINE, PANEL, PAPER, letters, png_bytes
 from datagen.samples.decoding import DecodedSample
-from datagen.samples.sample import DrawnSample
 
 _TILE = 384
 _GAP = 16

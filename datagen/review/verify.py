@@ -13,23 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datagen.dataset.known_photos import REJECTED, SOURCES, Ledger
-from datagen.dataset.manifest import (
-    MANIFEST,
-    Manifest,
-    ShardRecord,
-    dataset_of,
-    load_manifest,
-    to_json,
-)
+from datagen.dataset.known_photos import Ledger
+from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
+from datagen.dataset.manifest import Manifest, dataset_of, load_manifest, to_json
+from datagen.dataset.records import ShardRecord, Split
 from datagen.dataset.shards import read_shard
-from datagen.dataset.tasks import PLAN, record_path
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
 from datagen.records import Settings
 from datagen.review.verify_samples import sample_faults
-from datagen.samples.sample import Split, split_of
+from datagen.samples.sample import split_of
 
 OnShard = Callable[[int, int], None]
 _KEY = "S23"
@@ -172,7 +166,7 @@ def _split_faults(record: ShardRecord, key: str, splits: dict[str, Split] | None
         return
     photo = key.rpartition("-")[0]
     if photo not in splits:
-        yield "sources.jsonl has no photo of this key"
+        yield f"{SOURCES} has no photo of this key"
     elif splits[photo] != record.split:
         yield f"a {splits[photo]} photo in a {record.split} shard"
 

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from pydantic import ValidationError
 
-from datagen.dataset.manifest import Manifest, ShardRecord
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import DrawnSample, ShardRecord
 from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
-from datagen.samples.sample import DrawnSample
 
 
 def sample_faults(manifest: Manifest, record: ShardRecord, sample: ShardSample) -> Iterator[str]:

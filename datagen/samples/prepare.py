@@ -16,20 +16,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from datagen.dataset.records import DrawnSample, Split
 from datagen.dataset.tasks import ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import ImageRejected, check_pixels, decode_photo
 from datagen.photos.sources import SourceFile, read_photo
-from datagen.samples.sample import (
-    DrawnSample,
-    Photo,
-    SamplePixels,
-    Split,
-    draw_sample,
-    make_pixels,
-    split_of,
-)
+from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
 from datagen.settings import DatasetRecipe
 
 

@@ -10,49 +10,14 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 
+from datagen.dataset.records import Crop, DrawnSample, Orientation, Split
 from datagen.degradation.draw import degrade, draw_degradation, draw_negative
-from datagen.degradation.parameters import DrawnDegradation
-from datagen.records import Settings
 from datagen.samples.buckets import Bucket, draw_bucket
 from datagen.settings import Augmentation, DatasetRecipe
-
-Split = Literal["train", "validation"]
-
-
-class Crop(Settings):
-    """The part of the upright photo that becomes the sample, pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-class Orientation(Settings):
-    """Geometric augmentation: quarter turns counter-clockwise, then a horizontal flip."""
-
-    quarter_turns: int
-    flip: bool
-
-
-class DrawnSample(Settings):
-    """Everything that decides a sample's pixels: the content of its `meta.json`."""
-
-    key: str
-    source: str
-    seed: int
-    bucket: str
-    crop: Crop
-    orientation: Orientation
-    scale: float
-    """Of the LQ; the negative's own is in `neg`."""
-    lq: DrawnDegradation
-    neg: DrawnDegradation
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from prefect.artifacts import (
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
-from datagen.build.finish import PREVIEW
-from datagen.dataset.known_photos import REJECTED
+from datagen.dataset.layout import PREVIEW, REJECTED
 from datagen.dataset.manifest import Manifest
 from datagen.io import storage
 from pipelines.orchestration.guard import side_thread, warn
@@ -117,7 +116,7 @@ def _add_all(manifest: Manifest, dataset: str) -> None:
         create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
         if manifest.rejected.count:
             create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
-        create_link_artifact(preview_link(dataset), "preview.png", key=f"{name}-preview")
+        create_link_artifact(preview_link(dataset), PREVIEW, key=f"{name}-preview")
     except Exception as error:  # the edge of this thread: the dataset is complete without a page
         warn(error)
 

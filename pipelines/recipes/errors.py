@@ -11,12 +11,13 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from datagen.dataset.layout import MANIFEST
 from pipelines.recipes.overrides import did_you_mean, nearest
 
 EXAMPLES = {
     "sources": "sources=[/path/to/photos]",
     "output": "output=/path/to/output",
-    "manifest": "manifest=/path/to/dataset/manifest.json",
+    "manifest": f"manifest=/path/to/dataset/{MANIFEST}",
     "photos": "photos=/path/to/held-out-photos",
     "stages": "stages=[{name: warmup, objective: {kind: flow_matching}, steps: 1000}]",
     "steps": "steps=1000",

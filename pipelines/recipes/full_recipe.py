@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from datagen.dataset.layout import MANIFEST
 from datagen.records import Settings
 from datagen.settings import DatasetRecipe
 from training.settings.recipe import EvaluationSettings, TrainingRecipe
@@ -22,7 +23,7 @@ def derived_places(output: str) -> dict[Section, dict[str, str]]:
     base = output.rstrip("/")
     return {
         "dataset": {"output": f"{base}/dataset"},
-        "training": {"manifest": f"{base}/dataset/manifest.json", "output": f"{base}/run"},
+        "training": {"manifest": f"{base}/dataset/{MANIFEST}", "output": f"{base}/run"},
     }
 
 

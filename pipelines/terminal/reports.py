@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW
+
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
     from datagen.dataset.counts import Counts
@@ -37,13 +39,13 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> Repor
     """A dataset that is complete; `how` tells whether this command made it, `found` what it had to
     do."""
     folder = dataset.rstrip("/")
-    place = f"{folder}/manifest.json"
+    place = f"{folder}/{MANIFEST}"
     left_out = counted(manifest.rejected.count, "image")
     lines = [
         f"The dataset {how}: {_contents(manifest)}.",
         f"  manifest  {place}",
-        f"  preview   {folder}/preview.png",
-        f"  left out  {left_out}{' (see rejected.jsonl)' if manifest.rejected.count else ''}",
+        f"  preview   {folder}/{PREVIEW}",
+        f"  left out  {left_out}{' (see {REJECTED})' if manifest.rejected.count else ''}",
     ]
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
@@ -84,7 +86,7 @@ def inspected(dataset: str, manifest: Manifest) -> Report:
         f"digest {manifest.digest}",
         *table(("bucket", "split", "samples"), rows),
         *table(("drawn for LQ", "from 5%", "median", "to 95%"), _spreads(manifest.stats.counts)),
-        f"pictures: {dataset}/preview.png, {dataset}/histograms.png",
+        f"pictures: {dataset}/{PREVIEW}, {dataset}/{HISTOGRAMS}",
         f"left out: {counted(manifest.rejected.count, 'image')}",
         *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
         f"Next: {command('dataset', 'verify', dataset)}",

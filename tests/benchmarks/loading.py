@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import CodecRecord, Manifest, ShardRecord, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, load_manifest, to_json
+from datagen.dataset.records import CodecRecord, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, write_shard
 from tests.support.tiny import dataset_recipe, write_photos
 

@@ -19,8 +19,9 @@ from typing import Any
 from datagen.build.plan import make_plan
 from datagen.build.survey import Survey
 from datagen.dataset.known_photos import Ledger
+from datagen.dataset.layout import PLAN
 from datagen.dataset.manifest import parse, to_compact_json
-from datagen.dataset.tasks import PLAN, Plan
+from datagen.dataset.tasks import Plan
 from datagen.io import storage
 from datagen.photos.scan import Header
 from datagen.photos.sources import Listing, SourceFile

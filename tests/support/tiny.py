@@ -19,7 +19,8 @@ from filelock import FileLock
 from PIL import Image
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import Manifest, ShardRecord, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, load_manifest, to_json
+from datagen.dataset.records import ShardRecord
 from datagen.dataset.shards import ShardSample, read_shard, write_shard
 from datagen.degradation.settings import DegradationSettings
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import Split
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
-from datagen.samples.sample import Split
 from training.settings.batch import BatchSize, Budget
 from training.settings.stage import StageSettings
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from datagen.dataset.manifest import CodecRecord, Manifest, ShardRecord
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import DamagedShard
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import Crew, read_ahead
 from datagen.samples.buckets import Bucket
-from datagen.samples.sample import Split
 from training.data.bucket_mix import BucketDraw, bucket_sizes, proportional_draws
 from training.data.sample_decoder import BatchMemory, DamagedSample, SampleShape, Wanted, holds
 from training.data.schedule import MicroStep, Place, PlannedBatch, Position, Schedule

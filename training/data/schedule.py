@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from datagen.dataset.manifest import Manifest, ShardRecord
-from datagen.samples.sample import Split
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import ShardRecord, Split
 from training.data.bucket_mix import BucketDraw
 from training.settings.batch import BatchSize
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from datagen.dataset.manifest import Manifest, ShardRecord
+from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import ShardIndex, index_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage

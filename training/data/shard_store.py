@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from datagen.dataset.manifest import ShardRecord
+from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import SampleBytes, ShardIndex, index_shard, sample_bytes
 from datagen.dataset.shards import DamagedShard
 from datagen.io import storage

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from datagen.build.finish import PREVIEW
+from datagen.dataset.layout import HISTOGRAMS, PREVIEW
 from datagen.dataset.manifest import Manifest
 from datagen.io import storage
 from datagen.records import flatten
@@ -27,7 +27,7 @@ SERVER_SECONDS = 15.0
 """How long the end of a build waits for a server, which may be gone."""
 FILE_SECONDS = 120.0
 """How long it waits for a database file, whose tables may have to be made first."""
-PICTURES = (PREVIEW, "histograms.png")
+PICTURES = (PREVIEW, HISTOGRAMS)
 
 
 def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:

@@ -11,14 +11,14 @@ from PIL import Image
 
 from datagen.dataset import counts as bins
 from datagen.dataset.counts import Counts, CountTally, quantile
-from datagen.dataset.manifest import Histogram, LatentStatistics, Statistics
+from datagen.dataset.records import Crop, DrawnSample, Orientation
+from datagen.dataset.statistics import Histogram, LatentStatistics, Statistics
 from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.review.histograms import draw_histograms
 from datagen.review.preview import PreviewRow, choose, draw_preview
 from datagen.samples.buckets import Bucket
 from datagen.samples.decoding import DecodedSample
-from datagen.samples.sample import Crop, DrawnSample, Orientation
 
 
 def _drawn(seed: int, bucket: str = "64x96") -> DrawnSample:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import RejectedCount, load_manifest, to_json
+from datagen.dataset.manifest import load_manifest, to_json
+from datagen.dataset.records import RejectedCount
 from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
 from datagen.errors import FlowmapsrError
 from datagen.review.verify import verify_dataset

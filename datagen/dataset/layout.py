@@ -1,0 +1,37 @@
+"""Names of the files and folders of a dataset, relative to its root."""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+"""Written last: a dataset is finished once it is there."""
+SOURCES = "sources.jsonl"
+"""Every photo looked at."""
+REJECTED = "rejected.jsonl"
+"""Every photo left out, with its reason."""
+PREVIEW = "preview.png"
+HISTOGRAMS = "histograms.png"
+SHARDS = "shards"
+
+PLAN = "plan.json"
+"""Only while a build is open, as is `TASKS`."""
+TASKS = "tasks"
+
+
+def task_path(index: int) -> str:
+    """Of a task's record: its presence is the commit of the task."""
+    return f"{TASKS}/{index:06d}.json"
+
+
+def shard_path(bucket: str, split: str, task: int) -> str:
+    """Of the shard that takes a task's samples of one bucket and split."""
+    return f"{SHARDS}/{bucket}/{split}-{task:06d}.tar"
+
+
+def record_path(shard: str) -> str:
+    """Of a shard's ShardRecord, given the path of its tar."""
+    return shard.removesuffix(".tar") + ".json"
+
+
+def task_index(shard: str) -> int:
+    """The task that made a shard, given the path of its tar."""
+    return int(shard.removesuffix(".tar").rpartition("-")[2])

@@ -1,0 +1,66 @@
+"""The records a dataset is made of: what was drawn for a sample, and what a shard holds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from datagen.degradation.parameters import DrawnDegradation
+from datagen.records import Settings
+
+Split = Literal["train", "validation"]
+
+
+class Crop(Settings):
+    """The part of the upright photo that becomes the sample, pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class Orientation(Settings):
+    """Geometric augmentation: quarter turns counter-clockwise, then a horizontal flip."""
+
+    quarter_turns: int
+    flip: bool
+
+
+class DrawnSample(Settings):
+    """Everything that decides a sample's pixels: the content of its `meta.json`."""
+
+    key: str
+    source: str
+    seed: int
+    bucket: str
+    crop: Crop
+    orientation: Orientation
+    scale: float
+    """Of the LQ; the negative's own is in `neg`."""
+    lq: DrawnDegradation
+    neg: DrawnDegradation
+
+
+class ShardRecord(Settings):
+    """One committed shard; `path` is relative to the dataset."""
+
+    path: str
+    sha256: str
+    bytes: int
+    num_samples: int
+    bucket: str
+    split: Split
+
+
+class CodecRecord(Settings):
+    """What made the latents."""
+
+    kind: str
+    fingerprint: str
+    channels: int
+    downsample: int
+
+
+class RejectedCount(Settings):
+    count: int
+    by_reason: dict[str, int]
