@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from datagen.dataset.records import DrawnSample
-from datagen.degradation.parameters import DrawnGaussianNoise, DrawnJpeg, DrawnPoissonNoise
+from datagen.degradation.parameters import GaussianNoiseParams, JpegParams, PoissonNoiseParams
 from datagen.records import Settings
 
 # Lower bounds of the bins; the last one takes everything above it too.
@@ -64,11 +64,11 @@ class CountTally:
         self._buckets[drawn.bucket] += 1
         for operation in drawn.lq.operations:
             match operation:
-                case DrawnGaussianNoise():
+                case GaussianNoiseParams():
                     self._gaussian_sigma[_bin(GAUSSIAN_SIGMA, operation.sigma)] += 1
-                case DrawnPoissonNoise():
+                case PoissonNoiseParams():
                     self._poisson_scale[_bin(POISSON_SCALE, operation.scale)] += 1
-                case DrawnJpeg():
+                case JpegParams():
                     self._jpeg_quality[_bin(JPEG_QUALITY, operation.quality)] += 1
 
     def counts(self) -> Counts:

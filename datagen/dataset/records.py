@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from datagen.degradation.parameters import DrawnDegradation
+from datagen.degradation.parameters import DegradationParams
 from datagen.records import Settings
 
 Split = Literal["train", "validation"]
@@ -37,8 +37,8 @@ class DrawnSample(Settings):
     orientation: Orientation
     scale: float
     """Of the LQ; the negative's own is in `neg`."""
-    lq: DrawnDegradation
-    neg: DrawnDegradation
+    lq: DegradationParams
+    neg: DegradationParams
 
 
 class ShardRecord(Settings):

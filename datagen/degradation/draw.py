@@ -1,32 +1,28 @@
-"""Turns an HQ image into its LQ by a chain of operations; every draw is a record to be stored.
+"""Draws the parameters of a degradation chain: settings and a random generator to `*Params`.
 
-Each operation has a draw (generator -> record) and an apply (pixels and record -> pixels, no
-randomness left). Knows no files and no samples.
+All randomness is here; `datagen/degradation/apply.py` turns pixels and parameters into pixels.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import dropwhile, takewhile
 from typing import TypeVar
 
 import numpy as np
 
-from datagen.degradation.apply import is_linear, run
-from datagen.degradation.noise import rounded
 from datagen.degradation.parameters import (
-    DrawnBlur,
-    DrawnDegradation,
-    DrawnDownscale,
-    DrawnGaussianNoise,
-    DrawnJpeg,
-    DrawnMask,
-    DrawnOperation,
-    DrawnPoissonNoise,
-    DrawnResize,
-    DrawnResizeBack,
-    DrawnSinc,
-    Skipped,
+    BlurParams,
+    DegradationParams,
+    DownscaleParams,
+    GaussianNoiseParams,
+    JpegParams,
+    MaskParams,
+    OperationParams,
+    PoissonNoiseParams,
+    ResizeBackParams,
+    ResizeParams,
+    SincParams,
+    SkippedOperation,
 )
 from datagen.degradation.settings import (
     Blur,
@@ -47,16 +43,16 @@ T = TypeVar("T")
 
 def draw_degradation(
     settings: DegradationSettings, rng: np.random.Generator, *, scale: float | None = None
-) -> DrawnDegradation:
+) -> DegradationParams:
     """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
     if scale is None:
         scale = float(rng.uniform(*settings.scale))
-    return DrawnDegradation(scale=scale, operations=_draw_all(settings.operations, rng))
+    return DegradationParams(scale=scale, operations=_draw_all(settings.operations, rng))
 
 
 def draw_negative(
     settings: DegradationSettings, rng: np.random.Generator, *, lq_scale: float
-) -> DrawnDegradation:
+) -> DegradationParams:
     """The same chain drawn again, its scale uniform between 1 and the LQ's (FlowMapSR, 4.2).
 
     Where the settings reach below 1, so does the negative.
@@ -65,41 +61,10 @@ def draw_negative(
     return draw_degradation(settings, rng, scale=float(rng.uniform(lowest, lq_scale)))
 
 
-def degrade(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
-    """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`.
-
-    `hq` is uint8, or float in [0, 1], of shape (H, W, 3). Goes on from `degrade_small`.
-    """
-    small = degrade_small(hq, drawn).astype(np.float32)
-    rest = tuple(dropwhile(_before_resize_back, drawn.operations))
-    size = hq.shape[1], hq.shape[0]
-    if all(is_linear(operation) for operation in rest):
-        small *= np.float32(1 / 255)  # costs less here than on the large image
-        lq = run(small, rest, scale=drawn.scale, size=size)
-    else:
-        lq = run(small, rest, scale=drawn.scale, size=size) * np.float32(1 / 255)
-    return np.clip(lq, 0, 1, out=lq)
-
-
-def degrade_small(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
-    """The LQ at its own size, uint8 (round(H / scale), round(W / scale), 3): what a user has.
-
-    Runs the chain up to, not including, the resize back.
-    """
-    levels = hq.astype(np.float32) if hq.dtype == np.uint8 else hq * np.float32(255)
-    before = takewhile(_before_resize_back, drawn.operations)
-    size = hq.shape[1], hq.shape[0]
-    return rounded(run(levels.astype(np.float32, copy=False), before, scale=drawn.scale, size=size))
-
-
-def _before_resize_back(operation: DrawnOperation) -> bool:
-    return not isinstance(operation, DrawnResizeBack)
-
-
 def _draw_all(
     operations: tuple[Operation, ...], rng: np.random.Generator
-) -> tuple[DrawnOperation, ...]:
-    drawn: list[DrawnOperation] = []
+) -> tuple[OperationParams, ...]:
+    drawn: list[OperationParams] = []
     for operation in operations:
         if isinstance(operation, Either):
             weights = np.array([chain.weight for chain in operation.chains])
@@ -113,38 +78,38 @@ def _draw_all(
 def _draw(
     operation: Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack,
     rng: np.random.Generator,
-) -> DrawnOperation:
+) -> OperationParams:
     match operation:
         case Blur():
             return _draw_blur(operation, rng)
         case Sinc():
             if rng.random() >= operation.probability:
-                return Skipped(operation="sinc")
+                return SkippedOperation(operation="sinc")
             size = _draw_size(operation.kernel_size, rng)
-            return DrawnSinc(size=size, omega=float(rng.uniform(*operation.omega)))
+            return SincParams(size=size, omega=float(rng.uniform(*operation.omega)))
         case Resize():
             return _draw_resize(operation, rng)
         case Downscale():
-            return DrawnDownscale(mode=_choice(operation.modes, rng))
+            return DownscaleParams(mode=_choice(operation.modes, rng))
         case Noise():
             return _draw_noise(operation, rng)
         case Mask():
             fraction = float(rng.uniform(*operation.fraction))
-            return DrawnMask(fraction=fraction, seed=_draw_seed(rng))
+            return MaskParams(fraction=fraction, seed=_draw_seed(rng))
         case Jpeg():
             low, high = operation.quality
-            return DrawnJpeg(quality=int(rng.integers(low, high + 1)))
+            return JpegParams(quality=int(rng.integers(low, high + 1)))
         case ResizeBack():
-            return DrawnResizeBack(mode=_choice(operation.modes, rng))
+            return ResizeBackParams(mode=_choice(operation.modes, rng))
 
 
-def _draw_blur(blur: Blur, rng: np.random.Generator) -> Skipped | DrawnBlur | DrawnSinc:
+def _draw_blur(blur: Blur, rng: np.random.Generator) -> SkippedOperation | BlurParams | SincParams:
     if rng.random() >= blur.probability:
-        return Skipped(operation="blur")
+        return SkippedOperation(operation="blur")
     size = _draw_size(blur.kernel_size, rng)
     if rng.random() < blur.sinc_probability:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
-        return DrawnSinc(size=size, omega=float(rng.uniform(lowest, math.pi)))
+        return SincParams(size=size, omega=float(rng.uniform(lowest, math.pi)))
     weights = np.array(list(blur.shapes.values()))
     shape = list(blur.shapes)[int(rng.choice(len(weights), p=weights / weights.sum()))]
     sigma_x = sigma_y = float(rng.uniform(*blur.sigma))
@@ -156,7 +121,7 @@ def _draw_blur(blur: Blur, rng: np.random.Generator) -> Skipped | DrawnBlur | Dr
         beta = _draw_beta(blur.beta_generalized, rng)
     elif shape.startswith("plateau"):
         beta = _draw_beta(blur.beta_plateau, rng)
-    return DrawnBlur(
+    return BlurParams(
         shape=shape, size=size, sigma_x=sigma_x, sigma_y=sigma_y, theta=theta, beta=beta
     )
 
@@ -173,28 +138,28 @@ def _draw_beta(bounds: tuple[float, float], rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _draw_resize(resize: Resize, rng: np.random.Generator) -> DrawnResize:
+def _draw_resize(resize: Resize, rng: np.random.Generator) -> ResizeParams:
     chance, factor = rng.random(), 1.0
     if chance < resize.up_probability:
         factor = float(rng.uniform(1, resize.factor[1]))
     elif chance < resize.up_probability + resize.down_probability:
         factor = float(rng.uniform(resize.factor[0], 1))
     mode = _choice(resize.modes, rng)
-    return DrawnResize(relative_to=resize.relative_to, factor=factor, mode=mode)
+    return ResizeParams(relative_to=resize.relative_to, factor=factor, mode=mode)
 
 
 def _draw_noise(
     noise: Noise, rng: np.random.Generator
-) -> Skipped | DrawnGaussianNoise | DrawnPoissonNoise:
+) -> SkippedOperation | GaussianNoiseParams | PoissonNoiseParams:
     if rng.random() >= noise.probability:
-        return Skipped(operation="noise")
+        return SkippedOperation(operation="noise")
     gaussian = rng.random() < noise.gaussian_probability
     strength = float(rng.uniform(*(noise.gaussian_sigma if gaussian else noise.poisson_scale)))
     gray = bool(rng.random() < noise.gray_probability)
     seed = _draw_seed(rng)
     if gaussian:
-        return DrawnGaussianNoise(sigma=strength, gray=gray, seed=seed)
-    return DrawnPoissonNoise(scale=strength, gray=gray, seed=seed)
+        return GaussianNoiseParams(sigma=strength, gray=gray, seed=seed)
+    return PoissonNoiseParams(scale=strength, gray=gray, seed=seed)
 
 
 def _draw_seed(rng: np.random.Generator) -> int:

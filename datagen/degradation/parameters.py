@@ -15,14 +15,14 @@ from datagen.degradation.settings import Interpolation, KernelShape
 from datagen.records import Settings
 
 
-class Skipped(Settings):
+class SkippedOperation(Settings):
     """The operation's probability said no."""
 
     kind: Literal["skipped"] = "skipped"
     operation: Literal["blur", "sinc", "noise"]
 
 
-class DrawnBlur(Settings):
+class BlurParams(Settings):
     kind: Literal["blur"] = "blur"
     shape: KernelShape
     size: int
@@ -42,7 +42,7 @@ class DrawnBlur(Settings):
         return kernels.gaussian_kernel(self.size, **form)
 
 
-class DrawnSinc(Settings):
+class SincParams(Settings):
     kind: Literal["sinc"] = "sinc"
     size: int
     omega: float
@@ -52,7 +52,7 @@ class DrawnSinc(Settings):
         return kernels.sinc_kernel(self.size, omega=self.omega)
 
 
-class DrawnResize(Settings):
+class ResizeParams(Settings):
     kind: Literal["resize"] = "resize"
     relative_to: Literal["hq", "lq"]
     factor: float
@@ -60,12 +60,12 @@ class DrawnResize(Settings):
     mode: Interpolation
 
 
-class DrawnDownscale(Settings):
+class DownscaleParams(Settings):
     kind: Literal["downscale"] = "downscale"
     mode: Interpolation
 
 
-class DrawnGaussianNoise(Settings):
+class GaussianNoiseParams(Settings):
     kind: Literal["gaussian_noise"] = "gaussian_noise"
     sigma: float
     """8-bit levels."""
@@ -73,47 +73,47 @@ class DrawnGaussianNoise(Settings):
     seed: int
 
 
-class DrawnPoissonNoise(Settings):
+class PoissonNoiseParams(Settings):
     kind: Literal["poisson_noise"] = "poisson_noise"
     scale: float
     gray: bool
     seed: int
 
 
-class DrawnMask(Settings):
+class MaskParams(Settings):
     kind: Literal["mask"] = "mask"
     fraction: float
     seed: int
 
 
-class DrawnJpeg(Settings):
+class JpegParams(Settings):
     kind: Literal["jpeg"] = "jpeg"
     quality: int
 
 
-class DrawnResizeBack(Settings):
+class ResizeBackParams(Settings):
     kind: Literal["resize_back"] = "resize_back"
     mode: Interpolation
 
 
-DrawnOperation = Annotated[
-    Skipped
-    | DrawnBlur
-    | DrawnSinc
-    | DrawnResize
-    | DrawnDownscale
-    | DrawnGaussianNoise
-    | DrawnPoissonNoise
-    | DrawnMask
-    | DrawnJpeg
-    | DrawnResizeBack,
+OperationParams = Annotated[
+    SkippedOperation
+    | BlurParams
+    | SincParams
+    | ResizeParams
+    | DownscaleParams
+    | GaussianNoiseParams
+    | PoissonNoiseParams
+    | MaskParams
+    | JpegParams
+    | ResizeBackParams,
     Field(discriminator="kind"),
 ]
 
 
-class DrawnDegradation(Settings):
+class DegradationParams(Settings):
     """One degradation; of an `either` it holds the way that was taken, in line with the rest."""
 
     scale: float
     """HQ size over LQ size."""
-    operations: tuple[DrawnOperation, ...]
+    operations: tuple[OperationParams, ...]

@@ -12,16 +12,16 @@ from PIL import Image, ImageDraw
 
 from datagen.dataset.records import DrawnSample
 from datagen.degradation.parameters import (
-    DrawnBlur,
-    DrawnDegradation,
-    DrawnDownscale,
-    DrawnGaussianNoise,
-    DrawnJpeg,
-    DrawnMask,
-    DrawnPoissonNoise,
-    DrawnResize,
-    DrawnResizeBack,
-    DrawnSinc,
+    BlurParams,
+    DegradationParams,
+    DownscaleParams,
+    GaussianNoiseParams,
+    JpegParams,
+    MaskParams,
+    PoissonNoiseParams,
+    ResizeBackParams,
+    ResizeParams,
+    SincParams,
 )
 from datagen.review.drawing import FAINT, INK, LINE, PANEL, PAPER, letters, png_bytes
 from datagen.samples.decoding import DecodedSample
@@ -116,7 +116,7 @@ def _captions(drawn: DrawnSample) -> tuple[_Caption, _Caption, _Caption]:
     return hq, _degradation(drawn.lq), _degradation(drawn.neg)
 
 
-def _degradation(drawn: DrawnDegradation) -> _Caption:
+def _degradation(drawn: DegradationParams) -> _Caption:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
     return _Caption(f"scale {drawn.scale:.1f}", _wrapped(parts))
 
@@ -135,27 +135,27 @@ def _wrapped(parts: Sequence[str]) -> list[str]:
 
 def _describe(operation: object) -> str:
     match operation:
-        case DrawnBlur():
+        case BlurParams():
             return f"blur {operation.shape.replace('_', ' ')} {_sigmas(operation)}"
-        case DrawnSinc():
+        case SincParams():
             return f"sinc {operation.omega:.1f}"
-        case DrawnResize():
+        case ResizeParams():
             return f"resize {operation.mode} {operation.factor:.2f}"
-        case DrawnMask():
+        case MaskParams():
             return f"mask {operation.fraction:.0%}"
-        case DrawnDownscale():
+        case DownscaleParams():
             return f"down {operation.mode}"
-        case DrawnGaussianNoise():
+        case GaussianNoiseParams():
             return f"{'gray ' if operation.gray else ''}noise {operation.sigma:.1f}"
-        case DrawnPoissonNoise():
+        case PoissonNoiseParams():
             return f"{'gray ' if operation.gray else ''}poisson {operation.scale:.2f}"
-        case DrawnJpeg():
+        case JpegParams():
             return f"jpeg {operation.quality}"
-        case DrawnResizeBack():
+        case ResizeBackParams():
             return f"up {operation.mode}"
     return ""
 
 
-def _sigmas(blur: DrawnBlur) -> str:
+def _sigmas(blur: BlurParams) -> str:
     both = f"{blur.sigma_x:.1f}", f"{blur.sigma_y:.1f}"
     return both[0] if both[0] == both[1] else " x ".join(both)

@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from datagen.dataset.records import Crop, DrawnSample, Orientation, Split
-from datagen.degradation.draw import degrade, draw_degradation, draw_negative
+from datagen.degradation.apply import degrade
+from datagen.degradation.draw import draw_degradation, draw_negative
 from datagen.samples.buckets import Bucket, draw_bucket
 from datagen.settings import Augmentation, DatasetRecipe
 

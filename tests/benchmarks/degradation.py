@@ -15,8 +15,9 @@ import skimage.data
 import threadpoolctl
 import torch
 
-from datagen.degradation.draw import degrade, draw_degradation, draw_negative
-from datagen.degradation.parameters import DrawnDegradation
+from datagen.degradation.apply import degrade
+from datagen.degradation.draw import draw_degradation, draw_negative
+from datagen.degradation.parameters import DegradationParams
 from datagen.degradation.settings import (
     Blur,
     DegradationSettings,
@@ -29,8 +30,8 @@ from pipelines.recipes.load import dataset_recipe
 from tests.benchmarks.operation_limits import print_limits
 from tests.support.reference_degradation import degrade_numpy, degrade_torch
 
-DegradationPath = Callable[[np.ndarray, DrawnDegradation], np.ndarray]
-Pair = tuple[DrawnDegradation, DrawnDegradation]
+DegradationPath = Callable[[np.ndarray, DegradationParams], np.ndarray]
+Pair = tuple[DegradationParams, DegradationParams]
 """LQ and negative."""
 
 

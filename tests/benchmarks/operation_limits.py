@@ -15,9 +15,9 @@ import numpy as np
 import skimage.data
 
 from datagen.degradation import kernels, noise
-from datagen.degradation.draw import degrade_small
+from datagen.degradation.apply import degrade_small
 from datagen.degradation.kernels import Filter
-from datagen.degradation.parameters import DrawnBlur, DrawnDegradation, DrawnJpeg
+from datagen.degradation.parameters import BlurParams, DegradationParams, JpegParams
 from datagen.degradation.resample import blurred_and_resized, resized, resized_and_blurred
 
 _SIDE, _SMALL = 1024, 256
@@ -101,7 +101,7 @@ def _blurs(machine: Machine, pixels: np.ndarray, small: np.ndarray) -> list[Case
     cases = []
     size, whole = (_SMALL, _SMALL), (_SIDE, _SIDE)
     for name, sigma_y in (("iso", 2.0), ("aniso", 0.9)):
-        blur = DrawnBlur(shape=name, size=21, sigma_x=2.0, sigma_y=sigma_y, theta=0.5, beta=1)
+        blur = BlurParams(shape=name, size=21, sigma_x=2.0, sigma_y=sigma_y, theta=0.5, beta=1)
         chosen = Filter.of(blur.kernel())
         # Two operations for each tap along each side; a kernel of several terms needs all of them.
         products = 4 * chosen.size * chosen.terms * _FULL
@@ -155,7 +155,7 @@ def _resizes(machine: Machine, pixels: np.ndarray, small: np.ndarray) -> list[Ca
 
 def _small_cases(machine: Machine, small: np.ndarray) -> list[Case]:
     count = small.size
-    drawn = DrawnDegradation(scale=1, operations=(DrawnJpeg(quality=60),))
+    drawn = DegradationParams(scale=1, operations=(JpegParams(quality=60),))
     image = noise.rounded(small)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 60])[1]
 

@@ -16,17 +16,17 @@ from torch import Tensor
 from datagen.degradation.apply import small_size
 from datagen.degradation.noise import kept_pixels
 from datagen.degradation.parameters import (
-    DrawnBlur,
-    DrawnDegradation,
-    DrawnDownscale,
-    DrawnGaussianNoise,
-    DrawnJpeg,
-    DrawnMask,
-    DrawnOperation,
-    DrawnPoissonNoise,
-    DrawnResize,
-    DrawnResizeBack,
-    DrawnSinc,
+    BlurParams,
+    DegradationParams,
+    DownscaleParams,
+    GaussianNoiseParams,
+    JpegParams,
+    MaskParams,
+    OperationParams,
+    PoissonNoiseParams,
+    ResizeBackParams,
+    ResizeParams,
+    SincParams,
 )
 
 _CV2_MODES = {
@@ -38,7 +38,7 @@ _CV2_MODES = {
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def degrade_numpy(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+def degrade_numpy(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
     """uint8 (H, W, 3) to float32 (H, W, 3) in [0, 1] with whole kernels and NumPy noise."""
     size = hq.shape[1], hq.shape[0]
     image = hq.astype(np.float32) / 255
@@ -48,33 +48,33 @@ def degrade_numpy(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
 
 
 def _numpy_step(
-    operation: DrawnOperation, image: np.ndarray, scale: float, size: tuple[int, int]
+    operation: OperationParams, image: np.ndarray, scale: float, size: tuple[int, int]
 ) -> np.ndarray:
     match operation:
-        case DrawnBlur() | DrawnSinc():
+        case BlurParams() | SincParams():
             kernel = operation.kernel().astype(np.float32)
             return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-        case DrawnDownscale():
+        case DownscaleParams():
             mode = _CV2_MODES[operation.mode]
             return cv2.resize(image, small_size(size, scale), interpolation=mode)
-        case DrawnResize():
+        case ResizeParams():
             target = _resize_target(operation, scale, size)
             return cv2.resize(image, target, interpolation=_CV2_MODES[operation.mode])
-        case DrawnResizeBack():
+        case ResizeBackParams():
             image = np.round(np.clip(image, 0, 1) * 255) / np.float32(255)
             return cv2.resize(image, size, interpolation=_CV2_MODES[operation.mode])
-        case DrawnMask():
+        case MaskParams():
             return image * kept_pixels(
                 image.shape[:2], lost=operation.fraction, seed=operation.seed
             )
-        case DrawnGaussianNoise():
+        case GaussianNoiseParams():
             rng = np.random.RandomState(operation.seed)
             shape = (*image.shape[:2], 1) if operation.gray else image.shape
             noise = rng.standard_normal(shape).astype(np.float32) * operation.sigma / 255
             return np.clip(image + noise, 0, 1)
-        case DrawnPoissonNoise():
+        case PoissonNoiseParams():
             return np.clip(image + _numpy_poisson(operation, image), 0, 1)
-        case DrawnJpeg():
+        case JpegParams():
             pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)[..., ::-1]
             options = [cv2.IMWRITE_JPEG_QUALITY, operation.quality]
             data = cv2.imencode(".jpg", pixels, options)[1]
@@ -82,13 +82,13 @@ def _numpy_step(
     return image
 
 
-def _resize_target(resize: DrawnResize, scale: float, size: tuple[int, int]) -> tuple[int, int]:
+def _resize_target(resize: ResizeParams, scale: float, size: tuple[int, int]) -> tuple[int, int]:
     base = 1.0 if resize.relative_to == "hq" else scale
     width, height = (max(1, round(side * resize.factor / base)) for side in size)
     return width, height
 
 
-def _numpy_poisson(operation: DrawnPoissonNoise, image: np.ndarray) -> np.ndarray:
+def _numpy_poisson(operation: PoissonNoiseParams, image: np.ndarray) -> np.ndarray:
     base = (image @ _LUMA)[..., None] if operation.gray else image
     rounded = np.clip((base * 255).round(), 0, 255) / 255
     vals = 2 ** np.ceil(np.log2(len(np.unique(rounded))))
@@ -96,7 +96,7 @@ def _numpy_poisson(operation: DrawnPoissonNoise, image: np.ndarray) -> np.ndarra
     return ((counts / vals - rounded) * operation.scale).astype(np.float32)
 
 
-def degrade_torch(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+def degrade_torch(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
     """The same with torch: grouped convolution, `interpolate`, a differentiable JPEG."""
     image = torch.from_numpy(hq).permute(2, 0, 1)[None].float() / 255
     size = hq.shape[1], hq.shape[0]
@@ -106,31 +106,31 @@ def degrade_torch(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
 
 
 def _torch_step(
-    operation: DrawnOperation, image: Tensor, scale: float, size: tuple[int, int]
+    operation: OperationParams, image: Tensor, scale: float, size: tuple[int, int]
 ) -> Tensor:
     match operation:
-        case DrawnBlur() | DrawnSinc():
+        case BlurParams() | SincParams():
             kernel = torch.from_numpy(operation.kernel().astype(np.float32))
             half = kernel.shape[0] // 2
             padded = F.pad(image, (half,) * 4, mode="reflect")
             return F.conv2d(padded.transpose(0, 1), kernel[None, None]).transpose(0, 1)
-        case DrawnDownscale():
+        case DownscaleParams():
             return _torch_resize(image, small_size(size, scale), operation.mode)
-        case DrawnResize():
+        case ResizeParams():
             return _torch_resize(image, _resize_target(operation, scale, size), operation.mode)
-        case DrawnResizeBack():
+        case ResizeBackParams():
             image = (image.clamp(0, 1) * 255).round() / 255
             return _torch_resize(image, size, operation.mode)
-        case DrawnMask():
+        case MaskParams():
             kept = kept_pixels(size[::-1], lost=operation.fraction, seed=operation.seed)
             return image * torch.from_numpy(kept).permute(2, 0, 1)
-        case DrawnGaussianNoise():
+        case GaussianNoiseParams():
             torch.manual_seed(operation.seed)
             noise = torch.randn_like(image[:, :1] if operation.gray else image)
             return (image + noise * operation.sigma / 255).clamp(0, 1)
-        case DrawnPoissonNoise():
+        case PoissonNoiseParams():
             return (image + _torch_poisson(operation, image)).clamp(0, 1)
-        case DrawnJpeg():
+        case JpegParams():
             return differentiable_jpeg(image.clamp(0, 1), operation.quality)
     return image
 
@@ -142,7 +142,7 @@ def _torch_resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(image, size=size[::-1], mode=mode, align_corners=False)
 
 
-def _torch_poisson(operation: DrawnPoissonNoise, image: Tensor) -> Tensor:
+def _torch_poisson(operation: PoissonNoiseParams, image: Tensor) -> Tensor:
     base = image
     if operation.gray:
         base = (image * torch.from_numpy(_LUMA)[:, None, None]).sum(1, keepdim=True)

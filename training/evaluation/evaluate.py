@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from datagen.degradation.draw import degrade_small, draw_degradation
+from datagen.degradation.apply import degrade_small
+from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import ImageRejected, decode_photo

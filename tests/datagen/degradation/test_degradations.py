@@ -12,21 +12,22 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from datagen.degradation.draw import degrade, degrade_small, draw_degradation
+from datagen.degradation.apply import degrade, degrade_small
+from datagen.degradation.draw import draw_degradation
 from datagen.degradation.noise import gaussian_noise, kept_pixels, poisson_noise
 from datagen.degradation.parameters import (
-    DrawnBlur,
-    DrawnDegradation,
-    DrawnDownscale,
-    DrawnGaussianNoise,
-    DrawnJpeg,
-    DrawnMask,
-    DrawnOperation,
-    DrawnPoissonNoise,
-    DrawnResize,
-    DrawnResizeBack,
-    DrawnSinc,
-    Skipped,
+    BlurParams,
+    DegradationParams,
+    DownscaleParams,
+    GaussianNoiseParams,
+    JpegParams,
+    MaskParams,
+    OperationParams,
+    PoissonNoiseParams,
+    ResizeBackParams,
+    ResizeParams,
+    SincParams,
+    SkippedOperation,
 )
 from datagen.degradation.settings import DegradationSettings
 from pipelines.recipes.load import dataset_recipe
@@ -44,7 +45,7 @@ def test_a_draw_survives_json_and_decides_every_pixel(name: str, photo: Any) -> 
     rng = np.random.default_rng(1)
     for _ in range(20):
         drawn = draw_degradation(_settings(name), rng)
-        again = DrawnDegradation.model_validate(json.loads(drawn.model_dump_json()))
+        again = DegradationParams.model_validate(json.loads(drawn.model_dump_json()))
         assert again == drawn
         results = []
         for threads in (1, 2):
@@ -57,36 +58,36 @@ def test_a_draw_survives_json_and_decides_every_pixel(name: str, photo: Any) -> 
         assert np.abs(as_float - results[0]).mean() < 0.01
 
 
-def _by_hand(hq: np.ndarray, drawn: DrawnDegradation) -> np.ndarray:
+def _by_hand(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
     """The chain step by step in float64, each step as plain as it can be written."""
     pixels, height, width = hq.astype(np.float64), hq.shape[0], hq.shape[1]
     for operation in drawn.operations:
         match operation:
-            case DrawnBlur() | DrawnSinc():
+            case BlurParams() | SincParams():
                 kernel = operation.kernel()[..., None]
                 pixels = ndimage.correlate(pixels, kernel, mode="mirror")
-            case DrawnResize(relative_to="hq", factor=factor, mode=mode):
+            case ResizeParams(relative_to="hq", factor=factor, mode=mode):
                 pixels = _resized(pixels, height * factor, width * factor, mode)
-            case DrawnResize(factor=factor, mode=mode):
+            case ResizeParams(factor=factor, mode=mode):
                 factor /= drawn.scale
                 pixels = _resized(pixels, height * factor, width * factor, mode)
-            case DrawnDownscale(mode=mode):
+            case DownscaleParams(mode=mode):
                 pixels = _resized(pixels, height / drawn.scale, width / drawn.scale, mode)
-            case DrawnResizeBack(mode=mode):
+            case ResizeBackParams(mode=mode):
                 pixels = np.clip(np.rint(pixels), 0, 255)
                 pixels = _resized(pixels, height, width, mode)
-            case DrawnGaussianNoise(sigma=sigma, gray=gray, seed=seed):
+            case GaussianNoiseParams(sigma=sigma, gray=gray, seed=seed):
                 noise = gaussian_noise(pixels.shape, sigma=sigma, gray=gray, seed=seed)
                 pixels = np.clip(pixels + noise, 0, 255)
-            case DrawnPoissonNoise(scale=scale, gray=gray, seed=seed):
+            case PoissonNoiseParams(scale=scale, gray=gray, seed=seed):
                 levels = pixels.astype(np.float32)
                 noise = poisson_noise(levels, scale=scale, gray=gray, seed=seed)
                 pixels = np.clip(pixels + noise, 0, 255)
-            case DrawnMask(fraction=fraction, seed=seed):
+            case MaskParams(fraction=fraction, seed=seed):
                 pixels = pixels * kept_pixels(pixels.shape[:2], lost=fraction, seed=seed)
-            case DrawnJpeg(quality=quality):
+            case JpegParams(quality=quality):
                 pixels = _jpeg_by_pillow(np.clip(np.rint(pixels), 0, 255), quality)
-            case Skipped():
+            case SkippedOperation():
                 continue
     return np.clip(pixels / 255, 0, 1)
 
@@ -118,7 +119,7 @@ def test_chains_equal_the_same_steps_by_hand(name: str, photo: Any) -> None:
     for _ in range(25):
         drawn = draw_degradation(_settings(name), rng)
         # Shot noise jumps with the number of levels, which a difference of 1e-4 may change.
-        kept = [item for item in drawn.operations if not isinstance(item, DrawnPoissonNoise)]
+        kept = [item for item in drawn.operations if not isinstance(item, PoissonNoiseParams)]
         drawn = drawn.model_copy(update={"operations": tuple(kept)})
         difference = np.abs(degrade(hq, drawn) - _by_hand(hq, drawn)) * 255
         assert difference.mean() < 0.25 and np.quantile(difference, 0.9) < 1.1
@@ -127,7 +128,7 @@ def test_chains_equal_the_same_steps_by_hand(name: str, photo: Any) -> None:
 @pytest.mark.parametrize("quality", [1, 30, 61, 95, 100])
 def test_jpeg_is_that_of_pillow(quality: int, photo: Any) -> None:
     hq = photo(4, width=61, height=47)
-    drawn = DrawnDegradation(scale=1, operations=(DrawnJpeg(quality=quality),))
+    drawn = DegradationParams(scale=1, operations=(JpegParams(quality=quality),))
     expected = _jpeg_by_pillow(hq, quality)
     assert np.abs(degrade_small(hq, drawn) - expected).max() <= 1
 
@@ -136,11 +137,11 @@ def test_jpeg_is_that_of_pillow(quality: int, photo: Any) -> None:
 def test_resize_goes_to_an_explicit_size(relative_to: Any, factor: float, size: Any) -> None:
     """96 x 128 times 0.33, or over 4 times 1.2, each rounded once: seen by what noise fits."""
     hq = np.full((96, 128, 3), 120, np.uint8)
-    operations: list[DrawnOperation] = [
-        DrawnResize(relative_to=relative_to, factor=factor, mode="area"),
-        DrawnGaussianNoise(sigma=30, gray=False, seed=4),
+    operations: list[OperationParams] = [
+        ResizeParams(relative_to=relative_to, factor=factor, mode="area"),
+        GaussianNoiseParams(sigma=30, gray=False, seed=4),
     ]
-    found = degrade_small(hq, DrawnDegradation(scale=4, operations=tuple(operations)))
+    found = degrade_small(hq, DegradationParams(scale=4, operations=tuple(operations)))
     assert found.shape == (*size, 3)
 
 
@@ -154,7 +155,7 @@ def test_a_scale_below_one_enlarges(photo: Any) -> None:
 def test_inpainting_leaves_a_tenth_of_the_pixels(photo: Any) -> None:
     hq = np.maximum(photo(3, width=64, height=50), 1)
     drawn = draw_degradation(_settings("elir-inpainting"), np.random.default_rng(0))
-    quiet = [item for item in drawn.operations if not isinstance(item, DrawnGaussianNoise)]
+    quiet = [item for item in drawn.operations if not isinstance(item, GaussianNoiseParams)]
     lq = degrade(hq, drawn.model_copy(update={"operations": tuple(quiet)}))
     kept = lq.any(axis=2)
     assert kept.sum() == 64 * 50 - int(0.9 * 64 * 50)
@@ -173,12 +174,12 @@ def test_denoising_is_clipped_gaussian_noise(photo: Any) -> None:
 def test_small_image_is_the_chain_before_the_resize_back(photo: Any) -> None:
     hq = photo(3, width=128, height=96)
     operations = (
-        DrawnDownscale(mode="area"),
-        DrawnGaussianNoise(sigma=4, gray=False, seed=1),
-        DrawnJpeg(quality=60),
-        DrawnResizeBack(mode="bicubic"),
+        DownscaleParams(mode="area"),
+        GaussianNoiseParams(sigma=4, gray=False, seed=1),
+        JpegParams(quality=60),
+        ResizeBackParams(mode="bicubic"),
     )
-    drawn = DrawnDegradation(scale=3.3, operations=operations)
+    drawn = DegradationParams(scale=3.3, operations=operations)
     small = degrade_small(hq, drawn)
     assert small.shape == (round(96 / 3.3), round(128 / 3.3), 3) and small.dtype == np.uint8
     enlarged = cv2.resize(small.astype(np.float32), (128, 96), interpolation=cv2.INTER_CUBIC)
@@ -192,8 +193,8 @@ def test_lq_is_registered(down: Any, up: Any, scale: float) -> None:
     """The centre of mass of a blob stays, up to the half pixel nearest cannot represent."""
     y, x = np.mgrid[:256, :256]
     blob = np.exp(-((x - 127.3) ** 2 + (y - 100.2) ** 2) / (2 * 30.0**2)).astype(np.float32)
-    operations = (DrawnDownscale(mode=down), DrawnResizeBack(mode=up))
-    drawn = DrawnDegradation(scale=scale, operations=operations)
+    operations = (DownscaleParams(mode=down), ResizeBackParams(mode=up))
+    drawn = DegradationParams(scale=scale, operations=operations)
     lq = degrade(np.repeat(blob[..., None], 3, axis=2), drawn)[..., 0]
     for axis in (x, y):
         shift = (lq * axis).sum() / lq.sum() - (blob * axis).sum() / blob.sum()
@@ -202,8 +203,8 @@ def test_lq_is_registered(down: Any, up: Any, scale: float) -> None:
 
 def test_scale_one_without_operations_is_the_image(photo: Any) -> None:
     hq = photo(5)
-    operations = (DrawnDownscale(mode="bicubic"), DrawnResizeBack(mode="bicubic"))
-    drawn = DrawnDegradation(scale=1, operations=operations)
+    operations = (DownscaleParams(mode="bicubic"), ResizeBackParams(mode="bicubic"))
+    drawn = DegradationParams(scale=1, operations=operations)
     assert np.allclose(degrade(hq, drawn), hq / 255, atol=1e-6)
     assert np.array_equal(degrade_small(hq, drawn), hq)
 

@@ -13,15 +13,15 @@ from scipy import stats
 
 from datagen.degradation.draw import draw_degradation, draw_negative
 from datagen.degradation.parameters import (
-    DrawnBlur,
-    DrawnDegradation,
-    DrawnGaussianNoise,
-    DrawnJpeg,
-    DrawnMask,
-    DrawnPoissonNoise,
-    DrawnResize,
-    DrawnSinc,
-    Skipped,
+    BlurParams,
+    DegradationParams,
+    GaussianNoiseParams,
+    JpegParams,
+    MaskParams,
+    PoissonNoiseParams,
+    ResizeParams,
+    SincParams,
+    SkippedOperation,
 )
 from datagen.degradation.settings import (
     Blur,
@@ -68,12 +68,12 @@ def _equal(values: Sequence[Any]) -> dict[Any, float]:
 
 
 @pytest.fixture(scope="module")
-def blurs() -> list[DrawnBlur | DrawnSinc]:
+def blurs() -> list[BlurParams | SincParams]:
     return _draws(Blur(probability=1, sigma=(0.2, 3)))
 
 
-def _plain(blurs: list[DrawnBlur | DrawnSinc]) -> list[DrawnBlur]:
-    return [blur for blur in blurs if isinstance(blur, DrawnBlur)]
+def _plain(blurs: list[BlurParams | SincParams]) -> list[BlurParams]:
+    return [blur for blur in blurs if isinstance(blur, BlurParams)]
 
 
 def test_scale() -> None:
@@ -100,13 +100,13 @@ def test_a_task_without_scale_has_a_negative_without() -> None:
     assert draw_negative(settings, np.random.default_rng(0), lq_scale=1).scale == 1
 
 
-def test_kernel_kinds_and_sizes(blurs: list[DrawnBlur | DrawnSinc]) -> None:
+def test_kernel_kinds_and_sizes(blurs: list[BlurParams | SincParams]) -> None:
     _assert_frequencies([blur.kind for blur in blurs], {"sinc": 0.1, "blur": 0.9})
     _assert_frequencies([blur.shape for blur in _plain(blurs)], dict(Blur().shapes))
     _assert_frequencies([blur.size for blur in blurs], _equal(_ODD))
 
 
-def test_sigma_and_angle(blurs: list[DrawnBlur | DrawnSinc]) -> None:
+def test_sigma_and_angle(blurs: list[BlurParams | SincParams]) -> None:
     _assert_uniform([blur.sigma_x for blur in _plain(blurs)], 0.2, 3)
     turned = [blur for blur in _plain(blurs) if blur.shape.endswith("aniso")]
     _assert_uniform([blur.sigma_y for blur in turned], 0.2, 3)
@@ -118,7 +118,7 @@ def test_sigma_and_angle(blurs: list[DrawnBlur | DrawnSinc]) -> None:
         assert blur.shape.endswith("aniso") or (blur.sigma_x == blur.sigma_y and blur.theta == 0)
 
 
-def test_beta(blurs: list[DrawnBlur | DrawnSinc]) -> None:
+def test_beta(blurs: list[BlurParams | SincParams]) -> None:
     """A coin between U(low, 1) and U(1, high), so a plateau has beta 1 half of the time."""
     by_family: dict[str, list[float]] = {"generalized": [], "plateau": [], "iso": [], "aniso": []}
     for blur in _plain(blurs):
@@ -138,7 +138,7 @@ def test_sinc_inside_a_blur_cuts_off_by_its_size() -> None:
     _assert_uniform([sinc.omega for sinc in sincs if sinc.size >= 13], math.pi / 5, math.pi)
 
 
-def test_statistics_of_kernels(blurs: list[DrawnBlur | DrawnSinc]) -> None:
+def test_statistics_of_kernels(blurs: list[BlurParams | SincParams]) -> None:
     """As measured of 4,000 kernels of the reference: sum of k x^2, and negative lobes."""
     kernels = [blur.kernel() for blur in blurs]
     widths = [_variance(kernel) for kernel in kernels]
@@ -158,12 +158,12 @@ def _variance(kernel: np.ndarray) -> float:
 
 @pytest.mark.parametrize("operation", [Blur(probability=0.3), Sinc(probability=0.3)])
 def test_probability_to_act(operation: Blur | Sinc) -> None:
-    skipped = [isinstance(drawn, Skipped) for drawn in _draws(operation)]
+    skipped = [isinstance(drawn, SkippedOperation) for drawn in _draws(operation)]
     _assert_frequencies(skipped, {True: 0.7, False: 0.3})
 
 
 def test_final_sinc() -> None:
-    sincs = [drawn for drawn in _draws(Sinc(probability=0.8)) if isinstance(drawn, DrawnSinc)]
+    sincs = [drawn for drawn in _draws(Sinc(probability=0.8)) if isinstance(drawn, SincParams)]
     assert abs(len(sincs) / _COUNT - 0.8) < 0.03
     _assert_frequencies([sinc.size for sinc in sincs], _equal(_ODD))
     for narrow in (True, False):
@@ -174,7 +174,7 @@ def test_final_sinc() -> None:
 @pytest.mark.parametrize("up,down,factor", [(0.2, 0.7, (0.15, 1.5)), (0.3, 0.4, (0.3, 1.2))])
 def test_resize(up: float, down: float, factor: tuple[float, float]) -> None:
     operation = Resize(up_probability=up, down_probability=down, factor=factor)
-    drawn: list[DrawnResize] = _draws(operation)
+    drawn: list[ResizeParams] = _draws(operation)
     signs = [int(np.sign(item.factor - 1)) for item in drawn]
     _assert_frequencies(signs, {1: up, -1: down, 0: 1 - up - down})
     _assert_uniform([item.factor for item in drawn if item.factor > 1], 1, factor[1])
@@ -196,8 +196,8 @@ def test_noise() -> None:
     drawn = _draws(operation)
     kinds = {"skipped": 0.1, "gaussian_noise": 0.45, "poisson_noise": 0.45}
     _assert_frequencies([item.kind for item in drawn], kinds)
-    gaussian = [item for item in drawn if isinstance(item, DrawnGaussianNoise)]
-    poisson = [item for item in drawn if isinstance(item, DrawnPoissonNoise)]
+    gaussian = [item for item in drawn if isinstance(item, GaussianNoiseParams)]
+    poisson = [item for item in drawn if isinstance(item, PoissonNoiseParams)]
     _assert_uniform([item.sigma for item in gaussian], 1, 30)
     _assert_uniform([item.scale for item in poisson], 0.05, 3)
     for noises in (gaussian, poisson):
@@ -207,12 +207,12 @@ def test_noise() -> None:
 
 
 def test_jpeg() -> None:
-    qualities = [item.quality for item in _draws(Jpeg()) if isinstance(item, DrawnJpeg)]
+    qualities = [item.quality for item in _draws(Jpeg()) if isinstance(item, JpegParams)]
     _assert_frequencies(qualities, _equal(range(30, 96)))
 
 
 def test_mask() -> None:
-    drawn: list[DrawnMask] = _draws(Mask(fraction=(0.2, 0.6)))
+    drawn: list[MaskParams] = _draws(Mask(fraction=(0.2, 0.6)))
     _assert_uniform([item.fraction for item in drawn], 0.2, 0.6)
     _assert_uniform([item.seed for item in drawn], 0, 2**31)
 
@@ -229,7 +229,7 @@ def test_either_is_in_line_with_the_rest() -> None:
     _assert_frequencies(
         ways, {"sinc downscale jpeg resize_back": 3, "sinc jpeg mask downscale resize_back": 1}
     )
-    assert DrawnDegradation.model_validate_json(drawn[0].model_dump_json()) == drawn[0]
+    assert DegradationParams.model_validate_json(drawn[0].model_dump_json()) == drawn[0]
 
 
 def test_operations_are_drawn_apart() -> None:
@@ -261,12 +261,12 @@ def test_second_order_of_real_esrgan() -> None:
     assert {one.scale for one in drawn} == {4.0}
     first_blur, first_resize = zip(*(one.operations[:2] for one in drawn), strict=True)
     second_blur, second_resize = zip(*(one.operations[4:6] for one in drawn), strict=True)
-    assert not any(isinstance(blur, Skipped) for blur in first_blur)
+    assert not any(isinstance(blur, SkippedOperation) for blur in first_blur)
     _assert_frequencies(
-        [isinstance(blur, Skipped) for blur in second_blur], {True: 0.2, False: 0.8}
+        [isinstance(blur, SkippedOperation) for blur in second_blur], {True: 0.2, False: 0.8}
     )
-    _assert_uniform([b.sigma_x for b in first_blur if isinstance(b, DrawnBlur)], 0.2, 3)
-    _assert_uniform([b.sigma_x for b in second_blur if isinstance(b, DrawnBlur)], 0.2, 1.5)
+    _assert_uniform([b.sigma_x for b in first_blur if isinstance(b, BlurParams)], 0.2, 3)
+    _assert_uniform([b.sigma_x for b in second_blur if isinstance(b, BlurParams)], 0.2, 1.5)
     assert {resize.relative_to for resize in first_resize} == {"hq"}
     assert {resize.relative_to for resize in second_resize} == {"lq"}
     _assert_uniform([r.factor for r in first_resize if r.factor < 1], 0.15, 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from datagen.dataset.records import DrawnSample
-from datagen.degradation.draw import degrade
+from datagen.degradation.apply import degrade
 from datagen.samples.sample import Photo, draw_sample, make_pixels, sample_key, split_of
 from datagen.settings import Augmentation, DatasetRecipe
 
