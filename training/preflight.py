@@ -17,7 +17,7 @@ from training.data.shard_cache import check_cache
 from training.run_dir.paths import StageFolder, check_recipe
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_place
-from training.settings.prompts import TextEncoderPrompts, is_folder
+from training.settings.model import TextEncoderPrompts, is_folder
 from training.settings.recipe import TrainingRecipe
 
 

@@ -20,7 +20,8 @@ from pipelines.flows.training import run_training
 from pipelines.orchestration.guard import is_deployed, run_recipe, station
 from pipelines.recipes.full_recipe import FullRecipe
 from training.run_dir.records import FLOWMAPSR, EvaluationRow
-from training.settings.recipe import EvaluationSettings, TrainingRecipe
+from training.settings.evaluation import EvaluationSettings
+from training.settings.recipe import TrainingRecipe
 from training.tracking.parent_run import comparison
 from training.tracking.tracker import Tracker
 

@@ -13,7 +13,8 @@ from pydantic import model_validator
 from datagen.dataset.layout import MANIFEST
 from datagen.records import Settings
 from datagen.settings import DatasetRecipe
-from training.settings.recipe import EvaluationSettings, TrainingRecipe
+from training.settings.evaluation import EvaluationSettings
+from training.settings.recipe import TrainingRecipe
 
 Section = Literal["dataset", "training", "evaluation"]
 

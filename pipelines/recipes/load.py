@@ -17,9 +17,10 @@ from pipelines.recipes.errors import describe
 from pipelines.recipes.files import SECTIONS, read_full_output, read_section
 from pipelines.recipes.full_recipe import FullRecipe, Section
 from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
+from training.settings.evaluation import EvaluationSettings
 from training.settings.initial_weights import is_place
-from training.settings.prompts import is_folder
-from training.settings.recipe import EvaluationSettings, TrainingRecipe
+from training.settings.model import is_folder
+from training.settings.recipe import TrainingRecipe
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """`["seed=7", ...]` as on the command line, or `{"seed": 7, ...}` from code."""

@@ -23,7 +23,8 @@ from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
 from training.evaluation.evaluate import DegradedPhoto, degraded_photos, rgb_ssim
 from training.inference.upscaler import Upscaler, bicubic
-from training.settings.recipe import EvaluationSettings, TrainingRecipe
+from training.settings.evaluation import EvaluationSettings
+from training.settings.recipe import TrainingRecipe
 
 SCALES = (4.0, 8.0)
 STEPS = (1, 2, 4)

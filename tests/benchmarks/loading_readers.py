@@ -33,7 +33,7 @@ def ours(folder: Path, *, threads: int) -> Epoch:
     from training.data.sample_decoder import Wanted
     from training.data.schedule import Position
     from training.data.shard_store import ShardStore
-    from training.settings.batch import BatchSize
+    from training.settings.stage import BatchSize
 
     manifest = load_manifest(str(folder))
     draws = proportional_draws(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))

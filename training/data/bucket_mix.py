@@ -13,8 +13,7 @@ from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import Split
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
-from training.settings.batch import BatchSize, Budget
-from training.settings.stage import StageSettings
+from training.settings.stage import BatchSize, Budget, StageSettings
 
 
 @dataclass(frozen=True)

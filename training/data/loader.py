@@ -26,7 +26,7 @@ from training.data.sample_decoder import BatchMemory, DamagedSample, SampleShape
 from training.data.schedule import MicroStep, Place, PlannedBatch, Position, Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import Skipped
-from training.settings.batch import BatchSize
+from training.settings.stage import BatchSize
 
 AHEAD = 8
 """Batches that wait or are in the making while one is trained on."""

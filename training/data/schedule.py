@@ -17,7 +17,7 @@ import numpy as np
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord, Split
 from training.data.bucket_mix import BucketDraw
-from training.settings.batch import BatchSize
+from training.settings.stage import BatchSize
 
 
 def seeded(*parts: object) -> np.random.Generator:

@@ -26,7 +26,7 @@ from datagen.settings import ImageSettings
 from training.data.schedule import seeded
 from training.inference.upscaler import Upscaler, bicubic
 from training.run_dir.records import BICUBIC, FLOWMAPSR, EvaluationRow
-from training.settings.recipe import EvaluationSettings
+from training.settings.evaluation import EvaluationSettings
 
 MIN_SIDE = 16
 """Pixels; below it SSIM's window does not fit."""

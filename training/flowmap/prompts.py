@@ -21,7 +21,7 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from datagen.io.local import errors
-from training.settings.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT
 
 POSITIVE = 0
 NEGATIVE = 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
-from training.settings.prompts import TextEncoderPrompts
+from training.settings.model import TextEncoderPrompts
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 

@@ -5,18 +5,19 @@ Knows no torch.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from datagen.io.redaction import holds_secret, redacted
 from datagen.records import Probability, Settings, flatten
-from training.settings.initial_weights import check_stage_order, origin
-from training.settings.model import ModelSettings
+from training.settings.initial_weights import is_stage
+from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
 from training.settings.objective import DIFFERENCE_TIME_SCALE, SelfDistillation
-from training.settings.prompts import PromptSettings, StandInPrompts
 from training.settings.stage import CORRECTABLE, EXECUTION, StageSettings
 
 
@@ -194,15 +195,46 @@ class TrainingRecipe(Settings):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class EvaluationSettings(Settings):
-    """Held-out photos are degraded by the dataset's own chain at fixed scales, then restored."""
+def origin(stages: Sequence[StageSettings], name: str) -> str | None:
+    """What the stage `name` starts from: `initialise_from`, else the stage before, else None."""
+    index = [stage.name for stage in stages].index(name)
+    chosen = stages[index].initialise_from
+    if chosen is not None:
+        return chosen
+    return stages[index - 1].name if index else None
 
-    photos: str
-    """Folder of held-out photos."""
-    scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
-    seed: int = Field(0, ge=0)
-    lora_scale: float | None = Field(None, ge=0)
-    """Strength of an adversarial model's LoRA; the model's own when not given."""
-    guidance: float | None = Field(None, ge=0)
-    """Guidance strength w of a model that takes it as an input; the model's own when not given."""
+
+def check_stage_order(stages: Sequence[StageSettings]) -> None:
+    """Raises ValueError for stages that cannot follow each other, and says how to mend it."""
+    for index, stage in enumerate(stages):
+        earlier = [before.name for before in stages[:index]]
+        source = origin(stages, stage.name)
+        if source is not None and is_stage(source) and source not in earlier:
+            raise ValueError(_no_such_stage(stage.name, source, earlier))
+        if stage.adversarial is not None:
+            _check_trained(stages, stage.name)
+
+
+def _no_such_stage(name: str, source: str, earlier: list[str]) -> str:
+    close = difflib.get_close_matches(source, earlier, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"earlier: {', '.join(earlier) or 'none'}"
+    return (
+        f"stage {name!r}: initialise_from {source!r} is no earlier stage ({hint}); write a folder "
+        "with a slash, such as ./folder"
+    )
+
+
+def _check_trained(stages: Sequence[StageSettings], name: str) -> None:
+    """An adversarial stage adds a LoRA to a frozen network that already takes steps."""
+    by_name = {stage.name: stage for stage in stages}
+    source = origin(stages, name)
+    while source is not None and source in by_name:
+        if by_name[source].objective.kind != "flow_matching":
+            return
+        source = origin(stages, source)
+    if source is None:
+        raise ValueError(
+            f"stage {name!r} is adversarial: it adds a LoRA to a frozen network that takes two "
+            "steps, and nothing before it learns steps. Put a self_distillation stage before it, "
+            "or set its initialise_from to a trained model"
+        )

@@ -5,13 +5,14 @@ Knows no torch. Defaults are FlowMapSR's where the paper gives a number; every o
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from datagen.records import Probability, Settings
 from training.settings.adversarial import AdversarialSettings
-from training.settings.batch import BatchSize, Budget
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
     DIFFERENCE_TIME_SCALE,
@@ -45,6 +46,32 @@ CORRECTABLE = frozenset(
 )
 """Settings of a stage that decide the result and may be changed on its way all the same: what one
 corrects after a loss that ran away. The rest of the stage is computed with the new ones."""
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """Samples of a step, and how many of them a worker handles at once."""
+
+    global_batch: int
+    micro_batch: int
+
+    def accumulation(self, workers: int) -> int:
+        """Micro batches of one worker in a step, rounded up when the samples do not come out even:
+        then some hold fewer."""
+        return math.ceil(self.global_batch / (self.micro_batch * workers))
+
+
+class Budget(Settings):
+    """The samples of one of the dataset's pixel budgets, all aspect ratios together."""
+
+    side: int = Field(gt=0)
+    """Side of the square that holds as many pixels, as in the dataset's `buckets.budgets`."""
+    probability: Probability
+    """Relative frequency of its steps; 0 leaves its samples out of the stage."""
+    global_batch: int | None = Field(None, ge=1)
+    """Samples of such a step; the stage's own when not given."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples that one worker handles at once; the stage's own when not given."""
 
 
 class StageSettings(Settings):

@@ -18,8 +18,7 @@ from training.flowmap.prompts import Prompts, stand_in
 from training.flowmap.text_encoders import encode_once
 from training.run_dir.paths import StageFolder
 from training.settings.initial_weights import is_registry, is_stage
-from training.settings.model import ModelSettings
-from training.settings.prompts import StandInPrompts, TextEncoderPrompts
+from training.settings.model import ModelSettings, StandInPrompts, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
 from training.weights.registry import download_model
 from training.weights.sources import WeightSource, open_source

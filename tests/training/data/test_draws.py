@@ -12,9 +12,8 @@ from datagen.errors import FlowmapsrError
 from tests.support.tiny import WARMUP, RunMaker, with_shards
 from training.data.bucket_mix import stage_draws
 from training.preflight import check_run
-from training.settings.batch import BatchSize
 from training.settings.recipe import TrainingRecipe
-from training.settings.stage import StageSettings
+from training.settings.stage import BatchSize, StageSettings
 
 SMALL = {"side": 256, "probability": 0.6, "global_batch": 32, "micro_batch": 8}
 LARGE = {"side": 512, "probability": 0.2}

@@ -25,7 +25,7 @@ from training.data.loader import SHARDS_AHEAD, Batch, LatentLoader, fixed_batch
 from training.data.sample_decoder import Wanted
 from training.data.schedule import Position
 from training.data.shard_store import ShardStore
-from training.settings.batch import BatchSize
+from training.settings.stage import BatchSize
 
 START = Position()
 ALL = Wanted(neg=True, pixels=True)

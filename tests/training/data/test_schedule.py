@@ -13,7 +13,7 @@ from datagen.errors import FlowmapsrError
 from tests.support.tiny import with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_draws
 from training.data.schedule import Place, PlannedStep, Position, Schedule, StepDraw
-from training.settings.batch import BatchSize
+from training.settings.stage import BatchSize
 
 START = Position()
 

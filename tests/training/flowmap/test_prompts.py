@@ -21,7 +21,7 @@ from tests.support.tiny import MODEL
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts, stand_in, write_prompts
 from training.flowmap.text_encoders import encode_once, encode_prompts
 from training.run_dir.paths import StageFolder
-from training.settings.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
+from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
 from training.weights.initialize import fetch_inputs, initialise
 

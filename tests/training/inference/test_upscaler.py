@@ -21,8 +21,8 @@ from training.evaluation.evaluate import degraded_photos, evaluate
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import STAND_IN, stand_in
 from training.inference.upscaler import Upscaler, bicubic
+from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
-from training.settings.recipe import EvaluationSettings
 from training.weights.model_folder import ModelConfig, find_model, save_model
 
 
