@@ -9,3 +9,9 @@ class FlowmapsrError(Exception):
 
 class NotFoundError(FlowmapsrError):
     """There is nothing at the URI."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,18 +1,22 @@
-"""The base of every settings model and stored record, and the field types they share."""
+"""The base of every stored record and user setting: how they are read, written and compared."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+
+_LONGEST_INPUT = 40
+_NOT_SET = "not set"
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Settings(BaseModel):
-    """Base of every settings model: unknown keys are refused and values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -30,12 +34,103 @@ PositiveRange = Annotated[
 ]
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+class FrozenModel(BaseModel):
+    """Base of every record: unknown fields are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(FrozenModel):
+    """Base of everything that a user can set."""
+
+
+Record = TypeVar("Record", bound=FrozenModel)
+
+
+class UnreadableRecord(FlowmapsrError):
+    """A record exists but is corrupt or from another version."""
+
+
+def read_record(path: str | PathLike[str], kind: type[Record], *, remedy: str) -> Record | None:
+    """The record in a file; None where there is no file.
+
+    Args:
+        remedy: what a user does about one that cannot be read.
+
+    Raises:
+        UnreadableRecord: naming the file, its first fault and the remedy.
+    """
+    try:
+        data = storage.read_bytes(fspath(path))
+    except storage.NotFoundError:
+        return None
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise UnreadableRecord(
+            f"{path} is corrupt, or from another version of flowmapsr ({first_fault(error)}); "
+            f"{remedy}"
+        ) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Field, what is wrong with it, and its value where that is short."""
+    fault = error.errors(include_url=False)[0]
+    if not fault["loc"]:
+        return fault["msg"]
+    value = fault["input"]
+    short = isinstance(value, str | int | float | None) and len(str(value)) <= _LONGEST_INPUT
+    found = f", not {value!r}" if short and fault["type"] != "missing" else ""
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}{found}"
+
+
+def to_json(record: BaseModel, *, exclude: set[str] | None = None) -> bytes:
+    """Readable JSON whose bytes depend on the content only."""
+    content = record.model_dump(mode="json", exclude=exclude)
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def to_compact_json(record: BaseModel) -> bytes:
+    """JSON on one line, for records of millions of entries."""
+    return record.model_dump_json().encode() + b"\n"
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings by their dotted names: `{"a": {"b": 1}}` -> `{"a.b": "1"}`."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+    return {name: str(value) for name, value in _leaves("", values)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs between two recipes."""
+
+    name: str
+    """Dotted, as on the command line."""
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.old}, is {self.new}"
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The settings that differ, by name."""
+    before, after = dict(_leaves("", old)), dict(_leaves("", new))
+    pairs = {
+        name: (before.get(name, _NOT_SET), after.get(name, _NOT_SET))
+        for name in sorted(before.keys() | after.keys())
+    }
+    return [Change(name, str(one), str(two)) for name, (one, two) in pairs.items() if one != two]
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Values under dotted names; the items of a list of settings are numbered."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        items = enumerate(value)
+    else:
+        yield prefix, value
+        return
+    for name, item in items:
+        yield from _leaves(f"{prefix}.{name}" if prefix else str(name), item)

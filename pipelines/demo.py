@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.recipes.load import full_recipe
 from pipelines.terminal.reports import command, evaluation_table
@@ -39,7 +39,7 @@ COMPARISON = "comparison.png"
 COMPARISON_SCALE = 4.0
 
 
-class DemoReport(Settings):
+class DemoReport(FrozenModel):
     """`report.json`: what the demo measured and how long each station took."""
 
     output: str

@@ -17,13 +17,14 @@ from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.layout import record_path
-from datagen.dataset.manifest import Manifest, to_json
+from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
 from datagen.dataset.statistics import Tally
 from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io import storage
 from datagen.io.lock import BUILD, place_lock
+from datagen.records import to_json
 from datagen.samples.codecs import Codec, load_codec
 from datagen.samples.encode import Encoded, encode
 from datagen.samples.prepare import prepare

@@ -20,13 +20,14 @@ from datagen.dataset.layout import (
     TASKS,
     record_path,
 )
-from datagen.dataset.manifest import Manifest, file_hashes, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, read_shard
 from datagen.dataset.statistics import statistics, sums_of, total
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.records import to_json
 from datagen.review.histograms import draw_histograms
 from datagen.review.preview import PreviewRow, choose, draw_preview
 from datagen.samples.codecs import load_codec

@@ -16,7 +16,6 @@ from functools import cache
 from datagen.build.survey import Survey, survey
 from datagen.dataset.known_photos import KnownPhoto, Ledger, rejected_photo
 from datagen.dataset.layout import PLAN, task_index
-from datagen.dataset.manifest import to_compact_json
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -31,6 +30,7 @@ from datagen.photos.scan import (
     in_this_process,
 )
 from datagen.photos.sources import Listing, SourceFile
+from datagen.records import to_compact_json
 from datagen.samples.buckets import fitting_buckets
 from datagen.settings import DatasetRecipe
 

@@ -6,19 +6,21 @@ Reads a listing and the dataset's own records; opens no image and writes nothing
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhoto, Ledger
 from datagen.dataset.layout import MANIFEST, PLAN, record_path
-from datagen.dataset.manifest import Manifest, load_manifest, parse
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
 from datagen.photos.sources import Listing, SourceFile, list_sources
+from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
+
+_REMEDY = "remove it and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ def finished_tasks(plan: Plan) -> dict[int, TaskRecord]:
     for task in plan.tasks:
         uri = storage.join(plan.output, task.path)
         if uri in sizes:
-            record = parse(TaskRecord, uri)
-            if _whole(plan.output, task, record, sizes):
+            record = read_record(uri, TaskRecord, remedy=_REMEDY)
+            if record is not None and _whole(plan.output, task, record, sizes):
                 records[task.index] = record
     return records
 
@@ -124,13 +126,13 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
         return None, None, None
     if storage.size(output) is not None:
         raise FlowmapsrError(f"{output}: the output is a file; give a folder")
-    manifest = base = plan = None
+    manifest = base = None
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = load_manifest(output)
         _refuse_other_recipe(output, manifest.recipe, recipe)
         base = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
-    if storage.exists(storage.join(output, PLAN)):
-        plan = parse(Plan, storage.join(output, PLAN))
+    plan = read_record(storage.join(output, PLAN), Plan, remedy=_REMEDY)
+    if plan is not None:
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
     if manifest is None and plan is None:
         _refuse_other_content(output)
@@ -147,26 +149,8 @@ def _refuse_other_content(output: str) -> None:
 
 
 def _refuse_other_recipe(output: str, found: dict[str, Any], recipe: DatasetRecipe) -> None:
-    old, new = dict(_flat("", found)), dict(_flat("", recipe.content()))
-    changes = [
-        f"{field}: {old.get(field, 'absent')} → {new.get(field, 'absent')}"
-        for field in sorted(old.keys() | new.keys())
-        if old.get(field, "absent") != new.get(field, "absent")
-    ]
-    if changes:
+    if changes := diff(found, recipe.content()):
         raise FlowmapsrError(
-            f"{output}: holds a dataset of another recipe ({'; '.join(changes)}); "
+            f"{output}: holds a dataset of another recipe ({'; '.join(map(str, changes))}); "
             "give another output, or put the recipe back"
         )
-
-
-def _flat(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    """Leaves of nested settings under dotted names."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _flat(f"{prefix}.{name}" if prefix else str(name), item)
-    elif isinstance(value, list | tuple) and value:
-        for index, item in enumerate(value):
-            yield from _flat(f"{prefix}.{index}", item)
-    else:
-        yield prefix, value

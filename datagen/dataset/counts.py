@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from datagen.dataset.records import DrawnSample
 from datagen.degradation.parameters import GaussianNoiseParams, JpegParams, PoissonNoiseParams
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 # Lower bounds of the bins; the last one takes everything above it too.
 SCALE = tuple(1 + step / 2 for step in range(63))
@@ -24,7 +24,7 @@ POISSON_SCALE = tuple(step / 10 for step in range(41))
 JPEG_QUALITY = tuple(range(0, 100, 5))
 
 
-class Counts(Settings):
+class Counts(FrozenModel):
     """How many samples (noise and JPEG: how many operations on the LQ) fell into each bin."""
 
     scale: tuple[int, ...] = (0,) * len(SCALE)

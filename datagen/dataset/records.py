@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from datagen.degradation.parameters import DegradationParams
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 Split = Literal["train", "validation"]
 
 
-class Crop(Settings):
+class Crop(FrozenModel):
     """The part of the upright photo that becomes the sample, pixels."""
 
     left: int
@@ -19,14 +19,14 @@ class Crop(Settings):
     height: int
 
 
-class Orientation(Settings):
+class Orientation(FrozenModel):
     """Geometric augmentation: quarter turns counter-clockwise, then a horizontal flip."""
 
     quarter_turns: int
     flip: bool
 
 
-class DrawnSample(Settings):
+class DrawnSample(FrozenModel):
     """Everything that decides a sample's pixels: the content of its `meta.json`."""
 
     key: str
@@ -41,7 +41,7 @@ class DrawnSample(Settings):
     neg: DegradationParams
 
 
-class ShardRecord(Settings):
+class ShardRecord(FrozenModel):
     """One committed shard; `path` is relative to the dataset."""
 
     path: str
@@ -52,7 +52,7 @@ class ShardRecord(Settings):
     split: Split
 
 
-class CodecRecord(Settings):
+class CodecRecord(FrozenModel):
     """What made the latents."""
 
     kind: str
@@ -61,6 +61,6 @@ class CodecRecord(Settings):
     downsample: int
 
 
-class RejectedCount(Settings):
+class RejectedCount(FrozenModel):
     count: int
     by_reason: dict[str, int]

@@ -11,20 +11,20 @@ import numpy as np
 
 from datagen.dataset.counts import Counts, CountTally
 from datagen.dataset.records import CodecRecord, DrawnSample
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
 
 _SCALE_BINS = 15
 
 
-class Histogram(Settings):
+class Histogram(FrozenModel):
     """`counts[i]` values fell between `edges[i]` and `edges[i + 1]`."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
 
-class LatentStatistics(Settings):
+class LatentStatistics(FrozenModel):
     """Over all positions of all HQ latents, one value for each channel."""
 
     mean: tuple[float, ...]
@@ -33,7 +33,7 @@ class LatentStatistics(Settings):
     """How many positions that were."""
 
 
-class Statistics(Settings):
+class Statistics(FrozenModel):
     latent: LatentStatistics
     scale: Histogram
     """Downscale factors of the LQ images."""
@@ -41,7 +41,7 @@ class Statistics(Settings):
     """What `histograms.png` shows."""
 
 
-class Sums(Settings):
+class Sums(FrozenModel):
     """What some samples add to the statistics; counts of scales fall in `scale_edges`."""
 
     codec: CodecRecord

@@ -12,7 +12,7 @@ from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.records import ShardRecord, Split
 from datagen.dataset.statistics import Sums
 from datagen.photos.sources import SourceFile
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
 
 
@@ -27,7 +27,7 @@ class PhotoVariants(NamedTuple):
     variants: int
 
 
-class ShardTask(Settings):
+class ShardTask(FrozenModel):
     """Photos of about one shape, whose samples fill one shard for each (bucket, split) drawn."""
 
     index: int
@@ -47,7 +47,7 @@ class ShardTask(Settings):
         return layout.shard_path(bucket, split, self.index)
 
 
-class TaskRecord(Settings):
+class TaskRecord(FrozenModel):
     """A task that is done; written after all of its shards and their records."""
 
     index: int
@@ -70,7 +70,7 @@ class TaskRecord(Settings):
         return [photo.uri for photo in self.photos if photo.reason is not None]
 
 
-class Plan(Settings):
+class Plan(FrozenModel):
     """What a build will make: `plan.json`, while the build is open."""
 
     schema_version: Literal[1] = 1

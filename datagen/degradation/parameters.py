@@ -12,17 +12,17 @@ from pydantic import Field
 
 from datagen.degradation import kernels
 from datagen.degradation.settings import Interpolation, KernelShape
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 
-class SkippedOperation(Settings):
+class SkippedOperation(FrozenModel):
     """The operation's probability said no."""
 
     kind: Literal["skipped"] = "skipped"
     operation: Literal["blur", "sinc", "noise"]
 
 
-class BlurParams(Settings):
+class BlurParams(FrozenModel):
     kind: Literal["blur"] = "blur"
     shape: KernelShape
     size: int
@@ -42,7 +42,7 @@ class BlurParams(Settings):
         return kernels.gaussian_kernel(self.size, **form)
 
 
-class SincParams(Settings):
+class SincParams(FrozenModel):
     kind: Literal["sinc"] = "sinc"
     size: int
     omega: float
@@ -52,7 +52,7 @@ class SincParams(Settings):
         return kernels.sinc_kernel(self.size, omega=self.omega)
 
 
-class ResizeParams(Settings):
+class ResizeParams(FrozenModel):
     kind: Literal["resize"] = "resize"
     relative_to: Literal["hq", "lq"]
     factor: float
@@ -60,12 +60,12 @@ class ResizeParams(Settings):
     mode: Interpolation
 
 
-class DownscaleParams(Settings):
+class DownscaleParams(FrozenModel):
     kind: Literal["downscale"] = "downscale"
     mode: Interpolation
 
 
-class GaussianNoiseParams(Settings):
+class GaussianNoiseParams(FrozenModel):
     kind: Literal["gaussian_noise"] = "gaussian_noise"
     sigma: float
     """8-bit levels."""
@@ -73,25 +73,25 @@ class GaussianNoiseParams(Settings):
     seed: int
 
 
-class PoissonNoiseParams(Settings):
+class PoissonNoiseParams(FrozenModel):
     kind: Literal["poisson_noise"] = "poisson_noise"
     scale: float
     gray: bool
     seed: int
 
 
-class MaskParams(Settings):
+class MaskParams(FrozenModel):
     kind: Literal["mask"] = "mask"
     fraction: float
     seed: int
 
 
-class JpegParams(Settings):
+class JpegParams(FrozenModel):
     kind: Literal["jpeg"] = "jpeg"
     quality: int
 
 
-class ResizeBackParams(Settings):
+class ResizeBackParams(FrozenModel):
     kind: Literal["resize_back"] = "resize_back"
     mode: Interpolation
 
@@ -111,7 +111,7 @@ OperationParams = Annotated[
 ]
 
 
-class DegradationParams(Settings):
+class DegradationParams(FrozenModel):
     """One degradation; of an `either` it holds the way that was taken, in line with the rest."""
 
     scale: float

@@ -16,7 +16,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.archives import ArchiveMember, scan_archive
 from datagen.photos.decode import SUFFIXES
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 ARCHIVE, LIST = ".tar", ".txt"
 _MISSING = "missing"
@@ -37,7 +37,7 @@ class SourceFile(NamedTuple):
     """Where it begins in its container, bytes."""
 
 
-class Rejection(Settings):
+class Rejection(FrozenModel):
     """One image left out of the dataset and why (a line of `rejected.jsonl`)."""
 
     uri: str

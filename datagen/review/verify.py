@@ -15,13 +15,13 @@ import numpy as np
 
 from datagen.dataset.known_photos import Ledger
 from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
-from datagen.dataset.manifest import Manifest, dataset_of, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, dataset_of, load_manifest
 from datagen.dataset.records import ShardRecord, Split
 from datagen.dataset.shards import read_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
-from datagen.records import Settings
+from datagen.records import FrozenModel, to_json
 from datagen.review.verify_samples import sample_faults
 from datagen.samples.sample import split_of
 
@@ -30,7 +30,7 @@ _KEY = "S23"
 _PHOTO_DIGITS = 20
 
 
-class Fault(Settings):
+class Fault(FrozenModel):
     """Something wrong with a dataset: the file or sample, and what."""
 
     where: str

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 from pipelines.cluster.dataset_workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class _Run(Generic[T, R]):
         except RayError as error:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS:
-                self._fail(FlowmapsrError(f"Ray workers cannot start: {_first_line(error)}"))
+                self._fail(FlowmapsrError(f"Ray workers cannot start: {first_line(error)}"))
         else:
             self.failed_starts = 0  # only those in a row tell that none can start
             self.idle.append(actor)
@@ -187,13 +187,13 @@ class _Run(Generic[T, R]):
         ray.kill(work.actor)  # it may be cut off rather than dead, and must not write any more
         path = work.task.path
         self.losses[path] += 1
-        logger.warning("worker lost at %s: %s", path, _first_line(error))
+        logger.warning("worker lost at %s: %s", path, first_line(error))
         if self.losses[path] < ATTEMPTS:
             self.waiting.appendleft(work.task)
             return
         self._fail(
             FlowmapsrError(
-                f"shard {path} lost its worker {ATTEMPTS} times, last: {_first_line(error)}; "
+                f"shard {path} lost its worker {ATTEMPTS} times, last: {first_line(error)}; "
                 f"the usual reason is too little memory: lower workers and run the same command"
             )
         )
@@ -201,7 +201,3 @@ class _Run(Generic[T, R]):
     def _fail(self, error: Exception) -> None:
         """The first failure is the one that is raised, once the tasks under way have ended."""
         self.failure = self.failure or error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -12,7 +12,7 @@ from prefect import flow
 
 from datagen.build.survey import survey
 from datagen.photos.sources import list_sources
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.environment import keep_tracking
 from pipelines.flows.dataset import run_build
@@ -29,7 +29,7 @@ NAME = "full"
 RUN_NAME = "{recipe.output}"
 
 
-class FullRecord(Settings):
+class FullRecord(FrozenModel):
     """What a full run leaves behind, for `report.json`."""
 
     rows: tuple[EvaluationRow, ...]

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import holds_secret
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
 from pipelines.orchestration.guard import refusal
 from pipelines.orchestration.place_name import place_name
@@ -53,12 +53,12 @@ class Deployable:
     """A flow that can be imported where the worker runs, and the one recipe it is to run with."""
 
     flow: Flow[Any, Any]
-    recipe: Settings
+    recipe: FrozenModel
     output: str
     """Where it writes: there is one deployment for each."""
 
 
-class Deployed(Settings):
+class Deployed(FrozenModel):
     """What the server holds now."""
 
     deployment: str

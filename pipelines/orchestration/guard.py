@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 from datagen.records import Settings
 from pipelines.terminal.process_edge import Terminated
 
@@ -123,7 +123,7 @@ def _raise_own_failure(work: Once[T]) -> None:
 
 def warn(error: Exception) -> None:
     """Says that Prefect failed, once for each way in which it does."""
-    _warn_once(_first_line(error))
+    _warn_once(first_line(error))
 
 
 @cache
@@ -139,17 +139,13 @@ def refusal(error: Exception) -> str:
     url = get_current_settings().api.url
     if url is None:
         return (
-            f"Prefect's own server did not start ({_first_line(error)}); look for a full disk or "
+            f"Prefect's own server did not start ({first_line(error)}); look for a full disk or "
             "too little memory, or set PREFECT_API_URL to a running server"
         )
     return (
-        f"Prefect at PREFECT_API_URL={url} does not answer as it should ({_first_line(error)}); "
+        f"Prefect at PREFECT_API_URL={url} does not answer as it should ({first_line(error)}); "
         "start the server, correct the variable, or unset it to run without a server"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
 def side_thread(work: Callable[[], None], *, name: str) -> threading.Thread:

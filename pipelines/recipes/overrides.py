@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 
 
 class RecipeError(FlowmapsrError):
@@ -113,4 +113,4 @@ def _join(path: str, key: object) -> str:
 
 def _short(error: yaml.YAMLError) -> str:
     problem = getattr(error, "problem", None)
-    return str(problem) if problem else str(error).splitlines()[0]
+    return str(problem) if problem else first_line(error)

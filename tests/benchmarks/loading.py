@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import Manifest, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import CodecRecord, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, write_shard
+from datagen.records import to_json
 from tests.support.tiny import dataset_recipe, write_photos
 
 ROOT = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from datagen.build.plan import make_plan
 from datagen.build.survey import Survey
 from datagen.dataset.known_photos import Ledger
 from datagen.dataset.layout import PLAN
-from datagen.dataset.manifest import parse, to_compact_json
 from datagen.dataset.tasks import Plan
 from datagen.io import storage
 from datagen.photos.scan import Header
 from datagen.photos.sources import Listing, SourceFile
+from datagen.records import read_record, to_compact_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 
 COUNT = 1_000_000
@@ -47,7 +48,7 @@ def main() -> None:
         )
         size = Path(uri).stat().st_size
         del found, plan
-        again: Plan = _timed("read plan.json", parse, Plan, uri)
+        again: Plan = _timed("read plan.json", partial(read_record, uri, Plan, remedy=""))
         assert len(again.tasks) == tasks
     print(f"\n{tasks:,} tasks, plan.json {size / 1e6:.0f} MB")
 

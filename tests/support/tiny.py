@@ -19,10 +19,11 @@ from filelock import FileLock
 from PIL import Image
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import Manifest, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import ShardRecord
 from datagen.dataset.shards import ShardSample, read_shard, write_shard
 from datagen.degradation.settings import DegradationSettings
+from datagen.records import to_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from tests.support.ports import free_port
 from training.settings.recipe import TrainingRecipe

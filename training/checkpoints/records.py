@@ -12,7 +12,7 @@ from typing import Self
 
 from torch import Tensor
 
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from training.data.schedule import Position
 
 COMMIT = "trainer_state.json"
@@ -32,7 +32,7 @@ class Share:
     """Small states that are no tensors, by name."""
 
 
-class FileRecord(Settings):
+class FileRecord(FrozenModel):
     """A file of a checkpoint, as it was written."""
 
     part: str
@@ -44,13 +44,13 @@ class FileRecord(Settings):
     sha256: str
 
 
-class ShareRecord(Settings):
+class ShareRecord(FrozenModel):
     """The files of one worker, all written: what its writer tells the first worker's."""
 
     files: tuple[FileRecord, ...]
 
 
-class Origin(Settings):
+class Origin(FrozenModel):
     """What a run must share with a checkpoint to go on from it."""
 
     stage: str
@@ -60,7 +60,7 @@ class Origin(Settings):
     dataset_digest: str
 
 
-class TrainerState(Settings):
+class TrainerState(FrozenModel):
     """What a stage needs beside its networks to go on exactly, and where it was saved."""
 
     step: int
@@ -79,7 +79,7 @@ class TrainerState(Settings):
         return Position(self.step, tuple(sorted(self.consumed.items())))
 
 
-class Commit(Settings):
+class Commit(FrozenModel):
     """`trainer_state.json`: its presence makes the checkpoint, its digests tell whether it is
     whole."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from training.run_dir.best_effort import secondary
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 SKIPPED = "skipped.jsonl"
 
 
-class Skipped(Settings):
+class Skipped(FrozenModel):
     """One sample, or a whole shard, that others stand in for."""
 
     shard: str

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
 from training.settings.model import TextEncoderPrompts
 
@@ -84,12 +84,8 @@ def _load(source: str, encoder: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise FlowmapsrError(
             f"prompts.source: {source} gives no text encoder {encoder!r} with its tokenizer "
-            f"{TOKENIZERS[encoder]!r} ({_first_line(error)}); give the hub id or folder of an "
+            f"{TOKENIZERS[encoder]!r} ({first_line(error)}); give the hub id or folder of an "
             "SDXL-like checkpoint with safetensors files (a folder starts with '/', '.' or '~'), "
             "or leave prompts out"
         ) from error
     return tokenizer, model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,11 +10,12 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.records import flatten
-from training.run_dir.records import StageRecord, read_record
+from datagen.records import Change, diff, read_record
+from training.run_dir.records import StageRecord
 from training.run_dir.starts import STARTS
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import CORRECTABLE
@@ -99,7 +100,7 @@ def check_recipe(recipe: TrainingRecipe) -> None:
     Raises:
         FlowmapsrError: naming the settings that differ, or the old recipe cannot be read.
     """
-    wrong = [change for change in _changes(recipe) if not change.is_correction(recipe)]
+    wrong = [change for change in _changes(recipe) if not _is_correction(change, recipe)]
     if wrong and _has_begun(recipe):
         raise FlowmapsrError(
             f"{recipe.output} holds a run of another recipe (different: "
@@ -119,28 +120,16 @@ def write_recipe(recipe: TrainingRecipe) -> None:
     storage.write_bytes(str(_recipe_path(recipe)), recipe.model_dump_json(indent=2).encode())
 
 
-@dataclass(frozen=True)
-class _Change:
-    """A setting that decides the result and is another one in the run's folder."""
-
-    name: str
-    """Dotted, as on the command line."""
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.name} was {self.old}, is {self.new}"
-
-    def is_correction(self, recipe: TrainingRecipe) -> bool:
-        """Whether a run that has begun may go on with it."""
-        first, _, rest = self.name.partition(".")
-        stage, _, field = rest.partition(".")
-        if first != "stages" or field not in CORRECTABLE:
-            return False
-        return StageFolder(Path(recipe.output), stage).record() is None
+def _is_correction(change: Change, recipe: TrainingRecipe) -> bool:
+    """Whether a run that has begun may continue with it."""
+    first, _, rest = change.name.partition(".")
+    stage, _, field = rest.partition(".")
+    if first != "stages" or field not in CORRECTABLE:
+        return False
+    return StageFolder(Path(recipe.output), stage).record() is None
 
 
-def _changes(recipe: TrainingRecipe) -> list[_Change]:
+def _changes(recipe: TrainingRecipe) -> list[Change]:
     """What differs from the recipe in the run's folder, if there is one."""
     remedy = "remove it, and the command that made this run writes it again"
     written = read_record(_recipe_path(recipe), TrainingRecipe, remedy=remedy)
@@ -148,16 +137,13 @@ def _changes(recipe: TrainingRecipe) -> list[_Change]:
         return []
     stages = [", ".join(stage.name for stage in one.stages) for one in (written, recipe)]
     if stages[0] != stages[1]:
-        return [_Change("stages", *stages)]
-    old, new = _by_name(written), _by_name(recipe)
-    names = sorted(old.keys() | new.keys())
-    changes = [_Change(name, old.get(name, "not set"), new.get(name, "not set")) for name in names]
-    return [change for change in changes if change.old != change.new]
+        return [Change("stages", *stages)]
+    return diff(_with_named_stages(written), _with_named_stages(recipe))
 
 
-def _by_name(recipe: TrainingRecipe) -> dict[str, str]:
+def _with_named_stages(recipe: TrainingRecipe) -> dict[str, Any]:
     content = recipe.content()
-    return flatten(content | {"stages": {stage["name"]: stage for stage in content["stages"]}})
+    return content | {"stages": {stage["name"]: stage for stage in content["stages"]}}
 
 
 def _has_begun(recipe: TrainingRecipe) -> bool:

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
-
-from datagen.errors import FlowmapsrError
-from datagen.io import storage
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
 FLOWMAPSR = "flowmapsr"
 """Methods of an evaluation row."""
 
-Record = TypeVar("Record", bound=Settings)
 
-
-class UnreadableRecord(FlowmapsrError):
-    """A record is there, but torn or of another version."""
-
-
-def read_record(path: Path, kind: type[Record], *, remedy: str) -> Record | None:
-    """The record in a file; None where there is no file.
-
-    Args:
-        remedy: what a user does about one that cannot be read.
-
-    Raises:
-        UnreadableRecord: naming the file, its first fault and the remedy.
-    """
-    try:
-        return kind.model_validate_json(storage.read_bytes(str(path)))
-    except storage.NotFoundError:
-        return None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        fault = f"{where}: {first['msg']}" if where else first["msg"]
-        raise UnreadableRecord(
-            f"{path} is torn, or of another version of flowmapsr ({fault}): {remedy}"
-        ) from error
-
-
-class StageRecord(Settings):
+class StageRecord(FrozenModel):
     """`<run>/stages/<name>/done.json`: its presence says that the stage is finished."""
 
     stage: str
@@ -56,7 +21,7 @@ class StageRecord(Settings):
     """The model folder, relative to the run."""
 
 
-class Workers(Settings):
+class Workers(FrozenModel):
     """All workers of a stage, in order of rank."""
 
     hosts: tuple[str, ...]
@@ -83,7 +48,7 @@ class Workers(Settings):
         }
 
 
-class StageProgress(Settings):
+class StageProgress(FrozenModel):
     """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few
     seconds."""
 
@@ -104,7 +69,7 @@ class StageProgress(Settings):
     """Why the last checkpoint is not there; empty when it is."""
 
 
-class EvaluationRow(Settings):
+class EvaluationRow(FrozenModel):
     """One line of the evaluation table: means over the held-out photos."""
 
     method: str

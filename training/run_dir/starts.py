@@ -16,10 +16,10 @@ from textwrap import shorten
 from pydantic import ValidationError
 
 from datagen.io import storage
-from datagen.records import Settings
+from datagen.records import FrozenModel, Record, UnreadableRecord, read_record
 from training.monitoring.watchdog import stack_files
 from training.run_dir.best_effort import append_whole, secondary
-from training.run_dir.records import Record, StageProgress, UnreadableRecord, Workers, read_record
+from training.run_dir.records import StageProgress, Workers
 from training.tracking.events import Artifact, Event, Tags
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ MOST_CAUSES = 3
 KILLED = "killed, or its machine was lost"
 
 
-class Start(Settings):
+class Start(FrozenModel):
     """One start of a stage."""
 
     time: float
@@ -48,14 +48,14 @@ class Start(Settings):
     """Checkpoints that were damaged, so that it went on from the one before."""
 
 
-class Ended(Settings):
+class Ended(FrozenModel):
     """`ended.json`: how the last start ended, where its process could still say so."""
 
     time: float
     reason: str
 
 
-class Failure(Settings):
+class Failure(FrozenModel):
     """A line of `<run>/failures.jsonl`: what the launcher saw of a worker that failed."""
 
     time: float
@@ -175,7 +175,7 @@ def _causes(failures: list[Failure]) -> str:
     )
 
 
-def append_line(path: Path, record: Settings) -> None:
+def append_line(path: Path, record: FrozenModel) -> None:
     """Adds a record to a file of lines, whole or not at all. Raises OSError."""
     append_whole(path, record.model_dump_json() + "\n")
 

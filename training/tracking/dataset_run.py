@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from datagen.dataset.layout import HISTOGRAMS, PREVIEW
 from datagen.dataset.manifest import Manifest
+from datagen.errors import first_line
 from datagen.io import storage
 from datagen.records import flatten
 from datagen.settings import DatasetRecipe
@@ -56,7 +57,7 @@ def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
         log.warning(
             "MLflow at %s does not take the dataset (%s); it is complete but not logged",
             tracking_uri(),
-            str(error).split("\n", 1)[0],
+            first_line(error),
         )
 
 

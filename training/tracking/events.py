@@ -12,50 +12,50 @@ from pydantic import AfterValidator, Field, TypeAdapter
 
 from datagen.dataset.manifest import Manifest
 from datagen.io.redaction import redacted
-from datagen.records import Settings
+from datagen.records import FrozenModel
 
 Public = Annotated[str, AfterValidator(redacted)]
 """Text that anybody may read: addresses lose their passwords."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Begin(Settings):
+class Begin(FrozenModel):
     """The run goes on, whatever was said of its end before."""
 
     kind: Literal["begin"] = "begin"
 
 
-class Metrics(Settings):
+class Metrics(FrozenModel):
     kind: Literal["metrics"] = "metrics"
     step: int
     time_ms: int
     values: dict[str, float]
 
 
-class Params(Settings):
+class Params(FrozenModel):
     kind: Literal["params"] = "params"
     values: dict[str, Public]
 
 
-class Tags(Settings):
+class Tags(FrozenModel):
     kind: Literal["tags"] = "tags"
     values: dict[str, Public]
 
 
-class Picture(Settings):
+class Picture(FrozenModel):
     kind: Literal["picture"] = "picture"
     key: str
     step: int
     path: str
 
 
-class Artifact(Settings):
+class Artifact(FrozenModel):
     kind: Literal["artifact"] = "artifact"
     path: str
     folder: str | None = None
 
 
-class DatasetInput(Settings):
+class DatasetInput(FrozenModel):
     kind: Literal["dataset"] = "dataset"
     name: str
     digest: str
@@ -63,7 +63,7 @@ class DatasetInput(Settings):
     samples: int
 
 
-class End(Settings):
+class End(FrozenModel):
     kind: Literal["end"] = "end"
     status: Status
     reason: Public | None = None

@@ -18,7 +18,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from datagen.io import storage
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from training.run_dir.best_effort import append_whole, secondary
 from training.tracking.events import EVENT, Event
 
@@ -121,7 +121,7 @@ class Journal:
             return _Sent()
 
 
-class _Sent(Settings):
+class _Sent(FrozenModel):
     """How far a run has got a journal."""
 
     run_id: str = ""

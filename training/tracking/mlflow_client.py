@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from datagen.io import storage
 from datagen.io.redaction import redacted
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from training.tracking.events import (
     Artifact,
     Begin,
@@ -49,7 +49,7 @@ FAILURE = "failure"
 NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
 
 
-class RunNames(Settings):
+class RunNames(FrozenModel):
     """`<run>/mlflow.json`: the MLflow runs that belong to a run folder."""
 
     tracking_uri: str

@@ -12,9 +12,9 @@ from typing import Literal
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import TRAINING, living_holder
 from datagen.io.lock_owner import Holder
-from datagen.records import Settings
+from datagen.records import FrozenModel, read_record
 from training.run_dir.paths import StageFolder
-from training.run_dir.records import StageProgress, read_record
+from training.run_dir.records import StageProgress
 from training.run_dir.starts import PROGRESS, how_ended, read_ended, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
@@ -26,7 +26,7 @@ SPEED = "perf/images_per_second"
 State = Literal["done", "running", "stopped", "waiting"]
 
 
-class StageStatus(Settings):
+class StageStatus(FrozenModel):
     """Where one stage stands; what is not known is null."""
 
     stage: str
@@ -47,7 +47,7 @@ class StageStatus(Settings):
     """The last values of `val/...`."""
 
 
-class RunStatus(Settings):
+class RunStatus(FrozenModel):
     run: str
     stages: tuple[StageStatus, ...]
 

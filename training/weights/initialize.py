@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from datagen.errors import FlowmapsrError
-from datagen.records import Settings
+from datagen.records import FrozenModel
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import Prompts, stand_in
 from training.flowmap.text_encoders import encode_once
@@ -30,7 +30,7 @@ DOWNLOAD = "initial"
 """Where in the stage's folder a model version of the registry is kept while the stage runs."""
 
 
-class Parameter(Settings):
+class Parameter(FrozenModel):
     """A line of the report."""
 
     name: str
@@ -42,7 +42,7 @@ class Parameter(Settings):
         return math.prod(self.shape)
 
 
-class InitialisationReport(Settings):
+class InitialisationReport(FrozenModel):
     """What a network took from its source."""
 
     source: str

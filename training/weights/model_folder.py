@@ -17,13 +17,12 @@ from typing import Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.io.local import errors
-from datagen.records import Settings
+from datagen.records import FrozenModel, read_record
 from datagen.samples.codecs import Codec, load_codec
 from datagen.settings import CodecSettings
 from training.flowmap.lora import merge_lora, split_weights
@@ -34,10 +33,9 @@ from training.settings.model import ModelSettings
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 LORA = "lora.safetensors"
-FORMAT_VERSION = 1
 
 
-class LoraRecord(Settings):
+class LoraRecord(FrozenModel):
     """The LoRA in `lora.safetensors`, trained at scale 1 on the frozen `model.safetensors`."""
 
     rank: int
@@ -46,7 +44,7 @@ class LoraRecord(Settings):
     """How strongly it acts at inference unless told otherwise."""
 
 
-class ModelConfig(Settings):
+class ModelConfig(FrozenModel):
     """`config.json` of a model folder."""
 
     format_version: Literal[1] = 1
@@ -134,24 +132,11 @@ def find_model(path: str | Path) -> Path:
 
 def load_config(folder: Path) -> ModelConfig:
     """Reads and checks `config.json`."""
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FlowmapsrError(f"{path} cannot be read: {error}") from error
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
-        raise FlowmapsrError(
-            f"{path}: format_version is {version!r}, but this flowmapsr reads version "
-            f"{FORMAT_VERSION}; "
-            "use the flowmapsr that wrote the model, or train it again"
-        )
-    try:
-        return ModelConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise FlowmapsrError(f"{path}: {field}: {first['msg']}") from error
+    remedy = "use the flowmapsr that wrote the model, or train it again"
+    config = read_record(folder / CONFIG, ModelConfig, remedy=remedy)
+    if config is None:
+        raise FlowmapsrError(f"there is no {folder / CONFIG}; give a model folder or a run folder")
+    return config
 
 
 def load_net(

@@ -181,7 +181,7 @@ def test_another_recipe_is_refused_field_by_field(recipe: RecipeMaker) -> None:
     before = _hashes(recipe().output)
     with pytest.raises(FlowmapsrError) as error:
         build_dataset(recipe(seed=8, variants=1))
-    assert "seed: 7 → 8" in str(error.value) and "variants: 2 → 1" in str(error.value)
+    assert "seed was 7, is 8" in str(error.value) and "variants was 2, is 1" in str(error.value)
     assert _hashes(recipe().output) == before
 
 

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import Manifest, load_manifest, to_json
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shards import read_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.records import to_json
 from datagen.review.inspect_sample import inspect_sample, save_pictures
 from datagen.settings import DatasetRecipe
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from datagen.build.builder import build_dataset
-from datagen.dataset.manifest import load_manifest, to_json
+from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
 from datagen.errors import FlowmapsrError
+from datagen.records import to_json
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
 
@@ -195,9 +196,9 @@ def test_an_unreadable_manifest(dataset: Path) -> None:
     path = dataset / "manifest.json"
     content = json.loads(path.read_bytes())
     faults = {
-        "not JSON": "{",
-        "schema_version is 99": json.dumps({**content, "schema_version": 99}),
-        "digest is missing": json.dumps({"schema_version": 1}),
+        "Invalid JSON": "{",
+        "schema_version: Input should be 1, not 99": json.dumps({**content, "schema_version": 99}),
+        "recipe: Field required": json.dumps({"schema_version": 1}),
     }
     for what, text in faults.items():
         path.write_text(text)

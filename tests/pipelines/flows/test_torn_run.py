@@ -45,9 +45,9 @@ def stopped(undisturbed: TrainingRecipe, tmp_path: Path) -> TrainingRecipe:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("recipe.json", "recipe.json is torn"),
-        ("stages/warmup/done.json", "done.json is torn"),
-        ("stages/distill/progress.json", "progress.json is torn"),
+        ("recipe.json", "recipe.json is corrupt"),
+        ("stages/warmup/done.json", "done.json is corrupt"),
+        ("stages/distill/progress.json", "progress.json is corrupt"),
         ("stages/distill/ended.json", "distill stopped: not known"),
         ("stages/distill/starts.jsonl", "distill stopped: finished"),
         ("stages/distill/tracking.jsonl", "distill stopped: finished"),
@@ -62,8 +62,8 @@ def test_the_status_of_a_run_with_a_torn_file_is_told(
     assert path.is_file()
     _tear(path, left)
     ended = flowmapsr("status", stopped.output)
-    assert said in (ended.err if "is torn" in said else ended.out)
-    assert ended.code == (1 if "is torn" in said else 0)
+    assert said in (ended.err if "is corrupt" in said else ended.out)
+    assert ended.code == (1 if "is corrupt" in said else 0)
     assert "Traceback" not in ended.err and "in a way it should not" not in ended.err
 
 
@@ -77,7 +77,7 @@ def test_the_same_command_says_what_is_torn_and_to_remove_it(
     _tear(Path(stopped.output) / name, left)
     ended = flowmapsr("train", str(recipe), f"output={stopped.output}", "--json")
     assert ended.code == 1 and ended.json["error"].count("remove it") == 1
-    assert f"{stopped.output}/{name} is torn" in ended.err
+    assert f"{stopped.output}/{name} is corrupt" in ended.err
     assert "Traceback" not in ended.err and "in a way it should not" not in ended.err
 
 
@@ -103,14 +103,14 @@ def test_a_run_whose_records_are_all_torn_goes_on_to_the_same_model(
     journal[torn] = journal[torn][:30] + b"\x00\xff" + journal[torn][40:]
     (home / "tracking.jsonl").write_bytes(b"".join(journal))
 
-    with pytest.raises(FlowmapsrError, match=r"done\.json is torn"):
+    with pytest.raises(FlowmapsrError, match=r"done\.json is corrupt"):
         _tear(run / "stages" / "warmup" / "done.json", EMPTY)
         finished_stages(stopped)
     (run / "stages" / "warmup" / "done.json").unlink()
     _tear(run / "recipe.json", HALVES)
-    with pytest.raises(FlowmapsrError, match=r"recipe\.json is torn"):
+    with pytest.raises(FlowmapsrError, match=r"recipe\.json is corrupt"):
         check_recipe(stopped)
-    with pytest.raises(FlowmapsrError, match=r"recipe\.json is torn"):
+    with pytest.raises(FlowmapsrError, match=r"recipe\.json is corrupt"):
         find_model(run)
     (run / "recipe.json").unlink()
 
