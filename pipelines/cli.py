@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from datagen.errors import FlowmapsrError
 from pipelines.environment import (
     keep_tracking,
     leave_run_logs_to_prefect,
     prepare_environment,
 )
 from pipelines.terminal import reports
-from pipelines.terminal.process_edge import process_edge
+from pipelines.terminal.process_edge import VerbResult, process_edge
 
 app = typer.Typer(
     help="From photos to a trained, reviewed, deployable super-resolution model.",
@@ -95,7 +96,7 @@ def demo(
         if dry_run:
             return out.say_recipe(demo_recipe(output).model_dump(mode="json"))
         report = run_demo(output)
-        out.say(reports.Report(report.model_dump(mode="json"), report.lines()))
+        out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
 
 
 @dataset_app.command("build")
@@ -157,11 +158,19 @@ def dataset_inspect(
 def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
     """Read every byte of a dataset and compare it with its manifest; exit code 1 on any fault."""
     with process_edge(as_json=as_json) as out:
+        from datagen.dataset.manifest import load_manifest
+        from datagen.review.verify import verify_dataset
         from pipelines.recipes.load import absolute_location
-        from pipelines.terminal.verification import verify_shown
+        from pipelines.terminal.progress import show_progress
 
-        place = absolute_location(uri, field="URI")
-        out.say(reports.verified(place, verify_shown(place)))
+        dataset = absolute_location(uri, field="URI")
+        try:
+            total = load_manifest(dataset).num_shards
+        except FlowmapsrError:  # a fault, which the verification names
+            return out.say(reports.verified(dataset, verify_dataset(dataset)))
+        with show_progress("verify", total=total, unit="shards") as progress:
+            faults = verify_dataset(dataset, on_shard=lambda done, _: progress.reach(done))
+        out.say(reports.verified(dataset, faults))
 
 
 @app.command()
@@ -295,12 +304,13 @@ def deploy(
         from pipelines.recipes.load import recipe_of_flow
 
         resolved = recipe_of_flow(flow, recipe, settings or [])
+        from pipelines.flows.deployables import deployable
         from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
-        target = deployments.deployable(resolved)
+        target = deployable(resolved)
         out.say(reports.deployed(deployments.deploy(target, schedule=schedule, pool=pool)))
 
 

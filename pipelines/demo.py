@@ -18,7 +18,8 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.recipes.load import full_recipe
-from pipelines.terminal.reports import command, evaluation_table
+from pipelines.terminal.reports import evaluation_table
+from pipelines.terminal.text import command
 from training.run_dir.records import BICUBIC, FLOWMAPSR, EvaluationRow
 
 TRAINING_PHOTOS = (

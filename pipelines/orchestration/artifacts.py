@@ -25,10 +25,9 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from datagen.dataset.layout import PREVIEW, REJECTED
 from datagen.dataset.manifest import Manifest
 from datagen.io import storage
-from pipelines.orchestration.guard import side_thread, warn
-from pipelines.orchestration.place_name import place_name
+from pipelines.orchestration.guard import artifact_slug, side_thread, warn
 from pipelines.terminal.build_meter import BuildMeter
-from pipelines.terminal.reports import duration, human_bytes
+from pipelines.terminal.text import duration, human_bytes
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ CALL_SECONDS = 10.0
 def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
     """Keeps a progress artifact of the current flow run up to date for the length of the block."""
     stop = threading.Event()
-    page = _ProgressPage(meter, key=f"{place_name(dataset)}-progress")
+    page = _ProgressPage(meter, key=f"{artifact_slug(dataset)}-progress")
     thread = side_thread(lambda: page.follow(stop), name="prefect-progress")
     try:
         yield
@@ -110,7 +109,7 @@ def show_result(manifest: Manifest, dataset: str) -> None:
 
 
 def _add_all(manifest: Manifest, dataset: str) -> None:
-    name = place_name(dataset)
+    name = artifact_slug(dataset)
     try:
         create_markdown_artifact(summary_markdown(manifest, dataset), key=f"{name}-summary")
         create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")

@@ -32,12 +32,9 @@ from pydantic import ValidationError
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import holds_secret
 from datagen.records import FrozenModel
-from datagen.settings import DatasetRecipe
-from pipelines.orchestration.guard import refusal
-from pipelines.orchestration.place_name import place_name
-from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.orchestration.guard import artifact_slug, refusal
 from pipelines.recipes.overrides import RecipeError
-from training.settings.recipe import TrainingRecipe
+from pipelines.terminal.results import Deployed
 
 DEFAULT_POOL = "flowmapsr"
 POOL_TYPE = "process"
@@ -56,36 +53,6 @@ class Deployable:
     recipe: FrozenModel
     output: str
     """Where it writes: there is one deployment for each."""
-
-
-class Deployed(FrozenModel):
-    """What the server holds now."""
-
-    deployment: str
-    """`<flow>/<name>`, as Prefect's commands take it."""
-    id: str
-    output: str
-    work_pool: str
-    schedule: str | None
-    schedule_id: str | None
-    next_run: datetime | None
-
-
-def deployable(recipe: DatasetRecipe | TrainingRecipe | FullRecipe) -> Deployable:
-    """The flow of a recipe's kind with that recipe."""
-    match recipe:
-        case DatasetRecipe():
-            from pipelines.flows.dataset import build_dataset
-
-            return Deployable(build_dataset, recipe, recipe.output)
-        case TrainingRecipe():
-            from pipelines.flows.training import train
-
-            return Deployable(train, recipe, recipe.output)
-        case FullRecipe():
-            from pipelines.flows.full import full
-
-            return Deployable(full, recipe, recipe.output)
 
 
 def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule | None:
@@ -141,7 +108,7 @@ def _apply(
     target: Deployable, parameters: dict[str, Any], *, schedule: Schedule | None, pool: str
 ) -> UUID:
     deployment = target.flow.to_deployment(
-        place_name(target.output),
+        artifact_slug(target.output),
         parameters=parameters,
         schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
         concurrency_limit=ConcurrencyLimitConfig(

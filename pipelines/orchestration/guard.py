@@ -5,7 +5,9 @@ Prefect shows and schedules; what was made is told by the files alone. Knows no 
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -20,7 +22,7 @@ from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
 from datagen.records import Settings
-from pipelines.terminal.process_edge import Terminated
+from pipelines.terminal.signals import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -153,3 +155,15 @@ def side_thread(work: Callable[[], None], *, name: str) -> threading.Thread:
     thread = threading.Thread(target=copy_context().run, args=(work,), name=name, daemon=True)
     thread.start()
     return thread
+
+
+def artifact_slug(location: str) -> str:
+    """Name of a dataset or run on Prefect's pages, unique to its location.
+
+    `/data/My Set` -> `my-set-1f0c2a9b`: lower case letters, digits and dashes only.
+    """
+    path = location.rstrip("/")
+    last = path.rsplit("/", 1)[-1].lower()
+    words = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:40].strip("-")
+    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
+    return f"{words}-{digest}" if words else digest

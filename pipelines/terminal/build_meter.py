@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from pipelines.terminal.progress import show_progress
-from pipelines.terminal.reports import human_bytes
+from pipelines.terminal.text import human_bytes
 
 
 @dataclass(frozen=True, slots=True)

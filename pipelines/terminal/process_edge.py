@@ -11,21 +11,28 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import typer
 
 from datagen.errors import FlowmapsrError
-from pipelines.terminal.reports import Report, command
+from pipelines.terminal.signals import Terminated
+from pipelines.terminal.text import command
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, so that clean-up runs as it does on Ctrl-C."""
+@dataclass(frozen=True)
+class VerbResult:
+    """The same outcome for a program and for a person."""
+
+    result: Mapping[str, Any]
+    lines: Sequence[str]
+    ok: bool = True
 
 
 class Output:
@@ -36,17 +43,17 @@ class Output:
         self._text = ""
         self.exit_code = 0
 
-    def say(self, report: Report) -> None:
+    def say(self, result: VerbResult) -> None:
         """The outcome; one that is not ok makes the exit code 1."""
-        self._text = _json_text(report.result) if self._as_json else "\n".join(report.lines)
-        self.exit_code = 0 if report.ok else FAILED
+        self._text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
+        self.exit_code = 0 if result.ok else FAILED
 
     def say_recipe(self, recipe: Mapping[str, Any]) -> None:
         """The recipe that would be run."""
         import yaml
 
         text = yaml.safe_dump(dict(recipe), sort_keys=False, width=100, allow_unicode=True)
-        self.say(Report(recipe, [text.rstrip()]))
+        self.say(VerbResult(recipe, [text.rstrip()]))
 
     def fail(self, message: str, *, exit_code: int) -> None:
         """The message on stderr, and with `--json` as the one object on stdout too."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from pipelines.terminal.reports import duration
+from pipelines.terminal.text import duration
 
 if TYPE_CHECKING:
     from rich import progress as bars

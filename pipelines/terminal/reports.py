@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW
+from pipelines.terminal.process_edge import VerbResult
+from pipelines.terminal.text import command, counted, duration, human_bytes, table
 
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
@@ -20,22 +21,13 @@ if TYPE_CHECKING:
     from datagen.dataset.manifest import Manifest
     from datagen.review.inspect_sample import InspectedSample
     from datagen.review.verify import Fault
-    from pipelines.orchestration.deployments import Deployed
+    from pipelines.terminal.results import Deployed
     from training.inference.files import UpscaleReport
     from training.run_dir.records import EvaluationRow, StageRecord
     from training.tracking.status import RunStatus, StageStatus
 
 
-@dataclass(frozen=True)
-class Report:
-    """The same outcome for a program and for a person."""
-
-    result: Mapping[str, Any]
-    lines: Sequence[str]
-    ok: bool = True
-
-
-def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> Report:
+def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> VerbResult:
     """A dataset that is complete; `how` tells whether this command made it, `found` what it had to
     do."""
     folder = dataset.rstrip("/")
@@ -70,10 +62,10 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> Repor
         "gone": sorted(found.gone),
         "changed": sorted(found.changed),
     }
-    return Report({**result, **_summary(manifest)}, lines)
+    return VerbResult({**result, **_summary(manifest)}, lines)
 
 
-def inspected(dataset: str, manifest: Manifest) -> Report:
+def inspected(dataset: str, manifest: Manifest) -> VerbResult:
     """What a dataset holds."""
     counts: Counter[tuple[str, str]] = Counter()
     for shard in manifest.shards:
@@ -97,10 +89,10 @@ def inspected(dataset: str, manifest: Manifest) -> Report:
         {"bucket": bucket, "split": split, "num_samples": count}
         for (bucket, split), count in sorted(counts.items())
     ]
-    return Report(result, lines)
+    return VerbResult(result, lines)
 
 
-def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> Report:
+def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> VerbResult:
     """One sample: its pictures, and everything that was drawn for it."""
     import yaml
 
@@ -111,7 +103,7 @@ def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]
         *(f"wrote {uri}" for uri in files),
     ]
     result = {"uri": dataset, "shard": sample.shard, "sample": drawn, "files": list(files)}
-    return Report(result, lines)
+    return VerbResult(result, lines)
 
 
 def _spreads(counts: Counts) -> list[tuple[str, ...]]:
@@ -132,19 +124,19 @@ def _spreads(counts: Counts) -> list[tuple[str, ...]]:
     ]
 
 
-def verified(dataset: str, faults: Sequence[Fault]) -> Report:
+def verified(dataset: str, faults: Sequence[Fault]) -> VerbResult:
     """How a dataset compares with its manifest."""
     result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
     if faults:
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]
-        return Report(result, lines, ok=False)
+        return VerbResult(result, lines, ok=False)
     next_step = command("train", "demo", f"manifest={dataset}", "output=RUN")
     lines = [f"{dataset}: every part is as its manifest says.", f"Next: {next_step}"]
-    return Report(result, lines)
+    return VerbResult(result, lines)
 
 
-def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> Report:
+def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> VerbResult:
     """A training run whose stages are done, and where it can be reviewed."""
     model = f"{run}/{records[-1].model}"
     lines = [
@@ -156,14 +148,14 @@ def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> Re
     ]
     stages = [record.model_dump(mode="json") for record in records]
     result = {"run": run, "model": model, "page": page, "stages": stages}
-    return Report(result, lines)
+    return VerbResult(result, lines)
 
 
-def evaluated(model: str, rows: Sequence[EvaluationRow]) -> Report:
+def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:
     """The evaluation table of a model."""
     next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
     result = {"model": model, "rows": [row.model_dump(mode="json") for row in rows]}
-    return Report(result, [*evaluation_table(rows), f"Next: {next_step}"])
+    return VerbResult(result, [*evaluation_table(rows), f"Next: {next_step}"])
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
@@ -182,7 +174,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     return table(("method", "scale", "steps", "PSNR dB", "SSIM", "seconds"), cells)
 
 
-def upscaled(output: str, scale: float, report: UpscaleReport) -> Report:
+def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
     """Which photos were enlarged, and which could not be."""
     failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
     result = {"written": [str(path) for path in report.written], "failed": failed}
@@ -190,10 +182,10 @@ def upscaled(output: str, scale: float, report: UpscaleReport) -> Report:
     if failed:
         lines += [f"Left out {counted(len(failed), 'image')}:"]
         lines += [f"  {path}: {reason}" for path, reason in report.failed]
-    return Report(result, lines, ok=not failed)
+    return VerbResult(result, lines, ok=not failed)
 
 
-def deployed(found: Deployed) -> Report:
+def deployed(found: Deployed) -> VerbResult:
     """A deployment, and the commands of Prefect that start, pause and remove it."""
     name = found.deployment
     commands = {
@@ -214,10 +206,10 @@ def deployed(found: Deployed) -> Report:
         "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
         f"Next: {commands['worker']}",
     ]
-    return Report({**found.model_dump(mode="json"), "commands": commands}, lines)
+    return VerbResult({**found.model_dump(mode="json"), "commands": commands}, lines)
 
 
-def run_stands(found: RunStatus) -> Report:
+def run_stands(found: RunStatus) -> VerbResult:
     """How far a training run has come."""
     headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
@@ -234,56 +226,20 @@ def run_stands(found: RunStatus) -> Report:
             lines.append(f"{stage.stage}: {stage.problem}")
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
-    return Report(found.model_dump(mode="json"), lines)
+    return VerbResult(found.model_dump(mode="json"), lines)
 
 
-def runs_stand(place: str, found: Sequence[RunStatus]) -> Report:
+def runs_stand(place: str, found: Sequence[RunStatus]) -> VerbResult:
     """How far several training runs have come, a line each."""
     rows = [(_place_in(run.run, place), *_stage_cells(run.current)) for run in found]
     headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
-    return Report({"runs": [run.model_dump(mode="json") for run in found]}, lines)
+    return VerbResult({"runs": [run.model_dump(mode="json") for run in found]}, lines)
 
 
 def _place_in(run: str, place: str) -> str:
     folder = Path(place).expanduser().absolute()
     return str(Path(run).relative_to(folder))
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    grid = [headings, *rows]
-    widths = [max(len(row[column]) for row in grid) for column in range(len(headings))]
-    return ["  ".join(_aligned(row, widths)) for row in grid]
-
-
-def human_bytes(count: int) -> str:
-    """`1.4 MB`: decimal units."""
-    if count < 1000:
-        return f"{count} bytes"
-    size = count / 1000
-    for unit in ("kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 shard`, `2 shards`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def command(*words: str) -> str:
-    """A command line that can be pasted into a shell."""
-    return shlex.join(["flowmapsr", *words])
 
 
 def _contents(manifest: Manifest) -> str:
@@ -308,8 +264,3 @@ def _stage_cells(stage: StageStatus) -> tuple[str, ...]:
         "-" if age is None else f"step {stage.checkpoint_step}, {duration(age)} ago",
         str(stage.restarts),
     )
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if column == 0 else cell.rjust(width)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from datagen.dataset.manifest import load_manifest
 from datagen.review.verify import verify_dataset
-from pipelines.orchestration.place_name import place_name
+from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from tests.support.ray_actors import ray_actors
 
@@ -197,7 +197,7 @@ def test_bad_images_are_left_out_up_to_the_limit(
     assert (manifest.num_samples, manifest.rejected.count) == (6, 3)
     assert len((tmp_path / "lenient" / "rejected.jsonl").read_text().splitlines()) == 3
 
-    place = place_name(f"{tmp_path}/lenient")
+    place = artifact_slug(f"{tmp_path}/lenient")
     shown = artifacts(servers["PREFECT_API_URL"], place)
     assert shown[f"{place}-progress"]["data"] == 100
     assert "7 of 7 samples" in shown[f"{place}-progress"]["description"]  # one of them rejected

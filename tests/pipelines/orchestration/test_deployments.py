@@ -17,7 +17,7 @@ from PIL import Image
 
 from datagen.dataset.manifest import load_manifest
 from datagen.review.verify import verify_dataset
-from pipelines.orchestration.place_name import place_name
+from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from pipelines.recipes.overrides import RecipeError
 from tests.support.prefect_servers import Server, kill, running_server, running_worker, wait_until
@@ -76,7 +76,7 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
 ) -> None:
     words = settings(photos, tmp_path / "My Set", "seed=11")
     said = deploy(*words, "--interval", "1h")
-    name = place_name(str(tmp_path / "My Set"))
+    name = artifact_slug(str(tmp_path / "My Set"))
     assert said["deployment"] == f"build-dataset/{name}" and name.startswith("my-set-")
 
     held = server.get(f"/deployments/{said['id']}")
@@ -271,7 +271,7 @@ def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_are_unique_and_of_safe_characters() -> None:
-    assert place_name("/a/set/") == place_name("/a/set")
-    assert place_name("/a/set") != place_name("/b/set")
-    assert place_name("s3://bucket/Über Set_2").startswith("ber-set-2-")
-    assert len(place_name("/" + "x" * 300)) < 60
+    assert artifact_slug("/a/set/") == artifact_slug("/a/set")
+    assert artifact_slug("/a/set") != artifact_slug("/b/set")
+    assert artifact_slug("s3://bucket/Über Set_2").startswith("ber-set-2-")
+    assert len(artifact_slug("/" + "x" * 300)) < 60

@@ -10,7 +10,7 @@ from prefect.exceptions import TerminationSignal
 
 from datagen.errors import FlowmapsrError
 from pipelines.orchestration.guard import Once, despite_prefect, run_flow
-from pipelines.terminal.process_edge import Terminated
+from pipelines.terminal.signals import Terminated
 
 Runner = Callable[[Once[int], Callable[[], object]], int]
 
