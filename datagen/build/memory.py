@@ -1,6 +1,6 @@
-"""Says how much memory a worker needs at most, from what its recipe allows.
+"""The most memory a worker needs, estimated from its recipe.
 
-`tests/datagen/build/test_memory.py` holds the builder to it.
+`tests/datagen/build/test_memory.py` compares it with what a worker uses.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
     """
     photo = recipe.filters.max_megapixels * 1e6
     sample = max(budget.side for budget in recipe.buckets.budgets) ** 2
-    batch = recipe.codec.batch if isinstance(recipe.codec, AutoencoderSettings) else 1
+    batch = encoding_batch(recipe)
     waiting = threads + 2 + 2 * batch
     return int(
         _LIBRARIES
@@ -35,3 +35,8 @@ def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
         + waiting * sample * _BYTES_WAITING
         + batch * sample * _BYTES_ENCODING[recipe.codec.kind]
     )
+
+
+def encoding_batch(recipe: DatasetRecipe) -> int:
+    """Samples that the codec encodes together."""
+    return recipe.codec.batch if isinstance(recipe.codec, AutoencoderSettings) else 1

@@ -1,25 +1,21 @@
-"""Turns a task's photos into degraded samples, read ahead by threads, in the task's order.
-
-At most `threads + 1` samples wait at any time, so memory does not grow with the task. Knows no
-codec and no shards.
-"""
+"""Turns the photos of a task into degraded samples, prefetched by threads, in the task's order."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from datagen.dataset.records import DrawnSample, Split
+from datagen.dataset.shards import Latents
 from datagen.dataset.tasks import ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.io.prefetch import read_ahead
 from datagen.photos.decode import ImageRejected, check_pixels, decode_photo
 from datagen.photos.sources import SourceFile, read_photo
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
@@ -28,8 +24,10 @@ from datagen.settings import DatasetRecipe
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample that only lacks its latents."""
+    """One variant of a photo; only `encode` adds its latents."""
 
+    sha256: str
+    """Of the photo's bytes."""
     drawn: DrawnSample
     split: Split
     images: np.ndarray
@@ -37,50 +35,56 @@ class PreparedSample:
     hq_jpeg: bytes | None
     photo_side: int
     """Shorter side of the photo, pixels."""
+    latents: Latents | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one variant of a photo: a sample, or a reason why there is none."""
+class RejectedSample:
+    """A variant of a photo that no sample can be made of, and why."""
 
-    file: SourceFile
-    sha256: str
-    sample: PreparedSample | None
-    reason: str | None
+    uri: str
+    reason: str
 
 
-def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator[Outcome]:
-    """One outcome for each sample of the task, in its order.
+SampleResult = PreparedSample | RejectedSample
 
-    Raises FlowmapsrError when a photo is not the one that was planned or cannot be read.
+
+def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator[SampleResult]:
+    """One result for each sample of the task, in its order.
+
+    At most `threads + 1` results wait at any time, so memory does not grow with the task.
+
+    Raises:
+        FlowmapsrError: a photo changed after planning, or cannot be read.
     """
-    waiting: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
+
+    def work(job: _Job) -> SampleResult:
         try:
-            for photo, variant in _jobs(task, recipe):
-                waiting.append(pool.submit(_prepared, recipe, photo, variant))
-                if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            return _sample(recipe, job.photo.get(), job.variant)
+        except ImageRejected as error:
+            return RejectedSample(job.photo.file.uri, error.reason)
+
+    return read_ahead(_jobs(task, recipe), work, threads=threads, ahead=threads + 1)
 
 
-def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[tuple[_DecodedOnce, int]]:
+@dataclass(frozen=True)
+class _Job:
+    photo: _CachedPhoto
+    variant: int
+
+
+def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[_Job]:
     for photo in task.photos:
-        decoded = _DecodedOnce(photo.file, recipe)
+        cached = _CachedPhoto(photo.file, recipe)
         for variant in range(photo.first, photo.first + photo.variants):
-            yield decoded, variant
+            yield _Job(cached, variant)
 
 
-class _DecodedOnce:
-    """A photo that is read when its first variant asks for it, and dropped after the last."""
+class _CachedPhoto:
+    """A photo that is decoded when its first variant asks for it, and freed after the last."""
 
     def __init__(self, file: SourceFile, recipe: DatasetRecipe) -> None:
         self.file = file
-        self.sha256 = ""
         self._recipe = recipe
         self._lock = threading.Lock()
         self._result: Photo | ImageRejected | None = None
@@ -96,42 +100,34 @@ class _DecodedOnce:
 
     def _read(self) -> Photo | ImageRejected:
         data = self._bytes()
-        self.sha256 = hashlib.sha256(data).hexdigest()
         try:
             pixels = decode_photo(data, self._recipe.images)
             check_pixels(pixels, self._recipe.filters)
         except ImageRejected as error:
             return error
-        return Photo(self.file.uri, self.sha256, pixels)
+        return Photo(self.file.uri, hashlib.sha256(data).hexdigest(), pixels)
 
     def _bytes(self) -> bytes:
-        again = "run the same command again: what is finished is kept, the rest is planned anew"
+        again = "run the same command again: finished shards are kept, the rest is replanned"
         try:
             data = read_photo(self.file)
         except storage.NotFoundError as error:
             raise FlowmapsrError(
-                f"{self.file.uri}: this photo has gone since the build was planned; {again}"
+                f"{self.file.uri}: this photo disappeared after planning; {again}"
             ) from error
         if len(data) != self.file.bytes:
             raise FlowmapsrError(
-                f"{self.file.uri}: this photo has changed since the build was planned "
+                f"{self.file.uri}: this photo changed after planning "
                 f"({self.file.bytes} bytes then, {len(data)} now); {again}"
             )
         return data
-
-
-def _prepared(recipe: DatasetRecipe, decoded: _DecodedOnce, variant: int) -> Outcome:
-    try:
-        sample = _sample(recipe, decoded.get(), variant)
-    except ImageRejected as error:
-        return Outcome(decoded.file, decoded.sha256, None, error.reason)
-    return Outcome(decoded.file, decoded.sha256, sample, None)
 
 
 def _sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> PreparedSample:
     drawn = draw_sample(recipe, photo, variant)
     made = make_pixels(photo.pixels, drawn)
     return PreparedSample(
+        sha256=photo.sha256,
         drawn=drawn,
         split=split_of(photo.sha256, recipe.validation_fraction),
         images=_stacked(made),

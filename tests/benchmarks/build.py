@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ import numpy as np
 import skimage.data
 import torch
 
-from datagen.build.builder import ShardBuilder, build_dataset
+from datagen.build.builder import ShardBuilder
 from datagen.build.finish import pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.tasks import Plan
 from datagen.samples.codecs import load_codec
 from datagen.samples.encode import encode
-from datagen.samples.prepare import Outcome, prepare
+from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.dataset_workers import size_workers
@@ -83,8 +83,7 @@ def _own_seconds(recipe: DatasetRecipe, plan: Plan) -> float:
     batch = getattr(recipe.codec, "batch", 1)
     start = time.process_time()
     for task in plan.tasks:
-        outcomes: Iterable[Outcome] = prepare(task, recipe, threads=1)
-        for _ in encode(outcomes, codec, batch=batch, device="cpu"):
+        for _ in encode(prepare(task, recipe, threads=1), codec, batch=batch, device="cpu"):
             pass
     return time.process_time() - start
 
@@ -131,7 +130,7 @@ def _resume(folder: Path) -> None:
         variants=1,
         samples_per_shard=256,
     )
-    build_dataset(recipe)
+    build_in_process(recipe)
     path = folder / "many.json"
     path.write_text(recipe.model_dump_json())
     start = time.perf_counter()
@@ -186,7 +185,7 @@ def build_demo_dataset(folder: Path) -> None:
     """The demo's kind of dataset at `dataset` below the folder, for those who time training."""
     write_photos(folder / "photos")
     places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
-    build_dataset(dataset_recipe("demo", {**places, "variants": 24}))
+    build_in_process(dataset_recipe("demo", {**places, "variants": 24}))
 
 
 def _many_photos(folder: Path) -> str:

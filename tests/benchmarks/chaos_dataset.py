@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.build.survey import survey
 from datagen.io.lock import BUILD, place_lock
 from datagen.photos.sources import list_sources
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_photos(folder / "photos")
-        build_dataset(recipe_for(folder, "undisturbed"))
+        build_in_process(recipe_for(folder, "undisturbed"))
         expected = digests(folder / "undisturbed")
         chaos = Chaos(folder, rng)
         print(

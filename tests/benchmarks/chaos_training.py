@@ -26,7 +26,7 @@ import psutil
 import safetensors.torch
 import torch
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.io.lock import TRAINING, place_lock
 from pipelines.cluster.train_launcher import training_workers
 from tests.benchmarks.chaos_processes import (
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-        build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
+        build_in_process(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
         cluster = Cluster(folder)
         try:
             quiet, stormy = recipe_for(folder, "quiet"), recipe_for(folder, "stormy")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import CodecRecord, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, write_shard
@@ -70,7 +70,7 @@ def main() -> int:
     broken = {name: _installed(environment, name) for name in OTHERS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_dataset(dataset_recipe(write_photos(folder / "photos", 1), folder / "model"))
+        build_in_process(dataset_recipe(write_photos(folder / "photos", 1), folder / "model"))
         return max([_compare(kind, folder, environment, dict(broken)) for kind in KINDS])
 
 

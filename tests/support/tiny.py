@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import ShardRecord
 from datagen.dataset.shards import ShardSample, read_shard, write_shard
@@ -97,7 +97,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve samples of 32x32 pixels from three generated photos, in three shards."""
 
     def make(folder: Path) -> None:
-        build_dataset(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
+        build_in_process(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
 
     return made_once(tmp_path_factory, "tiny", make) / "dataset"
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
@@ -28,7 +28,7 @@ def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
     buckets = BucketSettings(
         budgets=(PixelBudget(side=32), PixelBudget(side=64)), max_aspect_ratio=1.0
     )
-    build_dataset(recipe.model_copy(update={"buckets": buckets}))
+    build_in_process(recipe.model_copy(update={"buckets": buckets}))
     manifest = load_manifest(recipe.output)
     stage = {**WARMUP, "steps": STEPS, "budgets": BUDGETS}
     training = run_recipe(tmp_path / "run", stages=[stage])

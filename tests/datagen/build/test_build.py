@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datagen.build.builder import ShardBuilder, build_dataset
+from datagen.build.builder import ShardBuilder
 from datagen.build.finish import RejectionLimit, finish, pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import load_manifest
@@ -49,7 +50,7 @@ def _keys(root: str) -> list[str]:
 
 
 def test_a_whole_dataset(recipe: RecipeMaker) -> None:
-    manifest = build_dataset(recipe())
+    manifest = build_in_process(recipe())
     root = Path(recipe().output)
     assert load_manifest(str(root)) == manifest == load_manifest(str(root / "manifest.json"))
     assert manifest.num_samples == 18 == sum(manifest.stats.scale.counts)
@@ -70,7 +71,7 @@ def test_a_whole_dataset(recipe: RecipeMaker) -> None:
 
 
 def test_statistics_are_those_of_the_latents(recipe: RecipeMaker) -> None:
-    manifest = build_dataset(recipe())
+    manifest = build_in_process(recipe())
     root = recipe().output
     samples = [s for record in manifest.shards for s in read_shard(f"{root}/{record.path}")]
     latents = [Latents.from_bytes(sample.latents).hq.reshape(192, -1) for sample in samples]
@@ -83,7 +84,7 @@ def test_statistics_are_those_of_the_latents(recipe: RecipeMaker) -> None:
 
 
 def test_a_sample_lies_in_the_shard_of_its_bucket_and_split(recipe: RecipeMaker) -> None:
-    manifest = build_dataset(recipe(**SEVERAL_SHARDS_A_TASK))
+    manifest = build_in_process(recipe(**SEVERAL_SHARDS_A_TASK))
     splits: dict[str, set[str]] = {}
     for shard in manifest.shards:
         for sample in read_shard(f"{recipe().output}/{shard.path}"):
@@ -98,7 +99,7 @@ def test_a_sample_lies_in_the_shard_of_its_bucket_and_split(recipe: RecipeMaker)
 def test_bytes_do_not_depend_on_order_workers_threads_or_repetition(
     recipe: RecipeMaker, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    build_dataset(recipe(**settings))
+    build_in_process(recipe(**settings))
     other = recipe(output=str(tmp_path / "other"), **settings)
     plan = plan_dataset(other)
     tasks = list(pending_tasks(plan))
@@ -120,7 +121,7 @@ def test_an_unfinished_build_goes_on_without_redoing_tasks(recipe: RecipeMaker) 
     (tar.parent / ".train-000000.tar.0123456789ab.tmp").write_bytes(b"left by a killed worker")
     with pytest.raises(FlowmapsrError, match=r"tasks are missing: tasks/000001\.json"):
         finish(plan)
-    manifest = build_dataset(recipe())
+    manifest = build_in_process(recipe())
     assert tar.stat().st_mtime_ns == before
     assert manifest.num_samples == 18
     root = Path(recipe().output)
@@ -139,11 +140,12 @@ def test_a_damaged_shard_is_made_again(recipe: RecipeMaker) -> None:
 
 
 def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: Path) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     other = recipe(output=str(tmp_path / "killed"))
     code = (
-        "import sys; from datagen.build.builder import build_dataset; from datagen.settings import "
-        "DatasetRecipe; build_dataset(DatasetRecipe.model_validate_json(sys.argv[1]))"
+        "import sys; from datagen.build.in_process import build_in_process; "
+        "from datagen.settings import DatasetRecipe; "
+        "build_in_process(DatasetRecipe.model_validate_json(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, other.model_dump_json()])
     deadline = time.monotonic() + 60
@@ -152,7 +154,7 @@ def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(Path(other.output).glob("shards/*/*.tar"))
-    build_dataset(other)
+    build_in_process(other)
     assert _hashes(recipe().output) == _hashes(other.output)
 
 
@@ -160,27 +162,27 @@ def test_a_build_killed_after_its_commit_is_cleared_up(
     recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datagen.build.finish.clear_up", lambda *_: None)
-    manifest = build_dataset(recipe())
+    manifest = build_in_process(recipe())
     root = Path(recipe().output)
     assert (root / "plan.json").exists() and (root / "tasks").exists()
     monkeypatch.undo()
-    assert build_dataset(recipe()) == manifest
+    assert build_in_process(recipe()) == manifest
     assert not (root / "plan.json").exists() and not (root / "tasks").exists()
 
 
 def test_a_finished_dataset_is_recognised(recipe: RecipeMaker) -> None:
     assert survey(recipe()).complete is None
-    manifest = build_dataset(recipe())
+    manifest = build_in_process(recipe())
     before = _hashes(recipe().output)
-    assert survey(recipe(workers=9)).complete == manifest == build_dataset(recipe())
+    assert survey(recipe(workers=9)).complete == manifest == build_in_process(recipe())
     assert _hashes(recipe().output) == before
 
 
 def test_another_recipe_is_refused_field_by_field(recipe: RecipeMaker) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     before = _hashes(recipe().output)
     with pytest.raises(FlowmapsrError) as error:
-        build_dataset(recipe(seed=8, variants=1))
+        build_in_process(recipe(seed=8, variants=1))
     assert "seed was 7, is 8" in str(error.value) and "variants was 2, is 1" in str(error.value)
     assert _hashes(recipe().output) == before
 
@@ -190,10 +192,10 @@ def test_a_foreign_output_is_refused(recipe: RecipeMaker, tmp_path: Path) -> Non
     folder.mkdir()
     (folder / "letter.txt").write_text("dear")
     with pytest.raises(FlowmapsrError, match="letter.txt"):
-        build_dataset(recipe(output=str(folder)))
+        build_in_process(recipe(output=str(folder)))
     assert [path.name for path in folder.iterdir()] == ["letter.txt"]
     with pytest.raises(FlowmapsrError, match="is a file"):
-        build_dataset(recipe(output=str(folder / "letter.txt")))
+        build_in_process(recipe(output=str(folder / "letter.txt")))
 
 
 def test_bad_images_are_recorded_and_the_good_ones_kept(
@@ -206,7 +208,7 @@ def test_bad_images_are_recorded_and_the_good_ones_kept(
     (photos / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (photos / "thin.png").write_bytes(encoded(photo(72, width=1, height=90)))
     (photos / "glass.png").write_bytes(encoded(transparent))
-    manifest = build_dataset(recipe(max_rejected_fraction=0.5))
+    manifest = build_in_process(recipe(max_rejected_fraction=0.5))
     lines = Path(recipe().output, "rejected.jsonl").read_text().splitlines()
     found = {Path(json.loads(line)["uri"]).name: json.loads(line)["reason"] for line in lines}
     assert found == {
@@ -225,15 +227,15 @@ def test_too_many_bad_images_stop_the_build(
 ) -> None:
     (photos / "empty.png").write_bytes(b"")
     with pytest.raises(FlowmapsrError, match="max_rejected_fraction=0.05"):
-        build_dataset(recipe(max_rejected_fraction=0.05))
+        build_in_process(recipe(max_rejected_fraction=0.05))
     (photos / "empty.png").unlink()
     for index in range(3):  # only their pixels show that these are cut
         data = encoded(photo(80 + index), ".jpg")
         (photos / f"cut{index}.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(FlowmapsrError, match="Finished shards are kept"):
-        build_dataset(recipe(max_rejected_fraction=0.1))
+        build_in_process(recipe(max_rejected_fraction=0.1))
     assert list(Path(recipe().output).glob("shards/*/*.tar"))
-    manifest = build_dataset(recipe(max_rejected_fraction=0.5))
+    manifest = build_in_process(recipe(max_rejected_fraction=0.5))
     assert manifest.num_samples == 18 and manifest.rejected.by_reason == {"truncated": 3}
 
 
@@ -259,14 +261,14 @@ def test_the_limit_holds_across_tasks(recipe: RecipeMaker) -> None:
 def test_photos_that_fit_no_bucket(recipe: RecipeMaker) -> None:
     buckets = BucketSettings(budgets=(PixelBudget(side=4096),))
     with pytest.raises(FlowmapsrError, match="9 too small"):
-        build_dataset(recipe(buckets=buckets, max_rejected_fraction=1))
+        build_in_process(recipe(buckets=buckets, max_rejected_fraction=1))
 
 
 def test_a_renamed_photo_gives_the_same_samples(recipe: RecipeMaker, photos: Path) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     before = _keys(recipe().output)
     for index, path in enumerate(sorted(photos.iterdir())):
         path.rename(photos / f"renamed{index * 7 % 9}.png")
     other = recipe(output=recipe().output + "-renamed")
-    build_dataset(other)
+    build_in_process(other)
     assert _keys(other.output) == before  # where photos lie does not decide their order either

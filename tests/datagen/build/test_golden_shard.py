@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shards import Latents, read_shard
 from datagen.samples.codecs import Dct8Codec
@@ -88,7 +88,7 @@ def _build(folder: Path) -> dict[str, Any]:
                 "degradation": {"scale": [1, 4], "operations": OPERATIONS},
             }
         )
-        shards = {record.path: record for record in build_dataset(recipe).shards}
+        shards = {record.path: record for record in build_in_process(recipe).shards}
         samples = [sample for path in shards for sample in read_shard(f"dataset/{path}")]
         assert {record.path for record in load_manifest("dataset").shards} == set(shards)
     drawn = [json.loads(sample.meta) for sample in samples]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datagen.build.builder import ShardBuilder, build_dataset
+from datagen.build.builder import ShardBuilder
 from datagen.build.finish import finish, pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import Ledger
@@ -51,10 +52,10 @@ def _shards(root: str) -> dict[str, bytes]:
 
 
 def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None]) -> None:
-    before = build_dataset(recipe())
+    before = build_in_process(recipe())
     old = _shards(recipe().output)
     add(100, 101, 102)
-    after = build_dataset(recipe())
+    after = build_in_process(recipe())
     assert after.num_samples == before.num_samples + 6
     assert set(before.shards) < set(after.shards)
     now = _shards(recipe().output)
@@ -67,12 +68,12 @@ def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None
 
 
 def test_a_second_folder_may_join(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(tmp_path / "photos" / "p0.png", other / "copy.png")
     (other / "q.png").write_bytes(encoded(np.full((70, 90, 3), 9, np.uint8)))
-    after = build_dataset(recipe(sources=(str(tmp_path / "photos"), str(other))))
+    after = build_in_process(recipe(sources=(str(tmp_path / "photos"), str(other))))
     assert after.num_samples == 20
     assert after.sources == (str(other), str(tmp_path / "photos"))
     assert after.rejected.by_reason == {"duplicate": 1}
@@ -81,7 +82,7 @@ def test_a_second_folder_may_join(recipe: RecipeMaker, tmp_path: Path, encoded: 
 def test_unchanged_photos_cost_one_listing(
     recipe: RecipeMaker, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     looked_at: list[str] = []
     read = HeaderReader._read
 
@@ -90,28 +91,28 @@ def test_unchanged_photos_cost_one_listing(
         return read(self, file)
 
     monkeypatch.setattr(HeaderReader, "_read", noting)
-    build_dataset(recipe())
+    build_in_process(recipe())
     assert looked_at == []
     add(100)
-    build_dataset(recipe())
+    build_in_process(recipe())
     assert looked_at == ["new100.png"]
 
 
 def test_removed_photos_are_reported_and_their_samples_stay(
     recipe: RecipeMaker, photos: Path, add: Callable[..., None]
 ) -> None:
-    before = build_dataset(recipe())
+    before = build_in_process(recipe())
     (photos / "p3.png").unlink()
     found = survey(recipe())
     assert found.complete == before and found.gone == {str(photos / "p3.png")}
     add(100)
     plan = plan_dataset(recipe())
     assert (plan.gone, plan.changed, plan.num_samples) == (1, 0, 2)
-    assert build_dataset(recipe()).num_samples == 20
+    assert build_in_process(recipe()).num_samples == 20
 
 
 def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos: Path) -> None:
-    before = build_dataset(recipe())
+    before = build_in_process(recipe())
     (photos / "p3.png").rename(photos / "elsewhere.png")
     os.utime(photos / "p4.png", ns=(1, 1))
     plan = make_plan(survey(recipe()))
@@ -119,27 +120,27 @@ def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos:
     assert survey(recipe()).complete == before  # the ledger knows by now
     assert not survey(recipe()).gone
     (photos / "elsewhere.png").rename(photos / "p3.png")
-    assert build_dataset(recipe()) == before
+    assert build_in_process(recipe()) == before
 
 
 def test_a_changed_photo_is_a_new_one(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
-    before = build_dataset(recipe())
+    before = build_in_process(recipe())
     old = (photos / "p3.png").read_bytes()
     (photos / "p3.png").write_bytes(encoded(photo(200)))
     assert survey(recipe()).changed == {str(photos / "p3.png")}
-    after = build_dataset(recipe())
+    after = build_in_process(recipe())
     assert after.num_samples == before.num_samples + 2
     (photos / "p3-again.png").write_bytes(old)  # its samples are there still
-    assert build_dataset(recipe()) == after
+    assert build_in_process(recipe()) == after
     assert len(_keys(recipe().output)) == 20
 
 
 def test_a_new_copy_of_an_old_photo_is_a_duplicate(recipe: RecipeMaker, photos: Path) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     shutil.copy(photos / "p3.png", photos / "copy.png")
-    after = build_dataset(recipe())
+    after = build_in_process(recipe())
     assert (after.num_samples, after.rejected.by_reason) == (18, {"duplicate": 1})
     assert survey(recipe()).complete == after
 
@@ -148,19 +149,19 @@ def test_a_mended_photo_is_taken_in(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     (photos / "new.png").write_bytes(b"")
-    first = build_dataset(recipe(max_rejected_fraction=0.2))
+    first = build_in_process(recipe(max_rejected_fraction=0.2))
     assert first.rejected.by_reason == {"empty file": 1}
     (photos / "new.png").write_bytes(encoded(photo(100)))
-    second = build_dataset(recipe())
+    second = build_in_process(recipe())
     assert (second.num_samples, second.rejected.count) == (20, 0)
 
 
 def test_the_limit_counts_the_whole_dataset(recipe: RecipeMaker, photos: Path) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     (photos / "bad.png").write_bytes(b"")
     with pytest.raises(FlowmapsrError, match="1 of 10 photos"):
-        build_dataset(recipe(max_rejected_fraction=0.05))
-    after = build_dataset(recipe(max_rejected_fraction=0.1))
+        build_in_process(recipe(max_rejected_fraction=0.05))
+    after = build_in_process(recipe(max_rejected_fraction=0.1))
     assert (after.num_samples, after.rejected.count) == (18, 1)
 
 
@@ -174,7 +175,7 @@ def test_photos_that_arrive_during_a_build_join_it(
     again = plan_dataset(recipe())
     assert again.tasks[: len(plan.tasks)] == plan.tasks
     assert [photo.reason for photo in again.rejected] == ["duplicate"]
-    assert build_dataset(recipe()).num_samples == 20
+    assert build_in_process(recipe()).num_samples == 20
     assert len(_keys(recipe().output)) == 20
 
 
@@ -187,10 +188,10 @@ def test_photos_that_change_or_go_during_a_build(
     victims = [photo.file.uri for photo in doomed.photos]
     assert len(victims) == 2
     Path(victims[0]).unlink()
-    with pytest.raises(FlowmapsrError, match="gone since the build was planned; run the same"):
+    with pytest.raises(FlowmapsrError, match="disappeared after planning; run the same"):
         list(prepare(doomed, recipe(), threads=1))
     Path(victims[0]).write_bytes(encoded(photo(300, width=100)))
-    with pytest.raises(FlowmapsrError, match="changed since the build was planned"):
+    with pytest.raises(FlowmapsrError, match="changed after planning"):
         list(prepare(doomed, recipe(), threads=1))
     Path(victims[1]).unlink()
     again = plan_dataset(recipe(samples_per_shard=4))
@@ -203,16 +204,16 @@ def test_photos_that_change_or_go_during_a_build(
 
 
 def test_a_rejected_newcomer_alone_is_recorded(recipe: RecipeMaker, photos: Path) -> None:
-    before = build_dataset(recipe(max_rejected_fraction=0.5))
+    before = build_in_process(recipe(max_rejected_fraction=0.5))
     (photos / "bad.png").write_bytes(b"")
-    after = build_dataset(recipe(max_rejected_fraction=0.5))
+    after = build_in_process(recipe(max_rejected_fraction=0.5))
     assert after.shards == before.shards and after.rejected.by_reason == {"empty file": 1}
     (photos / "bad.png").unlink()
     assert survey(recipe()).complete == after
 
 
 def test_the_ledger_notices_damage(recipe: RecipeMaker) -> None:
-    build_dataset(recipe())
+    build_in_process(recipe())
     path = Path(recipe().output, "sources.jsonl")
     whole = path.read_bytes()
     for place in (0, len(whole) // 2, len(whole) - 2):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
 from tests.support.picture_files import animation, png_bomb, saved, sixteen_bit_png, turned
@@ -64,7 +64,7 @@ ALWAYS = {
 
 def test_the_good_work_is_kept(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
     asked = recipe(max_rejected_fraction=0.9, samples_per_shard=64)
-    manifest = build_dataset(asked)
+    manifest = build_in_process(asked)
     animated = dict.fromkeys(("animated.gif", "animated.png", "animated.webp"), "animated")
     assert _left_out(asked) == {**ALWAYS, **animated, "clear.png": "transparent"}
     assert manifest.num_samples == GOOD + 2 * 7
@@ -74,7 +74,7 @@ def test_the_good_work_is_kept(recipe: Callable[..., DatasetRecipe], odd: Path) 
 def test_a_recipe_may_take_more(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
     images: dict[str, Any] = {"transparent": "white", "animated": "first_frame"}
     asked = recipe(max_rejected_fraction=0.9, images=images)
-    assert build_dataset(asked).num_samples == GOOD + 2 * 11
+    assert build_in_process(asked).num_samples == GOOD + 2 * 11
     assert _left_out(asked) == ALWAYS
 
 
@@ -82,7 +82,7 @@ def test_a_recipe_may_take_less(recipe: Callable[..., DatasetRecipe], odd: Path)
     images = {"grey": "reject", "cmyk": "reject", "sixteen_bit": "reject"}
     filters = {"min_side": 2, "max_aspect_ratio": 3, "min_jpeg_quality": 50}
     asked = recipe(max_rejected_fraction=0.9, images=images, filters=filters)
-    build_dataset(asked)
+    build_in_process(asked)
     found = _left_out(asked)
     assert {name: found[name] for name in ("cmyk.jpg", "deep.png", "grey.png", "poor.jpg")} == {
         "cmyk.jpg": "cmyk",
@@ -100,5 +100,5 @@ def test_blurred_photos_are_left_out(
     flat = np.full((80, 96, 3), 90, np.uint8)
     (photos / "flat.png").write_bytes(saved(Image.fromarray(flat)))
     asked = recipe(max_rejected_fraction=0.5, filters={"min_sharpness": 50})
-    assert build_dataset(asked).num_samples == GOOD
+    assert build_in_process(asked).num_samples == GOOD
     assert _left_out(asked) == {"flat.png": "blurred"}

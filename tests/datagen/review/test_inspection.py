@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shards import read_shard
 from datagen.errors import FlowmapsrError
@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(recipe: Callable[..., DatasetRecipe], built: Path) -> Path:
     if not built.exists():
-        build_dataset(recipe(output=str(built), hq_jpeg_quality=100))
+        build_in_process(recipe(output=str(built), hq_jpeg_quality=100))
     return Path(shutil.copytree(built, recipe().output))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
@@ -35,7 +35,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(recipe: RecipeMaker, built: Path) -> Path:
     """A copy to spoil."""
     if not built.exists():
-        build_dataset(recipe(output=str(built)))
+        build_in_process(recipe(output=str(built)))
     return Path(shutil.copytree(built, recipe().output))
 
 

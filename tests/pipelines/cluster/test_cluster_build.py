@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.review.verify import verify_dataset
 from pipelines.recipes.load import dataset_recipe
 from tests.support.ports import free_port
@@ -80,7 +80,7 @@ def test_a_lost_node_and_a_bad_network_change_no_byte(
         s3.client.upload_file(str(path), s3.bucket, f"photos/{path.name}")
     words = [f"sources=[s3://{s3.bucket}/photos]", *SETTINGS]
     quiet = dataset_recipe("demo", [*words, f"output=s3://{s3.bucket}/quiet"])
-    build_dataset(quiet)
+    build_in_process(quiet)
 
     env = {"RAY_ADDRESS": address, "PREFECT_API_URL": prefect_server}
     s3.fail("status", "GET", times=3)

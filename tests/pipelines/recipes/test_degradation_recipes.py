@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from pipelines.recipes.load import dataset_recipe
 from tests.support.tiny import write_photos
 
@@ -23,6 +23,6 @@ def test_builds_a_dataset(name: str, tmp_path: Path) -> None:
             "buckets.budgets": [{"side": 64}],
         },
     )
-    manifest = build_dataset(recipe)
+    manifest = build_in_process(recipe)
     assert manifest.num_samples == 3 and manifest.rejected.count == 0
     assert (tmp_path / "dataset" / "preview.png").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen.build.builder import build_dataset
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shards import read_shard
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, start_torchrun, write_photos
@@ -26,7 +26,7 @@ Steps = dict[int, list[str]]
 def larger_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("larger")
     photos = write_photos(folder / "photos", PHOTOS)
-    build_dataset(dataset_recipe(photos, folder / "dataset"))
+    build_in_process(dataset_recipe(photos, folder / "dataset"))
     return folder / "dataset"
 
 

@@ -1,0 +1,28 @@
+"""Builds a whole dataset in this process, without Ray and Prefect."""
+
+from __future__ import annotations
+
+from datagen.build.builder import ShardBuilder
+from datagen.build.finish import RejectionLimit, finish, pending_tasks
+from datagen.build.plan import plan_dataset
+from datagen.build.survey import survey
+from datagen.dataset.manifest import Manifest
+from datagen.io.lock import BUILD, place_lock
+from datagen.settings import DatasetRecipe
+
+
+def build_in_process(recipe: DatasetRecipe) -> Manifest:
+    """Builds or extends a dataset, or finishes an interrupted build."""
+    complete = survey(recipe).complete
+    if complete is not None:
+        return complete
+    with place_lock(recipe.output, BUILD) as lock:
+        plan = plan_dataset(recipe)
+        builder = ShardBuilder(recipe)
+        limit = RejectionLimit(plan)
+        for task in pending_tasks(plan):
+            lock.check()
+            limit.check(builder(task))
+        lock.renew()
+        lock.check()
+        return finish(plan)
