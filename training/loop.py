@@ -114,7 +114,7 @@ class Loop:
             step, seen = position.step, position.images_seen
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
-                skipped += self.skipped.news(batch.skipped)
+                skipped += self.skipped.new_ones(batch.skipped)
                 with self.effort.micro_step(self.trainer.work(step), batch):
                     losses = self._micro_step(batch, step)
                 self.watchdog.alive(f"step {step}, micro step {batch.micro.index}")

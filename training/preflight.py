@@ -12,7 +12,7 @@ from pathlib import Path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
-from training.data.bucket_mix import BucketDraw, stage_draws
+from training.data.bucket_mix import BucketShare, bucket_shares
 from training.data.shard_cache import check_cache
 from training.run_dir.paths import StageFolder, check_recipe
 from training.settings.adversarial import DiscriminatorSettings
@@ -34,7 +34,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     for stage in recipe.stages:
         if StageFolder(Path(recipe.output), stage.name).record() is not None:
             continue
-        draws = stage_draws(stage, manifest)
+        draws = bucket_shares(stage, manifest)
         check_cache(recipe, manifest, draws)
         source = stage.initialise_from
         if source is not None and is_place(source):
@@ -52,7 +52,7 @@ def _check_there(place: str, field: str) -> None:
 
 
 def _check_discriminator(
-    settings: DiscriminatorSettings, manifest: Manifest, draws: tuple[BucketDraw, ...]
+    settings: DiscriminatorSettings, manifest: Manifest, draws: tuple[BucketShare, ...]
 ) -> None:
     for name in sorted(draw.bucket for draw in draws):
         bucket = Bucket.from_name(name)

@@ -23,9 +23,9 @@ from datagen.io import storage
 from datagen.samples.codecs import load_codec
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
-from training.data.bucket_mix import bucket_sizes, stage_draws
-from training.data.loader import Batch, LatentLoader, fixed_batch
-from training.data.sample_decoder import Wanted
+from training.data.bucket_mix import bucket_shares, bucket_sizes
+from training.data.loader import Batch, LatentLoader, preview_batch
+from training.data.sample_decoder import BatchFields
 from training.data.schedule import Position
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
@@ -193,8 +193,8 @@ class StageWorker:
             loader=LatentLoader(
                 self.shards,
                 self.manifest,
-                stage_draws(settings, self.manifest),
-                wanted=Wanted(neg=settings.needs_negatives, pixels=settings.needs_pixels),
+                bucket_shares(settings, self.manifest),
+                fields=BatchFields(neg=settings.needs_negatives, pixels=settings.needs_pixels),
                 rank=self.rank,
                 world_size=self.world_size,
                 seed=self.recipe.seed,
@@ -248,7 +248,7 @@ class StageWorker:
         others, who must help to evaluate the network."""
         if self.rank > 0 and self.settings.zero_stage < 3:
             return None
-        batch = fixed_batch(self.shards, self.manifest, IMAGES_IN_GRID).to(self.device)
+        batch = preview_batch(self.shards, self.manifest, IMAGES_IN_GRID).to(self.device)
         check_dataset(self.recipe, batch)
         return batch
 

@@ -28,20 +28,20 @@ Epoch = Callable[[], Iterator[Any]]
 
 def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
-    from training.data.bucket_mix import bucket_sizes, proportional_draws
+    from training.data.bucket_mix import bucket_sizes, proportional_shares
     from training.data.loader import LatentLoader
-    from training.data.sample_decoder import Wanted
+    from training.data.sample_decoder import BatchFields
     from training.data.schedule import Position
     from training.data.shard_store import ShardStore
     from training.settings.stage import BatchSize
 
     manifest = load_manifest(str(folder))
-    draws = proportional_draws(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
+    draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
     loader = LatentLoader(
         ShardStore(str(folder)),
         manifest,
         draws,
-        wanted=Wanted(neg=True, pixels=False),
+        fields=BatchFields(neg=True, pixels=False),
         rank=0,
         world_size=1,
         seed=0,

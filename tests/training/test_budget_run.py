@@ -11,7 +11,7 @@ from datagen.dataset.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
 from training.checkpoints.records import COMMIT, Commit
-from training.data.bucket_mix import stage_draws
+from training.data.bucket_mix import bucket_shares
 from training.data.schedule import Position, Schedule
 
 STEPS = 10
@@ -35,7 +35,7 @@ def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
     training = training.model_copy(update={"manifest": recipe.output, "images_every": STEPS})
     finish_torchrun(training, tmp_path)
 
-    draws = stage_draws(training.stages[0], manifest)
+    draws = bucket_shares(training.stages[0], manifest)
     schedule = Schedule(manifest, draws, seed=training.seed, shuffle_shards=8, split="train")
     position, expected = Position(), Counter[str]()
     for _ in range(STEPS):

@@ -1,6 +1,6 @@
-"""A stage and a dataset to how often each bucket is drawn, and with which batch size.
+"""Turns a stage and a dataset into each bucket's probability and batch size.
 
-Knows sizes and counts; which samples of a bucket come when is the schedule's business.
+The order of samples inside a bucket is `schedule.py`'s.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from training.settings.stage import BatchSize, Budget, StageSettings
 
 
 @dataclass(frozen=True)
-class BucketDraw:
-    """What one bucket is to a stage."""
+class BucketShare:
+    """One bucket's part in a stage."""
 
     bucket: str
     probability: float
-    """The chance of a step to draw it."""
+    """Of a step to use it."""
     batch: BatchSize
 
 
 def bucket_sizes(manifest: Manifest, split: Split) -> dict[str, int]:
-    """Samples of each bucket that has any, by name.
+    """Number of samples by bucket, empty buckets left out.
 
-    Raises FlowmapsrError when the split is empty.
+    Raises:
+        FlowmapsrError: the split is empty.
     """
     sizes: dict[str, int] = {}
     for shard in manifest.shards:
@@ -43,24 +44,24 @@ def bucket_sizes(manifest: Manifest, split: Split) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def proportional_draws(sizes: dict[str, int], batch: BatchSize) -> tuple[BucketDraw, ...]:
+def proportional_shares(sizes: dict[str, int], batch: BatchSize) -> tuple[BucketShare, ...]:
     """Every bucket in proportion to its samples."""
     total = sum(sizes.values())
-    return tuple(BucketDraw(name, size / total, batch) for name, size in sizes.items())
+    return tuple(BucketShare(name, size / total, batch) for name, size in sizes.items())
 
 
-def stage_draws(stage: StageSettings, manifest: Manifest) -> tuple[BucketDraw, ...]:
-    """The buckets of the training split as `stage` draws them; those it leaves out are not named.
+def bucket_shares(stage: StageSettings, manifest: Manifest) -> tuple[BucketShare, ...]:
+    """The buckets of the training split that `stage` uses, with their shares.
 
-    A bucket belongs to the pixel budget of the dataset's recipe whose area it is closest to. Inside
-    a budget the buckets come in proportion to their samples.
+    A bucket belongs to the pixel budget of the dataset's recipe with the closest area. Within a
+    budget, buckets are drawn in proportion to their samples.
 
     Raises:
-        FlowmapsrError: a budget of the stage has no sample, or samples of the dataset no budget.
+        FlowmapsrError: a budget of the stage has no sample, or samples have no budget.
     """
     sizes = bucket_sizes(manifest, "train")
     if stage.budgets is None:
-        return proportional_draws(sizes, stage.batch_size())
+        return proportional_shares(sizes, stage.batch_size())
     sides = [budget.side for budget in manifest.dataset_recipe("").buckets.budgets]
     by_side: dict[int, dict[str, int]] = {}
     for name, size in sizes.items():
@@ -68,10 +69,10 @@ def stage_draws(stage: StageSettings, manifest: Manifest) -> tuple[BucketDraw, .
     _check_sides(stage, stage.budgets, by_side)
     total = sum(budget.probability for budget in stage.budgets)
     return tuple(
-        BucketDraw(inside.bucket, budget.probability / total * inside.probability, inside.batch)
+        BucketShare(inside.bucket, budget.probability / total * inside.probability, inside.batch)
         for budget in stage.budgets
         if budget.probability > 0
-        for inside in proportional_draws(by_side[budget.side], stage.batch_size(budget))
+        for inside in proportional_shares(by_side[budget.side], stage.batch_size(budget))
     )
 
 
@@ -84,19 +85,19 @@ def _check_sides(
     stage: StageSettings, budgets: tuple[Budget, ...], by_side: dict[int, dict[str, int]]
 ) -> None:
     where = f"stage {stage.name!r}: budgets"
-    there = "; ".join(
+    available = "; ".join(
         f"side {side}: {sum(inside.values())} ({', '.join(inside)})"
         for side, inside in sorted(by_side.items())
     )
     for budget in budgets:
         if budget.probability > 0 and budget.side not in by_side:
             raise FlowmapsrError(
-                f"{where}: side {budget.side} has no sample in this dataset. It has {there}. "
-                "Take one of these sides, or give this one probability 0"
+                f"{where}: side {budget.side} has no sample in this dataset. It has {available}. "
+                "Use one of these sides, or give this one probability 0"
             )
     unnamed = sorted(set(by_side) - {budget.side for budget in budgets})
     if unnamed:
         raise FlowmapsrError(
-            f"{where}: side {unnamed[0]} is not named, and the dataset has samples of it. It has "
-            f"{there}. Add this side, with probability 0 to leave its samples out"
+            f"{where}: side {unnamed[0]} is missing, but the dataset has samples of it: it has "
+            f"{available}. Add this side, with probability 0 to leave its samples out"
         )

@@ -1,8 +1,7 @@
-"""Shards of latents to batches for one worker, read ahead in threads. Knows no objective and no
-engine.
+"""Turns shards of latents into batches for one worker, prefetched by threads.
 
-Which samples come when is the schedule's business, and where their bytes are the shard store's.
-Memory of a worker: the batches read ahead, and what the shard store says.
+`schedule.py` decides the order of samples, `shard_store.py` finds their bytes. Memory of a worker:
+the prefetched batches and the shard store's index.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from datagen.dataset.shards import DamagedShard
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import Crew, read_ahead
 from datagen.samples.buckets import Bucket
-from training.data.bucket_mix import BucketDraw, bucket_sizes, proportional_draws
-from training.data.sample_decoder import BatchMemory, DamagedSample, SampleShape, Wanted, holds
-from training.data.schedule import MicroStep, Place, PlannedBatch, Position, Schedule
+from training.data.bucket_mix import BucketShare, bucket_sizes, proportional_shares
+from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, SampleShape, holds
+from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import Skipped
 from training.settings.stage import BatchSize
 
 AHEAD = 8
-"""Batches that wait or are in the making while one is trained on."""
+"""Batches prefetched."""
 SHARDS_AHEAD = 32
-"""Steps before a shard is needed at which it is checked and, on S3, fetched."""
+"""Steps ahead at which a shard is checked and, on S3, downloaded."""
 TRIES = 100
-"""Samples and shards in a row that may be unusable before something else must be wrong."""
+"""Consecutive unusable samples and shards after which the dataset itself must be at fault."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,22 @@ class Batch:
 
     keys: tuple[str, ...]
     hq: Tensor
-    """(B, C, h, w) as lq and neg: float32, but float16 before `to`, as the dataset stores them."""
+    """(B, C, h, w), like lq and neg: float32, but float16 (as stored) before `to`."""
     lq: Tensor
     neg: Tensor | None
-    """The negatives; None when they are not wanted or the dataset stores none."""
+    """The negatives; None if not requested or not stored."""
     pixels: Tensor | None
-    """HQ pixels (B, 3, H, W) uint8; None when they are not wanted or the dataset stores none."""
+    """HQ pixels (B, 3, H, W) uint8; None if not requested or not stored."""
     position: Position
-    """Where the loader stands after the step that this batch belongs to."""
+    """The loader's position after the step of this batch."""
     micro: MicroStep = MicroStep()
     skipped: tuple[Skipped, ...] = ()
-    """What could not be used; other samples stand in for it here."""
+    """Samples that were unusable and are replaced in this batch."""
 
     def require_pixels(self) -> Tensor:
         if self.pixels is None:
             raise FlowmapsrError(
-                "perceptual needs HQ pixels, but the dataset holds none: build it with "
+                "perceptual needs HQ pixels, but the dataset has none: build it with "
                 "hq_jpeg_quality=95, or set perceptual.kind=none"
             )
         return self.pixels
@@ -65,9 +64,9 @@ class Batch:
     def require_neg(self) -> Tensor:
         if self.neg is None:
             raise FlowmapsrError(
-                "objective.guidance needs negatives, but the dataset holds none (no tensor 'neg' "
-                "in latents.safetensors): build it again with 'flowmapsr dataset build', or leave "
-                "guidance out"
+                "objective.guidance needs negatives, but the dataset has none (no tensor 'neg' in "
+                "latents.safetensors): build it again with 'flowmapsr dataset build', or remove "
+                "guidance"
             )
         return self.neg
 
@@ -80,7 +79,7 @@ class Batch:
 
 
 class BatchReader:
-    """Planned micro batches to micro batches; may be called from several threads."""
+    """Reads planned micro batches; thread-safe."""
 
     def __init__(
         self,
@@ -88,38 +87,38 @@ class BatchReader:
         schedule: Schedule,
         codec: CodecRecord,
         *,
-        wanted: Wanted | None,
+        fields: BatchFields | None,
         pin: bool = False,
     ) -> None:
         """
         Args:
-            wanted: None for all that the samples hold.
-            pin: put the tensors into page-locked memory, from where a GPU copies them while others
-                work.
+            fields: None for everything the samples have.
+            pin: use page-locked memory, from which copies to a GPU run in the background.
         """
         self.store = store
         self.schedule = schedule
         self.codec = codec
-        self.wanted = wanted
+        self.fields = fields
         self.pin = pin
 
     def read(self, planned: PlannedBatch) -> Batch:
-        """A sample that cannot be used is replaced by another one of its bucket; which one depends
-        on seed and dataset only.
+        """Reads a micro batch; an unusable sample is replaced by another of its bucket, chosen by
+        seed and dataset alone.
 
-        Raises FlowmapsrError when none can be found, or the dataset cannot be reached.
+        Raises:
+            FlowmapsrError: no usable sample is found, or the dataset cannot be reached.
         """
         skipped: dict[tuple[str, int | None], Skipped] = {}
         shape = self._shape(planned.bucket)
-        wanted = self.wanted or self._stored(planned)
-        memory = BatchMemory(len(planned.places), shape, wanted, pin=self.pin)
-        keys = [self._fill(row, planned, memory, skipped) for row in range(len(planned.places))]
+        fields = self.fields or self._stored(planned)
+        buffer = BatchBuffer(len(planned.locations), shape, fields, pin=self.pin)
+        keys = [self._fill(row, planned, buffer, skipped) for row in range(len(planned.locations))]
         return Batch(
             keys=tuple(keys),
-            hq=memory.hq,
-            lq=memory.lq,
-            neg=memory.neg,
-            pixels=memory.pixels,
+            hq=buffer.hq,
+            lq=buffer.lq,
+            neg=buffer.neg,
+            pixels=buffer.pixels,
             position=planned.position,
             micro=planned.micro,
             skipped=tuple(skipped.values()),
@@ -129,15 +128,14 @@ class BatchReader:
         self,
         row: int,
         planned: PlannedBatch,
-        memory: BatchMemory,
+        buffer: BatchBuffer,
         skipped: dict[tuple[str, int | None], Skipped],
     ) -> str:
-        """Puts the sample at a place of the batch, or what stands in for it, into the memory; its
-        key."""
+        """Fills a row of the batch with its sample or a replacement, and returns the key."""
         others = self.schedule.replacements(planned.bucket, planned.first + row)
         tried: set[tuple[str, int | None]] = set()
-        for place in itertools.chain([planned.places[row]], others):
-            found = self._put(row, place, memory)
+        for location in itertools.chain([planned.locations[row]], others):
+            found = self._put(row, location, buffer)
             if isinstance(found, str):
                 return found
             skipped[found.place] = found
@@ -146,11 +144,11 @@ class BatchReader:
                 break
         raise FlowmapsrError(
             f"bucket {planned.bucket}: {len(tried)} samples or shards in a row cannot be used. "
-            f"Last one: {found}. Look at the dataset with 'flowmapsr dataset verify'"
+            f"Last one: {found}. Check the dataset with 'flowmapsr dataset verify'"
         )
 
-    def _put(self, row: int, place: Place, memory: BatchMemory) -> str | Skipped:
-        shard = place.shard
+    def _put(self, row: int, location: SampleLocation, buffer: BatchBuffer) -> str | Skipped:
+        shard = location.shard
         try:
             self.store.prepare(shard)
         except DamagedShard as error:
@@ -163,21 +161,21 @@ class BatchReader:
             )
         key = None
         try:
-            sample = self.store.read(place)
+            sample = self.store.read(location)
             key = sample.key
-            memory.put(row, sample)
+            buffer.put(row, sample)
             return key
         except (DamagedShard, DamagedSample) as error:
             return Skipped(
-                shard=shard.path, index=place.index, key=key, samples=1, reason=str(error)
+                shard=shard.path, index=location.index, key=key, samples=1, reason=str(error)
             )
 
-    def _stored(self, planned: PlannedBatch) -> Wanted:
-        """What the first of the samples that can be read holds."""
-        for place in planned.places:
+    def _stored(self, planned: PlannedBatch) -> BatchFields:
+        """The fields of the first readable sample."""
+        for location in planned.locations:
             with contextlib.suppress(DamagedShard, DamagedSample):
-                return holds(self.store.read(place))
-        return Wanted(neg=False, pixels=False)
+                return holds(self.store.read(location))
+        return BatchFields(neg=False, pixels=False)
 
     def _shape(self, bucket: str) -> SampleShape:
         size, down = Bucket.from_name(bucket), self.codec.downsample
@@ -186,19 +184,19 @@ class BatchReader:
 
 
 class LatentLoader:
-    """Micro batches of one worker, in order, read ahead by threads.
+    """Micro batches of one worker, in order, prefetched by threads.
 
-    At every step the workers share the global batch. The batches depend on dataset and seed only,
-    not on the number of threads; not even where samples cannot be used.
+    The workers share each step's global batch. Batches depend on dataset and seed only, not on the
+    number of threads, even where samples are replaced.
     """
 
     def __init__(
         self,
         store: ShardStore,
         manifest: Manifest,
-        draws: tuple[BucketDraw, ...],
+        shares: tuple[BucketShare, ...],
         *,
-        wanted: Wanted,
+        fields: BatchFields,
         rank: int,
         world_size: int,
         seed: int,
@@ -207,16 +205,16 @@ class LatentLoader:
         pin: bool = False,
     ) -> None:
         self.schedule = Schedule(
-            manifest, draws, seed=seed, shuffle_shards=shuffle_shards, split="train"
+            manifest, shares, seed=seed, shuffle_shards=shuffle_shards, split="train"
         )
-        self._reader = BatchReader(store, self.schedule, manifest.codec, wanted=wanted, pin=pin)
+        self._reader = BatchReader(store, self.schedule, manifest.codec, fields=fields, pin=pin)
         self._store = store
         self.rank = rank
         self.world_size = world_size
         self.threads = threads
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
-        """Endless micro batches from `position` on, as many in each step on every worker."""
+        """Endless micro batches from `position` on; in each step every worker gets equally many."""
         shards = Crew(self._store.fetch, threads=2, name="shards-ahead")
         plans = self._plans(position, shards)
         batches = read_ahead(plans, self._reader.read, threads=self.threads, ahead=AHEAD)
@@ -227,30 +225,31 @@ class LatentLoader:
             shards.stop()
 
     def _plans(self, position: Position, shards: Crew[ShardRecord, None]) -> Iterator[PlannedBatch]:
-        """What this worker reads; shards are checked, and on S3 fetched, some steps before."""
+        """What this worker reads; shards are checked, and on S3 downloaded, some steps ahead."""
         scout = position
         windows: dict[str, list[ShardRecord]] = {}
         while True:
             while scout.step < position.step + SHARDS_AHEAD:
-                draw = self.schedule.draw_at(scout)
-                for window in self.schedule.windows(draw):
-                    if windows.get(draw.bucket) != window:
-                        windows[draw.bucket] = window
-                        turn = self.rank % len(window)  # a node's workers begin with different ones
+                ahead = self.schedule.slice_at(scout)
+                for window in self.schedule.windows(ahead):
+                    if windows.get(ahead.bucket) != window:
+                        windows[ahead.bucket] = window
+                        turn = self.rank % len(
+                            window
+                        )  # workers of a node start with different shards
                         for shard in window[turn:] + window[:turn]:
                             shards.submit(shard)
-                scout = draw.position
+                scout = ahead.position
             step = self.schedule.step_at(position)
-            yield from step.share(self.rank, self.world_size)
+            yield from step.micro_batches_of(self.rank, self.world_size)
             position = step.position
 
 
-def fixed_batch(store: ShardStore, manifest: Manifest, size: int) -> Batch:
-    """The same few samples at every call with all they hold, for pictures: validation samples where
-    there are any."""
+def preview_batch(store: ShardStore, manifest: Manifest, size: int) -> Batch:
+    """The same few samples at every call, with all fields; validation samples if there are any."""
     splits = {shard.split for shard in manifest.shards if shard.num_samples}
     split: Split = "validation" if "validation" in splits else "train"
-    draws = proportional_draws(bucket_sizes(manifest, split), BatchSize(size, size))
-    schedule = Schedule(manifest, draws, seed=0, shuffle_shards=1, split=split)
-    (planned,) = schedule.step_at(Position()).share(rank=0, world_size=1)
-    return BatchReader(store, schedule, manifest.codec, wanted=None).read(planned)
+    shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(size, size))
+    schedule = Schedule(manifest, shares, seed=0, shuffle_shards=1, split=split)
+    (planned,) = schedule.step_at(Position()).micro_batches_of(rank=0, world_size=1)
+    return BatchReader(store, schedule, manifest.codec, fields=None).read(planned)

@@ -1,7 +1,7 @@
-"""The bytes of samples, each checked, to the tensors of a micro batch.
+"""Decodes and checks samples' bytes into the tensors of a micro batch.
 
-Latents stay float16, as they are stored, and are copied into the batch while the bytes that were
-just read are still near the processor. Knows no shards and no order.
+Latents stay float16, as stored, and are copied into the batch while the bytes just read are still
+in the processor's cache.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from datagen.dataset.shard_index import SampleBytes
 
 
 class DamagedSample(Exception):
-    """A sample that cannot be trained on, and why."""
+    """A sample that cannot be trained on, with the reason."""
 
 
 @dataclass(frozen=True)
 class SampleShape:
-    """What the latents and the pixels of one bucket look like."""
+    """Shapes of one bucket's latents and pixels."""
 
     latents: tuple[int, int, int]
     """(C, h, w)"""
@@ -34,25 +34,25 @@ class SampleShape:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a batch must hold beside hq and lq."""
+class BatchFields:
+    """What a batch has besides hq and lq."""
 
     neg: bool
     pixels: bool
 
 
-def holds(sample: SampleBytes) -> Wanted:
-    """What there is of what may be wanted."""
-    return Wanted(neg="neg" in _layout(sample), pixels=sample.hq_jpeg is not None)
+def holds(sample: SampleBytes) -> BatchFields:
+    """The optional fields that a sample has."""
+    return BatchFields(neg="neg" in _layout(sample), pixels=sample.hq_jpeg is not None)
 
 
-class BatchMemory:
-    """The tensors of a micro batch, to be filled sample by sample."""
+class BatchBuffer:
+    """The tensors of a micro batch, filled sample by sample."""
 
-    def __init__(self, samples: int, shape: SampleShape, wanted: Wanted, *, pin: bool) -> None:
+    def __init__(self, samples: int, shape: SampleShape, fields: BatchFields, *, pin: bool) -> None:
         """
         Args:
-            pin: take page-locked memory, from where a GPU copies while others work.
+            pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
@@ -61,17 +61,18 @@ class BatchMemory:
         self._shape = shape
         self.hq = empty(*shape.latents, dtype=torch.float16)
         self.lq = empty(*shape.latents, dtype=torch.float16)
-        self.neg = empty(*shape.latents, dtype=torch.float16) if wanted.neg else None
-        self.pixels = empty(3, *shape.pixels, dtype=torch.uint8) if wanted.pixels else None
+        self.neg = empty(*shape.latents, dtype=torch.float16) if fields.neg else None
+        self.pixels = empty(3, *shape.pixels, dtype=torch.uint8) if fields.pixels else None
         latents = {"hq": self.hq, "lq": self.lq, "neg": self.neg}
         self._latents = {name: x.numpy() for name, x in latents.items() if x is not None}
         self._pixels = None if self.pixels is None else self.pixels.numpy()
 
     def put(self, row: int, sample: SampleBytes) -> None:
-        """Copies what is wanted of a sample into its row.
+        """Copies a sample's fields into a row.
 
-        Raises DamagedSample when something is missing, of another shape, not finite, or no JPEG;
-        the row is then to be filled again.
+        Raises:
+            DamagedSample: a field is missing, has another shape, is not finite, or is no JPEG; fill
+                the row again then.
         """
         layout = _layout(sample)
         for name, rows in self._latents.items():
@@ -85,16 +86,16 @@ class _StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     start: int
-    """Byte of the safetensors file at which it begins."""
+    """Offset in the safetensors file, bytes."""
 
 
 def _layout(sample: SampleBytes) -> dict[str, _StoredTensor]:
-    """Where the tensors lie: the file begins with the length of a JSON header, and the header."""
+    """The tensors by name. A safetensors file starts with the length of a JSON header."""
     length = int.from_bytes(sample.latents[:8], "little")
     return _parsed(bytes(sample.latents[8 : 8 + length]))
 
 
-@lru_cache(maxsize=256)  # the samples of a bucket have the same one
+@lru_cache(maxsize=256)  # all samples of a bucket have the same header
 def _parsed(header: bytes) -> dict[str, _StoredTensor]:
     try:
         stored = json.loads(header)
@@ -105,7 +106,7 @@ def _parsed(header: bytes) -> dict[str, _StoredTensor]:
             for name, one in stored.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DamagedSample(f"its latents are no safetensors file ({error})") from error
+        raise DamagedSample(f"its latents are not a safetensors file ({error})") from error
 
 
 def _latent(
@@ -122,7 +123,7 @@ def _latent(
     if end > len(sample.latents):
         raise DamagedSample(f"{name} is cut off")
     values = np.frombuffer(sample.latents[found.start : end], np.float16)
-    # Infinities and NaN, seen as integers, are the largest of their sign: far faster than isfinite.
+    # As integers, infinities and NaN are the largest of their sign; far faster than isfinite.
     if values.view(np.int16).max() >= 0x7C00 or values.view(np.uint16).max() >= 0xFC00:
         raise DamagedSample(f"{name} holds values that are not finite")
     return values.reshape(shape.latents)

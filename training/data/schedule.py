@@ -1,8 +1,8 @@
 """Which samples make the global batch of a step: a pure function of manifest, seed and position.
 
-The order does not depend on the number of workers, so a run can go on with another: in every epoch
-of a bucket each of its samples comes exactly once. Knows no file contents and no tensors. Memory: a
-few windows of places for each bucket, and for each shard a few numbers.
+The order does not depend on the number of workers, so a run can resume with another number: in
+every epoch of a bucket each of its samples is used exactly once. Memory: a few windows of sample
+locations per bucket and a few numbers per shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord, Split
-from training.data.bucket_mix import BucketDraw
+from training.data.bucket_mix import BucketShare
 from training.settings.stage import BatchSize
 
 
@@ -27,8 +27,8 @@ def seeded(*parts: object) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sample lies: a shard and its index inside it."""
+class SampleLocation:
+    """A shard and the index of a sample inside it."""
 
     shard: ShardRecord
     index: int
@@ -36,7 +36,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has read: what a checkpoint keeps of the loader."""
+    """How far a run has read; the loader's part of a checkpoint."""
 
     step: int = 0
     consumed: tuple[tuple[str, int], ...] = ()
@@ -44,7 +44,7 @@ class Position:
 
     @property
     def images_seen(self) -> int:
-        """Samples that all steps so far were made of, with repetitions."""
+        """Samples used by all steps so far, counting repetitions."""
         return sum(count for _, count in self.consumed)
 
     def taken(self, bucket: str) -> int:
@@ -59,12 +59,12 @@ class Position:
 
 @dataclass(frozen=True)
 class MicroStep:
-    """Which of one worker's micro batches of a step this is."""
+    """The index of a micro batch among those of one worker in one step."""
 
     index: int = 0
     count: int = 1
     weight: float = 1.0
-    """Its samples over those of an even share; 0 for one that only keeps step with the others."""
+    """Its samples over those of an even share; 0 for a filler that only keeps workers in step."""
 
     @property
     def is_last(self) -> bool:
@@ -72,12 +72,12 @@ class MicroStep:
 
 
 @dataclass(frozen=True)
-class StepDraw:
-    """Which part of which bucket's endless sequence a step takes."""
+class StepSlice:
+    """The slice of a bucket's endless sequence that one step uses."""
 
     bucket: str
     first: int
-    """Number of its first sample; the others follow."""
+    """Number of the first sample; the rest follow."""
     size: BatchSize
     position: Position
     """After this step."""
@@ -89,11 +89,11 @@ class PlannedBatch:
 
     bucket: str
     first: int
-    """Number of its first sample in the bucket's endless sequence; the others follow."""
-    places: tuple[Place, ...]
+    """Number of the first sample in the bucket's endless sequence; the rest follow."""
+    locations: tuple[SampleLocation, ...]
     micro: MicroStep
     position: Position
-    """After the step that it belongs to."""
+    """After the step it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +102,29 @@ class PlannedStep:
 
     bucket: str
     first: int
-    places: tuple[Place, ...]
+    locations: tuple[SampleLocation, ...]
     size: BatchSize
     position: Position
     """After this step."""
 
-    def share(self, rank: int, world_size: int) -> Iterator[PlannedBatch]:
-        """The micro batches of one worker: number j of all goes to worker j mod world_size.
+    def micro_batches_of(self, rank: int, world_size: int) -> Iterator[PlannedBatch]:
+        """The micro batches of one worker: micro batch j goes to worker j mod world_size.
 
-        Every worker gets equally many. Where a step has fewer samples than there are micro batches,
-        the empty ones repeat a sample at weight 0.
+        All workers get the same number of micro batches, since each one is a collective backward
+        pass: a worker that made fewer would leave the others waiting. The global batch is split
+        into that many parts as evenly as possible, so any number of workers up to the global
+        batch works. A part's weight is its size over the mean size, which makes the mean of the
+        parts' mean losses the mean over samples. Parts without a sample repeat one at weight 0.
         """
         count = self.size.accumulation(world_size)
-        total, parts = len(self.places), count * world_size
+        total, parts = len(self.locations), count * world_size
         for index in range(count):
             part = index * world_size + rank
             start, end = (total * edge // parts for edge in (part, part + 1))
             yield PlannedBatch(
                 self.bucket,
                 self.first + start,
-                self.places[start : max(end, start + 1)],
+                self.locations[start : max(end, start + 1)],
                 MicroStep(index, count, weight=(end - start) * parts / total),
                 self.position,
             )
@@ -129,20 +132,20 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One pass through a bucket: its shards in a new order, cut into windows."""
+    """One pass over a bucket: its shards in a new order, split into windows."""
 
     windows: list[list[ShardRecord]]
     ends: np.ndarray
-    """Samples up to and with each window."""
+    """Cumulative samples, including each window."""
 
 
 class Schedule:
-    """The endless sequence of global batches; each batch holds samples of one bucket."""
+    """The endless sequence of global batches; each batch has samples of one bucket."""
 
     def __init__(
         self,
         manifest: Manifest,
-        draws: tuple[BucketDraw, ...],
+        shares: tuple[BucketShare, ...],
         *,
         seed: int,
         shuffle_shards: int,
@@ -150,70 +153,72 @@ class Schedule:
     ) -> None:
         """
         Args:
-            draws: of buckets that have samples in the split.
-            shuffle_shards: samples mix inside windows of this many shards, which are read together.
+            shares: of buckets that have samples in the split.
+            shuffle_shards: shards per window; samples are shuffled within a window.
         """
-        self.draws = {draw.bucket: draw for draw in draws}
+        self.shares = {share.bucket: share for share in shares}
         self.seed = seed
         self.shuffle_shards = shuffle_shards
-        self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.draws}
+        self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.shares}
         for shard in manifest.shards:
-            if shard.split == split and shard.num_samples and shard.bucket in self.draws:
+            if shard.split == split and shard.num_samples and shard.bucket in self.shares:
                 self._shards[shard.bucket].append(shard)
         self._sizes = {
             bucket: sum(shard.num_samples for shard in shards)
             for bucket, shards in self._shards.items()
         }
-        # Two may be open at the border between them.
-        self._epoch = lru_cache(maxsize=2 * len(draws))(self._shuffled_epoch)
-        self._window = lru_cache(maxsize=4 * len(draws))(self._shuffled_window)
+        # At the border between two, both are in use.
+        self._epoch = lru_cache(maxsize=2 * len(shares))(self._shuffled_epoch)
+        self._window = lru_cache(maxsize=4 * len(shares))(self._shuffled_window)
 
     def bucket(self, step: int) -> str:
         """The bucket of a step, the same on every worker."""
-        chances = np.array([draw.probability for draw in self.draws.values()])
+        chances = np.array([share.probability for share in self.shares.values()])
         rng = seeded(self.seed, "bucket", step)
-        return list(self.draws)[rng.choice(len(chances), p=chances / chances.sum())]
+        return list(self.shares)[rng.choice(len(chances), p=chances / chances.sum())]
 
-    def draw_at(self, position: Position) -> StepDraw:
-        """What the next step of a run that stands at `position` takes."""
+    def slice_at(self, position: Position) -> StepSlice:
+        """The slice used by the step at `position`."""
         bucket = self.bucket(position.step)
-        size = self.draws[bucket].batch
+        size = self.shares[bucket].batch
         after = position.advanced(bucket, size.global_batch)
-        return StepDraw(bucket, position.taken(bucket), size, after)
+        return StepSlice(bucket, position.taken(bucket), size, after)
 
     def step_at(self, position: Position) -> PlannedStep:
-        """The next step of a run that stands at `position`."""
-        draw = self.draw_at(position)
-        numbers = range(draw.first, draw.first + draw.size.global_batch)
-        places = tuple(self._place(draw.bucket, number) for number in numbers)
-        return PlannedStep(draw.bucket, draw.first, places, draw.size, draw.position)
+        """The step at `position`."""
+        part = self.slice_at(position)
+        numbers = range(part.first, part.first + part.size.global_batch)
+        locations = tuple(self._location(part.bucket, number) for number in numbers)
+        return PlannedStep(part.bucket, part.first, locations, part.size, part.position)
 
-    def windows(self, draw: StepDraw) -> Iterator[list[ShardRecord]]:
-        """The windows of shards that a step reads from; a new epoch may bring the same again."""
-        number, end = draw.first, draw.first + draw.size.global_batch
+    def windows(self, part: StepSlice) -> Iterator[list[ShardRecord]]:
+        """The windows of shards a step reads from; a new epoch may repeat one."""
+        number, end = part.first, part.first + part.size.global_batch
         while number < end:
-            epoch, window, offset = self._find(draw.bucket, number)
-            found = self._epoch(draw.bucket, epoch).windows[window]
+            epoch, window, offset = self._find(part.bucket, number)
+            found = self._epoch(part.bucket, epoch).windows[window]
             yield found
             number += sum(shard.num_samples for shard in found) - offset
 
-    def replacements(self, bucket: str, number: int) -> Iterator[Place]:
-        """All other samples of the bucket, in the order in which they stand in for one that cannot
-        be used: those that are read together with it come first."""
+    def replacements(self, bucket: str, number: int) -> Iterator[SampleLocation]:
+        """All other samples of the bucket, in the order in which they replace an unusable one:
+        those of its own window first, since those shards are open already."""
         epoch, own, offset = self._find(bucket, number)
         mine = self._window(bucket, epoch, own)[offset]
         count = len(self._epoch(bucket, epoch).windows)
         for turn in range(count):
-            places = self._window(bucket, epoch, (own + turn) % count)
+            locations = self._window(bucket, epoch, (own + turn) % count)
             rng = seeded(self.seed, "replacement", bucket, number, turn)
-            yield from (places[i] for i in rng.permutation(len(places)) if places[i] != mine)
+            yield from (
+                locations[i] for i in rng.permutation(len(locations)) if locations[i] != mine
+            )
 
-    def _place(self, bucket: str, number: int) -> Place:
+    def _location(self, bucket: str, number: int) -> SampleLocation:
         epoch, window, offset = self._find(bucket, number)
         return self._window(bucket, epoch, window)[offset]
 
     def _find(self, bucket: str, number: int) -> tuple[int, int, int]:
-        """Epoch and window of a sample of the sequence, and where it comes inside the window."""
+        """Epoch and window of a sample of the sequence, and its index in the window."""
         epoch, offset = divmod(number, self._sizes[bucket])
         ends = self._epoch(bucket, epoch).ends
         window = int(np.searchsorted(ends, offset, side="right"))
@@ -227,8 +232,8 @@ class Schedule:
         samples = [sum(shard.num_samples for shard in window) for window in windows]
         return _Epoch(windows, np.cumsum(samples))
 
-    def _shuffled_window(self, bucket: str, epoch: int, window: int) -> list[Place]:
+    def _shuffled_window(self, bucket: str, epoch: int, window: int) -> list[SampleLocation]:
         shards = self._epoch(bucket, epoch).windows[window]
-        places = [Place(shard, i) for shard in shards for i in range(shard.num_samples)]
+        locations = [SampleLocation(shard, i) for shard in shards for i in range(shard.num_samples)]
         rng = seeded(self.seed, "window", bucket, epoch, window)
-        return [places[i] for i in rng.permutation(len(places))]
+        return [locations[i] for i in rng.permutation(len(locations))]

@@ -1,7 +1,7 @@
-"""Copies of S3 shards on a node's own disk, shared by all its processes and bounded in size.
+"""Copies of S3 shards on a node's disk, shared by all its processes and bounded in size.
 
-A copy is called after the SHA-256 of its bytes and exists only when complete and checked, so a
-folder may serve many datasets and runs. Knows no samples.
+A copy is named after the SHA-256 of its bytes and exists only when complete and checked, so one
+folder can serve many datasets and runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import ShardIndex, index_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from training.data.bucket_mix import BucketDraw
+from training.data.bucket_mix import BucketShare
 from training.settings.recipe import TrainingRecipe
 
 _WHOLE, _PARTIAL, _LOCK = ".tar", ".part", "lock"
@@ -28,11 +28,11 @@ _TOUCH_SECONDS = 20.0
 
 
 class CacheUnusable(Exception):
-    """The folder cannot take another shard: the disk is full, or nobody may write there."""
+    """No shard can be added: the disk is full, or the folder is not writable."""
 
 
 def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
-    """The cache that a recipe asks for; all processes of a node share it."""
+    """The cache of a recipe; all processes of a node share it."""
     if recipe.cache_gb == 0:
         return None
     temporary = Path(tempfile.gettempdir()) / f"flowmapsr-cache-{os.getuid()}"
@@ -40,14 +40,17 @@ def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
     return ShardCache(folder, limit=round(recipe.cache_gb * 1e9))
 
 
-def check_cache(recipe: TrainingRecipe, manifest: Manifest, draws: Iterable[BucketDraw]) -> None:
-    """Refuses a cache that would fetch the same shards over and over.
+def check_cache(recipe: TrainingRecipe, manifest: Manifest, shares: Iterable[BucketShare]) -> None:
+    """Refuses a cache so small that the same shards would be downloaded over and over.
 
-    Training reads from one window of every bucket, and from two where one comes to its end.
+    Training reads from one window of every bucket, and from two of a bucket at their border.
+
+    Raises:
+        FlowmapsrError: the cache cannot hold these windows.
     """
     if recipe.cache_gb == 0 or not storage.is_remote(recipe.manifest):
         return
-    sizes: dict[str, list[int]] = {draw.bucket: [] for draw in draws}
+    sizes: dict[str, list[int]] = {share.bucket: [] for share in shares}
     for shard in manifest.shards:
         if shard.split == "train" and shard.bucket in sizes:
             sizes[shard.bucket].append(shard.bytes)
@@ -57,44 +60,44 @@ def check_cache(recipe: TrainingRecipe, manifest: Manifest, draws: Iterable[Buck
         raise FlowmapsrError(
             f"cache_gb {recipe.cache_gb:g} is too small for this dataset: windows of "
             f"{recipe.shuffle_shards} shards (shuffle_shards) of its {len(windows)} buckets need "
-            f"{needed / 1e9:.3g} GB. Give it as much, or a smaller shuffle_shards, or set "
-            "cache_gb=0 to read every sample from S3"
+            f"{needed / 1e9:.3g} GB. Increase it, lower shuffle_shards, or set cache_gb=0 to "
+            "read every sample from S3"
         )
 
 
 class ShardCache:
-    """The folder with its copies. The least recently used ones make room for others."""
+    """The folder of copies; the least recently used ones are evicted."""
 
     def __init__(self, folder: Path, *, limit: int) -> None:
         """
         Args:
-            limit: most bytes of all copies together, those in the making included.
+            limit: most bytes of all copies, including unfinished downloads.
         """
         self.folder = folder
         self.limit = limit
         self._touched: dict[str, float] = {}
 
     def path(self, shard: ShardRecord) -> str:
-        """Where a shard's copy is if there is one; it may be removed at any time, but a file once
-        opened can be read to its end."""
+        """The path of a shard's copy. It may be removed at any time; a file that is open can still
+        be read."""
         return str(self.folder / f"{shard.sha256}{_WHOLE}")
 
     def touch(self, shard: ShardRecord) -> None:
-        """Notes that a shard is in use, now and then."""
+        """Marks a shard as used, at most once every few seconds."""
         now = time.monotonic()
         if now - self._touched.get(shard.sha256, -_TOUCH_SECONDS) >= _TOUCH_SECONDS:
             self._touched[shard.sha256] = now
             _note_use(self.path(shard))
 
     def add(self, uri: str, shard: ShardRecord) -> ShardIndex | None:
-        """Copies a shard unless that is done; of all processes that want it only one does.
+        """Copies a shard if it is not cached; of all processes that need it, one downloads.
 
         Returns:
-            What the shard was found to hold while it was copied; None if its copy was there.
+            The index made while copying; None if a copy existed.
 
         Raises:
-            CacheUnusable: there is no room on the disk, or the folder cannot be written.
-            DamagedShard: what lies at `uri` is not the shard; nothing is left of it.
+            CacheUnusable: the disk is full, or the folder is not writable.
+            DamagedShard: the object at `uri` is not the shard; no copy is kept.
         """
         partial = self.folder / f"{shard.sha256}{_PARTIAL}"
         while True:
@@ -103,12 +106,12 @@ class ShardCache:
                 return None
             with self._locked(partial) as stream:
                 if not _is_named(stream, partial):
-                    continue  # somebody else has published or given up what we waited for
+                    continue  # another process finished or abandoned the download
                 try:
                     index = self._copy(uri, shard, stream)
                     _note_use(partial)
                     if not _is_named(stream, partial):
-                        continue  # somebody has cleared the folder meanwhile
+                        continue  # the folder was cleared meanwhile
                     with _writing():
                         os.replace(partial, self.path(shard))
                 except BaseException:
@@ -117,7 +120,7 @@ class ShardCache:
                 return index
 
     def remove(self, shard: ShardRecord) -> None:
-        """Gives up a copy that has turned out to be damaged."""
+        """Removes a copy that turned out to be damaged."""
         Path(self.path(shard)).unlink(missing_ok=True)
 
     def _copy(self, uri: str, shard: ShardRecord, stream: IO[bytes]) -> ShardIndex:
@@ -130,7 +133,7 @@ class ShardCache:
         return index
 
     def _reserve(self, stream: IO[bytes], size: int) -> None:
-        """Gives a file its final size, after the oldest copies were removed as far as needed."""
+        """Gives a file its final size, evicting the oldest copies as needed."""
         with self._locked(self.folder / _LOCK):
             stream.truncate(0)
             copies = sorted(_copies(self.folder))
@@ -145,8 +148,8 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[IO[bytes]]:
-        """The file, made if need be, held by nobody else in any process or thread; a process that
-        dies lets go of it."""
+        """The file, created if missing, locked against all other processes and threads; the lock of
+        a process that dies is released."""
         with _writing():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -157,7 +160,7 @@ class ShardCache:
 
 
 def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Last use, bytes and path of every copy, whole or in the making."""
+    """Last use, bytes and path of every copy, including unfinished downloads."""
     for path in folder.iterdir():
         if path.suffix in (_WHOLE, _PARTIAL):
             with contextlib.suppress(FileNotFoundError):
@@ -166,9 +169,9 @@ def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _note_use(path: str | Path) -> None:
-    """Dates a copy at this moment; the system's own dates may be the same for some milliseconds."""
+    """Sets a copy's date to now; the system's own dates may repeat for some milliseconds."""
     now = time.time_ns()
-    with contextlib.suppress(OSError):  # it may be gone
+    with contextlib.suppress(OSError):  # it may have been removed
         os.utime(path, ns=(now, now))
 
 
@@ -180,7 +183,7 @@ def _written(pieces: Iterable[bytes], stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _is_named(stream: IO[bytes], path: Path) -> bool:
-    """Whether the open file still lies at `path`."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
@@ -188,7 +191,7 @@ def _is_named(stream: IO[bytes], path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Removes a whole copy, or one whose writer has died; whether it did."""
+    """Removes a complete copy, or one whose writer has died; returns whether it did."""
     if path.suffix == _WHOLE:
         path.unlink(missing_ok=True)
         return True
@@ -196,8 +199,8 @@ def _removed(path: Path) -> bool:
         with open(path, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_named(stream, path):
-                return False  # it has just been published
-            path.unlink()  # before the lock is free: who gets it next must see that this is gone
+                return False  # it was just completed
+            path.unlink()  # before the lock is released: the next holder must see that it is gone
     except OSError:
         return False
     return True

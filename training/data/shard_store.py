@@ -1,8 +1,7 @@
-"""A place in the dataset to the bytes of its sample: one short read of a shard checked once before.
+"""Reads single samples of a dataset: one short read from a shard that is checked at its first use.
 
-Shards are read where they lie, on S3 through a cache on the local disk. Memory: 8 bytes for each
-sample of the shards in use so far, and a piece of 4 MB for each shard that is being checked. May be
-called from several threads. Knows no tensors.
+Shards are read in place, on S3 through a cache on the local disk. Memory: 8 bytes per sample of the
+shards used so far, and 4 MB for each shard that is being checked. Thread-safe.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import SampleBytes, ShardIndex, index_shard, sample_bytes
 from datagen.dataset.shards import DamagedShard
 from datagen.io import storage
-from training.data.schedule import Place
+from training.data.schedule import SampleLocation
 from training.data.shard_cache import CacheUnusable, ShardCache
 
 log = logging.getLogger(__name__)
@@ -26,36 +25,36 @@ class ShardStore:
     def __init__(self, dataset: str, *, cache: ShardCache | None = None) -> None:
         """
         Args:
-            cache: of shards on S3; without one every sample is a request.
+            cache: of shards on S3; without one, every sample is a request.
         """
         self.dataset = dataset
         self.cache = cache if storage.is_remote(dataset) else None
-        self._cache_takes_more = True
+        self._cache_usable = True
         self._found: dict[str, ShardIndex | str] = {}
-        """What each shard checked so far was found to be: whole, or what is wrong with it."""
+        """Checked shards: the index, or what is wrong."""
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def read(self, place: Place) -> SampleBytes:
+    def read(self, location: SampleLocation) -> SampleBytes:
         """The members of a sample.
 
         Raises:
-            DamagedShard: the shard is not there or not as it was written, which is found at its
-                first use, or the sample cannot be made out any more.
+            DamagedShard: the shard is missing or differs from its record (found at its first use),
+                or the sample cannot be parsed.
         """
-        index = self.prepare(place.shard)
-        extent = index.extent(place.index)
-        data = self._read(place.shard, start=extent.start, length=extent.length)
-        return sample_bytes(memoryview(data), uri=self._uri(place.shard))
+        index = self.prepare(location.shard)
+        extent = index.extent(location.index)
+        data = self._read(location.shard, start=extent.start, length=extent.length)
+        return sample_bytes(memoryview(data), uri=self._uri(location.shard))
 
     def fetch(self, shard: ShardRecord) -> None:
-        """Checks a shard and has its copy in the cache, before its samples are wanted."""
+        """Checks a shard and caches it before its samples are needed."""
         self.prepare(shard)
         if self.cache is not None:
             self._copy(shard)
 
     def prepare(self, shard: ShardRecord) -> ShardIndex:
-        """Checks a shard, unless that is done; raises DamagedShard as `read` does."""
+        """Checks a shard once; raises DamagedShard as `read` does."""
         found = self._found.get(shard.path)
         if found is None:
             with self._lock:
@@ -77,13 +76,13 @@ class ShardStore:
             return str(error)
         if len(index) != shard.num_samples:
             return (
-                f"{self._uri(shard)}: holds {len(index)} samples, and its manifest says "
+                f"{self._uri(shard)}: has {len(index)} samples, but its manifest says "
                 f"{shard.num_samples}"
             )
         return index
 
     def _cached(self, shard: ShardRecord) -> ShardIndex | None:
-        """The index of a copy in the cache, made if need be; None where there can be none."""
+        """The index of a cached copy, made if missing; None without a usable cache."""
         if self.cache is None:
             return None
         index = self._copy(shard)
@@ -92,24 +91,24 @@ class ShardStore:
         except storage.NotFoundError:  # no copy, or removed at this moment
             return None
         except DamagedShard as error:
-            log.warning("%s; taken from %s once more", error, self._uri(shard))
+            log.warning("%s; downloading %s again", error, self._uri(shard))
             self.cache.remove(shard)
             return self._copy(shard)
 
     def _copy(self, shard: ShardRecord) -> ShardIndex | None:
-        """Puts a shard into the cache; its index, or None when it was there or cannot be."""
+        """Caches a shard; returns its index, or None if it was cached already or cannot be."""
         assert self.cache is not None
-        if not self._cache_takes_more:
+        if not self._cache_usable:
             return None
         try:
             return self.cache.add(self._uri(shard), shard)
         except CacheUnusable as error:
             with self._lock:
-                first, self._cache_takes_more = self._cache_takes_more, False
+                first, self._cache_usable = self._cache_usable, False
             if first:
                 log.warning(
-                    "cache %s takes no more shards (%s): what is not there is read from S3 sample "
-                    "by sample, which is slower; free some space or choose another cache_folder",
+                    "cache %s is full or unwritable (%s): reading single samples from S3, which is "
+                    "slower; free some space or choose another cache_folder",
                     self.cache.folder,
                     error,
                 )
@@ -125,7 +124,7 @@ class ShardStore:
             for _ in range(2):
                 try:
                     return storage.read_range(self.cache.path(shard), start=start, length=length)
-                except storage.NotFoundError:  # removed to make room, or never there
+                except storage.NotFoundError:  # evicted, or never cached
                     self._copy(shard)
         try:
             return storage.read_range(self._uri(shard), start=start, length=length)

@@ -1,6 +1,6 @@
-"""Samples that could not be used: a list on disk, and the limit on how many there may be.
+"""Samples that could not be used: a list on disk, and the limit on their number.
 
-Knows no files of the dataset; every worker keeps the same list, and the first one writes it.
+Every worker keeps the same list; rank 0 writes it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ SKIPPED = "skipped.jsonl"
 
 
 class Skipped(FrozenModel):
-    """One sample, or a whole shard, that others stand in for."""
+    """A sample, or a whole shard, that was replaced by others."""
 
     shard: str
     index: int | None
-    """Of the sample inside the shard; null for all of it."""
+    """Index of the sample in the shard; null for the whole shard."""
     key: str | None
-    """Of the sample, as far as it could be read."""
+    """The sample's key, if it could be read."""
     samples: int
     reason: str
 
@@ -41,13 +41,13 @@ class Skipped(FrozenModel):
 
 
 class SkippedList:
-    """What a stage has skipped since it was started."""
+    """Samples skipped since this start of a stage."""
 
     def __init__(self, home: Path, *, training_samples: int, limit: float) -> None:
         """
         Args:
             home: the stage's folder.
-            limit: largest part of the training samples that may be skipped.
+            limit: largest fraction of the training samples that may be skipped.
         """
         self.path = home / SKIPPED
         self.training_samples = training_samples
@@ -60,34 +60,35 @@ class SkippedList:
         whole = {one.shard for one in found if one.index is None}
         return sum(one.samples for one in found if one.index is None or one.shard not in whole)
 
-    def news(self, found: Iterable[Skipped]) -> list[Skipped]:
-        """Those that are not on the list, each once."""
+    def new_ones(self, found: Iterable[Skipped]) -> list[Skipped]:
+        """Those not on the list yet, each once."""
         return list({one.place: one for one in found if one.place not in self._found}.values())
 
     def add(self, found: Iterable[Skipped], *, write: bool) -> None:
-        """Puts them on the list, and on the disk if `write`.
+        """Adds them to the list, and to the file if `write`.
 
-        Raises FlowmapsrError, naming the last one, when the list is longer than the limit allows.
+        Raises:
+            FlowmapsrError: more samples are skipped than the limit allows; names the last one.
         """
-        news = self.news(found)
-        if not news:
+        added = self.new_ones(found)
+        if not added:
             return
-        self._found |= {one.place: one for one in news}
+        self._found |= {one.place: one for one in added}
         if write:
-            for one in news:
-                log.warning("skipped, another sample stands in: %s", one)
+            for one in added:
+                log.warning("sample skipped and replaced: %s", one)
             self._write()
         if self.samples > self.limit * self.training_samples:
             raise FlowmapsrError(
-                f"{self.samples} of {self.training_samples} training samples cannot be used, and "
-                f"max_rotten_fraction allows {self.limit:g} of them. Last one: {news[-1]}. They "
-                f"are listed in {self.path}: find out more with 'flowmapsr dataset verify' and "
-                "restore their shards, or raise max_rotten_fraction"
+                f"{self.samples} of {self.training_samples} training samples cannot be used, but "
+                f"max_rotten_fraction allows {self.limit:g} of them. Last one: {added[-1]}. All "
+                f"are listed in {self.path}: check the dataset with 'flowmapsr dataset verify' and "
+                "restore the shards, or raise max_rotten_fraction"
             )
 
     def _write(self) -> None:
-        """What earlier starts have skipped stays on the disk, but only the present one counts:
-        the dataset may have been mended."""
+        """Keeps the lines of earlier starts in the file, but only this start counts: the dataset
+        may have been repaired."""
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         lines += [one.model_dump_json().encode() for one in self._found.values()]
         with secondary(str(self.path)):

@@ -1,4 +1,4 @@
-"""Really built shards to batches: contents, split over workers, read-ahead, faults."""
+"""Shards to batches: contents, split over workers, prefetching, faults."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import Crew
 from datagen.samples.codecs import Dct8Codec
 from tests.support.tiny import rewritten, with_shards
-from training.data.bucket_mix import bucket_sizes, proportional_draws
-from training.data.loader import SHARDS_AHEAD, Batch, LatentLoader, fixed_batch
-from training.data.sample_decoder import Wanted
+from training.data.bucket_mix import bucket_sizes, proportional_shares
+from training.data.loader import SHARDS_AHEAD, Batch, LatentLoader, preview_batch
+from training.data.sample_decoder import BatchFields
 from training.data.schedule import Position
 from training.data.shard_store import ShardStore
 from training.settings.stage import BatchSize
 
 START = Position()
-ALL = Wanted(neg=True, pixels=True)
+ALL = BatchFields(neg=True, pixels=True)
 
 
 def _take(
@@ -41,14 +41,14 @@ def _take(
     micro_batch: int = 4,
     position: Position = START,
     threads: int = 2,
-    wanted: Wanted = ALL,
+    wanted: BatchFields = ALL,
 ) -> list[Batch]:
-    draws = proportional_draws(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
+    draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
     loader = LatentLoader(
         ShardStore(str(dataset)),
         manifest,
         draws,
-        wanted=wanted,
+        fields=wanted,
         threads=threads,
         rank=rank,
         world_size=world_size,
@@ -106,7 +106,7 @@ def test_workers_share_the_global_batch_of_one_worker(
         assert tuple(together) == whole[step]
 
 
-def test_a_loader_goes_on_from_a_batchs_position(dataset: Path, manifest: Manifest) -> None:
+def test_a_loader_resumes_from_a_batchs_position(dataset: Path, manifest: Manifest) -> None:
     whole = _take(dataset, manifest, 6)
     rest = _take(dataset, manifest, 3, position=whole[2].position)
     assert [batch.keys for batch in rest] == [batch.keys for batch in whole[3:]]
@@ -128,7 +128,7 @@ def test_batches_do_not_depend_on_the_threads(dataset: Path, manifest: Manifest)
     assert _same(one, several)
 
 
-def test_an_epoch_is_whole_when_the_number_of_workers_changes_in_its_middle(
+def test_an_epoch_stays_complete_when_the_number_of_workers_changes(
     dataset: Path, manifest: Manifest
 ) -> None:
     (alone,) = _take(dataset, manifest, 1)
@@ -140,8 +140,8 @@ def test_an_epoch_is_whole_when_the_number_of_workers_changes_in_its_middle(
     assert len(keys) == len(set(keys)) == manifest.num_samples == 12
 
 
-def test_only_what_is_wanted_is_decoded(dataset: Path, manifest: Manifest) -> None:
-    (batch,) = _take(dataset, manifest, 1, wanted=Wanted(neg=False, pixels=False))
+def test_only_requested_fields_are_decoded(dataset: Path, manifest: Manifest) -> None:
+    (batch,) = _take(dataset, manifest, 1, wanted=BatchFields(neg=False, pixels=False))
     assert batch.neg is None and batch.pixels is None and batch.hq.shape == (4, 192, 4, 4)
 
 
@@ -159,7 +159,7 @@ def _cut(path: Path) -> None:
     ("damage", "reason"),
     [(_flip, "checksum differs"), (_cut, "checksum"), (Path.unlink, "no such file")],
 )
-def test_others_stand_in_for_the_samples_of_a_damaged_shard(
+def test_samples_of_a_damaged_shard_are_replaced(
     dataset: Path,
     manifest: Manifest,
     tmp_path: Path,
@@ -203,7 +203,7 @@ def _broken(sample: ShardSample, how: int) -> ShardSample:
             return replace(sample, latents=sample.latents[:400])
 
 
-def test_samples_that_are_not_what_they_should_be_are_skipped_with_the_reason(
+def test_invalid_samples_are_skipped_with_the_reason(
     dataset: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
     spoilt = read_shard(str(dataset / manifest.shards[0].path))
@@ -233,19 +233,19 @@ def test_a_bucket_without_a_usable_sample_is_an_error(
 
 
 def test_pictures_always_show_the_same_samples(dataset: Path, manifest: Manifest) -> None:
-    first, second = (fixed_batch(ShardStore(str(dataset)), manifest, 3) for _ in range(2))
+    first, second = (preview_batch(ShardStore(str(dataset)), manifest, 3) for _ in range(2))
     assert first.keys == second.keys and len(first.keys) == 3
 
 
 def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Manifest) -> None:
     sizes = {"32x32_1": 8, "32x32_2": 8, "32x32_3": 8, "64x64_1": 4, "64x64_2": 4}
     shards = with_shards(manifest, **sizes)
-    draws = proportional_draws(bucket_sizes(shards, "train"), BatchSize(4, 4))
+    draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(4, 4))
     loader = LatentLoader(
         ShardStore("nowhere"),
         shards,
         draws,
-        wanted=ALL,
+        fields=ALL,
         threads=1,
         rank=0,
         world_size=1,
@@ -262,8 +262,8 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     for _ in range(SHARDS_AHEAD):
         step = loader.schedule.step_at(position)
         position = step.position
-        for place in step.places:
-            if needed[step.bucket][-1:] != [place.shard.path]:
-                needed[step.bucket].append(place.shard.path)
-                order.append(place.shard.path)
+        for location in step.locations:
+            if needed[step.bucket][-1:] != [location.shard.path]:
+                needed[step.bucket].append(location.shard.path)
+                order.append(location.shard.path)
     assert fetched[:-1] == order and len(set(order)) == 5

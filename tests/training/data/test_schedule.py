@@ -1,4 +1,4 @@
-"""Which sample comes when: every one exactly once an epoch, whatever the number of workers."""
+"""The order of samples: each exactly once per epoch, for any number of workers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import with_shards
-from training.data.bucket_mix import bucket_sizes, proportional_draws
-from training.data.schedule import Place, PlannedStep, Position, Schedule, StepDraw
+from training.data.bucket_mix import bucket_sizes, proportional_shares
+from training.data.schedule import PlannedStep, Position, SampleLocation, Schedule, StepSlice
 from training.settings.stage import BatchSize
 
 START = Position()
@@ -22,7 +22,7 @@ def _schedule(
     manifest: Manifest, *, global_batch: int = 4, seed: int = 0, shuffle_shards: int = 2
 ) -> Schedule:
     size = BatchSize(global_batch, 1)
-    draws = proportional_draws(bucket_sizes(manifest, "train"), size)
+    draws = proportional_shares(bucket_sizes(manifest, "train"), size)
     return Schedule(manifest, draws, seed=seed, shuffle_shards=shuffle_shards, split="train")
 
 
@@ -34,21 +34,23 @@ def _steps(schedule: Schedule, steps: int, position: Position = START) -> list[P
     return planned
 
 
-def _run(schedule: Schedule, steps: int, position: Position = START) -> list[tuple[Place, ...]]:
-    return [step.places for step in _steps(schedule, steps, position)]
+def _run(
+    schedule: Schedule, steps: int, position: Position = START
+) -> list[tuple[SampleLocation, ...]]:
+    return [step.locations for step in _steps(schedule, steps, position)]
 
 
-def _names(places: tuple[Place, ...]) -> list[tuple[str, int]]:
-    return [(place.shard.path, place.index) for place in places]
+def _names(locations: tuple[SampleLocation, ...]) -> list[tuple[str, int]]:
+    return [(location.shard.path, location.index) for location in locations]
 
 
 def _window_paths(schedule: Schedule, first: int, count: int) -> set[str]:
     """The shards that `count` samples of bucket a are read together with."""
-    draw = StepDraw("a", first, BatchSize(count, 1), START)
+    draw = StepSlice("a", first, BatchSize(count, 1), START)
     return {shard.path for window in schedule.windows(draw) for shard in window}
 
 
-def test_every_sample_comes_exactly_once_in_each_epoch(manifest: Manifest) -> None:
+def test_every_sample_is_used_exactly_once_in_each_epoch(manifest: Manifest) -> None:
     schedule = _schedule(with_shards(manifest, a_1=5, a_2=3, a_3=4), global_batch=4)
     for epoch in range(3):
         batches = _run(schedule, 3 * (epoch + 1))[3 * epoch :]
@@ -69,14 +71,16 @@ def test_epochs_windows_and_seeds_have_different_orders(manifest: Manifest) -> N
     other = _run(_schedule(one_bucket, global_batch=32, seed=1), 1)
     assert _names(other[0]) != _names(batches[0])
     windows = _run(_schedule(one_bucket, global_batch=16, shuffle_shards=1), 2)
-    assert [place.index for place in windows[0]] != [place.index for place in windows[1]]
+    assert [location.index for location in windows[0]] != [
+        location.index for location in windows[1]
+    ]
 
 
 def test_samples_mix_inside_a_window_and_not_beyond_it(manifest: Manifest) -> None:
     shards = {f"a_{number}": 10 for number in range(6)}
     schedule = _schedule(with_shards(manifest, **shards), global_batch=20)
     for step in _steps(schedule, 3):
-        used = {place.shard.path for place in step.places}
+        used = {location.shard.path for location in step.locations}
         assert len(used) == 2 and used == _window_paths(schedule, step.first, 20)
 
 
@@ -87,56 +91,56 @@ def test_the_windows_of_a_step_are_those_of_its_samples(
     shards = with_shards(manifest, a_1=10, a_2=3, a_3=14, a_4=1, a_5=8)
     schedule = _schedule(shards, global_batch=global_batch)
     for step in _steps(schedule, 12):
-        used = {place.shard.path for place in step.places}
+        used = {location.shard.path for location in step.locations}
         windows = _window_paths(schedule, step.first, global_batch)
         assert used <= windows and len(windows) <= len(used) + 4
 
 
-def test_a_batch_holds_one_bucket_and_buckets_come_by_their_size(manifest: Manifest) -> None:
+def test_a_batch_has_one_bucket_and_buckets_are_drawn_by_size(manifest: Manifest) -> None:
     schedule = _schedule(with_shards(manifest, a_1=30, b_1=10))
     buckets = []
     for batch in _run(schedule, 400):
-        names = {place.shard.bucket for place in batch}
+        names = {location.shard.bucket for location in batch}
         assert len(names) == 1
         buckets += names
     assert Counter(buckets)["a"] / 400 == pytest.approx(0.75, abs=0.06)
 
 
-def test_every_bucket_comes_with_its_own_batch_size(manifest: Manifest) -> None:
+def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
     shards = with_shards(manifest, a_1=30, b_1=10)
-    one, other = proportional_draws(bucket_sizes(shards, "train"), BatchSize(8, 2))
+    one, other = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
     draws = (one, replace(other, batch=BatchSize(4, 1)))
     schedule = Schedule(shards, draws, seed=0, shuffle_shards=2, split="train")
     steps = _steps(schedule, 20)
-    assert {(step.bucket, len(step.places)) for step in steps} == {("a", 8), ("b", 4)}
+    assert {(step.bucket, len(step.locations)) for step in steps} == {("a", 8), ("b", 4)}
     for step in steps:
-        shares = [list(step.share(rank, 2)) for rank in range(2)]
+        shares = [list(step.micro_batches_of(rank, 2)) for rank in range(2)]
         micro = step.size.micro_batch
-        assert [len(batch.places) for batch in shares[1]] == [micro, micro]
+        assert [len(batch.locations) for batch in shares[1]] == [micro, micro]
         assert [batch.micro.is_last for batch in shares[0]] == [False, True]
         taken = [batch for pair in zip(*shares, strict=True) for batch in pair]
-        assert tuple(place for batch in taken for place in batch.places) == step.places
+        assert tuple(location for batch in taken for location in batch.locations) == step.locations
         assert [batch.first - step.first for batch in taken] == [0, micro, 2 * micro, 3 * micro]
-    assert steps[-1].position.images_seen == sum(len(step.places) for step in steps)
+    assert steps[-1].position.images_seen == sum(len(step.locations) for step in steps)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7])
-def test_a_step_is_shared_by_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
+def test_a_step_is_dealt_to_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
     shards = with_shards(manifest, a_1=30)
-    draws = proportional_draws(bucket_sizes(shards, "train"), BatchSize(8, 2))
+    draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
     (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_shards=2, split="train"), 1)
-    shares = [list(step.share(rank, world_size)) for rank in range(world_size)]
+    shares = [list(step.micro_batches_of(rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     taken = [batch for turn in zip(*shares, strict=True) for batch in turn]
-    assert all(1 <= len(batch.places) <= 2 for batch in taken)
+    assert all(1 <= len(batch.locations) <= 2 for batch in taken)
     used = [batch for batch in taken if batch.micro.weight]
-    assert tuple(place for batch in used for place in batch.places) == step.places
+    assert tuple(location for batch in used for location in batch.locations) == step.locations
     for batch in used:  # every sample counts alike in the mean over workers and micro batches
-        each = batch.micro.weight / batch.micro.count / world_size / len(batch.places)
+        each = batch.micro.weight / batch.micro.count / world_size / len(batch.locations)
         assert each == pytest.approx(1 / 8)
 
 
-def test_a_saved_position_goes_on_exactly(manifest: Manifest) -> None:
+def test_a_saved_position_resumes_exactly(manifest: Manifest) -> None:
     shards = with_shards(manifest, a_1=5, a_2=3, b_1=7)
     whole = _steps(_schedule(shards), 20)
     assert _steps(_schedule(shards), 11, whole[8].position) == whole[9:]
@@ -148,7 +152,7 @@ def test_replacements_are_all_other_samples_of_the_bucket_the_near_ones_first(
     shards = with_shards(manifest, a_1=5, a_2=3, a_3=4, a_4=2, b_1=7)
     schedule = _schedule(shards)
     for number in (0, 6, 20):
-        (own,) = _names((schedule._place("a", number),))
+        (own,) = _names((schedule._location("a", number),))
         found = _names(tuple(schedule.replacements("a", number)))
         assert len(found) == len(set(found)) == 13 and own not in found
         near = _window_paths(schedule, number, 1)

@@ -1,4 +1,4 @@
-"""Samples of shards on a disk and on S3: the same bytes; the cache whole, shared and bounded."""
+"""Samples of shards on a disk and on S3: equal bytes; the cache is complete, shared and bounded."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from datagen.errors import FlowmapsrError
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.data import shard_cache
-from training.data.bucket_mix import stage_draws
-from training.data.schedule import Place
+from training.data.bucket_mix import bucket_shares
+from training.data.schedule import SampleLocation
 from training.data.shard_cache import CacheUnusable, ShardCache, check_cache
 from training.data.shard_store import ShardStore
 from training.settings.stage import StageSettings
@@ -39,12 +39,12 @@ def remote(dataset: Path, manifest: Manifest, faulty_s3: FaultyS3) -> str:
     return f"s3://{faulty_s3.bucket}/data"
 
 
-def _places(manifest: Manifest) -> list[Place]:
-    return [Place(shard, i) for shard in manifest.shards for i in range(shard.num_samples)]
+def _locations(manifest: Manifest) -> list[SampleLocation]:
+    return [SampleLocation(shard, i) for shard in manifest.shards for i in range(shard.num_samples)]
 
 
-def _read(store: ShardStore, places: Iterable[Place]) -> list[tuple[str, bytes]]:
-    samples = [store.read(place) for place in places]
+def _read(store: ShardStore, locations: Iterable[SampleLocation]) -> list[tuple[str, bytes]]:
+    samples = [store.read(location) for location in locations]
     return [(sample.key, bytes(sample.latents)) for sample in samples]
 
 
@@ -52,24 +52,24 @@ def _copies(cache: ShardCache) -> set[str]:
     return {path.name for path in cache.folder.iterdir()} - {"lock"}
 
 
-def test_each_shard_is_fetched_once_by_all_who_want_it_at_the_same_time(
+def test_concurrent_readers_download_each_shard_once(
     dataset: Path, manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     """Four stores of one folder, as of four processes: file locks do not tell the difference."""
-    expected = _read(ShardStore(str(dataset)), _places(manifest))
+    expected = _read(ShardStore(str(dataset)), _locations(manifest))
     faulty_s3.fail("cut_download", "GET", after=1000)  # the first one is lost half-way
     stores = [
         ShardStore(remote, cache=ShardCache(tmp_path / "cache", limit=10**9)) for _ in range(4)
     ]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda store: _read(store, _places(manifest)), stores * 2))
+        found = list(threads.map(lambda store: _read(store, _locations(manifest)), stores * 2))
     assert all(one == expected for one in found)
     assert faulty_s3.requests["GET"] == len(manifest.shards) + 1
     cache = ShardCache(tmp_path / "cache", limit=10**9)
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in manifest.shards}
 
 
-def test_the_least_recently_used_copies_make_room(
+def test_the_least_recently_used_copies_are_evicted(
     manifest: Manifest,
     remote: str,
     faulty_s3: FaultyS3,
@@ -80,13 +80,13 @@ def test_the_least_recently_used_copies_make_room(
     first, second, third = manifest.shards
     cache = ShardCache(tmp_path, limit=first.bytes + second.bytes)
     store = ShardStore(remote, cache=cache)
-    before = _read(store, _places(manifest)[:1])
+    before = _read(store, _locations(manifest)[:1])
     for shard in (second, first, third):
-        store.read(Place(shard, 0))
+        store.read(SampleLocation(shard, 0))
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, third)}
     assert faulty_s3.requests["GET"] == 3
     cache.remove(first)  # as another process may, at any time
-    assert _read(store, _places(manifest)[:1]) == before
+    assert _read(store, _locations(manifest)[:1]) == before
     assert faulty_s3.requests["GET"] == 4
     cache.remove(first)
     store.fetch(first)
@@ -94,7 +94,7 @@ def test_the_least_recently_used_copies_make_room(
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, third)}
 
 
-def test_a_killed_process_leaves_nothing_that_stands_in_the_way(
+def test_leftovers_of_a_killed_process_do_not_block_the_cache(
     manifest: Manifest, remote: str, tmp_path: Path
 ) -> None:
     first, second, third = manifest.shards
@@ -114,7 +114,7 @@ def test_a_killed_process_leaves_nothing_that_stands_in_the_way(
     )
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     store = ShardStore(remote, cache=cache)
-    reading = threading.Thread(target=store.read, args=(Place(first, 0),))
+    reading = threading.Thread(target=store.read, args=(SampleLocation(first, 0),))
     reading.start()
     reading.join(0.3)
     assert reading.is_alive()  # waits for whoever fetches the shard
@@ -122,11 +122,11 @@ def test_a_killed_process_leaves_nothing_that_stands_in_the_way(
     process.communicate()
     reading.join(30)
     assert not reading.is_alive()
-    store.read(Place(second, 0))  # has no room beside what the dead process began
+    store.read(SampleLocation(second, 0))  # has no room beside what the dead process began
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, second)}
 
 
-def test_what_somebody_is_fetching_is_not_taken_for_a_leftover(
+def test_a_download_in_progress_is_not_taken_for_a_leftover(
     manifest: Manifest, remote: str, tmp_path: Path
 ) -> None:
     first, second, _ = manifest.shards
@@ -135,11 +135,11 @@ def test_what_somebody_is_fetching_is_not_taken_for_a_leftover(
     with open(partial) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         cache = ShardCache(tmp_path, limit=second.bytes)
-        ShardStore(remote, cache=cache).read(Place(second, 0))
+        ShardStore(remote, cache=cache).read(SampleLocation(second, 0))
         assert partial.exists()
 
 
-def test_a_leftover_is_removed_while_nobody_else_can_take_it_up(
+def test_a_leftover_is_removed_under_its_lock(
     manifest: Manifest, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the process that wants that shard could go on in a file that is about to vanish."""
@@ -160,12 +160,12 @@ def test_a_leftover_is_removed_while_nobody_else_can_take_it_up(
 
     monkeypatch.setattr(Path, "unlink", watched)
     cache = ShardCache(tmp_path, limit=second.bytes)
-    ShardStore(remote, cache=cache).read(Place(second, 0))
+    ShardStore(remote, cache=cache).read(SampleLocation(second, 0))
     assert could_be_taken == [False]
     assert _copies(cache) == {f"{second.sha256}.tar"}
 
 
-def test_a_copy_that_vanishes_while_it_is_made_is_made_again(
+def test_a_copy_that_vanishes_during_its_download_is_downloaded_again(
     dataset: Path,
     manifest: Manifest,
     remote: str,
@@ -190,7 +190,7 @@ def test_a_copy_that_vanishes_while_it_is_made_is_made_again(
     assert Path(cache.path(shard)).read_bytes() == (dataset / shard.path).read_bytes()
 
 
-def test_a_full_disk_is_said_once_and_read_past(
+def test_a_full_disk_is_reported_once_and_samples_are_still_read(
     dataset: Path, manifest: Manifest, remote: str, tmp_path: Path
 ) -> None:
     """A limit on the size of files is the full disk that every system can have."""
@@ -198,14 +198,14 @@ def test_a_full_disk_is_said_once_and_read_past(
         "import logging, sys\n"
         "from pathlib import Path\n"
         "from datagen.dataset.manifest import load_manifest\n"
-        "from training.data.schedule import Place\n"
+        "from training.data.schedule import SampleLocation\n"
         "from training.data.shard_cache import ShardCache\n"
         "from training.data.shard_store import ShardStore\n"
         "logging.basicConfig(stream=sys.stdout)\n"
         "dataset, remote, cache = sys.argv[1:]\n"
         "store = ShardStore(remote, cache=ShardCache(Path(cache), limit=10**9))\n"
         "for shard in load_manifest(dataset).shards:\n"
-        "    print(store.read(Place(shard, 1)).key)\n"
+        "    print(store.read(SampleLocation(shard, 1)).key)\n"
     )
     cache = tmp_path / "cache"
     done = subprocess.run(
@@ -216,17 +216,17 @@ def test_a_full_disk_is_said_once_and_read_past(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000)),
         cwd=Path(__file__).parents[3],
     )
-    keys = [key for key, _ in _read(ShardStore(str(dataset)), _places(manifest)[1::4])]
+    keys = [key for key, _ in _read(ShardStore(str(dataset)), _locations(manifest)[1::4])]
     assert [line for line in done.stdout.splitlines() if ":" not in line] == keys
-    assert done.stdout.count("takes no more shards") == 1
+    assert done.stdout.count("is full or unwritable") == 1
     assert os.listdir(cache) in ([], ["lock"])
 
 
 def test_without_a_cache_samples_are_requests(
     dataset: Path, manifest: Manifest, remote: str
 ) -> None:
-    places = _places(manifest)[::3]
-    assert _read(ShardStore(remote), places) == _read(ShardStore(str(dataset)), places)
+    locations = _locations(manifest)[::3]
+    assert _read(ShardStore(remote), locations) == _read(ShardStore(str(dataset)), locations)
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_not_kept(
@@ -234,22 +234,22 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_not_kept(
 ) -> None:
     first, second, third = manifest.shards
     cache = ShardCache(tmp_path, limit=10**9)
-    ShardStore(remote, cache=cache).read(Place(first, 0))
+    ShardStore(remote, cache=cache).read(SampleLocation(first, 0))
     Path(cache.path(first)).write_bytes(b"junk")
     again = ShardStore(remote, cache=cache)
-    assert _read(again, _places(manifest)[:4]) == _read(
-        ShardStore(str(dataset)), _places(manifest)[:4]
+    assert _read(again, _locations(manifest)[:4]) == _read(
+        ShardStore(str(dataset)), _locations(manifest)[:4]
     )
     key = f"data/{second.path}"
     faulty_s3.client.put_object(Bucket=faulty_s3.bucket, Key=key, Body=bytes(second.bytes))
     faulty_s3.client.delete_object(Bucket=faulty_s3.bucket, Key=f"data/{third.path}")
     for shard in (second, third, second):
         with pytest.raises(DamagedShard, match=Path(shard.path).name):
-            again.read(Place(shard, 0))
+            again.read(SampleLocation(shard, 0))
     assert _copies(cache) == {f"{first.sha256}.tar"}
 
 
-def test_a_folder_that_cannot_be_is_unusable_and_a_server_that_is_gone_is_not_rot(
+def test_an_impossible_folder_is_unusable_and_a_lost_server_is_not_damage(
     manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -258,16 +258,16 @@ def test_a_folder_that_cannot_be_is_unusable_and_a_server_that_is_gone_is_not_ro
         ShardCache(tmp_path / "file" / "cache", limit=10**9).add(f"{remote}/{shard.path}", shard)
     faulty_s3.fail("status", "GET", times=10**6, status=403, code="AccessDenied")
     with pytest.raises(FlowmapsrError) as refused:
-        ShardStore(remote, cache=ShardCache(tmp_path, limit=10**9)).read(Place(shard, 0))
+        ShardStore(remote, cache=ShardCache(tmp_path, limit=10**9)).read(SampleLocation(shard, 0))
     assert not isinstance(refused.value, DamagedShard)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 
-def test_a_cache_that_would_fetch_over_and_over_is_refused(
+def test_a_cache_too_small_for_the_windows_is_refused(
     manifest: Manifest, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path, stages=[WARMUP])
-    draws = stage_draws(StageSettings.model_validate(WARMUP), manifest)
+    draws = bucket_shares(StageSettings.model_validate(WARMUP), manifest)
     small = {"manifest": "s3://bucket/data", "cache_gb": 1e-6}
     with pytest.raises(FlowmapsrError, match=r"cache_gb 1e-06 is too small.*cache_gb=0"):
         check_cache(recipe.model_copy(update=small), manifest, draws)

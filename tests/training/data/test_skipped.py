@@ -1,4 +1,4 @@
-"""The list of skipped samples: each once, whole shards as all of theirs, and the limit."""
+"""The list of skipped samples: each once, a shard as all its samples, and the limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _sample(shard: str, index: int | None, samples: int = 1) -> Skipped:
 def test_each_is_counted_once_and_a_shard_as_all_its_samples(tmp_path: Path) -> None:
     skipped = SkippedList(tmp_path, training_samples=100, limit=0.5)
     skipped.add([_sample("a", 1), _sample("a", 1), _sample("b", 0)], write=True)
-    assert skipped.samples == 2 and skipped.news([_sample("a", 1)]) == []
+    assert skipped.samples == 2 and skipped.new_ones([_sample("a", 1)]) == []
     skipped.add([_sample("a", None, samples=8), _sample("b", 0)], write=True)
     assert skipped.samples == 9  # sample 1 of a is one of the eight
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
@@ -38,7 +38,7 @@ def test_one_more_than_the_limit_is_an_error_that_names_it(tmp_path: Path) -> No
         skipped.add([_sample("c", None, samples=8)], write=True)
 
 
-def test_another_start_counts_anew_and_keeps_what_was_listed(tmp_path: Path) -> None:
+def test_another_start_counts_from_zero_and_keeps_the_list(tmp_path: Path) -> None:
     for index in (1, 2, 1):
         skipped = SkippedList(tmp_path, training_samples=100, limit=0.01)
         skipped.add([_sample("a", index)], write=True)

@@ -19,8 +19,8 @@ from datagen.dataset.shards import Latents, ShardSample, read_shard
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import WARMUP, RunMaker, rewritten, start_torchrun
 from training.checkpoints.reader import read_commit
-from training.data.bucket_mix import stage_draws
-from training.data.loader import Batch, fixed_batch
+from training.data.bucket_mix import bucket_shares
+from training.data.loader import Batch, preview_batch
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
@@ -40,7 +40,7 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     manifest: Manifest = load_manifest(str(dataset))
     schedule = Schedule(
         manifest,
-        stage_draws(recipe.stages[0], manifest),
+        bucket_shares(recipe.stages[0], manifest),
         seed=recipe.seed,
         shuffle_shards=recipe.shuffle_shards,
         split="train",
@@ -49,7 +49,7 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     for _ in range(step):
         planned = schedule.step_at(planned.position)
     shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
-    return [shards[place.shard.path][place.index].key for place in planned.places]
+    return [shards[place.shard.path][place.index].key for place in planned.locations]
 
 
 def _stage(recipe: TrainingRecipe) -> Path:
@@ -233,6 +233,6 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
 
 def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:
     store = ShardStore(str(without_negatives))
-    batch = fixed_batch(store, load_manifest(str(without_negatives)), 2)
+    batch = preview_batch(store, load_manifest(str(without_negatives)), 2)
     assert batch.neg is None and batch.to(torch.device("cpu")).neg is None
     assert batch.hq.shape == batch.lq.shape

@@ -1,4 +1,4 @@
-"""Pixel budgets of a stage against those of a dataset: chances, batch sizes, refusals."""
+"""Pixel budgets of a stage and of a dataset: probabilities, batch sizes, refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import WARMUP, RunMaker, with_shards
-from training.data.bucket_mix import stage_draws
+from training.data.bucket_mix import bucket_shares
 from training.preflight import check_run
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import BatchSize, StageSettings
@@ -32,8 +32,8 @@ def mixed(manifest: Manifest) -> Manifest:
     return with_shards(manifest, **shards).model_copy(update={"recipe": recipe})
 
 
-def test_budgets_come_by_probability_and_their_buckets_by_samples(mixed: Manifest) -> None:
-    draws = {draw.bucket: draw for draw in stage_draws(_stage(SMALL, LARGE), mixed)}
+def test_budgets_are_drawn_by_probability_and_buckets_by_samples(mixed: Manifest) -> None:
+    draws = {draw.bucket: draw for draw in bucket_shares(_stage(SMALL, LARGE), mixed)}
     chances = {name: draw.probability for name, draw in draws.items()}
     assert chances == pytest.approx(
         {"256x256": 0.75 * 0.75, "192x352": 0.75 * 0.25, "512x512": 0.25}
@@ -42,8 +42,8 @@ def test_budgets_come_by_probability_and_their_buckets_by_samples(mixed: Manifes
     assert draws["512x512"].batch == BatchSize(4, 1)  # the stage's own
 
 
-def test_without_budgets_buckets_come_by_their_samples(mixed: Manifest) -> None:
-    draws = stage_draws(StageSettings.model_validate(WARMUP), mixed)
+def test_without_budgets_buckets_are_drawn_by_samples(mixed: Manifest) -> None:
+    draws = bucket_shares(StageSettings.model_validate(WARMUP), mixed)
     assert {draw.bucket: draw.probability for draw in draws} == pytest.approx(
         {"192x352": 10 / 52, "256x256": 30 / 52, "512x512": 12 / 52}
     )
@@ -51,7 +51,7 @@ def test_without_budgets_buckets_come_by_their_samples(mixed: Manifest) -> None:
 
 def test_a_budget_of_probability_0_is_left_out(mixed: Manifest) -> None:
     stage = _stage(SMALL, {**LARGE, "probability": 0, "global_batch": 6, "micro_batch": 4})
-    assert {draw.bucket for draw in stage_draws(stage, mixed)} == {"192x352", "256x256"}
+    assert {draw.bucket for draw in bucket_shares(stage, mixed)} == {"192x352", "256x256"}
     assert stage.batch_sizes == (BatchSize(32, 8),) and stage.images_per_step == 32
     assert _stage(SMALL, LARGE).images_per_step == 0.75 * 32 + 0.25 * 4
 
@@ -64,18 +64,18 @@ def test_a_budget_of_probability_0_is_left_out(mixed: Manifest) -> None:
             r"stage 'warmup': budgets: side 768 has no sample in this dataset. It has "
             r"side 256: 40 \(192x352, 256x256\); side 512: 12 \(512x512\)",
         ),
-        ((SMALL,), "side 512 is not named, and the dataset has samples of it.*probability 0"),
+        ((SMALL,), "side 512 is missing.*probability 0"),
         (({"side": 500, "probability": 1}, SMALL), "side 500 has no sample"),
     ],
 )
-def test_budgets_that_are_not_the_datasets_are_refused(
+def test_budgets_that_do_not_match_the_dataset_are_refused(
     mixed: Manifest, budgets: tuple[dict[str, Any], ...], message: str
 ) -> None:
     with pytest.raises(FlowmapsrError, match=message):
-        stage_draws(_stage(*budgets), mixed)
+        bucket_shares(_stage(*budgets), mixed)
 
 
-def test_they_are_refused_before_anything_is_trained(
+def test_mismatched_budgets_are_refused_before_training(
     run_recipe: RunMaker, tmp_path: object
 ) -> None:
     stage = {**WARMUP, "budgets": [{"side": 64, "probability": 1}]}
