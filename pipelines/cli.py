@@ -12,7 +12,7 @@ import typer
 
 from datagen.errors import FlowmapsrError
 from pipelines.environment import (
-    keep_tracking,
+    default_tracking_uri,
     leave_run_logs_to_prefect,
     prepare_environment,
 )
@@ -49,7 +49,7 @@ Guidance = Annotated[
     float | None,
     typer.Option(min=0, help="Guidance strength, 1 is none; the model's own when not given."),
 ]
-Flow = Literal["dataset", "train", "full"]
+Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
@@ -126,9 +126,12 @@ def dataset_build(
         if found.complete is not None:
             how = "was complete already"
             return out.say(reports.built(resolved.output, found.complete, found, how=how))
-        from pipelines.flows.dataset import run_build
+        from pipelines.flows.dataset import build_dataset, build_listed
+        from pipelines.orchestration.guard import guarded
 
-        manifest = run_build(resolved, listing, take_over=take_over)
+        manifest = guarded(
+            build_dataset, resolved, lambda: build_listed(resolved, listing, take_over=take_over)
+        )
         out.say(reports.built(resolved.output, manifest, found, how="is complete"))
 
 
@@ -205,13 +208,17 @@ def train(
 
         records = finished_stages(resolved)
         if records is None:
-            from pipelines.flows.training import run_training
+            from pipelines.flows.training import train as train_flow
+            from pipelines.flows.training import train_stages
+            from pipelines.orchestration.guard import guarded
 
-            records = run_training(resolved, take_over=take_over)
+            records = guarded(
+                train_flow, resolved, lambda: train_stages(resolved, take_over=take_over)
+            )
         else:
             from training.tracking.parent_run import tell_the_rest
 
-            keep_tracking(resolved.output)
+            default_tracking_uri(resolved.output)
             tell_the_rest(resolved)
         from training.tracking.mlflow_client import run_page
 
@@ -298,7 +305,7 @@ def deploy(
 
     Run it again to change it. Examples:
     flowmapsr deploy demo sources=[s3://b/photos] output=s3://b/set --interval 6h;
-    flowmapsr deploy demo --flow train manifest=s3://b/set output=/runs/one
+    flowmapsr deploy demo --flow training manifest=s3://b/set output=/runs/one
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import recipe_of_flow

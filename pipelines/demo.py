@@ -127,11 +127,12 @@ def _digest(recipe: FullRecipe) -> str:
 
 
 def _run(base: Path, recipe: FullRecipe) -> DemoReport:
-    from pipelines.flows.full import run_full
+    from pipelines.flows.full import full
+    from pipelines.orchestration.guard import guarded
 
     copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
     copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")
-    record = run_full(recipe)
+    record = guarded(full, recipe)
     start = time.monotonic()
     draw_comparison(recipe, base / COMPARISON)
     seconds = {**record.seconds, "comparison": round(time.monotonic() - start, 3)}

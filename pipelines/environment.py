@@ -57,7 +57,7 @@ def leave_run_logs_to_prefect() -> None:
     logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set
 
 
-def keep_tracking(output: str, *, worker: bool = False) -> None:
+def default_tracking_uri(output: str, *, worker: bool = False) -> None:
     """Puts the database of runs into the output where no MLflow server is named and the working
     folder, its usual place, is no good: on a cluster, whose nodes have one each, and in a Prefect
     `worker`, whose folder vanishes."""

@@ -24,7 +24,7 @@ _AHEAD = 2
 """Chunks under way for each CPU of the cluster: bounds the memory of what waits."""
 
 
-def spread_over_cluster(
+def map_chunks_on_cluster(
     function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
 ) -> Iterator[list[R]]:
     """`map(function, chunks)`, on the cluster where there are enough chunks.
@@ -35,10 +35,10 @@ def spread_over_cluster(
     first = list(islice(iterator, _WORTHWHILE))
     if len(first) < _WORTHWHILE:
         return map(function, first)
-    return _spread(function, chain(first, iterator))
+    return _map_remotely(function, chain(first, iterator))
 
 
-def _spread(
+def _map_remotely(
     function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
 ) -> Iterator[list[R]]:
     call = ray.remote(num_cpus=1)(_call)

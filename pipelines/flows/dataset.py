@@ -1,8 +1,4 @@
-"""The flow from photos to dataset: plan, shards, finish. Every step skips what is done already.
-
-Wraps the plain stations of `dataset_build` for Prefect's pages; a Prefect that fails in the middle
-stops none of them.
-"""
+"""The flow from photos to dataset: plan, shards, finish. Every step skips what is already done."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prefect import flow
 
@@ -19,59 +16,50 @@ from datagen.io.lock import BUILD, place_lock
 from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.ray_session import ray_cluster
-from pipelines.flows.dataset_steps import finish_station, make_station, plan_station
+from pipelines.environment import default_tracking_uri
+from pipelines.flows.dataset_steps import finish_step, plan_step, shards_step
 from pipelines.orchestration.artifacts import progress_artifact, show_result
-from pipelines.orchestration.guard import is_deployed, run_recipe, station
+from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.terminal.build_meter import BuildMeter, Made, Watch, watch_on_terminal
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
 
-NAME = "build-dataset"
-RUN_NAME = "{recipe.output}"
 
-
-@flow(name=NAME, flow_run_name=RUN_NAME)
+@flow(name="dataset", flow_run_name="{recipe.output}")
 def build_dataset(recipe: DatasetRecipe) -> Manifest:
     """Photos to shards of latents with a manifest; run it again to continue where it stopped."""
     listing = list_sources(recipe.sources, exclude=recipe.output)
-    return survey(recipe, listing).complete or _build(recipe, listing, take_over=False)
+    return survey(recipe, listing).complete or build_listed(recipe, listing)
 
 
-def run_build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = False) -> Manifest:
-    """`build_dataset` for a command: once begun, it ends well even if Prefect does not.
-
-    Unlike the flow it does not look first whether the dataset is complete already.
+def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = False) -> Manifest:
+    """Builds the dataset of photos that are listed already.
 
     Args:
-        take_over: take the dataset from a build that holds it, whether it is alive or not.
+        take_over: take the dataset from the build that holds it, even a running one.
 
-    Raises FlowmapsrError when Prefect cannot even start the run, and as the stations do.
+    Raises:
+        FlowmapsrError: another build holds the dataset, a shard cannot be made, or too many photos
+            are left out.
     """
-    return run_recipe(
-        recipe,
-        lambda: _build(recipe, listing, take_over=take_over),
-        name=NAME,
-        run_name=RUN_NAME,
-    )
-
-
-def _build(recipe: DatasetRecipe, listing: Listing, *, take_over: bool) -> Manifest:
     with (
         place_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
-        plan = station("plan", lambda: plan_station(recipe, listing))
-        station("shards", lambda: make_station(recipe, plan, lock, _watch(recipe.output)))
-        manifest = station("finish", lambda: finish_station(plan, lock))
+        plan = task_step("plan", lambda: plan_step(recipe, listing))
+        task_step("shards", lambda: shards_step(recipe, plan, lock, _watch(recipe.output)))
+        manifest = task_step("finish", lambda: finish_step(plan, lock))
     show_result(manifest, recipe.output)
     _track(recipe, manifest)
     return manifest
 
 
 def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    if is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        # The default, a database in the working folder, would vanish with the worker's folder.
+    """Logs to MLflow; the default database of a worker is a file beside the dataset."""
+    if "://" not in recipe.output:
+        default_tracking_uri(str(Path(recipe.output).parent), worker=is_deployed())
+    elif is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return
     log_dataset(recipe, manifest)

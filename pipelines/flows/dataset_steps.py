@@ -1,7 +1,5 @@
-"""The three stations of a dataset build as plain functions: plan, make what is missing, finish.
-
-Knows Ray through the pool, and no Prefect: with or without it, this is what is run.
-"""
+"""The three steps of a dataset build as plain functions, independent of Prefect: plan, make the
+missing shards, finish."""
 
 from __future__ import annotations
 
@@ -14,18 +12,18 @@ from datagen.io.lock import PlaceLock
 from datagen.photos.sources import Listing
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
-from pipelines.cluster.chunk_map import spread_over_cluster
+from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.dataset_workers import size_workers
 from pipelines.cluster.ray_session import cluster_nodes
 from pipelines.terminal.build_meter import BuildMeter, Made, Watch
 
 
-def plan_station(recipe: DatasetRecipe, listing: Listing) -> Plan:
+def plan_step(recipe: DatasetRecipe, listing: Listing) -> Plan:
     """Compares the listed photos with the dataset and decides which of them go into which task."""
-    return plan_dataset(recipe, listing=listing, spread=spread_over_cluster)
+    return plan_dataset(recipe, listing=listing, spread=map_chunks_on_cluster)
 
 
-def make_station(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch) -> None:
+def shards_step(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
 
     Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
@@ -47,7 +45,7 @@ def make_station(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watc
         run_shard_tasks(builder, pending, workers=workers, on_done=note)
 
 
-def finish_station(plan: Plan, lock: PlaceLock) -> Manifest:
+def finish_step(plan: Plan, lock: PlaceLock) -> Manifest:
     """Checks that every task is done and writes the manifest, which completes the dataset."""
     lock.renew()
     lock.check()

@@ -1,5 +1,4 @@
-"""The whole story on one page: photos -> dataset -> trained stages -> evaluation. Every part skips
-what is done."""
+"""The full flow: photos -> dataset -> trained stages -> evaluation; skips what is done."""
 
 from __future__ import annotations
 
@@ -10,14 +9,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from datagen.build.survey import survey
-from datagen.photos.sources import list_sources
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import ray_cluster
-from pipelines.environment import keep_tracking
-from pipelines.flows.dataset import run_build
-from pipelines.flows.training import run_training
-from pipelines.orchestration.guard import is_deployed, run_recipe, station
+from pipelines.environment import default_tracking_uri
+from pipelines.flows.dataset import build_dataset
+from pipelines.flows.training import train
+from pipelines.orchestration.guard import guarded, is_deployed, task_step
 from pipelines.recipes.full_recipe import FullRecipe
 from training.run_dir.records import FLOWMAPSR, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
@@ -25,54 +22,40 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.parent_run import comparison
 from training.tracking.tracker import Tracker
 
-NAME = "full"
-RUN_NAME = "{recipe.output}"
-
 
 class FullRecord(FrozenModel):
     """What a full run leaves behind, for `report.json`."""
 
     rows: tuple[EvaluationRow, ...]
     seconds: dict[str, float]
-    """Wall time of each station."""
+    """Wall time of each part."""
 
 
 class Stopwatch:
-    """Wall seconds of named stations."""
+    """Wall seconds of named parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def station(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 3)
 
 
-@flow(name=NAME, flow_run_name=RUN_NAME)
+@flow(name="full", flow_run_name="{recipe.output}")
 def full(recipe: FullRecipe) -> FullRecord:
     """Photos to an evaluated model; run it again to continue where it stopped."""
-    return _full(recipe)
-
-
-def run_full(recipe: FullRecipe) -> FullRecord:
-    """`full` for a command: once begun, it ends well even if Prefect does not."""
-    return run_recipe(recipe, lambda: _full(recipe), name=NAME, run_name=RUN_NAME)
-
-
-def _full(recipe: FullRecipe) -> FullRecord:
-    keep_tracking(recipe.output, worker=is_deployed())
+    default_tracking_uri(recipe.output, worker=is_deployed())
     watch = Stopwatch()
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):
-        with watch.station("dataset"):
-            listing = list_sources(recipe.dataset.sources, exclude=recipe.dataset.output)
-            if survey(recipe.dataset, listing).complete is None:
-                run_build(recipe.dataset, listing)
-        with watch.station("training"):
-            run_training(recipe.training)
-    with watch.station("evaluation"):
-        rows = station("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
+        with watch.part("dataset"):
+            guarded(build_dataset, recipe.dataset)
+        with watch.part("training"):
+            guarded(train, recipe.training)
+    with watch.part("evaluation"):
+        rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
     return FullRecord(rows=tuple(rows), seconds=watch.seconds)
 
 

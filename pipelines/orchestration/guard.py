@@ -1,6 +1,6 @@
-"""Runs work inside Prefect so that the work is done exactly once even when Prefect fails around it.
+"""Runs work inside Prefect so that it is done exactly once even if Prefect fails around it.
 
-Prefect shows and schedules; what was made is told by the files alone. Knows no dataset and no run.
+Prefect displays and schedules; files are the only source of truth.
 """
 
 from __future__ import annotations
@@ -11,133 +11,122 @@ import re
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import cache
-from typing import Generic, TypeVar
+from copy import copy
+from functools import cache, partial
+from typing import Any, Generic, TypeVar
 
-from prefect import flow, task
+from prefect import Flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
-from datagen.records import Settings
 from pipelines.terminal.signals import Terminated
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
-    """Work that is run by its first call; later calls return or raise the same."""
+def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) -> T:
+    """Runs `flow` with `recipe`, or does other `work` as a run of that flow.
+
+    Prefect has to start the run; if it fails after that, the work continues and its result counts.
+
+    Raises:
+        FlowmapsrError: Prefect did not accept the run; nothing was started.
+        Terminated: SIGTERM, which Prefect turns into a signal of its own.
+        BaseException: what the work raised, never what Prefect made of it.
+    """
+    once = _Once(work or partial(flow.fn, recipe))
+    run = copy(flow)
+    run.fn = once.run_with
+    try:
+        run(recipe)
+    except TerminationSignal as stop:
+        raise Terminated from stop
+    except Exception as error:  # Prefect's failure, unless the work failed too
+        once.reraise()
+        if not once.started:
+            raise FlowmapsrError(refusal(error)) from error
+        warn(error)
+    return once.run()
+
+
+def task_step(name: str, work: Callable[[], T]) -> T:
+    """Does `work` as a Prefect task of that name, or without Prefect if it fails.
+
+    Raises:
+        BaseException: what `work` raised, never what Prefect made of it.
+    """
+    once = _Once(work)
+    try:
+        task(name=name, cache_policy=NO_CACHE)(once.run)()
+    except Exception as error:  # Prefect's failure, unless the work failed too
+        once.reraise()
+        warn(error)
+    return once.run()
+
+
+class _Once(Generic[T]):
+    """Work that is run by the first call; later calls return or raise the same."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._results: list[T] = []
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
 
     @property
     def started(self) -> bool:
-        return bool(self._results) or self.failure is not None
+        return bool(self._results) or self._failure is not None
 
-    def __call__(self) -> T:
+    def run(self) -> T:
         if not self.started:
             try:
                 self._results.append(self._work())
-            except BaseException as failure:  # kept for whoever catches what Prefect makes of it
-                self.failure = failure
+            except BaseException as failure:  # kept because Prefect wraps it
+                self._failure = failure
                 raise
-        if self.failure is not None:
-            raise self.failure
+        if self._failure is not None:
+            raise self._failure
         return self._results[0]
 
+    def run_with(self, recipe: Any) -> T:
+        """`run` with the signature of a flow; Prefect shows the recipe on the run's page."""
+        return self.run()
 
-def despite_prefect(work: Once[T], through: Callable[[], object]) -> T:
-    """Runs `work` by `through`, a Prefect task that calls it, or else without Prefect.
-
-    Raises:
-        BaseException: what `work` itself raised, never what Prefect raised.
-    """
-    try:
-        through()
-    except Exception as error:  # the edge to Prefect: any failure that is not the work's own
-        _raise_own_failure(work)
-        warn(error)
-    return work()
-
-
-def station(name: str, work: Callable[[], T]) -> T:
-    """One step of a flow as a Prefect task of that name."""
-    once = Once(work)
-
-    @task(name=name, cache_policy=NO_CACHE)
-    def run() -> T:
-        return once()
-
-    return despite_prefect(once, run)
-
-
-def run_recipe(recipe: Settings, work: Callable[[], T], *, name: str, run_name: str) -> T:
-    """Work on a recipe as a Prefect flow; once begun, it ends well even if Prefect does not."""
-    once = Once(work)
-
-    @flow(name=name, flow_run_name=run_name)
-    def run(recipe: Settings) -> T:
-        return once()
-
-    return run_flow(once, lambda: run(recipe))
+    def reraise(self) -> None:
+        """Raises the failure of the work, if it failed."""
+        if isinstance(self._failure, TerminationSignal):
+            raise Terminated from self._failure
+        if self._failure is not None:
+            raise self._failure
 
 
 def is_deployed() -> bool:
-    """Whether this runs in a Prefect worker, whose working folder vanishes afterwards."""
+    """Whether this runs in a Prefect worker, whose working folder is deleted afterwards."""
     # `prefect.runtime` would ask the server, which may be gone.
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     return run is not None and run.deployment_id is not None
 
 
-def run_flow(work: Once[T], flow: Callable[[], object]) -> T:
-    """`despite_prefect` for a whole flow, which must at least be able to start.
-
-    Raises:
-        FlowmapsrError: Prefect did not take the run; nothing was begun.
-        Terminated: SIGTERM, which Prefect turns into a signal of its own.
-    """
-    try:
-        flow()
-    except TerminationSignal as stop:
-        raise Terminated from stop
-    except Exception as error:  # the edge to Prefect, as above
-        _raise_own_failure(work)
-        if not work.started:
-            raise FlowmapsrError(refusal(error)) from error
-        warn(error)
-    return work()
-
-
-def _raise_own_failure(work: Once[T]) -> None:
-    if isinstance(work.failure, TerminationSignal):
-        raise Terminated from work.failure
-    if work.failure is not None:
-        raise work.failure
-
-
 def warn(error: Exception) -> None:
-    """Says that Prefect failed, once for each way in which it does."""
+    """Logs a failure of Prefect, once for each kind."""
     _warn_once(first_line(error))
 
 
 @cache
 def _warn_once(reason: str) -> None:
     log.warning(
-        "Prefect does not answer (%s): the work goes on without it, and its pages may stay behind",
-        reason,
+        "Prefect does not answer (%s): continuing without it, its pages may be out of date", reason
     )
 
 
 def refusal(error: Exception) -> str:
-    """What to do about a Prefect that does not even take a call."""
+    """What to do about a Prefect that does not even accept a call."""
     url = get_current_settings().api.url
     if url is None:
         return (

@@ -70,13 +70,13 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
 
 
 def recipe_of_flow(
-    flow: Literal["dataset", "train", "full"], name: str, overrides: Overrides = ()
+    flow: Literal["dataset", "training", "full"], name: str, overrides: Overrides = ()
 ) -> DatasetRecipe | TrainingRecipe | FullRecipe:
     """The checked recipe that a flow takes. Raises `RecipeError`."""
     match flow:
         case "dataset":
             return dataset_recipe(name, overrides)
-        case "train":
+        case "training":
             return training_recipe(name, overrides)
         case "full":
             return full_recipe(name, overrides)

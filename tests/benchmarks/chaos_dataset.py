@@ -30,7 +30,7 @@ from datagen.photos.sources import list_sources
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.ray_session import ray_cluster
-from pipelines.flows.dataset_steps import finish_station, make_station, plan_station
+from pipelines.flows.dataset_steps import finish_step, plan_step, shards_step
 from pipelines.recipes.load import dataset_recipe
 from pipelines.terminal.build_meter import watch_on_terminal
 from tests.benchmarks.chaos_processes import (
@@ -139,9 +139,9 @@ def drive(path: str) -> None:
     if survey(recipe, listing).complete is not None:
         return
     with place_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
-        plan = plan_station(recipe, listing)
-        make_station(recipe, plan, lock, watch_on_terminal)
-        finish_station(plan, lock)
+        plan = plan_step(recipe, listing)
+        shards_step(recipe, plan, lock, watch_on_terminal)
+        finish_step(plan, lock)
 
 
 def start_driver(path: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -15,10 +15,8 @@ import cv2
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio
 
-from datagen.build.survey import survey
-from datagen.photos.sources import list_sources
-from pipelines.flows.dataset import run_build
-from pipelines.flows.training import run_training
+from pipelines.flows.dataset import build_dataset
+from pipelines.flows.training import train
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
 from training.evaluation.evaluate import DegradedPhoto, degraded_photos, rgb_ssim
@@ -67,9 +65,7 @@ def _trained(photos: Path, base: Path) -> TrainingRecipe:
     dataset = dataset_recipe(
         "demo", {"sources": [str(photos)], "output": str(base / "dataset"), "variants": 12}
     )
-    listing = list_sources(dataset.sources)
-    if survey(dataset, listing).complete is None:
-        run_build(dataset, listing)
+    build_dataset(dataset)
     changes = {
         f"stages.{stage}.{name}": value
         for stage, own in STAGES.items()
@@ -78,7 +74,7 @@ def _trained(photos: Path, base: Path) -> TrainingRecipe:
     places = {"manifest": str(base / "dataset"), "output": str(base / "run")}
     network = {f"model.{name}": value for name, value in NETWORK.items()}
     recipe = training_recipe("demo", {**places, **network, **changes, "experiment": "photos"})
-    run_training(recipe)
+    train(recipe)
     return recipe
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.environment import keep_tracking
+from pipelines.environment import default_tracking_uri
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,6 @@ def test_the_output_has_the_database_where_a_working_folder_would_be_lost(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-    keep_tracking(str(tmp_path), worker=worker)
+    default_tracking_uri(str(tmp_path), worker=worker)
     tracked = f"sqlite:///{tmp_path}/mlflow.db" if kept else server
     assert os.environ["MLFLOW_TRACKING_URI"] == tracked

@@ -77,7 +77,7 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     words = settings(photos, tmp_path / "My Set", "seed=11")
     said = deploy(*words, "--interval", "1h")
     name = artifact_slug(str(tmp_path / "My Set"))
-    assert said["deployment"] == f"build-dataset/{name}" and name.startswith("my-set-")
+    assert said["deployment"] == f"dataset/{name}" and name.startswith("my-set-")
 
     held = server.get(f"/deployments/{said['id']}")
     recipe = dataset_recipe("demo", words).model_dump(mode="json")
@@ -170,11 +170,11 @@ def test_a_cancelled_training_saves_and_the_next_run_goes_on(
     recipe = tmp_path / "tiny.json"
     recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
     run = tmp_path / "run"
-    words = ("--flow", "train", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
+    words = ("--flow", "training", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
     ended = flowmapsr("deploy", str(recipe), *words, env=server.env)
     assert ended.code == 0, ended.err
     said = ended.json
-    assert said["deployment"].startswith("train/")
+    assert said["deployment"].startswith("training/")
 
     first = server.start_run(said["id"])
     home = run / "stages" / "warmup"
@@ -268,10 +268,3 @@ def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
     recipe.write_text("training:\n  seed: 1\n")
     with pytest.raises(RecipeError, match="dataset"):
         dataset_recipe(str(recipe))
-
-
-def test_names_are_unique_and_of_safe_characters() -> None:
-    assert artifact_slug("/a/set/") == artifact_slug("/a/set")
-    assert artifact_slug("/a/set") != artifact_slug("/b/set")
-    assert artifact_slug("s3://bucket/Über Set_2").startswith("ber-set-2-")
-    assert len(artifact_slug("/" + "x" * 300)) < 60

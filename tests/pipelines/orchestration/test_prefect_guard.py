@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
 from prefect.exceptions import TerminationSignal
 
 from datagen.errors import FlowmapsrError
-from pipelines.orchestration.guard import Once, despite_prefect, run_flow
+from pipelines.orchestration import guard
+from pipelines.orchestration.guard import artifact_slug, guarded, task_step
 from pipelines.terminal.signals import Terminated
-
-Runner = Callable[[Once[int], Callable[[], object]], int]
 
 
 class Work:
-    """Counts its calls, and ends as it is told."""
+    """Counts its calls and returns or fails as asked."""
 
     def __init__(self, failure: BaseException | None = None) -> None:
         self.calls = 0
@@ -29,29 +30,57 @@ class Work:
         return 7
 
 
-def gone() -> None:
-    raise httpx.ConnectError("no server")
+class FakeFlow:
+    """A flow, or a task, around which Prefect fails: before the work or after it."""
+
+    def __init__(self, *, before: bool = False, after: bool = True) -> None:
+        self.fn: Callable[..., Any] = lambda recipe: None
+        self._before, self._after = before, after
+
+    def __call__(self, *recipe: object) -> Any:
+        if self._before:
+            raise httpx.ConnectError("no server")
+        try:
+            return self.fn(*recipe)
+        finally:
+            if self._after:
+                raise httpx.ConnectError(f"gone after {recipe}")
 
 
-@pytest.mark.parametrize("run", [despite_prefect, run_flow])
+def _as_flow(work: Callable[[], int], flow: FakeFlow) -> int:
+    return guarded(flow, "recipe", work)  # type: ignore[arg-type]
+
+
+def _as_task(work: Callable[[], int], flow: FakeFlow) -> int:
+    def task(**_: object) -> Callable[[Any], Any]:
+        def decorate(run: Callable[..., Any]) -> FakeFlow:
+            flow.fn = run
+            return flow
+
+        return decorate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "task", task)
+        return task_step("step", work)
+
+
+RUNNERS = pytest.mark.parametrize("run", [_as_flow, _as_task])
+
+
+@RUNNERS
 def test_prefect_failing_after_the_work_changes_nothing(
-    run: Runner, caplog: pytest.LogCaptureFixture
+    run: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    guard._warn_once.cache_clear()
     work = Work()
-    once = Once(work)
-
-    def through() -> None:
-        once()
-        raise httpx.ConnectError(f"gone after {run.__name__}")
-
-    assert run(once, through) == 7
+    assert run(work, FakeFlow()) == 7
     assert work.calls == 1
-    assert f"gone after {run.__name__}" in caplog.text
+    assert "Prefect does not answer (gone after" in caplog.text
 
 
 def test_a_task_that_cannot_start_is_done_without_prefect() -> None:
     work = Work()
-    assert despite_prefect(Once(work), gone) == 7
+    assert _as_task(work, FakeFlow(before=True)) == 7
     assert work.calls == 1
 
 
@@ -60,40 +89,52 @@ def test_a_flow_that_cannot_start_is_refused_and_names_the_variable() -> None:
     with pytest.raises(
         FlowmapsrError, match="(?s)no server.*PREFECT_API_URL|PREFECT_API_URL.*no server"
     ):
-        run_flow(Once(work), gone)
+        _as_flow(work, FakeFlow(before=True))
     assert work.calls == 0
 
 
-@pytest.mark.parametrize("run", [despite_prefect, run_flow])
+@RUNNERS
 @pytest.mark.parametrize("failure", [FlowmapsrError("bad photo"), KeyboardInterrupt()])
-def test_what_the_work_raises_is_neither_masked_nor_tried_again(
-    run: Runner, failure: BaseException
+def test_a_failure_of_the_work_is_neither_masked_nor_tried_again(
+    run: Callable[..., int], failure: BaseException
 ) -> None:
     work = Work(failure)
-    once = Once(work)
-
-    def through() -> None:
-        try:
-            once()
-        finally:
-            gone()  # as the flow engine does when it cannot report the failure
-
     with pytest.raises(type(failure)) as raised:
-        run(once, through)
+        run(work, FakeFlow())
     assert raised.value is failure
     assert work.calls == 1
 
 
-@pytest.mark.parametrize("reported", [True, False])
-def test_sigterm_in_a_flow_ends_the_command_as_sigterm(reported: bool) -> None:
-    once = Once(Work(TerminationSignal(15)))
-
-    def through() -> None:
-        try:
-            once()
-        finally:
-            if not reported:
-                gone()
-
+@pytest.mark.parametrize("lost", [True, False])
+def test_sigterm_in_a_flow_ends_the_command_as_sigterm(lost: bool) -> None:
     with pytest.raises(Terminated):
-        run_flow(once, through)
+        _as_flow(Work(TerminationSignal(15)), FakeFlow(after=lost))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_is_shown_with_its_recipe_and_its_steps() -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+
+    @flow(name="guarded", flow_run_name="run of {recipe}")
+    def guarded_flow(recipe: int) -> int:
+        raise AssertionError("the work is done instead of this")
+
+    work = partial(task_step, "step", lambda: 7)
+    assert guarded(guarded_flow, 3, work) == 7
+    with pytest.raises(AssertionError):
+        guarded_flow(3)  # the flow itself is unchanged
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs() if run.name == "run of 3"]
+        tasks = client.read_task_runs()
+    assert sorted(run.state_name or "" for run in runs) == ["Completed", "Failed"]
+    (completed,) = (run for run in runs if run.state_name == "Completed")
+    assert completed.parameters == {"recipe": 3}
+    assert [one.flow_run_id for one in tasks if one.name.startswith("step")] == [completed.id]
+
+
+def test_slugs_are_unique_and_of_safe_characters() -> None:
+    assert artifact_slug("/a/set/") == artifact_slug("/a/set")
+    assert artifact_slug("/a/set") != artifact_slug("/b/set")
+    assert artifact_slug("s3://bucket/Über Set_2").startswith("ber-set-2-")
+    assert len(artifact_slug("/" + "x" * 300)) < 60
