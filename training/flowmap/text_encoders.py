@@ -1,7 +1,7 @@
-"""Two prompts to pooled embeddings by the CLIP text encoders of an SDXL-like checkpoint.
+"""Encodes the two prompts with the CLIP text encoders of an SDXL-like checkpoint.
 
-Computed once for a run: `prompts.safetensors` of the run folder is reused. Knows transformers, no
-network of ours. Reads safetensors only, never a pickle.
+Computed once per run: the run folder's `prompts.safetensors` is reused. Reads safetensors only,
+never a pickle.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 def encode_once(run: Path, settings: TextEncoderPrompts, *, channels: int) -> Prompts:
-    """The run's prompts, encoded if the run folder does not hold them yet.
+    """The run's prompts, encoded if the run folder does not have them yet.
 
     Args:
-        channels: `model.prompt_channels`, the width that the network takes.
+        channels: `model.prompt_channels`, the network's width.
 
     Raises:
-        FlowmapsrError: no such encoders, or embeddings of another width.
+        FlowmapsrError: no such encoders, or their embeddings have another width.
     """
     path = run / PROMPTS_FILE
     if not path.is_file():
@@ -36,15 +36,15 @@ def encode_once(run: Path, settings: TextEncoderPrompts, *, channels: int) -> Pr
     width = prompts.embeddings.shape[1]
     if width != channels:
         raise FlowmapsrError(
-            f"the text encoders of {settings.source} make prompt embeddings of {width} numbers, "
-            f"and the network takes {channels}: set model.prompt_channels={width}"
+            f"the text encoders of {settings.source} make prompt embeddings of width {width}, "
+            f"but the network takes {channels}: set model.prompt_channels={width}"
         )
     return prompts
 
 
 @torch.no_grad()
 def encode_prompts(settings: TextEncoderPrompts) -> Prompts:
-    """Both prompts' pooled embeddings, those of several encoders side by side."""
+    """Both prompts' pooled embeddings, concatenated over the encoders."""
     texts = (settings.positive, settings.negative)
     pooled = [_pooled(settings.source, name, texts) for name in settings.encoders]
     made_by = f"{settings.source} {'+'.join(settings.encoders)}"
@@ -83,9 +83,9 @@ def _load(source: str, encoder: str) -> tuple[Any, Any]:
         )
     except (OSError, ValueError) as error:
         raise FlowmapsrError(
-            f"prompts.source: {source} gives no text encoder {encoder!r} with its tokenizer "
+            f"prompts.source: {source} has no text encoder {encoder!r} with its tokenizer "
             f"{TOKENIZERS[encoder]!r} ({first_line(error)}); give the hub id or folder of an "
             "SDXL-like checkpoint with safetensors files (a folder starts with '/', '.' or '~'), "
-            "or leave prompts out"
+            "or remove prompts"
         ) from error
     return tokenizer, model.eval()

@@ -1,6 +1,6 @@
-"""LPIPS on VGG-16 features, and where its weights come from: a file, or the usual downloads.
+"""LPIPS on VGG-16 features, with weights from a file or from the published downloads.
 
-The downloads are torch pickles from fixed addresses, read as tensors only and kept as safetensors.
+The downloads are torch pickles from fixed addresses, read as tensors only, stored as safetensors.
 No other pickle is ever opened.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from datagen.errors import FlowmapsrError
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Inputs in [-1, 1] to ImageNet-normalised ones: the constants of LPIPS version 0.1.
+# Inputs in [-1, 1] to ImageNet-normalized ones: the constants of LPIPS version 0.1.
 LPIPS_SHIFT = (-0.030, -0.088, -0.188)
 LPIPS_SCALE = (0.458, 0.448, 0.450)
 
@@ -33,7 +33,7 @@ DOWNLOADED = "flowmapsr-lpips-vgg16.safetensors"
 
 
 class LpipsDistance(nn.Module):
-    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit-normalised
+    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit-normalized
     features."""
 
     shift: Tensor
@@ -68,34 +68,37 @@ class LpipsDistance(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path) -> LpipsDistance:
-        """Loads safetensors named as this module's parameters; says which setting to mend."""
+        """Loads safetensors named like this module's parameters.
+
+        Raises:
+            FlowmapsrError: no such file, or other tensors in it; names the setting.
+        """
         if not Path(path).is_file():
             raise FlowmapsrError(
-                f"perceptual.weights: there is no file {path}; give a safetensors file with "
-                "the VGG-16 "
-                "features and LPIPS layers, or set perceptual.kind to charbonnier or none"
+                f"perceptual.weights: no file {path}; give a safetensors file with the "
+                "VGG-16 features and LPIPS layers, or set perceptual.kind to charbonnier or none"
             )
         distance = cls()
         try:
             distance.load_state_dict(safetensors.torch.load_file(path))
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise FlowmapsrError(
-                f"perceptual.weights: {path} does not hold LPIPS weights: {error}"
+                f"perceptual.weights: {path} has no LPIPS weights: {error}"
             ) from error
         return distance
 
 
 def lpips_weights(setting: str | None) -> Path:
-    """The file of `perceptual.weights`; for None the downloaded one, fetched where it is missing.
+    """The file of `perceptual.weights`; for None the published weights, downloaded if missing.
 
     Raises:
-        FlowmapsrError: the download failed; names the file that was wanted and the setting.
+        FlowmapsrError: the download failed; names the file and the setting.
     """
     if setting is not None:
         return Path(setting)
     path = Path(torch.hub.get_dir()) / "checkpoints" / DOWNLOADED
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # the workers of one machine want it at the same time
+    with FileLock(f"{path}.lock"):  # a machine's workers start at the same time
         if not path.is_file():
             _download(path)
     return path
@@ -124,7 +127,7 @@ def convert_weights(vgg: dict[str, Tensor], linears: dict[str, Tensor]) -> dict[
     """torchvision's VGG-16 and lpips' linear layers under the names of `LpipsDistance`.
 
     Args:
-        vgg: `features.0.weight` ... of torchvision; its classifier is left out.
+        vgg: `features.0.weight` ... of torchvision; its classifier is ignored.
         linears: `lin0.model.1.weight` ... `lin4.model.1.weight` of the lpips package.
     """
     with torch.device("meta"):

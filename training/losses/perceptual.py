@@ -1,7 +1,6 @@
-"""Pixel-space regularisers: lambda(t) * distance(D(predicted x0), HQ) on one random patch.
+"""Pixel-space losses: lambda(t) * distance(D(predicted x0), HQ) on one random patch.
 
-Knows the codec only through `decode` and `downsample`. A distance whose weights are missing is an
-error, never replaced by another.
+Missing weights of a distance are an error; another distance never replaces it.
 """
 
 from __future__ import annotations
@@ -52,14 +51,14 @@ class PatchRegulariser:
     def __call__(self, x0: Tensor, pixels: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         """lambda(t) * distance, (B,); B may be 0.
 
-        The decoder's activations are computed again in the backward pass: at 512 pixels they would
-        fill a GPU.
+        The decoder's activations are recomputed in the backward pass: at 512 pixels they would fill
+        a GPU.
 
         Args:
             x0: predicted HQ latents (B, C, h, w).
             pixels: HQ pixels (B, 3, H, W), uint8, H = downsample * h.
             t: times (B,).
-            generator: draws the patch's place.
+            generator: draws the patch's position.
         """
         if not len(x0):
             return x0.new_zeros(0)

@@ -1,4 +1,4 @@
-"""Model versions of MLflow's registry to local model folders. Knows no network."""
+"""Downloads model versions from MLflow's registry into local model folders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from training.tracking.mlflow_client import tracking_uri
 
 
 def download_model(uri: str, folder: Path) -> None:
-    """Fetches `models:/NAME/VERSION` into `folder`, whole or not at all; kept if it is there.
+    """Downloads `models:/NAME/VERSION` into `folder`, completely or not at all, if it is missing.
 
     Raises:
-        FlowmapsrError: there is no such version, or the tracking server does not give it.
+        FlowmapsrError: no such version, or the tracking server does not provide it.
     """
     if folder.is_dir():
         return
@@ -32,7 +32,7 @@ def download_model(uri: str, folder: Path) -> None:
         os.replace(got, folder)
     except (MlflowException, OSError) as error:
         raise FlowmapsrError(
-            f"initialise_from: MLflow at {tracking_uri()} does not give {uri} ({error}); check "
+            f"initialise_from: MLflow at {tracking_uri()} does not provide {uri} ({error}); check "
             "name, version and MLFLOW_TRACKING_URI"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""The pixel-space regularisers: distances against their formulas, patches, and missing weights."""
+"""Pixel-space losses: distances against their formulas, patches, and missing weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _pixels_and_latents() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("patch", [8, 16, 512])
-def test_patches_of_latents_and_pixels_are_the_same_place(patch: int) -> None:
+def test_patches_of_latents_and_pixels_match(patch: int) -> None:
     pixels, latents = _pixels_and_latents()
     regulariser = PatchRegulariser(
         CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=patch
@@ -80,7 +80,7 @@ class _CountingCodec(Dct8Codec):
         return super().decode(latents)
 
 
-def test_the_decoder_is_run_again_for_the_gradient_which_is_the_same() -> None:
+def test_recomputing_the_decoder_gives_the_same_gradient() -> None:
     pixels, latents = _pixels_and_latents()
     codec, t = _CountingCodec(), torch.tensor([0.0, 0.3, 0.6])
     distance = CharbonnierDistance(1e-3)
@@ -139,7 +139,7 @@ def test_missing_or_wrong_weights_name_file_and_setting(tmp_path: Path) -> None:
         load_regulariser(Lpips(weights=str(wrong)), Dct8Codec(), torch.device("cpu"))
 
 
-def test_the_recipe_chooses_the_regulariser() -> None:
+def test_the_recipe_chooses_the_loss() -> None:
     device = torch.device("cpu")
     assert load_regulariser(NoPerceptual(), Dct8Codec(), device) is None
     charbonnier = load_regulariser(Charbonnier(strength=2.0), Dct8Codec(), device)
@@ -162,7 +162,7 @@ def _published() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return vgg, linears
 
 
-def test_published_weights_become_ours_layer_by_layer() -> None:
+def test_published_weights_are_converted_layer_by_layer() -> None:
     vgg, linears = _published()
     distance = LpipsDistance()
     distance.load_state_dict(convert_weights(vgg, linears))

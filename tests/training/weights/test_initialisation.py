@@ -273,7 +273,7 @@ def test_a_registered_model_version_is_fetched_once(tmp_path: Path) -> None:
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     shutil.rmtree(tmp_path / "artifacts")  # a resumed stage needs no server
     assert _initial(tmp_path, "models:/tiny/1").source == "models:/tiny/1"
-    with pytest.raises(FlowmapsrError, match=r"does not give models:/tiny/7.*check name, version"):
+    with pytest.raises(FlowmapsrError, match=r"models:/tiny/7.*check name, version"):
         _initial(tmp_path / "other", "models:/tiny/7")
 
 
