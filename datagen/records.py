@@ -86,7 +86,11 @@ def first_fault(error: ValidationError) -> str:
 
 def to_json(record: BaseModel, *, exclude: set[str] | None = None) -> bytes:
     """Readable JSON whose bytes depend on the content only."""
-    content = record.model_dump(mode="json", exclude=exclude)
+    return as_json(record.model_dump(mode="json", exclude=exclude))
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """What `to_json` makes of a record with that content."""
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

@@ -144,12 +144,12 @@ def dataset_inspect(
 ) -> None:
     """Say what a dataset holds. With --key, decode one of its samples into PNG files."""
     with process_edge(as_json=as_json) as out:
-        from datagen.dataset.manifest import dataset_of, load_manifest
+        from datagen.dataset.manifest import open_dataset
         from pipelines.recipes.load import absolute_location
 
-        place = dataset_of(absolute_location(uri, field="URI"))
+        manifest, place = open_dataset(absolute_location(uri, field="URI"))
         if key is None:
-            return out.say(reports.inspected(place, load_manifest(place)))
+            return out.say(reports.inspected(place, manifest))
         from datagen.review.inspect_sample import inspect_sample, save_pictures
 
         sample = inspect_sample(place, key)
@@ -161,14 +161,14 @@ def dataset_inspect(
 def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
     """Read every byte of a dataset and compare it with its manifest; exit code 1 on any fault."""
     with process_edge(as_json=as_json) as out:
-        from datagen.dataset.manifest import load_manifest
+        from datagen.dataset.manifest import open_dataset
         from datagen.review.verify import verify_dataset
         from pipelines.recipes.load import absolute_location
         from pipelines.terminal.progress import show_progress
 
         dataset = absolute_location(uri, field="URI")
         try:
-            total = load_manifest(dataset).num_shards
+            total = open_dataset(dataset).manifest.num_shards
         except FlowmapsrError:  # a fault, which the verification names
             return out.say(reports.verified(dataset, verify_dataset(dataset)))
         with show_progress("verify", total=total, unit="shards") as progress:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datagen.dataset.manifest import Manifest, load_manifest
+from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares
@@ -30,7 +30,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
             cache too small for it; latents too small for a discriminator.
     """
     check_recipe(recipe)
-    manifest = load_manifest(recipe.manifest)
+    manifest = open_dataset(recipe.manifest).manifest
     for stage in recipe.stages:
         if StageFolder(Path(recipe.output), stage.name).record() is not None:
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from datagen.dataset.manifest import dataset_of, load_manifest
+from datagen.dataset.manifest import Dataset, open_dataset
 from datagen.io import storage
 from datagen.samples.codecs import load_codec
 from training.checkpoints.records import Origin
@@ -114,8 +114,7 @@ class StageWorker:
         self.clock = clock
         self.folder = folder
         self.settings = recipe.stage(folder.name)
-        self.manifest = load_manifest(recipe.manifest)
-        self.dataset = dataset_of(recipe.manifest)
+        self.manifest, self.dataset = open_dataset(recipe.manifest)
         self.dataset_recipe = self.manifest.dataset_recipe(self.dataset)
         self.rank, self.world_size = launched_as()
         self.device = worker_device()
@@ -176,7 +175,7 @@ class StageWorker:
     def _open_report(self) -> Tracker:
         report = StageReport(self.recipe, self.folder, self.workers)
         self.watchdog.before_end(report.stalled)
-        report.describe(self.manifest, self.initial, self.peak)
+        report.describe(Dataset(self.manifest, self.dataset), self.initial, self.peak)
         return report.tracker
 
     def _loop(self, tracker: Tracker | None, stop_requested: Callable[[], bool]) -> Loop:

@@ -17,7 +17,7 @@ from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.layout import record_path
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
-from datagen.dataset.statistics import Tally
+from datagen.dataset.statistics import StatisticsCollector
 from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io import storage
 from datagen.records import to_json
@@ -77,7 +77,7 @@ class _OpenShards:
         self._output = recipe.output
         self._task = task
         self._published = published
-        self._tally = Tally(_codec_record(recipe, codec), recipe)
+        self._stats = StatisticsCollector(_codec_record(recipe, codec))
         self._writers: dict[tuple[str, Split], ShardWriter] = {}
         files = [photo.file for photo in task.photos]
         self._photos = {
@@ -93,7 +93,7 @@ class _OpenShards:
         drawn, latents = result.drawn, result.latents
         assert latents is not None, "an encoded sample"
         self._photos[drawn.source] = replace(self._photos[drawn.source], sha256=result.sha256)
-        self._tally.add(latents.hq, drawn, photo_side=result.photo_side)
+        self._stats.add(latents.hq, drawn, photo_side=result.photo_side)
         self._writer(drawn.bucket, result.split).add(
             ShardSample(
                 key=drawn.key,
@@ -123,7 +123,7 @@ class _OpenShards:
             index=self._task.index,
             shards=tuple(shards),
             photos=tuple(self._photos.values()),
-            sums=self._tally.sums(),
+            stats=self._stats.result(),
         )
 
 

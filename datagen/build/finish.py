@@ -23,7 +23,7 @@ from datagen.dataset.layout import (
 from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample, read_shard
-from datagen.dataset.statistics import statistics, sums_of, total
+from datagen.dataset.statistics import PartialStatistics, statistics_of
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -129,9 +129,7 @@ def _manifest(
     shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
     if not shards:
         raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
-    sums = total(
-        [*([sums_of(before.stats, before.codec)] if before else []), *(r.sums for r in records)]
-    )
+    earlier = [PartialStatistics.of(before.stats, before.codec)] if before else []
     reasons = Counter(ledger.rejected().values())
     return Manifest(
         recipe=plan.recipe.content(),
@@ -143,14 +141,14 @@ def _manifest(
         bytes=sum(shard.bytes for shard in shards),
         shards=shards,
         rejected=RejectedCount(count=reasons.total(), by_reason=dict(sorted(reasons.items()))),
-        stats=statistics(sums, plan.recipe),
+        stats=statistics_of([*earlier, *(record.stats for record in records)]),
     )
 
 
 def _one_codec(plan: Plan, before: Manifest | None, records: list[TaskRecord]) -> CodecRecord:
-    first = before.codec if before else records[0].sums.codec
+    first = before.codec if before else records[0].stats.codec
     for record in records:
-        if record.sums.codec != first:
+        if record.stats.codec != first:
             raise FlowmapsrError(
                 f"{plan.output}: task {record.index} was encoded by other codec weights than the "
                 "rest of the dataset; put the weights back, remove its file in tasks/ and run the "

@@ -1,27 +1,53 @@
-"""Turns samples into the sums that the manifest's statistics are made of.
+"""Turns stored samples into the statistics of a dataset: counts in fixed bins, latent moments.
 
-Sums add up in the order of their tasks to the same numbers always. Knows no files.
+Every task records what its samples add; these records add up to the same numbers in the order of
+their tasks always.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from datagen.dataset.counts import Counts, CountTally
 from datagen.dataset.records import CodecRecord, DrawnSample
+from datagen.degradation.parameters import GaussianNoiseParams, JpegParams, PoissonNoiseParams
 from datagen.records import FrozenModel
-from datagen.settings import DatasetRecipe
 
-_SCALE_BINS = 15
+# Lower bounds of the bins; the last one takes everything above it too.
+SCALE = tuple(1 + step / 2 for step in range(63))
+"""Downscale factors of the LQ, halves."""
+PHOTO_SIDE = (0, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Shorter side of the photo, pixels."""
+GAUSSIAN_SIGMA = tuple(range(51))
+"""Standard deviation of Gaussian noise, 8-bit levels."""
+POISSON_SCALE = tuple(step / 10 for step in range(41))
+JPEG_QUALITY = tuple(range(0, 100, 5))
+_BINS: dict[str, tuple[float, ...]] = {
+    "scale": SCALE,
+    "photo_side": PHOTO_SIDE,
+    "gaussian_sigma": GAUSSIAN_SIGMA,
+    "poisson_scale": POISSON_SCALE,
+    "jpeg_quality": JPEG_QUALITY,
+}
 
 
-class Histogram(FrozenModel):
-    """`counts[i]` values fell between `edges[i]` and `edges[i + 1]`."""
+class Counts(FrozenModel):
+    """How many samples (noise and JPEG: how many operations on the LQ) fell into each bin."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    scale: tuple[int, ...] = (0,) * len(SCALE)
+    photo_side: tuple[int, ...] = (0,) * len(PHOTO_SIDE)
+    """A photo counts once for each of its samples."""
+    gaussian_sigma: tuple[int, ...] = (0,) * len(GAUSSIAN_SIGMA)
+    poisson_scale: tuple[int, ...] = (0,) * len(POISSON_SCALE)
+    jpeg_quality: tuple[int, ...] = (0,) * len(JPEG_QUALITY)
+    buckets: dict[str, int] = {}
+
+    def plus(self, other: Counts) -> Counts:
+        buckets = Counter(self.buckets) + Counter(other.buckets)
+        sums = {name: _added(getattr(self, name), getattr(other, name)) for name in _BINS}
+        return Counts.model_validate({**sums, "buckets": dict(sorted(buckets.items()))})
 
 
 class LatentStatistics(FrozenModel):
@@ -30,112 +56,126 @@ class LatentStatistics(FrozenModel):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     positions: int
-    """How many positions that were."""
+    """Number of positions."""
 
 
 class Statistics(FrozenModel):
     latent: LatentStatistics
-    scale: Histogram
-    """Downscale factors of the LQ images."""
     counts: Counts
     """What `histograms.png` shows."""
 
 
-class Sums(FrozenModel):
-    """What some samples add to the statistics; counts of scales fall in `scale_edges`."""
+class PartialStatistics(FrozenModel):
+    """What some samples add to the statistics."""
 
     codec: CodecRecord
     positions: int
     """Latent positions counted, all samples together."""
     latent_sum: tuple[float, ...]
     latent_square_sum: tuple[float, ...]
-    scales: tuple[int, ...]
     counts: Counts
 
-    def plus(self, other: Sums) -> Sums:
-        return Sums(
+    def plus(self, other: PartialStatistics) -> PartialStatistics:
+        return PartialStatistics(
             codec=self.codec,
             positions=self.positions + other.positions,
             latent_sum=_added(self.latent_sum, other.latent_sum),
             latent_square_sum=_added(self.latent_square_sum, other.latent_square_sum),
-            scales=tuple(a + b for a, b in zip(self.scales, other.scales, strict=True)),
             counts=self.counts.plus(other.counts),
         )
 
+    @classmethod
+    def of(cls, statistics: Statistics, codec: CodecRecord) -> PartialStatistics:
+        """Those of a finished dataset that is to grow."""
+        mean, std = np.array(statistics.latent.mean), np.array(statistics.latent.std)
+        positions = statistics.latent.positions
+        return cls(
+            codec=codec,
+            positions=positions,
+            latent_sum=tuple((mean * positions).tolist()),
+            latent_square_sum=tuple(((std**2 + mean**2) * positions).tolist()),
+            counts=statistics.counts,
+        )
 
-class Tally:
-    """Collects sums while the samples of a task stream by."""
 
-    def __init__(self, codec: CodecRecord, recipe: DatasetRecipe) -> None:
+class StatisticsCollector:
+    """Adds up the samples of a task as they are stored."""
+
+    def __init__(self, codec: CodecRecord) -> None:
         self._codec = codec
-        self._edges = scale_edges(recipe)
         self._positions = 0
         self._sum = np.zeros(codec.channels)
         self._square_sum = np.zeros(codec.channels)
-        self._scales: list[float] = []
-        self._counts = CountTally()
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
+        self._buckets: Counter[str] = Counter()
 
     def add(self, hq_latent: np.ndarray, drawn: DrawnSample, *, photo_side: int) -> None:
-        """Counts one stored sample; `hq_latent` is (C, h, w), `photo_side` the photo's shorter."""
-        values = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
-        self._positions += values.shape[1]
-        self._sum += values.sum(axis=1, dtype=np.float64)
-        self._square_sum += np.einsum("cp,cp->c", values, values, dtype=np.float64)
-        self._scales.append(drawn.scale)
-        self._counts.add(drawn, photo_side=photo_side)
+        """Counts one stored sample.
 
-    def sums(self) -> Sums:
-        return Sums(
+        Args:
+            hq_latent: (C, h, w).
+            photo_side: shorter side of its photo, pixels.
+        """
+        latent = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
+        self._positions += latent.shape[1]
+        self._sum += latent.sum(axis=1, dtype=np.float64)
+        self._square_sum += np.einsum("cp,cp->c", latent, latent, dtype=np.float64)
+        self._buckets[drawn.bucket] += 1
+        self._values["scale"].append(drawn.scale)
+        self._values["photo_side"].append(photo_side)
+        for operation in drawn.lq.operations:
+            match operation:
+                case GaussianNoiseParams():
+                    self._values["gaussian_sigma"].append(operation.sigma)
+                case PoissonNoiseParams():
+                    self._values["poisson_scale"].append(operation.scale)
+                case JpegParams():
+                    self._values["jpeg_quality"].append(operation.quality)
+
+    def result(self) -> PartialStatistics:
+        counts = {name: _counted(self._values[name], bounds) for name, bounds in _BINS.items()}
+        buckets = dict(sorted(self._buckets.items()))
+        return PartialStatistics(
             codec=self._codec,
             positions=self._positions,
             latent_sum=tuple(self._sum.tolist()),
             latent_square_sum=tuple(self._square_sum.tolist()),
-            scales=tuple(np.histogram(self._scales, bins=self._edges)[0].tolist()),
-            counts=self._counts.counts(),
+            counts=Counts.model_validate({**counts, "buckets": buckets}),
         )
 
 
-def scale_edges(recipe: DatasetRecipe) -> np.ndarray:
-    """Bounds of the bins in which downscale factors are counted, (bins + 1,)."""
-    return np.histogram_bin_edges([], bins=_SCALE_BINS, range=recipe.degradation.scale)
-
-
-def statistics(sums: Sums, recipe: DatasetRecipe) -> Statistics:
-    positions = max(1, sums.positions)
-    mean = np.array(sums.latent_sum) / positions
-    square = np.array(sums.latent_square_sum) / positions
+def statistics_of(parts: Iterable[PartialStatistics]) -> Statistics:
+    """All of them together, added in their order; there must be at least one."""
+    whole, *others = parts
+    for other in others:
+        whole = whole.plus(other)
+    positions = max(1, whole.positions)
+    mean = np.array(whole.latent_sum) / positions
+    square = np.array(whole.latent_square_sum) / positions
     return Statistics(
         latent=LatentStatistics(
             mean=tuple(mean.tolist()),
             std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()),
-            positions=sums.positions,
+            positions=whole.positions,
         ),
-        scale=Histogram(edges=tuple(scale_edges(recipe).tolist()), counts=sums.scales),
-        counts=sums.counts,
+        counts=whole.counts,
     )
 
 
-def sums_of(statistics: Statistics, codec: CodecRecord) -> Sums:
-    """The sums again, of a dataset that is to grow."""
-    mean, std = np.array(statistics.latent.mean), np.array(statistics.latent.std)
-    positions = statistics.latent.positions
-    return Sums(
-        codec=codec,
-        positions=positions,
-        latent_sum=tuple((mean * positions).tolist()),
-        latent_square_sum=tuple(((std**2 + mean**2) * positions).tolist()),
-        scales=statistics.scale.counts,
-        counts=statistics.counts,
-    )
+def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
+    """The lower bound of the bin in which that part of the counts is reached; None without any."""
+    reached, wanted = 0, part * sum(counts)
+    for bound, count in zip(bounds, counts, strict=True):
+        reached += count
+        if count and reached >= wanted:
+            return bound
+    return None
 
 
-def total(parts: Iterable[Sums]) -> Sums:
-    """All of them together, added in their order; there must be at least one."""
-    first, *others = parts
-    for other in others:
-        first = first.plus(other)
-    return first
+def _counted(values: Sequence[float], bounds: Sequence[float]) -> list[int]:
+    bins = np.maximum(np.searchsorted(bounds, values, side="right") - 1, 0)
+    return np.bincount(bins, minlength=len(bounds)).tolist()
 
 
-def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+def _added(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
     return tuple(a + b for a, b in zip(one, other, strict=True))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.records import ShardRecord, Split
-from datagen.dataset.statistics import Sums
+from datagen.dataset.statistics import PartialStatistics
 from datagen.photos.sources import SourceFile
 from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
@@ -54,7 +54,7 @@ class TaskRecord(FrozenModel):
     shards: tuple[ShardRecord, ...]
     photos: tuple[KnownPhoto, ...]
     """What became of each photo."""
-    sums: Sums
+    stats: PartialStatistics
 
     @property
     def num_samples(self) -> int:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from datagen.dataset import counts as bins
-from datagen.dataset.counts import Counts
-from datagen.dataset.statistics import LatentStatistics, Statistics
+from datagen.dataset import statistics as bins
+from datagen.dataset.statistics import Counts, LatentStatistics, Statistics
 from datagen.review.drawing import BLUE, FAINT, INK, LINE, ORANGE, PANEL, PAPER, letters, png_bytes
 
 _WIDTH, _HEIGHT = 600, 250

@@ -17,8 +17,8 @@ from pipelines.terminal.text import command, counted, duration, human_bytes, tab
 
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
-    from datagen.dataset.counts import Counts
     from datagen.dataset.manifest import Manifest
+    from datagen.dataset.statistics import Counts
     from datagen.review.inspect_sample import InspectedSample
     from datagen.review.verify import Fault
     from pipelines.terminal.results import Deployed
@@ -108,7 +108,7 @@ def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]
 
 def _spreads(counts: Counts) -> list[tuple[str, ...]]:
     """Rows of 5 %, 50 % and 95 % quantiles, to the width of a bin."""
-    from datagen.dataset import counts as bins
+    from datagen.dataset import statistics as bins
 
     drawn = {
         "scale": (bins.SCALE, counts.scale),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datagen.dataset.manifest import dataset_of, load_manifest
+from datagen.dataset.manifest import open_dataset
 from datagen.io.lock import PlaceLostError
 from datagen.records import flatten
 from training.monitoring.watchdog import stack_files
@@ -81,7 +81,8 @@ class ParentRun:
 
     def describe(self) -> None:
         """What was asked for, of which data, by whom and with which code."""
-        recipe, manifest = self.recipe, load_manifest(self.recipe.manifest)
+        recipe = self.recipe
+        manifest, root = open_dataset(recipe.manifest)
         params = flatten(recipe.model_dump(mode="json", exclude={"stages"}))
         tags = {
             "dataset.digest": manifest.digest,
@@ -91,7 +92,7 @@ class ParentRun:
         self._write(
             Params(values=params),
             Tags(values={**tags, **code_tags(), **launch_tags()}),
-            dataset_input(manifest, dataset_of(recipe.manifest)),
+            dataset_input(manifest, root),
             Artifact(path=str(self.run / "recipe.json")),
         )
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datagen.dataset.manifest import Manifest, dataset_of
+from datagen.dataset.manifest import Dataset
 from datagen.io import storage
 from datagen.records import flatten
 from training.engine.engine import deepspeed_config
@@ -47,11 +47,11 @@ class StageReport:
             machines=workers.machines[1:],
         )
 
-    def describe(self, manifest: Manifest, initial: Initial, peak: Peak | None) -> None:
+    def describe(self, dataset: Dataset, initial: Initial, peak: Peak | None) -> None:
         """What is trained, on what, with which settings and code, and from which weights."""
-        settings, dataset = self.recipe.stage(self.folder.name), dataset_of(self.recipe.manifest)
+        settings = self.recipe.stage(self.folder.name)
         tags = {
-            "dataset.digest": manifest.digest,
+            "dataset.digest": dataset.manifest.digest,
             "recipe.digest": self.recipe.digest(),
             "initialised_from": initial.source,
             "prompt_embeddings": initial.prompts.made_by,
@@ -64,7 +64,7 @@ class StageReport:
         self.tracker.write(Params(values=flatten(settings.model_dump(mode="json"))))
         self.tracker.write(Tags(values=tags))
         self._show_stacks()
-        self.tracker.write(dataset_input(manifest, dataset))
+        self.tracker.write(dataset_input(*dataset))
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
         self._write("deepspeed.json", json.dumps(config, indent=2))
         if initial.report is not None:

@@ -60,7 +60,7 @@ def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None
     assert set(before.shards) < set(after.shards)
     now = _shards(recipe().output)
     assert {path: now[path] for path in old} == old
-    assert sum(after.stats.scale.counts) == after.num_samples
+    assert sum(after.stats.counts.scale) == after.num_samples
     assert after.stats.latent.positions > before.stats.latent.positions
     assert verify_dataset(recipe().output) == []
     assert len(_keys(recipe().output)) == 24

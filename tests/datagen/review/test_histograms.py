@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen.dataset import counts as bins
-from datagen.dataset.counts import Counts, CountTally, quantile
-from datagen.dataset.records import Crop, DrawnSample, Orientation
-from datagen.dataset.statistics import Histogram, LatentStatistics, Statistics
+from datagen.dataset import statistics as bins
+from datagen.dataset.records import CodecRecord, Crop, DrawnSample, Orientation
+from datagen.dataset.statistics import (
+    Counts,
+    LatentStatistics,
+    Statistics,
+    StatisticsCollector,
+    quantile,
+)
 from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.review.histograms import draw_histograms
@@ -38,17 +43,19 @@ def _drawn(seed: int, bucket: str = "64x96") -> DrawnSample:
 
 
 def _counts(seeds: range) -> Counts:
-    tally = CountTally()
+    codec = CodecRecord(kind="dct8", fingerprint="", channels=1, downsample=8)
+    collector = StatisticsCollector(codec)
     for seed in seeds:
-        tally.add(_drawn(seed, ("64x96", "96x64", "80x80")[seed % 3]), photo_side=100 * seed)
-    return tally.counts()
+        drawn = _drawn(seed, ("64x96", "96x64", "80x80")[seed % 3])
+        collector.add(np.zeros((1, 2, 2)), drawn, photo_side=100 * seed)
+    return collector.result().counts
 
 
 def _statistics(counts: Counts, channels: int = 4) -> Statistics:
     latent = LatentStatistics(
         mean=tuple(-0.1 * n for n in range(channels)), std=(1.0,) * channels, positions=9
     )
-    return Statistics(latent=latent, scale=Histogram(edges=(1, 2), counts=(3,)), counts=counts)
+    return Statistics(latent=latent, counts=counts)
 
 
 def test_counts_add_up() -> None:
@@ -65,10 +72,12 @@ def test_counts_add_up() -> None:
 
 
 def test_values_beyond_the_bins_are_counted() -> None:
-    tally = CountTally()
+    codec = CodecRecord(kind="dct8", fingerprint="", channels=1, downsample=8)
+    collector = StatisticsCollector(codec)
     for side in (0, 127, 128, 10**9):
-        tally.add(_drawn(1), photo_side=side)
-    assert tally.counts().photo_side[:2] == (2, 1) and tally.counts().photo_side[-1] == 1
+        collector.add(np.zeros((1, 2, 2)), _drawn(1), photo_side=side)
+    counts = collector.result().counts
+    assert counts.photo_side[:2] == (2, 1) and counts.photo_side[-1] == 1
 
 
 def test_quantiles() -> None:

@@ -18,7 +18,7 @@ from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
 from datagen.errors import FlowmapsrError
-from datagen.records import to_json
+from datagen.records import as_json, to_json
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
 
@@ -104,22 +104,31 @@ def test_a_manifest_that_does_not_add_up(dataset: Path, changes: dict[str, Any],
     assert what in _only_fault(dataset)
 
 
-def test_the_digest_names_the_content(dataset: Path) -> None:
+def test_the_checksum_is_that_of_the_content(dataset: Path) -> None:
     path = dataset / "manifest.json"
     lines = path.read_text().splitlines()
-    assert lines[-2].startswith('  "digest": ')
+    assert lines[-2].startswith('  "checksum": ')
     content = json.loads(path.read_bytes())
-    digest = content.pop("digest")
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    assert digest == hashlib.sha256(text.encode()).hexdigest() == load_manifest(str(path)).digest
-    path.write_text(json.dumps({**content, "digest": digest, "num_samples": 17}))
-    assert "digest is not that of the content" in _only_fault(dataset)
+    checksum = content.pop("checksum")
+    assert checksum == hashlib.sha256(as_json(content)).hexdigest()
+    path.write_text(json.dumps({**content, "checksum": checksum, "num_samples": 17}))
+    assert "checksum is not that of the content" in _only_fault(dataset)
     with pytest.raises(FlowmapsrError, match="changed or damaged"):
         load_manifest(str(dataset))
     path.write_text(json.dumps(content))
-    assert "digest is missing" in _only_fault(dataset)
-    path.write_text(json.dumps({**content, "digest": digest}))
+    assert "checksum is not that of the content" in _only_fault(dataset)
+    path.write_text(json.dumps({**content, "checksum": checksum}))
     assert "not those that were written" in _only_fault(dataset)
+
+
+def test_a_dataset_of_version_1_is_sound(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    content = {**json.loads(path.read_bytes()), "schema_version": 1}
+    content["stats"]["scale"] = {"edges": [1.0, 2.0], "counts": [18]}
+    del content["digest"], content["checksum"]
+    content["digest"] = hashlib.sha256(as_json(content)).hexdigest()
+    path.write_bytes(as_json(content))
+    assert verify_dataset(str(dataset)) == []
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -197,8 +206,8 @@ def test_an_unreadable_manifest(dataset: Path) -> None:
     content = json.loads(path.read_bytes())
     faults = {
         "Invalid JSON": "{",
-        "schema_version: Input should be 1, not 99": json.dumps({**content, "schema_version": 99}),
-        "recipe: Field required": json.dumps({"schema_version": 1}),
+        "Input should be 1 or 2, not 99": json.dumps({**content, "schema_version": 99}),
+        "recipe: Field required": json.dumps({"schema_version": 2}),
     }
     for what, text in faults.items():
         path.write_text(text)
