@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.records import Probability, Settings
@@ -53,7 +53,9 @@ class ImageSettings(Settings):
     """Images with an alpha channel that is not opaque everywhere: laid over white or black."""
     animated: Literal["reject", "first_frame"] = "reject"
     """GIF, WebP, APNG with several frames, and TIFF with several pages."""
-    grey: Literal["convert", "reject"] = "convert"
+    gray: Literal["convert", "reject"] = Field(
+        "convert", validation_alias=AliasChoices("gray", "grey")
+    )
     cmyk: Literal["convert", "reject"] = "convert"
     sixteen_bit: Literal["convert", "reject"] = "convert"
     """Images of more than 8 bits for a colour."""
@@ -129,7 +131,9 @@ class DatasetRecipe(Settings):
     crop: Literal["cover", "native", "random"] = "cover"
     """`cover` shrinks the photo to just cover its bucket; `native` cuts at the photo's resolution;
     `random` draws a zoom between the two, log-uniformly."""
-    variants: int = Field(1, ge=1, le=99)
+    samples_per_photo: int = Field(
+        1, ge=1, le=99, validation_alias=AliasChoices("samples_per_photo", "variants")
+    )
     """Samples made of each photo."""
     validation_fraction: Probability = 0.0
     samples_per_shard: int = Field(256, ge=1)

@@ -59,7 +59,7 @@ class Loop:
     device: torch.device
     home: Path
     """The stage's folder."""
-    images_every: int
+    image_every_steps: int
     pictures: Pictures | None
     """None on workers that need not draw."""
     tracker: Tracker | None
@@ -134,7 +134,7 @@ class Loop:
                 self._report_start(position.step)
             meter.add(sums, images=position.images_seen - seen)
             last = stopping or self.finished(position)
-            if last or position.step % self.settings.checkpoint_every == 0:
+            if last or position.step % self.settings.checkpoint_every_steps == 0:
                 # The one before may still be on its way to a slow or busy storage.
                 self.watchdog.alive(f"step {step}, its checkpoint", next_is_long=True)
                 self._save(position)
@@ -143,7 +143,7 @@ class Loop:
                 self.checkpoints.finish()
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position.step, last)
-            if position.step % self.images_every == 0 or self.finished(position):
+            if position.step % self.image_every_steps == 0 or self.finished(position):
                 self._draw(position.step, over_times)
                 self.watchdog.alive(f"the pictures of step {position.step}")
         batches.close()

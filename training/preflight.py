@@ -26,7 +26,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
 
     Raises:
         FlowmapsrError: the run's folder holds another recipe; no dataset there; a place that
-            `initialise_from` or `prompts` names is missing; budgets that are not the dataset's; a
+            `init_from` or `prompts` names is missing; budgets that are not the dataset's; a
             cache too small for it; latents too small for a discriminator.
     """
     check_recipe(recipe)
@@ -36,9 +36,9 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
             continue
         draws = bucket_shares(stage, manifest)
         check_cache(recipe, manifest, draws)
-        source = stage.initialise_from
+        source = stage.init_from
         if source is not None and is_place(source):
-            _check_there(source, f"stage {stage.name!r}: initialise_from")
+            _check_there(source, f"stage {stage.name!r}: init_from")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):

@@ -92,7 +92,7 @@ def _train(
 ) -> None:
     rank, world_size = launched_as()
     with Watchdog(
-        folder.home, rank=rank, world_size=world_size, seconds=recipe.stall_seconds
+        folder.home, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
     ) as watchdog:
         if stalled is not None:
             watchdog.before_end(lambda: stalled(how_ended(folder.run, folder.home)))
@@ -197,25 +197,25 @@ class StageWorker:
                 rank=self.rank,
                 world_size=self.world_size,
                 seed=self.recipe.seed,
-                shuffle_shards=self.recipe.shuffle_shards,
+                shuffle_window_shards=self.recipe.shuffle_window_shards,
                 threads=self.recipe.loader_threads,
                 pin=self.device.type == "cuda",
             ),
             checkpoints=Checkpoints(
                 self._checkpoints_uri(),
                 keep=settings.keep_checkpoints,
-                keep_every=settings.keep_every,
+                keep_every_steps=settings.keep_every_steps,
             ),
             device=self.device,
             home=self.folder.home,
-            images_every=self.recipe.images_every,
+            image_every_steps=self.recipe.image_every_steps,
             pictures=self._pictures(),
             tracker=tracker,
             stop_requested=stop_requested,
             skipped=SkippedList(
                 self.folder.home,
                 training_samples=sum(bucket_sizes(self.manifest, "train").values()),
-                limit=self.recipe.max_rotten_fraction,
+                limit=self.recipe.max_bad_sample_fraction,
             ),
             effort=Effort(self.device, peak=self.peak, compiled=settings.compile != "none"),
             watchdog=self.watchdog,

@@ -137,8 +137,8 @@ def trained_model(engine: Engine) -> TrainedModel:
 
 
 def learning_rate(settings: StageSettings, step: int) -> float:
-    """Rate of a step: a linear warm-up, then a cosine down to `final_learning_rate_fraction`."""
-    warm = min(1.0, (step + 1) / (settings.learning_rate_warmup + 1))
-    final = settings.final_learning_rate_fraction
+    """Rate of a step: a linear warm-up, then a cosine down to `lr_final_fraction`."""
+    warm = min(1.0, (step + 1) / (settings.lr_warmup_steps + 1))
+    final = settings.lr_final_fraction
     cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
     return settings.learning_rate * warm * (final + (1 - final) * cosine)

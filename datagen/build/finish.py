@@ -133,7 +133,7 @@ def _manifest(
     reasons = Counter(ledger.rejected().values())
     return Manifest(
         recipe=plan.recipe.content(),
-        recipe_digest=plan.recipe_digest,
+        recipe_digest=plan.recipe.digest(),
         sources=tuple(sorted({*(before.sources if before else ()), *plan.recipe.sources})),
         codec=_one_codec(plan, before, records),
         num_samples=sum(shard.num_samples for shard in shards),

@@ -193,7 +193,7 @@ def _examined(found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: S
             moved[digest] = file
     _update_ledger(found, moved)
     photos = [
-        PhotoVariants(header.file, header.width, header.height, 0, recipe.variants)
+        PhotoVariants(header.file, header.width, header.height, 0, recipe.samples_per_photo)
         # By content: neighbours in a folder are often alike, and where it lies must not matter.
         for header in sorted(result.photos, key=lambda header: (header.head, header.file.uri))
     ]

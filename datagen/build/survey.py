@@ -129,7 +129,7 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
     manifest = base = None
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = load_manifest(output)
-        _refuse_other_recipe(output, manifest.recipe, recipe)
+        _refuse_other_recipe(output, manifest.dataset_recipe(output).content(), recipe)
         base = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
     plan = read_record(storage.join(output, PLAN), Plan, remedy=_REMEDY)
     if plan is not None:

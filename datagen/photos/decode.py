@@ -186,7 +186,7 @@ def _check_size(width: int, height: int) -> None:
 def _check_kind(header: Header, images: ImageSettings) -> None:
     if header.animated and images.animated == "reject":
         raise ImageRejected("animated")
-    if header.grey and images.grey == "reject":
+    if header.grey and images.gray == "reject":
         raise ImageRejected("grey")
     if header.cmyk and images.cmyk == "reject":
         raise ImageRejected("cmyk")

@@ -94,13 +94,13 @@ def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
 
 def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
     """The whole key, and the splits its shard may be of, from the list of photos alone."""
-    fraction = manifest.recipe["validation_fraction"]
+    recipe = manifest.dataset_recipe(root)
     photos = Ledger.read(root).hashes()
     keys = {
         sample_key(sha256, variant): sha256
         for sha256 in photos
         if sha256[:20].startswith(key[:20])
-        for variant in range(manifest.recipe["variants"])
+        for variant in range(recipe.samples_per_photo)
     }
     found = sorted(name for name in keys if name.startswith(key))
     if not found:
@@ -113,7 +113,7 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
         raise FlowmapsrError(
             f"{root}: {len(found)} keys begin with {key!r} ({_some(found)}); give more of it"
         )
-    return found[0], {split_of(keys[found[0]], fraction)}
+    return found[0], {split_of(keys[found[0]], recipe.validation_fraction)}
 
 
 def _find(

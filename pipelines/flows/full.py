@@ -64,7 +64,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     from training.evaluation.evaluate import evaluate  # heavy: not before it is needed
 
     rows = evaluate(training.output, settings)
-    tracker = Tracker(Path(training.output), experiment=training.experiment)
+    tracker = Tracker(Path(training.output), experiment=training.mlflow_experiment)
     metrics: dict[str, float] = {}
     for row in rows:
         name = f"nfe{row.steps}" if row.method == FLOWMAPSR else row.method

@@ -175,10 +175,10 @@ def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_absolute_origin(stage: Any) -> Any:
-    source = stage.get("initialise_from") if isinstance(stage, dict) else None
+    source = stage.get("init_from") if isinstance(stage, dict) else None
     if not isinstance(source, str) or not is_place(source):
         return stage
-    return {**stage, "initialise_from": absolute_location(source, field="initialise_from")}
+    return {**stage, "init_from": absolute_location(source, field="init_from")}
 
 
 def _absolute(value: Any, *, field: str) -> Any:

@@ -127,7 +127,7 @@ def _resume(folder: Path) -> None:
         buckets={"budgets": [{"side": 32}], "max_aspect_ratio": 1},
         sources=[_many_photos(folder / "many-photos")],
         crop="cover",
-        variants=1,
+        samples_per_photo=1,
         samples_per_shard=256,
     )
     build_in_process(recipe)
@@ -154,7 +154,7 @@ def _recipe(folder: Path, name: str, codec: dict[str, Any], **changes: Any) -> D
     fields: dict[str, Any] = {
         "sources": [str(folder / "photos")],
         "output": str(folder / name),
-        "variants": VARIANTS,
+        "samples_per_photo": VARIANTS,
         "samples_per_shard": 2,
         "buckets": {"budgets": [{"side": 256}]},
         "filters": {"max_megapixels": 1},
@@ -185,7 +185,7 @@ def build_demo_dataset(folder: Path) -> None:
     """The demo's kind of dataset at `dataset` below the folder, for those who time training."""
     write_photos(folder / "photos")
     places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
-    build_in_process(dataset_recipe("demo", {**places, "variants": 24}))
+    build_in_process(dataset_recipe("demo", {**places, "samples_per_photo": 24}))
 
 
 def _many_photos(folder: Path) -> str:

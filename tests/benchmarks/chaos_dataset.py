@@ -170,7 +170,12 @@ def write_photos(folder: Path) -> None:
 
 def recipe_for(folder: Path, name: str) -> DatasetRecipe:
     settings = (
-        *(f"sources=[{folder}/photos]", f"output={folder}/{name}", "workers=2", "variants=8"),
+        *(
+            f"sources=[{folder}/photos]",
+            f"output={folder}/{name}",
+            "workers=2",
+            "samples_per_photo=8",
+        ),
         *("samples_per_shard=8", "validation_fraction=0.2", "filters.max_megapixels=1"),
     )
     return dataset_recipe("demo", settings)

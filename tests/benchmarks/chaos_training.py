@@ -47,7 +47,7 @@ from training.settings.recipe import TrainingRecipe
 KILLS = 30
 VICTIMS = {"worker": 0.4, "node": 0.15, "driver": 0.15, "SIGTERM": 0.15, "checkpoint": 0.15}
 STAGES = [
-    {**stage, "steps": 2500, "checkpoint_every": 20, "keep_checkpoints": 3}
+    {**stage, "steps": 2500, "checkpoint_every_steps": 20, "keep_checkpoints": 3}
     for stage in (WARMUP, DISTILL)
 ]
 
@@ -242,7 +242,7 @@ def recipe_for(folder: Path, name: str) -> TrainingRecipe:
             "workers": 2,
             "model": MODEL,
             "stages": STAGES,
-            "images_every": 500,
+            "image_every_steps": 500,
             "max_failures": 10 * KILLS,
         }
     )

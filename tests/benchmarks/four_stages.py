@@ -29,7 +29,7 @@ STEPS = (1, 2, 4)
 SHOWN = 4
 """Photos in each picture."""
 NETWORK = {"block_channels": [96, 144], "layers_per_block": 1}
-BATCH = {"global_batch": 16, "micro_batch": 8, "checkpoint_every": 100}
+BATCH = {"global_batch": 16, "micro_batch": 8, "checkpoint_every_steps": 100}
 STAGES = {
     "warmup": {"steps": 1200},
     "distill": {"steps": 500},
@@ -63,7 +63,7 @@ def main() -> None:
 
 def _trained(photos: Path, base: Path) -> TrainingRecipe:
     dataset = dataset_recipe(
-        "demo", {"sources": [str(photos)], "output": str(base / "dataset"), "variants": 12}
+        "demo", {"sources": [str(photos)], "output": str(base / "dataset"), "samples_per_photo": 12}
     )
     build_dataset(dataset)
     changes = {
@@ -73,7 +73,9 @@ def _trained(photos: Path, base: Path) -> TrainingRecipe:
     }
     places = {"manifest": str(base / "dataset"), "output": str(base / "run")}
     network = {f"model.{name}": value for name, value in NETWORK.items()}
-    recipe = training_recipe("demo", {**places, **network, **changes, "experiment": "photos"})
+    recipe = training_recipe(
+        "demo", {**places, **network, **changes, "mlflow_experiment": "photos"}
+    )
     train(recipe)
     return recipe
 

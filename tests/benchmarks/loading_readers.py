@@ -45,7 +45,7 @@ def ours(folder: Path, *, threads: int) -> Epoch:
         rank=0,
         world_size=1,
         seed=0,
-        shuffle_shards=8,
+        shuffle_window_shards=8,
         threads=threads,
     )
     batches = loader.batches(Position())

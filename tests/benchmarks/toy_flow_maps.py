@@ -105,12 +105,12 @@ def one_step_deviation(u: Velocity, *, instantaneous: bool) -> float:
 
 def distillation(**settings: Any) -> SelfDistillation:
     return SelfDistillation.model_validate(
-        {"levels": LEVELS, "flow_matching_share": 0.5, **settings}
+        {"time_grid_levels": LEVELS, "flow_matching_fraction": 0.5, **settings}
     )
 
 
 OBJECTIVES: dict[str, tuple[FlowMatching | SelfDistillation, bool]] = {
-    "FM": (FlowMatching(levels=LEVELS), True),
+    "FM": (FlowMatching(time_grid_levels=LEVELS), True),
     "ESD": (distillation(formulation="eulerian"), False),
     "SSD": (distillation(formulation="shortcut"), False),
     "LSD-model": (distillation(formulation="lagrangian"), False),

@@ -37,7 +37,7 @@ MODEL = ModelSettings(
     time_channels=64,
     prompt_channels=64,
 )
-GUIDANCE = {"negative_share": NEGATIVE}
+GUIDANCE = {"negative_fraction": NEGATIVE}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "FM": {"kind": "flow_matching"},
     "SSD": {"formulation": "shortcut"},

@@ -71,7 +71,7 @@ def recipe(photos: Path, tmp_path: Path) -> RecipeMaker:
             "output": str(tmp_path / "dataset"),
             "buckets": BucketSettings(budgets=(PixelBudget(side=64),), step=16),
             "samples_per_shard": 2,
-            "variants": 2,
+            "samples_per_photo": 2,
             "validation_fraction": 0.3,
             "seed": 7,
         }

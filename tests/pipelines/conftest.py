@@ -98,7 +98,7 @@ def build_words(photos: Path) -> Callable[..., list[str]]:
     def words(output: Path, *more: str) -> list[str]:
         return [
             *("dataset", "build", "demo", f"sources=[{photos}]", f"output={output}"),
-            *(f"variants={VARIANTS}", f"samples_per_shard={SAMPLES_PER_SHARD}", *more),
+            *(f"samples_per_photo={VARIANTS}", f"samples_per_shard={SAMPLES_PER_SHARD}", *more),
         ]
 
     return words

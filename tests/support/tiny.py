@@ -37,7 +37,7 @@ MODEL = {
     "norm_groups": 8,
     "time_channels": 16,
     "prompt_channels": 8,
-    "guidance_input": False,
+    "guidance_conditioning": False,
 }
 STAGE = {
     "steps": 60,
@@ -45,13 +45,13 @@ STAGE = {
     "micro_batch": 1,
     "learning_rate": 1e-3,
     "precision": "fp32",
-    "checkpoint_every": 10,
+    "checkpoint_every_steps": 10,
 }
 WARMUP = {"name": "warmup", "objective": {"kind": "flow_matching"}, **STAGE}
 DISTILL = {
     "name": "distill",
     "objective": {"kind": "self_distillation"},
-    "perceptual": {"kind": "charbonnier", "patch": 16},
+    "perceptual": {"kind": "charbonnier", "patch_size": 16},
     **STAGE,
 }
 
@@ -72,7 +72,7 @@ def dataset_recipe(photos: Path, output: Path) -> DatasetRecipe:
         output=str(output),
         buckets=BucketSettings(budgets=(PixelBudget(side=32),), max_aspect_ratio=1.0),
         crop="native",
-        variants=4,
+        samples_per_photo=4,
         samples_per_shard=4,
         degradation=DegradationSettings(scale=(1, 4)),
     )
@@ -144,10 +144,10 @@ def run_recipe(dataset: Path) -> RunMaker:
                 "output": str(output),
                 "workers": 2,
                 "seed": 3,
-                "experiment": "tests",
+                "mlflow_experiment": "tests",
                 "model": {**MODEL, **model},
                 "stages": stages,
-                "images_every": 30,
+                "image_every_steps": 30,
             }
         )
 

@@ -39,12 +39,12 @@ def _stage(source: str, **adversarial: Any) -> dict[str, Any]:
     return {
         "name": "gan",
         **STAGE,
-        "objective": {"kind": "self_distillation", "levels": 2},
+        "objective": {"kind": "self_distillation", "time_grid_levels": 2},
         "steps": STEPS,
-        "checkpoint_every": 4,
+        "checkpoint_every_steps": 4,
         "ema_decay": 0.5,
         "dynamic_weighting": False,
-        "initialise_from": source,
+        "init_from": source,
         "adversarial": {
             "lora": {"rank": 4, "target_modules": ["conv1", "conv2"]},
             "discriminator": {
@@ -130,7 +130,7 @@ def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -
     table = (_home(gan) / "initialisation.txt").read_text()
     assert "unet.conv_in.weight" in table and "\nnew " not in table.split("\n\n")[1]
     tags = next(event["values"] for event in events if event["kind"] == "tags")
-    assert tags["initialised_from"] == gan.stages[0].initialise_from
+    assert tags["initialised_from"] == gan.stages[0].init_from
 
 
 @pytest.mark.timeout(600)

@@ -32,11 +32,11 @@ def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
     manifest = load_manifest(recipe.output)
     stage = {**WARMUP, "steps": STEPS, "budgets": BUDGETS}
     training = run_recipe(tmp_path / "run", stages=[stage])
-    training = training.model_copy(update={"manifest": recipe.output, "images_every": STEPS})
+    training = training.model_copy(update={"manifest": recipe.output, "image_every_steps": STEPS})
     finish_torchrun(training, tmp_path)
 
     draws = bucket_shares(training.stages[0], manifest)
-    schedule = Schedule(manifest, draws, seed=training.seed, shuffle_shards=8, split="train")
+    schedule = Schedule(manifest, draws, seed=training.seed, shuffle_window_shards=8, split="train")
     position, expected = Position(), Counter[str]()
     for _ in range(STEPS):
         step = schedule.step_at(position)

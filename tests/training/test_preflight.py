@@ -57,11 +57,9 @@ def test_latents_that_leave_no_patch_are_refused_with_the_setting(
 def test_missing_sources_are_named_unless_their_stage_is_finished(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
-    stages = [{**WARMUP, "initialise_from": str(tmp_path / "gone")}]
+    stages = [{**WARMUP, "init_from": str(tmp_path / "gone")}]
     recipe = run_recipe(tmp_path / "run", stages=stages)
-    with pytest.raises(
-        FlowmapsrError, match=r"stage 'warmup': initialise_from: there is no .*gone"
-    ):
+    with pytest.raises(FlowmapsrError, match=r"stage 'warmup': init_from: there is no .*gone"):
         check_run(recipe)
     done = tmp_path / "run" / "stages" / "warmup" / "done.json"
     done.parent.mkdir(parents=True)

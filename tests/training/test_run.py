@@ -167,11 +167,11 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
         },
         "zero_stage": 3,
         "steps": 6,
-        "checkpoint_every": 3,
+        "checkpoint_every_steps": 3,
     }
-    model = {"guidance_input": True, "time_scale": 10.0}
+    model = {"guidance_conditioning": True, "time_embedding_scale": 10.0}
     recipe = run_recipe(tmp_path / "run", stages=[stage], **model)
-    recipe = recipe.model_copy(update={"images_every": 3})
+    recipe = recipe.model_copy(update={"image_every_steps": 3})
     finish_torchrun(recipe, tmp_path)
     home = Path(recipe.output) / "stages" / "distill"
     saved = weights(recipe, "distill")

@@ -82,13 +82,13 @@ class CheckpointFolders:
         for parent in {uri.rpartition("/")[0] for uri in removed}:
             storage.delete_empty_folder(parent)
 
-    def tidy(self, commit: Commit, *, keep: int, keep_every: int | None) -> None:
+    def tidy(self, commit: Commit, *, keep: int, keep_every_steps: int | None) -> None:
         """After a commit: removes older checkpoints than the last `keep`, but none of a step that
-        `keep_every` divides, and every leftover."""
+        `keep_every_steps` divides, and every leftover."""
         committed = self.committed()
         kept = {folder.step for folder in committed[-keep:]}
         for folder in self.all():
-            forever = keep_every is not None and folder.step % keep_every == 0
+            forever = keep_every_steps is not None and folder.step % keep_every_steps == 0
             if not folder.is_committed or not (folder.step in kept or forever):
                 folder.remove()
             elif folder.step == commit.state.step:

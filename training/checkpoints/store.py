@@ -42,15 +42,15 @@ class Trained(Protocol):
 class Checkpoints:
     """All checkpoints below a local folder or `s3://` prefix that every worker reaches."""
 
-    def __init__(self, uri: str, *, keep: int, keep_every: int | None = None) -> None:
+    def __init__(self, uri: str, *, keep: int, keep_every_steps: int | None = None) -> None:
         """
         Args:
             keep: how many of the last checkpoints stay.
-            keep_every: those of steps that this divides stay too.
+            keep_every_steps: those of steps that this divides stay too.
         """
         self.folders = CheckpointFolders(uri)
         self.keep = keep
-        self.keep_every = keep_every
+        self.keep_every_steps = keep_every_steps
         self.newest: Commit | None = None
         """The last checkpoint that is there; known to the first worker only."""
         self.problem = ""
@@ -195,7 +195,7 @@ class Checkpoints:
         self.newest = commit
         self._seconds = time.monotonic() - self._began
         try:
-            self.folders.tidy(commit, keep=self.keep, keep_every=self.keep_every)
+            self.folders.tidy(commit, keep=self.keep, keep_every_steps=self.keep_every_steps)
         except FlowmapsrError as error:  # the checkpoint is there all the same
             log.warning("older checkpoints stay for now: %s", error)
 

@@ -200,12 +200,12 @@ class LatentLoader:
         rank: int,
         world_size: int,
         seed: int,
-        shuffle_shards: int,
+        shuffle_window_shards: int,
         threads: int,
         pin: bool = False,
     ) -> None:
         self.schedule = Schedule(
-            manifest, shares, seed=seed, shuffle_shards=shuffle_shards, split="train"
+            manifest, shares, seed=seed, shuffle_window_shards=shuffle_window_shards, split="train"
         )
         self._reader = BatchReader(store, self.schedule, manifest.codec, fields=fields, pin=pin)
         self._store = store
@@ -250,6 +250,6 @@ def preview_batch(store: ShardStore, manifest: Manifest, size: int) -> Batch:
     splits = {shard.split for shard in manifest.shards if shard.num_samples}
     split: Split = "validation" if "validation" in splits else "train"
     shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(size, size))
-    schedule = Schedule(manifest, shares, seed=0, shuffle_shards=1, split=split)
+    schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=1, split=split)
     (planned,) = schedule.step_at(Position()).micro_batches_of(rank=0, world_size=1)
     return BatchReader(store, schedule, manifest.codec, fields=None).read(planned)

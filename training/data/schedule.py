@@ -148,17 +148,17 @@ class Schedule:
         shares: tuple[BucketShare, ...],
         *,
         seed: int,
-        shuffle_shards: int,
+        shuffle_window_shards: int,
         split: Split,
     ) -> None:
         """
         Args:
             shares: of buckets that have samples in the split.
-            shuffle_shards: shards per window; samples are shuffled within a window.
+            shuffle_window_shards: shards per window; samples are shuffled within a window.
         """
         self.shares = {share.bucket: share for share in shares}
         self.seed = seed
-        self.shuffle_shards = shuffle_shards
+        self.shuffle_window_shards = shuffle_window_shards
         self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.shares}
         for shard in manifest.shards:
             if shard.split == split and shard.num_samples and shard.bucket in self.shares:
@@ -225,7 +225,7 @@ class Schedule:
         return epoch, window, offset - int(ends[window - 1]) if window else offset
 
     def _shuffled_epoch(self, bucket: str, epoch: int) -> _Epoch:
-        shards, size = self._shards[bucket], self.shuffle_shards
+        shards, size = self._shards[bucket], self.shuffle_window_shards
         order = seeded(self.seed, "epoch", bucket, epoch).permutation(len(shards))
         shuffled = [shards[i] for i in order]
         windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]

@@ -36,7 +36,7 @@ def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
     if recipe.cache_gb == 0:
         return None
     temporary = Path(tempfile.gettempdir()) / f"flowmapsr-cache-{os.getuid()}"
-    folder = Path(recipe.cache_folder).expanduser() if recipe.cache_folder else temporary
+    folder = Path(recipe.cache_dir).expanduser() if recipe.cache_dir else temporary
     return ShardCache(folder, limit=round(recipe.cache_gb * 1e9))
 
 
@@ -54,14 +54,14 @@ def check_cache(recipe: TrainingRecipe, manifest: Manifest, shares: Iterable[Buc
     for shard in manifest.shards:
         if shard.split == "train" and shard.bucket in sizes:
             sizes[shard.bucket].append(shard.bytes)
-    windows = [sum(sorted(one)[-recipe.shuffle_shards :]) for one in sizes.values()]
+    windows = [sum(sorted(one)[-recipe.shuffle_window_shards :]) for one in sizes.values()]
     needed = sum(windows) + max(windows)
     if needed > recipe.cache_gb * 1e9:
         raise FlowmapsrError(
             f"cache_gb {recipe.cache_gb:g} is too small for this dataset: windows of "
-            f"{recipe.shuffle_shards} shards (shuffle_shards) of its {len(windows)} buckets need "
-            f"{needed / 1e9:.3g} GB. Increase it, lower shuffle_shards, or set cache_gb=0 to "
-            "read every sample from S3"
+            f"{recipe.shuffle_window_shards} shards (shuffle_window_shards) of its {len(windows)} "
+            f"buckets need {needed / 1e9:.3g} GB. Increase it, lower shuffle_window_shards, or set "
+            "cache_gb=0 to read every sample from S3"
         )
 
 

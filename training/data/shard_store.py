@@ -108,7 +108,7 @@ class ShardStore:
             if first:
                 log.warning(
                     "cache %s is full or unwritable (%s): reading single samples from S3, which is "
-                    "slower; free some space or choose another cache_folder",
+                    "slower; free some space or choose another cache_dir",
                     self.cache.folder,
                     error,
                 )

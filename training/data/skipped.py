@@ -81,9 +81,9 @@ class SkippedList:
         if self.samples > self.limit * self.training_samples:
             raise FlowmapsrError(
                 f"{self.samples} of {self.training_samples} training samples cannot be used, but "
-                f"max_rotten_fraction allows {self.limit:g} of them. Last one: {added[-1]}. All "
-                f"are listed in {self.path}: check the dataset with 'flowmapsr dataset verify' and "
-                "restore the shards, or raise max_rotten_fraction"
+                f"max_bad_sample_fraction allows {self.limit:g} of them. Last one: {added[-1]}. "
+                f"All are listed in {self.path}: check the dataset with 'flowmapsr dataset verify' "
+                "and restore the shards, or raise max_bad_sample_fraction"
             )
 
     def _write(self) -> None:

@@ -90,7 +90,7 @@ class AdversarialTrainer:
         self.warmup = settings.discriminator.warmup_steps
         self.scores = ScoreAverages(settings.convergence)
         self.objective = GeneratorObjective(
-            objective, discriminator.module, weight=settings.original_weight
+            objective, discriminator.module, weight=settings.flow_map_loss_weight
         )
 
     @property

@@ -67,7 +67,7 @@ def draw_conditions(guidance: Guidance | None, n: int, generator: torch.Generato
         positive = torch.full((n,), POSITIVE, device=device)
         return Conditions(positive, torch.ones(n, device=device))
     coin, place = torch.rand(2, n, generator=generator, device=device)
-    is_negative = coin < guidance.negative_share
+    is_negative = coin < guidance.negative_fraction
     low, high = guidance.strength
     w = torch.where(is_negative, 1.0, low + (high - low) * place)
     return Conditions(torch.where(is_negative, NEGATIVE, POSITIVE), w)

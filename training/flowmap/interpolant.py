@@ -60,7 +60,7 @@ def sample_times(
     n: int,
     *,
     levels: int,
-    flow_matching_share: float,
+    flow_matching_fraction: float,
     kind: TimeKind,
     generator: torch.Generator,
 ) -> Times:
@@ -78,7 +78,7 @@ def sample_times(
     device = generator.device
     rand = torch.rand(4, n, generator=generator, device=device, dtype=torch.float64)
     coin = torch.rand((), generator=generator, device=device, dtype=torch.float64)
-    count = int(torch.floor(n * flow_matching_share + coin).clamp(max=n))
+    count = int(torch.floor(n * flow_matching_fraction + coin).clamp(max=n))
     order = torch.randperm(n, generator=generator, device=device)
     is_flow_matching = order < count
 

@@ -25,7 +25,7 @@ class FlowMapNet(nn.Module):
     prompts: Tensor
     strength: float = 1.0
     """Guidance strength w of a call that gives none: what the model is used with. It is stored in
-    the model's config and has no effect without `guidance_input`."""
+    the model's config and has no effect without `guidance_conditioning`."""
 
     def __init__(self, settings: ModelSettings, *, latent_channels: int) -> None:
         super().__init__()
@@ -50,7 +50,8 @@ class FlowMapNet(nn.Module):
             x: latents (B, C, h, w), h and w multiples of `downsample`.
             t, s: times (B,), 0 <= s <= t <= 1.
             prompt: indices (B,) into the prompt embeddings; the positive one when None.
-            w: guidance strengths (B,); `strength` when None. Only used with `guidance_input`.
+            w: guidance strengths (B,); `strength` when None. Only used with
+                `guidance_conditioning`.
 
         Returns:
             Average velocity (B, C, h, w), float32 whatever the dtype of the weights.
@@ -59,11 +60,11 @@ class FlowMapNet(nn.Module):
         if prompt is None:
             prompt = torch.full(t.shape, POSITIVE, device=t.device)
         conditions = [self._embed(s), self.prompts[prompt].float()]
-        if self.settings.guidance_input:
+        if self.settings.guidance_conditioning:
             conditions.append(self._embed(torch.full_like(t, self.strength) if w is None else w))
         output = self.unet(
             x.to(dtype),
-            self.settings.time_scale * t,
+            self.settings.time_embedding_scale * t,
             encoder_hidden_states=None,
             class_labels=torch.cat(conditions, dim=1).to(dtype),
         ).sample.float()
@@ -80,7 +81,7 @@ class FlowMapNet(nn.Module):
 
 def _unet_arguments(settings: ModelSettings, latent_channels: int) -> dict[str, Any]:
     attends = [layers > 0 for layers in settings.transformer_layers]
-    conditions = settings.time_channels * (2 if settings.guidance_input else 1)
+    conditions = settings.time_channels * (2 if settings.guidance_conditioning else 1)
     return {
         "in_channels": latent_channels,
         "out_channels": latent_channels * (2 if settings.input_gain else 1),

@@ -136,12 +136,12 @@ class FlowMapObjective:
         kind: TimeKind = "shortcut"
         share = 1.0
         if isinstance(self.settings, SelfDistillation):
-            share = self.settings.flow_matching_share
+            share = self.settings.flow_matching_fraction
             kind = "uniform" if self.settings.differentiates else "shortcut"
         return sample_times(
             n,
-            levels=self.settings.levels,
-            flow_matching_share=share,
+            levels=self.settings.time_grid_levels,
+            flow_matching_fraction=share,
             kind=kind,
             generator=generator,
         )

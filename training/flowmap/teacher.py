@@ -86,7 +86,7 @@ class Teacher:
             u = own.velocity(net)
             match settings.formulation, settings.lsd_velocity:
                 case "shortcut", _:
-                    return shortcut_target(grounded(u, 2.0**-settings.levels), x, t, s)
+                    return shortcut_target(grounded(u, 2.0**-settings.time_grid_levels), x, t, s)
                 case "eulerian", _:
                     return eulerian_target(u, x, t, s, chosen(v, rows), derivative=derivative)
                 case "lagrangian", "model":

@@ -63,10 +63,11 @@ class Upscaler:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         net = load_net(folder, config, place, lora_scale=lora_scale)
         if guidance is not None:
-            if not config.model.guidance_input:
+            if not config.model.guidance_conditioning:
                 raise FlowmapsrError(
                     f"the model in {folder} does not take the guidance strength as an input, so "
-                    "there is none to choose: leave it out, or train with model.guidance_input=true"
+                    "there is none to choose: leave it out, or train with "
+                    "model.guidance_conditioning=true"
                 )
             net.strength = guidance
         return cls(net, load_matching_codec(config, place), config)

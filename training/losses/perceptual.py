@@ -5,7 +5,6 @@ Missing weights of a distance are an error; another distance never replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -16,13 +15,6 @@ from datagen.samples.codecs import Codec
 from training.losses.lpips import LpipsDistance, lpips_weights
 from training.settings.objective import Charbonnier, Lpips, NoPerceptual, PerceptualSettings
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda t: 1 - t,
-    "quadratic": lambda t: (1 - t).square(),
-    "cosine": lambda t: (1 + torch.cos(torch.pi * t)) / 2,
-}
-"""lambda(t) / strength: strictly decreasing, from 1 at t = 0 to 0 at t = 1."""
-
 
 class Distance(Protocol):
     """(B, 3, H, W) twice, in [-1, 1] -> distance (B,)."""
@@ -31,7 +23,8 @@ class Distance(Protocol):
 
 
 class PatchRegulariser:
-    """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels."""
+    """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels, where
+    lambda(t) = strength * (1 - t)."""
 
     def __init__(
         self,
@@ -40,13 +33,11 @@ class PatchRegulariser:
         *,
         strength: float,
         patch: int,
-        form: str = "linear",
     ) -> None:
         self.distance = distance
         self.codec = codec
         self.strength = strength
         self.patch = patch
-        self.form = FORMS[form]
 
     def __call__(self, x0: Tensor, pixels: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         """lambda(t) * distance, (B,); B may be 0.
@@ -75,7 +66,7 @@ class PatchRegulariser:
             factor * left : factor * (left + side_w),
         ]
         original = window.to(prediction) / 127.5 - 1
-        return self.strength * self.form(t) * self.distance(prediction, original)
+        return self.strength * (1 - t) * self.distance(prediction, original)
 
 
 def _draw(bound: int, generator: torch.Generator) -> int:
@@ -108,6 +99,5 @@ def load_regulariser(
         distance,
         codec,
         strength=settings.strength,
-        patch=settings.patch,
-        form=settings.form,
+        patch=settings.patch_size,
     )

@@ -72,5 +72,5 @@ class AdversarialSettings(Settings):
     lora: LoraSettings = LoraSettings()
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
     convergence: ConvergenceSettings = ConvergenceSettings()
-    original_weight: float = Field(1.0, ge=0)
+    flow_map_loss_weight: float = Field(1.0, ge=0)
     """lambda_orig: weight of the stage's `objective` beside the generator's loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from datagen.records import Settings
 
@@ -28,15 +28,19 @@ class ModelSettings(Settings):
     attention_heads: tuple[int, ...] = (5, 10, 20)
     norm_groups: int = Field(32, ge=1)
     time_channels: int = Field(256, ge=2, multiple_of=2)
-    """Channels of the embedding of s, and of w when `guidance_input` is on."""
+    """Channels of the embedding of s, and of w when `guidance_conditioning` is on."""
     prompt_channels: int = Field(1280, ge=1)
     input_gain: bool = False
     """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
     how large a latent is, so a small network cannot scale many channels down; with this it can."""
-    guidance_input: bool = True
+    guidance_conditioning: bool = Field(
+        True, validation_alias=AliasChoices("guidance_conditioning", "guidance_input")
+    )
     """Give the guidance strength w to the model as an input, which makes it a choice at inference.
     The paper's model never sees w, and so learns its mean only."""
-    time_scale: float = Field(1000.0, gt=0)
+    time_embedding_scale: float = Field(
+        1000.0, gt=0, validation_alias=AliasChoices("time_embedding_scale", "time_scale")
+    )
     """t enters the U-Net's own time embedding times this. Diffusion checkpoints expect 1000; the
     Eulerian formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
 

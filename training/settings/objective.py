@@ -14,14 +14,14 @@ from datagen.records import NonNegativeRange, Probability, Settings
 DIFFERENCE_STEP = 5e-3
 """h of the central difference: in fp32 its truncation and rounding errors balance near here."""
 DIFFERENCE_TIME_SCALE = 0.1 / DIFFERENCE_STEP
-"""Largest `time_scale` of a network that is differenced in t: sin(time_scale * t) then turns by 0.1
+"""Largest `time_embedding_scale` of a network that is differenced in t: its sine then turns by 0.1
 within h, and 0.2 % of the slope is lost; at 100 it is 5 %, and at 1000 all of it."""
 
 
 class Guidance(Settings):
     """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
 
-    negative_share: Probability = 0.1
+    negative_fraction: Probability = 0.1
     """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
     prompt c- and its strength 1."""
     strength: NonNegativeRange = (1.0, 3.5)
@@ -30,7 +30,7 @@ class Guidance(Settings):
     @property
     def mean_strength(self) -> float:
         """What the model is used with unless told otherwise, and all that a model without
-        `guidance_input` can learn."""
+        `guidance_conditioning` can learn."""
         return sum(self.strength) / 2
 
 
@@ -38,7 +38,7 @@ class FlowMatching(Settings):
     """L_FM alone (eq. 3): the warm-up."""
 
     kind: Literal["flow_matching"] = "flow_matching"
-    levels: int = Field(7, ge=0, le=20)
+    time_grid_levels: int = Field(7, ge=0, le=20)
     """K: times lie on grids of 2^k intervals, k = 0..K."""
     guidance: Guidance | None = None
 
@@ -54,9 +54,9 @@ class SelfDistillation(Settings):
     as the paper has it, which is biased (one step then gives the blurred mean)."""
     derivative: Literal["jvp", "central_difference"] = "jvp"
     """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32; of
-    the Eulerian one only with a `model.time_scale` of at most 20."""
-    levels: int = Field(7, ge=1, le=20)
-    flow_matching_share: Probability = 0.75
+    the Eulerian one only with a `model.time_embedding_scale` of at most 20."""
+    time_grid_levels: int = Field(7, ge=1, le=20)
+    flow_matching_fraction: Probability = 0.75
     """Part of every batch that trains L_FM; the rest trains L_SD."""
     guidance: Guidance | None = None
 
@@ -82,10 +82,8 @@ class PatchPerceptual(Settings):
     """lambda(t) * distance(D(x_t - t u), HQ) on one random patch."""
 
     strength: float = Field(10.0, gt=0)
-    """lambda at t = 0."""
-    form: Literal["linear", "quadratic", "cosine"] = "linear"
-    """How lambda falls to 0 at t = 1: strength times 1 - t, (1 - t)^2 or (1 + cos(pi t)) / 2."""
-    patch: int = Field(512, gt=0, multiple_of=8)
+    """lambda at t = 0; it falls to 0 along 1 - t."""
+    patch_size: int = Field(512, gt=0, multiple_of=8)
     """Side of the patch, pixels; smaller images are used whole."""
 
 

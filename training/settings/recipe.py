@@ -42,12 +42,12 @@ _PLACEMENT = (
     "gpus_per_worker",
     "placement",
     "max_failures",
-    "stall_seconds",
+    "watchdog_seconds",
     "peak_tflops",
     "loader_threads",
     "cache_gb",
-    "cache_folder",
-    "max_rotten_fraction",
+    "cache_dir",
+    "max_bad_sample_fraction",
 )
 """Where and how fast a run is made, and how it is watched; all other fields decide its result."""
 
@@ -73,12 +73,12 @@ class TrainingRecipe(Settings):
     """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
     until that can be had in full."""
     seed: int = Field(0, ge=0, lt=2**63)
-    experiment: str = "flowmapsr"
+    mlflow_experiment: str = "flowmapsr"
     """MLflow experiment of the run."""
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = StandInPrompts()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
-    shuffle_shards: int = Field(8, ge=1)
+    shuffle_window_shards: int = Field(8, ge=1)
     """Samples of a bucket mix inside windows of this many shards, which are read together."""
     loader_threads: int = Field(2, ge=1)
     """Threads of each worker that read and decode ahead; the batches do not depend on them. One
@@ -86,18 +86,18 @@ class TrainingRecipe(Settings):
     cache_gb: float = Field(50.0, ge=0)
     """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
     every sample is a request of its own."""
-    cache_folder: str | None = None
+    cache_dir: str | None = None
     """Folder for these copies on each machine's own disk; in the system's folder for temporary
     files when not given."""
-    max_rotten_fraction: Probability = 0.001
+    max_bad_sample_fraction: Probability = 0.001
     """Largest part of the training samples that may be skipped because they cannot be read or are
     not what they should be; more end the run. So one damaged shard in a thousand does not end weeks
     of training, and below a thousand samples, where it is quickly mended, the first one does."""
-    images_every: int = Field(500, ge=1)
+    image_every_steps: int = Field(500, ge=1)
     """Steps between image grids in MLflow."""
     max_failures: int = Field(3, ge=0)
     """Times the workers of a run may die and be restarted from the last checkpoint."""
-    stall_seconds: float = Field(600.0, ge=1)
+    watchdog_seconds: float = Field(600.0, ge=1)
     """A worker without progress for so long is ended, with its stack traces kept, and counts as one
     failure. Progress is a micro step, a checkpoint or a picture; start, first step and waiting for
     a checkpoint's files may take three times as long."""
@@ -146,14 +146,14 @@ class TrainingRecipe(Settings):
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
     def _check_derivative(self, stage: StageSettings) -> None:
-        scale, objective = self.model.time_scale, stage.objective
+        scale, objective = self.model.time_embedding_scale, stage.objective
         if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
             return
         if scale > DIFFERENCE_TIME_SCALE:
             raise ValueError(
                 f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "
-                f"wrong with model.time_scale={scale:g}: set objective.derivative=jvp, or a "
-                f"model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+                f"wrong with model.time_embedding_scale={scale:g}: set objective.derivative=jvp, "
+                f"or a model.time_embedding_scale of at most {DIFFERENCE_TIME_SCALE:g}"
             )
 
     def _check_secrets(self) -> None:
@@ -196,9 +196,9 @@ class TrainingRecipe(Settings):
 
 
 def origin(stages: Sequence[StageSettings], name: str) -> str | None:
-    """What the stage `name` starts from: `initialise_from`, else the stage before, else None."""
+    """What the stage `name` starts from: `init_from`, else the stage before, else None."""
     index = [stage.name for stage in stages].index(name)
-    chosen = stages[index].initialise_from
+    chosen = stages[index].init_from
     if chosen is not None:
         return chosen
     return stages[index - 1].name if index else None
@@ -219,7 +219,7 @@ def _no_such_stage(name: str, source: str, earlier: list[str]) -> str:
     close = difflib.get_close_matches(source, earlier, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"earlier: {', '.join(earlier) or 'none'}"
     return (
-        f"stage {name!r}: initialise_from {source!r} is no earlier stage ({hint}); write a folder "
+        f"stage {name!r}: init_from {source!r} is no earlier stage ({hint}); write a folder "
         "with a slash, such as ./folder"
     )
 
@@ -236,5 +236,5 @@ def _check_trained(stages: Sequence[StageSettings], name: str) -> None:
         raise ValueError(
             f"stage {name!r} is adversarial: it adds a LoRA to a frozen network that takes two "
             "steps, and nothing before it learns steps. Put a self_distillation stage before it, "
-            "or set its initialise_from to a trained model"
+            "or set its init_from to a trained model"
         )

@@ -29,9 +29,9 @@ EXECUTION = frozenset(
         "gradient_checkpointing",
         "compile",
         "max_loss_growth",
-        "checkpoint_every",
+        "checkpoint_every_steps",
         "keep_checkpoints",
-        "keep_every",
+        "keep_every_steps",
     }
 )
 """Settings of a stage that decide how it is computed, not what: a run may go on with others."""
@@ -39,8 +39,8 @@ EXECUTION = frozenset(
 CORRECTABLE = frozenset(
     {
         "learning_rate",
-        "final_learning_rate_fraction",
-        "learning_rate_warmup",
+        "lr_final_fraction",
+        "lr_warmup_steps",
         "gradient_clipping",
     }
 )
@@ -86,9 +86,9 @@ class StageSettings(Settings):
     """How often a step draws each of the dataset's pixel budgets, and its batch size (FlowMapSR's
     appendix). When not given, the aspect ratios and sizes come in proportion to their samples."""
     learning_rate: float = Field(4e-5, gt=0)
-    final_learning_rate_fraction: float = Field(1.0, ge=0, le=1)
+    lr_final_fraction: float = Field(1.0, ge=0, le=1)
     """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
-    learning_rate_warmup: int = Field(0, ge=0)
+    lr_warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
@@ -104,9 +104,9 @@ class StageSettings(Settings):
     perceptual: PerceptualSettings = NoPerceptual()
     adversarial: AdversarialSettings | None = None
     """Trains a LoRA against a discriminator, with `objective` as the original loss."""
-    initialise_from: InitialWeights | None = None
+    init_from: InitialWeights | None = None
     """Where the weights come from; the stage before when not given, else random."""
-    initialise_share: Probability = 0.5
+    min_loaded_fraction: Probability = 0.5
     """Least part of the network's parameters that must be found there: what holds less is a
     checkpoint of another architecture."""
     offload: Literal["none", "optimizer"] = "none"
@@ -119,12 +119,12 @@ class StageSettings(Settings):
     """A step whose squared error is this many times the median of the last 100 ends the stage, as
     one that is not finite does; None never. Single steps with small batches reach tens of times,
     and a loss that runs away passes 1000 soon."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every_steps: int = Field(500, ge=1)
     """Steps. Training stops for a copy to memory only; the files are written beside it."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the last checkpoints stay."""
-    keep_every: int | None = Field(None, ge=1)
-    """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every`."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every_steps`."""
 
     @property
     def needs_negatives(self) -> bool:
@@ -171,10 +171,14 @@ class StageSettings(Settings):
                 "offload=optimizer needs an optimiser that ZeRO has taken over: set a zero_stage "
                 "of 1, 2 or 3, or offload=none"
             )
-        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+        if (
+            self.keep_every_steps is not None
+            and self.keep_every_steps % self.checkpoint_every_steps
+        ):
             raise ValueError(
-                f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
-                f"{self.checkpoint_every}: no checkpoint would be made at most of these steps"
+                f"keep_every_steps {self.keep_every_steps} is not a multiple of "
+                f"checkpoint_every_steps {self.checkpoint_every_steps}: no checkpoint would be "
+                "made at most of these steps"
             )
         if self.zero_stage == 3 and self.compile != "none":
             raise ValueError(
@@ -222,7 +226,7 @@ class StageSettings(Settings):
                     f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
                 )
         elif self.zero_stage == 3:
-            scale = f" and a model.time_scale of at most {DIFFERENCE_TIME_SCALE:g}"
+            scale = f" and a model.time_embedding_scale of at most {DIFFERENCE_TIME_SCALE:g}"
             raise ValueError(
                 f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
                 "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "

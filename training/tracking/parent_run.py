@@ -35,7 +35,7 @@ DEAD_STAGES_SECONDS = 30.0
 @contextmanager
 def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     """The MLflow run above the stages' runs, open for the block."""
-    tracker = Tracker(Path(recipe.output), experiment=recipe.experiment)
+    tracker = Tracker(Path(recipe.output), experiment=recipe.mlflow_experiment)
     parent = ParentRun(recipe, tracker)
     parent.describe()
     status: Status = "KILLED"
@@ -131,7 +131,7 @@ class ParentRun:
             done = folder.record() is not None
             end_for_the_dead(
                 self.run,
-                experiment=self.recipe.experiment,
+                experiment=self.recipe.mlflow_experiment,
                 stage=folder.name,
                 status="FINISHED" if done else status,
                 reason=None if done else how_ended(self.run, folder.home),

@@ -42,7 +42,7 @@ class StageReport:
         self.workers = workers
         self.tracker = Tracker(
             folder.run,
-            experiment=recipe.experiment,
+            experiment=recipe.mlflow_experiment,
             stage=folder.name,
             machines=workers.machines[1:],
         )

@@ -114,7 +114,7 @@ def initialise(recipe: TrainingRecipe, folder: StageFolder, *, latent_channels: 
     net.prompts.copy_(prompts.embeddings)
     if opened is None:
         return Initial(net, prompts, RANDOM, None)
-    report = fill(net, opened, least_share=settings.initialise_share)
+    report = fill(net, opened, least_share=settings.min_loaded_fraction)
     if settings.adversarial is not None and report.new:
         raise FlowmapsrError(
             f"stage {folder.name!r} freezes the network and trains a LoRA, but {opened.place} "
@@ -212,7 +212,7 @@ def _check_share(report: InitialisationReport, least: float) -> None:
     found = "nothing" if not report.loaded else f"only {share:.1%} of the network"
     raise FlowmapsrError(
         f"{report.source} is a checkpoint of another architecture: {found} fits by name and shape "
-        f"(at least {least:.0%} must: initialise_share). The network has "
+        f"(at least {least:.0%} must: min_loaded_fraction). The network has "
         f"{_examples(report.new)}; there is {_examples(report.left_over)}. Set `model` to the "
         "checkpoint's sizes, or name another checkpoint"
     )

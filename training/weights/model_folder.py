@@ -53,7 +53,7 @@ class ModelConfig(FrozenModel):
     codec: CodecSettings
     codec_fingerprint: str
     guidance_strength: float = 1.0
-    """w at inference unless told otherwise; only a model with `guidance_input` heeds it."""
+    """w at inference unless told otherwise; only a model with `guidance_conditioning` heeds it."""
     prompt_embeddings: str
     """What made the prompt embeddings: a text encoder's name, or the deterministic stand-in's."""
     degradation: DegradationSettings

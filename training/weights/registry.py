@@ -32,7 +32,7 @@ def download_model(uri: str, folder: Path) -> None:
         os.replace(got, folder)
     except (MlflowException, OSError) as error:
         raise FlowmapsrError(
-            f"initialise_from: MLflow at {tracking_uri()} does not provide {uri} ({error}); check "
+            f"init_from: MLflow at {tracking_uri()} does not provide {uri} ({error}); check "
             "name, version and MLFLOW_TRACKING_URI"
         ) from error
     finally:

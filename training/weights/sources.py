@@ -28,7 +28,7 @@ DIFFUSERS_CLASS = "UNet2DConditionModel"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_scale")
+WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_embedding_scale")
 """Settings of a network that change what its weights mean, but not their shapes."""
 
 
@@ -67,12 +67,12 @@ def open_source(place: Path, model: ModelSettings, names: Collection[str]) -> We
     if place.is_file():
         if place.suffix != ".safetensors":
             raise FlowmapsrError(
-                f"initialise_from: {place} is no .safetensors file; other formats are not read, "
+                f"init_from: {place} is no .safetensors file; other formats are not read, "
                 "because a pickle can run code. Save the weights as safetensors"
             )
         return WeightSource(str(place), _renamed(_list([place]), model, names), {}, None)
     if not place.is_dir():
-        raise FlowmapsrError(f"initialise_from: there is no file or folder {place}")
+        raise FlowmapsrError(f"init_from: there is no file or folder {place}")
     if (place / "recipe.json").is_file() or "format_version" in _config(place):
         return _flowmapsr(find_model(place))
     return _diffusers(place / "unet" if (place / "unet").is_dir() else place, model, names)
@@ -108,7 +108,7 @@ def _diffusers(folder: Path, model: ModelSettings, names: Collection[str]) -> We
     if kind != DIFFUSERS_CLASS:
         what = f"a diffusers {kind}" if kind else "no run, no model and no diffusers folder"
         raise FlowmapsrError(
-            f"initialise_from: {folder} is {what}; give a flowmapsr run or model folder, or the "
+            f"init_from: {folder} is {what}; give a flowmapsr run or model folder, or the "
             f"folder of a diffusers {DIFFUSERS_CLASS}"
         )
     tensors = _renamed(_list(_diffusers_files(folder)), model, names)
@@ -124,7 +124,7 @@ def _diffusers_files(folder: Path) -> list[Path]:
         return [folder / DIFFUSERS_WEIGHTS]
     found = ", ".join(sorted(path.name for path in folder.iterdir()))
     raise FlowmapsrError(
-        f"initialise_from: {folder} holds no {DIFFUSERS_WEIGHTS} (it holds {found}); only "
+        f"init_from: {folder} holds no {DIFFUSERS_WEIGHTS} (it holds {found}); only "
         "safetensors are read, never a pickle. Name another file by its path"
     )
 
@@ -181,7 +181,7 @@ def _list(files: list[Path]) -> dict[str, StoredTensor]:
                     shape = tuple(opened.get_slice(name).get_shape())
                     tensors[name] = StoredTensor(shape, _reader(path, name))
         except (OSError, safetensors.SafetensorError) as error:
-            raise FlowmapsrError(f"initialise_from: {path} cannot be read: {error}") from error
+            raise FlowmapsrError(f"init_from: {path} cannot be read: {error}") from error
     return tensors
 
 

@@ -182,8 +182,9 @@ def test_another_recipe_is_refused_field_by_field(recipe: RecipeMaker) -> None:
     build_in_process(recipe())
     before = _hashes(recipe().output)
     with pytest.raises(FlowmapsrError) as error:
-        build_in_process(recipe(seed=8, variants=1))
-    assert "seed was 7, is 8" in str(error.value) and "variants was 2, is 1" in str(error.value)
+        build_in_process(recipe(seed=8, samples_per_photo=1))
+    assert "seed was 7, is 8" in str(error.value)
+    assert "samples_per_photo was 2, is 1" in str(error.value)
     assert _hashes(recipe().output) == before
 
 

@@ -82,7 +82,7 @@ def _build(folder: Path) -> dict[str, Any]:
                 "seed": 5,
                 "buckets": {"budgets": [{"side": 64}], "step": 16},
                 "augmentation": {"rotate90_probability": 0.5},
-                "variants": 4,
+                "samples_per_photo": 4,
                 "validation_fraction": 0.4,
                 "samples_per_shard": 8,
                 "degradation": {"scale": [1, 4], "operations": OPERATIONS},

@@ -60,7 +60,8 @@ def test_memory_is_bounded_and_does_not_grow_with_the_task(
     assert bound < 1_300_000_000
     few = _peak(recipe, samples=10)
     many = _peak(
-        recipe.model_copy(update={"variants": 8, "output": str(tmp_path / "b")}), samples=80
+        recipe.model_copy(update={"samples_per_photo": 8, "output": str(tmp_path / "b")}),
+        samples=80,
     )
     assert few < bound and many < bound
     assert many < few + 100_000_000

@@ -144,7 +144,7 @@ def test_kinds_are_rejected_by_the_header(pixels: np.ndarray) -> None:
     image = Image.fromarray(pixels)
     files: dict[str, tuple[bytes, dict[str, Any]]] = {
         "animated": (animation(pixels, "PNG"), {}),
-        "grey": (saved(image.convert("L"), "JPEG"), {"grey": "reject"}),
+        "grey": (saved(image.convert("L"), "JPEG"), {"gray": "reject"}),
         "cmyk": (saved(image.convert("CMYK"), "JPEG"), {"cmyk": "reject"}),
         "16 bit": (sixteen_bit_png(pixels.astype(np.uint16)), {"sixteen_bit": "reject"}),
         "too large": (png_bomb(), {}),

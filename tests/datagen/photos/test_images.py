@@ -104,8 +104,8 @@ def test_cmyk(pixels: np.ndarray) -> None:
 def test_grey_can_be_rejected(pixels: np.ndarray) -> None:
     grey = Image.fromarray(pixels).convert("L")
     for data in (saved(grey), saved(grey, "JPEG"), saved(grey.convert("LA")), saved(grey, "TIFF")):
-        assert reason(data, grey="reject") == "grey"
-    assert len(decode_photo(saved(Image.fromarray(pixels)), ImageSettings(grey="reject")))
+        assert reason(data, gray="reject") == "grey"
+    assert len(decode_photo(saved(Image.fromarray(pixels)), ImageSettings(gray="reject")))
 
 
 def _srgb(light: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_a_recipe_may_take_more(recipe: Callable[..., DatasetRecipe], odd: Path)
 
 
 def test_a_recipe_may_take_less(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
-    images = {"grey": "reject", "cmyk": "reject", "sixteen_bit": "reject"}
+    images = {"gray": "reject", "cmyk": "reject", "sixteen_bit": "reject"}
     filters = {"min_side": 2, "max_aspect_ratio": 3, "min_jpeg_quality": 50}
     asked = recipe(max_rejected_fraction=0.9, images=images, filters=filters)
     build_in_process(asked)

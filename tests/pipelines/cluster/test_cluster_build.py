@@ -21,7 +21,7 @@ from tests.support.prefect_servers import kill, wait_until
 from tests.support.s3 import FaultyS3
 
 Run = Callable[..., Any]
-SETTINGS = ("variants=6", "samples_per_shard=3", "filters.max_megapixels=1")
+SETTINGS = ("samples_per_photo=6", "samples_per_shard=3", "filters.max_megapixels=1")
 
 
 @contextmanager

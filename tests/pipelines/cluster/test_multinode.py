@@ -39,7 +39,7 @@ def _newest(home: Path) -> int:
 
 
 def test_a_lost_machine_costs_a_restart_and_no_sample(run_recipe: RunMaker, tmp_path: Path) -> None:
-    stage = {**WARMUP, "steps": 160, "zero_stage": 2, "checkpoint_every": 10}
+    stage = {**WARMUP, "steps": 160, "zero_stage": 2, "checkpoint_every_steps": 10}
     undisturbed = run_recipe(tmp_path / "undisturbed" / "run", stages=[stage])
     finish_torchrun(undisturbed, tmp_path / "undisturbed")
 

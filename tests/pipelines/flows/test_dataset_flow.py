@@ -47,7 +47,12 @@ def reference(
 ) -> Path:
     """The dataset as one worker makes it when nothing happens."""
     output = tmp_path_factory.mktemp("reference") / "set"
-    settings = [f"sources=[{photos}]", f"output={output}", "variants=4", "samples_per_shard=3"]
+    settings = [
+        f"sources=[{photos}]",
+        f"output={output}",
+        "samples_per_photo=4",
+        "samples_per_shard=3",
+    ]
     build(["dataset", "build", "demo", *settings, "workers=1"])
     return output
 
@@ -184,7 +189,7 @@ def test_bad_images_are_left_out_up_to_the_limit(
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     (folder / "none.jpg").write_bytes(b"")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
-    words = ["dataset", "build", "demo", f"sources=[{folder}]", "variants=1", "--json"]
+    words = ["dataset", "build", "demo", f"sources=[{folder}]", "samples_per_photo=1", "--json"]
 
     refused = flowmapsr(*words, f"output={tmp_path}/strict", env=servers)
     assert refused.code == 1

@@ -115,7 +115,7 @@ def test_a_scheduled_run_picks_up_only_new_photos(
 ) -> None:
     folder, output = tmp_path / "incoming", tmp_path / "set"
     shutil.copytree(photos, folder)
-    words = settings(folder, output, "variants=1")
+    words = settings(folder, output, "samples_per_photo=1")
     said = deploy(*words, "--interval", "5s")
     wait_until(lambda: server.runs(said["id"], "Completed"))
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
@@ -143,7 +143,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "set"
-    said = deploy(*settings(photos, output, "variants=48", "workers=1"))
+    said = deploy(*settings(photos, output, "samples_per_photo=48", "workers=1"))
     run = server.start_run(said["id"])
     wait_until(lambda: records(output))
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
@@ -166,7 +166,7 @@ def test_a_cancelled_training_saves_and_the_next_run_goes_on(
     server: Server, flowmapsr: Run, worker: object, dataset: Path, tmp_path: Path
 ) -> None:
     # Enough that the cancellation, which takes seconds to arrive, finds it at work.
-    stages = [{**WARMUP, "steps": 800, "checkpoint_every": 800}]
+    stages = [{**WARMUP, "steps": 800, "checkpoint_every_steps": 800}]
     recipe = tmp_path / "tiny.json"
     recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
     run = tmp_path / "run"
@@ -206,10 +206,10 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
 ) -> None:
     """Last of this file: it takes the server away, from a command and from a worker's run."""
     by_worker, by_command = tmp_path / "by-worker", tmp_path / "by-command"
-    said = deploy(*settings(photos, by_worker, "variants=48", "workers=1"))
+    said = deploy(*settings(photos, by_worker, "samples_per_photo=48", "workers=1"))
     server.start_run(said["id"])
     env = {**server.env, "RAY_ADDRESS": ray_cluster_address}
-    words = settings(photos, by_command, "variants=48", "workers=1")
+    words = settings(photos, by_command, "samples_per_photo=48", "workers=1")
     process = start("dataset", "build", "demo", *words, "--json", env=env)
     wait_until(lambda: records(by_worker) and records(by_command))
     kill(server.process)

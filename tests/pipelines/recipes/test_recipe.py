@@ -57,26 +57,26 @@ def test_bundled_recipes_are_valid(name: str) -> None:
 
 
 def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
-    path = write("mine.yaml", "extends: demo\ndataset: {variants: 2, crop: cover}")
-    recipe = dataset_recipe(path, [*PLACES, "variants=3"])
-    assert (recipe.variants, recipe.crop) == (3, "cover")
+    path = write("mine.yaml", "extends: demo\ndataset: {samples_per_photo: 2, crop: cover}")
+    recipe = dataset_recipe(path, [*PLACES, "samples_per_photo=3"])
+    assert (recipe.samples_per_photo, recipe.crop) == (3, "cover")
     assert recipe.buckets == dataset_recipe("demo", PLACES).buckets
 
 
 def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
-    write("team/base.yaml", "seed: 5\nvariants: 2")
-    write("team/mid.yaml", "extends: ./base.yaml\nvariants: 3")
+    write("team/base.yaml", "seed: 5\nsamples_per_photo: 2")
+    write("team/mid.yaml", "extends: ./base.yaml\nsamples_per_photo: 3")
     path = write("mine.yaml", "extends: team/mid.yaml\nworkers: 4")
     recipe = dataset_recipe(path, PLACES)
-    assert (recipe.seed, recipe.variants, recipe.workers) == (5, 3, 4)
+    assert (recipe.seed, recipe.samples_per_photo, recipe.workers) == (5, 3, 4)
 
 
 def test_a_section_can_extend_a_recipe_of_one_section(write: Write) -> None:
-    write("photos.yaml", "seed: 5\nvariants: 2")
-    path = write("all.yaml", "dataset: {extends: ./photos.yaml, variants: 3}")
+    write("photos.yaml", "seed: 5\nsamples_per_photo: 2")
+    path = write("all.yaml", "dataset: {extends: ./photos.yaml, samples_per_photo: 3}")
     recipe = dataset_recipe(path, PLACES)
-    assert (recipe.seed, recipe.variants) == (5, 3)
+    assert (recipe.seed, recipe.samples_per_photo) == (5, 3)
 
 
 def test_stages_are_reached_by_name(write: Write) -> None:
@@ -153,8 +153,11 @@ def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> N
     ("overrides", "parts"),
     [
         ([], ["sources: must be given", "sources=[", "output: must be given"]),
-        ([*PLACES, "varients=3"], ["varients = 3", "unknown key", "did you mean 'variants'?"]),
-        ([*PLACES, "variants=0"], ["variants = 0", "greater than or equal to 1"]),
+        (
+            [*PLACES, "samples_per_foto=3"],
+            ["samples_per_foto = 3", "unknown key", "did you mean 'samples_per_photo'?"],
+        ),
+        ([*PLACES, "samples_per_photo=0"], ["samples_per_photo = 0", "greater than or equal to 1"]),
         ([*PLACES, "seed=x"], ["seed = 'x'", "valid integer"]),
         (
             [*PLACES, "crop=nativ"],
@@ -192,11 +195,14 @@ def test_a_fault_names_field_value_and_fix(overrides: list[str], parts: list[str
 def test_faults_in_stages_name_the_stage(write: Write) -> None:
     path = write("t.yaml", TRAINING)
     settings = ["manifest=/m", "output=/run", "stages.distill.steps=0", "stages.warmup.step=3"]
-    text = refusal(training_recipe, path, [*settings, "stages.distill.objective.levles=3"])
+    text = refusal(
+        training_recipe, path, [*settings, "stages.distill.objective.time_grid_levles=3"]
+    )
     assert "has 3 faults" in text
     assert "stages.distill.steps = 0: must be greater" in text
     assert "stages.warmup.step = 3: unknown key; did you mean 'steps'?" in text
-    assert "stages.distill.objective.levles = 3: unknown key; did you mean 'levels'?" in text
+    fault = "stages.distill.objective.time_grid_levles = 3: unknown key"
+    assert f"{fault}; did you mean 'time_grid_levels'?" in text
 
 
 def test_faults_across_fields_are_told(write: Write) -> None:
@@ -241,7 +247,7 @@ def test_an_unknown_name_is_refused_with_a_hint() -> None:
 
 def test_a_recipe_of_sections_cannot_extend_one_section_at_its_top(write: Write) -> None:
     write("photos.yaml", "seed: 5")
-    path = write("all.yaml", "extends: ./photos.yaml\ndataset: {variants: 3}")
+    path = write("all.yaml", "extends: ./photos.yaml\ndataset: {samples_per_photo: 3}")
     assert "inside the section" in refusal(dataset_recipe, path, PLACES)
 
 
@@ -272,17 +278,17 @@ def test_places_that_stages_and_prompts_start_from_become_absolute(
         [
             "manifest=/set",
             "output=/run",
-            "stages.warmup.initialise_from=./old-run",
-            "stages.distill.initialise_from=warmup",
+            "stages.warmup.init_from=./old-run",
+            "stages.distill.init_from=warmup",
             "prompts={kind: text_encoders, source: ./sdxl}",
         ],
     )
-    sources = [stage.initialise_from for stage in recipe.stages]
+    sources = [stage.init_from for stage in recipe.stages]
     assert sources == [str(tmp_path / "old-run"), "warmup"]
     assert recipe.prompts.model_dump()["source"] == str(tmp_path / "sdxl")
-    settings = ["manifest=/set", "output=/run", "stages.warmup.initialise_from=models:/sr/3"]
+    settings = ["manifest=/set", "output=/run", "stages.warmup.init_from=models:/sr/3"]
     kept = training_recipe(path, [*settings, "prompts={kind: text_encoders, source: owner/sdxl}"])
-    assert kept.stages[0].initialise_from == "models:/sr/3"
+    assert kept.stages[0].init_from == "models:/sr/3"
     assert kept.prompts.model_dump()["source"] == "owner/sdxl"
 
 

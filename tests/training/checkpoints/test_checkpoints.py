@@ -65,8 +65,8 @@ def _state(step: int) -> TrainerState:
     )
 
 
-def _save(uri: str, *steps: int, keep: int = 9, keep_every: int | None = None) -> Checkpoints:
-    checkpoints = Checkpoints(uri, keep=keep, keep_every=keep_every)
+def _save(uri: str, *steps: int, keep: int = 9, keep_every_steps: int | None = None) -> Checkpoints:
+    checkpoints = Checkpoints(uri, keep=keep, keep_every_steps=keep_every_steps)
     for step in steps:
         values = Values(float(step))
         values.text = str(step).encode()
@@ -117,7 +117,7 @@ def test_what_is_saved_is_the_state_at_the_call_and_comes_back(tmp_path: Path) -
 
 
 def test_the_last_ones_and_every_so_many_steps_are_kept(tmp_path: Path) -> None:
-    assert _save(str(tmp_path), *range(1, 12), keep=2, keep_every=4).newest is not None
+    assert _save(str(tmp_path), *range(1, 12), keep=2, keep_every_steps=4).newest is not None
     assert _steps(tmp_path) == [4, 8, 10, 11]
 
 

@@ -32,7 +32,7 @@ def larger_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(run_recipe: RunMaker, larger_dataset: Path) -> TrainingRecipe:
-    stage = {**WARMUP, "steps": STEPS, "checkpoint_every": 5}
+    stage = {**WARMUP, "steps": STEPS, "checkpoint_every_steps": 5}
     recipe = run_recipe(Path("/nowhere"), stages=[stage])
     return recipe.model_copy(update={"manifest": str(larger_dataset / "manifest.json")})
 

@@ -53,7 +53,7 @@ def _take(
         rank=rank,
         world_size=world_size,
         seed=3,
-        shuffle_shards=2,
+        shuffle_window_shards=2,
     )
     batches = loader.batches(position)
     taken = list(itertools.islice(batches, count))
@@ -250,7 +250,7 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
         rank=0,
         world_size=1,
         seed=3,
-        shuffle_shards=1,
+        shuffle_window_shards=1,
     )
     fetched: list[str] = []
     crew = Crew(lambda shard: fetched.append(shard.path), threads=1, name="test")

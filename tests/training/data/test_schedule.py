@@ -19,11 +19,13 @@ START = Position()
 
 
 def _schedule(
-    manifest: Manifest, *, global_batch: int = 4, seed: int = 0, shuffle_shards: int = 2
+    manifest: Manifest, *, global_batch: int = 4, seed: int = 0, shuffle_window_shards: int = 2
 ) -> Schedule:
     size = BatchSize(global_batch, 1)
     draws = proportional_shares(bucket_sizes(manifest, "train"), size)
-    return Schedule(manifest, draws, seed=seed, shuffle_shards=shuffle_shards, split="train")
+    return Schedule(
+        manifest, draws, seed=seed, shuffle_window_shards=shuffle_window_shards, split="train"
+    )
 
 
 def _steps(schedule: Schedule, steps: int, position: Position = START) -> list[PlannedStep]:
@@ -70,7 +72,7 @@ def test_epochs_windows_and_seeds_have_different_orders(manifest: Manifest) -> N
     assert _names(batches[0]) != _names(batches[1])
     other = _run(_schedule(one_bucket, global_batch=32, seed=1), 1)
     assert _names(other[0]) != _names(batches[0])
-    windows = _run(_schedule(one_bucket, global_batch=16, shuffle_shards=1), 2)
+    windows = _run(_schedule(one_bucket, global_batch=16, shuffle_window_shards=1), 2)
     assert [location.index for location in windows[0]] != [
         location.index for location in windows[1]
     ]
@@ -110,7 +112,7 @@ def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
     shards = with_shards(manifest, a_1=30, b_1=10)
     one, other = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
     draws = (one, replace(other, batch=BatchSize(4, 1)))
-    schedule = Schedule(shards, draws, seed=0, shuffle_shards=2, split="train")
+    schedule = Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train")
     steps = _steps(schedule, 20)
     assert {(step.bucket, len(step.locations)) for step in steps} == {("a", 8), ("b", 4)}
     for step in steps:
@@ -128,7 +130,7 @@ def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
 def test_a_step_is_dealt_to_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
     shards = with_shards(manifest, a_1=30)
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
-    (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_shards=2, split="train"), 1)
+    (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train"), 1)
     shares = [list(step.micro_batches_of(rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     taken = [batch for turn in zip(*shares, strict=True) for batch in turn]

@@ -31,7 +31,7 @@ from training.settings.objective import (
 
 DEVICE = torch.device("meta")
 N = 8
-GUIDANCE = Guidance(negative_share=0.4)
+GUIDANCE = Guidance(negative_fraction=0.4)
 CASES: dict[str, dict[str, Any]] = {
     "fm": {},
     "ssd": {"formulation": "shortcut"},
@@ -68,8 +68,8 @@ def test_the_host_decides_alone_what_a_micro_step_computes(
 ) -> None:
     settings: ObjectiveSettings = FlowMatching(guidance=guidance)
     if CASES[case]:
-        settings = SelfDistillation(**CASES[case], guidance=guidance, flow_matching_share=0.5)
-    net_settings = tiny_model.model_copy(update={"guidance_input": True})
+        settings = SelfDistillation(**CASES[case], guidance=guidance, flow_matching_fraction=0.5)
+    net_settings = tiny_model.model_copy(update={"guidance_conditioning": True})
     net = FlowMapNet(net_settings, latent_channels=192)
     model = TrainedModel(net, DynamicWeighting()).to(DEVICE)
     hq, lq, neg = torch.empty(3, N, 192, 4, 4)

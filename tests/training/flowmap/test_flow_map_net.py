@@ -49,7 +49,7 @@ def test_t_s_and_the_prompt_all_matter(tiny_model: ModelSettings) -> None:
 def test_the_guidance_strength_is_an_input_where_the_recipe_says_so(
     tiny_model: ModelSettings,
 ) -> None:
-    net = _net(tiny_model.model_copy(update={"guidance_input": True}))
+    net = _net(tiny_model.model_copy(update={"guidance_conditioning": True}))
     x, t = torch.randn(2, 4, 8, 8), torch.ones(2)
     with torch.no_grad():
         plain, none, strong = (net(x, t, t, None, w) for w in (t, None, 3 * t))

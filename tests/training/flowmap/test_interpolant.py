@@ -73,7 +73,7 @@ def test_times_lie_on_the_dyadic_grids_in_order(kind: str) -> None:
     times = sample_times(
         20_000,
         levels=3,
-        flow_matching_share=0.5,
+        flow_matching_fraction=0.5,
         kind=kind,  # type: ignore[arg-type]
         generator=torch.Generator().manual_seed(0),
     )
@@ -88,7 +88,7 @@ def test_shortcut_intervals_are_aligned_and_their_levels_equally_frequent() -> N
     t, s, is_fm = sample_times(
         40_000,
         levels=3,
-        flow_matching_share=0.0,
+        flow_matching_fraction=0.0,
         kind="shortcut",
         generator=torch.Generator().manual_seed(0),
     )
@@ -103,7 +103,7 @@ def test_flow_matching_times_cover_each_grid_uniformly() -> None:
     t, _, _ = sample_times(
         60_000,
         levels=1,
-        flow_matching_share=1.0,
+        flow_matching_fraction=1.0,
         kind="shortcut",
         generator=torch.Generator().manual_seed(0),
     )
@@ -118,7 +118,7 @@ def test_the_share_is_kept_in_every_batch_and_exact_in_the_mean() -> None:
 
     def count(n: int) -> int:
         times = sample_times(
-            n, levels=7, flow_matching_share=0.75, kind="shortcut", generator=generator
+            n, levels=7, flow_matching_fraction=0.75, kind="shortcut", generator=generator
         )
         return int(times.is_flow_matching.sum())
 
@@ -133,7 +133,7 @@ def test_times_depend_on_the_generator_only() -> None:
         sample_times(
             16,
             levels=7,
-            flow_matching_share=0.75,
+            flow_matching_fraction=0.75,
             kind="shortcut",
             generator=torch.Generator().manual_seed(5),
         )

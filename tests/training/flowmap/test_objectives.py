@@ -38,7 +38,7 @@ from training.systems import Builder
 
 N = 8
 LEVELS = 3
-GUIDANCE = Guidance(negative_share=0.4, strength=(1.0, 3.5))
+GUIDANCE = Guidance(negative_fraction=0.4, strength=(1.0, 3.5))
 SHORTCUT = {"formulation": "shortcut"}
 EULERIAN = {"formulation": "eulerian"}
 LAGRANGIAN = {"formulation": "lagrangian"}
@@ -60,7 +60,9 @@ def batch() -> Batch:
 @pytest.fixture
 def model(tiny_model: ModelSettings) -> TrainedModel:
     torch.manual_seed(0)
-    settings = tiny_model.model_copy(update={"guidance_input": True, "time_scale": 10.0})
+    settings = tiny_model.model_copy(
+        update={"guidance_conditioning": True, "time_embedding_scale": 10.0}
+    )
     net = FlowMapNet(settings, latent_channels=12)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
     weighting = DynamicWeighting()
@@ -71,12 +73,12 @@ def model(tiny_model: ModelSettings) -> TrainedModel:
 def _naive_loss(model: TrainedModel, batch: Batch, settings: Any, *, seed: int) -> Tensor:
     """E[exp(-phi) |u - target|^2 + phi], sample by sample, as the equations stand."""
     generator = torch.Generator().manual_seed(seed)
-    share = settings.flow_matching_share if isinstance(settings, SelfDistillation) else 1.0
+    share = settings.flow_matching_fraction if isinstance(settings, SelfDistillation) else 1.0
     ssd = not isinstance(settings, SelfDistillation) or settings.formulation == "shortcut"
     t, s, is_fm = sample_times(
         N,
         levels=LEVELS,
-        flow_matching_share=share,
+        flow_matching_fraction=share,
         kind="shortcut" if ssd else "uniform",
         generator=generator,
     )
@@ -142,7 +144,12 @@ def _self_distillation(
     formulation: dict[str, str], guidance: Guidance | None, *, share: float = 0.75
 ) -> SelfDistillation:
     return SelfDistillation.model_validate(
-        {"levels": LEVELS, "flow_matching_share": share, "guidance": guidance, **formulation}
+        {
+            "time_grid_levels": LEVELS,
+            "flow_matching_fraction": share,
+            "guidance": guidance,
+            **formulation,
+        }
     )
 
 
@@ -164,7 +171,9 @@ def _assert_equals_the_formula(model: TrainedModel, batch: Batch, settings: Any)
 def test_flow_matching_loss_and_gradient_equal_the_formula(
     model: TrainedModel, batch: Batch, guidance: Guidance | None
 ) -> None:
-    _assert_equals_the_formula(model, batch, FlowMatching(levels=LEVELS, guidance=guidance))
+    _assert_equals_the_formula(
+        model, batch, FlowMatching(time_grid_levels=LEVELS, guidance=guidance)
+    )
 
 
 @FORMULATIONS
@@ -233,12 +242,12 @@ def test_one_student_pass_over_all_and_teacher_passes_over_the_samples_that_need
 
     plain = [(2, False)] * teacher
     assert calls(None) == sorted([(8, True), *plain])
-    all_positive = Guidance(negative_share=0.0, strength=(2.0, 2.0))
+    all_positive = Guidance(negative_fraction=0.0, strength=(2.0, 2.0))
     # The paper's Lagrangian target is guided where its step ends, in a pass of its own.
     guided = [*plain, (negative, False), *([(2, False)] if formulation == CONDITIONAL else [])]
     assert calls(all_positive) == sorted([(8, True), *guided])
-    all_negative = Guidance(negative_share=1.0)
-    no_strength = Guidance(negative_share=0.0, strength=(1.0, 1.0))
+    all_negative = Guidance(negative_fraction=1.0)
+    no_strength = Guidance(negative_fraction=0.0, strength=(1.0, 1.0))
     assert calls(all_negative) == calls(no_strength) == calls(None)
 
 
@@ -246,17 +255,19 @@ def test_flow_matching_needs_no_extra_evaluation_and_guided_one(
     model: TrainedModel, batch: Batch
 ) -> None:
     def calls(guidance: Guidance | None) -> list[Call]:
-        objective = _objective(FlowMatching(levels=LEVELS, guidance=guidance))
+        objective = _objective(FlowMatching(time_grid_levels=LEVELS, guidance=guidance))
         generator = torch.Generator().manual_seed(0)
         return _count_evaluations(model, lambda: objective(model, batch, generator))
 
     assert calls(None) == [(8, True)]
-    assert calls(Guidance(negative_share=0.0)) == [(8, False), (8, True)]
+    assert calls(Guidance(negative_fraction=0.0)) == [(8, False), (8, True)]
 
 
 def test_conditions_follow_their_probabilities() -> None:
     drawn = draw_conditions(
-        Guidance(negative_share=0.1, strength=(1.0, 3.5)), 20_000, torch.Generator().manual_seed(0)
+        Guidance(negative_fraction=0.1, strength=(1.0, 3.5)),
+        20_000,
+        torch.Generator().manual_seed(0),
     )
     negative = drawn.prompt == NEGATIVE
     assert negative.float().mean().item() == pytest.approx(0.1, abs=0.01)
@@ -266,7 +277,7 @@ def test_conditions_follow_their_probabilities() -> None:
     assert w.mean().item() == pytest.approx(2.25, abs=0.02)
     assert w.std().item() == pytest.approx(2.5 / 12**0.5, abs=0.02)
     fixed = draw_conditions(
-        Guidance(negative_share=0.0, strength=(2.0, 2.0)), 9, torch.Generator().manual_seed(0)
+        Guidance(negative_fraction=0.0, strength=(2.0, 2.0)), 9, torch.Generator().manual_seed(0)
     )
     assert torch.equal(fixed.w, torch.full((9,), 2.0)) and (fixed.prompt == POSITIVE).all()
 
@@ -277,7 +288,7 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     """With p_neg = 1 the loss does not see HQ, neither its latents nor its pixels."""
     model.weighting = None
     regulariser = PatchRegulariser(CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512)
-    settings = FlowMatching(levels=LEVELS, guidance=Guidance(negative_share=1.0))
+    settings = FlowMatching(time_grid_levels=LEVELS, guidance=Guidance(negative_fraction=1.0))
     objective = FlowMapObjective(settings, regulariser=regulariser)
     pixels = torch.zeros(N, 3, 32, 32, dtype=torch.uint8)
     generators = [torch.Generator().manual_seed(2) for _ in range(2)]
@@ -288,7 +299,7 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     assert one.sums[LOSS_NAMES.index("perceptual")].tolist() == [0, 0]
 
 
-def _with_attention(time_scale: float = 10.0) -> FlowMapNet:
+def _with_attention(time_embedding_scale: float = 10.0) -> FlowMapNet:
     torch.manual_seed(0)
     settings = ModelSettings(
         block_channels=(16, 32),
@@ -298,7 +309,7 @@ def _with_attention(time_scale: float = 10.0) -> FlowMapNet:
         norm_groups=8,
         time_channels=16,
         prompt_channels=8,
-        time_scale=time_scale,
+        time_embedding_scale=time_embedding_scale,
     )
     net = FlowMapNet(settings, latent_channels=12)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
@@ -324,8 +335,11 @@ def test_a_difference_in_t_is_right_up_to_the_largest_time_scale_and_soon_wrong(
 ) -> None:
     along = (batch.lq, torch.ones(N), torch.zeros(N))
 
-    def error(time_scale: float) -> float:
-        net, point = _with_attention(time_scale), (batch.hq, torch.rand(N), torch.zeros(N))
+    def error(time_embedding_scale: float) -> float:
+        net, point = (
+            _with_attention(time_embedding_scale),
+            (batch.hq, torch.rand(N), torch.zeros(N)),
+        )
         (_, exact), (_, found) = (
             kind(net, point, along) for kind in (forward_mode, central_difference)
         )
@@ -333,7 +347,7 @@ def test_a_difference_in_t_is_right_up_to_the_largest_time_scale_and_soon_wrong(
 
     assert error(DIFFERENCE_TIME_SCALE) < 5e-3
     assert error(5 * DIFFERENCE_TIME_SCALE) > 2e-2
-    assert error(ModelSettings().time_scale) > 0.5
+    assert error(ModelSettings().time_embedding_scale) > 0.5
 
 
 @FORMULATIONS

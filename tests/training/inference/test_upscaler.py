@@ -93,7 +93,7 @@ def test_a_model_folder_gives_back_the_same_network(
 def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
     tmp_path: Path, trained: Path, tiny_model: ModelSettings
 ) -> None:
-    settings = tiny_model.model_copy(update={"guidance_input": True})
+    settings = tiny_model.model_copy(update={"guidance_conditioning": True})
     guided = _save(tmp_path / "guided", settings, trained=True)
     path = guided / "config.json"
     config = {**json.loads(path.read_text()), "guidance_strength": 2.25}
@@ -105,7 +105,7 @@ def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
 
     assert np.array_equal(result(None), result(2.25))
     assert not np.array_equal(result(None), result(1.0))
-    with pytest.raises(FlowmapsrError, match=r"trained.*train with model\.guidance_input=true"):
+    with pytest.raises(FlowmapsrError, match=r"trained.*model\.guidance_conditioning=true"):
         Upscaler.from_pretrained(trained, guidance=2.0)
 
 

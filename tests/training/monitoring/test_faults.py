@@ -42,7 +42,7 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
         manifest,
         bucket_shares(recipe.stages[0], manifest),
         seed=recipe.seed,
-        shuffle_shards=recipe.shuffle_shards,
+        shuffle_window_shards=recipe.shuffle_window_shards,
         split="train",
     )
     planned = schedule.step_at(Position())
@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_
     dataset: Path, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     """Weights that one update has made huge give no finite loss at the next step."""
-    stage = {**WARMUP, "checkpoint_every": 1, "learning_rate": 1e20}
+    stage = {**WARMUP, "checkpoint_every_steps": 1, "learning_rate": 1e20}
     recipe = run_recipe(tmp_path / "run", stages=[stage])
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
@@ -82,7 +82,7 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     dataset: Path, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     """One of twelve is below the limit, the second one above it."""
-    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "checkpoint_every": 1}])
+    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "checkpoint_every_steps": 1}])
     first = _keys_of_step(dataset, recipe, 0)[1]  # the second worker's
     second = _keys_of_step(dataset, recipe, 2)[0]
 
@@ -95,11 +95,13 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
         return replace(sample, latents=latents.to_bytes())
 
     copy = rewritten(dataset, tmp_path / "dataset", spoil)
-    recipe = recipe.model_copy(update={"manifest": str(copy), "max_rotten_fraction": 0.1})
+    recipe = recipe.model_copy(update={"manifest": str(copy), "max_bad_sample_fraction": 0.1})
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "2 of 12 training samples cannot be used, and max_rotten_fraction allows 0.1" in output
+    assert (
+        "2 of 12 training samples cannot be used, and max_bad_sample_fraction allows 0.1" in output
+    )
     assert f"sample {second} of shards/32x32/train-00000" in output
     listed = [json.loads(line) for line in (_stage(recipe) / "skipped.jsonl").open()]
     assert [(one["key"], one["samples"]) for one in listed] == [(first, 1), (second, 1)]
@@ -112,7 +114,7 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
 
 def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
     """With so small a growth allowed, any step above the median counts as an explosion."""
-    stage = {**WARMUP, "checkpoint_every": 5, "max_loss_growth": 1.001}
+    stage = {**WARMUP, "checkpoint_every_steps": 5, "max_loss_growth": 1.001}
     recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
     process = start_torchrun(recipe, tmp_path)
     output, _ = process.communicate(timeout=200)

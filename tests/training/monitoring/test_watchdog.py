@@ -16,7 +16,7 @@ from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog, st
 from training.run_dir.starts import read_starts
 from training.tracking.mlflow_client import RunNames
 
-STAGE = {**WARMUP, "steps": 12, "checkpoint_every": 4}
+STAGE = {**WARMUP, "steps": 12, "checkpoint_every_steps": 4}
 
 
 @pytest.mark.timeout(500)
@@ -24,7 +24,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[STAGE])
-    recipe = recipe.model_copy(update={"stall_seconds": 5.0, "images_every": 100})
+    recipe = recipe.model_copy(update={"watchdog_seconds": 5.0, "image_every_steps": 100})
     process = start_torchrun(recipe, tmp_path, module="tests.training.workers.stalling_run")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0

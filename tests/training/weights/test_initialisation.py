@@ -45,7 +45,7 @@ def _recipe(
                     "name": "one",
                     "objective": {"kind": "flow_matching"},
                     "steps": 1000,
-                    "initialise_from": source,
+                    "init_from": source,
                     **stage,
                 }
             ],
@@ -162,7 +162,7 @@ def test_a_model_that_finds_no_room_leaves_the_one_before(
 
 def test_a_changed_conditioning_loads_the_rest_and_says_what_is_new(tmp_path: Path) -> None:
     weights = _save_model(tmp_path / "model")
-    initial = _initial(tmp_path, tmp_path / "model", {**ATTENDING, "guidance_input": True})
+    initial = _initial(tmp_path, tmp_path / "model", {**ATTENDING, "guidance_conditioning": True})
     assert initial.report is not None
     changed = {"unet.class_embedding.linear_1.weight"}
     assert _names(initial.report.new) == _names(initial.report.left_over) == changed
@@ -304,13 +304,13 @@ def test_how_much_must_fit_is_a_setting(tmp_path: Path) -> None:
     with pytest.raises(
         FlowmapsrError, match=r"only \d+\.\d% of the network fits .*at least 90% must"
     ):
-        _initial(tmp_path, tmp_path / "model", deeper, initialise_share=0.9)
+        _initial(tmp_path, tmp_path / "model", deeper, min_loaded_fraction=0.9)
 
 
 def test_a_file_of_which_nothing_fits_shows_names_of_both(tmp_path: Path) -> None:
     safetensors.torch.save_file({"blocks.0.w": torch.zeros(3)}, tmp_path / "x.safetensors")
     with pytest.raises(FlowmapsrError, match=r"nothing fits .*unet\..*; there is blocks\.0\.w \[3"):
-        _initial(tmp_path, tmp_path / "x.safetensors", initialise_share=0.0)
+        _initial(tmp_path, tmp_path / "x.safetensors", min_loaded_fraction=0.0)
 
 
 def test_other_forms_of_checkpoint_are_refused_and_named(tmp_path: Path) -> None:

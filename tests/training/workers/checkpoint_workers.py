@@ -78,7 +78,7 @@ def settings(name: str) -> StageSettings:
         {
             **STAGE,
             "name": name,
-            "objective": {"kind": "flow_matching", "levels": 2},
+            "objective": {"kind": "flow_matching", "time_grid_levels": 2},
             "global_batch": PLACES * MICRO,
             "micro_batch": MICRO,
             "gradient_clipping": 0.5,
@@ -97,7 +97,7 @@ def fresh_trainer(name: str, *, strange: bool = False) -> Trainer:
     stage = settings(name)
     engine = Engine(model, stage, device=torch.device("cpu"), world_size=dist.get_world_size())
     objective = FlowMapObjective(
-        FlowMatching(levels=2), regulariser=None, in_lockstep=stage.zero_stage == 3
+        FlowMatching(time_grid_levels=2), regulariser=None, in_lockstep=stage.zero_stage == 3
     )
     return ObjectiveTrainer(engine, objective, stage)
 

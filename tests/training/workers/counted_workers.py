@@ -32,8 +32,8 @@ MICRO, WORKERS, STEPS, CHANNELS = 4, 2, 3, 12
 SIDES = (4, 8, 4)
 """Of the latents, by step."""
 FLOW_MATCHING = {"kind": "flow_matching"}
-SHORTCUT = {"kind": "self_distillation", "formulation": "shortcut", "levels": 3}
-EULERIAN = {"kind": "self_distillation", "formulation": "eulerian", "levels": 3}
+SHORTCUT = {"kind": "self_distillation", "formulation": "shortcut", "time_grid_levels": 3}
+EULERIAN = {"kind": "self_distillation", "formulation": "eulerian", "time_grid_levels": 3}
 CASES: dict[str, dict[str, Any]] = {
     "zero1": {"objective": FLOW_MATCHING},
     "shortcut": {"objective": SHORTCUT, "precision": "bf16", "zero_stage": 2},

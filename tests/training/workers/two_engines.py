@@ -47,17 +47,17 @@ ADVERSARIAL = AdversarialSettings.model_validate(
             "warmup_steps": 1,
             "learning_rate": 2e-3,
         },
-        "original_weight": WEIGHT,
+        "flow_map_loss_weight": WEIGHT,
     }
 )
-OBJECTIVE = FlowMapObjective(FlowMatching(levels=2), regulariser=None)
+OBJECTIVE = FlowMapObjective(FlowMatching(time_grid_levels=2), regulariser=None)
 
 
 def stage(zero_stage: int) -> StageSettings:
     return StageSettings.model_validate(
         {
             "name": "gan",
-            "objective": {"kind": "flow_matching", "levels": 2},
+            "objective": {"kind": "flow_matching", "time_grid_levels": 2},
             "steps": 100,
             "global_batch": SAMPLES,
             "micro_batch": 1,

@@ -45,10 +45,10 @@ def cases() -> Iterator[StageSettings]:
         objective = {
             "kind": "self_distillation",
             "formulation": formulation,
-            "levels": 3,
+            "time_grid_levels": 3,
             # Some micro batches have no sample to distil, or none to guide.
-            "flow_matching_share": 0.85,
-            "guidance": {"negative_share": 0.5},
+            "flow_matching_fraction": 0.85,
+            "guidance": {"negative_fraction": 0.5},
             "derivative": "central_difference" if zero_stage == 3 else "jvp",
         }
         yield StageSettings.model_validate(
@@ -74,7 +74,9 @@ def cases() -> Iterator[StageSettings]:
 
 def fresh_model() -> TrainedModel:
     torch.manual_seed(0)
-    settings = ModelSettings.model_validate({**MODEL, "guidance_input": True, "time_scale": 10.0})
+    settings = ModelSettings.model_validate(
+        {**MODEL, "guidance_conditioning": True, "time_embedding_scale": 10.0}
+    )
     net = FlowMapNet(settings, latent_channels=CHANNELS)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
     return TrainedModel(net, DynamicWeighting())
