@@ -28,10 +28,9 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import to_json
-from datagen.review.histograms import draw_histograms
-from datagen.review.preview import PreviewRow, choose, draw_preview
-from datagen.samples.codecs import load_codec
-from datagen.samples.decoding import decode_latents
+from datagen.review.histograms import render_histograms
+from datagen.review.preview import PreviewRow, choose, render_preview
+from datagen.samples.codecs import decode_latents, load_codec
 
 _PREVIEW_SAMPLES = 6
 
@@ -71,9 +70,9 @@ def finish(plan: Plan) -> Manifest:
     manifest = _manifest(plan, before, records, ledger)
     ledger.write(plan.output)
     ledger.write_rejected(plan.output)
-    preview = draw_preview(_preview_rows(plan, manifest.shards))
+    preview = render_preview(_preview_rows(plan, manifest.shards))
     storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
-    histograms = draw_histograms(manifest.stats)
+    histograms = render_histograms(manifest.stats)
     storage.write_bytes(storage.join(plan.output, HISTOGRAMS), histograms)
     hashes = file_hashes(plan.output, (REJECTED, PREVIEW, HISTOGRAMS))
     manifest = manifest.model_copy(update={"files": hashes})

@@ -5,6 +5,7 @@ Reads the headers of tars to find it, not the samples before it. Knows files, no
 
 from __future__ import annotations
 
+import io
 import tarfile
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -22,9 +23,7 @@ from datagen.dataset.records import DrawnSample, ShardRecord
 from datagen.dataset.shards import LATENTS, META, Latents
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.review.drawing import png_bytes
-from datagen.samples.codecs import load_codec
-from datagen.samples.decoding import DecodedSample, decode_latents
+from datagen.samples.codecs import DecodedSample, decode_latents, load_codec
 from datagen.samples.sample import sample_key, split_of
 
 _THREADS = 8
@@ -78,10 +77,7 @@ def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
     Raises FlowmapsrError when another file has one of these names: nothing is overwritten, but
     a file that holds these very bytes already is left as it is.
     """
-    files = {
-        storage.join(folder, name): png_bytes(Image.fromarray(pixels))
-        for name, pixels in sample.pictures().items()
-    }
+    files = {storage.join(folder, name): _png(pixels) for name, pixels in sample.pictures().items()}
     for uri, data in files.items():
         if storage.exists(uri) and storage.read_bytes(uri) != data:
             raise FlowmapsrError(
@@ -90,6 +86,12 @@ def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
     for uri, data in files.items():
         storage.write_bytes(uri, data)
     return list(files)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:

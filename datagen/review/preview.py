@@ -1,14 +1,14 @@
-"""Turns a few samples into one picture: HQ | LQ | negative, with what was drawn written under each.
-
-Knows pixels and draws, not where they come from.
-"""
+"""Renders a few samples as one picture: HQ | LQ | negative, each with what was drawn below it."""
 
 from __future__ import annotations
 
+import io
+import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from matplotlib.figure import Figure
 
 from datagen.dataset.records import DrawnSample
 from datagen.degradation.parameters import (
@@ -23,13 +23,13 @@ from datagen.degradation.parameters import (
     ResizeParams,
     SincParams,
 )
-from datagen.review.drawing import FAINT, INK, LINE, PANEL, PAPER, letters, png_bytes
-from datagen.samples.decoding import DecodedSample
+from datagen.samples.codecs import DecodedSample
 
-_TILE = 384
-_GAP = 16
-_TOP = 64
-_LINE_HEIGHT = 18
+_WIDTH = 4.0
+"""Of a column, inches of 100 pixels."""
+_LINE_HEIGHT = 0.16
+_LETTERS = 56
+"""That fit below a picture."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,34 @@ class PreviewRow:
     images: DecodedSample
 
 
-@dataclass(frozen=True)
-class _Caption:
-    title: str
-    lines: list[str]
-
-
-def draw_preview(rows: Sequence[PreviewRow]) -> bytes:
+def render_preview(rows: Sequence[PreviewRow]) -> bytes:
     """A PNG with one row for each sample; equal rows give equal bytes."""
     captions = [_captions(row.drawn) for row in rows]
-    heights = [_row_height(*pair) for pair in zip(rows, captions, strict=True)]
-    width = 3 * _TILE + 6 * _GAP
-    page = Image.new("RGB", (width, _TOP + sum(heights) + _GAP * len(rows)), PAPER)
-    draw = ImageDraw.Draw(page)
-    for column, title in enumerate(("HQ", "LQ", "Negative")):
-        draw.text((_left(column) + _TILE / 2, 20), title, font=letters(24), fill=INK, anchor="ma")
-    top = _TOP
-    for row, texts, height in zip(rows, captions, heights, strict=True):
-        box = (_GAP, top, width - _GAP, top + height)
-        draw.rounded_rectangle(box, radius=8, fill=PANEL, outline=LINE)
-        for column, image in enumerate((row.images.hq, row.images.lq, row.images.neg)):
-            tile = Image.fromarray(image)
-            tile = tile.resize(_tile_size(tile), Image.Resampling.LANCZOS)
-            page.paste(tile, (_left(column) + (_TILE - tile.width) // 2, top + _GAP))
-            corner = _left(column), top + _GAP + tile.height + 10
-            _write(draw, corner, texts[column])
-        top += height + _GAP
-    return png_bytes(page)
+    heights = [
+        _WIDTH * min(1.0, row.images.hq.shape[0] / row.images.hq.shape[1])
+        + _LINE_HEIGHT * max(text.count("\n") + 2 for text in texts)
+        for row, texts in zip(rows, captions, strict=True)
+    ]
+    figure = Figure(figsize=(3 * _WIDTH, sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    for axes, title in zip(grid[0], ("HQ", "LQ", "Negative"), strict=True):
+        axes.set_title(title)
+    for cells, row, texts in zip(grid, rows, captions, strict=True):
+        for axes, image, text in zip(cells, vars(row.images).values(), texts, strict=True):
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(text, loc="left", size="small", parse_math=False)
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as a PNG without times and program names."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # The name of a photo may have letters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    return file.getvalue()
 
 
 def choose(drawn: Iterable[DrawnSample], count: int) -> list[str]:
@@ -78,59 +79,28 @@ def choose(drawn: Iterable[DrawnSample], count: int) -> list[str]:
     return [key for _, key in sorted(ranked, key=lambda item: item[0])][:count]
 
 
-def _left(column: int) -> int:
-    return 2 * _GAP + column * (_TILE + _GAP)
-
-
-def _row_height(row: PreviewRow, captions: Sequence[_Caption]) -> int:
-    lines = max(len(caption.lines) for caption in captions)
-    picture = _tile_size(Image.fromarray(row.images.hq))[1]
-    return 2 * _GAP + picture + 34 + lines * _LINE_HEIGHT
-
-
-def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """Fits the tile: as wide as the column, or as high as that for tall images."""
-    factor = _TILE / max(image.size)
-    return round(image.width * factor), round(image.height * factor)
-
-
-def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], caption: _Caption) -> None:
-    left, top = corner
-    draw.text((left, top), caption.title, font=letters(17), fill=INK)
-    for index, line in enumerate(caption.lines):
-        at = left, top + 26 + index * _LINE_HEIGHT
-        draw.text(at, line, font=letters(14), fill=FAINT)
-
-
-def _captions(drawn: DrawnSample) -> tuple[_Caption, _Caption, _Caption]:
-    crop = f"crop {drawn.crop.width}x{drawn.crop.height} at {drawn.crop.left}, {drawn.crop.top}"
-    turns = (
-        f"turned by {90 * drawn.orientation.quarter_turns}"
-        if drawn.orientation.quarter_turns
-        else ""
-    )
-    flip = "mirrored" if drawn.orientation.flip else ""
-    facts = [part for part in (drawn.bucket, crop, turns, flip) if part]
-    name = drawn.source.rsplit("/", 1)[-1]
-    hq = _Caption(_wrapped([name])[0], [*_wrapped([drawn.key]), *_wrapped(facts)])
+def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
+    turns = drawn.orientation.quarter_turns
+    facts = [
+        drawn.bucket,
+        f"crop {drawn.crop.width}x{drawn.crop.height} at {drawn.crop.left}, {drawn.crop.top}",
+        *([f"turned by {90 * turns}"] if turns else []),
+        *(["mirrored"] if drawn.orientation.flip else []),
+    ]
+    name = textwrap.shorten(drawn.source.rsplit("/", 1)[-1], _LETTERS, placeholder="...")
+    hq = f"{name}\n{drawn.key}\n{_wrapped(facts)}"
     return hq, _degradation(drawn.lq), _degradation(drawn.neg)
 
 
-def _degradation(drawn: DegradationParams) -> _Caption:
+def _degradation(drawn: DegradationParams) -> str:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
-    return _Caption(f"scale {drawn.scale:.1f}", _wrapped(parts))
+    return f"scale {drawn.scale:.1f}\n{_wrapped(parts)}"
 
 
-def _wrapped(parts: Sequence[str]) -> list[str]:
-    """Joins the parts with commas, in lines that fit under a tile."""
-    lines: list[str] = []
-    for index, part in enumerate(parts):
-        part += "," if index < len(parts) - 1 else ""
-        if lines and letters(14).getlength(f"{lines[-1]} {part}") <= _TILE:
-            lines[-1] += f" {part}"
-        else:
-            lines.append(part if len(part) <= 48 else f"{part[:45]}...")
-    return lines
+def _wrapped(parts: Sequence[str]) -> str:
+    """Joined with commas, in lines that end after a comma: the other spaces do not break."""
+    whole = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts]
+    return textwrap.fill(", ".join(whole), _LETTERS, break_on_hyphens=False)
 
 
 def _describe(operation: object) -> str:

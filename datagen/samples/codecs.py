@@ -1,6 +1,6 @@
 """Turns pixels into latents and back: the embedded 8x8 DCT, or a diffusers autoencoder.
 
-Pixels are (B, 3, H, W) float32 in [-1, 1]. Knows no files but the autoencoder's own, no samples.
+Pixels are (B, 3, H, W) float32 in [-1, 1].
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
+from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.settings import AutoencoderSettings, CodecSettings, Dct8Settings
 
@@ -43,8 +46,26 @@ class Codec(Protocol):
         """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable."""
 
 
+@dataclass(frozen=True)
+class DecodedSample:
+    """uint8 (H, W, 3) each."""
+
+    hq: np.ndarray
+    lq: np.ndarray
+    neg: np.ndarray
+
+
+def decode_latents(codec: Codec, latents: Latents) -> DecodedSample:
+    """The pictures that the stored latents of a sample decode to."""
+    stacked = np.stack([latents.hq, latents.lq, latents.neg]).astype(np.float32)
+    with torch.no_grad():
+        images = codec.decode(torch.from_numpy(stacked)).clamp(-1, 1)
+    levels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return DecodedSample(hq=levels[0], lq=levels[1], neg=levels[2])
+
+
 def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
-    """The codec of a recipe on a device; FlowmapsrError when its weights cannot be had."""
+    """The codec of a recipe on a device; FlowmapsrError when its weights cannot be loaded."""
     match settings:
         case Dct8Settings():
             return Dct8Codec(device)
@@ -71,9 +92,9 @@ def _dct_matrix() -> torch.Tensor:
 
 
 class Dct8Codec:
-    """Orthonormal DCT of the 8x8 blocks of each colour: lossless, linear, without weights.
+    """Orthonormal DCT of the 8x8 blocks of each color: lossless, linear, without weights.
 
-    Latent channel = 64 * colour + 8 * vertical frequency + horizontal frequency.
+    Latent channel = 64 * color + 8 * vertical frequency + horizontal frequency.
     """
 
     channels = 3 * _BLOCK**2
@@ -91,12 +112,12 @@ class Dct8Codec:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        batch, colours, height, width = pixels.shape
+        batch, colors, height, width = pixels.shape
         if height % _BLOCK or width % _BLOCK:
             raise ValueError(f"dct8 needs sides that are multiples of 8, not {height}x{width}")
         rows, columns = height // _BLOCK, width // _BLOCK
-        blocks = pixels.float().reshape(batch, colours, rows, _BLOCK, columns, _BLOCK)
-        blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, colours, _BLOCK**2, -1)
+        blocks = pixels.float().reshape(batch, colors, rows, _BLOCK, columns, _BLOCK)
+        blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, colors, _BLOCK**2, -1)
         return (self._analysis @ blocks).reshape(batch, -1, rows, columns)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,7 @@ import pytest
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shards import Latents, read_shard
-from datagen.samples.codecs import Dct8Codec
-from datagen.samples.decoding import decode_latents
+from datagen.samples.codecs import Dct8Codec, decode_latents
 from datagen.settings import DatasetRecipe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_shard.json"
