@@ -7,6 +7,7 @@ to check, the workers check before they train (`training/stage.py`).
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from datagen.dataset.manifest import Manifest, open_dataset
@@ -19,6 +20,9 @@ from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_place
 from training.settings.model import TextEncoderPrompts, is_folder
 from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+
+log = logging.getLogger(__name__)
 
 
 def check_run(recipe: TrainingRecipe) -> Manifest:
@@ -34,6 +38,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     for stage in recipe.stages:
         if StageFolder(Path(recipe.output), stage.name).record() is not None:
             continue
+        _warn_of_partial_batches(stage, recipe.most_workers)
         draws = bucket_shares(stage, manifest)
         check_cache(recipe, manifest, draws)
         source = stage.init_from
@@ -44,6 +49,17 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_there(recipe.prompts.source, "prompts.source")
     return manifest
+
+
+def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:
+    for size in stage.batch_sizes:
+        if size.fill(workers) < 1:
+            log.warning(
+                "stage %r: global_batch %d in micro batches of %d on %d workers fills %.0f %% of "
+                "them; the result is the same, and a multiple of %d is faster",
+                *(stage.name, size.global_batch, size.micro_batch, workers),
+                *(100 * size.fill(workers), size.micro_batch * workers),
+            )
 
 
 def _check_there(place: str, field: str) -> None:

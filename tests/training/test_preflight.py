@@ -54,6 +54,17 @@ def test_latents_that_leave_no_patch_are_refused_with_the_setting(
         check_run(run_recipe(tmp_path / "run", stages=stages))
 
 
+def test_batches_that_workers_fill_in_part_only_are_warned_of(
+    run_recipe: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = [{**WARMUP, "global_batch": 8, "micro_batch": 2}]
+    recipe = run_recipe(tmp_path / "run", stages=stages)
+    check_run(recipe)
+    assert caplog.text == ""
+    check_run(recipe.model_copy(update={"workers": 3}))
+    assert "global_batch 8 in micro batches of 2 on 3 workers fills 67 %" in caplog.text
+
+
 def test_missing_sources_are_named_unless_their_stage_is_finished(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:

@@ -129,11 +129,11 @@ class TrainingRecipe(Settings):
         for stage in self.stages:
             self._check_derivative(stage)
             for size in stage.batch_sizes:
-                share = size.micro_batch * self.most_workers
-                if size.global_batch % share:
+                if size.global_batch < self.most_workers:
                     raise ValueError(
-                        f"stage {stage.name!r}: global_batch {size.global_batch} is not a multiple "
-                        f"of micro_batch {size.micro_batch} x workers {self.most_workers} = {share}"
+                        f"stage {stage.name!r}: global_batch {size.global_batch} is less than "
+                        f"workers {self.most_workers}, and some would have no sample: raise "
+                        "global_batch, or use fewer workers"
                     )
         return self
 

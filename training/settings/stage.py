@@ -56,9 +56,14 @@ class BatchSize:
     micro_batch: int
 
     def accumulation(self, workers: int) -> int:
-        """Micro batches of one worker in a step, rounded up when the samples do not come out even:
-        then some hold fewer."""
+        """Micro batches of one worker in a step. Rounded up: where the samples do not fill them
+        all, some micro batches hold fewer, and the step's mean stays that over its samples."""
         return math.ceil(self.global_batch / (self.micro_batch * workers))
+
+    def fill(self, workers: int) -> float:
+        """Samples of a step over those that its micro batches have room for."""
+        room = self.micro_batch * self.accumulation(workers) * workers
+        return self.global_batch / room
 
 
 class Budget(Settings):

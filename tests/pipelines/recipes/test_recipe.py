@@ -56,6 +56,12 @@ def test_bundled_recipes_are_valid(name: str) -> None:
     assert dataset_recipe(name, PLACES).output == "/set"
 
 
+def test_the_readmes_cluster_command_is_valid() -> None:
+    overrides = ["manifest=s3://bucket/set", "output=/shared/run", "workers={min: 8, max: 16}"]
+    recipe = training_recipe("flowmapsr-paper", overrides)
+    assert (recipe.least_workers, recipe.most_workers) == (8, 16)
+
+
 def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
     path = write("mine.yaml", "extends: demo\ndataset: {samples_per_photo: 2, crop: cover}")
     recipe = dataset_recipe(path, [*PLACES, "samples_per_photo=3"])

@@ -51,7 +51,11 @@ def _recipe(**values: Any) -> TrainingRecipe:
     ("values", "message"),
     [
         ({"output": "s3://bucket/run"}, "local folder"),
-        ({"workers": 3}, "global_batch 256 is not a multiple of micro_batch 8 x workers 3 = 24"),
+        (
+            {"workers": 257},
+            "'warmup'.*global_batch 256 is less than workers 257.*raise global_batch",
+        ),
+        ({"workers": {"min": 1, "max": 300}}, "global_batch 256 is less than workers 300"),
         ({"stages": [STAGE, STAGE]}, "stage names must differ"),
         ({"stages": [{**STAGE, "name": "Warm up"}]}, "may hold only"),
         (
@@ -129,6 +133,14 @@ def test_a_stage_starts_from_the_one_before_unless_told() -> None:
     assert [recipe.origin(name) for name in names] == [None, "warmup", "warmup", "/runs/other"]
     _recipe(stages=[STAGE, DISTILL, GAN])
     _recipe(stages=[{**GAN, "init_from": "models:/flowmapsr/3"}])
+
+
+@pytest.mark.parametrize("workers", [3, 7, 32, {"min": 8, "max": 16}])
+def test_a_number_of_workers_need_not_divide_the_global_batch(workers: Any) -> None:
+    """`test_schedule` has each sample count alike in the mean, whatever the number of workers."""
+    budgets = [{"side": 256, "probability": 1, "micro_batch": 32}]
+    _recipe(workers=workers)
+    _recipe(workers=workers, stages=[{**STAGE, "budgets": budgets}])
 
 
 @pytest.mark.parametrize(
