@@ -1,6 +1,6 @@
-"""Settles how the libraries behave by their environment variables, before any of them is imported.
+"""Sets library environment variables before anything is imported, unless the user has set them.
 
-Sets only what the user left open: no telemetry, no look-ups over the network, quiet consoles.
+No telemetry, no network look-ups, quiet consoles.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ EMBEDDED = {
 }
 
 PATIENCE = {
-    # A server that goes away in the middle is waited for 2 + 4 s at each call, and there are three
-    # calls at a flow's end; Prefect's own 5 retries would hold a finished build for 224 s.
+    # A lost server costs 2 + 4 s at each call, and there are three calls at a flow's end; Prefect's
+    # own 5 retries would delay the end of a build by 224 s.
     "PREFECT_CLIENT_MAX_RETRIES": "2",
     "PREFECT_API_REQUEST_TIMEOUT": "15",
 }
-"""For commands at a terminal. A run in a Prefect worker keeps Prefect's own longer patience."""
+"""For commands at a terminal. A run in a Prefect worker keeps Prefect's own longer waits."""
 
 
 def prepare_environment() -> None:
@@ -43,34 +43,45 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+LOST_SERVER = ("Unable to connect to", "Service %r failed")
+"""How Prefect's log messages about a lost server begin."""
+
+
 def leave_run_logs_to_prefect() -> None:
     """Keeps logs of flow and task runs off the terminal, where the command reports for itself.
 
-    They still go to Prefect's pages. Under a Prefect worker, which shows them, this is not called.
-    A server that is gone is reported in one line by `prefect_guard`, not for every lost message.
+    They still go to Prefect's pages. Not for a Prefect worker, which shows them. A lost server is
+    reported in one line by `guard`, not for every lost message.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
     for name in ("prefect.events.clients", "prefect._internal.concurrency"):
-        # A level would not outlive Prefect's own set-up of logging; a filter does.
-        logging.getLogger(name).addFilter(lambda record: False)
-    logging.raiseExceptions = False  # Prefect prints its lost messages only if this is set
+        # Prefect's own set-up of logging would replace a level; it keeps a filter.
+        logging.getLogger(name).addFilter(
+            lambda record: not str(record.msg).startswith(LOST_SERVER)
+        )
 
 
-def default_tracking_uri(output: str, *, worker: bool = False) -> None:
-    """Puts the database of runs into the output where no MLflow server is named and the working
-    folder, its usual place, is no good: on a cluster, whose nodes have one each, and in a Prefect
-    `worker`, whose folder vanishes."""
+def default_tracking_uri(folder: str, *, worker: bool = False) -> None:
+    """Tracks runs in `folder` if no MLflow server is named and the working folder is no good.
+
+    The working folder is the usual place; but on a cluster each node has its own, and that of a
+    Prefect `worker` is deleted.
+    """
     if os.environ.get("MLFLOW_TRACKING_URI") or not (worker or os.environ.get("RAY_ADDRESS")):
         return
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{output}/mlflow.db"
-    log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", output)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", folder)
 
 
 def require_cluster() -> None:
-    """Raises FlowmapsrError when no Ray cluster is named."""
+    """Checks `RAY_ADDRESS`.
+
+    Raises:
+        FlowmapsrError: it is not set.
+    """
     if not os.environ.get("RAY_ADDRESS"):
         raise FlowmapsrError(
-            "--cluster: RAY_ADDRESS names no Ray cluster; set it to the head node's address, such "
-            "as 10.0.0.1:6379, or leave --cluster out to train on this machine"
+            "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such as "
+            "10.0.0.1:6379, or leave --cluster out to train on this machine"
         )

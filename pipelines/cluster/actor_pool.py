@@ -1,6 +1,6 @@
-"""Spreads shard tasks over Ray actors, outlives dead ones, and never ends with a part missing.
+"""Runs shard tasks on Ray actors, replaces dead ones, and never ends with a task missing.
 
-Knows how to place work, not what a shard is: a builder is any callable from task to record.
+A builder is any callable from task to record.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.cluster.dataset_workers import Workers
+from pipelines.cluster.dataset_workers import WorkerPlan
+from pipelines.cluster.worker_request import WorkerRequest
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Times one task may lose its worker before the run fails."""
 PATIENCE_SECONDS = 30.0
-"""Waiting this long for a first worker is worth a warning."""
+"""Seconds without a first worker before a warning."""
 
 
 class Task(Protocol):
-    """What the pool needs to know of a task: how it is named to the user."""
+    """A task as the pool sees it: its name for the user."""
 
     @property
     def path(self) -> str: ...
@@ -40,17 +41,17 @@ def run_shard_tasks(
     builder: Callable[[T], R],
     tasks: Sequence[T],
     *,
-    workers: Workers,
+    workers: WorkerPlan,
     on_done: Callable[[T, R], None],
 ) -> list[R]:
     """Runs every task on up to `workers.count` actors of the connected Ray cluster.
 
     A worker that dies is replaced and its task tried again. A task that raises stops the run, after
-    the tasks already under way have ended.
+    the running tasks have ended.
 
     Args:
         builder: picklable; every actor holds a copy of it.
-        workers: how many actors, and what each takes of its node.
+        workers: how many actors, and what each asks for.
         on_done: called here with each task and its record as they arrive; what it raises stops the
             run like a task that raises.
 
@@ -63,7 +64,7 @@ def run_shard_tasks(
     run = _Run(builder, waiting=deque(tasks), workers=workers)
     try:
         while run.unfinished():
-            run.place()
+            run.assign()
             run.collect(on_done)
     finally:
         run.stop()
@@ -71,7 +72,7 @@ def run_shard_tasks(
         raise run.failure
     missing = [task.path for task in tasks if task.path not in run.records]
     if missing:
-        raise FlowmapsrError(f"these parts are missing at the end: {', '.join(missing)}; run again")
+        raise FlowmapsrError(f"these shards are missing: {', '.join(missing)}; run again")
     return [run.records[task.path] for task in tasks]
 
 
@@ -82,35 +83,35 @@ class _ShardWorker:
         self._builder = builder
 
     def ready(self) -> None:
-        """Returns once the actor has its place."""
+        """Returns once the actor has started."""
 
     def build(self, task: Any) -> Any:
         return self._builder(task)
 
 
-def _actor_class(workers: Workers) -> Any:
+def _actor_class(each: WorkerRequest) -> Any:
     # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
-    return ray.remote(
-        num_cpus=workers.cpus, num_gpus=workers.gpus, memory=workers.memory, max_restarts=0
-    )(_ShardWorker)
+    return ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory, max_restarts=0)(
+        _ShardWorker
+    )
 
 
 @dataclass
-class _Work(Generic[T]):
+class _Assignment(Generic[T]):
     actor: Any
     task: T
 
 
 @dataclass
 class _Run(Generic[T, R]):
-    """Where each task and each actor stands."""
+    """State of every task and actor."""
 
     builder: Callable[[T], R]
     waiting: deque[T]
-    workers: Workers
+    workers: WorkerPlan
     starting: dict[Any, Any] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
-    busy: dict[Any, _Work[T]] = field(default_factory=dict)
+    busy: dict[Any, _Assignment[T]] = field(default_factory=dict)
     records: dict[str, R] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     failed_starts: int = 0
@@ -119,30 +120,28 @@ class _Run(Generic[T, R]):
     def unfinished(self) -> bool:
         return bool(self.busy) or (bool(self.waiting) and self.failure is None)
 
-    def place(self) -> None:
+    def assign(self) -> None:
         """Gives waiting tasks to idle actors, and starts actors for those left over."""
         if self.failure is not None:
             return
         while self.waiting and self.idle:
             actor, task = self.idle.pop(), self.waiting.popleft()
-            self.busy[actor.build.remote(task)] = _Work(actor, task)
-        free_places = self.workers.count - len(self.busy) - len(self.starting) - len(self.idle)
-        for _ in range(min(free_places, len(self.waiting) - len(self.starting))):
-            started = _actor_class(self.workers).remote(self.builder)
-            # A task goes only to an actor that runs: one without a CPU might hold it for ever.
+            self.busy[actor.build.remote(task)] = _Assignment(actor, task)
+        free = self.workers.count - len(self.busy) - len(self.starting) - len(self.idle)
+        for _ in range(min(free, len(self.waiting) - len(self.starting))):
+            started = _actor_class(self.workers.each).remote(self.builder)
+            # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.ready.remote()] = started
 
     def collect(self, on_done: Callable[[T, R], None]) -> None:
-        """Waits until an actor has started or ended its task, and takes note."""
+        """Waits until an actor has started or finished its task."""
         refs = [*self.starting, *self.busy]
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
         if not ready and not self.busy:
-            logger.warning(
-                "no worker has started yet: the Ray cluster has no room for %d CPU, %g GPU and "
-                "%.1f GB of memory; waiting for other work on it to end",
-                self.workers.cpus,
-                self.workers.gpus,
-                self.workers.memory / 1e9,
+            log.warning(
+                "no worker has started yet: the Ray cluster has not got %s free; waiting for other "
+                "work on it to end",
+                self.workers.each,
             )
         for ref in ready:
             if ref in self.starting:
@@ -151,7 +150,7 @@ class _Run(Generic[T, R]):
                 self._note_end(ref, on_done)
 
     def stop(self) -> None:
-        """Ends every actor; commits are atomic, so one at work leaves nothing half-written."""
+        """Kills every actor; commits are atomic, so a running one leaves nothing half-written."""
         working = [work.actor for work in self.busy.values()]
         for actor in [*self.starting.values(), *self.idle, *working]:
             ray.kill(actor)
@@ -165,7 +164,7 @@ class _Run(Generic[T, R]):
             if self.failed_starts >= ATTEMPTS:
                 self._fail(FlowmapsrError(f"Ray workers cannot start: {first_line(error)}"))
         else:
-            self.failed_starts = 0  # only those in a row tell that none can start
+            self.failed_starts = 0  # only consecutive failures mean that none can start
             self.idle.append(actor)
 
     def _note_end(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
@@ -183,11 +182,11 @@ class _Run(Generic[T, R]):
         except FlowmapsrError as error:
             self._fail(error)
 
-    def _note_loss(self, work: _Work[T], error: RayError) -> None:
-        ray.kill(work.actor)  # it may be cut off rather than dead, and must not write any more
+    def _note_loss(self, work: _Assignment[T], error: RayError) -> None:
+        ray.kill(work.actor)  # it may be cut off but alive, and must not write any more
         path = work.task.path
         self.losses[path] += 1
-        logger.warning("worker lost at %s: %s", path, first_line(error))
+        log.warning("worker lost at %s: %s", path, first_line(error))
         if self.losses[path] < ATTEMPTS:
             self.waiting.appendleft(work.task)
             return
@@ -199,5 +198,5 @@ class _Run(Generic[T, R]):
         )
 
     def _fail(self, error: Exception) -> None:
-        """The first failure is the one that is raised, once the tasks under way have ended."""
+        """The first failure is raised, once the running tasks have ended."""
         self.failure = self.failure or error

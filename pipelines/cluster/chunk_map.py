@@ -1,6 +1,6 @@
-"""Spreads a plain function of chunks over the connected Ray cluster, results in order.
+"""Maps a plain function over chunks on the connected Ray cluster, results in order.
 
-Knows not what is computed. A chunk whose worker dies is tried again by Ray itself.
+Ray itself retries a chunk whose worker dies.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _WORTHWHILE = 8
-"""Fewer chunks are done here sooner than Ray has started workers for them."""
+"""Fewer chunks are done in this process before Ray has started workers for them."""
 _AHEAD = 2
-"""Chunks under way for each CPU of the cluster: bounds the memory of what waits."""
+"""Submitted chunks for each CPU of the cluster: bounds the memory of waiting results."""
 
 
 def map_chunks_on_cluster(
@@ -43,11 +43,11 @@ def _map_remotely(
 ) -> Iterator[list[R]]:
     call = ray.remote(num_cpus=1)(_call)
     shared = ray.put(function)
-    room = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     for chunk in chunks:
         waiting.append(call.remote(shared, chunk))
-        if len(waiting) >= room:
+        if len(waiting) >= most:
             yield _result(waiting.popleft())
     while waiting:
         yield _result(waiting.popleft())

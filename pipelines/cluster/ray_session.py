@@ -1,7 +1,4 @@
-"""Connects to Ray: the cluster that `RAY_ADDRESS` names, else one that ends with this command.
-
-Knows nothing of what runs on it.
-"""
+"""Connects to Ray: the cluster that `RAY_ADDRESS` names, else one that ends with this command."""
 
 from __future__ import annotations
 
@@ -18,26 +15,26 @@ from datagen.errors import FlowmapsrError
 from pipelines.environment import QUIET, prepare_environment
 
 OBJECT_STORE_BYTES = 300_000_000
-"""Enough for paths and records, which is all that travels through Ray; pixels do not."""
+"""Enough for paths and records; pixels do not pass through Ray."""
 
 
 @contextmanager
 def ray_cluster(*, cpus: int) -> Iterator[None]:
-    """Ray for the duration of the block; what this starts, it also stops.
+    """Ray for the length of the block; a cluster that is started here is stopped at its end.
 
     Args:
-        cpus: worker slots of a cluster of our own; one by address has what it has.
+        cpus: CPU slots of a local cluster; ignored for an existing one.
     """
     if ray.is_initialized():
         yield
         return
     prepare_environment()
     address = os.environ.get("RAY_ADDRESS")
-    with _sigterm_kept():
+    with restore_sigterm_handler():
         if address:
             _connect(address)
         else:
-            with _deaf_children():
+            with block_sigterm_in_children():
                 _start_local(cpus)
     try:
         yield
@@ -46,38 +43,40 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
 
 
 def end_connection() -> None:
-    """Ends what this process runs on the cluster, at once."""
+    """Stops everything this process runs on the cluster, at once."""
     ray.shutdown()
 
 
 def cluster_nodes() -> list[Mapping[str, float]]:
-    """What each living node of the connected cluster has, as Ray names it."""
+    """Resources of each living node of the connected cluster, as Ray names them."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def free_resources() -> Mapping[str, float]:
-    """What of the connected cluster nobody uses, as Ray names it."""
+    """Free resources of the connected cluster, as Ray names them."""
     free: Mapping[str, float] = ray.available_resources()
     return free
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Puts back the handler of SIGTERM: Ray's own would abort the process without any clean-up."""
+def restore_sigterm_handler() -> Iterator[None]:
+    """Restores the handler of SIGTERM: Ray's own would abort the process without any clean-up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in the block do not hear SIGTERM, as Ray's never hear Ctrl-C.
+def block_sigterm_in_children() -> Iterator[None]:
+    """Blocks SIGTERM in processes started here, as Ray does with SIGINT.
 
-    `timeout`, systemd and Slurm send it to all processes of a command. Ray's would end before this
-    one has saved anything, and this one with them. `ray.shutdown` ends them all the same.
+    `timeout`, systemd and Slurm send it to all processes of a command. Ray's would end before
+    training has saved anything. `ray.shutdown` ends them all the same.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -108,6 +107,6 @@ def _start_local(cpus: int) -> None:
         num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.ERROR,  # its warnings are about clusters of several machines
+        logging_level=logging.ERROR,  # its warnings concern clusters of several machines
         object_store_memory=OBJECT_STORE_BYTES,
     )

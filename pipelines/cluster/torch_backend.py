@@ -1,7 +1,7 @@
-"""What the workers of a group see: each other, by the interface that carries their node's address,
-and GPUs only where they have asked for some.
+"""Sets up torch.distributed on Ray workers: the network interface of their node's address, and no
+GPU where none was asked for.
 
-Left alone, gloo takes the interface of the host's name, which on many machines is the loopback.
+By default gloo takes the interface of the host name, which on many machines is the loopback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def interface_of(address: str) -> str | None:
-    """Name of the interface that has the address; None when none of this machine's has."""
+    """Name of this machine's interface with the address, or None."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address == address for one in addresses):
             return name
@@ -26,7 +26,7 @@ def interface_of(address: str) -> str | None:
 
 
 def name_interface() -> None:
-    """Sets gloo's and NCCL's variables on this Ray worker, where the user has not."""
+    """Sets gloo's and NCCL's variables on this Ray worker, unless the user has set them."""
     name = interface_of(ray.util.get_node_ip_address())
     for variable in VARIABLES:
         if name is not None:
@@ -34,7 +34,7 @@ def name_interface() -> None:
 
 
 def hide_gpus() -> None:
-    """Keeps a Ray worker that has no GPU off those of its node, which Ray leaves visible."""
+    """Hides the GPUs of the node from a Ray worker that has none; Ray leaves them visible."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -42,15 +42,14 @@ class _PreparedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(name_interface)
         if backend_config.backend == "gloo":
-            # Ray's own set-up, next, asks torch for GPUs, and the first answer stays.
+            # Ray's set-up, next, asks torch for GPUs, and torch keeps its first answer.
             worker_group.execute(hide_gpus)
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
 class NetworkConfig(TorchConfig):
-    """Ray Train's set-up of torch.distributed, after the interface is named; with the backend
-    `gloo` on the CPU."""
+    """Ray Train's set-up of torch.distributed, with the interface named first."""
 
     @property
     def backend_cls(self) -> Any:

@@ -1,7 +1,6 @@
-"""Places the stages of a run on Ray: every worker of one Ray Train group trains them in order.
+"""Runs the stages of a training on Ray: every worker of one Ray Train group trains them in order.
 
-Knows Ray; what a stage does is `training`'s business. Ray restarts the group when a worker dies,
-and training goes on from its own last checkpoint.
+Ray restarts the group when a worker dies, and training continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import PlaceLostError
-from pipelines.cluster.fatal_error import LastWord
+from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, end_connection, free_resources, ray_cluster
 from pipelines.cluster.training_workers import Placement, place_workers
 from pipelines.terminal.progress import Progress, show_progress
@@ -37,20 +36,20 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 FULL_BYTES = 1 << 20
-"""A disk with less room than that is full."""
+"""A disk with less free space than this counts as full."""
 SAVE_SECONDS = 120.0
 """How long workers may take to save when the launch is interrupted."""
 
 
 @contextmanager
 def training_workers(recipe: TrainingRecipe, lock: RunLock) -> Iterator[TrainingWorkers]:
-    """The workers of a run, at work for the block; none are started when all stages are done.
+    """The workers of a run for the length of the block; none if all stages are finished.
 
-    However the block is left before they are done, they save a checkpoint first; but not when the
-    run's folder is another training's by then.
+    If the block ends before they have finished, they save a checkpoint first, unless another
+    training has taken the run folder.
 
     Raises:
-        FlowmapsrError: the cluster can never hold them.
+        FlowmapsrError: they do not fit on the cluster.
     """
     workers = TrainingWorkers(recipe, lock)
     if finished_stages(recipe) is not None:
@@ -65,14 +64,12 @@ def training_workers(recipe: TrainingRecipe, lock: RunLock) -> Iterator[Training
 
 
 class TrainingWorkers:
-    """A Ray Train group in a thread of its own, so that this one can show progress and hear
-    interrupts."""
+    """A Ray Train group in its own thread, so that this one can show progress and stop it."""
 
     def __init__(self, recipe: TrainingRecipe, lock: RunLock) -> None:
         self.recipe = recipe
         self.lock = lock
         self.run = Path(recipe.output)
-        self._last_word = LastWord(self.run)
         self._stop = StopSignal(self.run)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
@@ -81,22 +78,17 @@ class TrainingWorkers:
         self._placement: Placement | None = None
 
     def start(self, placement: Placement) -> None:
-        """Starts the group; it trains every stage that is not finished.
-
-        Raises:
-            FlowmapsrError: the run's folder cannot be written.
-        """
+        """Starts the group; it trains every stage that is not finished."""
         self._stop.forget()
-        self._last_word.begin()
         self._placement = placement
         threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
 
     def finished(self, name: str) -> StageRecord:
-        """Waits for a stage, showing how far it is.
+        """Waits for a stage, showing its progress.
 
         Raises:
-            FlowmapsrError: the stage cannot go on; its last checkpoint is kept.
-            PlaceLostError: another training has taken the run's folder.
+            FlowmapsrError: the stage cannot continue; its last checkpoint is kept.
+            PlaceLostError: another training has taken the run folder.
         """
         folder = StageFolder(self.run, name)
         record = folder.record()
@@ -104,34 +96,33 @@ class TrainingWorkers:
             return record
         with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
             watch = StageWatch(progress, folder, self._waiting)
-            while record is None and self._at_work(POLL_SECONDS):
+            while record is None and self._running(POLL_SECONDS):
                 self.lock.check()
-                watch.look()
+                watch.update()
                 record = folder.record()
         record = folder.record()
         if record is None:
-            raise FlowmapsrError(self._reason(folder))
+            raise self._failure(folder)
         return record
 
     def stop(self) -> None:
-        """Waits for the group to end; one that still trains is asked for a checkpoint first."""
+        """Waits for the group to end; if it still trains, it saves a checkpoint first."""
         try:
             self.lock.check()
         except PlaceLostError:
-            end_connection()  # and with it the workers: they must write nothing more
+            end_connection()  # ends the workers too: they must not write any more
             return
-        if finished_stages(self.recipe) is None and self._at_work(0):
+        if finished_stages(self.recipe) is None and self._running(0):
             self._stop.ask()
-        if self._at_work(SAVE_SECONDS):
+        if self._running(SAVE_SECONDS):
             log.warning(
-                "the workers have not saved within %.0f s and are ended: the steps since the last "
-                "checkpoint are made again",
+                "the workers did not save within %.0f s and are stopped: the steps since the last "
+                "checkpoint will be repeated",
                 SAVE_SECONDS,
             )
         self._stop.forget()
-        self._last_word.end()
 
-    def _at_work(self, wait: float) -> bool:
+    def _running(self, wait: float) -> bool:
         """Whether the group still runs; returns at once when it ends within `wait` seconds."""
         return not self._ended.wait(wait)
 
@@ -143,33 +134,33 @@ class TrainingWorkers:
         try:
             _trainer(self.recipe, placement).fit()
         except Exception as error:  # kept for the waiting thread, which raises it
-            self._error = error
+            # What `FailureLog` raised, if it ended the run.
+            self._error = getattr(error, "controller_failure", error)
         finally:
             self._ended.set()
 
-    def _reason(self, folder: StageFolder) -> str:
-        told = self._last_word.told()
-        if told:
-            return told
+    def _failure(self, folder: StageFolder) -> FlowmapsrError:
+        if isinstance(self._error, FlowmapsrError):
+            return self._error
         if self._error is not None:
-            return (
+            return FlowmapsrError(
                 f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
-                f"Its last checkpoint is kept, and what failed is in {self.run / FAILURES}. Last "
+                f"Its last checkpoint is kept, and the failures are in {self.run / FAILURES}. Last "
                 f"error: {self._error}"
             )
-        return (
-            f"stage {folder.name!r} was stopped before its last step; run the same command to go "
-            "on from its checkpoint"
+        return FlowmapsrError(
+            f"stage {folder.name!r} was stopped before its last step; run the same command to "
+            "continue from its checkpoint"
         )
 
 
 class StageWatch:
-    """Shows what the workers write about a stage, or why they do not yet."""
+    """Shows the progress that workers write, or why there is none yet."""
 
     def __init__(self, progress: Progress, folder: StageFolder, waiting: Callable[[], str]) -> None:
         """
         Args:
-            waiting: says why nothing has been written yet.
+            waiting: says why no progress has been written yet.
         """
         self._progress = progress
         self._waiting = waiting
@@ -179,35 +170,35 @@ class StageWatch:
         self._stale = self._read()
         self._warned = ""
 
-    def look(self) -> None:
-        """Brings the display up to date."""
-        self._tell_starts()
-        stands = self._read()
-        self._warn(stands)
-        if stands is None or stands == self._stale:
+    def update(self) -> None:
+        """Updates the display."""
+        self._log_starts()
+        current = self._read()
+        self._warn(current)
+        if current is None or current == self._stale:
             self._progress.advance(0, note=self._waiting())
             return
         self._progress.reach(
-            stands.step, note=f"loss {stands.loss:.4f}, {stands.images_per_second:.1f} images/s"
+            current.step, note=f"loss {current.loss:.4f}, {current.images_per_second:.1f} images/s"
         )
 
-    def _tell_starts(self) -> None:
-        """Says when the stage goes on from a checkpoint, and what was wrong before."""
+    def _log_starts(self) -> None:
+        """Logs when the stage continues from a checkpoint, and what was wrong before."""
         starts = read_starts(self._folder.home)
         for start in starts[self._starts :]:
             for trouble in filter(None, (start.ended_before, start.passed_over)):
                 log.warning(
-                    "stage %r goes on from step %d: %s", self._folder.name, start.step, trouble
+                    "stage %r continues from step %d: %s", self._folder.name, start.step, trouble
                 )
         self._starts = len(starts)
 
-    def _warn(self, stands: StageProgress | None) -> None:
-        """Says what keeps training from saving, which goes on meanwhile: once, until it changes."""
-        problem = "" if stands is None or stands == self._stale else stands.problem
+    def _warn(self, current: StageProgress | None) -> None:
+        """Logs why nothing can be saved while training continues: once, until it changes."""
+        problem = "" if current is None or current == self._stale else current.problem
         if not problem and self._is_full():
-            problem = f"{self._path}: no space is left there"
+            problem = f"{self._path}: no space left on this disk"
         if problem and problem != self._warned:
-            log.warning("%s; training goes on, but nothing more is saved until then", problem)
+            log.warning("%s; training continues, but cannot save until this is fixed", problem)
         self._warned = problem
 
     def _is_full(self) -> bool:
@@ -221,6 +212,23 @@ class StageWatch:
             return None  # the workers have not written it yet
 
 
+class TrainJob(FrozenModel):
+    """Everything that a worker of a run has to know."""
+
+    recipe: TrainingRecipe
+    tracking_uri: str
+    launched: str
+    """Who started which command, as JSON."""
+    began: float
+    """When the command started, in seconds since the epoch."""
+    requested: float
+    """When it asked Ray for workers."""
+
+
+JOB = "job"
+"""Ray passes a dict to the workers; this key holds the `TrainJob` as JSON."""
+
+
 def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -232,20 +240,21 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     callbacks: Any = [FailureLog(Path(recipe.output))]  # Ray's types know the older kind only
     elastic = placement.least < placement.most
     workers: Any = (placement.least, placement.most) if elastic else placement.least
+    job = TrainJob(
+        recipe=recipe,
+        tracking_uri=tracking_uri(),
+        launched=launched(),
+        began=process_began(),
+        requested=time.time(),
+    )
     return TorchTrainer(
-        _work,
-        train_loop_config={
-            "recipe": recipe.model_dump_json(),
-            "tracking_uri": tracking_uri(),
-            "launched": launched(),
-            "began": process_began(),
-            "asked": time.time(),
-        },
-        torch_config=NetworkConfig(backend="nccl" if placement.gpus else "gloo"),
+        _train,
+        train_loop_config={JOB: job.model_dump_json()},
+        torch_config=NetworkConfig(backend="nccl" if placement.each.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=placement.gpus > 0,
-            resources_per_worker=placement.resources,
+            use_gpu=placement.each.gpus > 0,
+            resources_per_worker=placement.each.resources,
             placement_strategy=placement.strategy,
         ),
         run_config=RunConfig(
@@ -257,36 +266,27 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     )
 
 
-def _work(config: dict[str, Any]) -> None:
-    """Runs on every worker. An error meant for the user ends the run instead of being retried.
-
-    It is told and raised, so that Ray takes the other workers down too, which wait for this one;
-    the restarted group knows of it and leaves the telling to the driver.
-    """
-    recipe = TrainingRecipe.model_validate_json(config["recipe"])
-    clock = _clock(recipe, config)
+def _train(config: dict[str, str]) -> None:
+    """Runs on every worker."""
+    job = TrainJob.model_validate_json(config[JOB])
+    clock = _clock(job)
     from training.run import run_stages  # heavy, and only needed here
 
-    os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
-    os.environ[LAUNCHED] = config["launched"]
-    run = Path(recipe.output)
-    last_word = LastWord(run)
-    if last_word.told():
-        return
+    os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
+    os.environ[LAUNCHED] = job.launched
     try:
-        run_stages(recipe, stop_requested=StopSignal(run), clock=clock)
+        run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)), clock=clock)
     except FlowmapsrError as error:
-        last_word.tell(str(error))
-        raise
+        raise FlowmapsrError(str(error)) from error  # plain, so that Ray can pass it on
 
 
-def _clock(recipe: TrainingRecipe, config: dict[str, Any]) -> StartClock:
+def _clock(job: TrainJob) -> StartClock:
     """Since the command began; in a group that Ray restarted, since this process began."""
-    homes = [StageFolder(Path(recipe.output), stage.name).home for stage in recipe.stages]
-    if any(start.time > config["asked"] for home in homes for start in read_starts(home)):
+    homes = [StageFolder(Path(job.recipe.output), stage.name).home for stage in job.recipe.stages]
+    if any(start.time > job.requested for home in homes for start in read_starts(home)):
         clock = StartClock.of_process()
     else:
-        clock = StartClock(config["began"])
-        clock.mark("command", at=config["asked"])
+        clock = StartClock(job.began)
+        clock.mark("command", at=job.requested)
     clock.mark("workers")
     return clock

@@ -1,7 +1,4 @@
-"""Turns a training recipe and what a cluster has into the workers to ask for.
-
-Knows numbers only: resources come in as Ray reports them.
-"""
+"""Turns a training recipe and the nodes of a cluster into the group of workers to ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datagen.errors import FlowmapsrError
-from pipelines.cluster.dataset_workers import Resources
+from pipelines.cluster.worker_request import Resources, WorkerRequest, describe_nodes
 from training.settings.recipe import TrainingRecipe
 
 
@@ -19,40 +16,28 @@ class Placement:
 
     least: int
     most: int
-    cpus: int
-    gpus: int
-    """Of each worker, as `cpus`."""
+    each: WorkerRequest
     strategy: str
-    """Ray's name for how workers are laid over nodes."""
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """Of each worker, as Ray names them."""
-        gpus = {"GPU": float(self.gpus)} if self.gpus else {}
-        return {"CPU": float(self.cpus), **gpus}
-
-    def room(self, nodes: Sequence[Resources]) -> int:
-        """How many such workers fit on these nodes."""
-        return sum(
-            int(min(node.get(name, 0) / need for name, need in self.resources.items()))
-            for node in nodes
-        )
+    """Ray's name for how workers are distributed over nodes."""
 
     def waiting(self, free: Resources, nodes: Sequence[Resources]) -> str:
         """What the cluster has for workers that have not begun to train, for a person."""
         short = [
             f"{name} {free.get(name, 0):g} of {sum(node.get(name, 0) for node in nodes):g} free"
-            for name, need in self.resources.items()
-            if free.get(name, 0) < need * self.least
+            for name, amount in self.each.resources.items()
+            if free.get(name, 0) < amount * self.least
         ]
-        return f"starting {_words(self.least, self)}{'; now ' if short else ''}{', '.join(short)}"
+        return f"starting {self}{'; now ' if short else ''}{', '.join(short)}"
+
+    def __str__(self) -> str:
+        return f"{self.least} worker{'' if self.least == 1 else 's'} with {self.each}"
 
 
 def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placement:
     """The workers of a run on a cluster of these nodes.
 
     Raises:
-        FlowmapsrError: the cluster has not even room for the least number, and so never will.
+        FlowmapsrError: not even the least number fits on the cluster.
     """
     gpus = recipe.gpus_per_worker
     if gpus is None:
@@ -60,27 +45,14 @@ def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placeme
     placement = Placement(
         least=recipe.least_workers,
         most=recipe.most_workers,
-        cpus=recipe.cpus_per_worker,
-        gpus=gpus,
+        each=WorkerRequest(recipe.cpus_per_worker, gpus),
         strategy=recipe.placement.upper(),
     )
-    room = placement.room(nodes)
+    room = placement.each.fitting(nodes)
     if room < placement.least:
         on_cpu = "; gpus_per_worker=0 trains on the CPU" if gpus else ""
         raise FlowmapsrError(
-            f"the run asks for {_words(placement.least, placement)}, but the Ray cluster has room "
-            f"for {room}; it has {_cluster(nodes)}. Lower workers or cpus_per_worker, or add nodes"
-            f"{on_cpu}"
+            f"the run asks for {placement}, but the Ray cluster has room for {room}; it has "
+            f"{describe_nodes(nodes)}. Lower workers or cpus_per_worker, or add nodes{on_cpu}"
         )
     return placement
-
-
-def _words(count: int, placement: Placement) -> str:
-    workers = "1 worker" if count == 1 else f"{count} workers"
-    gpu = f" and {placement.gpus} GPU" if placement.gpus else ""
-    return f"{workers} of {placement.cpus} CPU{gpu}"
-
-
-def _cluster(nodes: Sequence[Resources]) -> str:
-    each = [f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes]
-    return f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {'; '.join(each)}"

@@ -13,7 +13,7 @@ from datagen.photos.sources import Listing
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
-from pipelines.cluster.dataset_workers import size_workers
+from pipelines.cluster.dataset_workers import plan_workers
 from pipelines.cluster.ray_session import cluster_nodes
 from pipelines.terminal.build_meter import BuildMeter, Made, Watch
 
@@ -32,8 +32,8 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch
     pending = pending_tasks(plan)
     if not pending:
         return
-    workers = size_workers(recipe, cluster_nodes())
-    builder = ShardBuilder(recipe, device=workers.device, threads=workers.cpus)
+    workers = plan_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
     limit = RejectionLimit(plan)
     with watch(_meter(plan, pending)) as shown:
 

@@ -1,12 +1,10 @@
-"""Registers a flow with its resolved recipe as a Prefect deployment: one for each place it writes.
+"""Registers a flow with its resolved recipe as a Prefect deployment, one for each output.
 
-Knows Prefect's server, work pools and schedules; what the flow does with its recipe is its own
-business. Addresses and secrets stay in the worker's environment and are never sent.
+Addresses and secrets stay in the worker's environment and are never sent to Prefect.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,17 +12,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.flows import EntrypointType
-from prefect.server.schemas import schedules as server_schedules
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
@@ -36,10 +42,9 @@ from pipelines.orchestration.guard import artifact_slug, refusal
 from pipelines.recipes.overrides import RecipeError
 from pipelines.terminal.results import Deployed
 
-DEFAULT_POOL = "flowmapsr"
 POOL_TYPE = "process"
 ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
-"""Intervals are counted from here: on round times of day, wherever in time one deploys again."""
+"""Intervals count from here, so that runs fall on round times of day."""
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Schedule = CronSchedule | IntervalSchedule
@@ -47,19 +52,19 @@ Schedule = CronSchedule | IntervalSchedule
 
 @dataclass(frozen=True)
 class Deployable:
-    """A flow that can be imported where the worker runs, and the one recipe it is to run with."""
+    """A flow that a worker can import, and the recipe to run it with."""
 
     flow: Flow[Any, Any]
     recipe: FrozenModel
     output: str
-    """Where it writes: there is one deployment for each."""
+    """Where it writes; there is one deployment for each output."""
 
 
 def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule | None:
     """The schedule that the options ask for, if any.
 
     Raises:
-        RecipeError: both were given, or one that Prefect does not understand.
+        RecipeError: both were given, or Prefect does not understand it.
     """
     if cron and interval:
         raise RecipeError(f"--cron {cron!r} and --interval {interval!r}: give one of them")
@@ -77,10 +82,10 @@ def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Sch
 
 
 def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deployed:
-    """Creates the deployment, or brings the one of the same output up to date.
+    """Creates the deployment, or updates the one of the same output.
 
-    One run at a time: a run that falls due while another is at work is cancelled, because the next
-    one picks up all that is new anyway; queued runs would only pile up behind a long build.
+    One run at a time: a run that is due while another is running is cancelled, because the next one
+    picks up everything new anyway; queued runs would only pile up behind a long build.
 
     Raises:
         FlowmapsrError: no server, a pool of another type, or a recipe that the server refuses.
@@ -93,14 +98,15 @@ def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deplo
         _ensure_pool(client, pool)
         deployment_id = _apply(target, parameters, schedule=schedule, pool=pool)
         found = client.read_deployment(deployment_id)
+        due = _next_run(client, deployment_id, schedule)
     return Deployed(
         deployment=f"{target.flow.name}/{found.name}",
         id=str(deployment_id),
         output=target.output,
         work_pool=pool,
-        schedule=_in_words(schedule),
+        schedule=_describe(schedule),
         schedule_id=str(found.schedules[0].id) if found.schedules else None,
-        next_run=next_run(schedule),
+        next_run=due,
     )
 
 
@@ -119,21 +125,33 @@ def _apply(
         description=f"`{target.output}`",
         tags=["flowmapsr"],
     )
-    # Prefect declares for async callers too; outside an event loop both are what they seem.
+    # Prefect's types include those for async callers.
     assert isinstance(deployment, RunnerDeployment)
     deployment_id = deployment.apply()
     assert isinstance(deployment_id, UUID)
     return deployment_id
 
 
-def next_run(schedule: Schedule | None) -> datetime | None:
-    """When the server will start the next run, by its own reckoning."""
+def _next_run(
+    client: SyncPrefectClient, deployment: UUID, schedule: Schedule | None
+) -> datetime | None:
+    """Next scheduled run according to the server."""
     if schedule is None:
         return None
-    kind = getattr(server_schedules, type(schedule).__name__)
-    same = kind.model_validate(schedule.model_dump())
-    (date,) = asyncio.run(same.get_dates(1))
-    return datetime.fromisoformat(date.isoformat())
+    path = {"id": deployment}  # at once, where the server would take some seconds
+    client.request("POST", "/deployments/{id}/schedule", path_params=path, json={"min_runs": 1})
+    runs = client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Scheduled"]))
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=1,
+    )
+    start = runs[0].expected_start_time if runs else None
+    if start is None:
+        return None
+    return start.astimezone(ZoneInfo(schedule.timezone or "UTC"))
 
 
 def _parse_interval(text: str) -> timedelta:
@@ -144,7 +162,7 @@ def _parse_interval(text: str) -> timedelta:
     return step
 
 
-def _in_words(schedule: Schedule | None) -> str | None:
+def _describe(schedule: Schedule | None) -> str | None:
     match schedule:
         case CronSchedule():
             return f"cron {schedule.cron} ({schedule.timezone})"
@@ -155,11 +173,11 @@ def _in_words(schedule: Schedule | None) -> str | None:
 
 
 def _refuse_secrets(value: Any, field: str = "") -> None:
-    """Parameters are shown on Prefect's pages, so no URI in them may carry a password."""
+    """Prefect shows parameters on its pages, so no URI in them may hold a password."""
     match value:
         case str() if holds_secret(value):
             raise RecipeError(
-                f"{field}: this address carries a password or key, which Prefect would show; "
+                f"{field}: this address holds a password or key, which Prefect would show; "
                 "put the credentials into the worker's environment (AWS_*)"
             )
         case dict():
@@ -183,15 +201,15 @@ def _ensure_pool(client: SyncPrefectClient, name: str) -> None:
         found = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        with suppress(ObjectAlreadyExists):  # a worker that starts at this moment makes it too
+        with suppress(ObjectAlreadyExists):  # created by a worker at the same moment
             client.create_work_pool(
                 WorkPoolCreate(name=name, type=POOL_TYPE, base_job_template=template)
             )
         found = client.read_work_pool(name)
     if found.type != POOL_TYPE:
         raise FlowmapsrError(
-            f"work pool {name!r} is of type {found.type!r} and not {POOL_TYPE!r}; "
-            "give another one by --pool"
+            f"work pool {name!r} is of type {found.type!r}, not {POOL_TYPE!r}; "
+            "choose another one with --pool"
         )
 
 

@@ -10,15 +10,18 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from copy import copy
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
+import httpx
 from prefect import Flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectException, TerminationSignal
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
@@ -40,6 +43,8 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
         Terminated: SIGTERM, which Prefect turns into a signal of its own.
         BaseException: what the work raised, never what Prefect made of it.
     """
+    if not is_deployed():
+        _hide_lost_logs()
     once = _Once(work or partial(flow.fn, recipe))
     run = copy(flow)
     run.fn = once.run_with
@@ -68,6 +73,17 @@ def task_step(name: str, work: Callable[[], T]) -> T:
         once.reraise()
         warn(error)
     return once.run()
+
+
+@cache
+def _hide_lost_logs() -> None:
+    """Prefect prints every batch of logs that a lost server did not get; `warn` says it once."""
+
+    async def send(worker: APILogWorker, logs: list[dict[str, Any]]) -> None:
+        with suppress(httpx.HTTPError, PrefectException):
+            await worker._client.create_logs(logs)
+
+    APILogWorker._handle_batch = send  # type: ignore[assignment,method-assign]
 
 
 class _Once(Generic[T]):

@@ -30,7 +30,7 @@ from datagen.samples.encode import encode
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
-from pipelines.cluster.dataset_workers import size_workers
+from pipelines.cluster.dataset_workers import plan_workers
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.recipes.load import dataset_recipe
 
@@ -107,8 +107,8 @@ def _two_workers(folder: Path, codec: dict[str, Any]) -> None:
 def _made_in(recipe: DatasetRecipe) -> float:
     """Wall seconds from the first finished task to the last, when all workers run."""
     plan = plan_dataset(recipe)
-    workers = size_workers(recipe, cluster_nodes())
-    builder = ShardBuilder(recipe, device=workers.device, threads=workers.cpus)
+    workers = plan_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
     done: list[float] = []
     tasks = pending_tasks(plan)
     run_shard_tasks(

@@ -1,13 +1,14 @@
-"""Where runs are tracked when nobody says so."""
+"""Where runs are tracked by default, and which logs reach the terminal."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
-from pipelines.environment import default_tracking_uri
+from pipelines.environment import default_tracking_uri, leave_run_logs_to_prefect
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,13 @@ def test_the_output_has_the_database_where_a_working_folder_would_be_lost(
     default_tracking_uri(str(tmp_path), worker=worker)
     tracked = f"sqlite:///{tmp_path}/mlflow.db" if kept else server
     assert os.environ["MLFLOW_TRACKING_URI"] == tracked
+
+
+def test_only_messages_about_a_lost_prefect_server_are_hidden(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    leave_run_logs_to_prefect()
+    log = logging.getLogger("prefect.events.clients")
+    log.warning("Unable to connect to %r.", "http://127.0.0.1:9")
+    log.warning("another problem")
+    assert [record.getMessage() for record in caplog.records] == ["another problem"]

@@ -12,7 +12,8 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster.actor_pool import run_shard_tasks
-from pipelines.cluster.dataset_workers import Workers
+from pipelines.cluster.dataset_workers import WorkerPlan
+from pipelines.cluster.worker_request import WorkerRequest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster_address")
 
@@ -59,8 +60,8 @@ class Builder:
         return {path.name for path in self.folder.glob("*.tar")}
 
 
-def of_one_cpu(count: int) -> Workers:
-    return Workers(count=count, cpus=1, gpus=0, memory=50_000_000)
+def of_one_cpu(count: int) -> WorkerPlan:
+    return WorkerPlan(count, WorkerRequest(cpus=1, memory=50_000_000))
 
 
 def run(builder: Builder, *, workers: int = 2) -> list[Record]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from prefect.exceptions import TerminationSignal
+from prefect.logging.handlers import APILogWorker
 
 from datagen.errors import FlowmapsrError
 from pipelines.orchestration import guard
@@ -138,3 +141,15 @@ def test_slugs_are_unique_and_of_safe_characters() -> None:
     assert artifact_slug("/a/set") != artifact_slug("/b/set")
     assert artifact_slug("s3://bucket/Über Set_2").startswith("ber-set-2-")
     assert len(artifact_slug("/" + "x" * 300)) < 60
+
+
+def test_logs_that_cannot_be_sent_are_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    class LostClient:
+        async def create_logs(self, logs: object) -> None:
+            raise httpx.ConnectError("no server")
+
+    _as_flow(Work(), FakeFlow(after=False))
+    worker = APILogWorker.__new__(APILogWorker)
+    worker._client = LostClient()
+    asyncio.run(worker._handle_batch([{"message": "lost"}]))
+    assert capfd.readouterr().err == "" and logging.raiseExceptions

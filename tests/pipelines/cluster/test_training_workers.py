@@ -1,7 +1,10 @@
+"""Training workers: what they ask of a cluster, how they find each other, and their failures."""
+
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,9 @@ from pydantic import ValidationError
 from datagen.errors import FlowmapsrError
 from pipelines.cluster.torch_backend import NetworkConfig, interface_of
 from pipelines.cluster.training_workers import Placement, place_workers
+from pipelines.cluster.worker_failures import FailureLog
+from pipelines.cluster.worker_request import WorkerRequest
+from training.run_dir.starts import read_failures
 from training.settings.recipe import TrainingRecipe
 
 CPU_NODE, GPU_NODE = {"CPU": 8.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 4.0}
@@ -24,10 +30,10 @@ def _recipe(**changes: Any) -> TrainingRecipe:
 
 def test_workers_take_a_gpu_each_where_there_are_some() -> None:
     placed = place_workers(_recipe(workers=4, cpus_per_worker=3), [CPU_NODE, GPU_NODE])
-    assert placed == Placement(4, 4, cpus=3, gpus=1, strategy="PACK")
-    assert placed.resources == {"CPU": 3.0, "GPU": 1.0}
+    assert placed == Placement(4, 4, WorkerRequest(cpus=3, gpus=1), "PACK")
+    assert placed.each.resources == {"CPU": 3.0, "GPU": 1.0}
     on_cpu = place_workers(_recipe(workers=4, gpus_per_worker=0, placement="spread"), [GPU_NODE])
-    assert (on_cpu.resources, on_cpu.strategy) == ({"CPU": 1.0}, "SPREAD")
+    assert (on_cpu.each.resources, on_cpu.strategy) == ({"CPU": 1.0}, "SPREAD")
 
 
 def test_a_worker_trains_on_one_gpu_or_none() -> None:
@@ -47,13 +53,16 @@ def test_a_range_is_placed_while_there_is_room_for_the_least() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"workers": 6}, "6 workers of 1 CPU and 1 GPU.*room for 4.*2 nodes: 8 CPU and 0 GPU; 16"),
+        (
+            {"workers": 6},
+            r"6 workers with 1 CPU, 1 GPU,.*room for 4.*2 nodes: 1 x .8 CPU.*1 x .16 CPU, 4 GPU",
+        ),
         ({"workers": 6}, "or add nodes; gpus_per_worker=0 trains on the CPU"),
         (
             {"workers": 12, "cpus_per_worker": 3, "gpus_per_worker": 0},
-            "12 workers of 3 CPU, but.*room for 7.*cpus_per_worker, or add nodes$",
+            "12 workers with 3 CPU, but.*room for 7.*cpus_per_worker, or add nodes$",
         ),
-        ({"cpus_per_worker": 17}, "1 worker of 17 CPU and 1 GPU.*room for 0"),
+        ({"cpus_per_worker": 17}, "1 worker with 17 CPU, 1 GPU.*room for 0"),
         ({"workers": {"min": 6, "max": 12}}, "6 workers.*room for 4"),
     ],
 )
@@ -67,8 +76,8 @@ def test_what_the_cluster_can_never_hold_is_refused_with_what_it_has(
 def test_waiting_workers_are_explained() -> None:
     placed = place_workers(_recipe(workers=2), [GPU_NODE])
     busy = placed.waiting({"CPU": 9.0, "GPU": 1.0}, [GPU_NODE])
-    assert busy == "starting 2 workers of 1 CPU and 1 GPU; now GPU 1 of 4 free"
-    assert placed.waiting(GPU_NODE, [GPU_NODE]) == "starting 2 workers of 1 CPU and 1 GPU"
+    assert busy == "starting 2 workers with 1 CPU, 1 GPU; now GPU 1 of 4 free"
+    assert placed.waiting(GPU_NODE, [GPU_NODE]) == "starting 2 workers with 1 CPU, 1 GPU"
 
 
 def test_the_largest_size_of_a_range_must_share_the_global_batch() -> None:
@@ -82,6 +91,26 @@ def test_the_largest_size_of_a_range_must_share_the_global_batch() -> None:
 def test_the_number_of_workers_is_no_part_of_the_digest() -> None:
     assert _recipe(workers=2).digest() == _recipe(workers=3, placement="spread").digest()
     assert _recipe(seed=1).digest() != _recipe(seed=2).digest()
+
+
+class _RayError(Exception):
+    """As Ray wraps what a worker raised."""
+
+    def __init__(self, raised: Exception) -> None:
+        super().__init__(f"Traceback: {raised}")
+        self._base_exc = raised
+
+
+def test_an_error_for_the_user_ends_the_run_and_any_other_is_only_recorded(tmp_path: Path) -> None:
+    failures = FailureLog(tmp_path)
+    failures.after_exception(None, {0: _RayError(OSError("connection lost"))})
+    with pytest.raises(FlowmapsrError, match="the shard is damaged"):
+        errors = {1: _RayError(FlowmapsrError("the shard is damaged")), 0: OSError("lost")}
+        failures.after_exception(None, errors)
+    assert [failure.rank for failure in read_failures(tmp_path)] == [0, 0, 1]
+    on_a_full_disk = FailureLog(tmp_path / "missing")
+    with pytest.raises(FlowmapsrError, match="the shard is damaged"):
+        on_a_full_disk.after_exception(None, errors)
 
 
 class _OneProcess:
