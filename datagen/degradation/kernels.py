@@ -1,6 +1,6 @@
 """Turns blur parameters into kernels of the Real-ESRGAN family, and pixels into blurred pixels.
 
-Formulas: Wang et al. 2021, section 3.2 and appendix A. Knows no random numbers and no settings.
+Formulas: Wang et al. 2021, section 3.2 and appendix A.
 """
 
 from __future__ import annotations
@@ -12,50 +12,51 @@ import cv2
 import numpy as np
 
 TOLERANCE = 1e-4
-"""Largest L1 error of a simplified kernel: no pixel moves by more than 0.0255 of an 8-bit level."""
+"""Largest L1 error of a simplified kernel: no pixel changes by over 0.0255 of an 8-bit level."""
 
 _DIRECT_TAPS = 120
-"""Most taps that OpenCV adds up one by one; larger kernels go through a slower DFT."""
+"""Most taps for which OpenCV convolves directly; larger kernels go through a slower DFT."""
 
 _DIRECT_WIDTH = 15
-"""Widest kernel whose halves have no more."""
+"""Widest kernel whose halves have at most that many."""
 
 
 def gaussian_kernel(size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0) -> np.ndarray:
     """exp(-d/2), d = x^T S^-1 x, S = U diag(sigma_x^2, sigma_y^2) U^T; (size, size), sum 1."""
-    return _normalised(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta)))
+    return _normalized(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta)))
 
 
 def generalized_kernel(
     size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float
 ) -> np.ndarray:
     """exp(-d^beta / 2); beta = 1 is the Gaussian."""
-    return _normalised(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta) ** beta))
+    return _normalized(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta) ** beta))
 
 
 def plateau_kernel(
     size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float
 ) -> np.ndarray:
     """1 / (d^beta + 1)."""
-    return _normalised(1 / (_distance(size, sigma_x, sigma_y, theta) ** beta + 1))
+    return _normalized(1 / (_distance(size, sigma_x, sigma_y, theta) ** beta + 1))
 
 
 def sinc_kernel(size: int, *, omega: float) -> np.ndarray:
     """The circular low pass omega J1(omega r) / (2 pi r), omega^2 / (4 pi) at r = 0; it rings."""
     x, y = _grid(size)
     radius = np.hypot(x, y)
-    centre = size // 2
-    radius[centre, centre] = 1
+    center = size // 2
+    radius[center, center] = 1
     kernel = omega * _bessel_j1(omega * radius) / (2 * np.pi * radius)
-    kernel[centre, centre] = omega**2 / (4 * np.pi)
-    return _normalised(kernel)
+    kernel[center, center] = omega**2 / (4 * np.pi)
+    return _normalized(kernel)
 
 
 def _bessel_j1(x: np.ndarray) -> np.ndarray:
     """J1 by Bessel's integral, mean of cos(a - x sin a) over half a turn.
 
     The midpoint rule of a smooth periodic function converges faster than any power: 96 points give
-    1e-14 up to x = 60, more than any kernel asks for.
+    1e-14 up to x = 60, beyond any kernel here. `scipy.special.j1` differs in the last bits, and
+    with it one kernel in some thousands: shards would no longer have the same bytes.
     """
     values, where = np.unique(x, return_inverse=True)
     angles = (np.arange(96) + 0.5) * np.pi / 96
@@ -75,13 +76,18 @@ def _distance(size: int, sigma_x: float, sigma_y: float, theta: float) -> np.nda
     return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
 
 
-def _normalised(kernel: np.ndarray) -> np.ndarray:
+def _normalized(kernel: np.ndarray) -> np.ndarray:
     return kernel / kernel.sum()
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A kernel ready for use: whole, and as separable terms that add up to it within TOLERANCE."""
+    """A kernel ready for use: whole, and as separable terms that add up to it within TOLERANCE.
+
+    A whole kernel costs size^2 multiplications per pixel, or a DFT; its terms (columns times rows)
+    cost 2 size each. Kernels are random: a Gaussian along the axes has one term, a rotated one
+    up to 17. Neither way is fast for all of them, so each filter compares the two costs.
+    """
 
     columns: np.ndarray
     rows: np.ndarray
@@ -105,12 +111,12 @@ class Filter:
 
     @property
     def separable_cost(self) -> float:
-        """Milliseconds a megapixel (of three channels), term by term, as measured on OpenCV 5."""
+        """Milliseconds per megapixel (of three channels), term by term, measured on OpenCV 5."""
         return self.terms * (0.6 * self.size + 0.4)
 
     @property
     def cost(self) -> float:
-        """Milliseconds a megapixel (of three channels) of `apply`."""
+        """Milliseconds per megapixel (of three channels) of `apply`."""
         whole = 0.135 * self.size**2 + 1 if self.size <= _DIRECT_WIDTH else 48.0
         return min(whole, self.separable_cost)
 
@@ -127,7 +133,7 @@ class Filter:
         return total
 
     def applied_terms(self) -> tuple[np.ndarray, np.ndarray]:
-        """Columns and rows as OpenCV gets them, float32 (terms, size) each."""
+        """Columns and rows as passed to OpenCV, float32 (terms, size) each."""
         return _without_denormals(self.columns), _without_denormals(self.rows)
 
 
@@ -151,25 +157,25 @@ def _separable(pixels: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.nd
 
 
 def _trimmed(kernel: np.ndarray) -> np.ndarray:
-    """Cuts a rim that carries next to nothing: it costs time, and its denormal taps very much."""
+    """Cuts a rim of negligible weight: it costs time, and its denormal taps cost most."""
     magnitude = np.abs(kernel)
     for rim in range(len(kernel) // 2, 0, -1):
         inner = magnitude[rim:-rim, rim:-rim]
         if magnitude.sum() - inner.sum() <= TOLERANCE / 2:
-            return _normalised(kernel[rim:-rim, rim:-rim])
+            return _normalized(kernel[rim:-rim, rim:-rim])
     return kernel
 
 
 def _without_denormals(values: np.ndarray) -> np.ndarray:
-    """As float32, without the denormal numbers that processors multiply a hundred times slower."""
+    """As float32, without denormal numbers, which processors multiply a hundred times slower."""
     return np.where(np.abs(values) < 1e-20, 0, values).astype(np.float32)
 
 
 def _separable_terms(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As few columns and rows as it takes for their outer products to add up to the kernel.
+    """The fewest columns and rows whose outer products add up to the kernel.
 
-    All kernels here look the same turned by half a turn. Such a kernel is the sum of one that is
-    even and one that is odd along both sides, and the terms of the two are its own.
+    All kernels here are equal to themselves rotated by half a turn. Such a kernel is the sum of one
+    that is even and one that is odd along both sides, and its terms are those of the two.
     """
     even = (kernel + kernel[:, ::-1]) / 2
     parts = [np.linalg.svd(even), np.linalg.svd(kernel - even)]
@@ -187,7 +193,7 @@ def _separable_terms(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mirrored(values: np.ndarray) -> np.ndarray:
-    """Exactly even or odd, as all terms here are but for rounding: OpenCV then halves the work."""
+    """Exactly even or odd, as all terms are but for rounding: OpenCV then halves the work."""
     flipped = values[::-1]
     sign = 1 if np.dot(values, flipped) > 0 else -1
     return (values + sign * flipped) / 2

@@ -1,6 +1,6 @@
 """Turns pixels and a drawn seed into noise of the Real-ESRGAN family, in 8-bit levels.
 
-Formulas: Wang et al. 2021, section 3.2. One seed gives one noise whatever the number of threads.
+Formulas: Wang et al. 2021, section 3.2. One seed gives the same noise with any number of threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 _BINS = 4096
-"""Equally likely slices of each Poisson distribution in the table (12 random bits a value)."""
+"""Equally likely slices of each Poisson distribution in the table (12 random bits per value)."""
 
 
 def gaussian_noise(
@@ -21,7 +21,7 @@ def gaussian_noise(
     """sigma * N(0, 1) in 8-bit levels, float32 (H, W, 3); gray is one plane for all channels."""
     height, width, channels = shape
     noise = np.empty((height, width * (1 if gray else channels)), np.float32)
-    # OpenCV's normal numbers are three times faster than NumPy's; its generator is per thread.
+    # OpenCV's normal numbers are three times faster than NumPy's; it has a generator per thread.
     cv2.setRNGSeed(seed)
     cv2.randn(noise, 0, sigma)
     return _in_all_channels(noise) if gray else noise.reshape(shape)
@@ -30,22 +30,22 @@ def gaussian_noise(
 def poisson_noise(pixels: np.ndarray, *, scale: float, gray: bool, seed: int) -> np.ndarray:
     """Shot noise (Poisson(q vals) / vals - q) * scale of the rounded pixels, in 8-bit levels.
 
-    vals = 2^ceil(log2(number of distinct q)). `pixels` are float32 levels (H, W, 3), and so is the
-    result; for gray q is the luma, and its noise the same in all channels. Drawn by inverting the
-    distribution on a table of equally likely slices, so the mean is exact.
+    vals = 2^ceil(log2(number of distinct q)). `pixels` and result are float32 levels (H, W, 3); for
+    gray, q is the luma and all channels get its noise. Drawn by inverting the distribution on a
+    table of equally likely slices, so the mean is exact.
     """
     levels = rounded(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if gray else pixels)
     distinct = int(np.count_nonzero(cv2.calcHist([levels.reshape(-1)], [0], None, [256], [0, 256])))
     table = _shot_noise_table(2 ** math.ceil(math.log2(distinct)))
     slices = _random_slices(levels.size, seed).reshape(levels.shape)
-    places = np.multiply(levels, _BINS, dtype=np.int32)
-    noise = np.take(table, np.add(places, slices, out=places))
+    rows = np.multiply(levels, _BINS, dtype=np.int32)
+    noise = np.take(table, np.add(rows, slices, out=rows))
     noise *= np.float32(scale)
     return _in_all_channels(noise) if gray else noise
 
 
 def _random_slices(count: int, seed: int) -> np.ndarray:
-    """Uniform whole numbers below _BINS, uint16 (count,), cut out of the generator's raw words."""
+    """Uniform integers below _BINS, uint16 (count,), cut out of the generator's raw words."""
     words = np.random.SFC64(seed).random_raw(-(-count // 4)).astype("<u8", copy=False)
     return words.view("<u2")[:count] & np.uint16(_BINS - 1)
 
@@ -61,11 +61,11 @@ def kept_pixels(size: tuple[int, int], *, lost: float, seed: int) -> np.ndarray:
 
 def rounded(levels: np.ndarray) -> np.ndarray:
     """uint8 nearest to float32 levels, half to even."""
-    return cv2.add(levels, (0, 0, 0, 0), dtype=cv2.CV_8U)  # saturates; thrice as fast as NumPy
+    return cv2.add(levels, (0, 0, 0, 0), dtype=cv2.CV_8U)  # saturates; 3x faster than NumPy
 
 
 def clipped(levels: np.ndarray) -> np.ndarray:
-    """float32 levels, those out of range set to 0 or 255; in place."""
+    """float32 levels clipped to 0..255, in place."""
     return np.clip(levels, 0, 255, out=levels)
 
 

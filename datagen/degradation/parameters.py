@@ -1,6 +1,6 @@
-"""The records of a drawn degradation: one for each operation, with nothing left to chance.
+"""The drawn parameters of a degradation, one record for each operation.
 
-They are stored in every sample's `meta.json`. Know no generator and no pixels.
+Stored in every sample's `meta.json`: a renamed field or `kind` makes old datasets unreadable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datagen.records import FrozenModel
 
 
 class SkippedOperation(FrozenModel):
-    """The operation's probability said no."""
+    """An operation that its probability left out."""
 
     kind: Literal["skipped"] = "skipped"
     operation: Literal["blur", "sinc", "noise"]
@@ -34,12 +34,12 @@ class BlurParams(FrozenModel):
 
     def kernel(self) -> np.ndarray:
         """The kernel, float64 (size, size), sum 1."""
-        form = {"sigma_x": self.sigma_x, "sigma_y": self.sigma_y, "theta": self.theta}
+        shape = {"sigma_x": self.sigma_x, "sigma_y": self.sigma_y, "theta": self.theta}
         if self.shape.startswith("generalized"):
-            return kernels.generalized_kernel(self.size, beta=self.beta, **form)
+            return kernels.generalized_kernel(self.size, beta=self.beta, **shape)
         if self.shape.startswith("plateau"):
-            return kernels.plateau_kernel(self.size, beta=self.beta, **form)
-        return kernels.gaussian_kernel(self.size, **form)
+            return kernels.plateau_kernel(self.size, beta=self.beta, **shape)
+        return kernels.gaussian_kernel(self.size, **shape)
 
 
 class SincParams(FrozenModel):
@@ -112,7 +112,7 @@ OperationParams = Annotated[
 
 
 class DegradationParams(FrozenModel):
-    """One degradation; of an `either` it holds the way that was taken, in line with the rest."""
+    """The parameters of a whole chain; of an `either`, those of the chosen chain, in line."""
 
     scale: float
     """HQ size over LQ size."""

@@ -1,7 +1,8 @@
-"""Turns pixels into blurred, resized or blurred and resized ones, by the cheapest way.
+"""Blurs pixels, resizes them, or does both at once, whichever way is cheapest.
 
-A blur beside a resize is one pass along each side of the image: what the resize leaves out is never
-blurred. Costs were measured on OpenCV 5 and OpenBLAS. Knows no draws and no noise.
+A blur next to a resize can be one pass along each side of the image (why: `resize_matrix.py`).
+Where the blur is narrow, or the size hardly changes, two OpenCV calls are faster, so the cost of
+both ways is estimated first, with constants measured on OpenCV 5 and OpenBLAS.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import cv2
 import numpy as np
 
 from datagen.degradation.kernels import Filter
-from datagen.degradation.resize_matrix import Band, reflected, resize_band
+from datagen.degradation.resize_matrix import BandMatrix, reflected, resize_matrix
 from datagen.degradation.settings import Interpolation
 
 _PRODUCTS = 250_000
-"""Multiplications in one matrix product. OpenBLAS splits larger ones (from 2^18) among threads,
-and then the sums, and with them the bytes, would depend on their number."""
+"""Multiplications in one matrix product. OpenBLAS splits larger ones (from 2^18) among threads, and
+then the sums, and with them the bytes, would depend on the number of threads."""
 
 Size = tuple[int, int]
 """Width and height, pixels."""
 
 _RESIZE_COST = 2.5
-"""Milliseconds a megapixel of OpenCV's resize, about."""
+"""Of OpenCV's resize, milliseconds per megapixel, roughly."""
 
 _FLAGS: dict[Interpolation, int] = {
-    "nearest": cv2.INTER_NEAREST_EXACT,  # plain INTER_NEAREST moves the picture by half a pixel
+    "nearest": cv2.INTER_NEAREST_EXACT,  # plain INTER_NEAREST shifts the image by half a pixel
     "area": cv2.INTER_AREA,
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
@@ -39,7 +40,7 @@ def resized(pixels: np.ndarray, size: Size, mode: Interpolation) -> np.ndarray:
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
     if mode == "bicubic_antialiased":
-        return _resampled(pixels, *_bands(pixels, size, mode))
+        return _resampled(pixels, *_matrices(pixels, size, mode))
     return cv2.resize(pixels, size, interpolation=_FLAGS[mode])
 
 
@@ -47,10 +48,10 @@ def blurred_and_resized(
     pixels: np.ndarray, blur: Filter, size: Size, mode: Interpolation
 ) -> np.ndarray:
     """Blurs float32 (H, W, 3), then resizes it."""
-    vertical, horizontal = _bands(pixels, size, mode)
-    apart = pixels.shape[0] * pixels.shape[1] / 1e6 * (blur.cost + _RESIZE_COST)
+    vertical, horizontal = _matrices(pixels, size, mode)
+    two_calls = pixels.shape[0] * pixels.shape[1] / 1e6 * (blur.cost + _RESIZE_COST)
     taps = vertical.taps + blur.size - 1
-    if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
+    if _cost(pixels, size, terms=blur.terms, taps=taps) >= two_calls:
         return resized(blur.apply(pixels), size, mode)
     return _resampled(pixels, vertical.after_blur(blur.columns), horizontal.after_blur(blur.rows))
 
@@ -59,21 +60,21 @@ def resized_and_blurred(
     pixels: np.ndarray, size: Size, mode: Interpolation, blur: Filter
 ) -> np.ndarray:
     """Resizes float32 (H, W, 3), then blurs it."""
-    vertical, horizontal = _bands(pixels, size, mode)
-    apart = size[0] * size[1] / 1e6 * (blur.cost + _RESIZE_COST)
+    vertical, horizontal = _matrices(pixels, size, mode)
+    two_calls = size[0] * size[1] / 1e6 * (blur.cost + _RESIZE_COST)
     taps = vertical.taps + math.ceil((blur.size - 1) * pixels.shape[0] / size[1])
-    if _cost(pixels, size, terms=blur.terms, taps=taps) >= apart:
+    if _cost(pixels, size, terms=blur.terms, taps=taps) >= two_calls:
         return blur.apply(resized(pixels, size, mode))
     return _resampled(pixels, vertical.before_blur(blur.columns), horizontal.before_blur(blur.rows))
 
 
-def _bands(pixels: np.ndarray, size: Size, mode: Interpolation) -> tuple[Band, Band]:
-    vertical = resize_band(pixels.shape[0], size[1], mode)
-    return vertical, resize_band(pixels.shape[1], size[0], mode)
+def _matrices(pixels: np.ndarray, size: Size, mode: Interpolation) -> tuple[BandMatrix, BandMatrix]:
+    vertical = resize_matrix(pixels.shape[0], size[1], mode)
+    return vertical, resize_matrix(pixels.shape[1], size[0], mode)
 
 
 def _cost(pixels: np.ndarray, size: Size, *, terms: int, taps: int) -> float:
-    """Milliseconds of `_resampled`, about, with this many terms and taps along each side."""
+    """Milliseconds of `_resampled`, roughly, with this many terms and taps along each side."""
     step = pixels.shape[0] / size[1]
     end = size[0] * size[1] / 1e6
     halfway = end * step
@@ -83,44 +84,44 @@ def _cost(pixels: np.ndarray, size: Size, *, terms: int, taps: int) -> float:
 
 
 def _block_rows(step: float, taps: int, stacked: int) -> int:
-    """Outputs of one matrix product, of this many terms on top of each other.
+    """Rows of one dense matrix product, with this many terms stacked.
 
-    More of them share their inputs, but leave more zeros.
+    More rows share more inputs, but the matrix then has more zeros.
     """
     fewest = 8 if stacked == 1 else 4
     return int(min(max(taps / step, fewest), max(64 // stacked, fewest), 16))
 
 
-def _resampled(pixels: np.ndarray, vertical: Band, horizontal: Band) -> np.ndarray:
-    """Applies the maps to float32 (H, W, 3), summed over their terms; float32 (h, w, 3).
+def _resampled(pixels: np.ndarray, vertical: BandMatrix, horizontal: BandMatrix) -> np.ndarray:
+    """Applies the matrices to float32 (H, W, 3), summed over their terms; float32 (h, w, 3).
 
-    The side that shrinks goes first and the side that grows last: whichever leaves less to do.
+    The side that shrinks goes first and the side that grows last, so that less is left to do.
     """
     if len(vertical.starts) <= len(pixels):
         return cv2.transpose(_two_passes(pixels, vertical, horizontal))
     return _two_passes(cv2.transpose(pixels), horizontal, vertical)
 
 
-def _two_passes(pixels: np.ndarray, first: Band, second: Band) -> np.ndarray:
+def _two_passes(pixels: np.ndarray, first: BandMatrix, second: BandMatrix) -> np.ndarray:
     """`first` down the columns, `second` along the rows; the result is (columns, rows, 3)."""
     halfway = np.empty((len(first.starts), len(first.weights), pixels[0].size), np.float32)
-    _spread(first, pixels.reshape(len(pixels), -1), halfway)
+    _multiply_terms(first, pixels.reshape(len(pixels), -1), halfway)
     terms = halfway.reshape(*halfway.shape[:2], -1, 3)
     turned = [cv2.transpose(terms[:, term]) for term in range(terms.shape[1])]
     result = np.empty((len(second.starts), len(first.starts) * 3), np.float32)
-    _gather(second, [part.reshape(len(part), -1) for part in turned], result)
+    _sum_terms(second, [part.reshape(len(part), -1) for part in turned], result)
     return result.reshape(len(result), -1, 3)
 
 
-def _spread(band: Band, source: np.ndarray, results: np.ndarray) -> None:
+def _multiply_terms(band: BandMatrix, source: np.ndarray, results: np.ndarray) -> None:
     """results[:, t] = band_t source: (inputs, N) to (outputs, terms, N)."""
     for rows, inputs, matrices in _blocks(band, len(source), stacked=len(band.weights)):
-        # All terms in one product: the inputs are then read, and packed by OpenBLAS, once.
+        # All terms in one product: OpenBLAS then reads and packs the inputs once.
         matrix = matrices.transpose(1, 0, 2).reshape(-1, matrices.shape[2])
         _multiply(matrix, source[inputs], results[rows].reshape(len(matrix), -1))
 
 
-def _gather(band: Band, sources: Sequence[np.ndarray], result: np.ndarray) -> None:
+def _sum_terms(band: BandMatrix, sources: Sequence[np.ndarray], result: np.ndarray) -> None:
     """result = sum of band_t sources[t]: (inputs, N) each to (outputs, N)."""
     for rows, inputs, matrices in _blocks(band, len(sources[0]), stacked=1):
         if len(sources) == 1:
@@ -131,9 +132,9 @@ def _gather(band: Band, sources: Sequence[np.ndarray], result: np.ndarray) -> No
 
 
 def _blocks(
-    band: Band, size: int, *, stacked: int
+    band: BandMatrix, size: int, *, stacked: int
 ) -> Iterator[tuple[slice, slice | np.ndarray, np.ndarray]]:
-    """Outputs, the inputs they need, and the dense matrices (terms, outputs, inputs) between."""
+    """Output rows, the inputs they need, and dense matrices (terms, outputs, inputs) between."""
     outputs = len(band.starts)
     step = max((int(band.starts[-1]) - int(band.starts[0])) / outputs, 1e-3)
     count = _block_rows(step, band.taps, stacked)
@@ -142,14 +143,14 @@ def _blocks(
         starts = band.starts[rows]
         low, high = int(starts[0]), int(starts[-1]) + band.taps
         matrices = np.zeros((len(band.weights), len(starts), high - low), np.float32)
-        places = (starts - low)[:, None] + np.arange(band.taps)
-        matrices[:, np.arange(len(starts))[:, None], places] = band.weights[:, rows]
+        columns = (starts - low)[:, None] + np.arange(band.taps)
+        matrices[:, np.arange(len(starts))[:, None], columns] = band.weights[:, rows]
         inside = low >= 0 and high <= size
         yield rows, slice(low, high) if inside else reflected(np.arange(low, high), size), matrices
 
 
 def _multiply(matrix: np.ndarray, block: np.ndarray, result: np.ndarray) -> None:
-    """result = matrix block, in pieces too small for OpenBLAS to share among threads."""
+    """result = matrix @ block, in pieces too small for OpenBLAS to split among threads."""
     columns = max(1, min(_PRODUCTS // matrix.size, block.shape[1]))
     whole = block.shape[1] // columns * columns
     np.matmul(matrix, _pieces(block[:, :whole], columns), out=_pieces(result[:, :whole], columns))

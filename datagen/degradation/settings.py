@@ -1,6 +1,6 @@
-"""What a user may set about the degradation: the operations a chain is made of, in their order.
+"""Settings of the degradation: the operations of a chain, in their order.
 
-One small set of operations serves every chain: FlowMapSR's, Real-ESRGAN's and ELIR's. No draws.
+One small set of operations serves every chain: FlowMapSR's, Real-ESRGAN's and ELIR's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Blur(Settings):
     beta_generalized: PositiveRange = (0.5, 4.0)
     beta_plateau: PositiveRange = (1.0, 2.0)
     sinc_probability: Probability = 0.1
-    """How often a sinc takes the shape's place; its cut-off is U(pi/3, pi) in kernels narrower
+    """How often a sinc replaces the shape; its cut-off is U(pi/3, pi) in kernels narrower
     than 13 pixels and U(pi/5, pi) in wider ones."""
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Sinc(Settings):
     probability: Probability = 0.8
     kernel_size: KernelSize = (7, 21)
     omega: Angles = (math.pi / 3, math.pi)
-    """Cut-off frequency, radians a pixel."""
+    """Cut-off frequency, radians per pixel."""
 
 
 class Resize(Settings):
@@ -83,10 +83,10 @@ class Resize(Settings):
 
     kind: Literal["resize"] = "resize"
     relative_to: Literal["hq", "lq"] = "hq"
-    """What the factor multiplies: the size of the HQ, or that which `downscale` will make."""
+    """What the factor multiplies: the size of the HQ, or the size that `downscale` will make."""
     up_probability: Probability = 0.2
     down_probability: Probability = 0.7
-    """The rest keeps the size the factor is relative to."""
+    """In the remaining cases the size is kept."""
     factor: PositiveRange = (0.15, 1.5)
     """Down draws from U(lowest, 1), up from U(1, highest)."""
     modes: Modes = ("area", "bilinear", "bicubic")
@@ -120,11 +120,11 @@ class Noise(Settings):
 
 
 class Mask(Settings):
-    """Blackens pixels chosen at random, all channels together: what inpainting has to fill."""
+    """Blackens random pixels, all channels together: what inpainting has to fill."""
 
     kind: Literal["mask"] = "mask"
     fraction: Annotated[tuple[Probability, Probability], AfterValidator(ordered)] = (0.9, 0.9)
-    """Exactly this part of the pixels (rounded down) is lost."""
+    """Exactly this fraction of the pixels (rounded down) is lost."""
 
 
 class Jpeg(Settings):
@@ -136,14 +136,14 @@ class Jpeg(Settings):
 
 
 class ResizeBack(Settings):
-    """Enlarges the LQ, first rounded to 8 bits, to exactly the HQ size: the two are registered."""
+    """Rounds the LQ to 8 bits and enlarges it to exactly the HQ size, registered with it."""
 
     kind: Literal["resize_back"] = "resize_back"
     modes: Modes = _PLAIN_MODES
 
 
 class Chain(Settings):
-    """One of the ways an `either` may go."""
+    """One alternative of an `either`."""
 
     weight: float = Field(1.0, gt=0)
     """Relative frequency of this chain."""
@@ -151,7 +151,7 @@ class Chain(Settings):
 
 
 class Either(Settings):
-    """Goes one of several ways."""
+    """Runs one of several chains."""
 
     kind: Literal["either"] = "either"
     chains: tuple[Chain, ...] = Field(min_length=2)
@@ -183,7 +183,7 @@ class DegradationSettings(Settings):
             if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
                 raise ValueError(
                     "operations needs exactly one 'downscale' and one 'resize_back' "
-                    f"whichever way it goes, not: {', '.join(kinds) or 'none'}"
+                    f"in every alternative, not: {', '.join(kinds) or 'none'}"
                 )
             if kinds.index("downscale") > kinds.index("resize_back"):
                 raise ValueError("'downscale' must come before 'resize_back'")
@@ -193,12 +193,12 @@ class DegradationSettings(Settings):
 
 
 def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
-    """The kinds of operations met in order, for each way the chain can go."""
+    """The kinds of operations in order, for each path through the chain."""
     options: list[list[list[str]]] = [
-        [way for branch in operation.chains for way in paths(branch.operations)]
+        [path for branch in operation.chains for path in paths(branch.operations)]
         if isinstance(operation, Either)
         else [[operation.kind]]
         for operation in operations
     ]
-    for ways in product(*options):
-        yield [kind for way in ways for kind in way]
+    for choice in product(*options):
+        yield [kind for path in choice for kind in path]

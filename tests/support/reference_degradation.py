@@ -1,7 +1,7 @@
-"""Turns an image and drawn parameters into an LQ the plain way, as the yardstick of the benchmark.
+"""Turns an image and drawn parameters into an LQ in the plain way, the baseline of the benchmark.
 
 Two paths of the Real-ESRGAN pipeline written for clarity, not speed: NumPy with OpenCV, and torch
-with a differentiable JPEG. They take the draws of `datagen.degradation.draw`, so all
+with a differentiable JPEG. They take the parameters that `datagen.degradation.draw` draws, so all
 do the same work.
 """
 
@@ -152,7 +152,7 @@ def _torch_poisson(operation: PoissonNoiseParams, image: Tensor) -> Tensor:
     return (torch.poisson(rounded * vals) / vals - rounded) * operation.scale
 
 
-# Annex K of ITU-T T.81: quantisation of luma and chroma at quality 50.
+# Annex K of ITU-T T.81: quantization of luma and chroma at quality 50.
 _LUMA_TABLE = torch.tensor(
     [[16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
      [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
@@ -176,15 +176,15 @@ def differentiable_jpeg(image: Tensor, quality: int) -> Tensor:
     padded = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
     ycbcr = torch.einsum("ij,bjhw->bihw", _YCBCR, padded * 255)
     factor = (5000 / quality if quality < 50 else 200 - 2 * quality) / 100
-    luma = _quantised(ycbcr[:, :1] - 128, _LUMA_TABLE * factor) + 128
-    chroma = _quantised(F.avg_pool2d(ycbcr[:, 1:], 2), _CHROMA_TABLE * factor)
+    luma = _quantized(ycbcr[:, :1] - 128, _LUMA_TABLE * factor) + 128
+    chroma = _quantized(F.avg_pool2d(ycbcr[:, 1:], 2), _CHROMA_TABLE * factor)
     chroma = F.interpolate(chroma, scale_factor=2, mode="nearest")
     back = torch.cat([luma, chroma], dim=1)
     rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_YCBCR), back)
     return (rgb / 255).clamp(0, 1)[..., :height, :width]
 
 
-def _quantised(planes: Tensor, table: Tensor) -> Tensor:
+def _quantized(planes: Tensor, table: Tensor) -> Tensor:
     batch, channels, height, width = planes.shape
     blocks = planes.reshape(batch, channels, height // 8, 8, width // 8, 8)
     coefficients = torch.einsum("vy,ux,bcryqx->bcrqvu", _DCT, _DCT, blocks) / table

@@ -1,4 +1,4 @@
-"""The chain: what is drawn follows the settings, and applying it holds no chance and no shift."""
+"""The chain: applying it is deterministic, equals the same steps by hand, and shifts nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _settings(name: str) -> DegradationSettings:
 def test_a_draw_survives_json_and_decides_every_pixel(name: str, photo: Any) -> None:
     hq = photo(3, width=128, height=96)
     rng = np.random.default_rng(1)
-    for _ in range(20):
+    for _ in range(8):
         drawn = draw_degradation(_settings(name), rng)
         again = DegradationParams.model_validate(json.loads(drawn.model_dump_json()))
         assert again == drawn
@@ -59,7 +59,7 @@ def test_a_draw_survives_json_and_decides_every_pixel(name: str, photo: Any) -> 
 
 
 def _by_hand(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
-    """The chain step by step in float64, each step as plain as it can be written."""
+    """The chain step by step in float64, each step written as plainly as possible."""
     pixels, height, width = hq.astype(np.float64), hq.shape[0], hq.shape[1]
     for operation in drawn.operations:
         match operation:
@@ -113,10 +113,10 @@ def _jpeg_by_pillow(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ("demo", *_RECIPES))
 def test_chains_equal_the_same_steps_by_hand(name: str, photo: Any) -> None:
-    """Up to what rounding to 8 bits makes of differences far below a level."""
+    """Except for what rounding to 8 bits makes of differences far below a level."""
     hq = photo(7, width=104, height=88)
     rng = np.random.default_rng(2)
-    for _ in range(25):
+    for _ in range(12):
         drawn = draw_degradation(_settings(name), rng)
         # Shot noise jumps with the number of levels, which a difference of 1e-4 may change.
         kept = [item for item in drawn.operations if not isinstance(item, PoissonNoiseParams)]
@@ -135,7 +135,7 @@ def test_jpeg_is_that_of_pillow(quality: int, photo: Any) -> None:
 
 @pytest.mark.parametrize("relative_to,factor,size", [("hq", 0.33, (32, 42)), ("lq", 1.2, (29, 38))])
 def test_resize_goes_to_an_explicit_size(relative_to: Any, factor: float, size: Any) -> None:
-    """96 x 128 times 0.33, or over 4 times 1.2, each rounded once: seen by what noise fits."""
+    """96 x 128 times 0.33, or over 4 times 1.2, each rounded once."""
     hq = np.full((96, 128, 3), 120, np.uint8)
     operations: list[OperationParams] = [
         ResizeParams(relative_to=relative_to, factor=factor, mode="area"),
@@ -186,11 +186,16 @@ def test_small_image_is_the_chain_before_the_resize_back(photo: Any) -> None:
     assert np.allclose(degrade(hq, drawn), np.clip(enlarged / 255, 0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("down", ["nearest", "area", "bilinear", "bicubic"])
-@pytest.mark.parametrize("up", ["nearest", "area", "bilinear", "bicubic"])
-@pytest.mark.parametrize("scale", [1.5, 3.7, 7.9, 16.0])
+@pytest.mark.parametrize(
+    "down,up",
+    [
+        *[(mode, "bicubic") for mode in ("nearest", "area", "bilinear", "bicubic")],
+        *[("area", mode) for mode in ("nearest", "area", "bilinear")],
+    ],
+)
+@pytest.mark.parametrize("scale", [1.5, 3.7, 16.0])
 def test_lq_is_registered(down: Any, up: Any, scale: float) -> None:
-    """The centre of mass of a blob stays, up to the half pixel nearest cannot represent."""
+    """The center of mass of a blob stays, up to the half pixel that nearest cannot represent."""
     y, x = np.mgrid[:256, :256]
     blob = np.exp(-((x - 127.3) ** 2 + (y - 100.2) ** 2) / (2 * 30.0**2)).astype(np.float32)
     operations = (DownscaleParams(mode=down), ResizeBackParams(mode=up))
@@ -209,8 +214,8 @@ def test_scale_one_without_operations_is_the_image(photo: Any) -> None:
     assert np.array_equal(degrade_small(hq, drawn), hq)
 
 
-def test_tiny_images_survive(photo: Any) -> None:
+def test_tiny_images_can_be_degraded(photo: Any) -> None:
     rng = np.random.default_rng(2)
-    for _ in range(40):
+    for _ in range(20):
         drawn = draw_degradation(DegradationSettings(), rng)
         assert np.isfinite(degrade(photo(1, width=9, height=8), drawn)).all()

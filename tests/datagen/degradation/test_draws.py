@@ -95,7 +95,7 @@ def test_scale_of_the_negative(bounds: tuple[float, float], lowest: float) -> No
     _assert_uniform(shares, 0, 1)
 
 
-def test_a_task_without_scale_has_a_negative_without() -> None:
+def test_at_scale_one_the_negative_has_scale_one() -> None:
     settings = DegradationSettings(scale=(1, 1))
     assert draw_negative(settings, np.random.default_rng(0), lq_scale=1).scale == 1
 
@@ -108,11 +108,11 @@ def test_kernel_kinds_and_sizes(blurs: list[BlurParams | SincParams]) -> None:
 
 def test_sigma_and_angle(blurs: list[BlurParams | SincParams]) -> None:
     _assert_uniform([blur.sigma_x for blur in _plain(blurs)], 0.2, 3)
-    turned = [blur for blur in _plain(blurs) if blur.shape.endswith("aniso")]
-    _assert_uniform([blur.sigma_y for blur in turned], 0.2, 3)
-    _assert_uniform([blur.theta for blur in turned], -math.pi, math.pi)
+    rotated = [blur for blur in _plain(blurs) if blur.shape.endswith("aniso")]
+    _assert_uniform([blur.sigma_y for blur in rotated], 0.2, 3)
+    _assert_uniform([blur.theta for blur in rotated], -math.pi, math.pi)
     assert (
-        abs(stats.spearmanr(*zip(*((b.sigma_x, b.sigma_y) for b in turned), strict=True))[0]) < 0.1
+        abs(stats.spearmanr(*zip(*((b.sigma_x, b.sigma_y) for b in rotated), strict=True))[0]) < 0.1
     )
     for blur in _plain(blurs):
         assert blur.shape.endswith("aniso") or (blur.sigma_x == blur.sigma_y and blur.theta == 0)
@@ -157,7 +157,7 @@ def _variance(kernel: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("operation", [Blur(probability=0.3), Sinc(probability=0.3)])
-def test_probability_to_act(operation: Blur | Sinc) -> None:
+def test_probability_of_an_operation(operation: Blur | Sinc) -> None:
     skipped = [isinstance(drawn, SkippedOperation) for drawn in _draws(operation)]
     _assert_frequencies(skipped, {True: 0.7, False: 0.3})
 
@@ -225,15 +225,15 @@ def test_either_is_in_line_with_the_rest() -> None:
     )
     rng = np.random.default_rng(0)
     drawn = [draw_degradation(settings, rng) for _ in range(_COUNT)]
-    ways = [" ".join(item.kind for item in one.operations) for one in drawn]
+    paths = [" ".join(item.kind for item in one.operations) for one in drawn]
     _assert_frequencies(
-        ways, {"sinc downscale jpeg resize_back": 3, "sinc jpeg mask downscale resize_back": 1}
+        paths, {"sinc downscale jpeg resize_back": 3, "sinc jpeg mask downscale resize_back": 1}
     )
     assert DegradationParams.model_validate_json(drawn[0].model_dump_json()) == drawn[0]
 
 
-def test_operations_are_drawn_apart() -> None:
-    """No operation's strength tells of another's: the draws of a chain are independent."""
+def test_operations_are_drawn_independently() -> None:
+    """The strengths of the operations of a chain are independent."""
     settings = DegradationSettings(
         operations=(
             Mask(fraction=(0, 1)),
@@ -254,7 +254,7 @@ def test_operations_are_drawn_apart() -> None:
 
 
 def test_second_order_of_real_esrgan() -> None:
-    """The published chain: both orders, and the coin over what comes last before the way back."""
+    """The published chain: both orders, and the coin over the last step before the resize back."""
     recipe = dataset_recipe("realesrgan", {"sources": ["photos"], "output": "dataset"})
     rng = np.random.default_rng(0)
     drawn: list[Any] = [draw_degradation(recipe.degradation, rng) for _ in range(_COUNT)]

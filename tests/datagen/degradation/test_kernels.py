@@ -1,4 +1,4 @@
-"""Kernels against their formulas spelled out, the fast filters against the plain sum of taps."""
+"""Kernels against their formulas, fast filters against the plain sum of taps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _mahalanobis(x: float, y: float, sigma_x: float, sigma_y: float, theta: floa
 @pytest.mark.parametrize("size,sigma_x,sigma_y,theta", [(7, 0.4, 2, 0.3), (21, 3, 1.2, -2.1)])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.3])
 def test_formulas(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float) -> None:
-    form = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": theta}
+    shape = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": theta}
 
     def distance(x: float, y: float) -> float:
         return _mahalanobis(x, y, sigma_x, sigma_y, theta)
@@ -39,9 +39,11 @@ def test_formulas(size: int, sigma_x: float, sigma_y: float, theta: float, beta:
     gaussian = _by_hand(size, lambda x, y: math.exp(-distance(x, y) / 2))
     generalized = _by_hand(size, lambda x, y: math.exp(-(distance(x, y) ** beta) / 2))
     plateau = _by_hand(size, lambda x, y: 1 / (distance(x, y) ** beta + 1))
-    assert np.allclose(kernels.gaussian_kernel(size, **form), gaussian, atol=1e-12)
-    assert np.allclose(kernels.generalized_kernel(size, beta=beta, **form), generalized, atol=1e-12)
-    assert np.allclose(kernels.plateau_kernel(size, beta=beta, **form), plateau, atol=1e-12)
+    assert np.allclose(kernels.gaussian_kernel(size, **shape), gaussian, atol=1e-12)
+    assert np.allclose(
+        kernels.generalized_kernel(size, beta=beta, **shape), generalized, atol=1e-12
+    )
+    assert np.allclose(kernels.plateau_kernel(size, beta=beta, **shape), plateau, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [7, 21, 41])
@@ -64,12 +66,12 @@ def _drawn_kernels() -> list[np.ndarray]:
     for size in range(7, 23, 2):
         for largest in (1.0, 3.0):
             sigma_x, sigma_y = rng.uniform(0.2, largest, 2)
-            form = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": rng.uniform(-3, 3)}
+            shape = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": rng.uniform(-3, 3)}
             found += [
                 kernels.gaussian_kernel(size, sigma_x=sigma_x, sigma_y=sigma_x),
-                kernels.gaussian_kernel(size, **form),
-                kernels.generalized_kernel(size, beta=rng.uniform(0.5, 4), **form),
-                kernels.plateau_kernel(size, beta=rng.uniform(1, 2), **form),
+                kernels.gaussian_kernel(size, **shape),
+                kernels.generalized_kernel(size, beta=rng.uniform(0.5, 4), **shape),
+                kernels.plateau_kernel(size, beta=rng.uniform(1, 2), **shape),
                 kernels.sinc_kernel(size, omega=rng.uniform(1, 3)),
             ]
     return found
@@ -85,7 +87,7 @@ def test_fast_filters_equal_the_sum_of_taps() -> None:
         assert np.abs(blurred - expected).max() < 0.03  # TOLERANCE of 255 levels
 
 
-def test_every_way_to_filter_is_taken() -> None:
+def test_every_way_to_filter_is_used() -> None:
     """Term by term, tap by tap, in halves, by DFT: all four are compared above."""
     ways = set()
     for kernel in _drawn_kernels():

@@ -74,12 +74,12 @@ def test_black_has_no_shot_noise() -> None:
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.9, 1.0, 0.333])
-def test_mask_loses_exactly_its_part_anywhere(lost: float) -> None:
+def test_mask_drops_exactly_its_fraction_anywhere(lost: float) -> None:
     masks = np.stack([kept_pixels((20, 31), lost=lost, seed=seed) for seed in range(400)])
     assert masks.shape == (400, 20, 31, 1) and set(np.unique(masks)) <= {0, 1}
     assert np.all((masks == 0).sum(axis=(1, 2, 3)) == int(lost * 620))
     if 0 < lost < 1:
-        often = masks.sum(axis=0).ravel()  # binomial at each place, 400 (1 - lost) on average
+        often = masks.sum(axis=0).ravel()  # binomial at each pixel, 400 (1 - lost) on average
         spread = 400 * lost * (1 - lost)
         assert 0.8 < np.var(often) / spread < 1.25
         assert np.abs(often - often.mean()).max() < 5 * np.sqrt(spread)
@@ -93,7 +93,7 @@ def test_rounding_saturates_and_takes_halves_to_even() -> None:
     assert np.array_equal(clipped(levels.copy()), np.clip(levels, 0, 255))
 
 
-def test_a_seed_is_one_noise() -> None:
+def test_equal_seeds_give_equal_noise() -> None:
     pixels = np.random.default_rng(0).random(_SHAPE, dtype=np.float32) * 255
     results = []
     for threads in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""What a recipe may ask of the degradation, and what is refused."""
+"""Which chains of operations a recipe may have, and which are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_paths() -> None:
             ]
         }
     )
-    found = [" ".join(way) for way in paths(settings.operations)]
+    found = [" ".join(path) for path in paths(settings.operations)]
     assert found == [
         "jpeg downscale resize_back",
         "jpeg jpeg downscale resize_back",
