@@ -1,5 +1,4 @@
-"""The training loop: batches to optimiser steps, checkpoints and metrics. Knows no method and no
-launcher."""
+"""The training loop: batches to optimizer steps, checkpoints and metrics, for any trainer."""
 
 from __future__ import annotations
 
@@ -7,12 +6,13 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
@@ -22,8 +22,6 @@ from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch, LatentLoader
 from training.data.schedule import Position, seeded
 from training.data.skipped import Skipped, SkippedList
-from training.flowmap.objective import Losses
-from training.flowmap.time_maps import empty_map
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb
 from training.monitoring.mfu import Effort
@@ -35,9 +33,9 @@ from training.run_dir.records import StageProgress
 from training.run_dir.starts import Attempt
 from training.settings.stage import StageSettings
 from training.tracking.events import Tags
-from training.tracking.pictures import Pictures
+from training.tracking.pictures import write_pictures
 from training.tracking.tracker import Tracker
-from training.trainer import ERROR_METRICS, Trainer
+from training.trainer import Losses, StepTerms, Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
@@ -60,8 +58,8 @@ class Loop:
     home: Path
     """The stage's folder."""
     image_every_steps: int
-    pictures: Pictures | None
-    """None on workers that need not draw."""
+    pictures: Callable[[], Mapping[str, Image.Image]]
+    """Renders the pictures of the model as it is; every worker must call it."""
     tracker: Tracker | None
     """None on all workers but the first."""
     stop_requested: Callable[[], bool]
@@ -96,16 +94,15 @@ class Loop:
 
     def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
-        names = self.trainer.metrics
-        over_times = empty_map(self.device)
+        names = self.trainer.terms
         if self.attempt is not None and self.tracker is not None:
             passed_over = self.checkpoints.passed_over
             for event in self.attempt.begin(position.step, passed_over=passed_over):
                 self.tracker.write(event)
         if position.step == 0:
-            self._draw(0, over_times)  # to compare with, and where MLflow's slider stands at first
+            self._draw(0)  # to compare with; MLflow's slider starts there
             self.clock.mark("pictures")
-        meter = Meter(names)
+        meter = Meter(self.trainer.headline)
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
@@ -115,24 +112,23 @@ class Loop:
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 skipped += self.skipped.new_ones(batch.skipped)
-                with self.effort.micro_step(self.trainer.work(step), batch):
+                with self.effort.micro_step(self.trainer.step_kind(step), batch):
                     losses = self._micro_step(batch, step)
                 self.watchdog.alive(f"step {step}, micro step {batch.micro.index}")
                 if batch.micro.weight:
                     keys += batch.keys
-                    sums += losses.sums
-                    over_times += losses.over_times
+                    sums += losses.stacked(names)
                 if batch.micro.is_last:
                     position = batch.position
-            stopping, skipping = self._share(sums, self.stop_requested(), bool(skipped))
-            self._check_loss(sums, step, keys)
+            terms, (stopping, skipping) = self._reduce(sums, self.stop_requested(), bool(skipped))
+            self._check_loss(terms, step, keys)
             if skipping:
                 self._note(skipped)
             self.effort.end_step()
-            self.trainer.end_step(sums, step=step)
+            self.trainer.end_step(terms, step=step)
             if FIRST_STEP not in self.clock.seconds:
                 self._report_start(position.step)
-            meter.add(sums, images=position.images_seen - seen)
+            meter.add(terms, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every_steps == 0:
                 # The one before may still be on its way to a slow or busy storage.
@@ -144,7 +140,7 @@ class Loop:
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position.step, last)
             if position.step % self.image_every_steps == 0 or self.finished(position):
-                self._draw(position.step, over_times)
+                self._draw(position.step)
                 self.watchdog.alive(f"the pictures of step {position.step}")
         batches.close()
         return position
@@ -162,14 +158,15 @@ class Loop:
         with memory_explained(self.settings, batch):
             return self.trainer.micro_step(batch, generator, step=step)
 
-    def _share(self, sums: Tensor, *flags: bool) -> list[bool]:
-        """Adds the sums of all workers in place; whether any of them raised each flag."""
-        raised = sums.new_tensor(flags)
-        message = torch.cat([sums.flatten(), raised])
+    def _reduce(self, sums: Tensor, *flags: bool) -> tuple[StepTerms, list[bool]]:
+        """Terms over all workers, and whether any of these raised each flag, by one all-reduce."""
+        message = torch.cat([sums.flatten(), sums.new_tensor(flags)])
         dist.all_reduce(message)
-        sums.copy_(message[: sums.numel()].view_as(sums))
-        counts: list[float] = message[sums.numel() :].tolist()
-        return [count > 0 for count in counts]
+        values: list[float] = message.tolist()
+        split = sums.numel()
+        pairs = zip(values[:split:2], values[1:split:2], strict=True)
+        terms = dict(zip(self.trainer.terms, pairs, strict=True))
+        return terms, [count > 0 for count in values[split:]]
 
     def _note(self, skipped: list[Skipped]) -> None:
         """Puts what the workers skipped on every worker's list; all stop when it is too long."""
@@ -177,10 +174,10 @@ class Loop:
         dist.all_gather_object(gathered, skipped)
         self.skipped.add(itertools.chain(*gathered), write=self.loader.rank == 0)
 
-    def _check_loss(self, sums: Tensor, step: int, keys: list[str]) -> None:
+    def _check_loss(self, terms: StepTerms, step: int, keys: list[str]) -> None:
         """Stops every worker when loss or gradient is not finite, or the loss explodes, before it
         can reach a checkpoint; the keys of all workers' samples are saved first."""
-        problem = self._problem(sums)
+        problem = self._problem(terms)
         if problem is None:
             return
         self.checkpoints.drain()
@@ -200,13 +197,13 @@ class Loop:
             "samples with 'flowmapsr dataset inspect'"
         )
 
-    def _problem(self, sums: Tensor) -> str | None:
-        if not sums.isfinite().all():
+    def _problem(self, terms: StepTerms) -> str | None:
+        if not all(math.isfinite(total) for total, _ in terms.values()):
             return "the loss is not finite"
         if not math.isfinite(self.trainer.gradient_norm):
             return "the gradient is not finite"
-        rows = [self.trainer.metrics.index(name) for name in ERROR_METRICS]
-        total, count = sums[rows].sum(dim=0).tolist()
+        guarded = [terms[name] for name in self.trainer.guarded]
+        total, count = (sum(parts) for parts in zip(*guarded, strict=True))
         if count == 0 or not self.guard.explodes(total / count):
             return None
         return (
@@ -239,7 +236,7 @@ class Loop:
         if self.tracker is None:
             return
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics() | self.trainer.report(step - 1) | self.effort.metrics()
+            metrics = meter.metrics() | self.trainer.metrics(step - 1) | self.effort.metrics()
             metrics["perf/memory_gb"] = memory_gb(self.device)
             metrics["data/skipped_samples"] = float(self.skipped.samples)
             metrics |= self.checkpoints.metrics()
@@ -249,25 +246,24 @@ class Loop:
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
             self._write_progress(meter, step)
 
-    def _draw(self, step: int, over_times: Tensor) -> None:
-        """Draws with what all workers have seen since the last pictures, and forgets it."""
-        dist.all_reduce(over_times)
-        with self.trainer.averaged():
-            drawn = [] if self.pictures is None else self.pictures.draw(step, over_times)
-        for picture in drawn:
-            if self.tracker is not None:
+    def _draw(self, step: int) -> None:
+        """Pictures of the model that the stage would end with now."""
+        with self.trainer.ema_weights():
+            images = self.pictures()
+        if self.tracker is not None:
+            for picture in write_pictures(self.home / "images", step, images):
                 self.tracker.write(picture)
-        over_times.zero_()
 
     def _write_progress(self, meter: Meter, step: int) -> None:
         newest = self.checkpoints.newest
-        images_per_second, loss = meter.speed_and_loss()
+        images_per_second, value = meter.speed_and_headline()
         progress = StageProgress(
             stage=self.settings.name,
             step=step,
             steps=self.settings.steps,
             images_per_second=images_per_second,
-            loss=loss,
+            headline=self.trainer.headline,
+            headline_value=value,
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,

@@ -28,6 +28,8 @@ from training.run_dir.paths import StopSignal, write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
 from training.stage import launched_as, run_stage
+from training.system_protocol import SystemOf
+from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
 
 
@@ -37,18 +39,25 @@ def run_stages(
     stop_requested: Callable[[], bool],
     clock: StartClock,
     stalled: Callable[[str], None] | None = None,
+    system_of: SystemOf = default_system_of,
 ) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first.
 
     Args:
         clock: of the start of these workers.
-        stalled: hears why, before this process is ended because nothing moves any more.
+        stalled: called with the reason before the watchdog ends this process.
+        system_of: the system of the recipe's kind of model.
     """
     clock.mark("imports")
     records = []
     for stage in recipe.stages:
         record = run_stage(
-            recipe, stage.name, stop_requested=stop_requested, clock=clock, stalled=stalled
+            recipe,
+            stage.name,
+            stop_requested=stop_requested,
+            clock=clock,
+            stalled=stalled,
+            system_of=system_of,
         )
         if record is None:
             return None
@@ -58,7 +67,7 @@ def run_stages(
 
 
 def _train_first(
-    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool
+    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool, system_of: SystemOf
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
@@ -73,7 +82,11 @@ def _train_first(
         clock = StartClock.of_process()
         with parent_run(recipe) as parent:
             return run_stages(
-                recipe, stop_requested=stop_requested, clock=clock, stalled=parent.stalled
+                recipe,
+                stop_requested=stop_requested,
+                clock=clock,
+                stalled=parent.stalled,
+                system_of=system_of,
             )
 
 
@@ -87,7 +100,15 @@ def _end_if_lost(lock: RunLock) -> None:
         os._exit(1)
 
 
-def main() -> int:
+def main(
+    recipe_type: type[TrainingRecipe] = TrainingRecipe, system_of: SystemOf = default_system_of
+) -> int:
+    """The command line.
+
+    Args:
+        recipe_type: reads the recipe; for a system outside this package, with its own settings.
+        system_of: the system of a kind of model.
+    """
     parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__)
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by `deepspeed`
@@ -98,7 +119,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
     try:
-        recipe = TrainingRecipe.model_validate(yaml.safe_load(arguments.recipe.read_text()))
+        recipe = recipe_type.model_validate(yaml.safe_load(arguments.recipe.read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
@@ -106,9 +127,14 @@ def main() -> int:
         stop = StopSignal(Path(recipe.output))
         stop.listen()
         if launched_as()[0] == 0:
-            records = _train_first(recipe, stop, take_over=arguments.take_over)
+            records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
         else:
-            records = run_stages(recipe, stop_requested=stop, clock=StartClock.of_process())
+            records = run_stages(
+                recipe,
+                stop_requested=stop,
+                clock=StartClock.of_process(),
+                system_of=system_of,
+            )
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

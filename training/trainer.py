@@ -1,44 +1,121 @@
-"""One step of a stage's networks, behind one interface: what the loop calls, whatever the method.
+"""One step of a stage's networks behind one interface: what the loop calls for any kind of model.
 
-Knows engines and objectives; knows no loader, no tracker and no files.
+A system (`training/system_protocol.py`) brings an objective, or a trainer of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.checkpoints.reader import SavedState
 from training.checkpoints.records import Share
 from training.data.loader import Batch
 from training.engine.engine import Engine
-from training.flowmap.objective import LOSS_NAMES, Losses, TrainedModel
 from training.settings.stage import StageSettings
 
-Objective = Callable[[TrainedModel, Batch, torch.Generator], Losses]
-"""A batch to the losses of a model; all its draws come from the generator."""
 MODEL = "model"
 """Name of the network in a checkpoint."""
-LOSS_METRICS = tuple(f"loss/{name}" for name in LOSS_NAMES)
-ERROR_METRICS = ("loss/fm", "loss/sd")
-"""The squared errors among them, before weighting."""
+
+StepTerms = Mapping[str, tuple[float, float]]
+"""A step's terms over all micro batches and workers, by name: the sum over samples, and how many
+samples it has."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reported part of a loss, kept as a sum and a count: adding them over micro batches and
+    workers gives exact means, also where one of these had no sample."""
+
+    sum: Tensor
+    """Scalar without gradient."""
+    count: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> Term:
+        """The term of single samples' values (n,); n may be 0."""
+        return cls(values.detach().sum(), len(values))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss to minimize, and what is reported of it."""
+
+    total: Tensor
+    """Scalar with gradient."""
+    terms: Mapping[str, Term]
+    """By the names that MLflow shows, `loss/...`."""
+
+    def stacked(self, names: Sequence[str]) -> Tensor:
+        """Sums and counts (len(names), 2), float64, so that one all-reduce carries all of them.
+
+        Args:
+            names: of all terms of the stage; one that is missing here counts no sample.
+        """
+        unknown = self.terms.keys() - set(names)
+        assert not unknown, f"terms that the objective does not name: {sorted(unknown)}"
+        none = Term(torch.zeros_like(self.total.detach()), 0)
+        terms = [self.terms.get(name, none) for name in names]
+        sums = torch.stack([term.sum for term in terms]).double()
+        counts = torch.tensor([term.count for term in terms], dtype=torch.float64)
+        return torch.stack([sums, counts.to(sums.device, non_blocking=True)], dim=1)
+
+
+class Objective(Protocol):
+    """A batch to the losses of a model."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of all terms that it may report, in a fixed order."""
+
+    @property
+    def headline(self) -> str:
+        """The term that progress shows; it has samples at every step."""
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Terms that are never negative, whose common mean must not explode (`LossGuard`)."""
+
+    def __call__(self, model: Any, batch: Batch, generator: torch.Generator) -> Losses:
+        """The loss of one micro batch; all its random numbers come from `generator`."""
+
+
+class StageModel(nn.Module):
+    """Everything that a stage optimizes, and among it the network that the stage is for."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, objective: Objective, batch: Batch, generator: torch.Generator) -> Losses:
+        """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
+        return objective(self, batch, generator)
 
 
 class Trainer(Protocol):
     """The networks of one stage on one worker."""
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the rows of a step's sums; the first has samples at every step, and is shown."""
+    def terms(self) -> tuple[str, ...]:
+        """Names of a step's terms, in a fixed order, the same at every step."""
 
     @property
-    def model(self) -> TrainedModel:
-        """The network of the stage, as it is at the moment."""
+    def headline(self) -> str:
+        """The term that progress shows; it has samples at every step."""
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """The terms that the loss guard watches."""
+
+    @property
+    def model(self) -> StageModel:
+        """What the stage trains, with its current weights."""
 
     @property
     def gradient_norm(self) -> float:
@@ -48,23 +125,23 @@ class Trainer(Protocol):
     def converged(self) -> bool:
         """Whether the stage may end before its last step."""
 
-    def work(self, step: int) -> str:
-        """What a step does: those that answer alike cost alike."""
+    def step_kind(self, step: int) -> str:
+        """What a step does: steps of one kind cost alike."""
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
-        """Trains on a micro batch; the last one of a step updates. `sums` are (len(metrics), 2)."""
+        """Trains on a micro batch; the last one of a step updates the weights."""
 
-    def end_step(self, sums: Tensor, *, step: int) -> None:
-        """Hears a step's sums over all micro batches and workers."""
+    def end_step(self, terms: StepTerms, *, step: int) -> None:
+        """Receives the step's terms, summed over micro batches and workers."""
 
-    def report(self, step: int) -> dict[str, float]:
-        """Rates and gradient norms of the step that ended last."""
+    def metrics(self, step: int) -> dict[str, float]:
+        """Learning rates and gradient norms of `step`, which was the last one."""
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Inside it the network has the weights that the stage would end with now: their moving
         averages where `ema_decay` is set, else its own. Every worker must enter."""
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_parameters(self) -> AbstractContextManager[None]:
         """Inside it the network's parameters are whole on this worker; every worker must enter."""
 
     def snapshot(self) -> Share:
@@ -74,29 +151,30 @@ class Trainer(Protocol):
         """Puts back what all workers' `snapshot` gave; every worker must call it."""
 
     def close(self) -> None:
-        """Lets the networks' memory go."""
+        """Releases the networks' memory."""
 
 
 class ObjectiveTrainer:
-    """One engine that minimises one objective."""
+    """One engine that minimizes one objective."""
 
-    metrics = LOSS_METRICS
     converged = False
 
     def __init__(self, engine: Engine, objective: Objective, settings: StageSettings) -> None:
+        assert isinstance(engine.module, StageModel)
         self.engine = engine
+        self.model = engine.module
         self.objective = objective
         self.settings = settings
-
-    @property
-    def model(self) -> TrainedModel:
-        return trained_model(self.engine)
+        self.terms = objective.terms
+        self.headline = objective.headline
+        self.guarded = objective.guarded
 
     @property
     def gradient_norm(self) -> float:
         return self.engine.gradient_norm
 
-    def work(self, step: int) -> str:
+    def step_kind(self, step: int) -> str:
+        """Always the same: every step updates the one network."""
         return "update"
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
@@ -105,19 +183,19 @@ class ObjectiveTrainer:
         self.engine.step(learning_rate(self.settings, step))
         return losses
 
-    def end_step(self, sums: Tensor, *, step: int) -> None:
-        """Nothing to remember: this stage ends with its last step."""
+    def end_step(self, terms: StepTerms, *, step: int) -> None:
+        """No early stopping."""
 
-    def report(self, step: int) -> dict[str, float]:
+    def metrics(self, step: int) -> dict[str, float]:
         return {
             "optim/gradient_norm": self.engine.gradient_norm,
             "optim/learning_rate": learning_rate(self.settings, step),
         }
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         return self.engine.averaged()
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_parameters(self) -> AbstractContextManager[None]:
         return self.engine.whole(self.model.net)
 
     def snapshot(self) -> Share:
@@ -128,12 +206,6 @@ class ObjectiveTrainer:
 
     def close(self) -> None:
         self.engine.close()
-
-
-def trained_model(engine: Engine) -> TrainedModel:
-    """The model inside an engine."""
-    assert isinstance(engine.module, TrainedModel)
-    return engine.module
 
 
 def learning_rate(settings: StageSettings, step: int) -> float:

@@ -179,7 +179,9 @@ class StageWatch:
             self._progress.advance(0, note=self._waiting())
             return
         self._progress.reach(
-            current.step, note=f"loss {current.loss:.4f}, {current.images_per_second:.1f} images/s"
+            current.step,
+            note=f"{current.headline} {current.headline_value:.4f}, "
+            f"{current.images_per_second:.1f} images/s",
         )
 
     def _log_starts(self) -> None:

@@ -104,11 +104,11 @@ def _time_bare_loop() -> None:
     from training.data.loader import Batch
     from training.data.schedule import Position
     from training.flowmap.network import FlowMapNet
-    from training.flowmap.objective import FlowMapObjective, TrainedModel
+    from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 
     torch.set_num_threads(1)
     recipe = _recipe(Path("/"), 1)
-    model = TrainedModel(FlowMapNet(recipe.model, latent_channels=192), None)
+    model = FlowMapStageModel(FlowMapNet(recipe.model, latent_channels=192), None)
     objective = FlowMapObjective(recipe.stages[0].objective, regulariser=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     hq, lq = torch.randn(2, MICRO_BATCH, 192, 16, 16)

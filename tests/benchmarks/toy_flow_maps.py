@@ -19,7 +19,7 @@ from tests.support.gaussian import GaussianPair
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.interpolant import Velocity
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.sampler import sample
 from training.settings.objective import FlowMatching, SelfDistillation
 
@@ -78,7 +78,7 @@ def train(objective: FlowMatching | SelfDistillation, *, steps: int = STEPS) -> 
     """The objective as the training loop runs it, on fresh pairs at every step."""
     torch.manual_seed(0)
     net = ToyNet()
-    model = TrainedModel(net, None)  # type: ignore[arg-type]
+    model = FlowMapStageModel(net, None)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     run = FlowMapObjective(objective, regulariser=None)

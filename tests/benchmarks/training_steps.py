@@ -20,7 +20,7 @@ import torch
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.model import ModelSettings
 from training.settings.objective import FlowMatching, SelfDistillation
 
@@ -86,7 +86,7 @@ def measure() -> tuple[dict[Case, float], float]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = TrainedModel(FlowMapNet(MODEL, latent_channels=CHANNELS), None).to(device)
+    model = FlowMapStageModel(FlowMapNet(MODEL, latent_channels=CHANNELS), None).to(device)
     hq, lq, neg = torch.randn(3, BATCH, CHANNELS, SIDE, SIDE, device=device)
     batch = Batch((), hq, lq, neg, None, Position())
     objectives = {case: case.objective for case in CASES}

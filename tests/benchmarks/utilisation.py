@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,14 +28,19 @@ from datagen.settings import Dct8Settings
 from pipelines.recipes.load import training_recipe
 from training.data.loader import Batch
 from training.data.schedule import Position
+from training.flowmap.initial import InitialNetwork
 from training.flowmap.network import FlowMapNet
+from training.flowmap.prompts import stand_in
+from training.flowmap.system import FlowMapStage
 from training.monitoring.flops import counted_flops
 from training.monitoring.peaks import Peak, device_peak
+from training.run_dir.paths import StageFolder
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.systems import Builder
+from training.system_protocol import StageInputs
 from training.trainer import Trainer
+from training.weights.initialize import RANDOM, LoadedWeights
 
 WARM, TIMED, COSTS = 2, 5, 3
 LARGEST = 64
@@ -115,7 +121,18 @@ def _trainer(
     with device:
         net = FlowMapNet(recipe.model, latent_channels=shape.channels)
     codec = load_codec(Dct8Settings(), device="cpu")  # in place of a VAE, which no step here calls
-    return Builder(settings, codec, device, 1).trainer(net)
+    inputs = StageInputs(
+        recipe=recipe.model_copy(update={"stages": (settings,)}),
+        folder=StageFolder(Path(recipe.output), settings.name),
+        dataset=None,  # type: ignore[arg-type]
+        dataset_recipe=None,  # type: ignore[arg-type]
+        codec=codec,
+        device=device,
+        world_size=1,
+    )
+    prompts = stand_in(recipe.model.prompt_channels)
+    initial = InitialNetwork(net, prompts, LoadedWeights(RANDOM, None))
+    return FlowMapStage(inputs, initial).trainer
 
 
 def _batch(size: int, side: int, shape: Shape, device: torch.device) -> Batch:

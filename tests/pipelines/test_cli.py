@@ -142,7 +142,8 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     )
     (run / "stages" / "warmup" / "done.json").write_text(done.model_dump_json())
     progress = StageProgress(
-        stage="distill", step=40, steps=100, images_per_second=4.0, loss=0.1,
+        stage="distill", step=40, steps=100, images_per_second=4.0, headline="loss/total",
+        headline_value=0.1,
         updated=time.time(), checkpoint_step=30, checkpoint_time=time.time() - 200,
         worker_hours=0.1,
     )  # fmt: skip

@@ -26,9 +26,10 @@ from tests.support.tiny import (
 )
 from tests.training.test_run import _kill_all, _wait
 from training.checkpoints.reader import SavedState, read_commit
+from training.flowmap.model_folder import FlowMapConfig, export_merged, load_net
 from training.inference.upscaler import Upscaler
 from training.settings.recipe import TrainingRecipe
-from training.weights.model_folder import export_merged, find_model, load_config, load_net
+from training.weights.model_folder import find_model, load_config
 
 STEPS = 24
 GanMaker = Callable[..., TrainingRecipe]
@@ -172,7 +173,7 @@ def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path:
 def test_the_loras_strength_is_chosen_at_inference(gan: TrainingRecipe) -> None:
     """W + scale * B A for every layer with LoRA, the base for all others."""
     folder = find_model(gan.output)
-    config, cpu = load_config(folder), torch.device("cpu")
+    config, cpu = load_config(folder, FlowMapConfig), torch.device("cpu")
     assert config.lora is not None and config.lora.scale == 1.5
     base, lora = weights(gan, "gan"), _lora(gan)
     for scale in (None, 0.0, 0.5):

@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
 from training.flowmap.network import FlowMapNet
+from training.flowmap.system import check_lora
 from training.preflight import check_run
 from training.settings.recipe import TrainingRecipe
-from training.stage import check_lora
 
 DISCRIMINATOR = {"channels": [8, 8], "strides": [1, 1, 1], "norm_groups": 4, "warmup_steps": 2}
 

@@ -177,7 +177,7 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
     saved = weights(recipe, "distill")
     assert (home / "images" / "step-000003.png").is_file()
     upscaler = Upscaler.from_pretrained(recipe.output)
-    assert upscaler.net.strength == upscaler.config.guidance_strength == 2.5
+    assert upscaler.restorer.guidance == upscaler.config.guidance_strength == 2.5
     (home / "done.json").unlink()
     shutil.rmtree(home / "model")
     shutil.rmtree(home / "checkpoints" / "step-000006")

@@ -1,7 +1,5 @@
 """One picture that shows what a model does to held-out photos: LQ | bicubic | ours at 1, 2, 4 steps
 | original.
-
-Knows the upscaler and Pillow, nothing of how the model was trained.
 """
 
 from __future__ import annotations
@@ -56,8 +54,8 @@ def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> l
         Panel("bicubic", enlarged, _psnr(photo, enlarged)),
     ]
     for count in steps:
-        restored = upscaler.restore(enlarged, steps=count)
-        label = f"flowmapsr, {count} step{'s' if count > 1 else ''}"
+        restored = upscaler.restore(upscaler.enlarge(photo.small, (width, height)), steps=count)
+        label = f"{upscaler.method}, {count} step{'s' if count > 1 else ''}"
         panels.append(Panel(label, restored, _psnr(photo, restored)))
     panels.append(Panel("original", photo.original, f"{width}x{height}"))
     return panels

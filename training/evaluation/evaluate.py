@@ -25,8 +25,10 @@ from datagen.photos.sources import list_sources, read_photo
 from datagen.settings import ImageSettings
 from training.data.schedule import seeded
 from training.inference.upscaler import Upscaler, bicubic
-from training.run_dir.records import BICUBIC, FLOWMAPSR, EvaluationRow
+from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
+from training.system_protocol import SystemOf
+from training.systems import system_of as default_system_of
 
 MIN_SIDE = 16
 """Pixels; below it SSIM's window does not fit."""
@@ -59,8 +61,7 @@ def degraded_photos(
         if min(height, width) < MIN_SIDE:
             raise FlowmapsrError(
                 f"{source.uri}: {photo.shape[1]}x{photo.shape[0]} is too small to evaluate at "
-                f"scale {scale:g}; "
-                "take it out of the folder or leave this scale out"
+                f"scale {scale:g}; take it out of the folder or leave this scale out"
             )
         original = np.ascontiguousarray(photo[:height, :width])
         rng = seeded(settings.seed, hashlib.sha256(data).hexdigest(), scale)
@@ -68,7 +69,9 @@ def degraded_photos(
         yield DegradedPhoto(Path(source.uri).stem, original, degrade_small(original, drawn))
 
 
-def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
+def evaluate(
+    model: str, settings: EvaluationSettings, *, system_of: SystemOf = default_system_of
+) -> list[EvaluationRow]:
     """The evaluation table of a model or run folder: bicubic and every number of steps, at every
     scale.
 
@@ -76,7 +79,7 @@ def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
         FlowmapsrError: no model or no photo there.
     """
     upscaler = Upscaler.from_pretrained(
-        model, lora_scale=settings.lora_scale, guidance=settings.guidance
+        model, lora_scale=settings.lora_scale, guidance=settings.guidance, system_of=system_of
     )
     return evaluate_upscaler(upscaler, settings)
 
@@ -98,14 +101,16 @@ def _row(
     for photo in photos:
         height, width = photo.original.shape[:2]
         start = time.perf_counter()
-        result = bicubic(photo.small, (width, height))
-        if upscaler is not None:
-            result = upscaler.restore(result, steps=steps)
+        if upscaler is None:
+            result = bicubic(photo.small, (width, height))
+        else:
+            enlarged = upscaler.enlarge(photo.small, (width, height))
+            result = upscaler.restore(enlarged, steps=steps)
         seconds.append(time.perf_counter() - start)
         psnr.append(peak_signal_noise_ratio(photo.original, result, data_range=255))
         ssim.append(rgb_ssim(photo.original, result))
     return EvaluationRow(
-        method=BICUBIC if upscaler is None else FLOWMAPSR,
+        method=BICUBIC if upscaler is None else upscaler.method,
         scale=scale,
         steps=steps,
         psnr=float(np.mean(psnr)),
@@ -115,7 +120,7 @@ def _row(
 
 
 def rgb_ssim(original: np.ndarray, result: np.ndarray) -> float:
-    """SSIM with the Gaussian window of Wang et al. (2004), mean over the colours."""
+    """SSIM with the Gaussian window of Wang et al. (2004), mean over the colors."""
     return float(
         structural_similarity(
             original,

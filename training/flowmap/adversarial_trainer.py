@@ -1,7 +1,4 @@
-"""Two engines in one loop: a LoRA generator and a discriminator, updated in turn (RPGAN).
-
-Knows engines, losses and when the scores have met; knows no loader and no tracker.
-"""
+"""Two engines in one loop: a LoRA generator and a discriminator, updated in turn (RPGAN)."""
 
 from __future__ import annotations
 
@@ -26,13 +23,15 @@ from training.flowmap.adversarial import (
     generator_loss,
     two_step_prediction,
 )
-from training.flowmap.objective import Losses, TrainedModel
-from training.flowmap.time_maps import empty_map
+from training.flowmap.conditions import usual_guidance
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import TOTAL, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings, ConvergenceSettings
 from training.settings.stage import StageSettings
-from training.trainer import LOSS_METRICS, Objective, learning_rate, trained_model
+from training.trainer import Losses, Objective, StepTerms, Term, learning_rate
 
-GAN_METRICS = ("gan/discriminator", "gan/generator", "gan/real_score", "gan/fake_score")
+DISCRIMINATOR_LOSS, GENERATOR_LOSS = "gan/discriminator", "gan/generator"
+REAL_SCORE, FAKE_SCORE = "gan/real_score", "gan/fake_score"
 GENERATOR, DISCRIMINATOR, SCORES = "generator", "discriminator", "scores.json"
 """Names in a checkpoint."""
 
@@ -50,29 +49,45 @@ class GeneratorObjective:
     parameters' gradients off, else DeepSpeed's hooks would count them.
     """
 
-    TOTAL = len(GAN_METRICS)
-    """Row of `loss/total`: here the generator's whole loss, not the objective's alone."""
-
-    def __init__(self, original: Objective, discriminator: nn.Module, *, weight: float) -> None:
+    def __init__(
+        self,
+        original: Objective,
+        discriminator: nn.Module,
+        *,
+        weight: float,
+        guidance: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            guidance: strength w at which the predictions are made.
+        """
         self.original = original
         self.discriminator = discriminator
         self.weight = weight
+        self.guidance = guidance
 
-    def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
+    def predict(self, net: FlowMapNet, lq: Tensor) -> Tensor:
+        """The HQ latents that the discriminator judges."""
+        return two_step_prediction(net.velocity(self.guidance), lq)
+
+    def __call__(
+        self, model: FlowMapStageModel, batch: Batch, generator: torch.Generator
+    ) -> Losses:
         original = self.original(model, batch, generator)
-        fake = self.discriminator(two_step_prediction(model.net, batch.lq))
+        fake = self.discriminator(self.predict(model.net, batch.lq))
         with torch.no_grad():
             real = self.discriminator(batch.hq)
         total = generator_loss(fake, real) + self.weight * original.total
-        sums = torch.cat([score_sums(fake, real), original.sums])
-        sums[self.TOTAL, 0] = sums[self.TOTAL, 1] * total.detach()
-        return Losses(total, sums, original.over_times)
+        # The total is the generator's whole loss, not the original objective's alone.
+        whole = Term.of(total.expand(len(batch.hq)))
+        return Losses(total, {**score_terms(fake, real), **original.terms, TOTAL: whole})
 
 
 class AdversarialTrainer:
     """Generator and discriminator of an adversarial stage."""
 
-    metrics = (*GAN_METRICS, *LOSS_METRICS)
+    headline = DISCRIMINATOR_LOSS
+    """Steps of both networks have it; the objective's losses belong to the generator's alone."""
 
     def __init__(
         self,
@@ -90,12 +105,16 @@ class AdversarialTrainer:
         self.warmup = settings.discriminator.warmup_steps
         self.scores = ScoreAverages(settings.convergence)
         self.objective = GeneratorObjective(
-            objective, discriminator.module, weight=settings.flow_map_loss_weight
+            objective,
+            discriminator.module,
+            weight=settings.flow_map_loss_weight,
+            guidance=usual_guidance(stage.objective.guidance),
         )
-
-    @property
-    def model(self) -> TrainedModel:
-        return trained_model(self.generator)
+        assert isinstance(generator.module, FlowMapStageModel)
+        self.model = generator.module
+        scores = (DISCRIMINATOR_LOSS, GENERATOR_LOSS, REAL_SCORE, FAKE_SCORE)
+        self.terms = (*scores, *objective.terms)
+        self.guarded = objective.guarded
 
     @property
     def gradient_norm(self) -> float:
@@ -107,7 +126,7 @@ class AdversarialTrainer:
     def converged(self) -> bool:
         return self.scores.met
 
-    def work(self, step: int) -> str:
+    def step_kind(self, step: int) -> str:
         return turn(step, warmup=self.warmup)
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
@@ -121,21 +140,19 @@ class AdversarialTrainer:
 
     def _train_discriminator(self, batch: Batch, step: int) -> Losses:
         with torch.no_grad():
-            predicted = two_step_prediction(self.model.net, batch.lq)
+            predicted = self.objective.predict(self.model.net, batch.lq)
         fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
         loss = discriminator_loss(fake, real)
         self.discriminator.backward(loss, batch.micro)
         self.discriminator.step(learning_rate(self.discriminator_stage, step))
-        sums = score_sums(fake, real)
-        none = sums.new_zeros(len(LOSS_METRICS), 2)
-        return Losses(loss, torch.cat([sums, none]), empty_map(sums.device))
+        return Losses(loss, score_terms(fake, real))
 
-    def end_step(self, sums: Tensor, *, step: int) -> None:
+    def end_step(self, terms: StepTerms, *, step: int) -> None:
         if step >= self.warmup:
-            means = dict(zip(self.metrics, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
-            self.scores.add(real=means["gan/real_score"], fake=means["gan/fake_score"])
+            real, fake = (total / count for total, count in (terms[REAL_SCORE], terms[FAKE_SCORE]))
+            self.scores.add(real=real, fake=fake)
 
-    def report(self, step: int) -> dict[str, float]:
+    def metrics(self, step: int) -> dict[str, float]:
         return {
             "optim/gradient_norm": self.generator.gradient_norm,
             "optim/learning_rate": learning_rate(self.stage, step),
@@ -143,10 +160,10 @@ class AdversarialTrainer:
             "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
         }
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         return self.generator.averaged()
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered_parameters(self) -> AbstractContextManager[None]:
         return self.generator.whole(self.model.net)
 
     def snapshot(self) -> Share:
@@ -185,16 +202,15 @@ def without_gradients(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def score_sums(fake: Tensor, real: Tensor) -> Tensor:
-    """(4, 2) float64: sum over samples and their number for each of GAN_METRICS."""
-    by_patch = (
-        functional.softplus(fake - real),
-        functional.softplus(real - fake),
-        real,
-        fake,
-    )
-    sums = torch.stack([scores.flatten(1).mean(dim=1).sum() for scores in by_patch])
-    return torch.stack([sums, sums.new_full((len(by_patch),), len(fake))], dim=1).double()
+def score_terms(fake: Tensor, real: Tensor) -> dict[str, Term]:
+    """Both networks' losses and their scores (B, ...), each sample's mean over its patches."""
+    by_patch = {
+        DISCRIMINATOR_LOSS: functional.softplus(fake - real),
+        GENERATOR_LOSS: functional.softplus(real - fake),
+        REAL_SCORE: real,
+        FAKE_SCORE: fake,
+    }
+    return {name: Term.of(each.flatten(1).mean(dim=1)) for name, each in by_patch.items()}
 
 
 class ScoreAverages:

@@ -1,7 +1,4 @@
-"""What each sample of a batch is conditioned on: its prompt, and how strongly it is guided.
-
-Turns the guidance settings into draws; knows no target and no loss.
-"""
+"""What each sample of a batch is conditioned on: its prompt, and how strongly it is guided."""
 
 from __future__ import annotations
 
@@ -58,6 +55,11 @@ class Conditions:
             return net(x, t, s, own.prompt, own.w)
 
         return evaluate
+
+
+def usual_guidance(guidance: Guidance | None) -> float:
+    """The strength w that a model of these settings is used with by default."""
+    return 1.0 if guidance is None else guidance.mean_strength
 
 
 def draw_conditions(guidance: Guidance | None, n: int, generator: torch.Generator) -> Conditions:

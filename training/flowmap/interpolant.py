@@ -40,7 +40,7 @@ def per_sample(times: Tensor, like: Tensor) -> Tensor:
     return times.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def chosen(values: Tensor, rows: Tensor) -> Tensor:
+def select_rows(values: Tensor, rows: Tensor) -> Tensor:
     """values[rows], with rows in host memory; the host does not wait for the values' device."""
     return values[rows.to(values.device, non_blocking=True)]
 

@@ -1,5 +1,4 @@
-"""`FlowMapNet`: diffusers' U-Net as an average velocity u(x, t, s, c[, w]). Knows no objective and
-no codec."""
+"""`FlowMapNet`: diffusers' U-Net as an average velocity u(x, t, s, c[, w])."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
+from training.flowmap.interpolant import Velocity
 from training.flowmap.prompts import POSITIVE, stand_in_embeddings
 from training.settings.model import ModelSettings
 
@@ -23,9 +23,6 @@ class FlowMapNet(nn.Module):
     """
 
     prompts: Tensor
-    strength: float = 1.0
-    """Guidance strength w of a call that gives none: what the model is used with. It is stored in
-    the model's config and has no effect without `guidance_conditioning`."""
 
     def __init__(self, settings: ModelSettings, *, latent_channels: int) -> None:
         super().__init__()
@@ -50,7 +47,7 @@ class FlowMapNet(nn.Module):
             x: latents (B, C, h, w), h and w multiples of `downsample`.
             t, s: times (B,), 0 <= s <= t <= 1.
             prompt: indices (B,) into the prompt embeddings; the positive one when None.
-            w: guidance strengths (B,); `strength` when None. Only used with
+            w: guidance strengths (B,); 1, which is none, when None. Only used with
                 `guidance_conditioning`.
 
         Returns:
@@ -61,7 +58,7 @@ class FlowMapNet(nn.Module):
             prompt = torch.full(t.shape, POSITIVE, device=t.device)
         conditions = [self._embed(s), self.prompts[prompt].float()]
         if self.settings.guidance_conditioning:
-            conditions.append(self._embed(torch.full_like(t, self.strength) if w is None else w))
+            conditions.append(self._embed(torch.ones_like(t) if w is None else w))
         output = self.unet(
             x.to(dtype),
             self.settings.time_embedding_scale * t,
@@ -72,6 +69,10 @@ class FlowMapNet(nn.Module):
             return output
         bias, gain = output.chunk(2, dim=1)
         return bias + gain * x
+
+    def velocity(self, guidance: float) -> Velocity:
+        """u(x, t, s) as the model is used: with the positive prompt, at one guidance strength."""
+        return lambda x, t, s: self(x, t, s, None, torch.full_like(t, guidance))
 
     def _embed(self, values: Tensor) -> Tensor:
         return get_timestep_embedding(

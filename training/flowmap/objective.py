@@ -1,56 +1,40 @@
 """The flow-map objectives: a batch of latents to a loss, L_FM + L_SD in one student forward (eq.
 12).
-
-The training loop calls `losses = objective(model, batch, generator)` and knows nothing else about a
-method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from training.data.loader import Batch
 from training.flowmap.conditions import Network, draw_conditions
 from training.flowmap.interpolant import (
     TimeKind,
     Times,
-    chosen,
     interpolate,
     per_sample,
     sample_times,
+    select_rows,
 )
 from training.flowmap.network import FlowMapNet
 from training.flowmap.targets import flow_matching_target
 from training.flowmap.teacher import Teacher
-from training.flowmap.time_maps import time_map
+from training.flowmap.time_maps import MeanTimeMap
 from training.flowmap.weighting import DynamicWeighting, weighted_loss
 from training.losses.perceptual import PatchRegulariser
 from training.settings.objective import ObjectiveSettings, SelfDistillation
+from training.trainer import Losses, StageModel, Term
 
-LOSS_NAMES = ("total", "fm", "sd", "perceptual", "weighting")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The loss to minimise and what is reported of it."""
-
-    total: Tensor
-    """Scalar with gradient."""
-    sums: Tensor
-    """(n, 2) float64 without gradient: the sum over samples and the number of samples behind each
-    of LOSS_NAMES, or of a trainer's own names. Adding them over micro batches and workers gives
-    exact means, also where a term had no sample."""
-    over_times: Tensor
-    """(2, n, n): L(t, s), the squared error before weighting, as a `time_map`."""
+TOTAL, FM, SD = "loss/total", "loss/fm", "loss/sd"
+PERCEPTUAL, WEIGHTING = "loss/perceptual", "loss/weighting"
 
 
-class TrainedModel(nn.Module):
-    """Everything a stage optimises: the network and, if the recipe asks for it, the weighting."""
+class FlowMapStageModel(StageModel):
+    """The network and, if the recipe asks for it, the weighting of its loss."""
+
+    net: FlowMapNet
 
     def __init__(
         self,
@@ -59,8 +43,7 @@ class TrainedModel(nn.Module):
         *,
         compiled: Literal["none", "student", "all"] = "none",
     ) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         self.weighting = weighting
         # In a tuple, where torch does not take it for another submodule with the same weights.
         fast: Network = net if compiled == "none" else torch.compile(net.forward)
@@ -76,18 +59,15 @@ class TrainedModel(nn.Module):
         """The same network, as it makes its own targets."""
         return self._passes[1]
 
-    def forward(
-        self,
-        objective: Callable[[TrainedModel, Batch, torch.Generator], Losses],
-        batch: Batch,
-        generator: torch.Generator,
-    ) -> Losses:
-        """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
-        return objective(self, batch, generator)
-
 
 class FlowMapObjective:
     """L_FM and, under self-distillation, L_SD against the model's own detached targets."""
+
+    terms = (TOTAL, FM, SD, PERCEPTUAL, WEIGHTING)
+    headline = TOTAL
+    guarded = (FM, SD)
+    """The squared errors before weighting. The total is no measure of divergence: it holds the
+    logarithm of an error and passes through zero."""
 
     def __init__(
         self,
@@ -103,21 +83,25 @@ class FlowMapObjective:
         self.settings = settings
         self.regulariser = regulariser
         self.teacher = Teacher(settings, in_lockstep)
+        self.time_map = MeanTimeMap()
+        """L(t, s), the squared error before weighting, since the last pictures."""
 
-    def __call__(self, model: TrainedModel, batch: Batch, generator: torch.Generator) -> Losses:
+    def __call__(
+        self, model: FlowMapStageModel, batch: Batch, generator: torch.Generator
+    ) -> Losses:
         """The loss of one micro batch; all its draws come from `generator`, which is the host's."""
         times = self._times(len(batch.hq), generator).on(batch.hq.device)
         conditions = draw_conditions(self.settings.guidance, len(batch.hq), generator)
-        there = conditions.on(batch.hq.device)
+        device_conditions = conditions.on(batch.hq.device)
         x0 = batch.hq
         if self.settings.guidance is not None:
-            x0 = torch.where(per_sample(there.is_negative, x0), batch.require_neg(), x0)
+            x0 = torch.where(per_sample(device_conditions.is_negative, x0), batch.require_neg(), x0)
         x_t = interpolate(x0, batch.lq, times.t)
         v = flow_matching_target(x0, batch.lq)
         target = self.teacher.targets(model.teacher, x_t, v, times, conditions)
 
         t, s = times.t, times.s
-        u = model.student(x_t, t, s, there.prompt, there.w)
+        u = model.student(x_t, t, s, device_conditions.prompt, device_conditions.w)
         squared = (u - target).square().flatten(1).mean(dim=1)
         phi = None if model.weighting is None else model.weighting(t, s)
         total = squared.mean() if phi is None else weighted_loss(squared, phi)
@@ -125,12 +109,22 @@ class FlowMapObjective:
         if self.regulariser is not None:
             # A negative sample is not after the HQ pixels.
             rows = (~conditions.is_negative).nonzero().squeeze(1)
-            x0_prediction = chosen(x_t - per_sample(t, x_t) * u, rows)
-            pixels = chosen(batch.require_pixels(), rows)
-            perceptual = self.regulariser(x0_prediction, pixels, chosen(t, rows), generator)
+            x0_prediction = select_rows(x_t - per_sample(t, x_t) * u, rows)
+            pixels = select_rows(batch.require_pixels(), rows)
+            perceptual = self.regulariser(x0_prediction, pixels, select_rows(t, rows), generator)
             total = total + perceptual.sum() / len(squared)
-        sums = _sums(total, squared, times.is_flow_matching, perceptual, phi)
-        return Losses(total, sums, time_map(t, s, squared))
+        if batch.micro.weight:  # else this worker only keeps pace with the others
+            self.time_map.add(t, s, squared)
+        is_fm, nothing = times.is_flow_matching, squared[:0]
+        # A part that the recipe leaves out counts no sample, so it is not reported.
+        values = {
+            TOTAL: total.detach().expand(len(squared)),
+            FM: select_rows(squared, is_fm.nonzero().squeeze(1)),
+            SD: select_rows(squared, (~is_fm).nonzero().squeeze(1)),
+            PERCEPTUAL: nothing if perceptual is None else perceptual,
+            WEIGHTING: nothing if phi is None else phi,
+        }
+        return Losses(total, {name: Term.of(each) for name, each in values.items()})
 
     def _times(self, n: int, generator: torch.Generator) -> Times:
         kind: TimeKind = "shortcut"
@@ -145,20 +139,3 @@ class FlowMapObjective:
             kind=kind,
             generator=generator,
         )
-
-
-@torch.no_grad()
-def _sums(
-    total: Tensor, squared: Tensor, is_fm: Tensor, perceptual: Tensor | None, phi: Tensor | None
-) -> Tensor:
-    """`Losses.sums`; a term that the recipe leaves out counts no sample, so it is not reported."""
-    nothing = squared[:0]
-    terms = (
-        total.expand(len(squared)),
-        *(chosen(squared, one.nonzero().squeeze(1)) for one in (is_fm, ~is_fm)),
-        nothing if perceptual is None else perceptual,
-        nothing if phi is None else phi,
-    )
-    sums = torch.stack([term.sum() for term in terms])
-    counts = torch.tensor([len(term) for term in terms], dtype=sums.dtype)
-    return torch.stack([sums, counts.to(sums.device, non_blocking=True)], dim=1).double()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.flowmap.conditions import Conditions, Network
 from training.flowmap.derivatives import Derivative, central_difference, forward_mode
-from training.flowmap.interpolant import Times, chosen, per_sample
+from training.flowmap.interpolant import Times, per_sample, select_rows
 from training.flowmap.targets import (
     eulerian_target,
     grounded,
@@ -81,20 +81,20 @@ class Teacher:
         derivative = DERIVATIVES[settings.derivative]
 
         def distil(rows: Tensor) -> Tensor:
-            x, t, s = (chosen(each, rows) for each in (x_t, times.t, times.s))
+            x, t, s = (select_rows(each, rows) for each in (x_t, times.t, times.s))
             own = conditions.at(rows)
             u = own.velocity(net)
             match settings.formulation, settings.lsd_velocity:
                 case "shortcut", _:
                     return shortcut_target(grounded(u, 2.0**-settings.time_grid_levels), x, t, s)
                 case "eulerian", _:
-                    return eulerian_target(u, x, t, s, chosen(v, rows), derivative=derivative)
+                    return eulerian_target(u, x, t, s, select_rows(v, rows), derivative=derivative)
                 case "lagrangian", "model":
                     return lagrangian_target(
                         u, x, t, s, lambda x_s, s: u(x_s, s, s), derivative=derivative
                     )
                 case _:
-                    velocity = self._path_velocity(net, chosen(v, rows), own)
+                    velocity = self._path_velocity(net, select_rows(v, rows), own)
                     return lagrangian_target(u, x, t, s, velocity, derivative=derivative)
 
         return distil
@@ -120,9 +120,9 @@ class Teacher:
         """v^w = w v + (1 - w) u(x, time, time, c-) on guided samples among `wanted`, else v."""
 
         def guide(rows: Tensor) -> Tensor:
-            own, at_time = conditions.at(rows), chosen(time, rows)
-            negative = own.negated().velocity(net)(chosen(x, rows), at_time, at_time)
-            return guided_velocity(chosen(v, rows), negative, own.on(v.device).w)
+            own, at_time = conditions.at(rows), select_rows(time, rows)
+            negative = own.negated().velocity(net)(select_rows(x, rows), at_time, at_time)
+            return guided_velocity(select_rows(v, rows), negative, own.on(v.device).w)
 
         return self._filled(v, wanted & conditions.is_guided, guide)
 

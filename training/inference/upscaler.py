@@ -1,12 +1,13 @@
 """A photo and a scale to a larger photo: `Upscaler.from_pretrained(folder).upscale(image, scale=4,
 steps=2)`.
 
-The whole path of inference in one place: bicubic to the target size, encode, a few steps, decode.
-    Alpha, grey and orientation are kept sensibly. Knows no dataset and no training.
+Resizes to the target size as in training and lets the model restore the pixels. Alpha, gray and
+orientation are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,28 +16,34 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from datagen.degradation.resample import resized
+from datagen.degradation.settings import (
+    DegradationSettings,
+    Either,
+    Interpolation,
+    Operation,
+    ResizeBack,
+)
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
-from datagen.samples.codecs import Codec
-from training.flowmap.network import FlowMapNet
-from training.flowmap.sampler import sample
-from training.tracking.grids import to_pixels
-from training.weights.model_folder import (
-    ModelConfig,
-    find_model,
-    load_config,
-    load_matching_codec,
-    load_net,
-)
+from training.system_protocol import Restorer, Strengths, SystemOf
+from training.systems import system_of as default_system_of
+from training.tracking.pictures import to_pixels
+from training.weights.model_folder import find_model, model_kind
 
 
 class Upscaler:
     """A trained model ready to enlarge pictures."""
 
-    def __init__(self, net: FlowMapNet, codec: Codec, config: ModelConfig) -> None:
-        self.net = net
-        self.codec = codec
-        self.config = config
+    def __init__(self, restorer: Restorer, *, method: str) -> None:
+        """
+        Args:
+            method: the system's name, for tables of results.
+        """
+        self.restorer = restorer
+        self.method = method
+        self.config = restorer.config
+        self._mode = trained_resize(self.config.degradation)
 
     @classmethod
     def from_pretrained(
@@ -46,31 +53,25 @@ class Upscaler:
         device: str | None = None,
         lora_scale: float | None = None,
         guidance: float | None = None,
+        system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
 
         Args:
+            device: torch device; the first GPU where there is one, else the CPU.
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
-            device: torch device; the first GPU where there is one, else the CPU.
+            system_of: the system of the model's kind.
 
         Raises:
-            FlowmapsrError: no model there, another format version, weights that do not fit,
-                a `lora_scale` for a model without LoRA, or a `guidance` for one that takes none.
+            FlowmapsrError: no model there, another format version, weights that do not fit, or a
+                strength that the model does not have.
         """
         folder = find_model(path)
-        config = load_config(folder)
+        system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        net = load_net(folder, config, place, lora_scale=lora_scale)
-        if guidance is not None:
-            if not config.model.guidance_conditioning:
-                raise FlowmapsrError(
-                    f"the model in {folder} does not take the guidance strength as an input, so "
-                    "there is none to choose: leave it out, or train with "
-                    "model.guidance_conditioning=true"
-                )
-            net.strength = guidance
-        return cls(net, load_matching_codec(config, place), config)
+        strengths = Strengths(lora_scale=lora_scale, guidance=guidance)
+        return cls(system.load(folder, place, strengths), method=system.name)
 
     def upscale(self, image: np.ndarray, *, scale: float, steps: int) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3).
@@ -80,22 +81,27 @@ class Upscaler:
             steps: network evaluations, 1 or more.
         """
         height, width = image.shape[:2]
-        return self.restore(bicubic(image, enlarged((width, height), scale)), steps=steps)
+        return self.restore(self.enlarge(image, enlarged((width, height), scale)), steps=steps)
+
+    def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """RGB uint8 (h, w, 3) at (width, height), resized as the model's LQ was in training."""
+        if self._mode == "bicubic":
+            return bicubic(image, size)
+        result = resized(image.astype(np.float32), size, self._mode)
+        return result.round().clip(0, 255).astype(np.uint8)
 
     @torch.inference_mode()
     def restore(self, image: np.ndarray, *, steps: int) -> np.ndarray:
         """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate."""
         height, width = image.shape[:2]
-        device = next(self.net.parameters()).device
-        pixels = (
-            torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        )
-        padded = _pad_to_multiple(pixels, self.codec.downsample * self.net.downsample)
-        restored = self.codec.decode(sample(self.net, self.codec.encode(padded), steps))
+        tensor = torch.from_numpy(image.copy()).to(self.restorer.device)
+        pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
+        padded = _pad_to_multiple(pixels, self.restorer.size_multiple)
+        restored = self.restorer(padded, steps=steps)
         return to_pixels(restored)[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 
     def upscale_file(self, data: bytes, *, scale: float, steps: int) -> Image.Image:
-        """An image file's bytes to an enlarged picture: upright, grey stays grey, alpha is kept.
+        """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
 
         Raises:
             FlowmapsrError: the bytes are no picture, or it is too large for this machine's memory.
@@ -109,8 +115,7 @@ class Upscaler:
             height, width = decoded.rgb.shape[:2]
             raise FlowmapsrError(
                 f"{width}x{height} at scale {scale:g} does not fit into memory; use a smaller "
-                "scale or cut "
-                "the picture"
+                "scale or cut the picture"
             ) from error
         picture = Image.fromarray(rgb)
         if (decoded.rgb == decoded.rgb[..., :1]).all():
@@ -128,8 +133,24 @@ def enlarged(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (h, w[, 3]) resized to (width, height): the model's input, and the baseline."""
+    """uint8 (h, w[, 3]) resized to (width, height): the baseline, and most models' input."""
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+
+
+def trained_resize(degradation: DegradationSettings) -> Interpolation:
+    """How the LQ came to the size of the HQ in training. Of a mixture bicubic, which keeps most of
+    the picture, else the first one."""
+    modes = [mode for back in _resizes_back(degradation.operations) for mode in back.modes]
+    return "bicubic" if "bicubic" in modes else modes[0]
+
+
+def _resizes_back(operations: Sequence[Operation]) -> Iterator[ResizeBack]:
+    for operation in operations:
+        if isinstance(operation, ResizeBack):
+            yield operation
+        elif isinstance(operation, Either):
+            for chain in operation.chains:
+                yield from _resizes_back(chain.operations)
 
 
 def _pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:

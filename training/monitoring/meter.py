@@ -4,12 +4,11 @@ go."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import psutil
 import torch
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -17,18 +16,18 @@ T = TypeVar("T")
 class Meter:
     """Collects what happened since the last report."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, headline: str) -> None:
         """
         Args:
-            names: of the metrics in `add`'s rows; the first has samples at every step.
+            headline: the term that progress shows; it has samples at every step.
         """
-        self.names = names
+        self.headline = headline
         self._reported: tuple[float, float] | None = None
         self._progress_time = time.monotonic()
         self._start()
 
     def _start(self) -> None:
-        self._sums = torch.zeros(len(self.names), 2, dtype=torch.float64)
+        self._sums: dict[str, tuple[float, float]] = {}
         self._images = 0
         self._waited = 0.0
         self._since = time.monotonic()
@@ -40,9 +39,11 @@ class Meter:
         self._waited += time.monotonic() - start
         return value
 
-    def add(self, sums: Tensor, *, images: int) -> None:
-        """One step's sums and counts, (len(names), 2), and its samples, over all workers."""
-        self._sums += sums.cpu()
+    def add(self, terms: Mapping[str, tuple[float, float]], *, images: int) -> None:
+        """One step's terms as sum and count, and its samples, over all workers."""
+        for name, (total, count) in terms.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + total, before[1] + count)
         self._images += images
 
     def metrics(self) -> dict[str, float]:
@@ -50,11 +51,7 @@ class Meter:
 
         At least one step must have been added.
         """
-        means = {
-            name: float(total / count)
-            for name, (total, count) in zip(self.names, self._sums, strict=True)
-            if count > 0
-        }
+        means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._reported = self._so_far()
         speeds = {
             "perf/images_per_second": self._reported[0],
@@ -63,12 +60,12 @@ class Meter:
         self._start()
         return means | speeds
 
-    def speed_and_loss(self) -> tuple[float, float]:
-        """Images a second and loss of the last report, or, before the first one, so far."""
+    def speed_and_headline(self) -> tuple[float, float]:
+        """Images a second and the headline's mean in the last report; before the first, so far."""
         return self._reported or self._so_far()
 
     def _so_far(self) -> tuple[float, float]:
-        total, count = self._sums[0].tolist()
+        total, count = self._sums[self.headline]
         return self._images / (time.monotonic() - self._since), total / count
 
     def seconds_since_progress(self) -> float:

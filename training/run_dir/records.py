@@ -56,7 +56,9 @@ class StageProgress(FrozenModel):
     step: int
     steps: int
     images_per_second: float
-    loss: float
+    headline: str
+    """The term that the stage is watched by, named as in MLflow."""
+    headline_value: float
     updated: float
     """Seconds since the epoch."""
     checkpoint_step: int

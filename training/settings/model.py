@@ -18,9 +18,21 @@ NEGATIVE_PROMPT = (
 )
 
 
-class ModelSettings(Settings):
+DEFAULT_KIND: Literal["flowmap"] = "flowmap"
+"""Of recipes and model folders without a kind, which are older than the second one."""
+
+
+class SystemSettings(Settings):
+    """What the model settings of every system have. A second kind makes `TrainingRecipe.model` a
+    union of them, by `kind`."""
+
+    kind: str
+
+
+class ModelSettings(SystemSettings):
     """Size of `FlowMapNet`, a diffusers `UNet2DConditionModel` (defaults: SDXL-like, 2.43 B)."""
 
+    kind: Literal["flowmap"] = DEFAULT_KIND
     block_channels: tuple[int, ...] = Field((320, 640, 1280), min_length=1)
     layers_per_block: int = Field(2, ge=1)
     transformer_layers: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 10)

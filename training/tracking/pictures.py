@@ -1,12 +1,8 @@
-"""What a reviewer looks at while a stage trains: restored samples, and the loss and its weighting
-over (t, s).
-
-Draws and writes files; knows neither the loop nor MLflow.
-"""
+"""Pictures of a stage while it trains: decoded samples side by side, and their files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,71 +11,40 @@ from PIL import Image
 from torch import Tensor
 
 from datagen.io import storage
-from datagen.samples.codecs import Codec
-from training.data.loader import Batch
-from training.flowmap.objective import TrainedModel
-from training.flowmap.time_maps import draw_time_map, grid_times
 from training.run_dir.best_effort import secondary
 from training.tracking.events import Picture
-from training.tracking.grids import image_grid
 
+SAMPLES = "samples"
+"""The picture of restored samples, which every system draws."""
 NOTE = """\
-**Pictures by step** stand at the end of *Model metrics*: move a card's slider, and open the card
-to see them large. `samples` has a row for each photo: LQ, the model's 1, 2 and 4 steps, the
-original. `loss_over_times` is log10 of the loss over the times (t, s), `weighting_over_times` the
-learnt weighting phi.
+**Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
+to see them large. {pictures}
 
-**Restarts** and their reasons are in `starts.jsonl` among the artifacts, what hung in `stacks`.
+**Restarts** and their reasons are in `starts.jsonl` among the artifacts, stacks of a hung worker
+in `stacks`.
 """
-"""What the page of a stage says on top."""
+"""The note at the top of a stage's page, with a place for what its pictures show."""
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures of one stage, drawn from the model as it is at the moment."""
+def write_pictures(folder: Path, step: int, images: Mapping[str, Image.Image]) -> list[Picture]:
+    """Writes the pictures of a step; what cannot be written is left out."""
+    written = []
+    with secondary(f"pictures in {folder}"):
+        for key, image in images.items():
+            name = f"step-{step:06d}.png" if key == SAMPLES else f"{key}-{step:06d}.png"
+            path = str(folder / name)
+            with storage.open_atomic(path) as file:
+                image.save(file, format="PNG")
+            written.append(Picture(key=key, step=step, path=path))
+    return written
 
-    folder: Path
-    model: TrainedModel
-    batch: Batch
-    codec: Codec
-    keeps: bool = True
-    """Whether this worker writes them; others help to evaluate a model spread over workers."""
 
-    def draw(self, step: int, loss_over_times: Tensor) -> list[Picture]:
-        """Writes and names the pictures of a step.
+def image_grid(columns: Sequence[Tensor]) -> Image.Image:
+    """Batches of images (B, 3, H, W) in [-1, 1] as one picture: a row for each sample."""
+    rows = torch.cat([to_pixels(images) for images in columns], dim=3)
+    return Image.fromarray(np.concatenate(list(rows.permute(0, 2, 3, 1).cpu().numpy()), axis=0))
 
-        Args:
-            loss_over_times: a `time_map` of the loss since the last pictures; no picture while
-                it is empty.
-        """
-        images = {"samples": image_grid(self.model.net, self.batch, self.codec)}
-        total, count = loss_over_times.cpu().numpy()
-        if count.any():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                loss = np.log10(total / count)
-            images["loss_over_times"] = draw_time_map(loss, "log10 of the loss")
-        if self.model.weighting is not None:
-            images["weighting_over_times"] = draw_time_map(self._weighting(), "phi")
-        if not self.keeps:
-            return []
-        drawn = []
-        with secondary(f"pictures in {self.folder}"):
-            for key, image in images.items():
-                drawn.append(self._written(key, step, image))
-        return drawn
 
-    @torch.no_grad()
-    def _weighting(self) -> np.ndarray:
-        """phi at the centres of the cells, [t, s]."""
-        assert self.model.weighting is not None
-        t, s = (times.to(self.batch.lq.device) for times in grid_times())
-        side = round(len(t) ** 0.5)
-        return self.model.weighting(t, s).view(side, side).cpu().numpy()
-
-    def _written(self, key: str, step: int, image: Image.Image) -> Picture:
-        # Samples keep the plain name that stands for a step.
-        name = f"step-{step:06d}.png" if key == "samples" else f"{key}-{step:06d}.png"
-        path = self.folder / name
-        with storage.open_atomic(str(path)) as file:
-            image.save(file, format="PNG")
-        return Picture(key=key, step=step, path=str(path))
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] (B, 3, H, W) -> uint8, clamped and rounded."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

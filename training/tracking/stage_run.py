@@ -7,9 +7,8 @@ Curves and pictures are the loop's; knows no networks.
 from __future__ import annotations
 
 import json
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from datagen.dataset.manifest import Dataset
@@ -25,12 +24,8 @@ from training.run_dir.starts import how_ended, read_progress
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Metrics, Params, Tags, dataset_input
 from training.tracking.journal import side_journal
-from training.tracking.pictures import NOTE
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.tracker import STALL_SECONDS, Tracker
-from training.weights.initialize import Initial
-
-log = logging.getLogger(__name__)
 
 
 class StageReport:
@@ -47,29 +42,44 @@ class StageReport:
             machines=workers.machines[1:],
         )
 
-    def describe(self, dataset: Dataset, initial: Initial, peak: Peak | None) -> None:
-        """What is trained, on what, with which settings and code, and from which weights."""
+    def describe(
+        self,
+        dataset: Dataset,
+        *,
+        source: str,
+        initialization: str | None,
+        tags: Mapping[str, str],
+        note: str,
+        peak: Peak | None,
+    ) -> None:
+        """What is trained, on what, with which settings and code, and from which weights.
+
+        Args:
+            source: where the first weights came from.
+            initialization: a table of what was loaded from there; None for random weights.
+            tags: of the model.
+            note: for the top of the run's page.
+        """
         settings = self.recipe.stage(self.folder.name)
-        tags = {
+        all_tags = {
             "dataset.digest": dataset.manifest.digest,
             "recipe.digest": self.recipe.digest(),
-            "initialised_from": initial.source,
-            "prompt_embeddings": initial.prompts.made_by,
-            "mlflow.note.content": NOTE,
+            "initialised_from": source,
+            "mlflow.note.content": note,
+            **tags,
             **code_tags(),
             **launch_tags(),
             **self.workers.tags(),
             **({} if peak is None else peak.tags()),
         }
         self.tracker.write(Params(values=flatten(settings.model_dump(mode="json"))))
-        self.tracker.write(Tags(values=tags))
+        self.tracker.write(Tags(values=all_tags))
         self._show_stacks()
         self.tracker.write(dataset_input(*dataset))
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
         self._write("deepspeed.json", json.dumps(config, indent=2))
-        if initial.report is not None:
-            log.info("stage %s: %s", self.folder.name, initial.report.summary())
-            self._write("initialisation.txt", initial.report.table())
+        if initialization is not None:
+            self._write("initialisation.txt", initialization)
 
     def stalled(self) -> None:
         """The end of the stage's run where the watchdog ends this process."""

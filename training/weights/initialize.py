@@ -1,7 +1,5 @@
-"""A stage's first network: fresh, then filled by name and shape from where the recipe says.
-
-What was loaded, what is new and what was left over is reported. Knows no engine and no objective.
-"""
+"""Fills a stage's network by name and shape with the weights that the recipe names, and reports
+what was loaded, what is new and what was left over."""
 
 from __future__ import annotations
 
@@ -10,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datagen.errors import FlowmapsrError
 from datagen.records import FrozenModel
-from training.flowmap.network import FlowMapNet
-from training.flowmap.prompts import Prompts, stand_in
-from training.flowmap.text_encoders import encode_once
 from training.run_dir.paths import StageFolder
 from training.settings.initial_weights import is_registry, is_stage
-from training.settings.model import ModelSettings, StandInPrompts, TextEncoderPrompts
+from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.weights.registry import download_model
-from training.weights.sources import WeightSource, open_source
+from training.weights.sources import WeightSource
 
 RANDOM = "random weights"
 SHOWN = 6
@@ -79,87 +75,55 @@ class InitialisationReport(FrozenModel):
 
 
 @dataclass(frozen=True)
-class Initial:
-    """What a stage starts from."""
+class LoadedWeights:
+    """Where a network's first weights came from."""
 
-    net: FlowMapNet
-    prompts: Prompts
     source: str
     """The recipe's word for it, or RANDOM."""
     report: InitialisationReport | None
     """None for random weights."""
 
 
-def fetch_inputs(recipe: TrainingRecipe, folder: StageFolder) -> None:
-    """What a stage needs from elsewhere, once for all workers: a model version, the prompts."""
+def fetch_weights(recipe: TrainingRecipe, folder: StageFolder) -> None:
+    """Downloads what a stage starts from, if it is a model version; once for all workers."""
     source = recipe.origin(folder.name)
     if source is not None and is_registry(source):
         download_model(source, folder.home / DOWNLOAD)
-    if isinstance(recipe.prompts, TextEncoderPrompts):
-        encode_once(folder.run, recipe.prompts, channels=recipe.model.prompt_channels)
 
 
-def initialise(recipe: TrainingRecipe, folder: StageFolder, *, latent_channels: int) -> Initial:
-    """The network of a stage with its first weights, after `fetch_inputs`.
+def weights_path(name: str, folder: StageFolder) -> Path:
+    """The folder or file of what a stage starts from, after `fetch_weights`.
+
+    Args:
+        name: as the recipe has it: a model version, an earlier stage or a path.
 
     Raises:
-        FlowmapsrError: the source is missing, of another architecture, or leaves parameters new
-            that the stage would not train.
+        FlowmapsrError: it is a stage that is not finished.
     """
-    settings = recipe.stage(folder.name)
-    name = recipe.origin(folder.name)
-    net = FlowMapNet(recipe.model, latent_channels=latent_channels)
-    opened = None if name is None else _open(name, net, folder)
-    prompts = _prompts(recipe, folder, opened)
-    net.prompts.copy_(prompts.embeddings)
-    if opened is None:
-        return Initial(net, prompts, RANDOM, None)
-    report = fill(net, opened, least_share=settings.min_loaded_fraction)
-    if settings.adversarial is not None and report.new:
-        raise FlowmapsrError(
-            f"stage {folder.name!r} freezes the network and trains a LoRA, but {opened.place} "
-            f"leaves {len(report.new)} parameters random, first {report.new[0].name}: train a "
-            "stage on it before this one"
-        )
-    return Initial(net, prompts, name or RANDOM, report)
-
-
-def _open(name: str, net: FlowMapNet, folder: StageFolder) -> WeightSource:
     if is_registry(name):
-        place = folder.home / DOWNLOAD
-    elif is_stage(name):
-        place = StageFolder(folder.run, name).model
-        if not place.is_dir():
-            raise FlowmapsrError(
-                f"stage {folder.name!r} starts from stage {name!r}, which is not finished: there "
-                f"is no {place}"
-            )
-    else:
-        place = Path(name)
-    return open_source(place, net.settings, net.state_dict().keys())
-
-
-def _prompts(recipe: TrainingRecipe, folder: StageFolder, source: WeightSource | None) -> Prompts:
-    """The recipe's text encoders decide, else a model that goes on keeps its prompts."""
-    channels = recipe.model.prompt_channels
-    match recipe.prompts:
-        case TextEncoderPrompts():
-            return encode_once(folder.run, recipe.prompts, channels=channels)
-        case StandInPrompts():
-            theirs = None if source is None else source.prompts
-            fits = theirs is not None and theirs.embeddings.shape[1] == channels
-            return theirs if theirs is not None and fits else stand_in(channels)
+        return folder.home / DOWNLOAD
+    if not is_stage(name):
+        return Path(name)
+    path = StageFolder(folder.run, name).model
+    if not path.is_dir():
+        raise FlowmapsrError(
+            f"stage {folder.name!r} starts from stage {name!r}, which is not finished: there is no "
+            f"{path}"
+        )
+    return path
 
 
 @torch.no_grad()
-def fill(net: FlowMapNet, source: WeightSource, *, least_share: float) -> InitialisationReport:
+def fill(
+    net: nn.Module, settings: SystemSettings, source: WeightSource, *, least_share: float
+) -> InitialisationReport:
     """Copies into `net` every parameter that the source holds under its name and with its shape.
 
     Raises:
         FlowmapsrError: nothing fits, less than `least_share` of the network's numbers, or the same
             shapes mean another network (heads, groups).
     """
-    _check_layout(net.settings, source)
+    _check_layout(settings, source)
     parameters = dict(net.named_parameters())
     fitting = {
         name
@@ -224,7 +188,7 @@ def _examples(rows: tuple[Parameter, ...]) -> str:
     return ", ".join(f"{row.name} {list(row.shape)}" for row in chosen) or "nothing more"
 
 
-def _check_layout(model: ModelSettings, source: WeightSource) -> None:
+def _check_layout(model: SystemSettings, source: WeightSource) -> None:
     for name, theirs in source.layout.items():
         mine = getattr(model, name)
         if theirs != mine:

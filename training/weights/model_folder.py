@@ -1,8 +1,5 @@
-"""A trained model on disk: `config.json` + `model.safetensors`, written whole and read with checks.
-
-Everything inference needs travels with the weights: size, codec, prompts and the degradation it was
-    trained on.
-"""
+"""A trained model on disk, whatever its kind: `config.json` and safetensors files, written whole
+and read with checks."""
 
 from __future__ import annotations
 
@@ -12,62 +9,41 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.io.local import errors
 from datagen.records import FrozenModel, read_record
-from datagen.samples.codecs import Codec, load_codec
-from datagen.settings import CodecSettings
-from training.flowmap.lora import merge_lora, split_weights
-from training.flowmap.network import FlowMapNet
-from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
-from training.settings.model import ModelSettings
+from training.settings.model import DEFAULT_KIND, SystemSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-LORA = "lora.safetensors"
-
-
-class LoraRecord(FrozenModel):
-    """The LoRA in `lora.safetensors`, trained at scale 1 on the frozen `model.safetensors`."""
-
-    rank: int
-    target_modules: tuple[str, ...]
-    scale: float
-    """How strongly it acts at inference unless told otherwise."""
 
 
 class ModelConfig(FrozenModel):
-    """`config.json` of a model folder."""
+    """`config.json` of a model folder: what every kind of model has there."""
 
     format_version: Literal[1] = 1
-    model: ModelSettings
-    latent_channels: int
-    codec: CodecSettings
-    codec_fingerprint: str
-    guidance_strength: float = 1.0
-    """w at inference unless told otherwise; only a model with `guidance_conditioning` heeds it."""
-    prompt_embeddings: str
-    """What made the prompt embeddings: a text encoder's name, or the deterministic stand-in's."""
+    model: SystemSettings
+    """Its `kind` names the system that reads the folder."""
     degradation: DegradationSettings
     """The chain behind the training pairs; evaluation degrades with the same."""
-    lora: LoraRecord | None = None
     stage: str
     recipe_digest: str
     dataset_digest: str
 
 
-def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: Prompts) -> None:
-    """Writes the model folder under a temporary name, then renames it over what was there.
+Config = TypeVar("Config", bound=ModelConfig)
 
-    The LoRA of an adversarial stage goes into a file of its own, beside the weights it started on.
+
+@contextmanager
+def new_model_folder(folder: Path, config: ModelConfig) -> Iterator[Path]:
+    """A temporary folder for the model's files, which replaces `folder` at the block's end.
 
     Raises:
         FlowmapsrError: it cannot be written; what was there before still is.
@@ -76,28 +52,20 @@ def save_model(folder: Path, net: FlowMapNet, config: ModelConfig, *, prompts: P
     try:
         with errors(str(folder), "write"):
             shutil.rmtree(temporary, ignore_errors=True)
-            _write_model(temporary, net, config, prompts)
+            temporary.mkdir(parents=True)
+            (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+            yield temporary
+            for path in temporary.iterdir():  # safetensors makes its files private to the user
+                shutil.copymode(temporary / CONFIG, path)
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
-    except safetensors.SafetensorError as error:  # holds no number that tells the reasons apart
+    except safetensors.SafetensorError as error:  # has no number that tells the reasons apart
         raise FlowmapsrError(
-            f"{folder}: cannot write it ({error}); make room there, or choose another place"
+            f"{folder}: cannot write it ({error}); free some space there, or choose another folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_model(temporary: Path, net: FlowMapNet, config: ModelConfig, prompts: Prompts) -> None:
-    temporary.mkdir(parents=True)
-    base, lora = split_weights(net)
-    (temporary / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-    safetensors.torch.save_file(base, temporary / WEIGHTS)
-    if config.lora is not None:
-        safetensors.torch.save_file(lora, temporary / LORA)
-    write_prompts(temporary / PROMPTS_FILE, prompts)
-    for path in temporary.iterdir():  # safetensors lets nobody else read what it writes
-        shutil.copymode(temporary / CONFIG, path)
 
 
 def find_model(path: str | Path) -> Path:
@@ -118,7 +86,7 @@ def find_model(path: str | Path) -> Path:
         stages = [stage["name"] for stage in json.loads(recipe.read_bytes())["stages"]]
     except (ValueError, TypeError, KeyError) as error:
         raise FlowmapsrError(
-            f"{recipe} is torn ({error}): name one of the model folders in {folder / 'stages'}"
+            f"{recipe} is corrupt ({error}): name one of the model folders in {folder / 'stages'}"
         ) from error
     for name in reversed(stages):
         model = folder / "stages" / name / "model"
@@ -126,89 +94,47 @@ def find_model(path: str | Path) -> Path:
             return model
     raise FlowmapsrError(
         f"no stage of the run {folder} is finished yet (stages: {', '.join(stages)}); run its "
-        "training again to go on"
+        "training again to continue"
     )
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """Reads and checks `config.json`."""
+def model_kind(folder: Path) -> str:
+    """The kind of the model in a folder, by which its system is found.
+
+    Models without a kind are flow maps: they were written when there was no other. A config that
+    cannot be read counts as one, and `load_config` then says what is wrong with it.
+    """
+    try:
+        model = json.loads((folder / CONFIG).read_bytes())["model"]
+        return str(model.get("kind", DEFAULT_KIND))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return DEFAULT_KIND
+
+
+def load_config(folder: Path, record: type[Config]) -> Config:
+    """Reads and checks `config.json` as the record of its system."""
     remedy = "use the flowmapsr that wrote the model, or train it again"
-    config = read_record(folder / CONFIG, ModelConfig, remedy=remedy)
+    config = read_record(folder / CONFIG, record, remedy=remedy)
     if config is None:
         raise FlowmapsrError(f"there is no {folder / CONFIG}; give a model folder or a run folder")
     return config
 
 
-def load_net(
-    folder: Path, config: ModelConfig, device: torch.device, *, lora_scale: float | None = None
-) -> FlowMapNet:
-    """The network with its weights, float32, in evaluation mode.
-
-    Args:
-        lora_scale: strength of the LoRA, which is merged into the weights; the config's when None.
-
-    Raises:
-        FlowmapsrError: files that do not fit, or a `lora_scale` for a model without LoRA.
-    """
-    if lora_scale is not None and config.lora is None:
-        raise FlowmapsrError(
-            f"{folder} holds no LoRA, so there is no lora scale to choose: leave it out, or name "
-            "the model of an adversarial stage"
-        )
-    net = FlowMapNet(config.model, latent_channels=config.latent_channels)
-    net.strength = config.guidance_strength
-    with _fitting(folder / WEIGHTS):
-        net.load_state_dict(_read(folder / WEIGHTS))
-    if config.lora is not None:
-        with _fitting(folder / LORA):
-            merge_lora(
-                net,
-                _read(folder / LORA),
-                rank=config.lora.rank,
-                targets=config.lora.target_modules,
-                scale=config.lora.scale if lora_scale is None else lora_scale,
-            )
-    return net.to(device).eval()
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as float32."""
     return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
 
 
 @contextmanager
-def _fitting(path: Path) -> Iterator[None]:
-    """What goes wrong while weights are read and put in, as an error that names the file."""
+def weights_errors(path: Path) -> Iterator[None]:
+    """Names the file when its weights cannot be read or do not fit inside the block.
+
+    Raises:
+        FlowmapsrError: they do not.
+    """
     try:
         yield
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise FlowmapsrError(
             f"{path} does not hold the weights of {path.with_name(CONFIG)}: {error}"
         ) from error
-
-
-def export_merged(folder: Path, target: Path, *, lora_scale: float | None = None) -> None:
-    """A model with LoRA to a model folder without: the LoRA merged into the weights at one scale.
-
-    Args:
-        folder: an adversarial stage's model folder.
-        target: the model folder to write; one that is there is replaced.
-        lora_scale: strength of the LoRA; the config's when None.
-    """
-    config = load_config(folder)
-    if config.lora is None:
-        raise FlowmapsrError(f"{folder} holds no LoRA to merge; it can be used as it is")
-    net = load_net(folder, config, torch.device("cpu"), lora_scale=lora_scale)
-    merged = config.model_copy(update={"lora": None})
-    save_model(target, net, merged, prompts=read_prompts(folder / PROMPTS_FILE))
-
-
-def load_matching_codec(config: ModelConfig, device: torch.device) -> Codec:
-    """The codec the model was trained with; other weights under the same name are refused."""
-    codec = load_codec(config.codec, device=str(device))
-    if codec.fingerprint != config.codec_fingerprint:
-        raise FlowmapsrError(
-            f"the codec {config.codec.kind} has fingerprint {codec.fingerprint}, but the "
-            "model was trained "
-            f"with {config.codec_fingerprint}: its weights have changed since"
-        )
-    return codec

@@ -13,23 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts
 from training.settings.model import ModelSettings
-from training.weights.model_folder import CONFIG, WEIGHTS, find_model, load_config, load_net
+from training.weights.model_folder import CONFIG, find_model
 
 UNET = "unet."
 FIRST_LAYER = "conv_in.weight"
 SDXL_PREFIX = "model.diffusion_model."
 DIFFUSERS_CLASS = "UNet2DConditionModel"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_embedding_scale")
-"""Settings of a network that change what its weights mean, but not their shapes."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +43,24 @@ class WeightSource:
     """By the network's names; what has no such name keeps its own."""
     layout: Mapping[str, Any]
     """The settings of the source that no shape shows, named as in `ModelSettings`."""
-    prompts: Prompts | None
-    """The embeddings that a model of flowmapsr was trained with."""
+    model_folder: Path | None = None
+    """Where it is a model of flowmapsr."""
 
 
-def open_source(place: Path, model: ModelSettings, names: Collection[str]) -> WeightSource:
+def open_source(
+    place: Path,
+    model: ModelSettings,
+    names: Collection[str],
+    *,
+    open_model: Callable[[Path], WeightSource],
+) -> WeightSource:
     """The weights at `place`.
 
     Args:
         place: run folder, model folder, diffusers folder, or `.safetensors` file.
         model: the settings of the network to be filled.
         names: its parameters' names; of a file's prefixes the one that fits them best is taken.
+        open_model: opens a model folder of flowmapsr.
 
     Raises:
         FlowmapsrError: no weights there, or weights in a form that is not read.
@@ -70,11 +71,11 @@ def open_source(place: Path, model: ModelSettings, names: Collection[str]) -> We
                 f"init_from: {place} is no .safetensors file; other formats are not read, "
                 "because a pickle can run code. Save the weights as safetensors"
             )
-        return WeightSource(str(place), _renamed(_list([place]), model, names), {}, None)
+        return WeightSource(str(place), _renamed(list_tensors([place]), model, names), {})
     if not place.is_dir():
         raise FlowmapsrError(f"init_from: there is no file or folder {place}")
     if (place / "recipe.json").is_file() or "format_version" in _config(place):
-        return _flowmapsr(find_model(place))
+        return open_model(find_model(place))
     return _diffusers(place / "unet" if (place / "unet").is_dir() else place, model, names)
 
 
@@ -88,20 +89,6 @@ def _config(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _flowmapsr(folder: Path) -> WeightSource:
-    """A model folder; a LoRA is merged at the strength that inference would use."""
-    config = load_config(folder)
-    if config.lora is None:
-        tensors = _list([folder / WEIGHTS])
-    else:
-        with torch.random.fork_rng(devices=[]):  # the network to be filled draws as ever
-            state = load_net(folder, config, torch.device("cpu")).state_dict()
-        tensors = {name: _in_memory(tensor) for name, tensor in state.items()}
-    del tensors["prompts"]
-    layout = {name: getattr(config.model, name) for name in WITHOUT_SHAPE}
-    return WeightSource(str(folder), tensors, layout, read_prompts(folder / PROMPTS_FILE))
-
-
 def _diffusers(folder: Path, model: ModelSettings, names: Collection[str]) -> WeightSource:
     config = _config(folder)
     kind = config.get("_class_name")
@@ -111,8 +98,8 @@ def _diffusers(folder: Path, model: ModelSettings, names: Collection[str]) -> We
             f"init_from: {folder} is {what}; give a flowmapsr run or model folder, or the "
             f"folder of a diffusers {DIFFUSERS_CLASS}"
         )
-    tensors = _renamed(_list(_diffusers_files(folder)), model, names)
-    return WeightSource(str(folder), tensors, _diffusers_layout(config), None)
+    tensors = _renamed(list_tensors(_diffusers_files(folder)), model, names)
+    return WeightSource(str(folder), tensors, _diffusers_layout(config))
 
 
 def _diffusers_files(folder: Path) -> list[Path]:
@@ -172,7 +159,8 @@ def _mapping(
     return max(mappings, key=len, default={})
 
 
-def _list(files: list[Path]) -> dict[str, StoredTensor]:
+def list_tensors(files: list[Path]) -> dict[str, StoredTensor]:
+    """The tensors of safetensors files, not read yet."""
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         try:
@@ -193,5 +181,6 @@ def _reader(path: Path, name: str) -> Callable[[], Tensor]:
     return read
 
 
-def _in_memory(tensor: Tensor) -> StoredTensor:
+def in_memory(tensor: Tensor) -> StoredTensor:
+    """A tensor that is there already, as if it were stored."""
     return StoredTensor(tuple(tensor.shape), lambda: tensor)

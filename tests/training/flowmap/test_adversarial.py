@@ -23,16 +23,14 @@ from training.flowmap.adversarial import (
     two_step_prediction,
 )
 from training.flowmap.adversarial_trainer import (
-    GAN_METRICS,
-    AdversarialTrainer,
     GeneratorObjective,
     ScoreAverages,
-    score_sums,
+    score_terms,
     turn,
 )
 from training.flowmap.discriminator import Discriminator
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.adversarial import (
     AdversarialSettings,
     ConvergenceSettings,
@@ -134,7 +132,7 @@ def test_updates_alternate_after_the_discriminators_warm_up() -> None:
 def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
     tiny_model: ModelSettings,
 ) -> None:
-    model = TrainedModel(FlowMapNet(tiny_model, latent_channels=12), None)
+    model = FlowMapStageModel(FlowMapNet(tiny_model, latent_channels=12), None)
     settings = DiscriminatorSettings(channels=(8,), strides=(1, 1), norm_groups=4)
     objective = GeneratorObjective(
         FlowMapObjective(FlowMatching(time_grid_levels=2), regulariser=None),
@@ -150,19 +148,19 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
     )
     batch = Batch(("a", "b"), hq, lq, neg, None, Position())
     losses = objective(model, batch, torch.Generator().manual_seed(0))
-    named = dict(zip(AdversarialTrainer.metrics, losses.sums.tolist(), strict=True))
-    assert named["loss/total"] == pytest.approx([2 * losses.total.item(), 2])
+    named = {name: (term.sum.item(), term.count) for name, term in losses.terms.items()}
+    assert named["loss/total"] == pytest.approx((2 * losses.total.item(), 2))
     parts = named["gan/generator"][0] + named["loss/fm"][0]
     assert named["loss/total"][0] == pytest.approx(parts, rel=1e-5)
     assert calls[1:] == [(1.0, 0.5, False), (0.5, 0.0, True)]
     assert len(calls) == 3 and calls[0][2]
 
 
-def test_score_sums_are_means_over_samples(scores: tuple[Tensor, Tensor]) -> None:
+def test_score_terms_are_means_over_samples(scores: tuple[Tensor, Tensor]) -> None:
     fake, real = scores
-    sums = score_sums(fake, real)
-    means = dict(zip(GAN_METRICS, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
-    assert sums[:, 1].tolist() == [4] * 4
+    terms = score_terms(fake, real)
+    means = {name: term.sum.item() / term.count for name, term in terms.items()}
+    assert {term.count for term in terms.values()} == {4}
     assert means == pytest.approx(
         {
             "gan/discriminator": discriminator_loss(fake, real).item(),

@@ -55,9 +55,9 @@ def test_the_guidance_strength_is_an_input_where_the_recipe_says_so(
         plain, none, strong = (net(x, t, t, None, w) for w in (t, None, 3 * t))
     assert torch.equal(plain, none)
     assert (strong - plain).abs().max() > 1e-4
-    net.strength = 3.0
     with torch.no_grad():
-        assert torch.equal(net(x, t, t), strong)
+        assert torch.equal(net(x, t, t), none)
+        assert torch.equal(net.velocity(3.0)(x, t, t), strong)
 
 
 def test_attention_blocks_run_without_text_tokens() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ from training.flowmap.conditions import draw_conditions
 from training.flowmap.derivatives import central_difference, forward_mode
 from training.flowmap.interpolant import sample_times
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import LOSS_NAMES, FlowMapObjective, Losses, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.prompts import NEGATIVE, POSITIVE
+from training.flowmap.system import FlowMapStage
 from training.flowmap.weighting import DynamicWeighting, weighted_loss
 from training.losses.perceptual import CharbonnierDistance, PatchRegulariser
 from training.settings.model import ModelSettings
@@ -34,7 +36,7 @@ from training.settings.objective import (
     SelfDistillation,
 )
 from training.settings.stage import StageSettings
-from training.systems import Builder
+from training.trainer import Losses
 
 N = 8
 LEVELS = 3
@@ -58,7 +60,7 @@ def batch() -> Batch:
 
 
 @pytest.fixture
-def model(tiny_model: ModelSettings) -> TrainedModel:
+def model(tiny_model: ModelSettings) -> FlowMapStageModel:
     torch.manual_seed(0)
     settings = tiny_model.model_copy(
         update={"guidance_conditioning": True, "time_embedding_scale": 10.0}
@@ -67,10 +69,10 @@ def model(tiny_model: ModelSettings) -> TrainedModel:
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
     weighting = DynamicWeighting()
     torch.nn.init.normal_(weighting.last.weight, std=0.1)
-    return TrainedModel(net, weighting)
+    return FlowMapStageModel(net, weighting)
 
 
-def _naive_loss(model: TrainedModel, batch: Batch, settings: Any, *, seed: int) -> Tensor:
+def _naive_loss(model: FlowMapStageModel, batch: Batch, settings: Any, *, seed: int) -> Tensor:
     """E[exp(-phi) |u - target|^2 + phi], sample by sample, as the equations stand."""
     generator = torch.Generator().manual_seed(seed)
     share = settings.flow_matching_fraction if isinstance(settings, SelfDistillation) else 1.0
@@ -153,7 +155,7 @@ def _self_distillation(
     )
 
 
-def _assert_equals_the_formula(model: TrainedModel, batch: Batch, settings: Any) -> None:
+def _assert_equals_the_formula(model: FlowMapStageModel, batch: Batch, settings: Any) -> None:
     losses = _objective(settings)(model, batch, torch.Generator().manual_seed(7))
     losses.total.backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -169,7 +171,7 @@ def _assert_equals_the_formula(model: TrainedModel, batch: Batch, settings: Any)
 
 @GUIDED
 def test_flow_matching_loss_and_gradient_equal_the_formula(
-    model: TrainedModel, batch: Batch, guidance: Guidance | None
+    model: FlowMapStageModel, batch: Batch, guidance: Guidance | None
 ) -> None:
     _assert_equals_the_formula(
         model, batch, FlowMatching(time_grid_levels=LEVELS, guidance=guidance)
@@ -180,7 +182,7 @@ def test_flow_matching_loss_and_gradient_equal_the_formula(
 @GUIDED
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_self_distillation_loss_and_gradient_equal_the_formula(
-    model: TrainedModel,
+    model: FlowMapStageModel,
     batch: Batch,
     formulation: dict[str, str],
     guidance: Guidance | None,
@@ -193,7 +195,7 @@ def test_self_distillation_loss_and_gradient_equal_the_formula(
 @FORMULATIONS
 @GUIDED
 def test_workers_in_lockstep_get_the_same_loss(
-    model: TrainedModel, batch: Batch, formulation: dict[str, str], guidance: Guidance | None
+    model: FlowMapStageModel, batch: Batch, formulation: dict[str, str], guidance: Guidance | None
 ) -> None:
     """ZeRO-3 makes every pass; where it has no sample, on one that does not count."""
     for share in (1.0, 0.75):
@@ -211,7 +213,7 @@ Call = tuple[int, bool]
 """Samples, and whether with gradient."""
 
 
-def _count_evaluations(model: TrainedModel, run: Callable[[], Losses]) -> list[Call]:
+def _count_evaluations(model: FlowMapStageModel, run: Callable[[], Losses]) -> list[Call]:
     """Every network evaluation during `run`, a JVP being one."""
     calls: list[Call] = []
     hook = model.net.register_forward_pre_hook(
@@ -233,7 +235,7 @@ def _count_evaluations(model: TrainedModel, run: Callable[[], Losses]) -> list[C
     ids=["ssd", "esd", "lsd", "paper"],
 )
 def test_one_student_pass_over_all_and_teacher_passes_over_the_samples_that_need_them(
-    model: TrainedModel, batch: Batch, formulation: dict[str, str], teacher: int, negative: int
+    model: FlowMapStageModel, batch: Batch, formulation: dict[str, str], teacher: int, negative: int
 ) -> None:
     def calls(guidance: Guidance | None) -> list[Call]:
         objective = _objective(_self_distillation(formulation, guidance))
@@ -252,7 +254,7 @@ def test_one_student_pass_over_all_and_teacher_passes_over_the_samples_that_need
 
 
 def test_flow_matching_needs_no_extra_evaluation_and_guided_one(
-    model: TrainedModel, batch: Batch
+    model: FlowMapStageModel, batch: Batch
 ) -> None:
     def calls(guidance: Guidance | None) -> list[Call]:
         objective = _objective(FlowMatching(time_grid_levels=LEVELS, guidance=guidance))
@@ -283,7 +285,7 @@ def test_conditions_follow_their_probabilities() -> None:
 
 
 def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
-    model: TrainedModel, batch: Batch
+    model: FlowMapStageModel, batch: Batch
 ) -> None:
     """With p_neg = 1 the loss does not see HQ, neither its latents nor its pixels."""
     model.weighting = None
@@ -296,7 +298,8 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     same = Batch(batch.keys, batch.hq, batch.lq, batch.neg, pixels, batch.position)
     one, two = (objective(model, b, g) for b, g in zip((same, other), generators, strict=True))
     assert torch.equal(one.total, two.total)
-    assert one.sums[LOSS_NAMES.index("perceptual")].tolist() == [0, 0]
+    term = one.terms["loss/perceptual"]
+    assert (term.sum.item(), term.count) == (0, 0)
 
 
 def _with_attention(time_embedding_scale: float = 10.0) -> FlowMapNet:
@@ -354,7 +357,7 @@ def test_a_difference_in_t_is_right_up_to_the_largest_time_scale_and_soon_wrong(
 def test_attention_with_a_checkpointed_student_trains_with_each_formulation(
     batch: Batch, formulation: dict[str, str]
 ) -> None:
-    model = TrainedModel(_with_attention(), None)
+    model = FlowMapStageModel(_with_attention(), None)
     objective = _objective(_self_distillation(formulation, GUIDANCE))
     gradients = []
     for checkpointed in (False, True):
@@ -367,15 +370,19 @@ def test_attention_with_a_checkpointed_student_trains_with_each_formulation(
         torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-6)
 
 
-def test_reported_sums_are_means_over_their_own_samples(model: TrainedModel, batch: Batch) -> None:
+def test_reported_sums_are_means_over_their_own_samples(
+    model: FlowMapStageModel, batch: Batch
+) -> None:
     model.weighting = None
     settings = _self_distillation(SHORTCUT, None)
     losses = _objective(settings)(model, batch, torch.Generator().manual_seed(0))
-    reported = dict(zip(LOSS_NAMES, losses.sums.tolist(), strict=True))
-    assert [reported[name][1] for name in LOSS_NAMES] == [8, 6, 2, 0, 0]
-    both = (reported["fm"][0] + reported["sd"][0]) / 8
-    assert both == pytest.approx(losses.total.item(), rel=1e-5)
-    assert reported["total"][0] / 8 == pytest.approx(losses.total.item(), rel=1e-5)
+    assert tuple(losses.terms) == FlowMapObjective.terms
+    assert [term.count for term in losses.terms.values()] == [8, 6, 2, 0, 0]
+    stacked = losses.stacked((*FlowMapObjective.terms, "loss/of another step"))
+    assert stacked[-1].tolist() == [0, 0] and stacked.dtype == torch.float64
+    total, fm, sd = (sums / 8 for sums in stacked[:3, 0].tolist())
+    assert fm + sd == pytest.approx(losses.total.item(), rel=1e-5)
+    assert total == pytest.approx(losses.total.item(), rel=1e-5)
 
 
 def test_weighting_starts_at_zero_and_is_small() -> None:
@@ -408,12 +415,12 @@ def test_a_trained_weighting_finds_the_logarithm_of_the_loss_at_each_time() -> N
 
 
 def test_a_compiled_student_leaves_the_derivative_to_the_plain_network(
-    model: TrainedModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    model: FlowMapStageModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as for a GPU, by a backend that needs no compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     objective = _objective(_self_distillation(EULERIAN, GUIDANCE))
-    compiled = TrainedModel(model.net, model.weighting, compiled="student")
+    compiled = FlowMapStageModel(model.net, model.weighting, compiled="student")
     assert compiled.state_dict().keys() == model.state_dict().keys()
     assert compiled.teacher is model.net and compiled.student is not model.net
     found = []
@@ -426,8 +433,8 @@ def test_a_compiled_student_leaves_the_derivative_to_the_plain_network(
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_compiling_without_a_gpu_is_refused(model: TrainedModel) -> None:
+def test_compiling_without_a_gpu_is_refused() -> None:
     stage = StageSettings.model_validate({**WARMUP, "compile": "student"})
-    builder = Builder(stage, Dct8Codec(), torch.device("cpu"), 1)
+    inputs = SimpleNamespace(settings=stage, device=torch.device("cpu"))
     with pytest.raises(FlowmapsrError, match="compile=student works on a GPU only.*compile=none"):
-        builder.trainer(model.net)
+        FlowMapStage(inputs, None)

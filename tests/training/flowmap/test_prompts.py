@@ -18,12 +18,12 @@ from transformers import (
 
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import MODEL
+from training.flowmap.initial import fetch_inputs, initial_network
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts, stand_in, write_prompts
 from training.flowmap.text_encoders import encode_once, encode_prompts
 from training.run_dir.paths import StageFolder
 from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
-from training.weights.initialize import fetch_inputs, initialise
 
 WIDTH, PROJECTION, LENGTH = 16, 24, 77
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,-"
@@ -146,13 +146,13 @@ def test_a_run_encodes_once_and_gives_the_embeddings_to_its_network(
     fetch_inputs(recipe, folder)
     source.unlink()  # what was computed once needs no encoder any more
     fetch_inputs(recipe, folder)
-    initial = initialise(recipe, folder, latent_channels=4)
+    initial = initial_network(recipe, folder, latent_channels=4)
     assert torch.equal(initial.net.prompts, read_prompts(folder.run / PROMPTS_FILE).embeddings)
     torch.testing.assert_close(initial.net.prompts, encode_prompts(_settings(sdxl)).embeddings)
 
 
 def test_embeddings_of_another_width_name_the_setting(sdxl: Path, tmp_path: Path) -> None:
-    with pytest.raises(FlowmapsrError, match=r"24 numbers.*takes 8: set model\.prompt_channels=24"):
+    with pytest.raises(FlowmapsrError, match=r"width 24.*takes 8: set model\.prompt_channels=24"):
         encode_once(tmp_path, _settings(sdxl), channels=8)
 
 

@@ -18,12 +18,13 @@ from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import load_codec
 from datagen.settings import Dct8Settings
 from training.evaluation.evaluate import degraded_photos, evaluate
+from training.flowmap.model_folder import FlowMapConfig, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import STAND_IN, stand_in
 from training.inference.upscaler import Upscaler, bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
-from training.weights.model_folder import ModelConfig, find_model, save_model
+from training.weights.model_folder import find_model
 
 
 def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
@@ -31,7 +32,7 @@ def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
     net = FlowMapNet(settings, latent_channels=192)
     if trained:
         torch.nn.init.normal_(net.unet.conv_out.weight, std=0.02)
-    config = ModelConfig(
+    config = FlowMapConfig(
         model=settings,
         latent_channels=192,
         codec=Dct8Settings(),

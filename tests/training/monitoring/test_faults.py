@@ -26,12 +26,10 @@ from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
 from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import StartClock
-from training.monitoring.watchdog import Watchdog
-from training.run_dir.paths import StageFolder
 from training.run_dir.starts import how_ended, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.stage import StageWorker
+from training.stage import run_stage
 from training.tracking.mlflow_client import RunNames
 
 
@@ -225,11 +223,11 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP, guided])
     recipe = recipe.model_copy(update={"manifest": str(without_negatives)})
     with pytest.raises(FlowmapsrError, match=r"guidance needs negatives.*leave guidance out"):
-        StageWorker(
+        run_stage(
             recipe,
-            StageFolder(Path(recipe.output), "warmup"),
-            Watchdog(tmp_path, rank=0, world_size=1, seconds=60),
-            StartClock.of_process(),
+            "warmup",
+            stop_requested=lambda: False,
+            clock=StartClock.of_process(),
         )
 
 

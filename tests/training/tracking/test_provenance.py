@@ -113,7 +113,8 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     first = Attempt(tmp_path, "warmup", WORKERS)
     first.begin(0)
     progress = StageProgress(
-        stage="warmup", step=5, steps=10, images_per_second=1.0, loss=1.0, updated=0.0,
+        stage="warmup", step=5, steps=10, images_per_second=1.0, headline="loss/total",
+        headline_value=1.0, updated=0.0,
         checkpoint_step=4, checkpoint_time=0.0, worker_hours=7.5,
     )  # fmt: skip
     (home / "progress.json").write_text(progress.model_dump_json())

@@ -19,13 +19,14 @@ from datagen.samples.codecs import load_codec
 from datagen.settings import Dct8Settings
 from tests.support.small_disk import DiskMaker
 from tests.support.tiny import MODEL
+from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
+from training.flowmap.model_folder import FlowMapConfig, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import PROMPTS, Prompts, stand_in
 from training.run_dir.paths import StageFolder
 from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
-from training.weights.initialize import RANDOM, Initial, fetch_inputs, initialise
-from training.weights.model_folder import ModelConfig, save_model
+from training.weights.initialize import RANDOM
 
 CHANNELS = 4
 ATTENDING = {**MODEL, "transformer_layers": [0, 1]}
@@ -55,11 +56,11 @@ def _recipe(
 
 def _initial(
     folder: Path, source: Path | str | None, model: dict[str, Any] = ATTENDING, **stage: Any
-) -> Initial:
+) -> InitialNetwork:
     recipe = _recipe(folder, None if source is None else str(source), model, **stage)
     place = StageFolder(folder / "run", "one")
     fetch_inputs(recipe, place)
-    return initialise(recipe, place, latent_channels=CHANNELS)
+    return initial_network(recipe, place, latent_channels=CHANNELS)
 
 
 def _names(rows: Any) -> set[str]:
@@ -71,7 +72,7 @@ def _save_model(folder: Path, model: dict[str, Any] = ATTENDING) -> dict[str, Te
     net = FlowMapNet(settings, latent_channels=CHANNELS)
     torch.nn.init.normal_(net.unet.conv_out.weight)
     net.prompts.copy_(PROMPT.embeddings)
-    config = ModelConfig(
+    config = FlowMapConfig(
         model=settings,
         latent_channels=CHANNELS,
         codec=Dct8Settings(),
@@ -109,9 +110,9 @@ def _sdxl_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**arguments)
 
 
-def _check_sdxl(initial: Initial, unet: UNet2DConditionModel) -> None:
+def _check_sdxl(initial: InitialNetwork, unet: UNet2DConditionModel) -> None:
     """Everything but text attention and the new conditions comes from the checkpoint."""
-    report, mine = initial.report, initial.net.state_dict()
+    report, mine = initial.weights.report, initial.net.state_dict()
     assert report is not None
     theirs = {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
     text = {name for name in theirs if "attn2.to_k" in name or "attn2.to_v" in name}
@@ -126,15 +127,15 @@ def _check_sdxl(initial: Initial, unet: UNet2DConditionModel) -> None:
 
 def test_without_a_source_the_weights_are_random(tmp_path: Path) -> None:
     initial = _initial(tmp_path, None)
-    assert (initial.source, initial.report) == (RANDOM, None)
+    assert (initial.weights.source, initial.weights.report) == (RANDOM, None)
     assert torch.equal(initial.prompts.embeddings, stand_in(8).embeddings)
 
 
 def test_a_model_folder_gives_everything_and_its_prompts(tmp_path: Path) -> None:
     weights = _save_model(tmp_path / "model")
     initial = _initial(tmp_path, tmp_path / "model")
-    assert initial.report is not None
-    assert initial.report.new == initial.report.left_over == ()
+    assert initial.weights.report is not None
+    assert initial.weights.report.new == initial.weights.report.left_over == ()
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     assert initial.prompts.made_by == "an encoder"
 
@@ -154,7 +155,7 @@ def test_a_model_that_finds_no_room_leaves_the_one_before(
     folder = small_disk(size * 3 // 2) / "model"
     _save_model(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FlowmapsrError, match=r"model: cannot write it .*No space left.* place"):
+    with pytest.raises(FlowmapsrError, match=r"model: cannot write it .*No space left.* folder"):
         _save_model(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(folder.parent.iterdir()) == [folder]
@@ -163,15 +164,15 @@ def test_a_model_that_finds_no_room_leaves_the_one_before(
 def test_a_changed_conditioning_loads_the_rest_and_says_what_is_new(tmp_path: Path) -> None:
     weights = _save_model(tmp_path / "model")
     initial = _initial(tmp_path, tmp_path / "model", {**ATTENDING, "guidance_conditioning": True})
-    assert initial.report is not None
+    assert initial.weights.report is not None
     changed = {"unet.class_embedding.linear_1.weight"}
-    assert _names(initial.report.new) == _names(initial.report.left_over) == changed
+    assert _names(initial.weights.report.new) == _names(initial.weights.report.left_over) == changed
     mine = initial.net.state_dict()
     assert all(torch.equal(mine[name], weights[name]) for name in mine.keys() - changed)
-    table = initial.report.table()
+    table = initial.weights.report.table()
     assert "new       [64, 40]                unet.class_embedding.linear_1.weight" in table
     assert "(there [64, 24])" in table and "unet.conv_in.weight" in table
-    lines = initial.report.summary().splitlines()
+    lines = initial.weights.report.summary().splitlines()
     assert lines[2] == "new             1 tensors           2,560 numbers  unet.class_embedding"
     assert lines[3] == "left over       1 tensors           1,536 numbers  unet.class_embedding"
 
@@ -186,8 +187,8 @@ def test_a_diffusers_folder_of_sdxl_fills_what_it_shares(tmp_path: Path, layout:
         assert len(list(folder.glob("*.safetensors"))) > 1
     initial = _initial(tmp_path, folder)
     _check_sdxl(initial, unet)
-    assert initial.report is not None
-    assert _names(initial.report.left_over) >= {"add_embedding.linear_1.weight"}
+    assert initial.weights.report is not None
+    assert _names(initial.weights.report.left_over) >= {"add_embedding.linear_1.weight"}
 
 
 def test_a_file_with_a_prefix_and_other_networks_in_it_is_understood(tmp_path: Path) -> None:
@@ -199,8 +200,8 @@ def test_a_file_with_a_prefix_and_other_networks_in_it_is_understood(tmp_path: P
     safetensors.torch.save_file(tensors, tmp_path / "lbm.safetensors")
     initial = _initial(tmp_path, tmp_path / "lbm.safetensors")
     _check_sdxl(initial, unet)
-    assert initial.report is not None
-    assert "vae.encoder.conv_in.weight" in _names(initial.report.left_over)
+    assert initial.weights.report is not None
+    assert "vae.encoder.conv_in.weight" in _names(initial.weights.report.left_over)
 
 
 RESNET = {
@@ -253,8 +254,8 @@ def test_sdxls_own_single_file_is_understood(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors, tmp_path / "sd_xl.safetensors")
     initial = _initial(tmp_path, tmp_path / "sd_xl.safetensors")
     _check_sdxl(initial, unet)
-    assert initial.report is not None
-    left = _names(initial.report.left_over)
+    assert initial.weights.report is not None
+    left = _names(initial.weights.report.left_over)
     assert "first_stage_model.encoder.conv_in.weight" in left
     assert "model.diffusion_model.label_emb.0.0.weight" in left
 
@@ -272,7 +273,7 @@ def test_a_registered_model_version_is_fetched_once(tmp_path: Path) -> None:
     initial = _initial(tmp_path, "models:/tiny/1")
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     shutil.rmtree(tmp_path / "artifacts")  # a resumed stage needs no server
-    assert _initial(tmp_path, "models:/tiny/1").source == "models:/tiny/1"
+    assert _initial(tmp_path, "models:/tiny/1").weights.source == "models:/tiny/1"
     with pytest.raises(FlowmapsrError, match=r"models:/tiny/7.*check name, version"):
         _initial(tmp_path / "other", "models:/tiny/7")
 
@@ -300,7 +301,7 @@ def test_how_much_must_fit_is_a_setting(tmp_path: Path) -> None:
     _save_model(tmp_path / "model")
     deeper = {**ATTENDING, "layers_per_block": 3}
     initial = _initial(tmp_path, tmp_path / "model", deeper)
-    assert initial.report is not None and initial.report.new
+    assert initial.weights.report is not None and initial.weights.report.new
     with pytest.raises(
         FlowmapsrError, match=r"only \d+\.\d% of the network fits .*at least 90% must"
     ):
@@ -345,4 +346,4 @@ def test_a_stage_that_is_not_finished_cannot_be_gone_on_from(tmp_path: Path) -> 
     second = recipe.stages[0].model_copy(update={"name": "two"})
     recipe = recipe.model_copy(update={"stages": (*recipe.stages, second)})
     with pytest.raises(FlowmapsrError, match="stage 'two' starts from stage 'one', which is not"):
-        initialise(recipe, StageFolder(tmp_path / "run", "two"), latent_channels=CHANNELS)
+        initial_network(recipe, StageFolder(tmp_path / "run", "two"), latent_channels=CHANNELS)

@@ -126,12 +126,12 @@ def train(trainer: Trainer, first: int, end: int) -> list[float]:
     rank, workers = dist.get_rank(), dist.get_world_size()
     losses = []
     for step in range(first, end):
-        sums = torch.zeros(len(trainer.metrics), 2, dtype=torch.float64)
+        sums = torch.zeros(len(trainer.terms), 2, dtype=torch.float64)
         for place in range(rank, places(trainer), workers):
             batch, generator = drawn(trainer, step, place)
-            sums += trainer.micro_step(batch, generator, step=step).sums
+            sums += trainer.micro_step(batch, generator, step=step).stacked(trainer.terms)
         dist.all_reduce(sums)
-        trainer.end_step(sums, step=step)
+        trainer.end_step(dict(zip(trainer.terms, sums.tolist(), strict=True)), step=step)
         losses.append(float(sums[0, 0] / sums[0, 1]))
     return losses
 
@@ -190,10 +190,10 @@ def go_on(trainer: Trainer) -> End:
         path.append(held(trainer, "master"))
     share = trainer.snapshot()
     tensors = {f"{n}:{k}": t for n, part in share.networks.items() for k, t in part.items()}
-    with trainer.whole():
+    with trainer.gathered_parameters():
         for name, parameter in trainer.model.named_parameters():
             tensors[f"module:{name}"] = parameter.detach().clone()
-    with trainer.averaged(), trainer.whole():
+    with trainer.ema_weights(), trainer.gathered_parameters():
         for name, parameter in trainer.model.named_parameters():
             tensors[f"averaged:{name}"] = parameter.detach().clone()
     return End(losses, path, tensors, share.texts)
@@ -232,7 +232,7 @@ def compared(folder: Path, trainer: Trainer, other: Trainer) -> dict[str, Any]:
     checkpoints.finish()
     restored = Checkpoints(str(folder), keep=1).resume(other, ORIGIN)
     resumed = go_on(other)
-    with other.averaged():  # which exchanges both
+    with other.ema_weights():  # which exchanges both
         average = held(other, "master")
     expected = naive_average([*path, *undisturbed.path], 0.9)
     for each in (trainer, other):

@@ -20,7 +20,7 @@ from training.data.loader import Batch
 from training.data.schedule import Position
 from training.engine.engine import Engine
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.monitoring.flops import FlopCounter
 from training.monitoring.mfu import Effort
 from training.monitoring.peaks import Peak
@@ -48,12 +48,12 @@ def settings_of(name: str) -> StageSettings:
     return StageSettings.model_validate({**stage, "dynamic_weighting": False, **CASES[name]})
 
 
-def fresh_model() -> TrainedModel:
+def fresh_model() -> FlowMapStageModel:
     torch.manual_seed(0)
     model = ModelSettings.model_validate({**MODEL, "transformer_layers": [0, 1]})
     net = FlowMapNet(model, latent_channels=CHANNELS)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
-    return TrainedModel(net, None)
+    return FlowMapStageModel(net, None)
 
 
 def batch_of(step: int) -> Batch:
@@ -63,7 +63,7 @@ def batch_of(step: int) -> Batch:
     return Batch(tuple(map(str, range(MICRO))), hq, lq, None, None, Position())
 
 
-def flat(model: TrainedModel) -> Tensor:
+def flat(model: FlowMapStageModel) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
@@ -83,7 +83,7 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
             trainer.micro_step(batch_of(step), generator, step=step)
             continue
         known = len(effort.per_image)
-        with effort.micro_step(trainer.work(step), batch_of(step)):
+        with effort.micro_step(trainer.step_kind(step), batch_of(step)):
             trainer.micro_step(batch_of(step), generator, step=step)
         effort.end_step()
         counted += [step] * (len(effort.per_image) - known)

@@ -25,7 +25,7 @@ from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminat
 from training.flowmap.discriminator import Discriminator
 from training.flowmap.lora import add_lora
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings
 from training.settings.model import ModelSettings
 from training.settings.objective import FlowMatching
@@ -71,12 +71,12 @@ def stage(zero_stage: int) -> StageSettings:
     )
 
 
-def networks() -> tuple[TrainedModel, Discriminator]:
+def networks() -> tuple[FlowMapStageModel, Discriminator]:
     torch.manual_seed(0)
     net = FlowMapNet(ModelSettings.model_validate(MODEL), latent_channels=CHANNELS)
     nn.init.normal_(net.unet.conv_out.weight, std=0.1)
     add_lora(net, rank=2, targets=ADVERSARIAL.lora.target_modules)
-    return TrainedModel(net, None), Discriminator(
+    return FlowMapStageModel(net, None), Discriminator(
         ADVERSARIAL.discriminator, latent_channels=CHANNELS
     )
 
@@ -92,7 +92,7 @@ def noise(step: int, place: int) -> torch.Generator:
     return torch.Generator().manual_seed(7 * step + place)
 
 
-def with_engines(model: TrainedModel, discriminator: Discriminator, zero_stage: int) -> None:
+def with_engines(model: FlowMapStageModel, discriminator: Discriminator, zero_stage: int) -> None:
     """STEPS steps of the trainer, in place."""
     settings, device = stage(zero_stage), torch.device("cpu")
     engines = [
@@ -109,7 +109,7 @@ def with_engines(model: TrainedModel, discriminator: Discriminator, zero_stage: 
             trainer.micro_step(sample(step, place), noise(step, place), step=step)
 
 
-def with_plain_torch(model: TrainedModel, discriminator: Discriminator) -> int:
+def with_plain_torch(model: FlowMapStageModel, discriminator: Discriminator) -> int:
     """The same steps with torch's optimisers on all samples, in place; how many were clipped."""
     clipped = 0
     lora = [p for p in model.parameters() if p.requires_grad]

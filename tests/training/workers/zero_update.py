@@ -25,7 +25,7 @@ from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, TrainedModel
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.weighting import DynamicWeighting
 from training.settings.model import ModelSettings
 from training.settings.objective import SelfDistillation
@@ -72,14 +72,14 @@ def cases() -> Iterator[StageSettings]:
         )
 
 
-def fresh_model() -> TrainedModel:
+def fresh_model() -> FlowMapStageModel:
     torch.manual_seed(0)
     settings = ModelSettings.model_validate(
         {**MODEL, "guidance_conditioning": True, "time_embedding_scale": 10.0}
     )
     net = FlowMapNet(settings, latent_channels=CHANNELS)
     torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
-    return TrainedModel(net, DynamicWeighting())
+    return FlowMapStageModel(net, DynamicWeighting())
 
 
 def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
@@ -97,7 +97,7 @@ def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
     return batch, torch.Generator().manual_seed(seed + 50)
 
 
-def flat(model: TrainedModel) -> Tensor:
+def flat(model: FlowMapStageModel) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 

@@ -1,0 +1,174 @@
+"""FlowMapSR as a system: builds and trains its stages, saves its models and restores pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datagen.errors import FlowmapsrError
+from datagen.samples.codecs import Codec
+from training.data.loader import Batch
+from training.data.sample_decoder import BatchFields
+from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
+from training.flowmap.conditions import usual_guidance
+from training.flowmap.discriminator import Discriminator
+from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
+from training.flowmap.lora import add_lora, check_targets
+from training.flowmap.model_folder import (
+    FlowMapConfig,
+    load_matching_codec,
+    load_net,
+    save_model,
+)
+from training.flowmap.network import FlowMapNet
+from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
+from training.flowmap.pictures import NOTE, render_pictures
+from training.flowmap.sampler import sample
+from training.flowmap.weighting import DynamicWeighting
+from training.losses.perceptual import load_regulariser
+from training.monitoring.out_of_memory import memory_explained
+from training.settings.objective import NoPerceptual
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.system_protocol import StageInputs, Strengths
+from training.trainer import ObjectiveTrainer, Trainer
+from training.weights.model_folder import load_config
+
+
+class FlowMapSystem:
+    """Flow maps on latents: u(x, t, s) between LQ and HQ (FlowMapSR)."""
+
+    name = "flowmapsr"
+    pictures_note = NOTE
+
+    def batch_fields(self, stage: StageSettings) -> BatchFields:
+        return BatchFields(
+            neg=stage.objective.guidance is not None,
+            pixels=not isinstance(stage.perceptual, NoPerceptual),
+        )
+
+    def fetch_inputs(self, inputs: StageInputs) -> None:
+        fetch_inputs(inputs.recipe, inputs.folder)
+
+    def build(self, inputs: StageInputs) -> FlowMapStage:
+        initial = initial_network(
+            inputs.recipe, inputs.folder, latent_channels=inputs.dataset.manifest.codec.channels
+        )
+        check_lora(inputs.recipe, initial.net)
+        return FlowMapStage(inputs, initial)
+
+    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> FlowMapRestorer:
+        config = load_config(folder, FlowMapConfig)
+        guidance = strengths.guidance
+        if guidance is not None and not config.model.guidance_conditioning:
+            raise FlowmapsrError(
+                f"the model in {folder} does not take the guidance strength as an input, so there "
+                "is none to choose: leave it out, or train with model.guidance_conditioning=true"
+            )
+        net = load_net(folder, config, device, lora_scale=strengths.lora_scale)
+        if guidance is None:
+            guidance = config.guidance_strength
+        return FlowMapRestorer(net, load_matching_codec(config, device), config, guidance)
+
+
+class FlowMapStage:
+    """A stage with one engine, or an adversarial one with two."""
+
+    def __init__(self, inputs: StageInputs, initial: InitialNetwork) -> None:
+        settings = inputs.settings
+        if settings.compile != "none" and inputs.device.type == "cpu":
+            # torch 2.13's code generator for CPU was seen to give wrong gradients of this network.
+            raise FlowmapsrError(
+                f"stage {settings.name!r}: compile={settings.compile} works on a GPU only, and "
+                "this worker has none: set compile=none"
+            )
+        self.inputs = inputs
+        self.initial = initial
+        self.loaded = initial.weights
+        self.tags = {"prompt_embeddings": initial.prompts.made_by}
+        self.guidance = usual_guidance(settings.objective.guidance)
+        self.objective = FlowMapObjective(
+            settings.objective,
+            regulariser=load_regulariser(settings.perceptual, inputs.codec, inputs.device),
+            in_lockstep=settings.zero_stage == 3,
+        )
+        with memory_explained(settings):
+            self.trainer = self._trainer(settings, initial.net)
+
+    def _trainer(self, settings: StageSettings, net: FlowMapNet) -> Trainer:
+        """The trainer of `net`, which an adversarial stage freezes and gives a LoRA."""
+        if settings.gradient_checkpointing:
+            net.unet.enable_gradient_checkpointing()
+        adversarial = settings.adversarial
+        if adversarial is None:
+            weighting = DynamicWeighting() if settings.dynamic_weighting else None
+            model = FlowMapStageModel(net, weighting, compiled=settings.compile)
+            return ObjectiveTrainer(self.inputs.engine(model), self.objective, settings)
+        add_lora(net, rank=adversarial.lora.rank, targets=adversarial.lora.target_modules)
+        discriminator = Discriminator(
+            adversarial.discriminator, latent_channels=net.latent_channels
+        )
+        own = discriminator_settings(settings, adversarial)
+        return AdversarialTrainer(
+            self.inputs.engine(FlowMapStageModel(net, None, compiled=settings.compile)),
+            self.inputs.engine(discriminator, own),
+            self.objective,
+            stage=settings,
+            settings=adversarial,
+        )
+
+    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
+        loss_over_times = self.objective.time_map.take(self.inputs.device)
+        if preview is None:
+            return {}
+        model = self.trainer.model
+        assert isinstance(model, FlowMapStageModel)
+        return render_pictures(
+            model.net.velocity(self.guidance),
+            preview,
+            self.inputs.codec,
+            loss_over_times=loss_over_times,
+            weighting=model.weighting,
+        )
+
+    def save(self, folder: Path) -> None:
+        net, adversarial = self.initial.net, self.inputs.settings.adversarial
+        config = FlowMapConfig(
+            model=net.settings,
+            latent_channels=net.latent_channels,
+            codec=self.inputs.dataset_recipe.codec,
+            codec_fingerprint=self.inputs.codec.fingerprint,
+            guidance_strength=self.guidance,
+            prompt_embeddings=self.initial.prompts.made_by,
+            lora=None if adversarial is None else adversarial.lora,
+            **self.inputs.config_fields(),
+        )
+        save_model(folder, net, config, prompts=self.initial.prompts)
+
+
+class FlowMapRestorer:
+    """Encodes LQ, travels the flow map in a few steps, decodes HQ."""
+
+    def __init__(
+        self, net: FlowMapNet, codec: Codec, config: FlowMapConfig, guidance: float
+    ) -> None:
+        self.net = net
+        self.codec = codec
+        self.config = config
+        self.guidance = guidance
+        self.device = next(net.parameters()).device
+        self.size_multiple = codec.downsample * net.downsample
+
+    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
+        latents = sample(self.net.velocity(self.guidance), self.codec.encode(lq), steps)
+        return self.codec.decode(latents)
+
+
+def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:
+    """Refuses LoRA names that match no layer, before the first stage trains."""
+    for stage in recipe.stages:
+        if stage.adversarial is not None:
+            check_targets(net, stage.adversarial.lora.target_modules)

@@ -1,0 +1,157 @@
+"""What a system offers: one kind of restoration model, as stage, evaluation and inference see it.
+
+Network, objective and sampler of a system change together, so each has a folder of its own;
+`training/systems.py` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datagen.dataset.manifest import Dataset
+from datagen.samples.codecs import Codec
+from datagen.settings import DatasetRecipe
+from training.data.loader import Batch
+from training.data.sample_decoder import BatchFields
+from training.engine.engine import Engine
+from training.run_dir.paths import StageFolder
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.trainer import Trainer
+from training.weights.initialize import LoadedWeights
+from training.weights.model_folder import ModelConfig
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What one worker's part of a stage is built from."""
+
+    recipe: TrainingRecipe
+    folder: StageFolder
+    dataset: Dataset
+    dataset_recipe: DatasetRecipe
+    codec: Codec
+    """The dataset's, which made the latents of its samples."""
+    device: torch.device
+    world_size: int
+
+    @property
+    def settings(self) -> StageSettings:
+        return self.recipe.stage(self.folder.name)
+
+    def engine(self, module: nn.Module, settings: StageSettings | None = None) -> Engine:
+        """The module on this worker's device, ready to train; every worker must call it.
+
+        Args:
+            settings: the stage's own when None.
+        """
+        own = self.settings if settings is None else settings
+        return Engine(module, own, device=self.device, world_size=self.world_size)
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of a `ModelConfig` that tell what the model was trained on."""
+        return {
+            "degradation": self.dataset_recipe.degradation,
+            "stage": self.folder.name,
+            "recipe_digest": self.recipe.digest(),
+            "dataset_digest": self.dataset.manifest.digest,
+        }
+
+
+class SystemStage(Protocol):
+    """One stage of a system on one worker."""
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    @property
+    def loaded(self) -> LoadedWeights:
+        """Where the first weights came from."""
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """What MLflow shows of the model beside its settings."""
+
+    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
+        """Pictures by name of the model with its current weights; every worker must call it.
+
+        Args:
+            preview: the samples to draw; None on workers that draw nothing.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Writes the model folder, with whole parameters; only the first worker calls it."""
+
+
+class Restorer(Protocol):
+    """A trained model that restores pixels."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of an image must be multiples of this."""
+
+    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
+        """LQ images at their target size (B, 3, H, W) in [-1, 1] -> HQ estimates, alike.
+
+        Args:
+            steps: network evaluations, 1 or more.
+        """
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """What may be chosen when a model is loaded; None leaves the model's own value. A system
+    refuses those that it does not have."""
+
+    lora_scale: float | None = None
+    guidance: float | None = None
+
+
+class System(Protocol):
+    """One kind of restoration model."""
+
+    @property
+    def name(self) -> str:
+        """Of the method in tables of results."""
+
+    @property
+    def pictures_note(self) -> str:
+        """What the pictures of a stage show, for its page in MLflow (Markdown)."""
+
+    def batch_fields(self, stage: StageSettings) -> BatchFields:
+        """What the batches of a stage must hold."""
+
+    def fetch_inputs(self, inputs: StageInputs) -> None:
+        """Downloads and computes what `build` reads, once: only the first worker calls it."""
+
+    def build(self, inputs: StageInputs) -> SystemStage:
+        """Network and trainer of a stage, with their first weights; every worker must call it.
+
+        Raises:
+            FlowmapsrError: weights that do not fit, or settings of any stage of the recipe that
+                turn out not to fit the network.
+        """
+
+    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> Restorer:
+        """The model in a model folder.
+
+        Raises:
+            FlowmapsrError: files that do not fit, or a strength that the model does not have.
+        """
+
+
+SystemOf = Callable[[str], System]
+"""The system of a kind, as `model.kind` names it."""
