@@ -29,7 +29,8 @@ from datagen.photos.scan import (
     examine,
     in_this_process,
 )
-from datagen.photos.sources import Listing, SourceFile
+from datagen.photos.source_file import SourceFile
+from datagen.photos.sources import Listing
 from datagen.records import to_compact_json
 from datagen.samples.buckets import fitting_buckets
 from datagen.settings import DatasetRecipe
@@ -67,8 +68,8 @@ def make_plan(found: Survey, *, spread: Spread = in_this_process) -> Plan:
     recipe = found.recipe
     kept = _kept(found)
     fresh = [file for file in found.fresh if file not in kept.files]
-    news = _examined(found, fresh, kept, spread)
-    groups, too_small = _grouped(recipe, [*news.photos, *kept.loose])
+    photos, rejected = _examined(found, fresh, kept, spread)
+    groups, too_small = _grouped(recipe, [*photos, *kept.loose])
     plan = Plan(
         recipe=recipe,
         recipe_digest=recipe.digest(),
@@ -76,14 +77,12 @@ def make_plan(found: Survey, *, spread: Spread = in_this_process) -> Plan:
         tasks=(*kept.tasks, *_tasks(groups, recipe.samples_per_shard, first=_next_index(found))),
         rejected=tuple(
             sorted(
-                [*kept.rejected, *news.rejected, *too_small, *_listing_faults(found)],
+                [*kept.rejected, *rejected, *too_small, *_listing_faults(found)],
                 key=lambda photo: photo.uri,
             )
         ),
         known_photos=len(found.ledger.hashes()),
         known_rejected=sum(reason != DUPLICATE for reason in found.ledger.rejected().values()),
-        gone=len(news.gone),
-        changed=len(news.changed),
     )
     enforce_limit(plan, set())
     if not plan.tasks and found.manifest is None:
@@ -164,15 +163,9 @@ def _kept(found: Survey) -> _Kept:
     )
 
 
-@dataclass(frozen=True)
-class _News:
-    photos: list[PhotoVariants]
-    rejected: list[KnownPhoto]
-    gone: frozenset[str]
-    changed: frozenset[str]
-
-
-def _examined(found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread) -> _News:
+def _examined(
+    found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread
+) -> tuple[list[PhotoVariants], list[KnownPhoto]]:
     """Headers of the fresh files; content that only moved is noted in the ledger, not made anew."""
     recipe, ledger = found.recipe, found.ledger
     planned = _planned_hashes(fresh, [*kept.unmade, *(photo.file for photo in kept.loose)], spread)
@@ -197,8 +190,7 @@ def _examined(found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: S
         # By content: neighbours in a folder are often alike, and where it lies must not matter.
         for header in sorted(result.photos, key=lambda header: (header.head, header.file.uri))
     ]
-    places = {line.uri for line in ledger.lines if line.sha256 in moved}
-    return _News(photos, rejected, found.gone - places, found.changed - places)
+    return photos, rejected
 
 
 def _planned_hashes(

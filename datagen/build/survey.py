@@ -16,7 +16,8 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
-from datagen.photos.sources import Listing, SourceFile, list_sources
+from datagen.photos.source_file import SourceFile
+from datagen.photos.sources import Listing, list_sources
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from datagen.dataset.layout import REJECTED, SOURCES
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.photos.sources import SourceFile
+from datagen.photos.source_file import SourceFile
 
 
 @dataclass(frozen=True, slots=True)

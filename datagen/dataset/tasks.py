@@ -11,7 +11,7 @@ from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.records import ShardRecord, Split
 from datagen.dataset.statistics import PartialStatistics
-from datagen.photos.sources import SourceFile
+from datagen.photos.source_file import SourceFile
 from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
 
@@ -85,10 +85,6 @@ class Plan(FrozenModel):
     """Photos that the dataset has samples of already."""
     known_rejected: int = 0
     """Images left out of it before, duplicates not counted."""
-    gone: int = 0
-    """Photos no longer listed that samples were made of; the samples stay."""
-    changed: int = 0
-    """Photos with other bytes than before; samples of the old bytes stay, new ones are made."""
 
     @property
     def output(self) -> str:

@@ -11,11 +11,11 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from datagen.errors import FlowmapsrError, NotFoundError
-from datagen.io.entries import Entry
 
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the name of every file that is being written; a leftover of a killed process keeps it."""
@@ -38,6 +38,19 @@ _FIXES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file as listed, not opened.
+
+    `stamp` tells a changed file from an unchanged one of equal length: the time of its last change
+    in nanoseconds on a disk, the ETag on S3.
+    """
+
+    uri: str
+    bytes: int
+    stamp: str
 
 
 def entry(path: str) -> Entry | None:

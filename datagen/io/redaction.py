@@ -1,7 +1,4 @@
-"""Keeps secrets out of what is shown and sent: passwords in addresses, keys in queries.
-
-Knows only text.
-"""
+"""Redacts credentials in URIs, queries and settings."""
 
 from __future__ import annotations
 
@@ -9,16 +6,16 @@ import re
 
 HIDDEN = "***"
 
-_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
-"""What stands before the host: a user, mostly with a password, or a token alone."""
+_USER = re.compile(r"(?<=//)[^/\s@'\"]+@")
+"""The userinfo part of a URI: a user, mostly with a password, or only a token."""
 _QUERY = re.compile(
-    r"(?i)(?:^|(?<=[?&;\s]))((?:[\w-]*(?:token|secret|password|passwd|signature|credential|api[_-]?key|"
-    r"access[_-]?key)[\w-]*)=)[^&;\s'\"]+"
+    r"(?i)(?:^|(?<=[?&;,\s'\"]))((?:[\w-]*(?:token|secret|password|passwd|signature|credential|"
+    r"api[_-]?key|access[_-]?key)[\w-]*)=)[^&;\s'\"]+"
 )
 
 
 def redacted(text: str) -> str:
-    """`text` with what looks like a secret in an address or in a setting replaced by stars."""
+    """`text` with stars in place of what looks like a secret in an address or a setting."""
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
 
 

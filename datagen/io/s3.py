@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io import local
-from datagen.io.entries import Entry
+from datagen.io.local import Entry
 from datagen.io.s3_client import body, retried, upload_in_parts
 from datagen.io.s3_errors import PRECONDITION_CODES, S3Refused
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
 from datagen.errors import FlowmapsrError
-from datagen.io.s3_errors import BUSY_CODES, EXPIRED_CODES, redacted, refusal
+from datagen.io.redaction import redacted
+from datagen.io.s3_errors import BUSY_CODES, EXPIRED_CODES, refusal
 
 Answer = TypeVar("Answer")
 

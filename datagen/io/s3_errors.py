@@ -5,9 +5,8 @@ Knows the words of S3 and its imitators, not how to talk to them.
 
 from __future__ import annotations
 
-import re
-
 from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.io.redaction import redacted
 
 PRECONDITION_CODES = frozenset({"PreconditionFailed", "412"})
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -37,7 +36,6 @@ _FIXES = {
 }  # fmt: skip
 _EXPIRED_FIX = "the credentials have expired: renew them and run the same command again"
 _OTHER_FIX = "check the AWS_* variables and this account's permissions"
-_SECRETS = re.compile(r"(?<=//)[^/@\s]+@|(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"]+")
 
 
 class S3Refused(FlowmapsrError):
@@ -65,8 +63,3 @@ def refusal(uri: str, action: str, *, code: str, told: str, busy: bool) -> Flowm
         fix = _FIXES.get(code, _OTHER_FIX).format(action=action)
     told = redacted(f"{code}: {told}")
     return S3Refused(f"{uri}: S3 refused to {action} it ({told}); {fix}", code)
-
-
-def redacted(text: str) -> str:
-    """The text without user names, passwords and signatures in its addresses."""
-    return _SECRETS.sub(lambda found: f"{found[1]}***" if found[1] else "", text)

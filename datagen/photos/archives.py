@@ -9,11 +9,11 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import IO
 
 from datagen.io import local, storage
 from datagen.photos.decode import SUFFIXES
+from datagen.photos.source_file import Rejection, SourceFile
 
 LARGEST_MEMBER = 1 << 30
 """Bytes beyond which a member is no photo: it would have to fit in a worker's memory."""
@@ -25,29 +25,7 @@ _UNSAFE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f\x
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveMember:
-    """One photo in a tar: `read_range(container, start=offset, length=bytes)` gives its bytes.
-
-    `uri` is `<container>#<name>`; `stamp` is that of the tar.
-    """
-
-    uri: str
-    bytes: int
-    stamp: str
-    container: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class ArchiveFault:
-    """Something in a tar (or the tar itself) that gives no photo; `reason` is short and stable."""
-
-    uri: str
-    reason: str
-
-
-def scan_archive(uri: str, stamp: str) -> Iterator[ArchiveMember | ArchiveFault]:
+def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection]:
     """The photos in the tar at `uri`, in its order, streamed; `stamp` is handed on to each.
 
     Folders, links, devices, hidden files and files without an image's suffix are left out. A
@@ -61,12 +39,12 @@ def scan_archive(uri: str, stamp: str) -> Iterator[ArchiveMember | ArchiveFault]
         stream.seek(0)
         damage = _damage_at_start(stream.read(_BLOCK))
         if damage:
-            yield ArchiveFault(uri, damage)
+            yield Rejection(uri, damage)
             return
         names: set[str] = set()
         for info in _headers(_Guarded(stream, length)):
             if isinstance(info, str):
-                yield ArchiveFault(uri, info)
+                yield Rejection(uri, info)
             elif info.isreg() and _is_photo(info.name):
                 yield _judged(info, uri=uri, stamp=stamp, names=names)
 
@@ -147,18 +125,18 @@ def _is_photo(name: str) -> bool:
 
 def _judged(
     info: tarfile.TarInfo, *, uri: str, stamp: str, names: set[str]
-) -> ArchiveMember | ArchiveFault:
+) -> SourceFile | Rejection:
     if _UNSAFE.search(info.name):
         shown = info.name.encode("utf-8", "backslashreplace").decode()
-        return ArchiveFault(f"{uri}#{shown}", "unsafe name in tar")
+        return Rejection(f"{uri}#{shown}", "unsafe name in tar")
     name = posixpath.normpath(info.name)
     member = f"{uri}#{name}"
     if name in names:
         # The place tells it from the one that is used.
-        return ArchiveFault(f"{member}@{info.offset_data}", "duplicate name in tar")
+        return Rejection(f"{member}@{info.offset_data}", "duplicate name in tar")
     names.add(name)
     if info.issparse():
-        return ArchiveFault(member, "sparse file in tar")
+        return Rejection(member, "sparse file in tar")
     if info.size > LARGEST_MEMBER:
-        return ArchiveFault(member, "too large")
-    return ArchiveMember(member, info.size, stamp, uri, info.offset_data)
+        return Rejection(member, "too large")
+    return SourceFile(member, info.size, stamp, uri, info.offset_data)

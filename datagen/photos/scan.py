@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from datagen.io import storage
 from datagen.photos.decode import HeaderIncomplete, ImageRejected, read_header
-from datagen.photos.sources import Rejection, SourceFile, read_head, read_photo
+from datagen.photos.source_file import Rejection, SourceFile, read_head, read_photo
 from datagen.settings import FilterSettings, ImageSettings
 
 HEAD_BYTES = 64 * 1024

@@ -10,38 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.photos.archives import ArchiveMember, scan_archive
+from datagen.photos.archives import scan_archive
 from datagen.photos.decode import SUFFIXES
-from datagen.records import FrozenModel
+from datagen.photos.source_file import Rejection, SourceFile
 
 ARCHIVE, LIST = ".tar", ".txt"
 _MISSING = "missing"
 _THREADS = 16
-
-
-class SourceFile(NamedTuple):
-    """One image file as a listing shows it: a NamedTuple, since a plan holds millions."""
-
-    uri: str
-    """Of a member of an archive, `<archive>#<name>`."""
-    bytes: int
-    stamp: str
-    """Changes whenever the file does: local modification time, or ETag."""
-    container: str | None = None
-    """The archive it lies in."""
-    offset: int = 0
-    """Where it begins in its container, bytes."""
-
-
-class Rejection(FrozenModel):
-    """One image left out of the dataset and why (a line of `rejected.jsonl`)."""
-
-    uri: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -50,21 +28,6 @@ class Listing:
 
     files: tuple[SourceFile, ...]
     rejected: tuple[Rejection, ...]
-
-
-def read_photo(file: SourceFile) -> bytes:
-    """The whole file, from its archive where it lies in one."""
-    if file.container is None:
-        return storage.read_bytes(file.uri)
-    return storage.read_range(file.container, start=file.offset, length=file.bytes)
-
-
-def read_head(file: SourceFile, length: int) -> bytes:
-    """The first bytes of the file, at most `length`."""
-    length = min(length, file.bytes)
-    if length == 0:
-        return b""
-    return storage.read_range(file.container or file.uri, start=file.offset, length=length)
 
 
 def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
@@ -116,7 +79,7 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
             readable = os.fsencode(entry.uri).decode(errors="backslashreplace")
             yield Rejection(uri=readable, reason="name is not UTF-8")
         elif suffix == ARCHIVE and not hidden:
-            yield from _archived(entry)
+            yield from scan_archive(entry.uri, entry.stamp)
         elif entry.uri == source or (suffix in SUFFIXES and not hidden):
             yield SourceFile(entry.uri, entry.bytes, entry.stamp)
         else:
@@ -130,14 +93,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _archived(entry: storage.Entry) -> Iterator[SourceFile | Rejection]:
-    for item in scan_archive(entry.uri, entry.stamp):
-        if isinstance(item, ArchiveMember):
-            yield SourceFile(item.uri, item.bytes, item.stamp, item.container, item.offset)
-        else:
-            yield Rejection(uri=item.uri, reason=item.reason)
 
 
 def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:

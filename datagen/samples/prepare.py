@@ -17,7 +17,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
 from datagen.photos.decode import ImageRejected, check_pixels, decode_photo
-from datagen.photos.sources import SourceFile, read_photo
+from datagen.photos.source_file import SourceFile, read_photo
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
 from datagen.settings import DatasetRecipe
 

@@ -24,7 +24,8 @@ from datagen.dataset.layout import PLAN
 from datagen.dataset.tasks import Plan
 from datagen.io import storage
 from datagen.photos.scan import Header
-from datagen.photos.sources import Listing, SourceFile
+from datagen.photos.source_file import SourceFile
+from datagen.photos.sources import Listing
 from datagen.records import read_record, to_compact_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 

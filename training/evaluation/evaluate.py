@@ -21,7 +21,8 @@ from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import ImageRejected, decode_photo
-from datagen.photos.sources import list_sources, read_photo
+from datagen.photos.source_file import read_photo
+from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
 from training.data.schedule import seeded
 from training.inference.upscaler import Upscaler, bicubic

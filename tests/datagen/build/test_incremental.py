@@ -106,8 +106,7 @@ def test_removed_photos_are_reported_and_their_samples_stay(
     found = survey(recipe())
     assert found.complete == before and found.gone == {str(photos / "p3.png")}
     add(100)
-    plan = plan_dataset(recipe())
-    assert (plan.gone, plan.changed, plan.num_samples) == (1, 0, 2)
+    assert plan_dataset(recipe()).num_samples == 2
     assert build_in_process(recipe()).num_samples == 20
 
 
@@ -116,7 +115,7 @@ def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos:
     (photos / "p3.png").rename(photos / "elsewhere.png")
     os.utime(photos / "p4.png", ns=(1, 1))
     plan = make_plan(survey(recipe()))
-    assert (plan.tasks, plan.rejected, plan.gone, plan.changed) == ((), (), 0, 0)
+    assert (plan.tasks, plan.rejected) == ((), ())
     assert survey(recipe()).complete == before  # the ledger knows by now
     assert not survey(recipe()).gone
     (photos / "elsewhere.png").rename(photos / "p3.png")

@@ -19,7 +19,8 @@ import pytest
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos import archives
-from datagen.photos.archives import ArchiveFault, ArchiveMember, scan_archive
+from datagen.photos.archives import scan_archive
+from datagen.photos.source_file import Rejection, SourceFile
 from tests.support.s3 import FaultyS3
 
 
@@ -41,12 +42,12 @@ def _tar(*files: tuple[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
 
 def _reasons(uri: str) -> dict[str, str]:
     found = scan_archive(uri, "")
-    return {item.uri: item.reason for item in found if isinstance(item, ArchiveFault)}
+    return {item.uri: item.reason for item in found if isinstance(item, Rejection)}
 
 
 def _names(uri: str) -> list[str]:
     found = scan_archive(uri, "")
-    return [item.uri.partition("#")[2] for item in found if isinstance(item, ArchiveMember)]
+    return [item.uri.partition("#")[2] for item in found if isinstance(item, SourceFile)]
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -78,10 +79,10 @@ def test_a_photo_is_read_from_where_it_lies(uri: str, format: int) -> None:
               "__MACOSX/x.jpg": b"apple", ".git/x.jpg": b"g", "film.mp4": b"f"}  # fmt: skip
     storage.write_bytes(uri, _tar(*files.items(), *others.items(), format=format))
     found = list(scan_archive(uri, "stamp"))
-    assert all(isinstance(item, ArchiveMember) for item in found)
+    assert all(isinstance(item, SourceFile) for item in found)
     assert [item.uri for item in found] == [f"{uri}#{name.removeprefix('./')}" for name in files]
     for item, data in zip(found, files.values(), strict=True):
-        assert isinstance(item, ArchiveMember)
+        assert isinstance(item, SourceFile)
         assert (item.stamp, item.container, item.bytes) == ("stamp", uri, len(data))
         assert storage.read_range(uri, start=item.offset, length=item.bytes) == data
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from datagen.photos.scan import ContentHasher, HeaderReader, examine
-from datagen.photos.sources import SourceFile, list_sources, read_photo
+from datagen.photos.source_file import SourceFile, read_photo
+from datagen.photos.sources import list_sources
 from datagen.settings import FilterSettings, ImageSettings
 
 READER = HeaderReader(ImageSettings(), FilterSettings())

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.photos.sources import list_sources, read_head, read_photo
+from datagen.photos.source_file import read_head, read_photo
+from datagen.photos.sources import list_sources
 
 
 def test_folders_are_listed_once_in_the_order_of_their_uris(

@@ -1,0 +1,44 @@
+"""One image file of a source: where its bytes are, in a file of its own or within an archive."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from datagen.io import storage
+
+
+class SourceFile(NamedTuple):
+    """One image file as listed, not opened; a NamedTuple, since a plan holds millions."""
+
+    uri: str
+    """Of a member of an archive, `<archive>#<name>`."""
+    bytes: int
+    stamp: str
+    """Changes whenever the file (or its archive) does: modification time, or ETag."""
+    container: str | None = None
+    """The archive that holds it."""
+    offset: int = 0
+    """Where it begins in its container, bytes."""
+
+
+class Rejection(NamedTuple):
+    """One image left out of the dataset, or something in an archive that gives none."""
+
+    uri: str
+    reason: str
+    """Short and stable, for counting."""
+
+
+def read_photo(file: SourceFile) -> bytes:
+    """The whole file."""
+    if file.container is None:
+        return storage.read_bytes(file.uri)
+    return storage.read_range(file.container, start=file.offset, length=file.bytes)
+
+
+def read_head(file: SourceFile, length: int) -> bytes:
+    """The first bytes of the file, at most `length`."""
+    length = min(length, file.bytes)
+    if length == 0:
+        return b""
+    return storage.read_range(file.container or file.uri, start=file.offset, length=length)
