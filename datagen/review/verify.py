@@ -1,7 +1,4 @@
-"""Turns a dataset into the list of its faults: every byte of every file is read and checked.
-
-Knows the files of a dataset, not how they were made. Changes nothing.
-"""
+"""Checks every byte of every file of a dataset and lists what is wrong; changes nothing."""
 
 from __future__ import annotations
 
@@ -11,18 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from pydantic import ValidationError
 
 from datagen.dataset.known_photos import Ledger
 from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
 from datagen.dataset.manifest import Manifest, open_dataset
-from datagen.dataset.records import ShardRecord, Split
-from datagen.dataset.shards import read_shard
+from datagen.dataset.records import DrawnSample, ShardRecord, Split
+from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample, read_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
 from datagen.records import FrozenModel, to_json
-from datagen.review.verify_samples import sample_faults
+from datagen.samples.buckets import Bucket
 from datagen.samples.sample import split_of
 
 OnShard = Callable[[int, int], None]
@@ -30,7 +29,7 @@ _KEY = "S23"
 _PHOTO_DIGITS = 20
 
 
-class Fault(FrozenModel):
+class DatasetIssue(FrozenModel):
     """Something wrong with a dataset: the file or sample, and what."""
 
     where: str
@@ -38,47 +37,49 @@ class Fault(FrozenModel):
 
 
 @dataclass(frozen=True)
-class _ShardReport:
-    faults: list[Fault]
+class _ShardCheck:
+    issues: list[DatasetIssue]
     keys: np.ndarray
     """Of its samples, as bytes: a dataset may have millions."""
 
 
-def verify_dataset(uri: str, *, workers: int = 4, on_shard: OnShard | None = None) -> list[Fault]:
+def verify_dataset(
+    uri: str, *, workers: int = 4, on_shard: OnShard | None = None
+) -> list[DatasetIssue]:
     """Checks a whole dataset, given its folder or manifest; an empty list means it is sound.
 
-    The order of the faults is always the same. Memory: twice the largest shard for each worker,
-    23 bytes a sample, and about 1 KB a photo.
+    The order of the issues is always the same. Memory: twice the largest shard per worker, 23 bytes
+    per sample, and about 1 KB per photo.
 
     Args:
-        workers: threads, each of which reads a shard at a time.
-        on_shard: called with (shards done, shards in all) after each.
+        workers: threads, each of which reads one shard at a time.
+        on_shard: called with (shards done, total number of shards) after each.
     """
     try:
         manifest, root = open_dataset(uri)
     except FlowmapsrError as error:
-        return [Fault(where=uri, what=str(error))]
-    faults = [*_manifest_faults(manifest, root), *_file_faults(manifest, root)]
-    faults += _stray_files(manifest, root)
-    splits = _splits(manifest, root, faults)
+        return [DatasetIssue(where=uri, what=str(error))]
+    issues = [*_manifest_issues(manifest, root), *_file_issues(manifest, root)]
+    issues += _stray_files(manifest, root)
+    splits = _splits(manifest, root, issues)
     keys: list[np.ndarray] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
-        reports = threads.map(
-            lambda record: _shard(manifest, record, root, splits), manifest.shards
+        checks = threads.map(
+            lambda record: _check_shard(manifest, record, root, splits), manifest.shards
         )
-        for done, report in enumerate(reports, start=1):
-            faults += report.faults
-            keys.append(report.keys)
+        for done, check in enumerate(checks, start=1):
+            issues += check.issues
+            keys.append(check.keys)
             if on_shard is not None:
                 on_shard(done, len(manifest.shards))
-    return [*faults, *_repeated_keys(manifest, root, keys)]
+    return [*issues, *_repeated_keys(manifest, root, keys)]
 
 
-def _manifest_faults(manifest: Manifest, root: str) -> Iterator[Fault]:
-    """What its own digest, checked when it was read, does not tell."""
+def _manifest_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
+    """What was not checked when the manifest was read."""
     where = storage.join(root, MANIFEST)
     if manifest.schema_version > 1 and storage.read_bytes(where) != to_json(manifest):
-        yield Fault(where=where, what="its bytes are not those that were written")
+        yield DatasetIssue(where=where, what="its bytes are not those that were written")
     totals = {
         "num_samples": (manifest.num_samples, sum(r.num_samples for r in manifest.shards)),
         "num_shards": (manifest.num_shards, len(manifest.shards)),
@@ -86,81 +87,83 @@ def _manifest_faults(manifest: Manifest, root: str) -> Iterator[Fault]:
     }
     for name, (stated, counted) in totals.items():
         if stated != counted:
-            yield Fault(where=where, what=f"{name} is {stated}, its shards add up to {counted}")
+            what = f"{name} is {stated}, its shards add up to {counted}"
+            yield DatasetIssue(where=where, what=what)
     canonical = json.dumps(manifest.recipe, sort_keys=True, separators=(",", ":")).encode()
     if hashlib.sha256(canonical).hexdigest() != manifest.recipe_digest:
-        yield Fault(where=where, what="recipe_digest is not that of the recipe")
+        yield DatasetIssue(where=where, what="recipe_digest is not that of the recipe")
 
 
-def _file_faults(manifest: Manifest, root: str) -> Iterator[Fault]:
+def _file_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
     for name, digest in manifest.files.items():
         where = storage.join(root, name)
         try:
             data = storage.read_bytes(where)
         except FlowmapsrError as error:
-            yield Fault(where=where, what=str(error))
+            yield DatasetIssue(where=where, what=str(error))
             continue
         if hashlib.sha256(data).hexdigest() != digest:
-            yield Fault(where=where, what="its checksum is not that of the manifest")
+            yield DatasetIssue(where=where, what="its checksum is not that of the manifest")
         elif name == REJECTED and len(data.splitlines()) != manifest.rejected.count:
             counted, stated = len(data.splitlines()), manifest.rejected.count
-            yield Fault(where=where, what=f"{counted} lines, the manifest counts {stated}")
+            yield DatasetIssue(where=where, what=f"{counted} lines, the manifest counts {stated}")
 
 
-def _stray_files(manifest: Manifest, root: str) -> Iterator[Fault]:
+def _stray_files(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
     found = set(storage.list_files(root))
     if storage.join(root, PLAN) in found:
         what = "a build is open: finish it with `flowmapsr dataset build`, then verify"
-        yield Fault(where=storage.join(root, PLAN), what=what)
+        yield DatasetIssue(where=storage.join(root, PLAN), what=what)
         return
     shards = {storage.join(root, record.path) for record in manifest.shards}
     named = {storage.join(root, name) for name in (MANIFEST, SOURCES, *manifest.files)}
     for uri in sorted(found - named - shards - {record_path(shard) for shard in shards}):
         if not is_lock(uri):
-            yield Fault(where=uri, what="stray file: the manifest does not name it")
+            yield DatasetIssue(where=uri, what="stray file: the manifest does not name it")
 
 
-def _splits(manifest: Manifest, root: str, faults: list[Fault]) -> dict[str, Split] | None:
+def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[str, Split] | None:
     """The split of every photo by the first digits of its hash; None if the list is damaged."""
     where = storage.join(root, SOURCES)
     try:
         hashes = Ledger.read(root).hashes()
     except FlowmapsrError as error:
-        faults.append(Fault(where=where, what=str(error)))
+        issues.append(DatasetIssue(where=where, what=str(error)))
         return None
     if not hashes:
-        faults.append(Fault(where=where, what="missing: no photo of the samples is known"))
+        issues.append(DatasetIssue(where=where, what="missing: no photo of the samples is known"))
         return None
     fraction = manifest.recipe["validation_fraction"]
     return {sha256[:_PHOTO_DIGITS]: split_of(sha256, fraction) for sha256 in hashes}
 
 
-def _shard(
+def _check_shard(
     manifest: Manifest, record: ShardRecord, root: str, splits: dict[str, Split] | None
-) -> _ShardReport:
+) -> _ShardCheck:
     uri = storage.join(root, record.path)
     record_uri = record_path(uri)
-    faults: list[Fault] = []
+    issues: list[DatasetIssue] = []
     try:
         if storage.read_bytes(record_uri) != to_json(record):
-            faults.append(Fault(where=record_uri, what="this record and the manifest differ"))
+            what = "this record and the manifest differ"
+            issues.append(DatasetIssue(where=record_uri, what=what))
     except FlowmapsrError as error:
-        faults.append(Fault(where=record_uri, what=str(error)))
+        issues.append(DatasetIssue(where=record_uri, what=str(error)))
     try:
         samples = read_shard(uri, sha256=record.sha256)
     except FlowmapsrError as error:
-        return _ShardReport([*faults, Fault(where=uri, what=str(error))], np.array([], _KEY))
+        return _ShardCheck([*issues, DatasetIssue(where=uri, what=str(error))], np.array([], _KEY))
     if len(samples) != record.num_samples:
         what = f"{len(samples)} samples, recorded are {record.num_samples}"
-        faults.append(Fault(where=uri, what=what))
+        issues.append(DatasetIssue(where=uri, what=what))
     for sample in samples:
-        found = sample_faults(manifest, record, sample)
-        whats = [*found, *_split_faults(record, sample.key, splits)]
-        faults += [Fault(where=f"{uri}#{sample.key}", what=what) for what in whats]
-    return _ShardReport(faults, np.array([sample.key for sample in samples], _KEY))
+        found = _sample_issues(manifest, record, sample)
+        whats = [*found, *_split_issues(record, sample.key, splits)]
+        issues += [DatasetIssue(where=f"{uri}#{sample.key}", what=what) for what in whats]
+    return _ShardCheck(issues, np.array([sample.key for sample in samples], _KEY))
 
 
-def _split_faults(record: ShardRecord, key: str, splits: dict[str, Split] | None) -> Iterable[str]:
+def _split_issues(record: ShardRecord, key: str, splits: dict[str, Split] | None) -> Iterable[str]:
     if splits is None:
         return
     photo = key.rpartition("-")[0]
@@ -170,7 +173,45 @@ def _split_faults(record: ShardRecord, key: str, splits: dict[str, Split] | None
         yield f"a {splits[photo]} photo in a {record.split} shard"
 
 
-def _repeated_keys(manifest: Manifest, root: str, keys: Sequence[np.ndarray]) -> Iterator[Fault]:
+def _sample_issues(manifest: Manifest, record: ShardRecord, sample: ShardSample) -> Iterator[str]:
+    """How the sample differs from what the manifest and the shard's record say."""
+    bucket = Bucket.from_name(record.bucket)
+    shrink = manifest.codec.downsample
+    shape = (manifest.codec.channels, bucket.height // shrink, bucket.width // shrink)
+    try:
+        latents = Latents.from_bytes(sample.latents)
+        drawn = DrawnSample.model_validate_json(sample.meta)
+    except FlowmapsrError as error:
+        yield str(error)
+        return
+    except ValidationError as error:
+        yield f"{META} is malformed ({error.error_count()} issues)"
+        return
+    for name, latent in (("hq", latents.hq), ("lq", latents.lq), ("neg", latents.neg)):
+        if latent.shape != shape or latent.dtype != np.float16:
+            yield f"latent {name} is {latent.dtype} {latent.shape}, not float16 {shape}"
+        elif not np.isfinite(latent).all():
+            yield f"latent {name} is not finite"
+    if drawn.key != sample.key:
+        yield f"{META} says key {drawn.key}"
+    if drawn.bucket != record.bucket:
+        yield f"{META} says bucket {drawn.bucket}"
+    yield from _hq_issues(manifest, sample, bucket)
+
+
+def _hq_issues(manifest: Manifest, sample: ShardSample, bucket: Bucket) -> Iterator[str]:
+    expected = manifest.recipe["hq_jpeg_quality"] is not None
+    if expected != (sample.hq_jpeg is not None):
+        yield f"{HQ_IMAGE} {'missing' if expected else 'not asked for by the recipe'}"
+    elif sample.hq_jpeg is not None:
+        image = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR)
+        if image is None or image.shape[:2] != (bucket.height, bucket.width):
+            yield f"{HQ_IMAGE} is no JPEG of {bucket.name}"
+
+
+def _repeated_keys(
+    manifest: Manifest, root: str, keys: Sequence[np.ndarray]
+) -> Iterator[DatasetIssue]:
     found, counts = np.unique(np.concatenate([*keys, np.array([], _KEY)]), return_counts=True)
     for key in found[counts > 1]:
         shards = [
@@ -179,4 +220,4 @@ def _repeated_keys(manifest: Manifest, root: str, keys: Sequence[np.ndarray]) ->
             for _ in range(int((own == key).sum()))
         ]
         where = f"{storage.join(root, shards[0])}#{key.decode()}"
-        yield Fault(where=where, what=f"this key is in {', '.join(shards[1:])} too")
+        yield DatasetIssue(where=where, what=f"this key is in {', '.join(shards[1:])} too")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datagen.dataset.manifest import Manifest
     from datagen.dataset.statistics import Counts
     from datagen.review.inspect_sample import InspectedSample
-    from datagen.review.verify import Fault
+    from datagen.review.verify import DatasetIssue
     from pipelines.terminal.results import Deployed
     from training.inference.files import UpscaleReport
     from training.run_dir.records import EvaluationRow, StageRecord
@@ -124,7 +124,7 @@ def _spreads(counts: Counts) -> list[tuple[str, ...]]:
     ]
 
 
-def verified(dataset: str, faults: Sequence[Fault]) -> VerbResult:
+def verified(dataset: str, faults: Sequence[DatasetIssue]) -> VerbResult:
     """How a dataset compares with its manifest."""
     result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
     if faults:

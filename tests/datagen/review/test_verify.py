@@ -1,4 +1,4 @@
-"""Every damage to a finished dataset is a fault that names its place."""
+"""Every damage to a finished dataset is an issue that names the file or sample."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ RecipeMaker = Callable[..., DatasetRecipe]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the dataset of this module lies once it is built."""
+    """The folder of this module's dataset, empty until it is built."""
     return tmp_path_factory.mktemp("built") / "dataset"
 
 
 @pytest.fixture
 def dataset(recipe: RecipeMaker, built: Path) -> Path:
-    """A copy to spoil."""
+    """A copy to damage."""
     if not built.exists():
         build_in_process(recipe(output=str(built)))
     return Path(shutil.copytree(built, recipe().output))
 
 
-def _only_fault(dataset: Path) -> str:
-    faults = verify_dataset(str(dataset))
-    assert len(faults) == 1, faults
-    return f"{faults[0].where}: {faults[0].what}"
+def _only_issue(dataset: Path) -> str:
+    issues = verify_dataset(str(dataset))
+    assert len(issues) == 1, issues
+    return f"{issues[0].where}: {issues[0].what}"
 
 
 def _first_tar(dataset: Path) -> Path:
     return dataset / load_manifest(str(dataset)).shards[0].path
 
 
-def test_a_sound_dataset_has_no_faults(dataset: Path) -> None:
+def test_an_undamaged_dataset_has_no_issues(dataset: Path) -> None:
     assert verify_dataset(str(dataset)) == []
     assert verify_dataset(str(dataset / "manifest.json")) == []
     moved = dataset.with_name("moved")
@@ -63,17 +63,17 @@ def test_one_flipped_bit_is_found(dataset: Path, where: float) -> None:
     data = bytearray(tar.read_bytes())
     data[int(where * len(data))] ^= 1
     tar.write_bytes(data)
-    assert "checksum" in _only_fault(dataset) and tar.name in _only_fault(dataset)
+    assert "checksum" in _only_issue(dataset) and tar.name in _only_issue(dataset)
 
 
 def test_missing_and_stray_files(dataset: Path) -> None:
     tar = _first_tar(dataset)
     stray = tar.with_name("train-000099.tar")
     shutil.copy(tar, stray)
-    assert "stray" in _only_fault(dataset) and stray.name in _only_fault(dataset)
+    assert "stray" in _only_issue(dataset) and stray.name in _only_issue(dataset)
     stray.unlink()
     tar.unlink()
-    assert tar.name in _only_fault(dataset)
+    assert tar.name in _only_issue(dataset)
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_missing_and_stray_files(dataset: Path) -> None:
 )
 def test_missing_lists_and_pictures(dataset: Path, name: str) -> None:
     (dataset / name).unlink()
-    assert name in _only_fault(dataset)
+    assert name in _only_issue(dataset)
 
 
 def test_missing_record(dataset: Path) -> None:
     _first_tar(dataset).with_suffix(".json").unlink()
-    assert ".json" in _only_fault(dataset) and "no such file" in _only_fault(dataset)
+    assert ".json" in _only_issue(dataset) and "no such file" in _only_issue(dataset)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_missing_record(dataset: Path) -> None:
 def test_a_manifest_that_does_not_add_up(dataset: Path, changes: dict[str, Any], what: str) -> None:
     wrong = load_manifest(str(dataset)).model_copy(update=changes)
     (dataset / "manifest.json").write_bytes(to_json(wrong))
-    assert what in _only_fault(dataset)
+    assert what in _only_issue(dataset)
 
 
 def test_the_checksum_is_that_of_the_content(dataset: Path) -> None:
@@ -112,13 +112,13 @@ def test_the_checksum_is_that_of_the_content(dataset: Path) -> None:
     checksum = content.pop("checksum")
     assert checksum == hashlib.sha256(as_json(content)).hexdigest()
     path.write_text(json.dumps({**content, "checksum": checksum, "num_samples": 17}))
-    assert "checksum is not that of the content" in _only_fault(dataset)
+    assert "checksum is not that of the content" in _only_issue(dataset)
     with pytest.raises(FlowmapsrError, match="changed or damaged"):
         load_manifest(str(dataset))
     path.write_text(json.dumps(content))
-    assert "checksum is not that of the content" in _only_fault(dataset)
+    assert "checksum is not that of the content" in _only_issue(dataset)
     path.write_text(json.dumps({**content, "checksum": checksum}))
-    assert "not those that were written" in _only_fault(dataset)
+    assert "not those that were written" in _only_issue(dataset)
 
 
 def test_a_dataset_of_version_1_is_sound(dataset: Path) -> None:
@@ -145,8 +145,8 @@ def test_a_bit_flipped_in_any_file_is_found(dataset: Path, seed: int) -> None:
         changed = bytearray(data)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        faults = verify_dataset(str(dataset))
-        assert any(path.name in f"{fault.where}{fault.what}" for fault in faults), (path, bit)
+        issues = verify_dataset(str(dataset))
+        assert any(path.name in f"{issue.where}{issue.what}" for issue in issues), (path, bit)
         path.write_bytes(data)
     assert verify_dataset(str(dataset)) == []
 
@@ -191,31 +191,31 @@ def test_a_photo_in_the_wrong_split(dataset: Path) -> None:
     (dataset / record.path).with_suffix(".json").write_bytes(to_json(wrong))
     update = {"shards": (wrong, *manifest.shards[1:])}
     (dataset / "manifest.json").write_bytes(to_json(manifest.model_copy(update=update)))
-    faults = verify_dataset(str(dataset))
-    assert len(faults) == record.num_samples
-    assert {fault.what for fault in faults} == {f"a {record.split} photo in a {other} shard"}
+    issues = verify_dataset(str(dataset))
+    assert len(issues) == record.num_samples
+    assert {issue.what for issue in issues} == {f"a {record.split} photo in a {other} shard"}
 
 
 def test_an_open_build_is_named(dataset: Path) -> None:
     (dataset / "plan.json").write_text("{}")
-    assert "a build is open" in _only_fault(dataset)
+    assert "a build is open" in _only_issue(dataset)
 
 
 def test_an_unreadable_manifest(dataset: Path) -> None:
     path = dataset / "manifest.json"
     content = json.loads(path.read_bytes())
-    faults = {
+    issues = {
         "Invalid JSON": "{",
         "Input should be 1 or 2, not 99": json.dumps({**content, "schema_version": 99}),
         "recipe: Field required": json.dumps({"schema_version": 2}),
     }
-    for what, text in faults.items():
+    for what, text in issues.items():
         path.write_text(text)
-        assert what in _only_fault(dataset)
+        assert what in _only_issue(dataset)
         with pytest.raises(FlowmapsrError, match=what):
             load_manifest(str(dataset))
     path.unlink()
-    assert "there is no manifest" in _only_fault(dataset)
+    assert "there is no manifest" in _only_issue(dataset)
 
 
 def _rewrite(dataset: Path, change: Callable[[list[ShardSample]], list[ShardSample]]) -> None:
@@ -240,7 +240,7 @@ def _replaced(sample: ShardSample, **changes: Any) -> ShardSample:
     return ShardSample(**{**vars(sample), **changes})
 
 
-def test_samples_are_looked_into(dataset: Path) -> None:
+def test_every_sample_is_checked(dataset: Path) -> None:
     original = read_shard(str(_first_tar(dataset)))
     first = original[0]
     latents = Latents.from_bytes(first.latents)
@@ -261,16 +261,16 @@ def test_samples_are_looked_into(dataset: Path) -> None:
     for what, change in changed.items():
         samples = [_replaced(first, **change), *original[1:]]
         _rewrite(dataset, lambda _, new=samples: new)  # type: ignore[misc]
-        assert what in _only_fault(dataset) and first.key in _only_fault(dataset)
+        assert what in _only_issue(dataset) and first.key in _only_issue(dataset)
 
 
 def test_keys_are_unique(dataset: Path) -> None:
     last = load_manifest(str(dataset)).shards[-1]
     key = read_shard(str(dataset / last.path))[0].key
     _rewrite(dataset, lambda samples: [_replaced(samples[0], key=key), *samples[1:]])
-    faults = [fault.what for fault in verify_dataset(str(dataset))]
-    assert f"this key is in {last.path} too" in faults
-    assert any("meta.json says key" in what for what in faults)
+    issues = [issue.what for issue in verify_dataset(str(dataset))]
+    assert f"this key is in {last.path} too" in issues
+    assert any("meta.json says key" in what for what in issues)
     _rewrite(dataset, lambda samples: [_replaced(samples[0], key=20 * "0" + "-00"), *samples[1:]])
-    faults = [fault.what for fault in verify_dataset(str(dataset))]
-    assert "sources.jsonl has no photo of this key" in faults
+    issues = [issue.what for issue in verify_dataset(str(dataset))]
+    assert "sources.jsonl has no photo of this key" in issues
