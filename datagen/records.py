@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from os import PathLike, fspath
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -40,8 +43,59 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Group(Enum):
+    """What a setting decides. A field says so by its type: `Correctable[float]`, `Execution[int]`;
+    all others are content, with all that is inside them."""
+
+    CONTENT = "content"
+    """The result. It stays as it is from the first step to the last."""
+    CORRECTABLE = "correctable"
+    """The result, but it may be changed until the stage is finished; the rest of the stage is
+    computed with the new value."""
+    EXECUTION = "execution"
+    """Where and how it runs, and how it is watched: free to change, and no part of a digest."""
+
+
+Value = TypeVar("Value")
+Correctable = Annotated[Value, Group.CORRECTABLE]
+Execution = Annotated[Value, Group.EXECUTION]
+
+
+def group_of(field: FieldInfo) -> Group:
+    return next((mark for mark in field.metadata if isinstance(mark, Group)), Group.CONTENT)
+
+
 class Settings(FrozenModel):
     """Base of everything that a user can set."""
+
+    def content(self, *, fixed: bool = False) -> dict[str, Any]:
+        """The settings that decide the result: not where and how it is made.
+
+        Args:
+            fixed: only those that stay the same from the first step to the last.
+        """
+        groups = {Group.CONTENT} if fixed else {Group.CONTENT, Group.CORRECTABLE}
+        content: dict[str, Any] = _select(self, self.model_dump(mode="json"), groups)
+        return content
+
+    def digest(self, *, fixed: bool = False) -> str:
+        """SHA-256 of `content` as canonical JSON."""
+        content = self.content(fixed=fixed)
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _select(value: Any, dumped: Any, groups: set[Group]) -> Any:
+    """The part of a dumped value whose fields, at any depth, are of these groups."""
+    if isinstance(value, BaseModel):
+        return {
+            name: _select(getattr(value, name), dumped[name], groups)
+            for name, field in type(value).model_fields.items()
+            if group_of(field) in groups
+        }
+    if isinstance(value, tuple):
+        return [_select(*pair, groups) for pair in zip(value, dumped, strict=True)]
+    return dumped
 
 
 Record = TypeVar("Record", bound=FrozenModel)

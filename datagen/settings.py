@@ -5,14 +5,12 @@ Knows no torch, no Ray and no Prefect. Values that follow from others are derive
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
 from datagen.degradation.settings import DegradationSettings
-from datagen.records import Probability, Settings
+from datagen.records import Execution, Probability, Settings
 
 
 class PixelBudget(Settings):
@@ -101,30 +99,20 @@ class AutoencoderSettings(Settings):
 CodecSettings = Annotated[Dct8Settings | AutoencoderSettings, Field(discriminator="kind")]
 
 
-_NOT_CONTENT = (
-    "sources",
-    "output",
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "max_rejected_fraction",
-)
-
-
 class DatasetRecipe(Settings):
     """Everything that decides the bytes of a dataset, and where and how fast it is made."""
 
-    sources: tuple[str, ...] = Field(min_length=1)
+    sources: Execution[tuple[str, ...]] = Field(min_length=1)
     """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of those."""
-    output: str
+    output: Execution[str]
     """The dataset's place: a local folder or an `s3://` prefix."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    workers: Execution[Annotated[int, Field(ge=1)] | Literal["auto"]] = "auto"
     """Processes that make shards; `auto` takes what the cluster has: one for each GPU where the
     codec has weights and there are GPUs, else one for each CPU."""
-    cpus_per_worker: int | None = Field(None, ge=1)
+    cpus_per_worker: Execution[int | None] = Field(None, ge=1)
     """CPU threads that read, decode and degrade photos in each process; null shares a node's CPUs
     among its workers."""
-    gpus_per_worker: float | None = Field(None, ge=0)
+    gpus_per_worker: Execution[float | None] = Field(None, ge=0)
     """Part of a GPU that each process takes; null as `workers: auto` does, 0 stays on the CPU."""
     seed: int = Field(0, ge=0, lt=2**63)
     buckets: BucketSettings = BucketSettings()
@@ -145,19 +133,10 @@ class DatasetRecipe(Settings):
     augmentation: Augmentation = Augmentation()
     degradation: DegradationSettings = DegradationSettings()
     codec: CodecSettings = Dct8Settings()
-    max_rejected_fraction: Probability = 0.1
+    max_rejected_fraction: Execution[Probability] = 0.1
     """The build stops when more than this part of the photos had to be left out."""
 
     @property
     def least_workers(self) -> int:
         """How many a cluster of one's own must have room for."""
         return 1 if self.workers == "auto" else self.workers
-
-    def content(self) -> dict[str, object]:
-        """The settings that decide what is made of a photo: not of which, where or how fast."""
-        return self.model_dump(mode="json", exclude=set(_NOT_CONTENT))
-
-    def digest(self) -> str:
-        """SHA-256 of `content()` as canonical JSON."""
-        canonical = json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()

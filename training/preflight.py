@@ -16,6 +16,7 @@ from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares
 from training.data.shard_cache import check_cache
 from training.run_dir.paths import StageFolder, check_recipe
+from training.run_dir.records import StageRecord
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_place
 from training.settings.model import TextEncoderPrompts, is_folder
@@ -29,14 +30,20 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     """The recipe's manifest, after the checks of the stages that are not finished.
 
     Raises:
-        FlowmapsrError: the run's folder holds another recipe; no dataset there; a place that
+        FlowmapsrError: the run's folder holds another recipe, or stages that were trained on
+            another dataset; no dataset there; a place that
             `init_from` or `prompts` names is missing; budgets that are not the dataset's; a
             cache too small for it; latents too small for a discriminator.
     """
     check_recipe(recipe)
     manifest = open_dataset(recipe.manifest).manifest
+    records = {
+        stage.name: StageFolder(Path(recipe.output), stage.name).record() for stage in recipe.stages
+    }
+    if None in records.values():
+        _check_same_dataset(recipe, manifest, records)
     for stage in recipe.stages:
-        if StageFolder(Path(recipe.output), stage.name).record() is not None:
+        if records[stage.name] is not None:
             continue
         _warn_of_partial_batches(stage, recipe.most_workers)
         draws = bucket_shares(stage, manifest)
@@ -49,6 +56,19 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_there(recipe.prompts.source, "prompts.source")
     return manifest
+
+
+def _check_same_dataset(
+    recipe: TrainingRecipe, manifest: Manifest, records: dict[str, StageRecord | None]
+) -> None:
+    """The dataset may have moved, but it must be the same one."""
+    for name, record in records.items():
+        if record is not None and record.dataset_digest != manifest.digest:
+            raise FlowmapsrError(
+                f"manifest {recipe.manifest}: stage {name!r} of {recipe.output} was trained on "
+                f"another dataset (digest {record.dataset_digest[:12]}, not "
+                f"{manifest.digest[:12]}); give that dataset, or another output"
+            )
 
 
 def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from datagen.dataset.manifest import open_dataset
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
 from training.flowmap.network import FlowMapNet
 from training.flowmap.system import check_lora
 from training.preflight import check_run
+from training.run_dir.paths import StageFolder, write_recipe
+from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
 
 DISCRIMINATOR = {"channels": [8, 8], "strides": [1, 1, 1], "norm_groups": 4, "warmup_steps": 2}
@@ -52,6 +56,30 @@ def test_latents_that_leave_no_patch_are_refused_with_the_setting(
         FlowmapsrError, match=r"strides \[2, 1, 1\].*32x32, whose shorter side is 4"
     ):
         check_run(run_recipe(tmp_path / "run", stages=stages))
+
+
+def test_a_run_continues_with_the_same_dataset_at_another_address_only(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL])
+    write_recipe(recipe)
+    digest = open_dataset(recipe.manifest).manifest.digest
+    home = StageFolder(tmp_path / "run", "warmup").home
+    home.mkdir(parents=True)
+    record = StageRecord(
+        stage="warmup", steps=1, images_seen=1, recipe_digest="", dataset_digest=digest, model=""
+    )
+    (home / "done.json").write_text(record.model_dump_json())
+    shutil.copytree(Path(recipe.manifest).parent, tmp_path / "moved")
+    moved = {"manifest": str(tmp_path / "moved"), "image_every_steps": 7, "mlflow_experiment": "b"}
+    moved_recipe = recipe.model_copy(update=moved)
+    assert check_run(moved_recipe).digest == digest
+    write_recipe(moved_recipe)
+    assert check_run(recipe).digest == digest
+    other = record.model_copy(update={"dataset_digest": "another"})
+    (home / "done.json").write_text(other.model_dump_json())
+    with pytest.raises(FlowmapsrError, match=r"manifest .*'warmup'.*another dataset.*give that"):
+        check_run(recipe)
 
 
 def test_batches_that_workers_fill_in_part_only_are_warned_of(

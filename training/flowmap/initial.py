@@ -55,7 +55,7 @@ def initial_network(
             that the stage would not train.
     """
     settings = recipe.stage(folder.name)
-    name = recipe.origin(folder.name)
+    name = recipe.initial_weights_of(folder.name)
     net = FlowMapNet(recipe.model, latent_channels=latent_channels)
     source = None
     if name is not None:

@@ -6,19 +6,16 @@ Knows no torch.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from datagen.io.redaction import holds_secret, redacted
-from datagen.records import Probability, Settings, flatten
+from datagen.records import Execution, Probability, Settings, flatten
 from training.settings.initial_weights import is_stage
 from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
 from training.settings.objective import DIFFERENCE_TIME_SCALE, SelfDistillation
-from training.settings.stage import CORRECTABLE, EXECUTION, StageSettings
+from training.settings.stage import StageSettings
 
 
 class WorkerRange(Settings):
@@ -34,74 +31,56 @@ class WorkerRange(Settings):
         return self
 
 
-_PLACEMENT = (
-    "output",
-    "checkpoints",
-    "workers",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "placement",
-    "max_failures",
-    "watchdog_seconds",
-    "peak_tflops",
-    "loader_threads",
-    "cache_gb",
-    "cache_dir",
-    "max_bad_sample_fraction",
-)
-"""Where and how fast a run is made, and how it is watched; all other fields decide its result."""
-
-
 class TrainingRecipe(Settings):
     """Everything that decides a training run, and where it lives."""
 
-    manifest: str
+    manifest: Execution[str]
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
-    output: str
+    output: Execution[str]
     """The run's local folder; workers on other machines must see it at the same path."""
-    checkpoints: str | None = None
+    checkpoints: Execution[str | None] = None
     """Local folder or `s3://` prefix for the checkpoints of all stages, which every worker must
     reach; `<output>/stages/<name>/checkpoints` when not given."""
-    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
+    workers: Execution[Annotated[int, Field(ge=1)] | WorkerRange] = 1
     """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
     also in the middle of a run. The global batch stays the same."""
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: Literal[0, 1] | None = None
+    cpus_per_worker: Execution[int] = Field(1, ge=1)
+    gpus_per_worker: Execution[Literal[0, 1] | None] = None
     """A worker trains on one GPU, or with 0 on the CPU; null takes one where the cluster has
     GPUs."""
-    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    placement: Execution[Literal["pack", "spread", "strict_pack", "strict_spread"]] = "pack"
     """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
     until that can be had in full."""
     seed: int = Field(0, ge=0, lt=2**63)
-    mlflow_experiment: str = "flowmapsr"
+    mlflow_experiment: Execution[str] = "flowmapsr"
     """MLflow experiment of the run."""
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = StandInPrompts()
     stages: tuple[StageSettings, ...] = Field(min_length=1)
     shuffle_window_shards: int = Field(8, ge=1)
     """Samples of a bucket mix inside windows of this many shards, which are read together."""
-    loader_threads: int = Field(2, ge=1)
+    loader_threads: Execution[int] = Field(2, ge=1)
     """Threads of each worker that read and decode ahead; the batches do not depend on them. One
     reads some thousand latents a second; more help where pixels are decoded as well."""
-    cache_gb: float = Field(50.0, ge=0)
+    cache_gb: Execution[float] = Field(50.0, ge=0)
     """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
     every sample is a request of its own."""
-    cache_dir: str | None = None
+    cache_dir: Execution[str | None] = None
     """Folder for these copies on each machine's own disk; in the system's folder for temporary
     files when not given."""
-    max_bad_sample_fraction: Probability = 0.001
+    max_bad_sample_fraction: Execution[Probability] = 0.001
     """Largest part of the training samples that may be skipped because they cannot be read or are
     not what they should be; more end the run. So one damaged shard in a thousand does not end weeks
     of training, and below a thousand samples, where it is quickly mended, the first one does."""
-    image_every_steps: int = Field(500, ge=1)
+    image_every_steps: Execution[int] = Field(500, ge=1)
     """Steps between image grids in MLflow."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: Execution[int] = Field(3, ge=0)
     """Times the workers of a run may die and be restarted from the last checkpoint."""
-    watchdog_seconds: float = Field(600.0, ge=1)
+    watchdog_seconds: Execution[float] = Field(600.0, ge=1)
     """A worker without progress for so long is ended, with its stack traces kept, and counts as one
     failure. Progress is a micro step, a checkpoint or a picture; start, first step and waiting for
     a checkpoint's files may take three times as long."""
-    peak_tflops: float | None = Field(None, gt=0)
+    peak_tflops: Execution[float | None] = Field(None, gt=0)
     """What a worker's device can do at best, 10^12 floating-point operations per second, which
     `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
 
@@ -124,7 +103,7 @@ class TrainingRecipe(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
-        check_stage_order(self.stages)
+        self._check_order()
         self._check_secrets()
         for stage in self.stages:
             self._check_derivative(stage)
@@ -168,51 +147,39 @@ class TrainingRecipe(Settings):
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
 
-    def origin(self, name: str) -> str | None:
-        """Where the weights of the stage `name` come from: a stage's name, a place, or None for
-        random ones."""
-        return origin(self.stages, name)
+    def initial_weights_of(self, name: str) -> str | None:
+        """Where a stage's weights come from: its `init_from`, else the name of the stage before,
+        else None for random ones."""
+        index = [stage.name for stage in self.stages].index(name)
+        chosen = self.stages[index].init_from
+        if chosen is not None:
+            return chosen
+        return self.stages[index - 1].name if index else None
 
-    def content(self, *, fixed: bool = False) -> dict[str, Any]:
-        """The settings that decide the result: not where and how fast it is made.
+    def _check_order(self) -> None:
+        """Raises ValueError for stages that cannot follow each other, with the fix."""
+        for index, stage in enumerate(self.stages):
+            earlier = [before.name for before in self.stages[:index]]
+            source = self.initial_weights_of(stage.name)
+            if source is not None and is_stage(source) and source not in earlier:
+                raise ValueError(_no_such_stage(stage.name, source, earlier))
+            if stage.adversarial is not None:
+                self._check_trained(stage.name)
 
-        Args:
-            fixed: only those that stay the same from a run's first step to its last.
-        """
-        placement: dict[str, Any] = dict.fromkeys(_PLACEMENT, True)
-        left_out = EXECUTION | CORRECTABLE if fixed else EXECUTION
-        return self.model_dump(
-            mode="json", exclude=placement | {"stages": {"__all__": set(left_out)}}
-        )
-
-    def digest(self, *, fixed: bool = False) -> str:
-        """SHA-256 of `content`, as canonical JSON.
-
-        The number of workers changes no more than the order in which gradients are added.
-        """
-        content = self.content(fixed=fixed)
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def origin(stages: Sequence[StageSettings], name: str) -> str | None:
-    """What the stage `name` starts from: `init_from`, else the stage before, else None."""
-    index = [stage.name for stage in stages].index(name)
-    chosen = stages[index].init_from
-    if chosen is not None:
-        return chosen
-    return stages[index - 1].name if index else None
-
-
-def check_stage_order(stages: Sequence[StageSettings]) -> None:
-    """Raises ValueError for stages that cannot follow each other, and says how to mend it."""
-    for index, stage in enumerate(stages):
-        earlier = [before.name for before in stages[:index]]
-        source = origin(stages, stage.name)
-        if source is not None and is_stage(source) and source not in earlier:
-            raise ValueError(_no_such_stage(stage.name, source, earlier))
-        if stage.adversarial is not None:
-            _check_trained(stages, stage.name)
+    def _check_trained(self, name: str) -> None:
+        """An adversarial stage adds a LoRA to a frozen network that already takes steps."""
+        earlier = {stage.name: stage for stage in self.stages}
+        source = self.initial_weights_of(name)
+        while source is not None and source in earlier:
+            if earlier[source].objective.kind != "flow_matching":
+                return
+            source = self.initial_weights_of(source)
+        if source is None:
+            raise ValueError(
+                f"stage {name!r} is adversarial: it adds a LoRA to a frozen network that takes "
+                "two steps, and nothing before it learns steps. Put a self_distillation stage "
+                "before it, or set its init_from to a trained model"
+            )
 
 
 def _no_such_stage(name: str, source: str, earlier: list[str]) -> str:
@@ -222,19 +189,3 @@ def _no_such_stage(name: str, source: str, earlier: list[str]) -> str:
         f"stage {name!r}: init_from {source!r} is no earlier stage ({hint}); write a folder "
         "with a slash, such as ./folder"
     )
-
-
-def _check_trained(stages: Sequence[StageSettings], name: str) -> None:
-    """An adversarial stage adds a LoRA to a frozen network that already takes steps."""
-    by_name = {stage.name: stage for stage in stages}
-    source = origin(stages, name)
-    while source is not None and source in by_name:
-        if by_name[source].objective.kind != "flow_matching":
-            return
-        source = origin(stages, source)
-    if source is None:
-        raise ValueError(
-            f"stage {name!r} is adversarial: it adds a LoRA to a frozen network that takes two "
-            "steps, and nothing before it learns steps. Put a self_distillation stage before it, "
-            "or set its init_from to a trained model"
-        )

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from datagen.records import Probability, Settings
+from datagen.records import Correctable, Execution, Group, Probability, Settings, group_of
 from training.settings.adversarial import AdversarialSettings
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
@@ -21,31 +21,6 @@ from training.settings.objective import (
     PerceptualSettings,
     SelfDistillation,
 )
-
-EXECUTION = frozenset(
-    {
-        "zero_stage",
-        "offload",
-        "gradient_checkpointing",
-        "compile",
-        "max_loss_growth",
-        "checkpoint_every_steps",
-        "keep_checkpoints",
-        "keep_every_steps",
-    }
-)
-"""Settings of a stage that decide how it is computed, not what: a run may go on with others."""
-
-CORRECTABLE = frozenset(
-    {
-        "learning_rate",
-        "lr_final_fraction",
-        "lr_warmup_steps",
-        "gradient_clipping",
-    }
-)
-"""Settings of a stage that decide the result and may be changed on its way all the same: what one
-corrects after a loss that ran away. The rest of the stage is computed with the new ones."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +65,19 @@ class StageSettings(Settings):
     budgets: tuple[Budget, ...] | None = Field(None, min_length=1)
     """How often a step draws each of the dataset's pixel budgets, and its batch size (FlowMapSR's
     appendix). When not given, the aspect ratios and sizes come in proportion to their samples."""
-    learning_rate: float = Field(4e-5, gt=0)
-    lr_final_fraction: float = Field(1.0, ge=0, le=1)
+    learning_rate: Correctable[float] = Field(4e-5, gt=0)
+    lr_final_fraction: Correctable[float] = Field(1.0, ge=0, le=1)
     """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
-    lr_warmup_steps: int = Field(0, ge=0)
+    lr_warmup_steps: Correctable[int] = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
-    gradient_clipping: float = Field(1.0, ge=0)
+    gradient_clipping: Correctable[float] = Field(1.0, ge=0)
     """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
     1."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Execution[Literal[0, 1, 2, 3]] = 1
     precision: Literal["fp32", "bf16"] = "bf16"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Execution[bool] = False
     """Compute activations again in the backward pass: slower, and far less memory."""
-    compile: Literal["none", "student", "all"] = "none"
+    compile: Execution[Literal["none", "student", "all"]] = "none"
     """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets.
     On a GPU only."""
     dynamic_weighting: bool = True
@@ -114,21 +89,21 @@ class StageSettings(Settings):
     min_loaded_fraction: Probability = 0.5
     """Least part of the network's parameters that must be found there: what holds less is a
     checkpoint of another architecture."""
-    offload: Literal["none", "optimizer"] = "none"
+    offload: Execution[Literal["none", "optimizer"]] = "none"
     """`optimizer` keeps master weights and AdamW's moments in the host's memory and updates them
     there: slower, and 12 bytes less of a GPU's memory for each parameter that it holds."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keeps a moving average of the weights, w <- decay * w + (1 - decay) * new at every step, and
     makes the stage's model and pictures of it. The paper has none; ELIR needs 0.999."""
-    max_loss_growth: float | None = Field(1000.0, gt=1)
+    max_loss_growth: Execution[float | None] = Field(1000.0, gt=1)
     """A step whose squared error is this many times the median of the last 100 ends the stage, as
     one that is not finite does; None never. Single steps with small batches reach tens of times,
     and a loss that runs away passes 1000 soon."""
-    checkpoint_every_steps: int = Field(500, ge=1)
+    checkpoint_every_steps: Execution[int] = Field(500, ge=1)
     """Steps. Training stops for a copy to memory only; the files are written beside it."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: Execution[int] = Field(2, ge=1)
     """How many of the last checkpoints stay."""
-    keep_every_steps: int | None = Field(None, ge=1)
+    keep_every_steps: Execution[int | None] = Field(None, ge=1)
     """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every_steps`."""
 
     @property
@@ -242,3 +217,10 @@ class StageSettings(Settings):
                 f"derivative=jvp of the {name} target cannot go through a compiled network: set "
                 "compile=student, which leaves the network of the targets as it is"
             )
+
+
+CORRECTABLE = frozenset(
+    name
+    for name, field in StageSettings.model_fields.items()
+    if group_of(field) is Group.CORRECTABLE
+)

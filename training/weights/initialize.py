@@ -86,7 +86,7 @@ class LoadedWeights:
 
 def fetch_weights(recipe: TrainingRecipe, folder: StageFolder) -> None:
     """Downloads what a stage starts from, if it is a model version; once for all workers."""
-    source = recipe.origin(folder.name)
+    source = recipe.initial_weights_of(folder.name)
     if source is not None and is_registry(source):
         download_model(source, folder.home / DOWNLOAD)
 

@@ -130,7 +130,12 @@ def test_a_stage_starts_from_the_one_before_unless_told() -> None:
     again = {**DISTILL, "name": "again", "init_from": "warmup"}
     recipe = _recipe(stages=[STAGE, DISTILL, again, {**GAN, "init_from": "/runs/other"}])
     names = [stage.name for stage in recipe.stages]
-    assert [recipe.origin(name) for name in names] == [None, "warmup", "warmup", "/runs/other"]
+    assert [recipe.initial_weights_of(name) for name in names] == [
+        None,
+        "warmup",
+        "warmup",
+        "/runs/other",
+    ]
     _recipe(stages=[STAGE, DISTILL, GAN])
     _recipe(stages=[{**GAN, "init_from": "models:/flowmapsr/3"}])
 
