@@ -1,12 +1,10 @@
-"""Turns pydantic's findings about a recipe into lines that name the field, the value and the fix.
-
-Knows settings models only by their fields; knows no recipe files.
-"""
+"""Formats pydantic's errors about a recipe as lines that name the field, the value and the fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,18 +24,93 @@ EXAMPLES = {
 }
 _LONGEST_VALUE = 90
 _Location = tuple[int | str, ...]
+_WRONG_TYPE = ("_type", "_parsing", "literal_error", "none_required")
+"""How pydantic's error types for a value of the wrong type end."""
+_TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+}
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> list[str]:
-    """One line for every fault: `stages.distill.steps = 0: must be greater than or equal to 1`."""
-    faults = error.errors(include_url=False)
+    """One line for each error: `stages.distill.steps = 0: must be greater than or equal to 1`."""
+    faults = _without_branches(error.errors(include_url=False), model, data)
     return [_line(fault, model, data) for fault in faults if not _follows(fault, faults)]
 
 
 def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
-    """Whether a list is only called too short because its items have faults of their own."""
+    """Whether a list only counts as too short because its items have errors."""
     deeper = (other["loc"][: len(fault["loc"])] for other in faults if other is not fault)
     return fault["type"] == "too_short" and fault["loc"] in deeper
+
+
+def _without_branches(
+    faults: list[ErrorDetails], model: type[BaseModel], data: Mapping[str, Any]
+) -> list[ErrorDetails]:
+    """Of the errors in each branch of an untagged union, those where the type of the value fits, or
+    one error for the union if it fits no branch."""
+    kept: list[ErrorDetails] = []
+    unions: dict[_Location, list[ErrorDetails]] = {}
+    for fault in faults:
+        location = fault["loc"]
+        at = _branch_at(location, model, data)
+        if at is None:
+            kept.append(fault)
+        else:
+            moved = cast(ErrorDetails, {**fault, "loc": location[:at] + location[at + 1 :]})
+            unions.setdefault(location[:at], []).append(moved)
+    for location, branches in unions.items():
+        fitting = [
+            fault
+            for fault in branches
+            if fault["loc"] != location or not fault["type"].endswith(_WRONG_TYPE)
+        ]
+        choices = " or ".join(_type_words(_annotation_at(model, location)))
+        no_branch = {**branches[0], "type": "no_branch", "msg": f"must be {choices}"}
+        kept += fitting or [cast(ErrorDetails, no_branch)]
+    return kept
+
+
+def _branch_at(location: _Location, model: type[BaseModel], data: Any) -> int | None:
+    """Index of pydantic's name for a branch of an untagged union, which is no part of the data."""
+    for index, part in enumerate(location):
+        if isinstance(data, Mapping):
+            is_tag = part not in data and data.get("kind") == part
+            if not is_tag and part not in data and part not in _fields_at(model, location[:index]):
+                return index
+            data = data if is_tag else data.get(part)
+        elif isinstance(part, str):
+            return index
+        else:
+            data = data[part] if isinstance(data, list | tuple) and part < len(data) else None
+    return None
+
+
+def _annotation_at(model: type[BaseModel], location: _Location) -> Any:
+    for candidate in _models_at(model, location[:-1]):
+        if location[-1] in candidate.model_fields:
+            return candidate.model_fields[str(location[-1])].annotation
+    return Any
+
+
+def _type_words(annotation: Any) -> Iterator[str]:
+    """Types of a union as a person writes them: `a whole number`, `'auto'`, `{min, max}`."""
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for argument in arguments:
+            yield from _type_words(argument)
+    elif origin is Annotated:
+        yield from _type_words(arguments[0])
+    elif origin is Literal:
+        yield from map(repr, arguments)
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield f"{{{', '.join(annotation.model_fields)}}}"
+    else:
+        yield _TYPE_WORDS.get(annotation, "a list")
 
 
 def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) -> str:
@@ -47,7 +120,7 @@ def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) 
     if kind == "missing":
         return f"{path}: must be given{_example(path)}"
     if kind == "extra_forbidden":
-        known = _known_fields(model, location[:-1])
+        known = _fields_at(model, location[:-1])
         return f"{path} = {_value(fault)}: unknown key; {nearest(location[-1], known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _tag_line(fault, path)
@@ -74,7 +147,7 @@ def _names(choices: str) -> list[str]:
 
 
 def _rule(fault: ErrorDetails) -> str:
-    """pydantic's sentence in our voice: what the value must be."""
+    """pydantic's sentence as a rule: what the value must be."""
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return "must be a mapping of settings"
     text = fault["msg"].removeprefix("Value error, ")
@@ -85,7 +158,7 @@ def _rule(fault: ErrorDetails) -> str:
 
 
 def _given(fault: ErrorDetails) -> str:
-    """The value given, left out where it is a whole tree and the text names the fault itself."""
+    """The value, left out where it is a whole tree and the text names the error itself."""
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping | BaseModel):
         return ""
     return f" = {_value(fault)}"
@@ -122,8 +195,14 @@ def _path(location: _Location, data: Any) -> str:
     return ".".join(parts)
 
 
-def _known_fields(model: type[BaseModel], location: _Location) -> list[str]:
-    """Field names of the model that sits at `location`; tags choose among the models of a union."""
+def _fields_at(model: type[BaseModel], location: _Location) -> list[str]:
+    """Names of the fields at `location`."""
+    candidates = _models_at(model, location)
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models_at(model: type[BaseModel], location: _Location) -> list[type[BaseModel]]:
+    """Models that may be at `location`; tags choose among the models of a union."""
     candidates = [model]
     for part in location:
         if isinstance(part, int):
@@ -135,7 +214,7 @@ def _known_fields(model: type[BaseModel], location: _Location) -> list[str]:
             for inner in _models_in(candidate.model_fields[part].annotation)
         ]
         candidates = deeper or [one for one in candidates if part in _kinds(one)]
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
+    return candidates
 
 
 def _kinds(model: type[BaseModel]) -> tuple[str, ...]:

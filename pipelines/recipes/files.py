@@ -1,7 +1,4 @@
-"""Reads recipe files by name or path, with `extends`, down to one section's tree of values.
-
-Knows no settings models; whether the values make sense is checked in `recipe.py`.
-"""
+"""Reads a recipe by name or path, laid over the one it extends, as a tree of its sections."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pipelines.recipes.overrides import RecipeError, merged, nearest
 
 BUNDLED = Path(__file__).parent
 SECTIONS: tuple[Section, ...] = get_args(Section)
-Layer = tuple[Path, dict[str, Any]]
+TOP_KEYS = ("extends", "output", *SECTIONS)
 
 
 def bundled_recipes() -> list[str]:
@@ -24,42 +21,19 @@ def bundled_recipes() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
-def read_section(name: str, section: Section) -> dict[str, Any]:
-    """The values of `section` in recipe `name`, laid over those it extends.
+def read_recipe(name: str) -> dict[str, Any]:
+    """Sections and `output` of recipe `name`, laid over those of the recipe it extends.
 
     Raises:
-        RecipeError: no such recipe, text that is not YAML, a loop of `extends`, or no such section.
+        RecipeError: no such recipe, not YAML, a loop of `extends`, or an unknown top-level key.
     """
-    path = _find(name, beside=Path.cwd())
-    layers = _layers(path, section, seen=())
-    if not layers:
-        held = ", ".join(key for key in SECTIONS if _layers(path, key, seen=()))
-        raise RecipeError(f"{path}: this recipe has no {section!r} section; it has: {held}")
     values: dict[str, Any] = {}
-    for file, layer in layers:
+    for path, content in _layers(_find(name, beside=Path.cwd()), seen=()):
         try:
-            values = merged(values, layer)
+            values = merged(values, content)
         except RecipeError as error:
-            raise RecipeError(f"{file}: {error}") from error
+            raise RecipeError(f"{path}: {error}") from error
     return values
-
-
-def read_full_output(name: str) -> dict[str, Any]:
-    """`{"output": ...}` if the full recipe, or one it extends, sets it; else an empty mapping."""
-    path = _find(name, beside=Path.cwd())
-    content = _parse(path)
-    if not _is_sectioned(content) and "extends" not in content:
-        raise RecipeError(
-            f"{path}: not a full recipe; it needs the sections {', '.join(SECTIONS)}, or 'extends'"
-        )
-    seen = {path}
-    while "output" not in content and "extends" in content:
-        path = _base_path(content["extends"], path)
-        if path in seen:
-            break  # read_section reports the loop
-        seen.add(path)
-        content = _parse(path)
-    return {"output": content["output"]} if "output" in content else {}
 
 
 def _find(name: str, *, beside: Path) -> Path:
@@ -69,7 +43,7 @@ def _find(name: str, *, beside: Path) -> Path:
             return path
         raise RecipeError(
             f"there is no recipe {name!r}; {nearest(name, bundled_recipes())} "
-            f"(a recipe of your own is given by its path, such as ./{name}.yaml)"
+            f"(give your own recipe by its path, such as ./{name}.yaml)"
         )
     path = beside / Path(name).expanduser()
     if not path.is_file():
@@ -81,47 +55,16 @@ def _find(name: str, *, beside: Path) -> Path:
     return path.resolve()
 
 
-def _layers(path: Path, section: Section, *, seen: tuple[Path, ...]) -> list[Layer]:
-    """What the recipe and those it extends say about `section`, base first, each with its file."""
-    if path in seen:
-        chain = " -> ".join(str(file) for file in (*seen, path))
+def _layers(path: Path, *, seen: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
+    """The recipe's own content and that of those it extends, base first, each with its file."""
+    seen = (*seen, path)
+    if path in seen[:-1]:
+        chain = " -> ".join(map(str, seen))
         raise RecipeError(f"recipes extend each other in a loop: {chain}; remove one 'extends'")
     content = _parse(path)
-    seen = (*seen, path)
-    if not _is_sectioned(content):
-        return _own_layers(content, path, section, seen=seen)
-    _check_top_keys(content, path)
-    layers: list[Layer] = []
-    if "extends" in content:
-        base_path = _base_path(content["extends"], path)
-        layers += _layers(base_path, section, seen=seen)
-        if not _is_full(base_path):
-            raise RecipeError(
-                f"{path}: extends {content['extends']!r}, which is one section and not a full "
-                f"recipe; put this 'extends' inside the section it belongs to"
-            )
-    if section in content:
-        own = _mapping(content[section], path, what=section)
-        layers += _own_layers(own, path, section, seen=seen)
-    return layers
-
-
-def _own_layers(
-    content: dict[str, Any], path: Path, section: Section, *, seen: tuple[Path, ...]
-) -> list[Layer]:
-    """One section's own values, after those of the `extends` that stands beside them."""
-    own = {key: value for key, value in content.items() if key != "extends"}
-    if "extends" not in content:
-        return [(path, own)]
-    return [*_layers(_base_path(content["extends"], path), section, seen=seen), (path, own)]
-
-
-def _is_full(path: Path) -> bool:
-    """Whether this recipe has sections, itself or by what it extends (known to hold no loop)."""
-    content = _parse(path)
-    if _is_sectioned(content) or set(content) != {"extends"}:
-        return _is_sectioned(content)
-    return _is_full(_base_path(content["extends"], path))
+    extends = content.pop("extends", None)
+    base = [] if extends is None else _layers(_base_path(extends, path), seen=seen)
+    return [*base, (path, content)]
 
 
 def _base_path(extends: Any, path: Path) -> Path:
@@ -133,25 +76,11 @@ def _base_path(extends: Any, path: Path) -> Path:
         raise RecipeError(f"{path}: extends = {extends!r}: {error}") from error
 
 
-def _is_sectioned(content: dict[str, Any]) -> bool:
-    return any(section in content for section in SECTIONS)
-
-
-def _check_top_keys(content: dict[str, Any], path: Path) -> None:
-    known = ("extends", "output", *SECTIONS)
-    for key in content:
-        if key not in known:
-            raise RecipeError(
-                f"{path}: {key} = {content[key]!r}: unknown key beside the sections of a full "
-                f"recipe; {nearest(key, known)}"
-            )
-
-
 def _mapping(value: Any, path: Path, *, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{path}: {what} holds {value!r}; it needs 'key: value' lines")
+        raise RecipeError(f"{path}: {what} is {value!r}; it needs 'key: value' lines")
     return value
 
 
@@ -163,22 +92,32 @@ def _parse(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}, line {line}: {error.problem or 'not YAML'}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML text: {error}") from error
-    return _mapping(content, path, what="the recipe")
+    recipe = _mapping(content, path, what="the recipe")
+    for key in recipe:
+        if key not in TOP_KEYS:
+            raise RecipeError(
+                f"{path}: unknown key {key!r}; {nearest(key, TOP_KEYS)} (settings go below "
+                "'dataset:', 'training:' or 'evaluation:')"
+            )
+    sections: dict[str, Any] = {
+        key: _mapping(recipe[key], path, what=key) for key in SECTIONS if key in recipe
+    }
+    return {**recipe, **sections}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which also refuses a key that stands twice: YAML would keep the last one."""
+    """SafeLoader that rejects duplicate keys, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *anchor`, over which the keys beside it go
+                continue  # `<<: *anchor`: the keys beside it override its own
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise _at(key_node, "a key must be text or a number")
             if key in seen:
-                raise _at(key_node, f"the key {key!r} stands twice; keep one")
+                raise _at(key_node, f"duplicate key {key!r}; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

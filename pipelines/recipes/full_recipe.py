@@ -1,6 +1,6 @@
-"""The recipe of a whole run: dataset, training and evaluation under one output.
+"""The recipe of a full run: dataset, training and evaluation below one output.
 
-Knows no Prefect and no Ray. Where each part lies follows from `output` and is never set twice.
+The paths of the parts follow from `output` and are never set twice.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from training.settings.recipe import TrainingRecipe
 Section = Literal["dataset", "training", "evaluation"]
 
 
-def derived_places(output: str) -> dict[Section, dict[str, str]]:
-    """Where the parts of a full run lie below its `output`."""
+def derived_paths(output: str) -> dict[Section, dict[str, str]]:
+    """Paths of the parts of a full run below its `output`."""
     base = output.rstrip("/")
     return {
         "dataset": {"output": f"{base}/dataset"},
@@ -32,31 +32,31 @@ class FullRecipe(Settings):
     """Photos to reviewed model in one go: `<output>/dataset` and `<output>/run`."""
 
     output: str
-    """Local folder that holds everything the run makes."""
+    """Local folder for everything the run makes."""
     dataset: DatasetRecipe
     training: TrainingRecipe
     evaluation: EvaluationSettings
 
     @model_validator(mode="before")
     @classmethod
-    def _place(cls, data: Any) -> Any:
+    def _derive(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or not isinstance(data.get("output"), str):
             return data
-        placed = dict(data)
-        for section, places in derived_places(data["output"]).items():
+        filled = dict(data)
+        for section, paths in derived_paths(data["output"]).items():
             if isinstance(data.get(section), Mapping):
-                placed[section] = {**places, **data[section]}
-        return placed
+                filled[section] = {**paths, **data[section]}
+        return filled
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for section, places in derived_places(self.output).items():
-            for key, place in places.items():
+        for section, paths in derived_paths(self.output).items():
+            for key, path in paths.items():
                 given = getattr(getattr(self, section), key)
-                if given != place:
+                if given != path:
                     raise ValueError(
                         f"{section}.{key} is {given!r}, but in a full recipe it follows from "
-                        f"output and is {place!r}; leave {section}.{key} out"
+                        f"output and is {path!r}; leave {section}.{key} out"
                     )
         last = self.training.stages[-1]
         if self.evaluation.lora_scale is not None and last.adversarial is None:

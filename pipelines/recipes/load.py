@@ -1,6 +1,6 @@
-"""Recipes: a name or file, a section and `a.b=value` settings become one checked settings model.
+"""Turns a recipe's name or file, a section and `a.b=value` settings into a checked settings model.
 
-The border of the program: what passes is trusted inside. Knows no Prefect, no Ray and no torch.
+Validation boundary: everything past this point is trusted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from datagen.settings import DatasetRecipe
 from pipelines.recipes.errors import describe
-from pipelines.recipes.files import SECTIONS, read_full_output, read_section
+from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import FullRecipe, Section
 from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
 from training.settings.evaluation import EvaluationSettings
@@ -34,12 +34,20 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(name: str, section: Section, overrides: Overrides = ()) -> dict[str, Any]:
-    """The section's values from the file, those it extends and `overrides`, not yet checked.
+    """The section's values from the file, the recipes it extends and `overrides`, not yet checked.
 
-    The models' defaults lie at the bottom, so that a setting inside one can be changed alone.
+    The models' defaults are the base, so that a setting inside one can be changed alone.
     """
-    values = merged(_defaults(MODELS[section]), read_section(name, section))
-    return _prepared(with_overrides(values, _as_mapping(overrides)), section)
+    values = with_overrides(_section(read_recipe(name), section, name), _as_mapping(overrides))
+    return _prepared(values, section)
+
+
+def _section(recipe: Mapping[str, Any], section: Section, name: str) -> dict[str, Any]:
+    if section not in recipe:
+        held = ", ".join(key for key in SECTIONS if key in recipe) or "none"
+        raise RecipeError(f"recipe {name!r} has no {section!r} section; its sections: {held}")
+    values: dict[str, Any] = merged(_defaults(MODELS[section]), recipe[section])
+    return values
 
 
 def dataset_recipe(name: str, overrides: Overrides = ()) -> DatasetRecipe:
@@ -57,9 +65,9 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
 
     Raises `RecipeError`.
     """
-    values: dict[str, Any] = read_full_output(name)
+    values = read_recipe(name)
     for section in SECTIONS:
-        values[section] = merged(_defaults(MODELS[section]), read_section(name, section))
+        values[section] = _section(values, section, name)
     values = with_overrides(values, _as_mapping(overrides))
     for section in SECTIONS:
         if isinstance(values[section], dict):
@@ -72,7 +80,7 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
 def recipe_of_flow(
     flow: Literal["dataset", "training", "full"], name: str, overrides: Overrides = ()
 ) -> DatasetRecipe | TrainingRecipe | FullRecipe:
-    """The checked recipe that a flow takes. Raises `RecipeError`."""
+    """The checked recipe of a flow. Raises `RecipeError`."""
     match flow:
         case "dataset":
             return dataset_recipe(name, overrides)
@@ -90,7 +98,7 @@ def evaluation_settings(
     lora_scale: float | None = None,
     guidance: float | None = None,
 ) -> EvaluationSettings:
-    """What `flowmapsr evaluate` is told, checked. Raises `RecipeError`."""
+    """Validated options of `flowmapsr evaluate`. Raises `RecipeError`."""
     values = {
         "photos": absolute_location(photos, field="photos"),
         "scales": [scale.strip() for scale in scales],
@@ -105,7 +113,7 @@ def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> M
     """`values` as a checked `model`.
 
     Raises:
-        RecipeError: names every fault with its field, the value given and the fix.
+        RecipeError: lists every error with its field, the value and the fix.
     """
     try:
         return model.model_validate(values)
@@ -116,7 +124,7 @@ def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> M
 
 
 def absolute_location(location: str, *, field: str) -> str:
-    """A local path made absolute (workers run elsewhere); `s3://` and the like stay as they are."""
+    """A local path made absolute, as workers have other folders; `s3://` and the like stay."""
     if "://" in location or not location:
         return location
     path = os.path.expanduser(location)
@@ -126,7 +134,11 @@ def absolute_location(location: str, *, field: str) -> str:
 
 
 def require_sources(recipe: DatasetRecipe) -> None:
-    """Raises `RecipeError` for a local source that is not there: before any server is started."""
+    """Checks local sources before any server is started.
+
+    Raises:
+        RecipeError: one does not exist.
+    """
     for source in recipe.sources:
         if "://" not in source and not os.path.exists(source):
             raise RecipeError(f"sources: {source} does not exist; give a folder or file of photos")
@@ -145,7 +157,7 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _prepared(values: dict[str, Any], section: Section) -> dict[str, Any]:
-    """One source may be written without brackets, and local places are made absolute."""
+    """One source may be written without brackets, and local paths are made absolute."""
     match section:
         case "dataset":
             if isinstance(values.get("sources"), str):
@@ -186,4 +198,4 @@ def _absolute(value: Any, *, field: str) -> Any:
         return absolute_location(value, field=field)
     if isinstance(value, list):
         return [_absolute(item, field=field) for item in value]
-    return value  # of a wrong type: the settings model says so
+    return value  # of a wrong type, which the settings model reports

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.settings.recipe import TrainingRecipe
+
 PHOTOS, VARIANTS, SAMPLES_PER_SHARD = 6, 4, 3
 SHARDS = PHOTOS * VARIANTS // SAMPLES_PER_SHARD
 
@@ -29,6 +31,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8))
         coarse.resize((200, 160), Image.Resampling.BICUBIC).save(folder / f"photo{index}.png")
     return folder
+
+
+def write_training(path: Path, recipe: dict[str, Any] | TrainingRecipe) -> str:
+    """Writes a recipe file with the training section alone; its path as a word."""
+    if isinstance(recipe, TrainingRecipe):
+        recipe = recipe.model_dump(mode="json")
+    path.write_text(json.dumps({"training": recipe}))
+    return str(path)
 
 
 @dataclass(frozen=True)

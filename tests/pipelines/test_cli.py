@@ -122,7 +122,7 @@ def test_verify_of_nothing_is_a_fault(flowmapsr: Run) -> None:
 
 def test_training_without_a_dataset_is_refused_at_once(flowmapsr: Run, tmp_path: Path) -> None:
     stage = "{name: warmup, objective: {kind: flow_matching}, steps: 1, global_batch: 8}"
-    (tmp_path / "mine.yaml").write_text(f"stages: [{stage}]")
+    (tmp_path / "mine.yaml").write_text(f"training: {{stages: [{stage}]}}")
     ended = flowmapsr("train", "./mine.yaml", "manifest=nowhere", "output=run", "--json")
     assert ended.code == 1
     assert "nowhere/manifest.json" in ended.json["error"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.pipelines.conftest import write_training
 from tests.support.network_nodes import Node, missing, network
 from tests.support.prefect_servers import wait_until
 from tests.support.tiny import WARMUP, RunMaker, finish_torchrun, weights
@@ -44,7 +44,7 @@ def test_a_lost_machine_costs_a_restart_and_no_sample(run_recipe: RunMaker, tmp_
     finish_torchrun(undisturbed, tmp_path / "undisturbed")
 
     recipe = undisturbed.model_dump(mode="json", exclude={"output", "workers"})
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    write_training(tmp_path / "recipe.json", recipe)
     run = tmp_path / "run"
     env = {
         "RAY_AUTH_MODE": "token",

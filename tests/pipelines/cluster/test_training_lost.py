@@ -3,7 +3,6 @@ place."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import kill, running_server, wait_until
 from tests.support.tiny import MODEL, WARMUP, RunMaker
 from training.run_dir.paths import StageFolder
@@ -30,10 +30,11 @@ STEPS_ALONE = 1500
 def test_a_training_ends_well_when_its_prefect_server_is_killed(
     dataset: Path, tmp_path: Path, ray_cluster_address: str, start: Run, finished: Run
 ) -> None:
-    recipe, run = tmp_path / "tiny.json", tmp_path / "run"
+    run = tmp_path / "run"
     stages = [{**WARMUP, "steps": STEPS}, {**WARMUP, "name": "second", "steps": 2}]
-    recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 1}))
-    words = ("train", str(recipe), f"manifest={dataset}", f"output={run}", "--json")
+    values = {"model": MODEL, "stages": stages, "workers": 1}
+    recipe = write_training(tmp_path / "tiny.json", values)
+    words = ("train", recipe, f"manifest={dataset}", f"output={run}", "--json")
     with running_server(tmp_path) as server:
         process = start(*words, env={**server.env, "RAY_ADDRESS": ray_cluster_address})
         wait_until((run / "stages" / "warmup" / "progress.json").exists)
@@ -54,13 +55,12 @@ def test_a_training_whose_folder_is_taken_ends_and_leaves_it_alone(
 ) -> None:
     run, store = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"
     recipe = run_recipe(run, stages=[{**WARMUP, "steps": STEPS_ALONE}])
-    path = tmp_path / "tiny.json"
-    path.write_text(recipe.model_dump_json())
+    path = write_training(tmp_path / "tiny.json", recipe)
     env = {"MLFLOW_TRACKING_URI": store}
-    first = start("train", str(path), env=env)
+    first = start("train", path, env=env)
     home = StageFolder(run, "warmup").home
     wait_until((home / "progress.json").exists)
-    second = start("train", str(path), "--take-over", env=env)
+    second = start("train", path, "--take-over", env=env)
     ended = finished(first)
     assert ended.code == 1 and "has taken over; it goes on, this one ends" in ended.err
     assert "Traceback" not in ended.err

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import wait_until
 from tests.support.small_disk import DiskMaker
 from tests.support.tiny import WARMUP, RunMaker, same_weights
@@ -23,9 +24,8 @@ MEGABYTE = 1 << 20
 
 
 def _words(recipe: TrainingRecipe, folder: Path) -> list[str]:
-    path = folder / "recipe.json"
-    path.write_text(recipe.model_dump_json(exclude={"output"}))
-    return ["train", str(path), f"output={recipe.output}", "--json"]
+    path = write_training(folder / "recipe.json", recipe)
+    return ["train", path, f"output={recipe.output}", "--json"]
 
 
 def _newest(run: Path) -> int:
@@ -62,7 +62,7 @@ def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert "No space left on device" in ended.json["error"]
     assert "free some space there" in ended.json["error"]
     assert ended.json["error"].endswith(f"run the same command again to go on from step {kept}")
-    assert ended.err.count("no space is left there; training goes on") == 1  # before the end
+    assert ended.err.count("no space left on this disk; training continues") == 1  # before the end
     assert status.code == 0 and "Traceback" not in status.err
 
     again = flowmapsr(*words, env=env)

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
+from tests.pipelines.conftest import write_training
 from tests.support.tiny import finish_torchrun, same_weights
 from training.run_dir.paths import check_recipe, finished_stages
 from training.run_dir.starts import read_starts
@@ -72,10 +73,9 @@ def test_the_status_of_a_run_with_a_torn_file_is_told(
 def test_the_same_command_says_what_is_torn_and_to_remove_it(
     stopped: TrainingRecipe, flowmapsr: Run, tmp_path: Path, name: str, left: str
 ) -> None:
-    recipe = tmp_path / "recipe.json"
-    recipe.write_text(stopped.model_dump_json(exclude={"output"}))
+    recipe = write_training(tmp_path / "recipe.json", stopped)
     _tear(Path(stopped.output) / name, left)
-    ended = flowmapsr("train", str(recipe), f"output={stopped.output}", "--json")
+    ended = flowmapsr("train", recipe, f"output={stopped.output}", "--json")
     assert ended.code == 1 and ended.json["error"].count("remove it") == 1
     assert f"{stopped.output}/{name} is corrupt" in ended.err
     assert "Traceback" not in ended.err and "in a way it should not" not in ended.err

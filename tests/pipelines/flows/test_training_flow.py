@@ -16,7 +16,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.flows.full import full
 from pipelines.flows.training import train
 from pipelines.recipes.full_recipe import FullRecipe
-from tests.pipelines.conftest import Ended
+from tests.pipelines.conftest import Ended, write_training
 from tests.support.ray_actors import ray_actors
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.checkpoints.records import COMMIT
@@ -73,7 +73,7 @@ def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
     for sent in (run / "mlflow.json", *run.rglob("*.sent")):
         sent.unlink()  # as if no server had ever answered
     recipe = undisturbed.model_copy(update={"output": str(run)})
-    (tmp_path / "mine.yaml").write_text(recipe.model_dump_json())
+    write_training(tmp_path / "mine.yaml", recipe)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     env = {"MLFLOW_TRACKING_URI": uri}
     ended = flowmapsr("train", "./mine.yaml", "--json", env=env)

@@ -20,6 +20,7 @@ from datagen.review.verify import verify_dataset
 from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from pipelines.recipes.overrides import RecipeError
+from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import Server, kill, running_server, running_worker, wait_until
 from tests.support.ray_actors import ray_actors
 from tests.support.tiny import MODEL, WARMUP
@@ -167,11 +168,11 @@ def test_a_cancelled_training_saves_and_the_next_run_goes_on(
 ) -> None:
     # Enough that the cancellation, which takes seconds to arrive, finds it at work.
     stages = [{**WARMUP, "steps": 800, "checkpoint_every_steps": 800}]
-    recipe = tmp_path / "tiny.json"
-    recipe.write_text(json.dumps({"model": MODEL, "stages": stages, "workers": 2}))
+    values = {"model": MODEL, "stages": stages, "workers": 2}
+    recipe = write_training(tmp_path / "tiny.json", values)
     run = tmp_path / "run"
     words = ("--flow", "training", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
-    ended = flowmapsr("deploy", str(recipe), *words, env=server.env)
+    ended = flowmapsr("deploy", recipe, *words, env=server.env)
     assert ended.code == 0, ended.err
     said = ended.json
     assert said["deployment"].startswith("training/")

@@ -20,9 +20,10 @@ from pipelines.recipes.overrides import RecipeError
 Write = Callable[..., str]
 PLACES = ["sources=[/photos]", "output=/set"]
 TRAINING = """
-    stages:
-      - {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
-      - {name: distill, objective: {kind: self_distillation}, steps: 20, global_batch: 8}
+    training:
+      stages:
+        - {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
+        - {name: distill, objective: {kind: self_distillation}, steps: 20, global_batch: 8}
 """
 FULL = """
     dataset: {sources: [/photos], seed: 3}
@@ -71,32 +72,26 @@ def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
 
 def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
-    write("team/base.yaml", "seed: 5\nsamples_per_photo: 2")
-    write("team/mid.yaml", "extends: ./base.yaml\nsamples_per_photo: 3")
-    path = write("mine.yaml", "extends: team/mid.yaml\nworkers: 4")
+    write("team/base.yaml", "dataset: {seed: 5, samples_per_photo: 2}")
+    write("team/mid.yaml", "extends: ./base.yaml\ndataset: {samples_per_photo: 3}")
+    path = write("mine.yaml", "extends: team/mid.yaml\ndataset: {workers: 4}")
     recipe = dataset_recipe(path, PLACES)
     assert (recipe.seed, recipe.samples_per_photo, recipe.workers) == (5, 3, 4)
 
 
-def test_a_section_can_extend_a_recipe_of_one_section(write: Write) -> None:
-    write("photos.yaml", "seed: 5\nsamples_per_photo: 2")
-    path = write("all.yaml", "dataset: {extends: ./photos.yaml, samples_per_photo: 3}")
-    recipe = dataset_recipe(path, PLACES)
-    assert (recipe.seed, recipe.samples_per_photo) == (5, 3)
-
-
 def test_stages_are_reached_by_name(write: Write) -> None:
     write("base.yaml", TRAINING)
-    path = write("mine.yaml", "extends: ./base.yaml\nstages: {warmup: {steps: 11}}")
+    path = write("mine.yaml", "extends: ./base.yaml\ntraining: {stages: {warmup: {steps: 11}}}")
     recipe = training_recipe(path, ["stages.distill.steps=200", "manifest=/m", "output=/run"])
     assert [stage.steps for stage in recipe.stages] == [11, 200]
 
 
 def test_a_stage_can_repeat_another_by_a_merge_key(write: Write) -> None:
     text = """
-    stages:
-      - &first {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
-      - {<<: *first, name: distill, objective: {kind: self_distillation}}
+    training:
+      stages:
+        - &first {name: warmup, objective: {kind: flow_matching}, steps: 10, global_batch: 8}
+        - {<<: *first, name: distill, objective: {kind: self_distillation}}
     """
     recipe = training_recipe(write("mine.yaml", text), ["manifest=/m", "output=/run"])
     assert [(s.name, s.objective.kind, s.steps, s.global_batch) for s in recipe.stages] == [
@@ -211,10 +206,35 @@ def test_faults_in_stages_name_the_stage(write: Write) -> None:
     assert f"{fault}; did you mean 'time_grid_levels'?" in text
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("workers=two", "workers = 'two': must be a whole number or {min, max}"),
+        ("workers=[1]", "workers = [1]: must be a whole number or {min, max}"),
+        ("workers=0", "workers = 0: must be greater than or equal to 1"),
+        ("workers={min: 2}", "workers.max: must be given"),
+        ("workers={min: 2, most: 3}", "workers.most = 3: unknown key; choose from: max, min"),
+        ("workers={min: 0, max: 2}", "workers.min = 0: must be greater than or equal to 1"),
+        ("workers={min: 3, max: 2}", "workers: min 3 is larger than max 2"),
+    ],
+)
+def test_a_choice_of_types_is_explained_in_one_line(write: Write, setting: str, line: str) -> None:
+    path = write("t.yaml", TRAINING)
+    text = refusal(training_recipe, path, ["manifest=/m", "output=/run", setting])
+    assert f"\n  {line}" in text
+    for internal in ("constrained", "function", "WorkerRange", "_check", "workers.workers"):
+        assert internal not in text
+
+
+def test_a_choice_of_a_number_or_a_word_is_explained_in_one_line() -> None:
+    text = refusal(dataset_recipe, "demo", [*PLACES, "workers=two"])
+    assert text.endswith("has 1 fault:\n  workers = 'two': must be a whole number or 'auto'")
+
+
 def test_faults_across_fields_are_told(write: Write) -> None:
     path = write("t.yaml", TRAINING)
-    text = refusal(training_recipe, path, ["manifest=/m", "output=/run", "workers=3"])
-    assert "global_batch 8" in text and "24" in text
+    text = refusal(training_recipe, path, ["manifest=/m", "output=/run", "workers=9"])
+    assert "global_batch 8 is less than" in text and "9" in text
 
 
 @pytest.mark.parametrize(
@@ -226,7 +246,7 @@ def test_faults_across_fields_are_told(write: Write) -> None:
         (
             "twice.yaml",
             "seed: 1\nworkers: 2\nseed: 3\n",
-            ["twice.yaml", "line 3", "'seed'", "twice"],
+            ["twice.yaml", "line 3", "duplicate key 'seed'"],
         ),
         ("list.yaml", "- 1\n- 2\n", ["list.yaml", "key: value"]),
         ("code.yaml", "seed: !!python/object/apply:os.getcwd []\n", ["code.yaml", "line 1"]),
@@ -235,7 +255,14 @@ def test_faults_across_fields_are_told(write: Write) -> None:
         ("many.yaml", "extends: [demo]\n", ["extends = ['demo']", "one recipe"]),
         ("part.yaml", "training: {seed: 1}\n", ["part.yaml", "no 'dataset' section", "training"]),
         ("typo.yaml", "dataset: {}\ntrainin: {}\n", ["trainin", "did you mean 'training'?"]),
-        ("empty.yaml", "", ["sources: must be given"]),
+        ("empty.yaml", "", ["no 'dataset' section", "none"]),
+        ("bare.yaml", "dataset:\n", ["sources: must be given"]),
+        ("text.yaml", "dataset: photos\n", ["text.yaml", "dataset is 'photos'", "key: value"]),
+        (
+            "flat.yaml",
+            "stages: []\n",
+            ["flat.yaml", "unknown key 'stages'", "'training:'"],
+        ),
     ],
 )
 def test_a_faulty_file_is_refused(
@@ -251,14 +278,9 @@ def test_an_unknown_name_is_refused_with_a_hint() -> None:
     assert "did you mean 'demo'?" in refusal(dataset_recipe, "demoo", PLACES)
 
 
-def test_a_recipe_of_sections_cannot_extend_one_section_at_its_top(write: Write) -> None:
-    write("photos.yaml", "seed: 5")
-    path = write("all.yaml", "extends: ./photos.yaml\ndataset: {samples_per_photo: 3}")
-    assert "inside the section" in refusal(dataset_recipe, path, PLACES)
-
-
-def test_a_recipe_of_one_section_is_no_full_recipe(write: Write) -> None:
-    assert "not a full recipe" in refusal(full_recipe, write("one.yaml", "seed: 5"))
+def test_a_full_recipe_needs_all_sections(write: Write) -> None:
+    path = write("one.yaml", "dataset: {seed: 5}")
+    assert "no 'training' section; its sections: dataset" in refusal(full_recipe, path)
 
 
 def test_a_missing_source_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -300,12 +322,13 @@ def test_places_that_stages_and_prompts_start_from_become_absolute(
 
 def test_an_adversarial_stage_before_anything_is_trained_is_refused(write: Write) -> None:
     stages = """
-        stages:
-          - name: gan
-            objective: {kind: self_distillation}
-            steps: 1000
-            dynamic_weighting: false
-            adversarial: {}
+        training:
+          stages:
+            - name: gan
+              objective: {kind: self_distillation}
+              steps: 1000
+              dynamic_weighting: false
+              adversarial: {}
     """
     path = write("mine.yaml", stages)
     text = refusal(training_recipe, path, ["manifest=/set", "output=/run"])
