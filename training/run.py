@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import PlaceLostError
+from datagen.io.lock import LockLostError
 from training.monitoring.startup_timer import StartClock
 from training.preflight import check_run
 from training.run_dir.lock import RunLock, run_lock
@@ -94,8 +94,8 @@ def _end_if_lost(lock: RunLock) -> None:
     """Ends this process, and by its launcher the others, once the folder is another training's: an
     orderly end would write there."""
     try:
-        lock.check()
-    except PlaceLostError as error:
+        lock.raise_if_lost()
+    except LockLostError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Turns the records of finished tasks into a finished dataset: ledger, pictures, manifest.
+"""Turns the records of finished tasks into a finished dataset: known photos, pictures, manifest.
 
 Every step can be repeated; the manifest is the commit, and what comes after it only clears up.
 """
@@ -9,7 +9,7 @@ from collections import Counter
 
 from datagen.build.plan import enforce_limit
 from datagen.build.survey import finished_tasks
-from datagen.dataset.known_photos import Ledger
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import (
     HISTOGRAMS,
     MANIFEST,
@@ -66,10 +66,10 @@ def finish(plan: Plan) -> Manifest:
     if before is not None and not (records or plan.rejected):
         clear_up(plan.output, before)
         return before
-    ledger = _ledger(plan, records)
-    manifest = _manifest(plan, before, records, ledger)
-    ledger.write(plan.output)
-    ledger.write_rejected(plan.output)
+    known = _known_photos(plan, records)
+    manifest = _manifest(plan, before, records, known)
+    known.write(plan.output)
+    known.write_rejected(plan.output)
     preview = render_preview(_preview_rows(plan, manifest.shards))
     storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
     histograms = render_histograms(manifest.stats)
@@ -105,7 +105,7 @@ def _all_records(plan: Plan) -> list[TaskRecord]:
     return [finished[task.index] for task in plan.tasks]
 
 
-def _ledger(plan: Plan, records: list[TaskRecord]) -> Ledger:
+def _known_photos(plan: Plan, records: list[TaskRecord]) -> KnownPhotos:
     """Old and new photos. Two that became equal while the build ran are found here."""
     made = [photo for record in records for photo in record.photos]
     by_hash: dict[str, str] = {}
@@ -118,18 +118,18 @@ def _ledger(plan: Plan, records: list[TaskRecord]) -> Ledger:
             )
     partly = {photo.uri: photo for photo in made if photo.sha256 and photo.reason}
     known = [partly.get(photo.uri, photo) if photo.sha256 else photo for photo in made]
-    return Ledger.of([*Ledger.read(plan.output).lines, *plan.rejected, *known])
+    return KnownPhotos.of([*KnownPhotos.read(plan.output).lines, *plan.rejected, *known])
 
 
 def _manifest(
-    plan: Plan, before: Manifest | None, records: list[TaskRecord], ledger: Ledger
+    plan: Plan, before: Manifest | None, records: list[TaskRecord], known: KnownPhotos
 ) -> Manifest:
     new = [shard for record in records for shard in record.shards]
     shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
     if not shards:
         raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
     earlier = [PartialStatistics.of(before.stats, before.codec)] if before else []
-    reasons = Counter(ledger.rejected().values())
+    reasons = Counter(known.rejected().values())
     return Manifest(
         recipe=plan.recipe.content(),
         recipe_digest=plan.recipe.digest(),

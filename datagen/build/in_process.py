@@ -7,7 +7,7 @@ from datagen.build.finish import RejectionLimit, finish, pending_tasks
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import Manifest
-from datagen.io.lock import BUILD, place_lock
+from datagen.io.lock import BUILD, output_lock
 from datagen.settings import DatasetRecipe
 
 
@@ -16,13 +16,13 @@ def build_in_process(recipe: DatasetRecipe) -> Manifest:
     complete = survey(recipe).complete
     if complete is not None:
         return complete
-    with place_lock(recipe.output, BUILD) as lock:
+    with output_lock(recipe.output, BUILD) as lock:
         plan = plan_dataset(recipe)
         builder = ShardBuilder(recipe)
         limit = RejectionLimit(plan)
         for task in pending_tasks(plan):
-            lock.check()
+            lock.raise_if_lost()
             limit.check(builder(task))
         lock.renew()
-        lock.check()
+        lock.raise_if_lost()
         return finish(plan)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from datagen.build.survey import Survey, survey
-from datagen.dataset.known_photos import KnownPhoto, Ledger, rejected_photo
+from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo
 from datagen.dataset.layout import PLAN, task_index
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
@@ -24,10 +24,10 @@ from datagen.photos.scan import (
     DUPLICATE,
     ContentHasher,
     HeaderReader,
-    Spread,
+    MapChunks,
     chunked,
-    examine,
-    in_this_process,
+    map_locally,
+    scan_and_dedupe,
 )
 from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import Listing
@@ -37,14 +37,14 @@ from datagen.settings import DatasetRecipe
 
 
 def plan_dataset(
-    recipe: DatasetRecipe, *, listing: Listing | None = None, spread: Spread = in_this_process
+    recipe: DatasetRecipe, *, listing: Listing | None = None, map_chunks: MapChunks = map_locally
 ) -> Plan:
     """Makes the plan and writes `plan.json`; goes on with the one that is there.
 
     Only under the dataset's lock; a `listing` made before it will do. Raises FlowmapsrError as
     `survey`, and when no photo or too few of them can be used.
     """
-    plan = make_plan(survey(recipe, listing), spread=spread)
+    plan = make_plan(survey(recipe, listing), map_chunks=map_chunks)
     if plan.tasks or plan.rejected:
         storage.write_bytes(storage.join(recipe.output, PLAN), to_compact_json(plan))
     return plan
@@ -63,12 +63,12 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @_no_garbage_collection()
-def make_plan(found: Survey, *, spread: Spread = in_this_process) -> Plan:
-    """The plan for what a survey found; brings the ledger up to date with photos that moved."""
+def make_plan(found: Survey, *, map_chunks: MapChunks = map_locally) -> Plan:
+    """The plan for what a survey found; updates the known photos that moved."""
     recipe = found.recipe
     kept = _kept(found)
     fresh = [file for file in found.fresh if file not in kept.files]
-    photos, rejected = _examined(found, fresh, kept, spread)
+    photos, rejected = _examined(found, fresh, kept, map_chunks)
     groups, too_small = _grouped(recipe, [*photos, *kept.loose])
     plan = Plan(
         recipe=recipe,
@@ -81,8 +81,8 @@ def make_plan(found: Survey, *, spread: Spread = in_this_process) -> Plan:
                 key=lambda photo: photo.uri,
             )
         ),
-        known_photos=len(found.ledger.hashes()),
-        known_rejected=sum(reason != DUPLICATE for reason in found.ledger.rejected().values()),
+        known_photos=len(found.known.hashes()),
+        known_rejected=sum(reason != DUPLICATE for reason in found.known.rejected().values()),
     )
     enforce_limit(plan, set())
     if not plan.tasks and found.manifest is None:
@@ -164,27 +164,29 @@ def _kept(found: Survey) -> _Kept:
 
 
 def _examined(
-    found: Survey, fresh: Sequence[SourceFile], kept: _Kept, spread: Spread
+    found: Survey, fresh: Sequence[SourceFile], kept: _Kept, map_chunks: MapChunks
 ) -> tuple[list[PhotoVariants], list[KnownPhoto]]:
-    """Headers of the fresh files; content that only moved is noted in the ledger, not made anew."""
-    recipe, ledger = found.recipe, found.ledger
-    planned = _planned_hashes(fresh, [*kept.unmade, *(photo.file for photo in kept.loose)], spread)
-    result = examine(
+    """Headers of the fresh files; for content that only moved, the new URI is recorded."""
+    recipe, known = found.recipe, found.known
+    planned = _planned_hashes(
+        fresh, [*kept.unmade, *(photo.file for photo in kept.loose)], map_chunks
+    )
+    result = scan_and_dedupe(
         fresh,
         HeaderReader(recipe.images, recipe.filters),
-        known_hashes={**ledger.hashes(), **dict(kept.hashes), **planned},
-        spread=spread,
+        known_hashes={**known.hashes(), **dict(kept.hashes), **planned},
+        map_chunks=map_chunks,
     )
     rejected = [rejected_photo(file, reason) for file, reason in result.rejected]
     elsewhere = found.gone | found.changed
-    lying = {line.sha256 for line in ledger.lines if line.stamp and line.uri not in elsewhere}
+    lying = {line.sha256 for line in known.lines if line.stamp and line.uri not in elsewhere}
     moved: dict[str, SourceFile] = {}
     for digest, file in result.known.items():
-        if digest in lying or digest not in ledger.hashes():
+        if digest in lying or digest not in known.hashes():
             rejected.append(rejected_photo(file, DUPLICATE))
         else:
             moved[digest] = file
-    _update_ledger(found, moved)
+    _update_known(found, moved)
     photos = [
         PhotoVariants(header.file, header.width, header.height, 0, recipe.samples_per_photo)
         # By content: neighbours in a folder are often alike, and where it lies must not matter.
@@ -194,31 +196,31 @@ def _examined(
 
 
 def _planned_hashes(
-    fresh: Sequence[SourceFile], planned: Iterable[SourceFile], spread: Spread
+    fresh: Sequence[SourceFile], planned: Iterable[SourceFile], map_chunks: MapChunks
 ) -> dict[str, int]:
     """SHA-256 of the photos still to be made that a fresh file may be a copy of."""
     sizes = {file.bytes for file in fresh}
     alike = sorted({file for file in planned if file.bytes in sizes})
-    digests = (d for chunk in spread(ContentHasher(), chunked(alike)) for d in chunk)
+    digests = (d for chunk in map_chunks(ContentHasher(), chunked(alike)) for d in chunk)
     return {digest: file.bytes for file, digest in zip(alike, digests, strict=True)}
 
 
-def _update_ledger(found: Survey, moved: dict[str, SourceFile]) -> None:
+def _update_known(found: Survey, moved: dict[str, SourceFile]) -> None:
     """Writes where known photos lie now, so that the next build need not look at them again."""
     listed = {file.uri for file in found.listing.files}
-    ledger = found.ledger.superseded({file.uri for file in found.fresh}).moved(moved)
+    known = found.known.superseded({file.uri for file in found.fresh}).moved(moved)
     faults = {item.uri for item in found.listing.rejected}
-    ledger = Ledger.of(
+    known = KnownPhotos.of(
         line
-        for line in ledger.lines
+        for line in known.lines
         if line.sha256 is not None or line.uri in listed or line.uri in faults
     )
-    if found.manifest is not None and ledger != found.ledger:
-        ledger.write(found.recipe.output)
+    if found.manifest is not None and known != found.known:
+        known.write(found.recipe.output)
 
 
 def _listing_faults(found: Survey) -> Iterator[KnownPhoto]:
-    known = found.ledger.rejected()
+    known = found.known.rejected()
     for item in found.listing.rejected:
         if known.get(item.uri) != item.reason:
             yield KnownPhoto(item.uri, bytes=0, stamp="", sha256=None, reason=item.reason)

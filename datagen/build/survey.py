@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from datagen.dataset.known_photos import KnownPhoto, Ledger
+from datagen.dataset.known_photos import KnownPhoto, KnownPhotos
 from datagen.dataset.layout import MANIFEST, PLAN, record_path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
@@ -44,7 +44,7 @@ class Survey:
     begun: OpenBuild | None
     uncleared: bool
     """Whether a build died between its commit and the end of its clearing up."""
-    ledger: Ledger
+    known: KnownPhotos
     listing: Listing
     fresh: tuple[SourceFile, ...]
     """Files of whose bytes the dataset knows nothing, those of an open build included."""
@@ -56,7 +56,7 @@ class Survey:
     @property
     def complete(self) -> Manifest | None:
         """The manifest, where the dataset is finished and there is nothing new."""
-        known = self.ledger.rejected()
+        known = self.known.rejected()
         news = [item for item in self.listing.rejected if known.get(item.uri) != item.reason]
         open_ends = self.begun or self.uncleared or self.fresh or news
         return None if open_ends else self.manifest
@@ -71,20 +71,20 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
     manifest, base, plan = _records(recipe)
     uncleared = plan is not None and plan.base != base  # its build wrote the manifest, then died
     begun = OpenBuild(plan, finished_tasks(plan)) if plan and not uncleared else None
-    ledger = Ledger.read(recipe.output)
+    known = KnownPhotos.read(recipe.output)
     if listing is None:
         listing = list_sources(recipe.sources, exclude=recipe.output)
-    current = ledger.current()
+    current = known.current()
     fresh = tuple(file for file in listing.files if not _same(current.get(file.uri), file))
     listed = {file.uri for file in listing.files}
-    made = [line for line in ledger.lines if line.sha256 is not None and line.stamp]
+    made = [line for line in known.lines if line.sha256 is not None and line.stamp]
     return Survey(
         recipe=recipe,
         manifest=manifest,
         base=base,
         begun=begun,
         uncleared=uncleared,
-        ledger=ledger,
+        known=known,
         listing=listing,
         fresh=fresh,
         changed=frozenset({line.uri for line in made} & {file.uri for file in fresh}),

@@ -41,20 +41,20 @@ def rejected_photo(file: SourceFile, reason: str) -> KnownPhoto:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class KnownPhotos:
     """Known photos, in the order of URI and hash; one line for each content or rejected URI."""
 
     lines: tuple[KnownPhoto, ...] = ()
 
     @classmethod
-    def of(cls, lines: Iterable[KnownPhoto]) -> Ledger:
+    def of(cls, lines: Iterable[KnownPhoto]) -> KnownPhotos:
         """Of several lines with one content, or of one rejected URI, the last is kept."""
         found = {line.sha256 or f"rejected {line.uri}": line for line in lines}
         return cls(tuple(sorted(found.values(), key=lambda line: (line.uri, line.sha256 or ""))))
 
     @classmethod
-    def read(cls, output: str) -> Ledger:
-        """The ledger of a dataset, empty where there is none; FlowmapsrError when it is damaged."""
+    def read(cls, output: str) -> KnownPhotos:
+        """The known of a dataset, empty where there is none; FlowmapsrError when it is damaged."""
         uri = storage.join(output, SOURCES)
         if not storage.exists(uri):
             return cls()
@@ -93,7 +93,7 @@ class Ledger:
         """Bytes of each content that samples were made of, by SHA-256."""
         return {line.sha256: line.bytes for line in self.lines if line.sha256 is not None}
 
-    def moved(self, found: Mapping[str, SourceFile]) -> Ledger:
+    def moved(self, found: Mapping[str, SourceFile]) -> KnownPhotos:
         """With the place and stamp at which known content, by SHA-256, lies now."""
         lines = [
             line
@@ -101,9 +101,9 @@ class Ledger:
             else _at(line, found[line.sha256])
             for line in self.lines
         ]
-        return Ledger.of(lines)
+        return KnownPhotos.of(lines)
 
-    def superseded(self, uris: Iterable[str]) -> Ledger:
+    def superseded(self, uris: Iterable[str]) -> KnownPhotos:
         """With other bytes at `uris` than it knew; what was rejected there is forgotten."""
         gone = set(uris)
         kept = [line for line in self.lines if line.uri not in gone]
@@ -112,7 +112,7 @@ class Ledger:
             for line in self.lines
             if line.uri in gone and line.sha256 is not None
         ]
-        return Ledger.of([*former, *kept])
+        return KnownPhotos.of([*former, *kept])
 
 
 def _at(line: KnownPhoto, file: SourceFile) -> KnownPhoto:

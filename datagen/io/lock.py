@@ -1,11 +1,9 @@
-"""Turns an output folder into the place of one build or training at a time, wherever they run.
+"""Keeps an output folder for one build or training at a time, on whichever machines they run.
 
-Knows storage only: neither what is made there nor by whom.
-
-The lock is a file such as `build-000001.lock` that exactly one process can create. Its holder
-renews a time in it; whoever finds that time old, or the holder's process dead, takes over by
-creating the next number, which again only one can. A holder that was only asleep finds its file
-replaced and stops.
+The lock is a file such as `build-000001.lock` that exactly one process can create. Its owner renews
+a time in it. A process that finds this time expired, or the owner dead, takes over by creating the
+next number, which again only one can. An owner that was only suspended finds its file replaced and
+stops.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock_owner import (
     UNKNOWN,
-    Holder,
-    described,
+    LockOwner,
+    describe,
     from_bytes,
     is_running,
     machine,
@@ -34,131 +32,138 @@ from datagen.io.lock_owner import (
 )
 
 HEARTBEAT = 10.0
-"""Seconds between two signs of life of a holder."""
+"""Seconds between two renewals."""
 STALE_AFTER = 60.0
-"""Seconds without one after which a holder may be dead."""
+"""Seconds without a renewal after which an owner may be dead."""
 
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a place is held for, in the words of file names and messages."""
+class LockKind:
+    """What an output is locked for, in the words of file names and messages."""
 
     name: str
     kept: str
-    """What is left of work that lost its place."""
+    """What is left of work that lost its lock."""
 
 
-BUILD = Work("build", "Every finished shard is kept")
-TRAINING = Work("training", "Every checkpoint is kept")
+BUILD = LockKind("build", "Every finished shard is kept")
+TRAINING = LockKind("training", "Every checkpoint is kept")
 _NAME = re.compile(rf"({BUILD.name}|{TRAINING.name})-(\d{{6}})\.lock")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder or prefix and the work that only one may do there."""
+class LockedPath:
+    """A folder or prefix and the kind of work that only one process may do there."""
 
     output: str
-    work: Work
+    kind: LockKind
 
     def lock_uri(self, generation: int) -> str:
-        return storage.join(self.output, f"{self.work.name}-{generation:06d}.lock")
+        return storage.join(self.output, f"{self.kind.name}-{generation:06d}.lock")
 
-    def holders(self) -> dict[int, Holder]:
-        """Every lock that lies there, by its number."""
+    def owners(self) -> dict[int, LockOwner]:
+        """The owner of every lock file there, by its number."""
         found = {}
-        for name in storage.names(self.output, f"{self.work.name}-"):
+        for name in storage.names(self.output, f"{self.kind.name}-"):
             if match := _NAME.fullmatch(name):
                 with contextlib.suppress(storage.NotFoundError):  # released since it was listed
                     found[int(match[2])] = _read(storage.join(self.output, name))
         return found
 
 
-class PlaceLostError(FlowmapsrError):
-    """Another process holds the place now: nothing may be written there any more."""
+class LockLostError(FlowmapsrError):
+    """Another process owns the lock now: nothing may be written there any more."""
 
 
-class PlaceLock:
-    """A lock that is held; `check()` between two pieces of work tells whether it still is."""
+class OutputLock:
+    """A lock that is held; call `raise_if_lost()` between two pieces of work."""
 
-    def __init__(self, place: Place, generation: int, holder: Holder) -> None:
-        self._place = place
-        self._uri = place.lock_uri(generation)
+    def __init__(self, path: LockedPath, generation: int, owner: LockOwner) -> None:
+        self._path = path
+        self._uri = path.lock_uri(generation)
         self._generation = generation
-        self._holder = holder
-        self._taken_by: Holder | None = None
+        self._owner = owner
+        self._taken_by: LockOwner | None = None
         self._released = threading.Event()
         self._file = threading.Lock()  # heartbeat and release never write at once
-        self._thread = threading.Thread(target=self._beat, name="place-lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="output-lock", daemon=True)
 
-    def check(self) -> None:
-        """Raises PlaceLostError once another one has taken over."""
+    def raise_if_lost(self) -> None:
+        """Raises LockLostError once another process has taken over."""
         if self._taken_by is not None:
-            raise PlaceLostError(
-                f"{self._place.output}: this {self._place.work.name} was silent for too long and "
-                f"another one ({described(self._taken_by)}) has taken over; it goes on, this one "
-                f"ends. {self._place.work.kept}"
+            raise LockLostError(
+                f"{self._path.output}: this {self._path.kind.name} did not renew its lock in time "
+                f"and another one ({describe(self._taken_by)}) has taken over; that one continues, "
+                f"this one ends. {self._path.kind.kept}"
             )
 
     def start(self) -> None:
-        """Begins to show signs of life."""
+        """Starts the heartbeat."""
         self._thread.start()
 
     def release(self) -> None:
-        """Gives the place free; a storage that cannot be reached leaves a lock that goes stale."""
+        """Releases the lock; if the storage is unreachable, it expires."""
         self._released.set()
         with self._file:
             if self._taken_by is None:
                 _try_to_delete(self._uri)
 
     def renew(self) -> None:
-        """One sign of life, or the discovery that the lock is lost. Raises FlowmapsrError."""
+        """Sends one heartbeat, or finds that the lock is lost.
+
+        Raises:
+            FlowmapsrError: the storage cannot be reached.
+        """
         with self._file:
             if self._released.is_set() or self._taken_by is not None:
                 return
             self._taken_by = self._successor()
             if self._taken_by is None:
-                self._holder = replace(self._holder, heartbeat=time.time())
-                storage.write_bytes(self._uri, to_bytes(self._holder))
-                # It may have been taken over while this was written: then nothing must be left.
+                self._owner = replace(self._owner, heartbeat=time.time())
+                storage.write_bytes(self._uri, to_bytes(self._owner))
+                # Another process may have taken over during the write: then delete it again.
                 self._taken_by = self._successor()
-            if self._taken_by is not None and _token_at(self._uri) == self._holder.token:
+            if self._taken_by is not None and _token_at(self._uri) == self._owner.token:
                 _try_to_delete(self._uri)
 
-    def _successor(self) -> Holder | None:
-        held = self._place.holders()
-        mine = held.get(self._generation)
-        higher = [held[number] for number in sorted(held) if number > self._generation]
+    def _successor(self) -> LockOwner | None:
+        owners = self._path.owners()
+        mine = owners.get(self._generation)
+        higher = [owners[number] for number in sorted(owners) if number > self._generation]
         for other in higher:
-            if other.replaces == self._holder.token:
+            if other.replaces == self._owner.token:
                 return other
-        if mine is None or mine.token != self._holder.token:
+        if mine is None or mine.token != self._owner.token:
             return mine or (higher[-1] if higher else UNKNOWN)
         return None
 
     def _beat(self) -> None:
-        told = ""
+        warned = ""
         while not self._released.wait(HEARTBEAT) and self._taken_by is None:
             try:
                 self.renew()
-                told = ""
+                warned = ""
             except FlowmapsrError as error:
-                if str(error) != told:
-                    _LOG.warning("no sign of life could be given: %s", error)
-                told = str(error)
+                if str(error) != warned:
+                    log.warning("could not renew the lock: %s", error)
+                warned = str(error)
 
 
 @contextlib.contextmanager
-def place_lock(output: str, work: Work, *, take_over: bool = False) -> Iterator[PlaceLock]:
+def output_lock(output: str, kind: LockKind, *, take_over: bool = False) -> Iterator[OutputLock]:
     """Holds the only lock on `output` (a folder or prefix that need not exist) for the block.
 
-    Released at the end, by an exception and by SIGTERM. A holder whose process is gone is taken
-    over at once on the same machine, after a minute without a sign of life elsewhere, and in any
-    case with `take_over`. Raises FlowmapsrError naming the holder if the place is taken.
+    Released at the end, by an exception and by SIGTERM. An owner whose process is gone is replaced
+    at once on the same machine, after a minute without a heartbeat elsewhere, and in any case with
+    `take_over`.
+
+    Raises:
+        FlowmapsrError: the output is locked; names the owner.
     """
-    with _ending_by_exception():
-        lock = _acquired(Place(output, work), take_over=take_over)
+    with _sigterm_as_exception():
+        lock = _acquire(LockedPath(output, kind), take_over=take_over)
         try:
             lock.start()
             yield lock
@@ -166,15 +171,15 @@ def place_lock(output: str, work: Work, *, take_over: bool = False) -> Iterator[
             lock.release()
 
 
-def living_holder(output: str, work: Work) -> Holder | None:
-    """Who holds a place, as far as one look can tell; None if nobody does, or a dead one."""
-    held = Place(output, work).holders()
-    if not held:
+def living_owner(output: str, kind: LockKind) -> LockOwner | None:
+    """Current living owner of a lock, by one look at its file, or None."""
+    owners = LockedPath(output, kind).owners()
+    if not owners:
         return None
-    holder = held[max(held)]
-    if holder.machine == machine():
-        return holder if is_running(holder) else None
-    return holder if time.time() - holder.heartbeat <= STALE_AFTER else None
+    owner = owners[max(owners)]
+    if owner.machine == machine():
+        return owner if is_running(owner) else None
+    return owner if time.time() - owner.heartbeat <= STALE_AFTER else None
 
 
 def is_lock(uri: str) -> bool:
@@ -182,47 +187,49 @@ def is_lock(uri: str) -> bool:
     return _NAME.fullmatch(uri.rsplit("/", 1)[-1]) is not None
 
 
-def _acquired(place: Place, *, take_over: bool) -> PlaceLock:
-    held = place.holders()
-    newest = max(held, default=0)
-    previous = held.get(newest)
-    if previous is not None and not take_over and not _is_dead(place, newest, previous):
-        raise _refusal(place, previous)
+def _acquire(path: LockedPath, *, take_over: bool) -> OutputLock:
+    owners = path.owners()
+    newest = max(owners, default=0)
+    previous = owners.get(newest)
+    if previous is not None and not take_over and not _is_dead(path, newest, previous):
+        raise _refusal(path, previous)
     me = this_process(replaces=previous.token if previous else "")
     generation = newest + 1
-    if not storage.create_exclusive(place.lock_uri(generation), to_bytes(me)):
-        raise _refusal(place, place.holders().get(generation, UNKNOWN))
-    return _confirmed(place, generation, me, seen=held)
+    if not storage.create_exclusive(path.lock_uri(generation), to_bytes(me)):
+        raise _refusal(path, path.owners().get(generation, UNKNOWN))
+    return _confirm(path, generation, me, seen=owners)
 
 
-def _confirmed(place: Place, generation: int, me: Holder, *, seen: dict[int, Holder]) -> PlaceLock:
-    """Looks again: a lock that came after the first look is somebody else's, and alive."""
+def _confirm(
+    path: LockedPath, generation: int, me: LockOwner, *, seen: dict[int, LockOwner]
+) -> OutputLock:
+    """Looks again: a lock that appeared after the first look has another, living owner."""
     known = {other.token for other in seen.values()} | {me.token}
-    now = place.holders()
+    now = path.owners()
     for other in now.values():
         if other.token not in known:
-            _try_to_delete(place.lock_uri(generation))
-            raise _refusal(place, other)
+            _try_to_delete(path.lock_uri(generation))
+            raise _refusal(path, other)
     for number in now:
         if number < generation:
-            _try_to_delete(place.lock_uri(number))
-    return PlaceLock(place, generation, me)
+            _try_to_delete(path.lock_uri(number))
+    return OutputLock(path, generation, me)
 
 
-def _is_dead(place: Place, generation: int, holder: Holder) -> bool:
-    """A process of this machine is looked up; others must have been silent, and stay so.
+def _is_dead(path: LockedPath, generation: int, owner: LockOwner) -> bool:
+    """Looks up a process of this machine; others must have missed their heartbeat, twice.
 
-    The second look guards against clocks that differ and against a machine that just woke up.
+    The second look guards against clocks that differ and a machine that just resumed from sleep.
     """
-    if holder.machine == machine() and not is_running(holder):
+    if owner.machine == machine() and not is_running(owner):
         return True
-    if time.time() - holder.heartbeat <= STALE_AFTER:
+    if time.time() - owner.heartbeat <= STALE_AFTER:
         return False
     time.sleep(1.5 * HEARTBEAT)
-    return place.holders().get(generation, holder) == holder
+    return path.owners().get(generation, owner) == owner
 
 
-def _read(uri: str) -> Holder:
+def _read(uri: str) -> LockOwner:
     return from_bytes(storage.read_bytes(uri))
 
 
@@ -237,34 +244,34 @@ def _try_to_delete(uri: str) -> None:
     try:
         storage.delete(uri)
     except FlowmapsrError as error:
-        _LOG.warning("a lock is left behind and goes stale: %s", error)
+        log.warning("could not delete a lock; it expires: %s", error)
 
 
-def _refusal(place: Place, holder: Holder) -> FlowmapsrError:
-    silent = max(time.time() - holder.heartbeat, 0.0)
+def _refusal(path: LockedPath, owner: LockOwner) -> FlowmapsrError:
+    silent = max(time.time() - owner.heartbeat, 0.0)
     return FlowmapsrError(
-        f"{place.output}: another {place.work.name} is writing there ({described(holder)}, last "
-        f"sign of life {silent:.0f} s ago); wait for it or choose another output. If it is dead, "
-        f"the same command takes over {STALE_AFTER + 1.5 * HEARTBEAT:.0f} s after its last sign "
-        "of life, and at once with --take-over"
+        f"{path.output}: another {path.kind.name} is writing there ({describe(owner)}, last "
+        f"heartbeat {silent:.0f} s ago); wait for it or choose another output. If it is dead, the "
+        f"same command takes over {STALE_AFTER + 1.5 * HEARTBEAT:.0f} s after its last heartbeat, "
+        "or at once with --take-over"
     )
 
 
 @contextlib.contextmanager
-def _ending_by_exception() -> Iterator[None]:
-    """SIGTERM ends the block like an exception, unless somebody else already handles it."""
+def _sigterm_as_exception() -> Iterator[None]:
+    """SIGTERM ends the block like an exception, unless it already has a handler."""
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
     if ours:
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:
-        if ours and signal.getsignal(signal.SIGTERM) is _end:
+        if ours and signal.getsignal(signal.SIGTERM) is _exit:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _end(number: int, _: FrameType | None) -> None:
+def _exit(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)

@@ -1,7 +1,4 @@
-"""Turns a process into the text by which others know that it holds a lock, and back.
-
-Knows processes and machines, no storage.
-"""
+"""Describes the process that owns a lock, as JSON in the lock's file."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ import psutil
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a lock; `started` and `heartbeat` are seconds since 1970 by the holder's clock.
+class LockOwner:
+    """The owner of a lock; `started` and `heartbeat` are seconds since 1970 by its own clock.
 
-    `machine` tells process numbers that can be compared from those of another host or container,
-    `process_started` (seconds after boot) a living process from a later one with the same number.
-    `replaces` is the token of the holder that was taken over.
+    Process numbers can be compared only if `machine` (host or container) is the same; then
+    `process_started` (seconds after boot) tells a living process from a later one with its number.
+    `replaces` is the token of the owner that was replaced.
     """
 
     token: str
@@ -36,15 +33,15 @@ class Holder:
     heartbeat: float
 
 
-UNKNOWN = Holder("", "", "unknown", "", 0, 0.0, "unknown", 0.0, 0.0)
-"""Stands for a holder of whom nothing can be read."""
+UNKNOWN = LockOwner("", "", "unknown", "", 0, 0.0, "unknown", 0.0, 0.0)
+"""Placeholder for an unreadable owner."""
 
 
-def is_running(holder: Holder) -> bool:
-    """Whether the holder's process lives; only for a holder of this `machine()`."""
+def is_running(owner: LockOwner) -> bool:
+    """Whether the owner's process lives; only for an owner on this `machine()`."""
     try:
-        process = psutil.Process(holder.pid)
-        same = abs(_seconds_after_boot(process) - holder.process_started) < 2.0
+        process = psutil.Process(owner.pid)
+        same = abs(_seconds_after_boot(process) - owner.process_started) < 2.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -52,11 +49,11 @@ def is_running(holder: Holder) -> bool:
         return True
 
 
-def this_process(*, replaces: str) -> Holder:
-    """This process as a holder with a token of its own; `replaces` is the old holder's token."""
+def this_process(*, replaces: str) -> LockOwner:
+    """This process as an owner with a new token; `replaces` is the previous owner's token."""
     process = psutil.Process()
     now = time.time()
-    return Holder(
+    return LockOwner(
         token=secrets.token_hex(16),
         replaces=replaces,
         host=socket.gethostname(),
@@ -70,7 +67,7 @@ def this_process(*, replaces: str) -> Holder:
 
 
 def _seconds_after_boot(process: psutil.Process) -> float:
-    """When a process began, by a clock that nobody sets."""
+    """When a process started, by a clock that is never adjusted."""
     return process.create_time() - psutil.boot_time()
 
 
@@ -82,7 +79,7 @@ def _user(process: psutil.Process) -> str:
 
 
 def machine() -> str:
-    """Host, boot and process name space: containers may share the first two."""
+    """Host, boot and process namespace: containers may share the first two."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
@@ -91,22 +88,22 @@ def machine() -> str:
     return " ".join(parts)
 
 
-def to_bytes(holder: Holder) -> bytes:
+def to_bytes(owner: LockOwner) -> bytes:
     """The content of the lock's file."""
-    return json.dumps(asdict(holder), indent=1).encode()
+    return json.dumps(asdict(owner), indent=1).encode()
 
 
-def from_bytes(data: bytes) -> Holder:
-    """The holder in a lock's file; for what cannot be read, an unknown one that is alive."""
+def from_bytes(data: bytes) -> LockOwner:
+    """The owner in a lock's file; unreadable content counts as an unknown owner that is alive."""
     try:
-        return Holder(**json.loads(data))
+        return LockOwner(**json.loads(data))
     except (ValueError, TypeError):
-        # Another version's, or not yet written on a disk without hard links.
+        # From another version, or not yet written, on a file system without hard links.
         now = time.time()
         return replace(UNKNOWN, token=data.hex(), heartbeat=now, started=now)
 
 
-def described(holder: Holder) -> str:
-    """Host, process, user and begin, for a message."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.started))
-    return f"host {holder.host}, pid {holder.pid}, user {holder.user}, since {since}"
+def describe(owner: LockOwner) -> str:
+    """Host, process, user and start, for a message."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.started))
+    return f"host {owner.host}, pid {owner.pid}, user {owner.user}, since {since}"

@@ -19,7 +19,7 @@ Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
 
-class Crew(Generic[Plan, Result]):
+class WorkerThreads(Generic[Plan, Result]):
     """Threads that do the same work for one plan after the other."""
 
     def __init__(self, work: Callable[[Plan], Result], *, threads: int, name: str) -> None:
@@ -73,7 +73,7 @@ def read_ahead(
     Args:
         ahead: most results that are waiting or in the making while one is in use.
     """
-    crew = Crew(work, threads=threads, name="read-ahead")
+    crew = WorkerThreads(work, threads=threads, name="read-ahead")
     waiting: deque[Future[Result]] = deque()
     try:
         for plan in plans:

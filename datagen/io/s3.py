@@ -15,7 +15,7 @@ from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io import local
 from datagen.io.local import Entry
 from datagen.io.s3_client import body, retried, upload_in_parts
-from datagen.io.s3_errors import PRECONDITION_CODES, S3Refused
+from datagen.io.s3_errors import PRECONDITION_CODES, S3Error
 
 SCHEME = "s3://"
 _PAGE = 1000
@@ -80,7 +80,7 @@ def read_range(uri: str, *, start: int, length: int) -> bytes:
 
     try:
         return retried(uri, "read", get)
-    except S3Refused as refused:
+    except S3Error as refused:
         if refused.code == "InvalidRange":  # it begins behind the end
             return b""
         raise
@@ -132,7 +132,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
             "write",
             lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
         )
-    except S3Refused as refused:
+    except S3Error as refused:
         if refused.code not in PRECONDITION_CODES:
             raise
         with contextlib.suppress(NotFoundError):
@@ -162,7 +162,7 @@ def remove_leftovers(uri: str) -> list[str]:
         uploads = answer.get("Uploads", [])
         for upload in uploads:
             retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
-    except S3Refused:
+    except S3Error:
         return []
     return sorted(f"{SCHEME}{bucket}/{upload['Key']}" for upload in uploads)
 

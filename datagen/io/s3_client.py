@@ -68,7 +68,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
     """`request(client)`, repeated with growing random pauses as long as waiting can help.
 
     Waits out 5xx, throttling, lost connections and broken bodies for about two minutes, and looks
-    for credentials once more if they have expired. Raises NotFoundError, S3Refused or, when nothing
+    for credentials once more if they have expired. Raises NotFoundError, S3Error or, when nothing
     helped, FlowmapsrError; all name `uri`, none holds a secret.
     """
     client = _clients.get()

@@ -38,15 +38,15 @@ _EXPIRED_FIX = "the credentials have expired: renew them and run the same comman
 _OTHER_FIX = "check the AWS_* variables and this account's permissions"
 
 
-class S3Refused(FlowmapsrError):
+class S3Error(FlowmapsrError):
     """The server answered no; `code` is its own word for why."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 
-    def __reduce__(self) -> tuple[type[S3Refused], tuple[str, str]]:
-        return S3Refused, (str(self), self.code)
+    def __reduce__(self) -> tuple[type[S3Error], tuple[str, str]]:
+        return S3Error, (str(self), self.code)
 
 
 def refusal(uri: str, action: str, *, code: str, told: str, busy: bool) -> FlowmapsrError:
@@ -62,4 +62,4 @@ def refusal(uri: str, action: str, *, code: str, told: str, busy: bool) -> Flowm
     else:
         fix = _FIXES.get(code, _OTHER_FIX).format(action=action)
     told = redacted(f"{code}: {told}")
-    return S3Refused(f"{uri}: S3 refused to {action} it ({told}); {fix}", code)
+    return S3Error(f"{uri}: S3 refused to {action} it ({told}); {fix}", code)

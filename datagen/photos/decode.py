@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import UnsupportedPixels, alpha_of, composite, to_srgb
-from datagen.photos.headers import DECODER_ERRORS, Header, header_of, orientation, webp_header
+from datagen.photos.headers import DECODER_ERRORS, ImageHeader, header_of, orientation, webp_header
 from datagen.photos.quality import sharpness
 from datagen.settings import FilterSettings, ImageSettings
 
@@ -131,7 +131,7 @@ def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
     return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, turn)))
 
 
-def _header(head: bytes, complete: bool) -> Header:
+def _header(head: bytes, complete: bool) -> ImageHeader:
     """Reads as much as it needs, and tells when that is more than there is."""
     if not complete and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         header = webp_header(head)
@@ -183,7 +183,7 @@ def _check_size(width: int, height: int) -> None:
         raise ImageRejected("too large")
 
 
-def _check_kind(header: Header, images: ImageSettings) -> None:
+def _check_kind(header: ImageHeader, images: ImageSettings) -> None:
     if header.animated and images.animated == "reject":
         raise ImageRejected("animated")
     if header.grey and images.gray == "reject":
@@ -194,7 +194,7 @@ def _check_kind(header: Header, images: ImageSettings) -> None:
         raise ImageRejected("16 bit")
 
 
-def _check_filters(header: Header, filters: FilterSettings) -> None:
+def _check_filters(header: ImageHeader, filters: FilterSettings) -> None:
     short, long = sorted((header.width, header.height))
     if short < filters.min_side:
         raise ImageRejected("too small")

@@ -23,7 +23,7 @@ _GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 
 
 @dataclass(frozen=True)
-class Header:
+class ImageHeader:
     """What an image file says of itself; `width` and `height` as displayed, pixels."""
 
     width: int
@@ -37,12 +37,12 @@ class Header:
     """Of JPEG files only, 1..100."""
 
 
-def header_of(image: ImageFile.ImageFile, head: bytes) -> Header:
+def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
     """The header of an image that Pillow has opened and not loaded; `head` are its first bytes."""
     width, height = image.size
     if orientation(image) >= 5:
         width, height = height, width
-    return Header(
+    return ImageHeader(
         width=width,
         height=height,
         animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
@@ -68,7 +68,7 @@ def orientation(image: ImageFile.ImageFile) -> int:
     return value if value in range(1, 9) else 1
 
 
-def webp_header(head: bytes) -> Header | None:
+def webp_header(head: bytes) -> ImageHeader | None:
     """The header of a WebP file from its first bytes; None where these do not tell.
 
     Pillow wants the whole file to open one. The EXIF orientation stands at the end of the file, so
@@ -82,13 +82,13 @@ def webp_header(head: bytes) -> Header | None:
             width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
             if flags & 0b1100:
                 return None
-            return Header(width=width, height=height, animated=bool(flags & 0b10))
+            return ImageHeader(width=width, height=height, animated=bool(flags & 0b10))
         case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
             width, height = struct.unpack("<HH", head[26:30])
-            return Header(width=width & 0x3FFF, height=height & 0x3FFF)
+            return ImageHeader(width=width & 0x3FFF, height=height & 0x3FFF)
         case b"VP8L" if head[20] == 0x2F:
             bits = int.from_bytes(head[21:25], "little")
-            return Header(width=1 + (bits & 0x3FFF), height=1 + (bits >> 14 & 0x3FFF))
+            return ImageHeader(width=1 + (bits & 0x3FFF), height=1 + (bits >> 14 & 0x3FFF))
     return None
 
 

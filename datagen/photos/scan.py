@@ -1,7 +1,7 @@
 """Turns listed files into photos of known size by their first bytes, each content once.
 
 `HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that they
-can be spread over a cluster. Knows no buckets and no samples.
+can be map_chunks over a cluster. Knows no buckets and no samples.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _THREADS = 8
 
 C = TypeVar("C")
 R = TypeVar("R")
-Spread = Callable[[Callable[[Sequence[C]], list[R]], Iterable[Sequence[C]]], Iterator[list[R]]]
+MapChunks = Callable[[Callable[[Sequence[C]], list[R]], Iterable[Sequence[C]]], Iterator[list[R]]]
 
 
-class Header(NamedTuple):
+class ScannedPhoto(NamedTuple):
     """What the first bytes of a photo say."""
 
     file: SourceFile
@@ -48,11 +48,11 @@ class HeaderReader:
         self._images = images
         self._filters = filters
 
-    def __call__(self, chunk: Sequence[SourceFile]) -> list[Header | Rejection]:
+    def __call__(self, chunk: Sequence[SourceFile]) -> list[ScannedPhoto | Rejection]:
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(self._read, chunk))
 
-    def _read(self, file: SourceFile) -> Header | Rejection:
+    def _read(self, file: SourceFile) -> ScannedPhoto | Rejection:
         try:
             head = read_head(file, HEAD_BYTES)
             width, height = self._size(file, head)
@@ -60,7 +60,7 @@ class HeaderReader:
             return Rejection(uri=file.uri, reason=error.reason)
         except storage.NotFoundError:
             return Rejection(uri=file.uri, reason="missing")
-        return Header(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
+        return ScannedPhoto(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
 
     def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
         complete = file.bytes <= len(head)
@@ -87,10 +87,10 @@ class ContentHasher:
             return ""
 
 
-def in_this_process(
+def map_locally(
     function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
 ) -> Iterator[list[R]]:
-    """The plain `Spread`: one chunk after the other."""
+    """The plain `MapChunks`: one chunk after the other."""
     return map(function, chunks)
 
 
@@ -100,22 +100,22 @@ def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
         yield chunk
 
 
-class Examined(NamedTuple):
+class ScanResult(NamedTuple):
     """New photos in the order of their URIs, known content found elsewhere, and the rejected."""
 
-    photos: list[Header]
+    photos: list[ScannedPhoto]
     known: dict[str, SourceFile]
     """By SHA-256: the file whose bytes the dataset holds already."""
     rejected: list[tuple[SourceFile, str]]
 
 
-def examine(
+def scan_and_dedupe(
     files: Sequence[SourceFile],
     reader: HeaderReader,
     *,
     known_hashes: Mapping[str, int],
-    spread: Spread = in_this_process,
-) -> Examined:
+    map_chunks: MapChunks = map_locally,
+) -> ScanResult:
     """Reads all headers and tells exact duplicates apart.
 
     Only files of equal size and equal first bytes, or of the size of known content, are hashed.
@@ -123,16 +123,16 @@ def examine(
     Args:
         known_hashes: SHA-256 -> bytes of content that the dataset holds already.
     """
-    headers: list[Header] = []
+    headers: list[ScannedPhoto] = []
     rejected: list[tuple[SourceFile, str]] = []
-    for chunk, results in zip(chunked(files), spread(reader, chunked(files)), strict=True):
+    for chunk, results in zip(chunked(files), map_chunks(reader, chunked(files)), strict=True):
         for file, result in zip(chunk, results, strict=True):
             if isinstance(result, Rejection):
                 rejected.append((file, result.reason))
             else:
                 headers.append(result)
-    hashes = _hashes(headers, set(known_hashes.values()), spread)
-    photos: list[Header] = []
+    hashes = _hashes(headers, set(known_hashes.values()), map_chunks)
+    photos: list[ScannedPhoto] = []
     known: dict[str, SourceFile] = {}
     seen: set[str] = set()
     for header in headers:
@@ -149,10 +149,12 @@ def examine(
                 photos.append(header)
         else:
             photos.append(header)
-    return Examined(photos, known, rejected)
+    return ScanResult(photos, known, rejected)
 
 
-def _hashes(headers: Sequence[Header], known_sizes: set[int], spread: Spread) -> dict[str, str]:
+def _hashes(
+    headers: Sequence[ScannedPhoto], known_sizes: set[int], map_chunks: MapChunks
+) -> dict[str, str]:
     """SHA-256 by URI of those that may be equal to another or to known content."""
     alike: dict[tuple[int, bytes], list[SourceFile]] = defaultdict(list)
     for header in headers:
@@ -163,6 +165,6 @@ def _hashes(headers: Sequence[Header], known_sizes: set[int], spread: Spread) ->
         if len(group) > 1 or size in known_sizes
         for file in group
     ]
-    results = spread(ContentHasher(), chunked(suspects))
+    results = map_chunks(ContentHasher(), chunked(suspects))
     digests = (digest for chunk in results for digest in chunk)
     return {file.uri: digest for file, digest in zip(suspects, digests, strict=True)}

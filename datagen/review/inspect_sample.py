@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from datagen.dataset.known_photos import Ledger
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import REJECTED
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import DrawnSample, ShardRecord
@@ -97,7 +97,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
     """The whole key, and the splits its shard may be of, from the list of photos alone."""
     recipe = manifest.dataset_recipe(root)
-    photos = Ledger.read(root).hashes()
+    photos = KnownPhotos.read(root).hashes()
     keys = {
         sample_key(sha256, variant): sha256
         for sha256 in photos

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pydantic import ValidationError
 
-from datagen.dataset.known_photos import Ledger
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
 from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
@@ -126,7 +126,7 @@ def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[s
     """The split of every photo by the first digits of its hash; None if the list is damaged."""
     where = storage.join(root, SOURCES)
     try:
-        hashes = Ledger.read(root).hashes()
+        hashes = KnownPhotos.read(root).hashes()
     except FlowmapsrError as error:
         issues.append(DatasetIssue(where=where, what=str(error)))
         return None

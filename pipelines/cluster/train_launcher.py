@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import PlaceLostError
+from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, end_connection, free_resources, ray_cluster
 from pipelines.cluster.training_workers import Placement, place_workers
@@ -88,7 +88,7 @@ class TrainingWorkers:
 
         Raises:
             FlowmapsrError: the stage cannot continue; its last checkpoint is kept.
-            PlaceLostError: another training has taken the run folder.
+            LockLostError: another training has taken the run folder.
         """
         folder = StageFolder(self.run, name)
         record = folder.record()
@@ -97,7 +97,7 @@ class TrainingWorkers:
         with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
             watch = StageWatch(progress, folder, self._waiting)
             while record is None and self._running(POLL_SECONDS):
-                self.lock.check()
+                self.lock.raise_if_lost()
                 watch.update()
                 record = folder.record()
         record = folder.record()
@@ -108,8 +108,8 @@ class TrainingWorkers:
     def stop(self) -> None:
         """Waits for the group to end; if it still trains, it saves a checkpoint first."""
         try:
-            self.lock.check()
-        except PlaceLostError:
+            self.lock.raise_if_lost()
+        except LockLostError:
             end_connection()  # ends the workers too: they must not write any more
             return
         if finished_stages(self.recipe) is None and self._running(0):

@@ -12,7 +12,7 @@ from prefect import flow
 
 from datagen.build.survey import survey
 from datagen.dataset.manifest import Manifest
-from datagen.io.lock import BUILD, place_lock
+from datagen.io.lock import BUILD, output_lock
 from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.ray_session import ray_cluster
@@ -44,7 +44,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             are left out.
     """
     with (
-        place_lock(recipe.output, BUILD, take_over=take_over) as lock,
+        output_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
         plan = task_step("plan", lambda: plan_step(recipe, listing))

@@ -8,7 +8,7 @@ from datagen.build.finish import RejectionLimit, finish, pending_tasks
 from datagen.build.plan import plan_dataset
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
-from datagen.io.lock import PlaceLock
+from datagen.io.lock import OutputLock
 from datagen.photos.sources import Listing
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
@@ -20,10 +20,10 @@ from pipelines.terminal.build_meter import BuildMeter, Made, Watch
 
 def plan_step(recipe: DatasetRecipe, listing: Listing) -> Plan:
     """Compares the listed photos with the dataset and decides which of them go into which task."""
-    return plan_dataset(recipe, listing=listing, spread=map_chunks_on_cluster)
+    return plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster)
 
 
-def shards_step(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch) -> None:
+def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watch) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
 
     Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
@@ -39,16 +39,16 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: PlaceLock, watch: Watch
 
         def note(task: ShardTask, record: TaskRecord) -> None:
             shown(_made(task, record))
-            lock.check()
+            lock.raise_if_lost()
             limit.check(record)
 
         run_shard_tasks(builder, pending, workers=workers, on_done=note)
 
 
-def finish_step(plan: Plan, lock: PlaceLock) -> Manifest:
+def finish_step(plan: Plan, lock: OutputLock) -> Manifest:
     """Checks that every task is done and writes the manifest, which completes the dataset."""
     lock.renew()
-    lock.check()
+    lock.raise_if_lost()
     return finish(plan)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from datagen.build.in_process import build_in_process
 from datagen.build.survey import survey
-from datagen.io.lock import BUILD, place_lock
+from datagen.io.lock import BUILD, output_lock
 from datagen.photos.sources import list_sources
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
@@ -138,7 +138,7 @@ def drive(path: str) -> None:
     listing = list_sources(recipe.sources, exclude=recipe.output)
     if survey(recipe, listing).complete is not None:
         return
-    with place_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
+    with output_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
         plan = plan_step(recipe, listing)
         shards_step(recipe, plan, lock, watch_on_terminal)
         finish_step(plan, lock)

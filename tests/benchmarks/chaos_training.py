@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 
 from datagen.build.in_process import build_in_process
-from datagen.io.lock import TRAINING, place_lock
+from datagen.io.lock import TRAINING, output_lock
 from pipelines.cluster.train_launcher import training_workers
 from tests.benchmarks.chaos_processes import (
     descendants,
@@ -226,7 +226,7 @@ def run_driver(recipe: TrainingRecipe, log: Path) -> subprocess.Popen[bytes]:
 def drive(path: str) -> None:
     """What the command does with a recipe, without Prefect."""
     recipe = TrainingRecipe.model_validate_json(Path(path).read_bytes())
-    with place_lock(recipe.output, TRAINING) as lock:
+    with output_lock(recipe.output, TRAINING) as lock:
         check_run(recipe)
         write_recipe(recipe)
         with training_workers(recipe, lock) as workers:

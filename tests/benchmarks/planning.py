@@ -19,11 +19,11 @@ from typing import Any
 
 from datagen.build.plan import make_plan
 from datagen.build.survey import Survey
-from datagen.dataset.known_photos import Ledger
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import PLAN
 from datagen.dataset.tasks import Plan
 from datagen.io import storage
-from datagen.photos.scan import Header
+from datagen.photos.scan import ScannedPhoto
 from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import Listing
 from datagen.records import read_record, to_compact_json
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(folder)
         found = _timed("list (made up)", _survey, recipe, count)
-        plan = _timed("plan", lambda found: make_plan(found, spread=_made_up_headers), found)
+        plan = _timed("plan", lambda found: make_plan(found, map_chunks=_made_up_headers), found)
         assert sum(len(task.photos) for task in plan.tasks) == count
         uri, tasks = storage.join(folder, PLAN), len(plan.tasks)
         _timed(
@@ -85,7 +85,7 @@ def _survey(recipe: DatasetRecipe, count: int) -> Survey:
         base=None,
         begun=None,
         uncleared=False,
-        ledger=Ledger(),
+        known=KnownPhotos(),
         listing=Listing(files, ()),
         fresh=files,
         changed=frozenset(),
@@ -101,10 +101,10 @@ def _made_up_headers(
         yield [_made_up(file) for file in chunk]
 
 
-def _made_up(file: SourceFile) -> Header:
+def _made_up(file: SourceFile) -> ScannedPhoto:
     number = int(file.stamp[:8], 16)
     width, height = SIZES[number % len(SIZES)]
-    return Header(file, width - number % 97, height, bytes.fromhex(file.stamp))
+    return ScannedPhoto(file, width - number % 97, height, bytes.fromhex(file.stamp))
 
 
 if __name__ == "__main__":

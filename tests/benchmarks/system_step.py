@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from datagen.io.lock import TRAINING, place_lock
+from datagen.io.lock import TRAINING, output_lock
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.cluster.train_launcher import training_workers
 from pipelines.recipes.load import training_recipe
@@ -80,7 +80,7 @@ def _recipe(folder: Path, workers: int) -> TrainingRecipe:
 def _system(folder: Path, workers: int) -> float:
     """Milliseconds of a step."""
     recipe = _recipe(folder, workers)
-    with place_lock(recipe.output, TRAINING) as lock:
+    with output_lock(recipe.output, TRAINING) as lock:
         write_recipe(recipe)
         with training_workers(recipe, lock) as group:
             group.finished("warmup")

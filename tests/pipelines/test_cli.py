@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datagen.io.lock import TRAINING, place_lock
+from datagen.io.lock import TRAINING, output_lock
 from training.run_dir.records import StageProgress, StageRecord, Workers
 from training.run_dir.starts import Failure, Start, append_line
 
@@ -149,7 +149,7 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
 
-    with place_lock(str(run), TRAINING):
+    with output_lock(str(run), TRAINING):
         starting = flowmapsr("status", str(run), "--json").json["stages"]
         assert [stage["state"] for stage in starting] == ["done", "running", "waiting"]
         assert starting[1]["seconds_left"] is None  # what was told is of an earlier start

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import PlaceLostError
+from datagen.io.lock import LockLostError
 from tests.support.prefect_servers import kill, wait_until
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker, start_torchrun
@@ -64,11 +64,11 @@ def test_two_runs_do_not_share_a_place_for_checkpoints(
         with refused, run_lock(other):
             pass
         with run_lock(other, take_over=True) as taken:
-            taken.check()
+            taken.raise_if_lost()
             for held in lock.locks:
                 held.renew()
-            with pytest.raises(PlaceLostError, match="shared"):
-                lock.check()
+            with pytest.raises(LockLostError, match="shared"):
+                lock.raise_if_lost()
     with run_lock(other):
         assert len(list(tmp_path.glob("*/training-*.lock"))) == 1
     assert not list(tmp_path.glob("*/training-*.lock"))

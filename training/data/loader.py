@@ -18,7 +18,7 @@ from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import DamagedShard
 from datagen.errors import FlowmapsrError
-from datagen.io.prefetch import Crew, read_ahead
+from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_sizes, proportional_shares
 from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, SampleShape, holds
@@ -215,7 +215,7 @@ class LatentLoader:
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Endless micro batches from `position` on; in each step every worker gets equally many."""
-        shards = Crew(self._store.fetch, threads=2, name="shards-ahead")
+        shards = WorkerThreads(self._store.fetch, threads=2, name="shards-ahead")
         plans = self._plans(position, shards)
         batches = read_ahead(plans, self._reader.read, threads=self.threads, ahead=AHEAD)
         try:
@@ -224,7 +224,9 @@ class LatentLoader:
             batches.close()
             shards.stop()
 
-    def _plans(self, position: Position, shards: Crew[ShardRecord, None]) -> Iterator[PlannedBatch]:
+    def _plans(
+        self, position: Position, shards: WorkerThreads[ShardRecord, None]
+    ) -> Iterator[PlannedBatch]:
         """What this worker reads; shards are checked, and on S3 downloaded, some steps ahead."""
         scout = position
         windows: dict[str, list[ShardRecord]] = {}

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datagen.dataset.manifest import open_dataset
-from datagen.io.lock import PlaceLostError
+from datagen.io.lock import LockLostError
 from datagen.records import flatten
 from training.monitoring.watchdog import stack_files
 from training.run_dir.best_effort import secondary
@@ -44,7 +44,7 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     try:
         yield parent
         status = "FINISHED" if finished_stages(recipe) else "KILLED"
-    except PlaceLostError:
+    except LockLostError:
         ours = False  # the run goes on with whoever has the folder now
         raise
     except Exception as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import TRAINING, living_holder
-from datagen.io.lock_owner import Holder
+from datagen.io.lock import TRAINING, living_owner
+from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, read_record
 from training.run_dir.paths import StageFolder
 from training.run_dir.records import StageProgress
@@ -93,7 +93,7 @@ def run_status(folder: Path) -> RunStatus:
     remedy = "the command that made this run writes it again, once it is removed"
     recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
     assert recipe is not None
-    holder = living_holder(str(folder), TRAINING)
+    holder = living_owner(str(folder), TRAINING)
     stages: list[StageStatus] = []
     for one in recipe.stages:
         at_work = holder if all(before.state == "done" for before in stages) else None
@@ -102,7 +102,7 @@ def run_status(folder: Path) -> RunStatus:
 
 
 def _stage_status(
-    recipe: TrainingRecipe, folder: StageFolder, at_work: Holder | None
+    recipe: TrainingRecipe, folder: StageFolder, at_work: LockOwner | None
 ) -> StageStatus:
     """
     Args:

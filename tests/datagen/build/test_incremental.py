@@ -17,7 +17,7 @@ from datagen.build.finish import finish, pending_tasks
 from datagen.build.in_process import build_in_process
 from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
-from datagen.dataset.known_photos import Ledger
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shards import read_shard
 from datagen.errors import FlowmapsrError
@@ -116,7 +116,7 @@ def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos:
     os.utime(photos / "p4.png", ns=(1, 1))
     plan = make_plan(survey(recipe()))
     assert (plan.tasks, plan.rejected) == ((), ())
-    assert survey(recipe()).complete == before  # the ledger knows by now
+    assert survey(recipe()).complete == before  # the moved photo is known now
     assert not survey(recipe()).gone
     (photos / "elsewhere.png").rename(photos / "p3.png")
     assert build_in_process(recipe()) == before
@@ -218,12 +218,12 @@ def test_the_ledger_notices_damage(recipe: RecipeMaker) -> None:
     for place in (0, len(whole) // 2, len(whole) - 2):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(FlowmapsrError, match="damaged or cut off"):
-            Ledger.read(recipe().output)
+            KnownPhotos.read(recipe().output)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FlowmapsrError, match="damaged or cut off"):
         survey(recipe())
     path.write_bytes(whole)
-    lines = Ledger.read(recipe().output).lines
+    lines = KnownPhotos.read(recipe().output).lines
     assert {line.sha256 for line in lines} == {
         hashlib.sha256(Path(line.uri).read_bytes()).hexdigest() for line in lines
     }

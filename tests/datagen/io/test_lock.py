@@ -17,18 +17,18 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from datagen.io import lock, lock_owner, storage
-from datagen.io.lock import BUILD, PlaceLock, place_lock
-from datagen.io.lock_owner import Holder
+from datagen.io.lock import BUILD, OutputLock, output_lock
+from datagen.io.lock_owner import LockOwner
 from tests.support.s3 import FaultyS3
 
 CONTENDER = """
 import sys, time
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import BUILD, place_lock
+from datagen.io.lock import BUILD, output_lock
 output, start = sys.argv[1], float(sys.argv[2])
 time.sleep(max(start - time.time(), 0))
 try:
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         print("held", flush=True)
         sys.stdin.readline()
 except FlowmapsrError as error:
@@ -74,11 +74,11 @@ def holder(output: str) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def _place(output: str) -> lock.Place:
-    return lock.Place(output, BUILD)
+def _place(output: str) -> lock.LockedPath:
+    return lock.LockedPath(output, BUILD)
 
 
-def _leave(output: str, generation: int = 1, **change: object) -> Holder:
+def _leave(output: str, generation: int = 1, **change: object) -> LockOwner:
     """A lock as an other host's holder left it."""
     left = replace(
         lock_owner.this_process(replaces=""),
@@ -96,22 +96,22 @@ def _locks(output: str) -> list[str]:
 
 
 def test_a_second_build_is_refused_and_told_who_holds_the_place(output: str) -> None:
-    with place_lock(output, BUILD) as held:
-        with pytest.raises(FlowmapsrError) as caught, place_lock(output, BUILD):
+    with output_lock(output, BUILD) as held:
+        with pytest.raises(FlowmapsrError) as caught, output_lock(output, BUILD):
             pass
         assert f"pid {os.getpid()}" in str(caught.value) and os.uname().nodename in str(
             caught.value
         )
-        assert "last sign of life 0 s ago" in str(caught.value)
-        held.check()
+        assert "last heartbeat 0 s ago" in str(caught.value)
+        held.raise_if_lost()
         assert _locks(output) == ["build-000001.lock"]
     assert _locks(output) == []
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         pass
 
 
 def test_an_exception_releases(output: str) -> None:
-    with pytest.raises(RuntimeError), place_lock(output, BUILD):
+    with pytest.raises(RuntimeError), output_lock(output, BUILD):
         raise RuntimeError
     assert _locks(output) == []
 
@@ -126,11 +126,11 @@ def test_a_killed_holder_is_replaced_at_once(
     output: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_AFTER", 10**6)
-    with pytest.raises(FlowmapsrError, match=f"pid {holder.pid}"), place_lock(output, BUILD):
+    with pytest.raises(FlowmapsrError, match=f"pid {holder.pid}"), output_lock(output, BUILD):
         pass
     holder.kill()
     holder.wait()
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         assert _locks(output) == ["build-000002.lock"]
     assert _locks(output) == []
 
@@ -163,19 +163,19 @@ def test_of_many_threads_exactly_one_wins(output: str, quick: None, stale: bool)
     for _ in range(5):
         if stale:
             _leave(output)
-        won: list[PlaceLock] = []
+        won: list[OutputLock] = []
         refused: list[FlowmapsrError] = []
         barrier, done = threading.Barrier(8), threading.Event()
 
         def contend(
-            won: list[PlaceLock] = won,
+            won: list[OutputLock] = won,
             refused: list[FlowmapsrError] = refused,
             barrier: threading.Barrier = barrier,
             done: threading.Event = done,
         ) -> None:
             barrier.wait()
             try:
-                with place_lock(output, BUILD) as held:
+                with output_lock(output, BUILD) as held:
                     won.append(held)
                     done.wait(120)
             except FlowmapsrError as error:
@@ -205,56 +205,56 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: 
     thread = threading.Thread(target=live)  # by a clock that is an hour late
     thread.start()
     try:
-        with pytest.raises(FlowmapsrError, match="host elsewhere"), place_lock(output, BUILD):
+        with pytest.raises(FlowmapsrError, match="host elsewhere"), output_lock(output, BUILD):
             pass
     finally:
         stop.set()
         thread.join()
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         assert _locks(output) == ["build-000002.lock"]
 
 
 def test_a_holder_that_was_asleep_notices(
     output: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock.PlaceLock, "start", lambda self: None)  # gives no sign of life
-    with place_lock(output, BUILD) as asleep:
+    monkeypatch.setattr(lock.OutputLock, "start", lambda self: None)  # gives no sign of life
+    with output_lock(output, BUILD) as asleep:
         time.sleep(0.4)
-        with place_lock(output, BUILD) as awake:
-            asleep.check()
+        with output_lock(output, BUILD) as awake:
+            asleep.raise_if_lost()
             asleep.renew()
             with pytest.raises(FlowmapsrError, match=f"pid {os.getpid()}.* has taken over"):
-                asleep.check()
+                asleep.raise_if_lost()
             awake.renew()
-            awake.check()
+            awake.raise_if_lost()
             assert _locks(output) == ["build-000002.lock"]
     assert _locks(output) == []
 
 
 def test_the_heartbeat_notices_by_itself(output: str, quick: None) -> None:
-    with place_lock(output, BUILD) as lost, place_lock(output, BUILD, take_over=True) as held:
+    with output_lock(output, BUILD) as lost, output_lock(output, BUILD, take_over=True) as held:
         deadline = time.monotonic() + 30
         with pytest.raises(FlowmapsrError, match="has taken over"):
             while time.monotonic() < deadline:
-                lost.check()
+                lost.raise_if_lost()
                 time.sleep(0.02)
-        held.check()
+        held.raise_if_lost()
 
 
 def test_signs_of_life_reach_the_file_and_survive_a_bad_hour(
     faulty_s3: FaultyS3, quick: None
 ) -> None:
     output = f"s3://{faulty_s3.bucket}/dataset"
-    with place_lock(output, BUILD) as held:
-        first = _place(output).holders()[1]
+    with output_lock(output, BUILD) as held:
+        first = _place(output).owners()[1]
         faulty_s3.fail("status", "PUT", times=5, status=403, code="AccessDenied")
         faulty_s3.fail("reset", "PUT", times=5)
         deadline = time.monotonic() + 30
-        while _place(output).holders()[1].heartbeat == first.heartbeat:
+        while _place(output).owners()[1].heartbeat == first.heartbeat:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert sum(fault.times for fault in faulty_s3.faults) == 0
-        held.check()
+        held.raise_if_lost()
 
 
 def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
@@ -264,18 +264,18 @@ def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
     me = lock_owner.this_process(replaces=seen[1].token)
     assert storage.create_exclusive(_place(output).lock_uri(2), lock_owner.to_bytes(me))
     with pytest.raises(FlowmapsrError, match="host elsewhere"):
-        lock._confirmed(_place(output), 2, me, seen=seen)
-    assert _place(output).holders() == {1: fresh}
+        lock._confirm(_place(output), 2, me, seen=seen)
+    assert _place(output).owners() == {1: fresh}
 
 
 def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
     storage.write_bytes(_place(output).lock_uri(1), b"{")
     with (
         pytest.raises(FlowmapsrError, match="host unknown.*--take-over"),
-        place_lock(output, BUILD),
+        output_lock(output, BUILD),
     ):
         pass
-    with place_lock(output, BUILD, take_over=True):
+    with output_lock(output, BUILD, take_over=True):
         assert _locks(output) == ["build-000002.lock"]
 
 
@@ -286,7 +286,7 @@ def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
     other = replace(mine, process_started=mine.process_started - 100)
     assert not lock_owner.is_running(other)
     storage.create_exclusive(_place(output).lock_uri(1), lock_owner.to_bytes(other))
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         pass
 
 
@@ -294,13 +294,13 @@ def test_a_place_that_cannot_be_written_is_a_clear_message(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(FlowmapsrError, match="choose another place"),
-        place_lock(str(tmp_path / "file" / "dataset"), BUILD),
+        output_lock(str(tmp_path / "file" / "dataset"), BUILD),
     ):
         pass
 
 
 def test_locks_are_told_from_other_files(output: str) -> None:
-    with place_lock(output, BUILD):
+    with output_lock(output, BUILD):
         found = storage.list_files(output)
         assert [lock.is_lock(uri) for uri in found] == [True]
         assert json.loads(storage.read_bytes(found[0]))["pid"] == os.getpid()

@@ -350,7 +350,7 @@ def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) ->
 
 
 def test_a_refusal_travels_between_processes() -> None:
-    refused = pickle.loads(pickle.dumps(s3_errors.S3Refused("s3://b/k: no", "AccessDenied")))
+    refused = pickle.loads(pickle.dumps(s3_errors.S3Error("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datagen.photos.scan import ContentHasher, HeaderReader, examine
+from datagen.photos.scan import ContentHasher, HeaderReader, scan_and_dedupe
 from datagen.photos.source_file import SourceFile, read_photo
 from datagen.photos.sources import list_sources
 from datagen.settings import FilterSettings, ImageSettings
@@ -18,7 +18,7 @@ READER = HeaderReader(ImageSettings(), FilterSettings())
 
 def _examined(photos: Path, known: dict[str, int] | None = None) -> tuple[set[str], dict[str, str]]:
     files = list_sources([str(photos)]).files
-    found = examine(files, READER, known_hashes=known or {})
+    found = scan_and_dedupe(files, READER, known_hashes=known or {})
     return (
         {Path(header.file.uri).name for header in found.photos},
         {Path(file.uri).name: reason for file, reason in found.rejected},
@@ -26,7 +26,7 @@ def _examined(photos: Path, known: dict[str, int] | None = None) -> tuple[set[st
 
 
 def test_sizes_are_those_of_the_photos(photos: Path) -> None:
-    headers = examine(list_sources([str(photos)]).files, READER, known_hashes={}).photos
+    headers = scan_and_dedupe(list_sources([str(photos)]).files, READER, known_hashes={}).photos
     assert [(header.width, header.height) for header in headers[:3]] == [
         (96, 80),
         (80, 96),
@@ -38,7 +38,7 @@ def test_bad_files_are_rejected_with_their_reason(photos: Path) -> None:
     (photos / "empty.jpg").write_bytes(b"")
     (photos / "text.JPG").write_bytes(b"hello")
     files = (*list_sources([str(photos)]).files, SourceFile(str(photos / "gone.png"), 9, "1"))
-    found = examine(files, READER, known_hashes={})
+    found = scan_and_dedupe(files, READER, known_hashes={})
     assert {Path(file.uri).name: reason for file, reason in found.rejected} == {
         "empty.jpg": "empty file",
         "text.JPG": "not an image",
@@ -58,7 +58,7 @@ def test_known_content_is_told_apart(photos: Path) -> None:
     data = (photos / "p3.png").read_bytes()
     (photos / "q.png").write_bytes(data)
     known = {hashlib.sha256(data).hexdigest(): len(data)}
-    found = examine(list_sources([str(photos)]).files, READER, known_hashes=known)
+    found = scan_and_dedupe(list_sources([str(photos)]).files, READER, known_hashes=known)
     assert {digest: Path(file.uri).name for digest, file in found.known.items()} == {
         next(iter(known)): "p3.png"
     }
@@ -92,6 +92,6 @@ def test_a_header_far_into_the_file_is_found(
     filler = b"\xff\xe9" + (65000).to_bytes(2, "big") + bytes(64998)
     (tmp_path / "far.jpg").write_bytes(data[:2] + filler * 2 + data[2:])
     (file,) = list_sources([str(tmp_path)]).files
-    (header,) = examine([file], READER, known_hashes={}).photos
+    (header,) = scan_and_dedupe([file], READER, known_hashes={}).photos
     assert (header.width, header.height) == (90, 70)
     assert len(read_photo(file)) > 128_000

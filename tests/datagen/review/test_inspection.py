@@ -104,9 +104,9 @@ def test_a_damaged_shard_is_named(dataset: Path) -> None:
 
 
 def build_keys(dataset: Path) -> list[str]:
-    from datagen.dataset.known_photos import Ledger
+    from datagen.dataset.known_photos import KnownPhotos
 
-    return [f"{sha256[:20]}-00" for sha256 in Ledger.read(str(dataset)).hashes()]
+    return [f"{sha256[:20]}-00" for sha256 in KnownPhotos.read(str(dataset)).hashes()]
 
 
 def test_samples_before_it_are_not_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import torch
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shards import Latents, ShardSample, read_shard
 from datagen.errors import FlowmapsrError
-from datagen.io.prefetch import Crew
+from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import Dct8Codec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
@@ -253,7 +253,7 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
         shuffle_window_shards=1,
     )
     fetched: list[str] = []
-    crew = Crew(lambda shard: fetched.append(shard.path), threads=1, name="test")
+    crew = WorkerThreads(lambda shard: fetched.append(shard.path), threads=1, name="test")
     next(loader._plans(START, crew))
     crew.submit(shards.shards[0]).result(60)  # after all others
     crew.stop()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from datagen.io.prefetch import Crew, read_ahead
+from datagen.io.prefetch import WorkerThreads, read_ahead
 
 
 def test_results_come_in_order_whoever_is_done_first() -> None:
@@ -54,7 +54,7 @@ def test_a_crew_that_is_stopped_drops_what_waits() -> None:
         go_on.wait(60)
         return number
 
-    crew = Crew(work, threads=1, name="test")
+    crew = WorkerThreads(work, threads=1, name="test")
     first, second = crew.submit(1), crew.submit(2)
     assert begun.wait(60)
     crew.stop(patience=0)
