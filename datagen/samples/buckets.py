@@ -1,7 +1,7 @@
 """Turns a photo's size into the bucket (height x width) its samples are cut to.
 
 Buckets share a pixel budget and differ in aspect ratio, so that a batch has one shape (SDXL: Podell
-et al. 2023, appendix I). Knows only sizes.
+et al. 2023, appendix I).
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def fitting_buckets(
 ) -> tuple[tuple[float, Bucket], ...]:
     """Frequency and bucket of each budget that a photo covers without being enlarged.
 
-    Raises ImageRejected("too small") when it covers none.
+    Raises:
+        ImageRejected: "too small", when it covers none.
     """
     nearest = [
         (
@@ -87,9 +88,12 @@ def fitting_buckets(
 def draw_bucket(
     settings: BucketSettings, rng: np.random.Generator, *, width: int, height: int
 ) -> Bucket:
-    """Draws a pixel budget among those the photo covers, by frequency; gives its bucket.
+    """The bucket of a random pixel budget among those the photo covers, drawn by frequency.
 
-    One number is drawn whatever the photo. Raises ImageRejected("too small") when no budget fits.
+    One number is drawn for every photo, so that later draws do not depend on its size.
+
+    Raises:
+        ImageRejected: "too small", when the photo covers no budget.
     """
     chance = rng.random()
     fitting = fitting_buckets(settings, width=width, height=height)

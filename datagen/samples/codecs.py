@@ -142,7 +142,7 @@ class AutoencoderCodec:
         self._scale = float(config.scaling_factor)
         self._shift = float(config.shift_factor or 0.0)
         self._dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        # Not diffusers' own `to`, which warns of a cast even of models that have nothing to keep.
+        # Not diffusers' own `to`, which warns about a cast even for models without fp32 modules.
         torch.nn.Module.to(self._model, device=device, dtype=self._dtype)
         self._model.to(memory_format=torch.channels_last)
         if settings.tiling:
@@ -174,9 +174,12 @@ def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | Autoenco
             settings.source,
             subfolder=settings.subfolder,
             use_safetensors=True,
-            low_cpu_mem_usage=False,  # would need accelerate
             torch_dtype=torch.float32,
         )
+        # diffusers only warns, and leaves these without values.
+        missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if missing:
+            raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
     except (OSError, ValueError) as error:
         raise FlowmapsrError(
             f"codec.source {settings.source!r} (subfolder {settings.subfolder!r}): no "

@@ -1,7 +1,6 @@
 """Turns one photo and one variant number into the draws and the pixels of a sample.
 
-Every draw comes from a generator seeded by (recipe seed, key): the photo's name plays no part.
-Knows no codec and no shards.
+Every draw comes from a generator seeded by (recipe seed, key), independent of the photo's name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from datagen.settings import Augmentation, DatasetRecipe
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo: where it came from, the hash of its bytes, uint8 (H, W, 3)."""
+    """A decoded photo: its URI, the SHA-256 of its file, and its pixels, uint8 (H, W, 3)."""
 
     uri: str
     sha256: str
@@ -60,19 +59,23 @@ def split_of(sha256: str, validation_fraction: float) -> Split:
 
 
 def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSample:
-    """Draws a whole sample; ImageRejected("too small") if the photo covers no bucket."""
+    """Draws all parameters of a sample.
+
+    Raises:
+        ImageRejected: "too small", when the photo covers no bucket.
+    """
     key = sample_key(photo.sha256, variant)
     rng = _generator(recipe.seed, key)
     orientation = _draw_orientation(recipe.augmentation, rng)
-    turned = orientation.quarter_turns % 2 == 1
+    rotated = orientation.quarter_turns % 2 == 1
     width, height = photo.width, photo.height
     bucket = draw_bucket(
         recipe.buckets,
         rng,
-        width=height if turned else width,
-        height=width if turned else height,
+        width=height if rotated else width,
+        height=width if rotated else height,
     )
-    crop = _draw_crop(recipe, rng, photo, _turned(bucket) if turned else bucket)
+    crop = _draw_crop(recipe, rng, photo, _transposed(bucket) if rotated else bucket)
     lq = draw_degradation(recipe.degradation, rng)
     neg = draw_negative(recipe.degradation, rng, lq_scale=lq.scale)
     return DrawnSample(
@@ -89,12 +92,12 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
 
 
 def make_pixels(pixels: np.ndarray, drawn: DrawnSample) -> SamplePixels:
-    """Cuts, turns and degrades the pixels of a photo, uint8 (H, W, 3)."""
+    """Crops, rotates and degrades the pixels of a photo, uint8 (H, W, 3)."""
     crop = drawn.crop
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
     if drawn.orientation.quarter_turns % 2:
-        bucket = _turned(bucket)
+        bucket = _transposed(bucket)
     if cut.shape[:2] != (bucket.height, bucket.width):
         cut = cv2.resize(cut, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
     hq = _oriented(np.ascontiguousarray(cut), drawn.orientation)
@@ -106,7 +109,7 @@ def _generator(seed: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
 
 
-def _turned(bucket: Bucket) -> Bucket:
+def _transposed(bucket: Bucket) -> Bucket:
     return Bucket(height=bucket.width, width=bucket.height)
 
 
@@ -140,10 +143,9 @@ def _draw_crop(
 
 
 def _oriented(pixels: np.ndarray, orientation: Orientation) -> np.ndarray:
-    os.environ.setdefault(
-        "NO_ALBUMENTATIONS_UPDATE", "1"
-    )  # importing it asks the network otherwise
+    # Without this, importing albumentations asks the network for its newest version.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from albumentations.augmentations.geometric import functional
 
-    turned = functional.rot90(pixels, orientation.quarter_turns)
-    return np.ascontiguousarray(functional.d4(turned, "h" if orientation.flip else "e"))
+    rotated = functional.rot90(pixels, orientation.quarter_turns)
+    return np.ascontiguousarray(functional.d4(rotated, "h" if orientation.flip else "e"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.fft
 import torch
 
@@ -24,10 +25,10 @@ def test_dct8_is_scipys_dct(pixels: torch.Tensor) -> None:
     codec = load_codec(Dct8Settings())
     latents = codec.encode(pixels)
     assert latents.shape == (2, 192, 4, 6) and (codec.channels, codec.downsample) == (192, 8)
-    for colour, row, column in [(0, 0, 0), (2, 3, 5), (1, 2, 4)]:
-        block = pixels[1, colour, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy()
+    for color, row, column in [(0, 0, 0), (2, 3, 5), (1, 2, 4)]:
+        block = pixels[1, color, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy()
         expected = scipy.fft.dctn(block, norm="ortho") * dct8_scales().numpy()
-        found = latents[1, 64 * colour : 64 * colour + 64, row, column].reshape(8, 8)
+        found = latents[1, 64 * color : 64 * color + 64, row, column].reshape(8, 8)
         assert np.allclose(found, expected, atol=1e-5)
 
 
@@ -143,6 +144,16 @@ def test_missing_weights_name_the_setting(tmp_path: Path) -> None:
     settings = AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path / "nowhere"))
     with pytest.raises(FlowmapsrError, match="codec.source .*nowhere"):
         load_codec(settings)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    _save_kl(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    del weights["decoder.conv_in.bias"]
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(FlowmapsrError, match="codec.source .*decoder.conv_in.bias"):
+        load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
