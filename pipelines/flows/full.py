@@ -16,7 +16,7 @@ from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
 from pipelines.orchestration.guard import guarded, is_deployed, task_step
 from pipelines.recipes.full_recipe import FullRecipe
-from training.run_dir.records import FLOWMAPSR, EvaluationRow
+from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.parent_run import comparison
@@ -67,7 +67,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     tracker = Tracker(Path(training.output), experiment=training.mlflow_experiment)
     metrics: dict[str, float] = {}
     for row in rows:
-        name = f"nfe{row.steps}" if row.method == FLOWMAPSR else row.method
+        name = BICUBIC if row.method == BICUBIC else f"nfe{row.steps}"
         metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
         metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
     tracker.metrics(training.stages[-1].steps, metrics)

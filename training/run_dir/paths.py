@@ -132,7 +132,7 @@ def _is_correction(change: Change, recipe: TrainingRecipe) -> bool:
 def _changes(recipe: TrainingRecipe) -> list[Change]:
     """What differs from the recipe in the run's folder, if there is one."""
     remedy = "remove it, and the command that made this run writes it again"
-    written = read_record(_recipe_path(recipe), TrainingRecipe, remedy=remedy)
+    written = read_record(_recipe_path(recipe), type(recipe), remedy=remedy)
     if written is None:
         return []
     stages = [", ".join(stage.name for stage in one.stages) for one in (written, recipe)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
-FLOWMAPSR = "flowmapsr"
-"""Methods of an evaluation row."""
+"""Method of the evaluation rows that every model is compared with."""
 
 
 class StageRecord(FrozenModel):
@@ -75,7 +74,7 @@ class EvaluationRow(FrozenModel):
     """One line of the evaluation table: means over the held-out photos."""
 
     method: str
-    """`bicubic` or `flowmapsr`."""
+    """`bicubic`, or the name of the model's system."""
     scale: float
     steps: int
     """Network evaluations; 0 for bicubic."""

@@ -14,7 +14,7 @@ class EvaluationSettings(Settings):
 
     photos: str
     """Folder of held-out photos."""
-    scales: tuple[Annotated[float, Field(gt=1)], ...] = Field((4.0, 8.0), min_length=1)
+    scales: tuple[Annotated[float, Field(ge=1)], ...] = Field((4.0, 8.0), min_length=1)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     seed: int = Field(0, ge=0)
     lora_scale: float | None = Field(None, ge=0)

@@ -125,9 +125,10 @@ class TrainingRecipe(Settings):
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
     def _check_derivative(self, stage: StageSettings) -> None:
-        scale, objective = self.model.time_embedding_scale, stage.objective
+        objective = stage.objective
         if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
             return
+        scale = self.model.time_embedding_scale
         if scale > DIFFERENCE_TIME_SCALE:
             raise ValueError(
                 f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "

@@ -1,0 +1,228 @@
+"""A second system, which no file of the package knows: it trains through the real loop and engine,
+resumes, evaluates and upscales. Run as a module, this file is its launcher."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from datagen.errors import FlowmapsrError
+from datagen.records import Settings
+from tests.support.tiny import STAGE, start_torchrun, write_photos
+from training.data.loader import Batch
+from training.data.sample_decoder import BatchFields
+from training.evaluation.evaluate import evaluate
+from training.inference.upscaler import Upscaler, bicubic
+from training.run import main
+from training.run_dir.paths import StageFolder
+from training.settings.evaluation import EvaluationSettings
+from training.settings.model import SystemSettings
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.system_protocol import StageInputs, Strengths, System
+from training.tracking.journal import read_metrics
+from training.tracking.pictures import SAMPLES, image_grid
+from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
+from training.weights.initialize import RANDOM, LoadedWeights
+from training.weights.model_folder import (
+    WEIGHTS,
+    ModelConfig,
+    load_config,
+    new_model_folder,
+    read_tensors,
+)
+
+
+class ConvModel(SystemSettings):
+    kind: Literal["bicubic_conv"] = "bicubic_conv"
+
+
+class PixelError(Settings):
+    kind: Literal["pixel_error"] = "pixel_error"
+
+
+class ConvStageSettings(StageSettings):
+    objective: PixelError  # type: ignore[assignment]
+
+
+class ConvRecipe(TrainingRecipe):
+    model: ConvModel  # type: ignore[assignment]
+    stages: tuple[ConvStageSettings, ...]
+
+
+class ConvConfig(ModelConfig):
+    model: ConvModel
+
+
+class Corrected(nn.Module):
+    """LQ pixels at HQ size -> HQ pixels: what a convolution adds, nothing at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, padding_mode="replicate")
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return lq + self.conv(lq)
+
+
+class PixelObjective:
+    terms = ("loss/mse",)
+    headline = "loss/mse"
+    guarded = ("loss/mse",)
+
+    def __init__(self, inputs: StageInputs) -> None:
+        self.codec = inputs.codec
+
+    def __call__(self, model: StageModel, batch: Batch, generator: torch.Generator) -> Losses:
+        hq = batch.require_pixels().float() / 127.5 - 1
+        error = (model.net(self.codec.decode(batch.lq)) - hq).square().flatten(1).mean(dim=1)
+        return Losses(error.mean(), {"loss/mse": Term.of(error)})
+
+
+class ConvStage:
+    tags = {"convolutions": "1"}
+    loaded = LoadedWeights(RANDOM, None)
+
+    def __init__(self, inputs: StageInputs) -> None:
+        self.inputs = inputs
+        self.net = Corrected()
+        engine = inputs.engine(StageModel(self.net))
+        self.trainer = ObjectiveTrainer(engine, PixelObjective(inputs), inputs.settings)
+
+    @torch.no_grad()
+    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
+        if preview is None:
+            return {}
+        lq = self.inputs.codec.decode(preview.lq)
+        return {SAMPLES: image_grid([lq, self.net(lq)])}
+
+    def save(self, folder: Path) -> None:
+        config = ConvConfig(model=ConvModel(), **self.inputs.config_fields())
+        with new_model_folder(folder, config) as new:
+            safetensors.torch.save_file(self.net.state_dict(), new / WEIGHTS)
+
+
+class ConvRestorer:
+    size_multiple = 1
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.config = load_config(folder, ConvConfig)
+        self.device = device
+        self.net = Corrected().to(device)
+        self.net.load_state_dict(read_tensors(folder / WEIGHTS))
+
+    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
+        return self.net(lq)
+
+
+class ConvSystem:
+    name = "bicubic and a convolution"
+    pictures_note = "`samples` has LQ and the model's."
+
+    def batch_fields(self, stage: StageSettings) -> BatchFields:
+        return BatchFields(neg=False, pixels=True)
+
+    def fetch_inputs(self, inputs: StageInputs) -> None:
+        """It needs nothing from elsewhere."""
+
+    def build(self, inputs: StageInputs) -> ConvStage:
+        return ConvStage(inputs)
+
+    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> ConvRestorer:
+        return ConvRestorer(folder, device)
+
+
+def system_of(kind: str) -> System:
+    assert kind == "bicubic_conv"
+    return ConvSystem()
+
+
+def _recipe(dataset: Path, output: Path) -> ConvRecipe:
+    stage = {
+        **STAGE,
+        "name": "pixels",
+        "objective": {"kind": "pixel_error"},
+        "ema_decay": 0.9,
+        "checkpoint_every_steps": 5,
+    }
+    return ConvRecipe.model_validate(
+        {
+            "manifest": str(dataset),
+            "output": str(output),
+            "workers": 2,
+            "mlflow_experiment": "tests",
+            "model": {},
+            "stages": [stage],
+            "image_every_steps": 30,
+        }
+    )
+
+
+def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> int:
+    """Trains in workers of this module, to the end or until a checkpoint is there, and stops."""
+    process = start_torchrun(recipe, folder, module=__name__)
+    checkpoints = StageFolder(Path(recipe.output), "pixels").home / "checkpoints"
+    while stop_at is not None and process.poll() is None:
+        if (checkpoints / f"step-{stop_at:06d}" / "trainer_state.json").exists():
+            process.send_signal(signal.SIGTERM)
+            break
+    output, _ = process.communicate(timeout=200)
+    assert stop_at is not None or process.returncode == 0, output
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvRecipe:
+    """A run that was stopped on its way and trained to its end."""
+    folder = tmp_path_factory.mktemp("second")
+    recipe = _recipe(dataset, folder / "run")
+    assert _train(recipe, folder, stop_at=5) == 1
+    assert not StageFolder(Path(recipe.output), "pixels").done.exists()
+    _train(recipe, folder)
+    return recipe
+
+
+def test_it_trains_stops_and_resumes(trained: ConvRecipe) -> None:
+    home = StageFolder(Path(trained.output), "pixels").home
+    starts = [json.loads(line)["step"] for line in (home / "starts.jsonl").read_text().splitlines()]
+    assert len(starts) == 2 and 5 <= starts[1] < 60
+    metrics = read_metrics(home)
+    assert metrics["loss/mse"].values[-1] < metrics["loss/mse"].values[0]
+    assert (home / "images" / "step-000060.png").is_file()
+    progress = json.loads((home / "progress.json").read_text())
+    assert progress["headline"] == "loss/mse" and progress["headline_value"] > 0
+
+
+def test_it_evaluates_and_upscales_by_its_own_name(trained: ConvRecipe, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 2)
+    settings = EvaluationSettings(photos=str(photos), scales=(1.0, 2.0), steps=(1,))
+    rows = evaluate(trained.output, settings, system_of=system_of)
+    methods = [(row.method, row.scale) for row in rows]
+    own = ConvSystem.name
+    assert methods == [("bicubic", 1.0), (own, 1.0), ("bicubic", 2.0), (own, 2.0)]
+    image = np.asarray(Image.open(photos / "0.png"))
+    upscaler = Upscaler.from_pretrained(trained.output, system_of=system_of)
+    assert upscaler.upscale(image, scale=1, steps=1).shape == image.shape
+    larger = upscaler.upscale(image, scale=2, steps=1)
+    assert not np.array_equal(larger, bicubic(image, (128, 128)))
+
+
+def test_a_kind_that_is_not_known_is_named(trained: ConvRecipe) -> None:
+    with pytest.raises(FlowmapsrError, match=r"model\.kind='bicubic_conv'.*it knows flowmap"):
+        Upscaler.from_pretrained(trained.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(ConvRecipe, system_of))
