@@ -1,6 +1,6 @@
-"""Calls to their results in the same order, worked on ahead of time by several threads.
+"""Runs calls ahead of time on several threads (or a cluster) and returns their results in order.
 
-Knows nothing of what is called. A call that hangs cannot keep the process alive.
+A call that hangs cannot keep the process alive.
 """
 
 from __future__ import annotations
@@ -11,76 +11,91 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-Plan = TypeVar("Plan")
+Item = TypeVar("Item")
+Pending = TypeVar("Pending")
 Result = TypeVar("Result")
 
 
-class WorkerThreads(Generic[Plan, Result]):
-    """Threads that do the same work for one plan after the other."""
+class WorkerThreads(Generic[Item, Result]):
+    """Threads that call one function for each submitted item, in the order of submission."""
 
-    def __init__(self, work: Callable[[Plan], Result], *, threads: int, name: str) -> None:
-        self._work = work
-        self._todo: queue.SimpleQueue[tuple[Plan, Future[Result]] | None] = queue.SimpleQueue()
+    def __init__(self, function: Callable[[Item], Result], *, threads: int, name: str) -> None:
+        self._function = function
+        self._queue: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
-        # A thread that the interpreter's end catches inside torch takes the process down with it.
+        # A thread still inside torch when the interpreter ends would crash the process.
         atexit.register(self.stop)
 
-    def submit(self, plan: Plan) -> Future[Result]:
+    def submit(self, item: Item) -> Future[Result]:
         future: Future[Result] = Future()
-        self._todo.put((plan, future))
+        self._queue.put((item, future))
         return future
 
     def stop(self, *, patience: float = 5.0) -> None:
-        """Cancels the plans still waiting, and lets the threads end what they are at.
+        """Cancels the waiting items and lets the threads finish their current ones.
 
         Args:
-            patience: seconds to wait for that; a read that hangs is left behind.
+            patience: seconds to wait for them; a read that hangs is abandoned.
         """
         atexit.unregister(self.stop)
         with contextlib.suppress(queue.Empty):
-            while (item := self._todo.get_nowait()) is not None:
-                item[1].cancel()
+            while (entry := self._queue.get_nowait()) is not None:
+                entry[1].cancel()
         for _ in self._threads:
-            self._todo.put(None)
+            self._queue.put(None)
         deadline = time.monotonic() + patience
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _serve(self) -> None:
-        while (item := self._todo.get()) is not None:
-            plan, future = item
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            item, future = entry
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(self._work(plan))
-                except BaseException as error:  # handed to whoever waits for the result
+                    future.set_result(self._function(item))
+                except BaseException as error:  # re-raised where the result is used
                     future.set_exception(error)
 
 
 def read_ahead(
-    plans: Iterator[Plan], work: Callable[[Plan], Result], *, threads: int, ahead: int
+    items: Iterable[Item], function: Callable[[Item], Result], *, threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """`work(plan)` of each plan, in order, whatever the number of threads; raises what it raises.
+    """`function(item)` of each item, in order, whatever the number of threads.
 
     Args:
-        ahead: most results that are waiting or in the making while one is in use.
+        ahead: maximum number of prefetched results.
+
+    Raises:
+        Exception: what `function` raises, at the item's turn.
     """
-    crew = WorkerThreads(work, threads=threads, name="read-ahead")
-    waiting: deque[Future[Result]] = deque()
+    workers = WorkerThreads(function, threads=threads, name="read-ahead")
     try:
-        for plan in plans:
-            waiting.append(crew.submit(plan))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(items, workers.submit, Future.result, ahead=ahead)
     finally:
-        crew.stop()
+        workers.stop()
+
+
+def in_order(
+    items: Iterable[Item],
+    submit: Callable[[Item], Pending],
+    result: Callable[[Pending], Result],
+    *,
+    ahead: int,
+) -> Iterator[Result]:
+    """`result(submit(item))` of each item in order, with up to `ahead` more submitted."""
+    waiting: deque[Pending] = deque()
+    for item in items:
+        waiting.append(submit(item))
+        if len(waiting) > ahead:
+            yield result(waiting.popleft())
+    while waiting:
+        yield result(waiting.popleft())

@@ -5,7 +5,6 @@ Ray itself retries a chunk whose worker dies.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from datagen.errors import FlowmapsrError
+from datagen.io.prefetch import in_order
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -44,13 +44,7 @@ def _map_remotely(
     call = ray.remote(num_cpus=1)(_call)
     shared = ray.put(function)
     most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting: deque[Any] = deque()
-    for chunk in chunks:
-        waiting.append(call.remote(shared, chunk))
-        if len(waiting) >= most:
-            yield _result(waiting.popleft())
-    while waiting:
-        yield _result(waiting.popleft())
+    return in_order(chunks, lambda chunk: call.remote(shared, chunk), _result, ahead=most - 1)
 
 
 def _call(function: Callable[[Any], Any], chunk: Any) -> Any:
