@@ -19,7 +19,7 @@ HOMES = {
     "mlflow": ("training/tracking/mlflow_client.py", "training/weights/registry.py"),
     "boto3": ("datagen/io/s3_client.py",),
     "botocore": ("datagen/io/",),
-    "webdataset": ("datagen/dataset/shards.py",),
+    "webdataset": (),
     "peft": ("training/flowmap/lora.py",),
     "diffusers": ("training/flowmap/", "training/weights/", "datagen/samples/codecs.py"),
     "torchvision": (),

@@ -22,7 +22,8 @@ from datagen.dataset.layout import (
 )
 from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
-from datagen.dataset.shards import Latents, ShardSample, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents, ShardSample
 from datagen.dataset.statistics import PartialStatistics, statistics_of
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError

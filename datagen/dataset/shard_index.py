@@ -1,8 +1,8 @@
-"""Where the samples of a shard lie, found in the one pass that checks its checksum; and a sample
-from its bytes.
+"""Reads shards: where their samples are, found while the checksum is checked, and their members.
 
-With an index a sample is one short read at any place of a file that is never held in memory. Reads
-the plain USTAR that `datagen/dataset/shards.py` writes; knows no files and no tensors.
+With an index a sample is one short read at any position of a file that is never held in memory.
+These are the plain USTAR files of `datagen/dataset/shards.py`; foreign archives are read by
+`datagen/photos/archives.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 
-from datagen.dataset.shards import HQ_IMAGE, LATENTS, DamagedShard, check_digest
+from datagen.dataset.shards import (
+    HQ_IMAGE,
+    LATENTS,
+    META,
+    RESTORE,
+    DamagedShard,
+    ShardSample,
+    check_digest,
+)
+from datagen.io import storage
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
@@ -44,10 +54,11 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class SampleBytes:
-    """The members of a sample that training reads, as they lie in a shard."""
+    """The members of a sample, as they are in a shard."""
 
     key: str
     latents: memoryview
+    meta: memoryview
     hq_jpeg: memoryview | None
 
 
@@ -63,10 +74,49 @@ class _Header:
         return _BLOCK + -(-self.size // _BLOCK) * _BLOCK
 
 
-def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str) -> ShardIndex:
+def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
+    """All samples of a shard, in order.
+
+    Args:
+        sha256: checksum of the shard; None accepts any.
+
+    Raises:
+        NotFoundError: it is missing.
+        DamagedShard: it is not the one that was written, unreadable, or lacks a member.
+    """
+    data = storage.read_bytes(uri)
+    index = index_shard([data], uri=uri, sha256=sha256)
+    extents = (index.extent(number) for number in range(len(index)))
+    parts = (memoryview(data)[extent.start : extent.start + extent.length] for extent in extents)
+    return [_copied(sample_bytes(part, uri=uri)) for part in parts]
+
+
+def find_sample(stream: IO[bytes], key: str, *, uri: str) -> SampleBytes | None:
+    """The sample with a key, skipping the members of others; None if it is not in the shard.
+
+    Raises:
+        DamagedShard: the shard is unreadable.
+    """
+    start, at = None, 0
+    while (block := stream.read(_BLOCK)) != _EMPTY:
+        header = _header(block, uri)
+        if start is None and header.key == key:
+            start = at
+        elif start is not None and header.key != key:
+            break
+        at += header.blocks
+        stream.seek(at)
+    if start is None:
+        return None
+    stream.seek(start)
+    return sample_bytes(memoryview(stream.read(at - start)), uri=uri)
+
+
+def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str | None) -> ShardIndex:
     """The index of a shard that comes in pieces, each a multiple of 512 bytes but the last.
 
-    Raises DamagedShard when it is not the one that was written.
+    Raises:
+        DamagedShard: it is not the one that was written.
     """
     digest = hashlib.sha256()
     starts: list[int] = []
@@ -83,26 +133,37 @@ def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str) -> ShardIndex
             if header is not None:
                 key, header_at = header.key, header_at + header.blocks
         position += len(piece)
-    check_digest(uri, digest.hexdigest(), sha256)
+    if sha256 is not None:
+        check_digest(uri, digest.hexdigest(), sha256)
     if not ended:
-        raise DamagedShard(f"{uri}: this is no readable shard (it has no end)")
+        raise DamagedShard(f"{uri}: not a readable shard (it has no end); {RESTORE}")
     return ShardIndex(np.array(starts, dtype=np.int64))
 
 
 def sample_bytes(data: memoryview, *, uri: str) -> SampleBytes:
     """The members of the sample whose extent `data` is; nothing is copied.
 
-    Raises DamagedShard when they are not there.
+    Raises:
+        DamagedShard: a member is missing or damaged.
     """
     members: dict[str, memoryview] = {}
     key, at = "", 0
     while at < len(data):
         header = _header(bytes(data[at : at + _BLOCK]), uri)
+        if header.name in members:
+            raise DamagedShard(f"{uri}: sample {header.key} has {header.name} twice; {RESTORE}")
         members[header.name] = data[at + _BLOCK : at + _BLOCK + header.size]
         key, at = header.key, at + header.blocks
-    if at != len(data) or LATENTS not in members:
-        raise DamagedShard(f"{uri}: sample {key} has no whole {LATENTS}")
-    return SampleBytes(key, members[LATENTS], members.get(HQ_IMAGE))
+    missing = {LATENTS, META} - members.keys()
+    if at != len(data) or missing:
+        what = ", ".join(sorted(missing)) or "end"
+        raise DamagedShard(f"{uri}: sample {key} has no {what}; {RESTORE}")
+    return SampleBytes(key, members[LATENTS], members[META], members.get(HQ_IMAGE))
+
+
+def _copied(sample: SampleBytes) -> ShardSample:
+    jpeg = None if sample.hq_jpeg is None else bytes(sample.hq_jpeg)
+    return ShardSample(sample.key, bytes(sample.latents), bytes(sample.meta), jpeg)
 
 
 def _header(block: bytes, uri: str) -> _Header:
@@ -112,4 +173,4 @@ def _header(block: bytes, uri: str) -> _Header:
             return _Header(key, name, int(block[124:135], 8))
     except ValueError:
         pass
-    raise DamagedShard(f"{uri}: this is no readable shard (a member's header is damaged)")
+    raise DamagedShard(f"{uri}: not a readable shard (a member's header is damaged); {RESTORE}")

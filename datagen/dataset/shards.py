@@ -1,7 +1,4 @@
-"""Turns samples into the bytes of a WebDataset shard and back; equal samples give equal bytes.
-
-Knows the members of a shard, not how they are made. The one module of datagen to know webdataset.
-"""
+"""Writes samples into WebDataset shards: equal samples give equal bytes."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from datagen.io import storage
 LATENTS = "latents.safetensors"
 HQ_IMAGE = "hq.jpg"
 META = "meta.json"
+RESTORE = "restore it, or build the dataset again"
 _BUFFER = 4 * 2**20
 
 
@@ -136,39 +134,9 @@ def _members(sample: ShardSample) -> dict[str, bytes]:
     return members if sample.hq_jpeg is None else {HQ_IMAGE: sample.hq_jpeg, **members}
 
 
-def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
-    """All samples of a shard in order, read through webdataset.
-
-    Raises NotFoundError when it is missing, and DamagedShard naming it when it is no readable tar,
-    lacks a member, or (with `sha256`) is not the one that was written.
-    """
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    data = storage.read_bytes(uri)
-    if sha256 is not None:
-        check_digest(uri, hashlib.sha256(data).hexdigest(), sha256)
-    try:
-        members = tar_file_expander([{"url": uri, "stream": io.BytesIO(data)}])
-        return [_sample(sample) for sample in group_by_keys(members)]
-    except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
-        raise DamagedShard(
-            f"{uri}: this is no readable shard ({error}); restore it, or build the dataset again"
-        ) from error
-
-
 def check_digest(uri: str, found: str, expected: str) -> None:
     """Raises DamagedShard when the SHA-256 of a shard's bytes is another than its record's."""
     if found != expected:
         raise DamagedShard(
-            f"{uri}: this shard is not the one its manifest names (checksum differs); "
-            "restore it, or build the dataset again"
+            f"{uri}: this shard is not the one its manifest names (checksum differs); {RESTORE}"
         )
-
-
-def _sample(members: dict[str, Any]) -> ShardSample:
-    return ShardSample(
-        key=members["__key__"],
-        latents=members[LATENTS],
-        meta=members[META],
-        hq_jpeg=members.get(HQ_IMAGE),
-    )

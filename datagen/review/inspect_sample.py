@@ -6,7 +6,6 @@ Reads the headers of tars to find it, not the samples before it. Knows files, no
 from __future__ import annotations
 
 import io
-import tarfile
 from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,8 @@ from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import REJECTED
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import DrawnSample, ShardRecord
-from datagen.dataset.shards import LATENTS, META, Latents
+from datagen.dataset.shard_index import SampleBytes, find_sample
+from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.samples.codecs import DecodedSample, decode_latents, load_codec
@@ -52,11 +52,11 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
     """
     manifest = load_manifest(root)
     whole, splits = _resolve(root, manifest, key)
-    record, members = _find(root, manifest, whole, splits)
+    record, sample = _find(root, manifest, whole, splits)
     try:
-        drawn = DrawnSample.model_validate_json(members[META])
-        latents = Latents.from_bytes(members[LATENTS])
-    except (ValidationError, KeyError) as error:
+        drawn = DrawnSample.model_validate_json(bytes(sample.meta))
+        latents = Latents.from_bytes(bytes(sample.latents))
+    except ValidationError as error:
         raise FlowmapsrError(
             f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
             "`flowmapsr dataset verify` names all that is"
@@ -120,41 +120,26 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
 
 def _find(
     root: str, manifest: Manifest, key: str, splits: set[str]
-) -> tuple[ShardRecord, dict[str, bytes]]:
-    """The first shard that has the sample, and the sample's members; stops reading once found."""
+) -> tuple[ShardRecord, SampleBytes]:
+    """The first shard that has the sample, and the sample; stops reading once found."""
     records = [record for record in manifest.shards if record.split in splits]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
         for start in range(0, len(records), _THREADS):
             some = records[start : start + _THREADS]
-            found = threads.map(lambda record: _members(root, record, key), some)
-            for record, members in zip(some, found, strict=True):
-                if members:
-                    return record, members
+            found = threads.map(lambda record: _read(root, record, key), some)
+            for record, sample in zip(some, found, strict=True):
+                if sample is not None:
+                    return record, sample
     raise FlowmapsrError(
         f"{root}: no shard holds {key}; this variant of its photo was left out "
         f"(see {REJECTED}), or a shard is damaged (see `flowmapsr dataset verify`)"
     )
 
 
-def _members(root: str, record: ShardRecord, key: str) -> dict[str, bytes]:
-    """The sample's members in a shard, which lie side by side; empty if it is not there."""
+def _read(root: str, record: ShardRecord, key: str) -> SampleBytes | None:
     uri = storage.join(root, record.path)
-    found: dict[str, bytes] = {}
-    try:
-        with storage.open_random(uri) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                name = member.name.partition(".")
-                if name[0] == key:
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    found[name[2]] = content.read()
-                elif found:
-                    break
-    except tarfile.TarError as error:
-        raise FlowmapsrError(
-            f"{uri}: this is no readable shard ({error}); see `flowmapsr dataset verify`"
-        ) from error
-    return found
+    with storage.open_random(uri) as stream:
+        return find_sample(stream, key, uri=uri)
 
 
 def _neighbours(names: Sequence[str], key: str) -> Sequence[str]:

@@ -16,7 +16,8 @@ from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
 from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
-from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock

@@ -21,7 +21,8 @@ from PIL import Image
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import ShardRecord
-from datagen.dataset.shards import ShardSample, read_shard, write_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import ShardSample, write_shard
 from datagen.degradation.settings import DegradationSettings
 from datagen.records import to_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget

@@ -24,7 +24,8 @@ from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import load_manifest, open_dataset
-from datagen.dataset.shards import Latents, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 

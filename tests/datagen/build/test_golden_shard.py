@@ -23,7 +23,8 @@ import pytest
 
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
-from datagen.dataset.shards import Latents, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents
 from datagen.samples.codecs import Dct8Codec, decode_latents
 from datagen.settings import DatasetRecipe
 

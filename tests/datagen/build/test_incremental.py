@@ -19,7 +19,7 @@ from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import load_manifest
-from datagen.dataset.shards import read_shard
+from datagen.dataset.shard_index import read_shard
 from datagen.errors import FlowmapsrError
 from datagen.photos.scan import HeaderReader
 from datagen.review.verify import verify_dataset

@@ -7,15 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datagen.dataset.shard_index import index_shard, sample_bytes
-from datagen.dataset.shards import (
-    DamagedShard,
-    Latents,
-    ShardSample,
-    WrittenShard,
-    read_shard,
-    write_shard,
-)
+from datagen.dataset.shard_index import index_shard, read_shard, sample_bytes
+from datagen.dataset.shards import DamagedShard, Latents, ShardSample, WrittenShard, write_shard
 from datagen.io import storage
 
 

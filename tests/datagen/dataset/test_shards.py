@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 import webdataset
 
-from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents, ShardSample, write_shard
 from datagen.errors import FlowmapsrError
 
 
@@ -73,7 +74,7 @@ def test_altered_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(FlowmapsrError, match="a.tar.*checksum"):
         read_shard(str(path), sha256=written.sha256)
     path.write_bytes(data[:900])
-    with pytest.raises(FlowmapsrError, match="a.tar.*no readable shard"):
+    with pytest.raises(FlowmapsrError, match="a.tar.*not a readable shard"):
         read_shard(str(path))
     with pytest.raises(FlowmapsrError, match="missing.tar"):
         read_shard(str(tmp_path / "missing.tar"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
-from datagen.dataset.shards import read_shard
+from datagen.dataset.shard_index import read_shard
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import to_json
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_named(dataset: Path) -> None:
     for shard in set(_keys(dataset).values()):
         (dataset / shard).write_bytes(b"x" * 2000)
     key = next(iter(build_keys(dataset)))
-    with pytest.raises(FlowmapsrError, match="no readable shard.*dataset verify"):
+    with pytest.raises(FlowmapsrError, match="not a readable shard.*restore it"):
         inspect_sample(str(dataset), key)
 
 

@@ -16,7 +16,8 @@ import pytest
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
-from datagen.dataset.shards import Latents, ShardSample, read_shard, write_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents, ShardSample, write_shard
 from datagen.errors import FlowmapsrError
 from datagen.records import as_json, to_json
 from datagen.review.verify import verify_dataset

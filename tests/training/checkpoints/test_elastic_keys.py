@@ -10,7 +10,7 @@ import pytest
 
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
-from datagen.dataset.shards import read_shard
+from datagen.dataset.shard_index import read_shard
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, start_torchrun, write_photos
 from tests.training.workers.recording_run import KEYS, KILLED_AT
 from training.run_dir.starts import read_starts

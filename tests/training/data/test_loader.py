@@ -15,7 +15,8 @@ import safetensors.numpy
 import torch
 
 from datagen.dataset.manifest import Manifest, load_manifest
-from datagen.dataset.shards import Latents, ShardSample, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import Dct8Codec

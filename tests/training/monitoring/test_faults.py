@@ -15,7 +15,8 @@ import torch
 from mlflow import MlflowClient
 
 from datagen.dataset.manifest import Manifest, load_manifest
-from datagen.dataset.shards import Latents, ShardSample, read_shard
+from datagen.dataset.shard_index import read_shard
+from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import WARMUP, RunMaker, rewritten, start_torchrun
 from training.checkpoints.reader import read_commit
