@@ -66,7 +66,9 @@ def group_of(field: FieldInfo) -> Group:
 
 
 class Settings(FrozenModel):
-    """Base of everything that a user can set."""
+    """Base of everything that a user can set. What is written below a field describes it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     def content(self, *, fixed: bool = False) -> dict[str, Any]:
         """The settings that decide the result: not where and how it is made.

@@ -1,6 +1,6 @@
-"""What a user may set about a dataset: the recipe of `flowmapsr dataset build`, checked when read.
+"""Settings of a dataset: the recipe of `flowmapsr dataset build`, checked when it is read.
 
-Knows no torch, no Ray and no Prefect. Values that follow from others are derived where used.
+Values that follow from others are derived where they are used.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from datagen.records import Execution, Probability, Settings
 
 
 class PixelBudget(Settings):
+    """A number of pixels that samples may have, in any aspect ratio."""
+
     side: int = Field(gt=0)
-    """Side of the square that holds as many pixels as the bucket, pixels."""
+    """Side of the square with this number of pixels."""
     probability: float = Field(1.0, gt=0)
     """Relative frequency of this budget."""
 
 
 class BucketSettings(Settings):
+    """The sizes of samples: one bucket for each pixel budget and aspect ratio."""
+
     budgets: tuple[PixelBudget, ...] = Field((PixelBudget(side=512),), min_length=1)
+    """Sizes, each drawn with its own probability."""
     max_aspect_ratio: float = Field(2.0, ge=1)
+    """Longer side over shorter side of the widest and the tallest bucket."""
     step: int = Field(32, gt=0, multiple_of=8)
-    """Bucket sides are multiples of this, pixels."""
+    """Sides of buckets are multiples of this, pixels."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -35,108 +41,124 @@ class BucketSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Geometric augmentation of the HQ crop, carried by albumentations."""
+    """Geometric augmentation of the HQ crop, before it is degraded."""
 
     flip_probability: Probability = 0.5
+    """How often a crop is mirrored left to right."""
     rotate90_probability: Probability = 0.0
+    """How often a crop is turned by one, two or three quarters."""
 
 
 class ImageSettings(Settings):
-    """What becomes of image files that are not plain upright 8-bit sRGB photos.
+    """Handling of transparent, animated, gray, CMYK and 16-bit images.
 
-    EXIF orientation and colour profiles are always applied; broken profiles are ignored.
+    EXIF orientation and color profiles are always applied; broken profiles are ignored.
     """
 
     transparent: Literal["reject", "white", "black"] = "reject"
-    """Images with an alpha channel that is not opaque everywhere: laid over white or black."""
+    """Images with an alpha channel that is not opaque everywhere: left out or laid over a color."""
     animated: Literal["reject", "first_frame"] = "reject"
-    """GIF, WebP, APNG with several frames, and TIFF with several pages."""
+    """GIF, WebP and APNG files with several frames, and TIFF files with several pages."""
     gray: Literal["convert", "reject"] = Field(
         "convert", validation_alias=AliasChoices("gray", "grey")
     )
+    """Images without color."""
     cmyk: Literal["convert", "reject"] = "convert"
+    """Images in printing colors."""
     sixteen_bit: Literal["convert", "reject"] = "convert"
-    """Images of more than 8 bits for a colour."""
+    """Images with more than 8 bits per channel."""
 
 
 class FilterSettings(Settings):
-    """Which photos are good enough; each one left out is named with its reason."""
+    """Which photos are good enough; the others are listed with their reason in `rejected.jsonl`."""
 
     min_side: int = Field(0, ge=0)
-    """Shorter side of the upright photo, pixels."""
+    """Least shorter side of the upright photo, pixels."""
     max_aspect_ratio: float | None = Field(None, ge=1)
-    """Longer side over shorter side."""
+    """Largest ratio of the longer to the shorter side."""
     max_megapixels: float = Field(110.0, gt=0)
-    """Width times height, millions of pixels: bounds the memory that a worker needs."""
+    """Largest width times height, 10^6 pixels; it bounds the memory that a worker needs."""
     min_sharpness: float | None = Field(None, gt=0)
-    """Variance of the Laplacian of the luma, squared 8-bit levels, after shrinking the photo to
-    512x512 pixels in all. Sharp photos have 200 to 4000, out of focus ones below 50."""
+    """Least variance of the Laplacian of the luma, squared 8-bit levels, with the photo reduced to
+    the number of pixels of 512x512. Sharp photos have 200 to 4000, blurred ones less than 50."""
     min_jpeg_quality: int | None = Field(None, ge=1, le=100)
-    """JPEG files saved with less are left out: libjpeg's quality, as the luma table tells it."""
+    """Least quality of JPEG files, as libjpeg counts it, estimated from the luma table."""
 
 
 class Dct8Settings(Settings):
-    """The embedded codec: an orthonormal 8x8 block DCT, lossless and without weights."""
+    """The built-in codec: an orthonormal 8x8 block DCT, lossless and without weights."""
 
     kind: Literal["dct8"] = "dct8"
 
 
 class AutoencoderSettings(Settings):
-    """A diffusers VAE from a hub id or a local folder."""
+    """A VAE of diffusers."""
 
     kind: Literal["autoencoder_kl", "autoencoder_tiny"]
-    source: str
-    """Hub id or local folder."""
+    source: str = Field(examples=["stabilityai/sdxl-vae"])
+    """Hub id (`owner/name`) or local folder."""
     subfolder: str | None = None
+    """Folder inside the source, such as `vae` in a whole Stable Diffusion checkpoint."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its weights and activations."""
     tiling: bool = False
+    """Encode large images in overlapping tiles: less memory, and slightly other latents."""
     slicing: bool = False
+    """Encode one image after another: less memory."""
     batch: int = Field(4, ge=1)
-    """Samples (of three images each) that are encoded together. Part of the digest: a GPU may round
-    a batch of another size differently."""
+    """Samples, of three images each, that are encoded together. Content, because a GPU may round
+    differently in a batch of another size."""
 
 
 CodecSettings = Annotated[Dct8Settings | AutoencoderSettings, Field(discriminator="kind")]
 
 
 class DatasetRecipe(Settings):
-    """Everything that decides the bytes of a dataset, and where and how fast it is made."""
+    """Everything that decides the bytes of a dataset, and where and how it is made."""
 
-    sources: Execution[tuple[str, ...]] = Field(min_length=1)
-    """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of those."""
-    output: Execution[str]
-    """The dataset's place: a local folder or an `s3://` prefix."""
+    sources: Execution[tuple[str, ...]] = Field(min_length=1, examples=[["/path/to/photos"]])
+    """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of these."""
+    output: Execution[str] = Field(examples=["/path/to/output"])
+    """Local folder or `s3://` prefix that the dataset is written to."""
     workers: Execution[Annotated[int, Field(ge=1)] | Literal["auto"]] = "auto"
-    """Processes that make shards; `auto` takes what the cluster has: one for each GPU where the
-    codec has weights and there are GPUs, else one for each CPU."""
+    """Processes that make shards. `auto`: one for each GPU of the cluster if the codec has weights,
+    else one for each CPU."""
     cpus_per_worker: Execution[int | None] = Field(None, ge=1)
-    """CPU threads that read, decode and degrade photos in each process; null shares a node's CPUs
-    among its workers."""
+    """CPU threads in each process that read, decode and degrade photos; null shares the CPUs of a
+    node among its workers."""
     gpus_per_worker: Execution[float | None] = Field(None, ge=0)
-    """Part of a GPU that each process takes; null as `workers: auto` does, 0 stays on the CPU."""
+    """Part of a GPU that each process takes: 0 stays on the CPU, null is as `workers: auto`."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of all random draws; each sample has its own, derived from this one and its key."""
     buckets: BucketSettings = BucketSettings()
+    """Sizes of the samples."""
     crop: Literal["cover", "native", "random"] = "cover"
-    """`cover` shrinks the photo to just cover its bucket; `native` cuts at the photo's resolution;
-    `random` draws a zoom between the two, log-uniformly."""
+    """`cover` shrinks the photo until it just covers its bucket, `native` cuts at the photo's
+    resolution, `random` draws a zoom between the two, log-uniformly."""
     samples_per_photo: int = Field(
         1, ge=1, le=99, validation_alias=AliasChoices("samples_per_photo", "variants")
     )
-    """Samples made of each photo."""
+    """Samples made of each photo, each with its own crop and degradation."""
     validation_fraction: Probability = 0.0
+    """Part of the photos whose samples go to the validation split and are never trained on."""
     samples_per_shard: int = Field(256, ge=1)
-    """Most samples in a shard. Drawn budgets, quarter turns and splits share them out."""
+    """Largest number of samples in a shard; it has fewer where buckets and splits divide them."""
     hq_jpeg_quality: int | None = Field(95, ge=1, le=100)
-    """Quality of the stored HQ pixels (`hq.jpg`); null stores none."""
+    """JPEG quality of the stored HQ pixels, which perceptual losses need; null stores none."""
     images: ImageSettings = ImageSettings()
+    """Image files that are not plain 8-bit color photos."""
     filters: FilterSettings = FilterSettings()
+    """Photos that are left out."""
     augmentation: Augmentation = Augmentation()
+    """Flips and turns."""
     degradation: DegradationSettings = DegradationSettings()
+    """The chain that makes the LQ image and the negative out of the HQ image."""
     codec: CodecSettings = Dct8Settings()
+    """What encodes images to latents."""
     max_rejected_fraction: Execution[Probability] = 0.1
-    """The build stops when more than this part of the photos had to be left out."""
+    """The build fails when more than this part of the photos is left out."""
 
     @property
     def least_workers(self) -> int:
-        """How many a cluster of one's own must have room for."""
+        """How many a local cluster must have room for."""
         return 1 if self.workers == "auto" else self.workers

@@ -44,8 +44,11 @@ class Blur(Settings):
 
     kind: Literal["blur"] = "blur"
     probability: Probability = 0.7
+    """How often it is applied."""
     kernel_size: KernelSize = (7, 21)
+    """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
     sigma: PositiveRange = (0.2, 1.5)
+    """Standard deviation along each axis of the kernel, pixels."""
     shapes: dict[KernelShape, Annotated[float, Field(ge=0)]] = {
         "iso": 0.45,
         "aniso": 0.25,
@@ -56,7 +59,9 @@ class Blur(Settings):
     }
     """Relative frequency of each kernel shape."""
     beta_generalized: PositiveRange = (0.5, 4.0)
+    """Exponent of the generalized Gaussian shapes."""
     beta_plateau: PositiveRange = (1.0, 2.0)
+    """Exponent of the plateau shapes."""
     sinc_probability: Probability = 0.1
     """How often a sinc replaces the shape; its cut-off is U(pi/3, pi) in kernels narrower
     than 13 pixels and U(pi/5, pi) in wider ones."""
@@ -73,7 +78,9 @@ class Sinc(Settings):
 
     kind: Literal["sinc"] = "sinc"
     probability: Probability = 0.8
+    """How often it is applied."""
     kernel_size: KernelSize = (7, 21)
+    """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
     omega: Angles = (math.pi / 3, math.pi)
     """Cut-off frequency, radians per pixel."""
 
@@ -85,11 +92,13 @@ class Resize(Settings):
     relative_to: Literal["hq", "lq"] = "hq"
     """What the factor multiplies: the size of the HQ, or the size that `downscale` will make."""
     up_probability: Probability = 0.2
+    """How often it enlarges."""
     down_probability: Probability = 0.7
-    """In the remaining cases the size is kept."""
+    """How often it shrinks; in the remaining cases the size is kept."""
     factor: PositiveRange = (0.15, 1.5)
     """Down draws from U(lowest, 1), up from U(1, highest)."""
     modes: Modes = ("area", "bilinear", "bicubic")
+    """Interpolations, drawn uniformly."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -105,6 +114,7 @@ class Downscale(Settings):
 
     kind: Literal["downscale"] = "downscale"
     modes: Modes = _PLAIN_MODES
+    """Interpolations, drawn uniformly."""
 
 
 class Noise(Settings):
@@ -112,11 +122,15 @@ class Noise(Settings):
 
     kind: Literal["noise"] = "noise"
     probability: Probability = 1.0
+    """How often it is applied."""
     gaussian_probability: Probability = 0.5
+    """How often the noise is Gaussian; otherwise it is Poisson."""
     gaussian_sigma: NonNegativeRange = (1.0, 10.0)
     """Standard deviation in 8-bit levels (of 255)."""
     poisson_scale: NonNegativeRange = (0.05, 1.0)
+    """Factor of the Poisson noise; 1 is the shot noise of the image itself."""
     gray_probability: Probability = 0.4
+    """How often all channels have the same noise."""
 
 
 class Mask(Settings):
@@ -128,11 +142,14 @@ class Mask(Settings):
 
 
 class Jpeg(Settings):
+    """Saves as JPEG and reads it again."""
+
     kind: Literal["jpeg"] = "jpeg"
     quality: Annotated[
         tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]],
         AfterValidator(ordered),
     ] = (30, 95)
+    """Lowest and highest quality, drawn uniformly."""
 
 
 class ResizeBack(Settings):
@@ -140,6 +157,7 @@ class ResizeBack(Settings):
 
     kind: Literal["resize_back"] = "resize_back"
     modes: Modes = _PLAIN_MODES
+    """Interpolations, drawn uniformly."""
 
 
 class Chain(Settings):
@@ -148,6 +166,7 @@ class Chain(Settings):
     weight: float = Field(1.0, gt=0)
     """Relative frequency of this chain."""
     operations: tuple[Operation, ...]
+    """The operations, in their order."""
 
 
 class Either(Settings):
@@ -155,6 +174,7 @@ class Either(Settings):
 
     kind: Literal["either"] = "either"
     chains: tuple[Chain, ...] = Field(min_length=2)
+    """The alternatives."""
 
 
 Operation = Annotated[
@@ -167,7 +187,7 @@ class DegradationSettings(Settings):
     """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
 
     scale: PositiveRange = (1.0, 16.0)
-    """Bounds of the continuous downscale factor, drawn uniformly once for each image."""
+    """Bounds of the downscale factor, drawn uniformly for each image."""
     operations: tuple[Operation, ...] = (
         Blur(),
         Downscale(),
@@ -176,6 +196,7 @@ class DegradationSettings(Settings):
         ResizeBack(),
         Blur(probability=0.3, sigma=(0.2, 1.0)),
     )
+    """The operations, in their order."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -6,22 +6,12 @@ from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from datagen.dataset.layout import MANIFEST
 from pipelines.recipes.overrides import did_you_mean, nearest
 
-EXAMPLES = {
-    "sources": "sources=[/path/to/photos]",
-    "output": "output=/path/to/output",
-    "manifest": f"manifest=/path/to/dataset/{MANIFEST}",
-    "photos": "photos=/path/to/held-out-photos",
-    "stages": "stages=[{name: warmup, objective: {kind: flow_matching}, steps: 1000}]",
-    "steps": "steps=1000",
-    "name": "name=warmup",
-    "source": "source=/path/to/model",
-}
 _LONGEST_VALUE = 90
 _Location = tuple[int | str, ...]
 _WRONG_TYPE = ("_type", "_parsing", "literal_error", "none_required")
@@ -118,7 +108,7 @@ def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) 
     path = _path(location, data) or "recipe"
     kind = fault["type"]
     if kind == "missing":
-        return f"{path}: must be given{_example(path)}"
+        return f"{path}: must be given{_example(path, model, location)}"
     if kind == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         return f"{path} = {_value(fault)}: unknown key; {nearest(location[-1], known)}"
@@ -169,12 +159,15 @@ def _value(fault: ErrorDetails) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _example(path: str) -> str:
-    key = path.rsplit(".", 1)[-1]
-    if key not in EXAMPLES:
+def _example(path: str, model: type[BaseModel], location: _Location) -> str:
+    """The example that the missing field brings along, as on the command line."""
+    *outer, name = location
+    fields = [one.model_fields.get(str(name)) for one in _models_at(model, tuple(outer))]
+    examples = [example for field in fields if field for example in field.examples or ()]
+    if not examples:
         return ""
-    prefix = path.removesuffix(key)
-    return f", for example {prefix}{EXAMPLES[key]}"
+    text = yaml.safe_dump(examples[0], default_flow_style=True, sort_keys=False, width=1000)
+    return f", for example {path}={text.strip().removesuffix('...').strip()}"
 
 
 def _path(location: _Location, data: Any) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from datagen.dataset.layout import MANIFEST
-from datagen.records import Settings
+from datagen.records import Execution, Settings
 from datagen.settings import DatasetRecipe
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -31,11 +31,14 @@ def derived_paths(output: str) -> dict[Section, dict[str, str]]:
 class FullRecipe(Settings):
     """Photos to reviewed model in one go: `<output>/dataset` and `<output>/run`."""
 
-    output: str
+    output: Execution[str] = Field(examples=["/path/to/output"])
     """Local folder for everything the run makes."""
     dataset: DatasetRecipe
+    """How the dataset is built."""
     training: TrainingRecipe
+    """How the model is trained."""
     evaluation: EvaluationSettings
+    """How the model is compared with others."""
 
     @model_validator(mode="before")
     @classmethod

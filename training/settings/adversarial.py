@@ -1,7 +1,4 @@
-"""What a user may set about an adversarial stage: LoRA, discriminator and when it has converged.
-
-Knows no torch. Defaults are method.md's; every number is a setting.
-"""
+"""Settings of an adversarial stage: its LoRA, its discriminator and when it has converged."""
 
 from __future__ import annotations
 
@@ -15,24 +12,29 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class LoraSettings(Settings):
-    """The generator's only trained parameters: low-rank additions to a frozen network."""
+    """The only trained parameters of the generator: low-rank additions to a frozen network."""
 
     rank: int = Field(64, ge=1)
+    """Rank of each addition."""
     target_modules: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
-    """Names, or last parts of names, of the network's linear and convolutional layers."""
+    """Names, or ends of names, of linear and convolutional layers of the network."""
     scale: float = Field(1.5, ge=0)
-    """How strongly the LoRA acts at inference unless told otherwise; it is trained at 1."""
+    """Default strength of the LoRA at inference; it is trained at 1."""
 
 
 class DiscriminatorSettings(Settings):
     """A patch discriminator on latents; convolutions with kernel 4 and padding 1."""
 
     channels: tuple[PositiveInt, ...] = Field((64, 128, 256, 512), min_length=1)
+    """Output channels of each convolution but the last one, which gives the score."""
     strides: tuple[PositiveInt, ...] = (2, 2, 2, 1, 1)
-    """One for each of `channels`, and one for the convolution that gives the score."""
+    """Stride of each convolution: one for each of `channels`, and one for that of the score."""
     norm_groups: int = Field(32, ge=1)
+    """Groups of the group norms; it must divide all of `channels` but the first."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Constant learning rate of the discriminator's AdamW."""
     weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the discriminator's AdamW."""
     warmup_steps: int = Field(500, ge=1)
     """Steps at the start of the stage that train the discriminator alone."""
 
@@ -51,26 +53,29 @@ class DiscriminatorSettings(Settings):
         return self
 
     def patches(self, side: int) -> int:
-        """Scores along a latent's side of `side` values; 0 or less when it is too small."""
+        """Scores along a side of `side` latent values; 0 or less when that is too small."""
         for stride in self.strides:
             side = (side - 2) // stride + 1
         return side
 
 
 class ConvergenceSettings(Settings):
-    """The stage ends when the moving averages of real and fake score have met."""
+    """The stage ends when the moving averages of the real and the fake score have met."""
 
     window: int = Field(100, ge=1)
-    """Steps that the averages look back on, counted from the end of the discriminator's warm-up."""
+    """Steps of the moving averages, which start after the discriminator's warm-up."""
     tolerance: float = Field(0.02, ge=0)
-    """Largest lead of the real score's average that still counts as met."""
+    """They have met when the real score leads by no more than this."""
 
 
 class AdversarialSettings(Settings):
     """RPGAN on LoRA parameters; the stage's `steps` count the updates of both networks."""
 
     lora: LoraSettings = LoraSettings()
+    """What the generator trains."""
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    """The network that tells real latents from generated ones."""
     convergence: ConvergenceSettings = ConvergenceSettings()
+    """When the stage ends before its last step."""
     flow_map_loss_weight: float = Field(1.0, ge=0)
-    """lambda_orig: weight of the stage's `objective` beside the generator's loss."""
+    """lambda_orig: weight of the stage's own objective beside the adversarial loss."""

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: what `flowmapsr evaluate` restores, and how."""
+"""Settings of an evaluation: which photos it restores, at which scales and in how many steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from datagen.records import Settings
 
 
 class EvaluationSettings(Settings):
-    """Held-out photos are degraded by the dataset's own chain at fixed scales, then restored."""
+    """Held-out photos are degraded by the chain of the dataset at fixed scales, then restored."""
 
-    photos: str
+    photos: str = Field(examples=["/path/to/held-out-photos"])
     """Folder of held-out photos."""
     scales: tuple[Annotated[float, Field(ge=1)], ...] = Field((4.0, 8.0), min_length=1)
+    """Factors by which photos are reduced and enlarged again; 1 keeps their size."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
+    """Numbers of network evaluations for each photo."""
     seed: int = Field(0, ge=0)
+    """Seed of the degradations."""
     lora_scale: float | None = Field(None, ge=0)
-    """Strength of an adversarial model's LoRA; the model's own when not given."""
+    """Strength of the LoRA of an adversarial model; null takes the model's default."""
     guidance: float | None = Field(None, ge=0)
-    """Guidance strength w of a model that takes it as an input; the model's own when not given."""
+    """Guidance strength w of a model that takes it as an input; null takes the model's default."""

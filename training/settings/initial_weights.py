@@ -1,7 +1,4 @@
-"""Where a stage's first weights come from, as written in a recipe: checked before anything runs.
-
-Knows no torch and opens nothing; what lies at a place is `initialisation`'s business.
-"""
+"""Where a stage's first weights come from, as written in a recipe. Opens nothing."""
 
 from __future__ import annotations
 
@@ -38,10 +35,10 @@ def _checked(text: str) -> str:
         if not _MODEL_VERSION.fullmatch(text):
             raise ValueError(
                 "write models:/NAME/VERSION with the version's number: an alias or a stage may "
-                "come to mean another model while the run goes on"
+                "come to mean another model before the run has ended"
             )
     elif "://" in text:
-        raise ValueError("give a local place, models:/NAME/VERSION or the name of a stage")
+        raise ValueError("give a local path, models:/NAME/VERSION or the name of a stage")
     elif not is_stage(text) and not _looks_like_path(text):
         raise ValueError(
             "give the name of an earlier stage (a-z, 0-9, '-', '_'), a run or model folder "

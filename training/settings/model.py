@@ -19,7 +19,7 @@ NEGATIVE_PROMPT = (
 
 
 DEFAULT_KIND: Literal["flowmap"] = "flowmap"
-"""Of recipes and model folders without a kind, which are older than the second one."""
+"""Kind of recipes and model folders without one, which are older than the second kind."""
 
 
 class SystemSettings(Settings):
@@ -34,27 +34,32 @@ class ModelSettings(SystemSettings):
 
     kind: Literal["flowmap"] = DEFAULT_KIND
     block_channels: tuple[int, ...] = Field((320, 640, 1280), min_length=1)
+    """Channels of each block, from the highest to the lowest resolution."""
     layers_per_block: int = Field(2, ge=1)
+    """ResNet layers of each block."""
     transformer_layers: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 10)
-    """Transformer layers of each block; 0 makes the block convolutional."""
+    """Transformer layers after each ResNet layer of a block; 0 makes the block convolutional."""
     attention_heads: tuple[int, ...] = (5, 10, 20)
+    """Attention heads of each block."""
     norm_groups: int = Field(32, ge=1)
+    """Groups of the group norms; it must divide the channels of every block."""
     time_channels: int = Field(256, ge=2, multiple_of=2)
     """Channels of the embedding of s, and of w when `guidance_conditioning` is on."""
     prompt_channels: int = Field(1280, ge=1)
+    """Channels of a prompt embedding; those of the text encoders where `prompts` uses them."""
     input_gain: bool = False
-    """Predict a gain for every latent value beside the velocity: u = b + g * x. Group norms hide
-    how large a latent is, so a small network cannot scale many channels down; with this it can."""
+    """Predict a gain for every latent value beside an offset: u = b + g * x. Group norms hide how
+    large a latent is, so a small network cannot scale many channels down without this."""
     guidance_conditioning: bool = Field(
         True, validation_alias=AliasChoices("guidance_conditioning", "guidance_input")
     )
-    """Give the guidance strength w to the model as an input, which makes it a choice at inference.
-    The paper's model never sees w, and so learns its mean only."""
+    """Give the guidance strength w to the model as an input, so that it can be chosen at inference.
+    The paper's model does not see w and learns the mean strength only."""
     time_embedding_scale: float = Field(
         1000.0, gt=0, validation_alias=AliasChoices("time_embedding_scale", "time_scale")
     )
-    """t enters the U-Net's own time embedding times this. Diffusion checkpoints expect 1000; the
-    Eulerian formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
+    """Factor of t in the U-Net's time embedding. Diffusion checkpoints expect 1000; the Eulerian
+    formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,7 +77,7 @@ class ModelSettings(SystemSettings):
 
 
 class StandInPrompts(Settings):
-    """Two fixed random directions: enough where only two conditions exist."""
+    """Two fixed random embeddings: enough where there are only two conditions."""
 
     kind: Literal["stand_in"] = "stand_in"
 
@@ -81,15 +86,17 @@ class TextEncoderPrompts(Settings):
     """Pooled embeddings of both prompts by the text encoders of an SDXL-like checkpoint."""
 
     kind: Literal["text_encoders"] = "text_encoders"
-    source: str
-    """A hub id (`owner/name`), or a local folder that starts with `/`, `.` or `~`."""
+    source: str = Field(examples=["stabilityai/stable-diffusion-xl-base-1.0"])
+    """Hub id (`owner/name`), or a local folder that starts with `/`, `.` or `~`."""
     encoders: tuple[Literal["text_encoder", "text_encoder_2"], ...] = Field(
         ("text_encoder_2",), min_length=1
     )
-    """Sub-folders of the source; the pooled outputs of several are put side by side. SDXL's own
-    pooled embedding is the second one's, 1280 wide."""
+    """Subfolders of the source; the pooled outputs of several are concatenated. SDXL's own pooled
+    embedding is that of the second one, 1280 channels."""
     positive: str = Field(POSITIVE_PROMPT, min_length=1)
+    """Text for HQ targets."""
     negative: str = Field(NEGATIVE_PROMPT, min_length=1)
+    """Text for negative targets."""
 
 
 def is_folder(source: str) -> bool:

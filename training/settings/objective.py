@@ -1,6 +1,6 @@
-"""What a user may set about the losses: flow maps, guidance and the perceptual regulariser.
+"""Settings of the losses: flow maps, guidance and the perceptual loss.
 
-Knows no torch. Defaults are FlowMapSR's where the paper gives a number.
+Defaults are FlowMapSR's where the paper gives a number.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ class Guidance(Settings):
     """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
 
     negative_fraction: Probability = 0.1
-    """p_neg: the chance that a sample is a negative one. Its target is the negative latent, its
-    prompt c- and its strength 1."""
+    """p_neg: how often a sample is a negative one. Its target is the negative latent, its prompt c-
+    and its strength 1."""
     strength: NonNegativeRange = (1.0, 3.5)
-    """w of all other samples is uniform between these; two equal numbers fix it."""
+    """Bounds of w of all other samples, drawn uniformly; two equal numbers fix it."""
 
     @property
     def mean_strength(self) -> float:
-        """What the model is used with unless told otherwise, and all that a model without
-        `guidance_conditioning` can learn."""
+        """Default at inference, and all that a model without `guidance_conditioning` can learn."""
         return sum(self.strength) / 2
 
 
@@ -41,6 +40,7 @@ class FlowMatching(Settings):
     time_grid_levels: int = Field(7, ge=0, le=20)
     """K: times lie on grids of 2^k intervals, k = 0..K."""
     guidance: Guidance | None = None
+    """Trains with negatives and strengths; null trains with positives only."""
 
 
 class SelfDistillation(Settings):
@@ -50,15 +50,17 @@ class SelfDistillation(Settings):
     formulation: Literal["shortcut", "eulerian", "lagrangian"] = "shortcut"
     """SSD (eq. 22), ESD (eq. 21) or LSD (eq. 20)."""
     lsd_velocity: Literal["model", "conditional"] = "model"
-    """First term of the Lagrangian target: the model's own velocity at the end of the step, or v
-    as the paper has it, which is biased (one step then gives the blurred mean)."""
+    """First term of the Lagrangian target: the model's own velocity at the end of the step, or v as
+    in the paper, which is biased (one step then gives the blurred mean)."""
     derivative: Literal["jvp", "central_difference"] = "jvp"
     """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32; of
     the Eulerian one only with a `model.time_embedding_scale` of at most 20."""
     time_grid_levels: int = Field(7, ge=1, le=20)
+    """K: times lie on grids of 2^k intervals, k = 0..K."""
     flow_matching_fraction: Probability = 0.75
     """Part of every batch that trains L_FM; the rest trains L_SD."""
     guidance: Guidance | None = None
+    """Trains with negatives and strengths; null trains with positives only."""
 
     @property
     def differentiates(self) -> bool:
@@ -75,6 +77,8 @@ ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminat
 
 
 class NoPerceptual(Settings):
+    """No perceptual loss; HQ pixels are not read."""
+
     kind: Literal["none"] = "none"
 
 
@@ -92,6 +96,7 @@ class Charbonnier(PatchPerceptual):
 
     kind: Literal["charbonnier"] = "charbonnier"
     epsilon: float = Field(1e-3, gt=0)
+    """Where the loss turns from quadratic to linear, in units of [-1, 1]."""
 
 
 class Lpips(PatchPerceptual):
@@ -99,8 +104,8 @@ class Lpips(PatchPerceptual):
 
     kind: Literal["lpips"] = "lpips"
     weights: str | None = None
-    """Safetensors file with the VGG-16 features and the LPIPS linear layers; None downloads both
-    once from where torchvision and lpips have them."""
+    """Safetensors file with the VGG-16 features and the LPIPS linear layers; null downloads both
+    once from where torchvision and lpips publish them."""
 
 
 PerceptualSettings = Annotated[NoPerceptual | Charbonnier | Lpips, Field(discriminator="kind")]

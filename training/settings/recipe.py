@@ -1,7 +1,4 @@
-"""What a user may set about a training run and its evaluation, checked when the recipe is read.
-
-Knows no torch.
-"""
+"""Settings of a training run: the recipe of `flowmapsr train`, checked when it is read."""
 
 from __future__ import annotations
 
@@ -19,10 +16,12 @@ from training.settings.stage import StageSettings
 
 
 class WorkerRange(Settings):
-    """As many workers as there is room for: training goes on with fewer when a node is lost."""
+    """As many workers as the cluster has room for, also after a node is lost or added."""
 
     min: int = Field(ge=1)
+    """Training waits until there are so many."""
     max: int = Field(ge=1)
+    """Largest number that is used."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -32,54 +31,61 @@ class WorkerRange(Settings):
 
 
 class TrainingRecipe(Settings):
-    """Everything that decides a training run, and where it lives."""
+    """Everything that decides a training run, and where and how it runs."""
 
-    manifest: Execution[str]
-    """The dataset: its `manifest.json`, or the folder or `s3://` prefix that holds it."""
-    output: Execution[str]
-    """The run's local folder; workers on other machines must see it at the same path."""
+    manifest: Execution[str] = Field(examples=["/path/to/dataset"])
+    """The dataset: its `manifest.json`, or the folder or `s3://` prefix with it. It may move while
+    a run is unfinished: the dataset's digest tells that it is the same."""
+    output: Execution[str] = Field(examples=["/path/to/output"])
+    """Local folder of the run; workers on other machines must see it at the same path."""
     checkpoints: Execution[str | None] = None
     """Local folder or `s3://` prefix for the checkpoints of all stages, which every worker must
-    reach; `<output>/stages/<name>/checkpoints` when not given."""
+    reach; null keeps them in `<output>/stages/<name>/checkpoints`."""
     workers: Execution[Annotated[int, Field(ge=1)] | WorkerRange] = 1
-    """Processes that train, one for each GPU; `{min: 2, max: 4}` takes what the cluster can give,
-    also in the middle of a run. The global batch stays the same."""
+    """Processes that train, one for each GPU. `{min: 2, max: 4}` takes what the cluster has, also
+    in the middle of a run. The global batch stays the same and is shared by any number."""
     cpus_per_worker: Execution[int] = Field(1, ge=1)
+    """CPUs that each worker reserves."""
     gpus_per_worker: Execution[Literal[0, 1] | None] = None
-    """A worker trains on one GPU, or with 0 on the CPU; null takes one where the cluster has
-    GPUs."""
-    placement: Execution[Literal["pack", "spread", "strict_pack", "strict_spread"]] = "pack"
-    """`pack` fills one node after the other, `spread` lays workers over many; the strict ones wait
-    until that can be had in full."""
+    """1 trains on GPUs, 0 on CPUs; null trains on GPUs where the cluster has some."""
+    placement: Execution[Literal["pack", "spread"]] = "pack"
+    """`pack` fills one node after the other, `spread` uses many."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of initial weights, of the order of samples and of all random draws."""
     mlflow_experiment: Execution[str] = "flowmapsr"
-    """MLflow experiment of the run."""
+    """MLflow experiment of a new run; one that MLflow knows already stays where it is."""
     model: ModelSettings = ModelSettings()
+    """The network."""
     prompts: PromptSettings = StandInPrompts()
-    stages: tuple[StageSettings, ...] = Field(min_length=1)
+    """The two prompts that condition it."""
+    stages: tuple[StageSettings, ...] = Field(
+        min_length=1,
+        examples=[[{"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 1000}]],
+    )
+    """What is trained, one stage after the other."""
     shuffle_window_shards: int = Field(8, ge=1)
-    """Samples of a bucket mix inside windows of this many shards, which are read together."""
+    """Samples are shuffled inside windows of this many shards of a bucket, read together."""
     loader_threads: Execution[int] = Field(2, ge=1)
-    """Threads of each worker that read and decode ahead; the batches do not depend on them. One
-    reads some thousand latents a second; more help where pixels are decoded as well."""
+    """Threads of each worker that prefetch samples; batches do not depend on their number. One
+    reads some thousand latents a second; more help where pixels are decoded too."""
     cache_gb: Execution[float] = Field(50.0, ge=0)
-    """Most disk space, 10^9 bytes, for copies of a dataset's shards on S3, on each machine; with 0
-    every sample is a request of its own."""
+    """Largest disk space on each machine for copies of shards from S3, 10^9 bytes; 0 requests every
+    sample from S3."""
     cache_dir: Execution[str | None] = None
-    """Folder for these copies on each machine's own disk; in the system's folder for temporary
-    files when not given."""
+    """Folder for these copies on a local disk of each machine; null uses the folder for temporary
+    files."""
     max_bad_sample_fraction: Execution[Probability] = 0.001
-    """Largest part of the training samples that may be skipped because they cannot be read or are
-    not what they should be; more end the run. So one damaged shard in a thousand does not end weeks
-    of training, and below a thousand samples, where it is quickly mended, the first one does."""
+    """Largest part of the training samples that may be skipped as unreadable or invalid; more end
+    the run. So one damaged shard in a thousand does not end weeks of training, and in a dataset of
+    less than a thousand samples the first bad one does."""
     image_every_steps: Execution[int] = Field(500, ge=1)
-    """Steps between image grids in MLflow."""
+    """Steps between pictures of samples."""
     max_failures: Execution[int] = Field(3, ge=0)
-    """Times the workers of a run may die and be restarted from the last checkpoint."""
+    """How often workers may die and be restarted from the last checkpoint before the run fails."""
     watchdog_seconds: Execution[float] = Field(600.0, ge=1)
-    """A worker without progress for so long is ended, with its stack traces kept, and counts as one
-    failure. Progress is a micro step, a checkpoint or a picture; start, first step and waiting for
-    a checkpoint's files may take three times as long."""
+    """A worker without progress for this long is killed, with its stack traces saved, and counts
+    as one failure. Progress is a micro step, a checkpoint or a picture; start, first step and
+    waiting for the files of a checkpoint may take three times as long."""
     peak_tflops: Execution[float | None] = Field(None, gt=0)
     """What a worker's device can do at best, 10^12 floating-point operations per second, which
     `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""

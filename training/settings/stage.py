@@ -1,7 +1,4 @@
-"""What a user may set about one training stage, checked when the recipe is read.
-
-Knows no torch. Defaults are FlowMapSR's where the paper gives a number; every one is a setting.
-"""
+"""Settings of one training stage. Defaults are FlowMapSR's where the paper gives a number."""
 
 from __future__ import annotations
 
@@ -45,66 +42,79 @@ class Budget(Settings):
     """The samples of one of the dataset's pixel budgets, all aspect ratios together."""
 
     side: int = Field(gt=0)
-    """Side of the square that holds as many pixels, as in the dataset's `buckets.budgets`."""
+    """Which one: its `side` in the dataset's `buckets.budgets`."""
     probability: Probability
     """Relative frequency of its steps; 0 leaves its samples out of the stage."""
     global_batch: int | None = Field(None, ge=1)
-    """Samples of such a step; the stage's own when not given."""
+    """Samples of one of its steps; null takes that of the stage."""
     micro_batch: int | None = Field(None, ge=1)
-    """Samples that one worker handles at once; the stage's own when not given."""
+    """Samples that a worker processes at once; null takes that of the stage."""
 
 
 class StageSettings(Settings):
-    """One training stage. `step` is an optimiser step, `micro_batch` is per worker."""
+    """One training stage; its steps are optimizer steps."""
 
-    name: str
-    objective: ObjectiveSettings
-    steps: int = Field(ge=1)
+    name: str = Field(examples=["warmup"])
+    """Name of its folder and its MLflow run: a-z, 0-9, `-` and `_`."""
+    objective: ObjectiveSettings = Field(examples=[{"kind": "flow_matching"}])
+    """What it trains."""
+    steps: int = Field(ge=1, examples=[1000])
+    """Optimizer steps."""
     global_batch: int = Field(256, ge=1)
+    """Samples of a step, all workers together."""
     micro_batch: int = Field(8, ge=1)
+    """Largest number of samples that a worker processes at once; set it by the GPU's memory."""
     budgets: tuple[Budget, ...] | None = Field(None, min_length=1)
-    """How often a step draws each of the dataset's pixel budgets, and its batch size (FlowMapSR's
-    appendix). When not given, the aspect ratios and sizes come in proportion to their samples."""
+    """How often a step draws each of the dataset's pixel budgets, and their batch sizes (appendix
+    of FlowMapSR); null draws sizes in proportion to their samples."""
     learning_rate: Correctable[float] = Field(4e-5, gt=0)
+    """Learning rate of AdamW after the warm-up."""
     lr_final_fraction: Correctable[float] = Field(1.0, ge=0, le=1)
-    """The rate falls along a cosine to this part of itself; 1 keeps it constant."""
+    """The learning rate falls along a cosine to this part of itself; 1 keeps it constant."""
     lr_warmup_steps: Correctable[int] = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly."""
     weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of AdamW."""
     gradient_clipping: Correctable[float] = Field(1.0, ge=0)
-    """Largest gradient norm; 0 turns clipping off. Always handed to DeepSpeed, whose own default is
-    1."""
+    """Largest gradient norm; 0 turns clipping off."""
     zero_stage: Execution[Literal[0, 1, 2, 3]] = 1
+    """What DeepSpeed shards over workers: 1 the optimizer, 2 also gradients, 3 also weights."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the network's passes; master weights are always fp32."""
     gradient_checkpointing: Execution[bool] = False
-    """Compute activations again in the backward pass: slower, and far less memory."""
+    """Recompute activations in the backward pass: slower, and far less memory."""
     compile: Execution[Literal["none", "student", "all"]] = "none"
-    """What `torch.compile` compiles: the pass with gradient, or also the passes of the targets.
-    On a GPU only."""
+    """What `torch.compile` compiles, on a GPU only: the pass with gradient, or also those of the
+    targets."""
     dynamic_weighting: bool = True
+    """Weighs losses by a learned uncertainty of (t, s), so that all times count alike."""
     perceptual: PerceptualSettings = NoPerceptual()
+    """A loss on decoded pixels beside the objective."""
     adversarial: AdversarialSettings | None = None
-    """Trains a LoRA against a discriminator, with `objective` as the original loss."""
+    """Trains a LoRA against a discriminator, beside the objective; null trains the network."""
     init_from: InitialWeights | None = None
-    """Where the weights come from; the stage before when not given, else random."""
+    """An earlier stage, a run or model folder, a diffusers folder, a `.safetensors` file (folders
+    are written with a slash) or `models:/NAME/VERSION` of MLflow; null takes the stage before,
+    and random weights for the first."""
     min_loaded_fraction: Probability = 0.5
-    """Least part of the network's parameters that must be found there: what holds less is a
+    """Least part of the network's parameters that must be found there: what holds fewer is a
     checkpoint of another architecture."""
     offload: Execution[Literal["none", "optimizer"]] = "none"
-    """`optimizer` keeps master weights and AdamW's moments in the host's memory and updates them
-    there: slower, and 12 bytes less of a GPU's memory for each parameter that it holds."""
+    """`optimizer` keeps master weights and AdamW's moments in host memory and updates them there:
+    slower, and 12 bytes less GPU memory for each parameter."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keeps a moving average of the weights, w <- decay * w + (1 - decay) * new at every step, and
-    makes the stage's model and pictures of it. The paper has none; ELIR needs 0.999."""
+    """Decay of a moving average of the weights, w <- decay * w + (1 - decay) * new at every step,
+    which the stage's model and pictures then use. The paper has none; ELIR needs 0.999."""
     max_loss_growth: Execution[float | None] = Field(1000.0, gt=1)
-    """A step whose squared error is this many times the median of the last 100 ends the stage, as
-    one that is not finite does; None never. Single steps with small batches reach tens of times,
-    and a loss that runs away passes 1000 soon."""
+    """Ends the stage at a step whose squared error is this many times the median of the last 100;
+    null ends it only where the error is not finite. Single steps with small batches reach tens of
+    times, and a loss that diverges soon passes 1000."""
     checkpoint_every_steps: Execution[int] = Field(500, ge=1)
-    """Steps. Training stops for a copy to memory only; the files are written beside it."""
+    """Steps between checkpoints. Training waits for a copy to memory only, not for the files."""
     keep_checkpoints: Execution[int] = Field(2, ge=1)
-    """How many of the last checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     keep_every_steps: Execution[int | None] = Field(None, ge=1)
-    """Checkpoints of steps that this divides stay too; a multiple of `checkpoint_every_steps`."""
+    """Also keeps checkpoints of steps that this divides; a multiple of `checkpoint_every_steps`."""
 
     @property
     def needs_negatives(self) -> bool:
@@ -148,7 +158,7 @@ class StageSettings(Settings):
             raise ValueError(f"stage name {self.name!r} may hold only a-z, 0-9, '-' and '_'")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError(
-                "offload=optimizer needs an optimiser that ZeRO has taken over: set a zero_stage "
+                "offload=optimizer needs an optimizer that ZeRO shards: set a zero_stage "
                 "of 1, 2 or 3, or offload=none"
             )
         if (

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from datagen.records import Group, group_of
 from datagen.settings import DatasetRecipe
 from tests.support.tiny import DISTILL, WARMUP
+from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
 TEXT = {"kind": "text_encoders", "source": "/encoders"}
@@ -116,3 +117,14 @@ def test_where_and_how_a_run_is_made_are_no_part_of_it() -> None:
         *("stages.learning_rate", "stages.lr_final_fraction", "stages.lr_warmup_steps"),
         "stages.gradient_clipping",
     }
+
+
+def test_every_setting_is_described() -> None:
+    bare = [
+        f"{model.__name__}.{name}"
+        for recipe in (DatasetRecipe, TrainingRecipe, EvaluationSettings)
+        for model in _models(recipe)
+        for name, field in model.model_fields.items()
+        if name != "kind" and not field.description
+    ]
+    assert bare == []

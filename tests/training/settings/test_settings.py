@@ -115,7 +115,7 @@ def test_what_cannot_work_is_refused_with_the_reason(values: dict[str, Any], mes
         ([{**STAGE, "init_from": "warmup"}], "no earlier stage .earlier: none"),
         ([{**STAGE, "init_from": "models:/m@best"}], "the version's number"),
         ([{**STAGE, "init_from": "models:/m"}], "the version's number"),
-        ([{**STAGE, "init_from": "s3://bucket/model"}], "give a local place"),
+        ([{**STAGE, "init_from": "s3://bucket/model"}], "give a local path"),
         ([{**STAGE, "init_from": "My Model"}], "give the name of an earlier stage"),
     ],
 )
