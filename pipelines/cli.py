@@ -1,14 +1,15 @@
-"""The command line `flowmapsr`: every verb reads its words, calls one function and reports.
+"""The command line `flowmapsr`: every command reads its words, calls one function and reports.
 
-Imports nothing heavy at its top, so that `--help` and mistakes are answered at once.
+Imports nothing heavy at the top, so that `--help` and mistakes are answered at once.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from datagen.errors import FlowmapsrError
 from pipelines.environment import (
@@ -19,7 +20,24 @@ from pipelines.environment import (
 from pipelines.terminal import reports
 from pipelines.terminal.process_edge import VerbResult, process_edge
 
+
+class GroupsFirst(TyperGroup):
+    """Lists groups before commands: making a dataset is the first thing to do."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+
+class PlainUsage(TyperCommand):
+    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
 app = typer.Typer(
+    cls=GroupsFirst,
     help="From photos to a trained, reviewed, deployable super-resolution model.",
     no_args_is_help=True,
     add_completion=False,
@@ -32,22 +50,22 @@ dataset_app = typer.Typer(
 app.add_typer(dataset_app, name="dataset")
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe's name, such as demo, or a YAML file.")
+    str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[NAME=VALUE]...", help="Settings over the recipe's, such as workers=2 seed=7."
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, such as workers=2."),
 ]
-Dataset = Annotated[str, typer.Argument(metavar="URI", help="The dataset, or its manifest.json.")]
+Dataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
+]
 LoraScale = Annotated[
     float | None,
-    typer.Option(min=0, help="Strength of an adversarial model's LoRA; its own when not given."),
+    typer.Option(min=0, help="Strength of an adversarial model's LoRA, if not the model's own."),
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(min=0, help="Guidance strength, 1 is none; the model's own when not given."),
+    typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
 ]
 Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[
@@ -55,7 +73,7 @@ AsJson = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
 TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the output from another command, even alive.")
+    bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
 ]
 
 
@@ -77,19 +95,25 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="The version.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def demo(
-    output: Annotated[str, typer.Option(help="Folder for all it makes.")] = "demo-output",
+    output: Annotated[str, typer.Option(help="Folder for everything it makes.")] = "demo-output",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole way, photos to upscaled picture, on photos that come with two libraries."""
+    """Go from photos to an upscaled picture, in minutes on a CPU."""
     with process_edge(as_json=as_json) as out:
         from pipelines.demo import demo_recipe, run_demo
 
@@ -99,7 +123,7 @@ def demo(
         out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
 
 
-@dataset_app.command("build")
+@dataset_app.command("build", cls=PlainUsage)
 def dataset_build(
     recipe: RecipeName,
     settings: Settings = None,
@@ -107,14 +131,19 @@ def dataset_build(
     take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn photos into shards of latents. Run it again to continue, or to add new photos.
+    """Turn photos into shards of latents.
 
-    Example: flowmapsr dataset build demo sources=[/photos] output=/data/set workers=2
+    Run it again to continue, or to add new photos.
+
+    \b
+    Example:
+      flowmapsr dataset build demo sources=[/photos] output=/data/set workers=2
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipes.load import dataset_recipe, require_sources
+        from pipelines.recipes.load import dataset_recipe, fitting_recipe, require_sources
 
         resolved = dataset_recipe(recipe, settings or [])
+        training = fitting_recipe(resolved.codec.kind, preferred=recipe)
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
         require_sources(resolved)
@@ -124,72 +153,88 @@ def dataset_build(
         listing = list_sources(resolved.sources, exclude=resolved.output)
         found = survey(resolved, listing)
         if found.complete is not None:
-            how = "was complete already"
-            return out.say(reports.built(resolved.output, found.complete, found, how=how))
+            how, manifest = "was complete already", found.complete
+            return out.say(
+                reports.built(resolved.output, manifest, found, how=how, recipe=training)
+            )
         from pipelines.flows.dataset import build_dataset, build_listed
         from pipelines.orchestration.guard import guarded
 
         manifest = guarded(
             build_dataset, resolved, lambda: build_listed(resolved, listing, take_over=take_over)
         )
-        out.say(reports.built(resolved.output, manifest, found, how="is complete"))
+        out.say(reports.built(resolved.output, manifest, found, how="is complete", recipe=training))
 
 
-@dataset_app.command("inspect")
+@dataset_app.command("inspect", cls=PlainUsage)
 def dataset_inspect(
-    uri: Dataset,
-    key: Annotated[str | None, typer.Option(help="A sample's key, or how it begins.")] = None,
+    dataset: Dataset,
+    key: Annotated[str | None, typer.Option(help="Key of a sample, or its beginning.")] = None,
     output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a dataset holds. With --key, decode one of its samples into PNG files."""
+    """Summarize a dataset, or decode one of its samples.
+
+    \b
+    Examples:
+      flowmapsr dataset inspect /data/set
+      flowmapsr dataset inspect /data/set --key 156fd9 --output pictures
+    """
     with process_edge(as_json=as_json) as out:
         from datagen.dataset.manifest import open_dataset
         from pipelines.recipes.load import absolute_location
 
-        manifest, place = open_dataset(absolute_location(uri, field="URI"))
+        manifest, location = open_dataset(absolute_location(dataset, field="DATASET"))
         if key is None:
-            return out.say(reports.inspected(place, manifest))
+            return out.say(reports.inspected(location, manifest))
         from datagen.review.inspect_sample import inspect_sample, save_pictures
 
-        sample = inspect_sample(place, key)
+        sample = inspect_sample(location, key)
         files = save_pictures(sample, absolute_location(output, field="--output"))
-        out.say(reports.sample_inspected(place, sample, files))
+        out.say(reports.sample_inspected(location, sample, files))
 
 
-@dataset_app.command("verify")
-def dataset_verify(uri: Dataset, as_json: AsJson = False) -> None:
-    """Read every byte of a dataset and compare it with its manifest; exit code 1 on any fault."""
+@dataset_app.command("verify", cls=PlainUsage)
+def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Read every byte of a dataset and check it.
+
+    Exit code 1 if anything differs from the manifest.
+    """
     with process_edge(as_json=as_json) as out:
         from datagen.dataset.manifest import open_dataset
         from datagen.review.verify import verify_dataset
-        from pipelines.recipes.load import absolute_location
+        from pipelines.recipes.load import absolute_location, fitting_recipe
         from pipelines.terminal.progress import show_progress
 
-        dataset = absolute_location(uri, field="URI")
+        location = absolute_location(dataset, field="DATASET")
         try:
-            total = open_dataset(dataset).manifest.num_shards
-        except FlowmapsrError:  # a fault, which the verification names
-            return out.say(reports.verified(dataset, verify_dataset(dataset)))
-        with show_progress("verify", total=total, unit="shards") as progress:
-            faults = verify_dataset(dataset, on_shard=lambda done, _: progress.reach(done))
-        out.say(reports.verified(dataset, faults))
+            manifest, _ = open_dataset(location)
+        except FlowmapsrError:  # an issue, which the verification names
+            return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
+        with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
+            issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
+        training = fitting_recipe(manifest.codec.kind)
+        out.say(reports.verified(location, issues, recipe=training))
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def train(
     recipe: RecipeName,
     settings: Settings = None,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Only on the Ray cluster that RAY_ADDRESS names.")
+        bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")
     ] = False,
     dry_run: DryRun = False,
     take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe's stages on a dataset. Run it again to continue from the last checkpoint.
+    """Train the stages of a recipe on a dataset.
 
-    Example: flowmapsr train demo manifest=/data/set/manifest.json output=/data/run workers=2
+    Run it again to continue from the last checkpoint.
+
+    \b
+    Example:
+      flowmapsr train demo manifest=/data/set output=/data/run workers=2
     """
     with process_edge(as_json=as_json) as out:
         if cluster:
@@ -203,7 +248,7 @@ def train(
             return out.say_recipe(resolved.model_dump(mode="json"))
         from training.preflight import check_run
 
-        check_run(resolved)  # what cannot work is answered before any server starts
+        check_run(resolved)  # refuses what cannot work before any server starts
         from training.run_dir.paths import finished_stages
 
         records = finished_stages(resolved)
@@ -226,17 +271,26 @@ def train(
         out.say(reports.trained(resolved.output, records, page=page))
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder or a run folder.")],
-    photos: Annotated[str, typer.Option(help="Folder of photos the model has never seen.")],
-    scales: Annotated[str, typer.Option(help="Downscale factors, with commas.")] = "4,8",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
+    ],
+    photos: Annotated[str, typer.Option(help="Folder of photos that were not trained on.")],
+    scales: Annotated[str, typer.Option(help="Factors to downscale by.")] = "4,8",
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     as_json: AsJson = False,
 ) -> None:
-    """Degrade held-out photos, restore them, and compare with the originals and with bicubic."""
+    """Restore degraded photos and compare with the originals.
+
+    Bicubic interpolation is compared too.
+
+    \b
+    Example:
+      flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
+    """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import absolute_location, evaluation_settings
 
@@ -249,26 +303,31 @@ def evaluate(
         )
         from training.evaluation.evaluate import evaluate as evaluate_model
 
-        place = absolute_location(model, field="MODEL")
-        out.say(reports.evaluated(place, evaluate_model(place, settings)))
+        location = absolute_location(model, field="MODEL")
+        out.say(reports.evaluated(location, evaluate_model(location, settings)))
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="FILE_OR_DIR", help="A photo, or a folder.")],
+    source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
-    scale: Annotated[float, typer.Option(min=1, max=16, help="How many times larger.")] = 4.0,
+    scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
-    model: Annotated[str | None, typer.Option(help="Model or run folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Make only the outputs not there yet.")
+        bool, typer.Option("--skip-existing", help="Make only missing outputs.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Enlarge a photo, or every photo of a folder."""
+    """Enlarge a photo, or every photo of a folder.
+
+    \b
+    Example:
+      flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
+    """
     with process_edge(as_json=as_json) as out:
         from pipelines.terminal.progress import show_progress
         from training.inference.files import default_model, plan_jobs, upscale_all
@@ -287,25 +346,28 @@ def upscale(
         out.say(reports.upscaled(str(output), scale, report))
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def deploy(
     recipe: RecipeName,
     settings: Settings = None,
     flow: Annotated[
-        Flow, typer.Option(help="What to run: the recipe's dataset, its training, or all of it.")
+        Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
     ] = "dataset",
-    cron: Annotated[str | None, typer.Option(help="When to run, such as '0 3 * * *'.")] = None,
-    interval: Annotated[str | None, typer.Option(help="How often, such as 15m or 6h.")] = None,
-    timezone: Annotated[str, typer.Option(help="In which the schedule is meant.")] = "UTC",
-    pool: Annotated[str, typer.Option(help="Work pool, made if missing.")] = "flowmapsr",
+    cron: Annotated[str | None, typer.Option(help="Schedule, such as '0 3 * * *'.")] = None,
+    interval: Annotated[str | None, typer.Option(help="Time between runs, such as 6h.")] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Work pool; created if missing.")] = "flowmapsr",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Register a flow with its recipe on a Prefect server, to run when due or when told to.
+    """Register a recipe with Prefect, to run on a schedule.
 
-    Run it again to change it. Examples:
-    flowmapsr deploy demo sources=[s3://b/photos] output=s3://b/set --interval 6h;
-    flowmapsr deploy demo --flow training manifest=s3://b/set output=/runs/one
+    Without a schedule it runs on demand. Run it again to change it.
+
+    \b
+    Examples:
+      flowmapsr deploy demo sources=[s3://b/in] output=s3://b/set --interval 6h
+      flowmapsr deploy demo --flow training manifest=s3://b/set output=/runs/one
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import recipe_of_flow
@@ -321,18 +383,20 @@ def deploy(
         out.say(reports.deployed(deployments.deploy(target, schedule=schedule, pool=pool)))
 
 
-@app.command()
+@app.command(cls=PlainUsage)
 def status(
-    run: Annotated[str, typer.Argument(help="The folder of a training run, or of several.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of one training run, or of several.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Say how far a training run has come, from what lies on disk."""
+    """Show the progress of a training run from its files."""
     with process_edge(as_json=as_json) as out:
         from training.tracking.status import find_runs, run_status
 
         found = [run_status(folder) for folder in find_runs(run)]
         one = len(found) == 1
-        out.say(reports.run_stands(found[0]) if one else reports.runs_stand(run, found))
+        out.say(reports.status_report(found[0]) if one else reports.statuses_report(run, found))
 
 
 if __name__ == "__main__":

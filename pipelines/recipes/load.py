@@ -30,6 +30,8 @@ MODELS: dict[Section, type[BaseModel]] = {
     "training": TrainingRecipe,
     "evaluation": EvaluationSettings,
 }
+STARTING_RECIPES = {"dct8": "demo", "autoencoder_kl": "flowmapsr-small"}
+"""Bundled recipe to train first on latents of a kind of codec."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -88,6 +90,17 @@ def recipe_of_flow(
             return training_recipe(name, overrides)
         case "full":
             return full_recipe(name, overrides)
+
+
+def fitting_recipe(codec: str, *, preferred: str | None = None) -> str:
+    """A recipe to train with on latents of this kind of codec.
+
+    Args:
+        preferred: the recipe of the dataset, which is taken if it has a training section.
+    """
+    if preferred is not None and "training" in read_recipe(preferred):
+        return preferred
+    return STARTING_RECIPES[codec]
 
 
 def evaluation_settings(

@@ -1,7 +1,4 @@
-"""Turns finished tasks of a build into what a person wants to see: speed, rejections, time left.
-
-Knows counts only; where they are shown is decided by whoever watches.
-"""
+"""Turns finished tasks of a build into speed, rejections and time left."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pipelines.terminal.text import human_bytes
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What one finished task adds: of `planned` samples, `samples` were stored."""
+    """Counts of one finished task: of `planned` samples, `samples` were stored."""
 
     planned: int
     samples: int
@@ -25,7 +22,7 @@ class Made:
 
 
 class BuildMeter:
-    """Adds up finished tasks. Written by the build, read by others at any time."""
+    """Sums over finished tasks. Written by the build, read by other threads at any time."""
 
     def __init__(
         self,
@@ -35,10 +32,10 @@ class BuildMeter:
         rejected: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total` samples are planned; `done` of them and `rejected` are of earlier runs."""
+        """`total` samples are planned; `done` and `rejected` of them in earlier runs."""
         self.total, self.done, self.rejected = total, done, rejected
         self.samples = self.bytes = 0
-        self._found_done = done
+        self._done_before = done
         self._clock = clock
         self._start = clock()
 
@@ -54,8 +51,8 @@ class BuildMeter:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed so far; None before anything was made."""
-        made = self.done - self._found_done
+        """At the speed so far; None before the first sample."""
+        made = self.done - self._done_before
         return (self.total - self.done) * self._elapsed() / made if made else None
 
     def note(self) -> str:
@@ -71,7 +68,7 @@ class BuildMeter:
 
 
 Watch = Callable[[BuildMeter], AbstractContextManager[Callable[[Made], None]]]
-"""Shows a meter for the length of a block; what it yields is told of each finished task."""
+"""Shows a meter for the length of a block; call the yielded function for each finished task."""
 
 
 @contextmanager

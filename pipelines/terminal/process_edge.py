@@ -1,6 +1,6 @@
-"""The edge between program and person: results on stdout, all else on stderr, errors to exit codes.
+"""Process boundary: results on stdout, everything else on stderr, errors to exit codes.
 
-Knows nothing of datasets or training. Exit codes: 0 done, 1 failed, 2 wrong recipe, 130 Ctrl-C.
+0 done, 1 failed, 2 wrong usage or recipe, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 @dataclass(frozen=True)
 class VerbResult:
-    """The same outcome for a program and for a person."""
+    """The result of a command, for a program and for a person."""
 
     result: Mapping[str, Any]
     lines: Sequence[str]
@@ -36,7 +36,7 @@ class VerbResult:
 
 
 class Output:
-    """Holds what a verb has to say until it has ended."""
+    """Buffers a command's output until it ends."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -44,32 +44,32 @@ class Output:
         self.exit_code = 0
 
     def say(self, result: VerbResult) -> None:
-        """The outcome; one that is not ok makes the exit code 1."""
+        """Sets the result; the exit code is 1 if it is not ok."""
         self._text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
         self.exit_code = 0 if result.ok else FAILED
 
     def say_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """The recipe that would be run."""
+        """Sets the resolved recipe as the result, as YAML."""
         import yaml
 
         text = yaml.safe_dump(dict(recipe), sort_keys=False, width=100, allow_unicode=True)
         self.say(VerbResult(recipe, [text.rstrip()]))
 
     def fail(self, message: str, *, exit_code: int) -> None:
-        """The message on stderr, and with `--json` as the one object on stdout too."""
+        """Prints the message on stderr, and with `--json` as the one object on stdout too."""
         print(message, file=sys.stderr, flush=True)
         self._text = _json_text({"error": message}) if self._as_json else ""
         self.exit_code = exit_code
 
     def flush(self) -> None:
-        """Writes what was said to the real stdout."""
+        """Prints the result on the real stdout."""
         if self._text:
             print(self._text, flush=True)
 
 
 @contextmanager
 def process_edge(*, as_json: bool) -> Iterator[Output]:
-    """Runs a verb; every way it can end becomes text and an exit code here, and only here."""
+    """Runs a command; every way it can end becomes text and an exit code here, and only here."""
     output = Output(as_json=as_json)
     with _stdout_for_result_only() if as_json else nullcontext():
         signal.signal(signal.SIGTERM, _raise_terminated)
@@ -100,7 +100,7 @@ def _raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """A short message; the whole story goes to a file that can be sent with a bug report."""
+    """A short message; the traceback goes to a file for a bug report."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="flowmapsr-error-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:
@@ -108,14 +108,14 @@ def _unexpected(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     return (
-        f"flowmapsr failed in a way it should not ({what}). The whole report is in "
-        f"{log.name}. What is finished is kept: the same command continues."
+        f"Internal error in flowmapsr ({what}). The traceback is in {log.name}. Finished work is "
+        "kept: the same command continues."
     )
 
 
 @contextmanager
 def _stdout_for_result_only() -> Iterator[None]:
-    """Sends what libraries print to stderr, below Python too: stdout is to hold one JSON object."""
+    """Redirects output of libraries, also of C code, to stderr: stdout holds one JSON object."""
     sys.stdout.flush()
     real_stdout = os.dup(1)
     os.dup2(2, 1)

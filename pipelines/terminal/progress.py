@@ -1,7 +1,4 @@
-"""Shows how far long work has come, on stderr: a bar on a terminal, else a line every few seconds.
-
-Knows only counts and a note; not what is counted.
-"""
+"""Shows progress on stderr: a bar on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -20,18 +17,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(Protocol):
-    """Handed to the work, which reports by it."""
+    """Passed to the work, which reports its progress here."""
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
-        """`count` more are done."""
+        """Adds `count` to those that are done."""
 
     def reach(self, done: int, *, note: str = "") -> None:
-        """`done` of the total are done now."""
+        """Sets the number that are done."""
 
 
 @contextmanager
 def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Progress of one piece of work; `done` counts what an earlier run had made."""
+    """Progress of one piece of work, of which earlier runs had done `done`."""
     if sys.stderr.isatty():
         with _bar(title, total=total, unit=unit, done=done) as bar:
             yield bar
@@ -45,7 +42,7 @@ class _Lines:
     def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._note = done, ""
-        self._found_done, self._start = done, 0.0
+        self._done_before, self._start = done, 0.0
         self._printed = -1
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -53,9 +50,9 @@ class _Lines:
         self.reach(self._done + count, note=note)
 
     def reach(self, done: int, *, note: str = "") -> None:
-        if not self._start and done > self._found_done:
-            # The first step waits for workers to start, which says nothing about the next.
-            self._found_done, self._start = done, time.monotonic()
+        if not self._start and done > self._done_before:
+            # The first one waits for workers to start, so it says nothing about the speed.
+            self._done_before, self._start = done, time.monotonic()
         self._done, self._note = done, note
         if time.monotonic() >= self._next_line:
             self._print()
@@ -71,7 +68,7 @@ class _Lines:
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def _left(self) -> str:
-        made = self._done - self._found_done
+        made = self._done - self._done_before
         if made <= 0 or self._done >= self._total:
             return ""
         seconds = (time.monotonic() - self._start) * (self._total - self._done) / made

@@ -1,7 +1,4 @@
-"""What each verb says at its end: the JSON result, and lines for a person with the next command.
-
-Turns records into words; computes and fetches nothing.
-"""
+"""What each command prints at its end: the JSON result, and lines with the next command."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW
+from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW, REJECTED
 from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command, counted, duration, human_bytes, table
 
@@ -27,17 +24,23 @@ if TYPE_CHECKING:
     from training.tracking.status import RunStatus, StageStatus
 
 
-def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> VerbResult:
-    """A dataset that is complete; `how` tells whether this command made it, `found` what it had to
-    do."""
+def built(dataset: str, manifest: Manifest, found: Survey, *, how: str, recipe: str) -> VerbResult:
+    """A complete dataset.
+
+    Args:
+        found: the dataset and its sources before this command.
+        how: built now or found.
+        recipe: the one to train with.
+    """
     folder = dataset.rstrip("/")
-    place = f"{folder}/{MANIFEST}"
+    path = f"{folder}/{MANIFEST}"
     left_out = counted(manifest.rejected.count, "image")
+    left_out += f" (see {REJECTED})" if manifest.rejected.count else ""
     lines = [
         f"The dataset {how}: {_contents(manifest)}.",
-        f"  manifest  {place}",
+        f"  manifest  {path}",
         f"  preview   {folder}/{PREVIEW}",
-        f"  left out  {left_out}{' (see {REJECTED})' if manifest.rejected.count else ''}",
+        f"  left out  {left_out}",
     ]
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
@@ -45,8 +48,8 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> VerbR
     if found.gone:
         some = ", ".join(sorted(found.gone)[:3])
         lines.append(
-            f"  gone      {counted(len(found.gone), 'photo')} no longer where it was, such as "
-            f"{some}; what was made of it stays"
+            f"  gone      {counted(len(found.gone), 'photo')} not found any more, such as "
+            f"{some}; their samples stay"
         )
     if found.changed:
         some = ", ".join(sorted(found.changed)[:3])
@@ -54,10 +57,10 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str) -> VerbR
             f"  changed   {counted(len(found.changed), 'photo')}, such as {some}; samples of the "
             "old content stay"
         )
-    lines.append(f"Next: {command('train', 'demo', f'manifest={place}', 'output=RUN')}")
+    lines.append(f"Next: {command('train', recipe, f'manifest={path}', 'output=RUN')}")
     result = {
         "output": dataset,
-        "manifest": place,
+        "manifest": path,
         "added": added,
         "gone": sorted(found.gone),
         "changed": sorted(found.changed),
@@ -77,7 +80,7 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
         f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
         f"digest {manifest.digest}",
         *table(("bucket", "split", "samples"), rows),
-        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _spreads(manifest.stats.counts)),
+        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _quantiles(manifest.stats.counts)),
         f"pictures: {dataset}/{PREVIEW}, {dataset}/{HISTOGRAMS}",
         f"left out: {counted(manifest.rejected.count, 'image')}",
         *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
@@ -93,7 +96,7 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
 
 
 def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> VerbResult:
-    """One sample: its pictures, and everything that was drawn for it."""
+    """One sample: its pictures and all values drawn for it."""
     import yaml
 
     drawn = sample.drawn.model_dump(mode="json")
@@ -106,8 +109,8 @@ def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]
     return VerbResult(result, lines)
 
 
-def _spreads(counts: Counts) -> list[tuple[str, ...]]:
-    """Rows of 5 %, 50 % and 95 % quantiles, to the width of a bin."""
+def _quantiles(counts: Counts) -> list[tuple[str, ...]]:
+    """Rows of the 5%, 50% and 95% quantiles, to the width of a bin."""
     from datagen.dataset import statistics as bins
 
     drawn = {
@@ -124,20 +127,20 @@ def _spreads(counts: Counts) -> list[tuple[str, ...]]:
     ]
 
 
-def verified(dataset: str, faults: Sequence[DatasetIssue]) -> VerbResult:
-    """How a dataset compares with its manifest."""
+def verified(dataset: str, faults: Sequence[DatasetIssue], *, recipe: str) -> VerbResult:
+    """How a dataset compares with its manifest, and the recipe to train with."""
     result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
     if faults:
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]
         return VerbResult(result, lines, ok=False)
-    next_step = command("train", "demo", f"manifest={dataset}", "output=RUN")
-    lines = [f"{dataset}: every part is as its manifest says.", f"Next: {next_step}"]
+    next_step = command("train", recipe, f"manifest={dataset}", "output=RUN")
+    lines = [f"{dataset}: every part matches its manifest.", f"Next: {next_step}"]
     return VerbResult(result, lines)
 
 
 def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> VerbResult:
-    """A training run whose stages are done, and where it can be reviewed."""
+    """A finished training run, and where to review it."""
     model = f"{run}/{records[-1].model}"
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
@@ -159,7 +162,7 @@ def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
-    """Lines of the table by which methods are compared."""
+    """Lines of the table that compares methods."""
     cells = [
         (
             row.method,
@@ -175,7 +178,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
 
 
 def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
-    """Which photos were enlarged, and which could not be."""
+    """The photos that were upscaled, and those that could not be."""
     failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
     result = {"written": [str(path) for path in report.written], "failed": failed}
     lines = [f"Upscaled {counted(len(report.written), 'image')} by {scale:g} to {output}."]
@@ -195,10 +198,11 @@ def deployed(found: Deployed) -> VerbResult:
         "remove": f"prefect deployment delete {name}",
     }
     if found.next_run is None:
-        due = "none: it runs when it is told to"
-        del commands["pause"]
+        due = found.schedule or "none: start it manually"
     else:
         due = f"{found.schedule}, next run {found.next_run:%Y-%m-%d %H:%M:%S %Z}"
+    if found.schedule_id is None:
+        del commands["pause"]
     lines = [
         f"Deployed {name}: writes {found.output}, one run at a time.",
         f"  schedule  {due}",
@@ -209,8 +213,8 @@ def deployed(found: Deployed) -> VerbResult:
     return VerbResult({**found.model_dump(mode="json"), "commands": commands}, lines)
 
 
-def run_stands(found: RunStatus) -> VerbResult:
-    """How far a training run has come."""
+def status_report(found: RunStatus) -> VerbResult:
+    """Progress of a training run."""
     headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
     for stage in found.stages:
@@ -229,17 +233,16 @@ def run_stands(found: RunStatus) -> VerbResult:
     return VerbResult(found.model_dump(mode="json"), lines)
 
 
-def runs_stand(place: str, found: Sequence[RunStatus]) -> VerbResult:
-    """How far several training runs have come, a line each."""
-    rows = [(_place_in(run.run, place), *_stage_cells(run.current)) for run in found]
+def statuses_report(folder: str, found: Sequence[RunStatus]) -> VerbResult:
+    """Progress of several training runs, one line each."""
+    rows = [(_path_in(run.run, folder), *_stage_cells(run.current)) for run in found]
     headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
     return VerbResult({"runs": [run.model_dump(mode="json") for run in found]}, lines)
 
 
-def _place_in(run: str, place: str) -> str:
-    folder = Path(place).expanduser().absolute()
-    return str(Path(run).relative_to(folder))
+def _path_in(run: str, folder: str) -> str:
+    return str(Path(run).relative_to(Path(folder).expanduser().absolute()))
 
 
 def _contents(manifest: Manifest) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from io import StringIO
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
-    grid = [headings, *rows]
-    widths = [max(len(row[column]) for row in grid) for column in range(len(headings))]
-    return ["  ".join(_aligned(row, widths)) for row in grid]
+    """Lines of a table, the first column aligned left and the others right; ruled on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    ruled = sys.stdout.isatty()
+    grid = Table(box=box.SIMPLE_HEAD if ruled else None, pad_edge=ruled)
+    for column, heading in enumerate(headings):
+        grid.add_column(heading, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(file=StringIO(), width=1000, no_color=True, markup=False, highlight=False)
+    with console.capture() as printed:
+        console.print(grid)
+    return [line.rstrip() for line in printed.get().splitlines() if line.strip()]
 
 
 def human_bytes(count: int) -> str:
@@ -40,8 +53,3 @@ def counted(count: int, noun: str) -> str:
 def command(*words: str) -> str:
     """A command line that can be pasted into a shell."""
     return shlex.join(["flowmapsr", *words])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if column == 0 else cell.rjust(width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from training.settings.recipe import TrainingRecipe
 
 PHOTOS, VARIANTS, SAMPLES_PER_SHARD = 6, 4, 3
@@ -81,6 +84,21 @@ def flowmapsr(tmp_path: Path) -> Callable[..., Ended]:
 
     def run(*words: str, env: dict[str, str] | None = None) -> Ended:
         return end_of(start_command(*words, cwd=tmp_path, env=env))
+
+    return run
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs `flowmapsr WORDS...` in this process, in an empty folder: fast, but without servers."""
+
+    def run(*words: str, env: dict[str, str] | None = None) -> Ended:
+        handler = signal.getsignal(signal.SIGTERM)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["flowmapsr", *words])
+        result = CliRunner().invoke(app, words, env=env, catch_exceptions=False)
+        signal.signal(signal.SIGTERM, handler)
+        return Ended(result.exit_code, result.stdout, result.stderr)
 
     return run
 
