@@ -183,6 +183,5 @@ def draw_comparison(recipe: FullRecipe, path: Path) -> None:
         guidance=recipe.evaluation.guidance,
     )
     photos = list(degraded_photos(recipe.evaluation, upscaler.config.degradation, COMPARISON_SCALE))
-    partial = path.with_name(f".{path.name}")
-    comparison(upscaler, photos, recipe.evaluation.steps).save(partial, format="PNG")
-    partial.rename(path)
+    with storage.open_atomic(str(path)) as file:
+        comparison(upscaler, photos, recipe.evaluation.steps).save(file, format="PNG")

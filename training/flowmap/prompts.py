@@ -9,7 +9,6 @@ exist.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-from datagen.io.local import errors
+from datagen.io import storage
 from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT
 
 POSITIVE = 0
@@ -60,17 +59,8 @@ def write_prompts(path: Path, prompts: Prompts) -> None:
     """Writes `prompts.safetensors` whole or not at all. Raises FlowmapsrError."""
     positive, negative = prompts.texts
     metadata = {"made_by": prompts.made_by, "positive": positive, "negative": negative}
-    temporary = path.with_name(path.name + ".partial")
     tensors = {"embeddings": prompts.embeddings.detach().cpu().float().contiguous()}
-    try:
-        with errors(str(path), "write"):
-            safetensors.torch.save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-    except safetensors.SafetensorError as error:
-        temporary.unlink(missing_ok=True)
-        raise FlowmapsrError(
-            f"{path}: cannot write it ({error}); make room there, or choose another place"
-        ) from error
+    storage.write_bytes(str(path), safetensors.torch.save(tensors, metadata))
 
 
 def read_prompts(path: Path) -> Prompts:

@@ -6,7 +6,6 @@ No other pickle is ever opened.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Inputs in [-1, 1] to ImageNet-normalized ones: the constants of LPIPS version 0.1.
@@ -118,9 +118,7 @@ def _download(path: Path) -> None:
             f"({error}): set it to a safetensors file with the VGG-16 features and LPIPS layers, "
             "or set perceptual.kind to charbonnier or none"
         ) from error
-    temporary = path.with_suffix(".partial")
-    safetensors.torch.save_file(convert_weights(vgg, linears), temporary)
-    os.replace(temporary, path)
+    storage.write_bytes(str(path), safetensors.torch.save(convert_weights(vgg, linears)))
 
 
 def convert_weights(vgg: dict[str, Tensor], linears: dict[str, Tensor]) -> dict[str, Tensor]:
