@@ -196,7 +196,7 @@ class ObjectiveTrainer:
         return self.engine.averaged()
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
-        return self.engine.whole(self.model.net)
+        return self.engine.gathered_parameters()
 
     def snapshot(self) -> Share:
         return Share({MODEL: self.engine.snapshot()})

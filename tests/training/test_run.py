@@ -156,13 +156,12 @@ def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) 
 def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
-    """Guided ESD by central difference; a second start goes on from the spread checkpoint."""
+    """Guided ESD; a second start goes on from the spread checkpoint."""
     stage = {
         **DISTILL,
         "objective": {
             "kind": "self_distillation",
             "formulation": "eulerian",
-            "derivative": "central_difference",
             "guidance": {"strength": [1.0, 4.0]},
         },
         "zero_stage": 3,

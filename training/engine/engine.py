@@ -6,7 +6,6 @@ Where DeepSpeed keeps what is known to `zero_layout`; knows no files.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from training.checkpoints.tensor_files import PieceFiles
 from training.data.schedule import MicroStep
 from training.engine.ema import Average
+from training.engine.gathered import forget_module, gathered_parameters, restore_linear
 from training.engine.state import EngineState
 from training.engine.zero_layout import forget_trial_step, fragments, refresh_module
 from training.settings.stage import StageSettings
@@ -87,18 +87,6 @@ def start_distributed(device: torch.device) -> None:
     _import_deepspeed().init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
     )
-
-
-def _forget_spread(module: nn.Module) -> None:
-    """ZeRO-3 keeps each module it ever ran in a global list and in a cache of one of its classes,
-    which would hold the weights, moments and all for the rest of the process."""
-    from deepspeed.runtime.zero import parameter_offload
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-
-    stack = parameter_offload.FWD_MODULE_STACK
-    stack[:] = [each for each in stack if each is not module]
-    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
-    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
 
 
 class Engine:
@@ -172,17 +160,15 @@ class Engine:
         norm = float(self._engine.get_global_grad_norm() or 0.0)
         return norm if norm >= 0 else float("inf")  # DeepSpeed also writes -1 for infinity
 
-    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Inside it the parameters of a part of `module` are whole on this worker, to be read.
+    def gathered_parameters(self) -> AbstractContextManager[None]:
+        """Inside it the module's parameters are whole on this worker, and may be read and computed
+        with, also without the other workers.
 
-        Every worker must enter and leave it: under ZeRO-3 they lie spread over all.
+        Every worker must enter and leave it: under ZeRO-3 they are spread over all.
         """
         if self._zero_stage < 3:
             return nullcontext()
-        context: AbstractContextManager[None] = _import_deepspeed().zero.GatheredParameters(
-            list(module.parameters())
-        )
-        return context
+        return gathered_parameters(self.module, self._optimizer)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -222,4 +208,5 @@ class Engine:
         """Takes DeepSpeed's hooks and references off the module, so that its memory can go."""
         self._engine.destroy()
         if self._zero_stage == 3:
-            _forget_spread(self.module)
+            forget_module(self.module)
+            restore_linear()

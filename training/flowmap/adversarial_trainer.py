@@ -164,7 +164,7 @@ class AdversarialTrainer:
         return self.generator.averaged()
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
-        return self.generator.whole(self.model.net)
+        return self.generator.gathered_parameters()
 
     def snapshot(self) -> Share:
         networks = {

@@ -1,50 +1,132 @@
-"""Directional derivatives of any u(x, t, s), without gradient: exact in forward mode, or a
-difference.
+"""The exact derivative of a velocity u(x, t, s) along a direction, by forward-mode differentiation.
 
-Knows no target and no network; attention is told which kernel to use only while it is derived.
+Costs about two evaluations of u: one for the value and one for the derivative.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from training.flowmap.interpolant import Velocity
-from training.settings.objective import DIFFERENCE_STEP
 
 Point = tuple[Tensor, Tensor, Tensor]
 """(x, t, s), or a direction in their space."""
 
 
-class Derivative(Protocol):
-    """u(x, t, s) and its derivative along (dx, dt, ds), both shaped as u and detached."""
-
-    def __call__(self, u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]: ...
-
-
 @torch.no_grad()
-def forward_mode(u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]:
-    """One forward-mode evaluation (a JVP), at about twice the cost of u.
+def directional_derivative(u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]:
+    """u(x, t, s) and its derivative along (dx, dt, ds), both shaped as u and detached.
 
-    The fused attention kernels have no forward derivative; the MATH one has.
+    Equals `torch.func.jvp`. Attention runs on the MATH kernel, the only one with a forward
+    derivative.
     """
-    with sdpa_kernel(SDPBackend.MATH):
-        evaluated = torch.func.jvp(u, point, along)
-    return evaluated[0].detach(), evaluated[1].detach()
+    with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), _ConstantWeights():
+        duals = (forward_ad.make_dual(p, d) for p, d in zip(point, along, strict=True))
+        value, slope = forward_ad.unpack_dual(u(*duals))
+        return value.detach(), torch.zeros_like(value) if slope is None else slope.detach()
 
 
-@torch.no_grad()
-def central_difference(u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]:
-    """(u(p + h d) - u(p - h d)) / 2h for p = (x, t, s), d = (dx, dt, ds); needs float32.
+class _ConstantWeights(TorchFunctionMode):
+    """Differentiates layers with weights with respect to their input only.
 
-    Two evaluations. The value returned is the mean of both, u up to O(h^2). Times may leave [0, 1]
-    by h, where u is defined as well.
+    torch's own rules multiply the input by the tangents of the weights as well, also where these
+    are zero: a third pass through all convolutions and matrix products. Its rules for normalization
+    are a dozen separate kernels.
     """
-    ahead, behind = (
-        u(*(a + sign * DIFFERENCE_STEP * d for a, d in zip(point, along, strict=True)))
-        for sign in (1, -1)
-    )
-    return (ahead + behind) / 2, (ahead - behind) / (2 * DIFFERENCE_STEP)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        rule = _RULES.get(func)
+        return func(*args, **(kwargs or {})) if rule is None else rule(func, *args, **kwargs or {})
+
+
+def _linear(
+    layer: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """A convolution or matrix product W x + b, whose derivative is W dx."""
+    x, dx = forward_ad.unpack_dual(input)
+    if dx is None or not _are_constant(weight, bias):
+        return layer(input, weight, bias, *args, **kwargs)
+    value = layer(x, weight, bias, *args, **kwargs)
+    return forward_ad.make_dual(value, layer(dx, weight, None, *args, **kwargs))
+
+
+def _group_norm(
+    layer: Callable[..., Tensor],
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """weight * normalized(x) + bias. The Jacobian of the normalization is symmetric, so that its
+    backward pass, one fused kernel, also multiplies by it from the other side."""
+    x, dx = forward_ad.unpack_dual(input)
+    if dx is None or not _are_constant(weight, bias):
+        return layer(input, num_groups, weight, bias, eps)
+    value = layer(x, num_groups, weight, bias, eps)
+    x, dx = _precise(x), _precise(dx)
+    n, channels = x.shape[:2]
+    sizes = (n, channels, x.numel() // (n * channels), num_groups)
+    _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
+    slope = _aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, _OF_INPUT)[0]
+    if weight is not None:
+        slope = slope * weight.view(-1, *[1] * (x.ndim - 2))
+    return forward_ad.make_dual(value, slope.to(value.dtype))
+
+
+def _layer_norm(
+    layer: Callable[..., Tensor],
+    input: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `_group_norm`."""
+    x, dx = forward_ad.unpack_dual(input)
+    if dx is None or not _are_constant(weight, bias):
+        return layer(input, shape, weight, bias, eps)
+    value = layer(x, shape, weight, bias, eps)
+    x, dx = _precise(x), _precise(dx)
+    _, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    slope = _aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, _OF_INPUT)[0]
+    if weight is not None:
+        slope = slope * weight
+    return forward_ad.make_dual(value, slope.to(value.dtype))
+
+
+_aten = torch.ops.aten
+_OF_INPUT = [True, False, False]
+"""Gradients of the input, not of weight and bias."""
+
+_RULES: dict[Any, Callable[..., Tensor]] = {
+    functional.conv2d: _linear,
+    functional.linear: _linear,
+    functional.group_norm: _group_norm,
+    functional.layer_norm: _layer_norm,
+}
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In bf16 the kernels round mean and deviation too, and a slope is a small difference."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+
+
+def _are_constant(*weights: Tensor | None) -> bool:
+    """Whether no weight depends on the point, as one computed from t would."""
+    return all(w is None or forward_ad.unpack_dual(w).tangent is None for w in weights)

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -74,15 +76,15 @@ class FlowMapObjective:
         settings: ObjectiveSettings,
         *,
         regulariser: PatchRegulariser | None,
-        in_lockstep: bool = False,
+        gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
-            in_lockstep: whether all workers must evaluate the network equally often (ZeRO-3).
+            gathered_parameters: the engine's, around the passes of the targets.
         """
         self.settings = settings
         self.regulariser = regulariser
-        self.teacher = Teacher(settings, in_lockstep)
+        self.teacher = Teacher(settings, gathered_parameters)
         self.time_map = MeanTimeMap()
         """L(t, s), the squared error before weighting, since the last pictures."""
 

@@ -93,7 +93,8 @@ class FlowMapStage:
         self.objective = FlowMapObjective(
             settings.objective,
             regulariser=load_regulariser(settings.perceptual, inputs.codec, inputs.device),
-            in_lockstep=settings.zero_stage == 3,
+            # Called in training steps only, when there is a trainer.
+            gathered_parameters=lambda: self.trainer.gathered_parameters(),
         )
         with memory_explained(settings):
             self.trainer = self._trainer(settings, initial.net)

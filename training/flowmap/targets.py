@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from training.flowmap.derivatives import Derivative, forward_mode
+from training.flowmap.derivatives import directional_derivative
 from training.flowmap.interpolant import Velocity, flow_map, per_sample
 
 
@@ -36,23 +36,14 @@ def shortcut_target(
 
 
 @torch.no_grad()
-def eulerian_target(
-    u: Velocity,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    velocity: Tensor,
-    *,
-    derivative: Derivative = forward_mode,
-) -> Tensor:
+def eulerian_target(u: Velocity, x_t: Tensor, t: Tensor, s: Tensor, velocity: Tensor) -> Tensor:
     """ESD (eq. 21, as MeanFlow): velocity - (t - s) (d_t u + grad_x u . velocity) at (x_t, t, s).
 
     Args:
         velocity: (B, ...) of the path at (x_t, t): x1 - x0, or the guided one.
-        derivative: how the derivative along (velocity, 1, 0) is taken; one JVP by default.
     """
     along = (velocity, torch.ones_like(t), torch.zeros_like(s))
-    _, slope = derivative(u, (x_t, t, s), along)
+    _, slope = directional_derivative(u, (x_t, t, s), along)
     return velocity - per_sample(t - s, x_t) * slope
 
 
@@ -63,8 +54,6 @@ def lagrangian_target(
     t: Tensor,
     s: Tensor,
     velocity_at_s: Tensor | Callable[[Tensor, Tensor], Tensor],
-    *,
-    derivative: Derivative = forward_mode,
 ) -> Tensor:
     """LSD (eq. 20): velocity_at_s + (t - s) d_s u(x_t, t, s).
 
@@ -72,10 +61,9 @@ def lagrangian_target(
         velocity_at_s: the velocity where the step ends: a tensor (B, ...), or a function of
             (X_{t,s}(x_t), s) that gives it. The derivative yields u(x_t, t, s) as well, so the
             function costs no evaluation but its own.
-        derivative: how the derivative along (0, 0, 1) is taken; one JVP by default.
     """
     along = (torch.zeros_like(x_t), torch.zeros_like(t), torch.ones_like(s))
-    value, slope = derivative(u, (x_t, t, s), along)
+    value, slope = directional_derivative(u, (x_t, t, s), along)
     if not isinstance(velocity_at_s, Tensor):
         velocity_at_s = velocity_at_s(flow_map(lambda *_: value, x_t, t, s), s)
     return velocity_at_s + per_sample(t - s, x_t) * slope

@@ -1,20 +1,19 @@
 """The regression target of every sample of a batch, by the network itself without gradient.
 
-Joins the pure targets with the network's conditions, and evaluates it only on samples that need
-it. Knows no loss and no student.
+Joins the pure targets with the network's conditions, and evaluates it only on samples that need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from training.flowmap.conditions import Conditions, Network
-from training.flowmap.derivatives import Derivative, central_difference, forward_mode
-from training.flowmap.interpolant import Times, per_sample, select_rows
+from training.flowmap.interpolant import Times, select_rows
 from training.flowmap.targets import (
     eulerian_target,
     grounded,
@@ -23,11 +22,6 @@ from training.flowmap.targets import (
     shortcut_target,
 )
 from training.settings.objective import FlowMatching, ObjectiveSettings, SelfDistillation
-
-DERIVATIVES: dict[str, Derivative] = {
-    "jvp": forward_mode,
-    "central_difference": central_difference,
-}
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,9 @@ class Teacher:
     """
 
     settings: ObjectiveSettings
-    in_lockstep: bool = False
-    """Every worker evaluates equally often, as parameters spread by ZeRO-3 demand: a pass without
-    samples is made on one that does not count."""
+    gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered by every worker around its evaluations, whose number depends on its samples: under
+    ZeRO-3 a worker can make no evaluation alone, and none with a derivative."""
 
     @torch.no_grad()
     def targets(
@@ -55,6 +49,14 @@ class Teacher:
             times: t and s on the device of x_t; which samples train what, like `conditions`, in
                 host memory: a device that was asked would make the host wait at every evaluation.
         """
+        if isinstance(self.settings, FlowMatching) and self.settings.guidance is None:
+            return v
+        with self.gathered_parameters():
+            return self._targets(net, x_t, v, times, conditions)
+
+    def _targets(
+        self, net: Network, x_t: Tensor, v: Tensor, times: Times, conditions: Conditions
+    ) -> Tensor:
         settings, distilled = self.settings, ~times.is_flow_matching
         follows_path = times.is_flow_matching
         if isinstance(settings, SelfDistillation) and settings.formulation == "eulerian":
@@ -65,8 +67,8 @@ class Teacher:
             case FlowMatching():
                 return v
             case SelfDistillation():
-                distil = self._distiller(settings, net, x_t, v, times, conditions)
-                return self._filled(v, distilled, distil)
+                distill = self._distiller(settings, net, x_t, v, times, conditions)
+                return _filled(v, distilled, distill)
 
     def _distiller(
         self,
@@ -78,9 +80,8 @@ class Teacher:
         conditions: Conditions,
     ) -> Callable[[Tensor], Tensor]:
         """The target of the formulation as a function of the rows that it is wanted for."""
-        derivative = DERIVATIVES[settings.derivative]
 
-        def distil(rows: Tensor) -> Tensor:
+        def distill(rows: Tensor) -> Tensor:
             x, t, s = (select_rows(each, rows) for each in (x_t, times.t, times.s))
             own = conditions.at(rows)
             u = own.velocity(net)
@@ -88,16 +89,14 @@ class Teacher:
                 case "shortcut", _:
                     return shortcut_target(grounded(u, 2.0**-settings.time_grid_levels), x, t, s)
                 case "eulerian", _:
-                    return eulerian_target(u, x, t, s, select_rows(v, rows), derivative=derivative)
+                    return eulerian_target(u, x, t, s, select_rows(v, rows))
                 case "lagrangian", "model":
-                    return lagrangian_target(
-                        u, x, t, s, lambda x_s, s: u(x_s, s, s), derivative=derivative
-                    )
+                    return lagrangian_target(u, x, t, s, lambda x_s, s: u(x_s, s, s))
                 case _:
                     velocity = self._path_velocity(net, select_rows(v, rows), own)
-                    return lagrangian_target(u, x, t, s, velocity, derivative=derivative)
+                    return lagrangian_target(u, x, t, s, velocity)
 
-        return distil
+        return distill
 
     def _path_velocity(
         self, net: Network, v: Tensor, conditions: Conditions
@@ -124,16 +123,14 @@ class Teacher:
             negative = own.negated().velocity(net)(select_rows(x, rows), at_time, at_time)
             return guided_velocity(select_rows(v, rows), negative, own.on(v.device).w)
 
-        return self._filled(v, wanted & conditions.is_guided, guide)
+        return _filled(v, wanted & conditions.is_guided, guide)
 
-    def _filled(self, base: Tensor, mask: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """`base` with compute(rows) on the samples of `mask`; not called where there are none."""
-        rows = mask.nonzero().squeeze(1)
-        if not len(rows):
-            if not self.in_lockstep:
-                return base
-            rows = rows.new_zeros(1)
-        filled = base.clone()
-        filled[rows.to(base.device, non_blocking=True)] = compute(rows)
-        there = mask.to(base.device, non_blocking=True)
-        return torch.where(per_sample(there, base), filled, base)
+
+def _filled(base: Tensor, mask: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """`base` with compute(rows) on the samples of `mask`; not called where there are none."""
+    rows = mask.nonzero().squeeze(1)
+    if not len(rows):
+        return base
+    filled = base.clone()
+    filled[rows.to(base.device, non_blocking=True)] = compute(rows)
+    return filled

@@ -11,12 +11,6 @@ from pydantic import Field
 
 from datagen.records import NonNegativeRange, Probability, Settings
 
-DIFFERENCE_STEP = 5e-3
-"""h of the central difference: in fp32 its truncation and rounding errors balance near here."""
-DIFFERENCE_TIME_SCALE = 0.1 / DIFFERENCE_STEP
-"""Largest `time_embedding_scale` of a network that is differenced in t: its sine then turns by 0.1
-within h, and 0.2 % of the slope is lost; at 100 it is 5 %, and at 1000 all of it."""
-
 
 class Guidance(Settings):
     """Classifier-free guidance with a positive and a negative prompt (FlowMapSR eq. 5 and 15)."""
@@ -52,9 +46,6 @@ class SelfDistillation(Settings):
     lsd_velocity: Literal["model", "conditional"] = "model"
     """First term of the Lagrangian target: the model's own velocity at the end of the step, or v as
     in the paper, which is biased (one step then gives the blurred mean)."""
-    derivative: Literal["jvp", "central_difference"] = "jvp"
-    """Of the Eulerian and Lagrangian targets: exact in forward mode, or a difference in fp32; of
-    the Eulerian one only with a `model.time_embedding_scale` of at most 20."""
     time_grid_levels: int = Field(7, ge=1, le=20)
     """K: times lie on grids of 2^k intervals, k = 0..K."""
     flow_matching_fraction: Probability = 0.75
@@ -66,11 +57,6 @@ class SelfDistillation(Settings):
     def differentiates(self) -> bool:
         """Whether the target holds a derivative of the model."""
         return self.formulation != "shortcut"
-
-    @property
-    def differences_in_t(self) -> bool:
-        """Whether that derivative is a difference in t; the Lagrangian's is in s."""
-        return self.formulation == "eulerian" and self.derivative == "central_difference"
 
 
 ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]

@@ -11,7 +11,6 @@ from datagen.io.redaction import holds_secret, redacted
 from datagen.records import Execution, Probability, Settings, flatten
 from training.settings.initial_weights import is_stage
 from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
-from training.settings.objective import DIFFERENCE_TIME_SCALE, SelfDistillation
 from training.settings.stage import StageSettings
 
 
@@ -112,7 +111,6 @@ class TrainingRecipe(Settings):
         self._check_order()
         self._check_secrets()
         for stage in self.stages:
-            self._check_derivative(stage)
             for size in stage.batch_sizes:
                 if size.global_batch < self.most_workers:
                     raise ValueError(
@@ -129,18 +127,6 @@ class TrainingRecipe(Settings):
     @property
     def most_workers(self) -> int:
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
-
-    def _check_derivative(self, stage: StageSettings) -> None:
-        objective = stage.objective
-        if not isinstance(objective, SelfDistillation) or not objective.differences_in_t:
-            return
-        scale = self.model.time_embedding_scale
-        if scale > DIFFERENCE_TIME_SCALE:
-            raise ValueError(
-                f"stage {stage.name!r}: derivative=central_difference of the eulerian target is "
-                f"wrong with model.time_embedding_scale={scale:g}: set objective.derivative=jvp, "
-                f"or a model.time_embedding_scale of at most {DIFFERENCE_TIME_SCALE:g}"
-            )
 
     def _check_secrets(self) -> None:
         """A recipe is stored, sent and shown wherever its run is."""

@@ -12,7 +12,6 @@ from datagen.records import Correctable, Execution, Group, Probability, Settings
 from training.settings.adversarial import AdversarialSettings
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
-    DIFFERENCE_TIME_SCALE,
     NoPerceptual,
     ObjectiveSettings,
     PerceptualSettings,
@@ -175,8 +174,14 @@ class StageSettings(Settings):
                 f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
                 "compile=none, or a zero_stage of 0, 1 or 2"
             )
-        if isinstance(self.objective, SelfDistillation) and self.objective.differentiates:
-            self._check_derivative(self.objective)
+        objective = self.objective
+        differentiates = isinstance(objective, SelfDistillation) and objective.differentiates
+        if self.compile == "all" and differentiates:
+            raise ValueError(
+                "compile=all: the targets of the eulerian and lagrangian formulations hold a "
+                "derivative, which cannot go through a compiled network: set compile=student, "
+                "which leaves the network of the targets as it is"
+            )
         if self.adversarial is not None:
             self._check_adversarial(self.adversarial)
         return self
@@ -203,29 +208,6 @@ class StageSettings(Settings):
             raise ValueError(
                 f"steps {self.steps} leave none for the generator after the discriminator's "
                 f"{warmup} warmup_steps; give more steps or fewer warmup_steps"
-            )
-
-    def _check_derivative(self, objective: SelfDistillation) -> None:
-        """Refuses what was seen to fail: jvp on spread or compiled parameters, and differences in
-        bf16 (22 to 122 % wrong)."""
-        name = objective.formulation
-        if objective.derivative == "central_difference":
-            if self.precision != "fp32":
-                raise ValueError(
-                    f"derivative=central_difference of the {name} target is lost in the rounding "
-                    f"of precision={self.precision}: set precision=fp32, or derivative=jvp"
-                )
-        elif self.zero_stage == 3:
-            scale = f" and a model.time_embedding_scale of at most {DIFFERENCE_TIME_SCALE:g}"
-            raise ValueError(
-                f"derivative=jvp of the {name} target fails on the spread parameters of ZeRO-3: "
-                "set a zero_stage of 0, 1 or 2, or objective.derivative=central_difference with "
-                f"precision=fp32{scale if name == 'eulerian' else ''}"
-            )
-        elif self.compile == "all":
-            raise ValueError(
-                f"derivative=jvp of the {name} target cannot go through a compiled network: set "
-                "compile=student, which leaves the network of the targets as it is"
             )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.training.workers import zero_update
 from tests.training.workers.launch import found_by
 
-CASES = [f"zero{stage}-{name}" for stage in range(4) for name in ("shortcut", "eulerian")]
+CASES = [f"zero{stage}-{name}" for stage, name in zero_update.CASES]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `zero_update` found for all cases, in one launch of two workers."""
     path = tmp_path_factory.mktemp("zero") / "results.json"
     found = found_by("tests.training.workers.zero_update", workers=2, results=path)
-    assert sorted(found) == sorted(CASES)
+    assert sorted(found) == sorted([*CASES, "zero3 from zero0"])
     return found
 
 
@@ -33,6 +34,12 @@ def test_two_workers_make_the_update_of_one_on_the_whole_batch(
     assert result["norms"] == pytest.approx(result["expected_norms"], rel=1e-4)
     # A part of the batch makes another update, so that agreement says something.
     assert result["difference_of_a_part"] > 0.5
+
+
+@pytest.mark.parametrize("formulation", ["eulerian", "lagrangian"])
+def test_zero_3_differentiates_as_zero_0_does(results: dict[str, Any], formulation: str) -> None:
+    """The weights after four updates, whose targets hold a derivative of the gathered network."""
+    assert results["zero3 from zero0"][formulation] < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES)

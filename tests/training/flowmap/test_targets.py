@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.support.gaussian import GaussianPair
-from training.flowmap.derivatives import Derivative, central_difference, forward_mode
+from training.flowmap.derivatives import directional_derivative
 from training.flowmap.interpolant import Velocity, flow_map, interpolate
 from training.flowmap.targets import (
     eulerian_target,
@@ -17,7 +17,6 @@ from training.flowmap.targets import (
     lagrangian_target,
     shortcut_target,
 )
-from training.settings.objective import DIFFERENCE_STEP
 
 PAIR = GaussianPair()
 POSITIVE = GaussianPair(m0=0.0, m1=0.0)
@@ -63,29 +62,19 @@ def test_shortcut_residual_is_not_zero_with_a_sign_flipped() -> None:
     assert (wrong - PAIR.u(x, t, s)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("derivative", "tolerance"), [(forward_mode, 1e-9), (central_difference, 1e-3)]
-)
-def test_eulerian_residual_is_zero_at_the_exact_map(
-    derivative: Derivative, tolerance: float
-) -> None:
+def test_eulerian_residual_is_zero_at_the_exact_map() -> None:
     x, t, s = _inside()
     velocity = PAIR.velocity(x, t)
-    target = eulerian_target(PAIR.u, x, t, s, velocity, derivative=derivative)
-    torch.testing.assert_close(target, PAIR.u(x, t, s), rtol=tolerance, atol=tolerance)
+    target = eulerian_target(PAIR.u, x, t, s, velocity)
+    torch.testing.assert_close(target, PAIR.u(x, t, s), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("derivative", "tolerance"), [(forward_mode, 1e-9), (central_difference, 1e-3)]
-)
-def test_lagrangian_residual_is_zero_at_the_exact_map(
-    derivative: Derivative, tolerance: float
-) -> None:
+def test_lagrangian_residual_is_zero_at_the_exact_map() -> None:
     x, t, s = _inside()
     given = PAIR.velocity(PAIR.exact_map(x, t, s), s)
     for velocity_at_s in (given, PAIR.velocity):
-        target = lagrangian_target(PAIR.u, x, t, s, velocity_at_s, derivative=derivative)
-        torch.testing.assert_close(target, PAIR.u(x, t, s), rtol=tolerance, atol=tolerance)
+        target = lagrangian_target(PAIR.u, x, t, s, velocity_at_s)
+        torch.testing.assert_close(target, PAIR.u(x, t, s), rtol=1e-9, atol=1e-9)
 
 
 def test_residuals_are_not_zero_with_a_sign_flipped() -> None:
@@ -95,8 +84,8 @@ def test_residuals_are_not_zero_with_a_sign_flipped() -> None:
     eulerian = eulerian_target(PAIR.u, x, t, s, at_t)
     lagrangian = lagrangian_target(PAIR.u, x, t, s, at_s)
     zero = torch.zeros_like
-    _, d_t = forward_mode(PAIR.u, (x, t, s), (zero(x), torch.ones_like(t), zero(s)))
-    _, d_x = forward_mode(PAIR.u, (x, t, s), (at_t, zero(t), zero(s)))
+    _, d_t = directional_derivative(PAIR.u, (x, t, s), (zero(x), torch.ones_like(t), zero(s)))
+    _, d_x = directional_derivative(PAIR.u, (x, t, s), (at_t, zero(t), zero(s)))
     flipped = {
         "eulerian, whole derivative": 2 * at_t - eulerian,
         "eulerian, d_t": at_t - width * (d_x - d_t),
@@ -171,17 +160,16 @@ def test_derivative_targets_evaluate_once_and_detach() -> None:
     assert calls == [64, 64, 64]
 
 
-def test_a_central_difference_is_exact_on_quadratics_and_gives_the_value() -> None:
+def test_a_derivative_is_exact_on_quadratics() -> None:
     x, t, s = torch.randn(5, 3), torch.rand(5), torch.rand(5)
 
     def u(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return x**2 + (t * s)[:, None]
 
     along = (torch.randn(5, 3), torch.randn(5), torch.randn(5))
-    value, slope = central_difference(u, (x, t, s), along)
-    torch.testing.assert_close(value, u(x, t, s), rtol=0, atol=20 * DIFFERENCE_STEP**2)
-    expected = 2 * x * along[0] + (along[1] * s + t * along[2])[:, None]
-    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-3)
+    value, slope = directional_derivative(u, (x, t, s), along)
+    assert torch.equal(value, u(x, t, s))
+    torch.testing.assert_close(slope, 2 * x * along[0] + (along[1] * s + t * along[2])[:, None])
 
 
 def test_shortcut_evaluates_the_model_twice_and_detaches() -> None:

@@ -38,7 +38,6 @@ CASES: dict[str, dict[str, Any]] = {
     "zero1": {"objective": FLOW_MATCHING},
     "shortcut": {"objective": SHORTCUT, "precision": "bf16", "zero_stage": 2},
     "jvp": {"objective": EULERIAN},
-    # Last: it changes torch's linear layer for the whole process, and then there is no jvp.
     "zero3": {"objective": FLOW_MATCHING, "zero_stage": 3, "gradient_checkpointing": True},
 }
 
@@ -73,8 +72,9 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
     if settings.gradient_checkpointing:
         model.net.unet.enable_gradient_checkpointing()
     engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
-    in_lockstep = settings.zero_stage == 3
-    objective = FlowMapObjective(settings.objective, regulariser=None, in_lockstep=in_lockstep)
+    objective = FlowMapObjective(
+        settings.objective, regulariser=None, gathered_parameters=engine.gathered_parameters
+    )
     trainer = ObjectiveTrainer(engine, objective, settings)
     counted = []
     for step in range(STEPS):
@@ -87,7 +87,7 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
             trainer.micro_step(batch_of(step), generator, step=step)
         effort.end_step()
         counted += [step] * (len(effort.per_image) - known)
-    with engine.whole(model):
+    with engine.gathered_parameters():
         return flat(model), counted
 
 

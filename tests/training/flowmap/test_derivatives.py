@@ -1,0 +1,165 @@
+"""The derivative of the network is exact in forward mode, and costs two evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jvp as reverse_mode_jvp
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.flowmap.derivatives import Point, directional_derivative
+from training.flowmap.interpolant import Velocity
+from training.flowmap.network import FlowMapNet
+from training.monitoring.flops import FlopCounter
+from training.settings.model import ModelSettings
+
+N, CHANNELS, SIDE = 3, 12, 8
+DIRECTIONS = pytest.mark.parametrize("formulation", ["eulerian", "lagrangian"])
+
+
+@pytest.fixture
+def net() -> FlowMapNet:
+    """With attention, and no layer with an output of 0 or weights of 1."""
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        block_channels=(16, 32),
+        layers_per_block=1,
+        transformer_layers=(0, 1),
+        attention_heads=(2, 4),
+        norm_groups=8,
+        time_channels=16,
+        prompt_channels=8,
+        guidance_conditioning=False,
+        time_embedding_scale=10.0,
+    )
+    net = FlowMapNet(settings, latent_channels=CHANNELS)
+    nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    for layer in net.modules():
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            nn.init.uniform_(layer.weight, 0.5, 2.0)
+            nn.init.normal_(layer.bias)
+    return net
+
+
+def _point(dtype: torch.dtype = torch.float32) -> Point:
+    x = torch.randn(N, CHANNELS, SIDE, SIDE, dtype=dtype)
+    return x, torch.rand(N, dtype=dtype), torch.rand(N, dtype=dtype)
+
+
+def _along(formulation: str, point: Point) -> Point:
+    x, t, s = point
+    if formulation == "eulerian":
+        return torch.randn_like(x), torch.ones_like(t), torch.zeros_like(s)
+    return torch.zeros_like(x), torch.zeros_like(t), torch.ones_like(s)
+
+
+def _unet(net: FlowMapNet) -> Velocity:
+    """The network without its conversion of the output to float32."""
+
+    def evaluate(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        labels = torch.cat([net._embed(s), net.prompts[:1].expand(N, -1)], dim=1)
+        return net.unet(x, 10 * t, None, class_labels=labels.to(x.dtype)).sample
+
+    return evaluate
+
+
+def _torchs_own(u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        value, slope = torch.func.jvp(u, point, along)
+    return value, slope
+
+
+@DIRECTIONS
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_it_equals_torchs_own(
+    net: FlowMapNet, formulation: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    u, point = _unet(net.to(dtype)), _point(dtype)
+    along = _along(formulation, point)
+    found, expected = directional_derivative(u, point, along), _torchs_own(u, point, along)
+    for ours, torchs in zip(found, expected, strict=True):
+        assert not ours.requires_grad
+        assert (ours - torchs).norm() < tolerance * torchs.norm()
+
+
+def test_it_equals_two_reverse_passes_also_of_a_checkpointed_network(net: FlowMapNet) -> None:
+    x, t, s = point = _point()
+    along = _along("eulerian", point)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = reverse_mode_jvp(lambda x, t: net(x, t, s), (x, t), along[:2])
+    net.unet.enable_gradient_checkpointing()
+    found = directional_derivative(net, point, along)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected[1].std()))
+
+
+@DIRECTIONS
+def test_in_bf16_it_is_as_exact_as_torchs_own(net: FlowMapNet, formulation: str) -> None:
+    point = _point()
+    along = _along(formulation, point)
+    exact = _torchs_own(net, point, along)[1]
+    net.to(torch.bfloat16)
+
+    def error(method: Callable[[Velocity, Point, Point], tuple[Tensor, Tensor]]) -> float:
+        return float((method(net, point, along)[1] - exact).norm() / exact.norm())
+
+    assert error(directional_derivative) < 1.1 * error(_torchs_own)
+
+
+def test_counting_its_operations_changes_no_bit(net: FlowMapNet) -> None:
+    point = _point()
+    along = _along("eulerian", point)
+    plain = directional_derivative(net, point, along)
+    with FlopCounter():
+        counted = directional_derivative(net, point, along)
+    assert all(map(torch.equal, plain, counted))
+
+
+def test_it_costs_two_evaluations(net: FlowMapNet) -> None:
+    point = _point()
+
+    def flops(run: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    along = _along("eulerian", point)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        once = flops(lambda: net(*point))
+    assert 1.95 < flops(lambda: directional_derivative(net, point, along)) / once < 2.1
+    assert flops(lambda: _torchs_own(net, point, along)) / once > 2.9
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda x, w: functional.conv2d(x, w[:, :, None, None], w[0]),
+        lambda x, w: functional.linear(x.mT, w, w[0]).mT,
+        lambda x, w: functional.group_norm(x, 2, w[0], w[1]),
+        lambda x, w: functional.layer_norm(x, (4,), w[0], w[1]),
+    ],
+    ids=["conv", "linear", "group norm", "layer norm"],
+)
+def test_weights_that_depend_on_the_point_are_differentiated_too(
+    layer: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    weight = torch.randn(4, 4, dtype=torch.float64)
+
+    def u(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return layer(x, weight * t.mean().sin())
+
+    point = torch.randn(2, 4, 4, 4).double(), torch.rand(2).double(), torch.rand(2).double()
+    along = _along("eulerian", point)
+    torch.testing.assert_close(
+        directional_derivative(u, point, along), torch.func.jvp(u, point, along)
+    )
+
+
+def test_a_constant_has_no_slope() -> None:
+    point = _point()
+    value, slope = directional_derivative(lambda x, t, s: torch.ones(2), point, point)
+    assert torch.equal(value, torch.ones(2)) and torch.equal(slope, torch.zeros(2))
