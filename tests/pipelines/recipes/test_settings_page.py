@@ -1,0 +1,21 @@
+"""The settings' reference names every setting and is that of the models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.recipes.settings_page import page
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_settings_page_is_current() -> None:
+    written = (ROOT / "docs" / "settings.md").read_text()
+    assert written == page(), "run: python -m pipelines.recipes.settings_page > docs/settings.md"
+
+
+def test_a_row_has_type_default_meaning_and_group() -> None:
+    rows = {line.split("|")[1].strip(): line for line in page().splitlines() if line[:3] == "| `"}
+    assert "integer, ≥ 1 or settings | `1` | Processes that train" in rows["`workers`"]
+    assert "number, > 0 | `4.0e-05` |" in page() and "| correctable |" in rows["`lr_warmup_steps`"]
+    assert "*required*" in rows["`photos`"] and rows["`manifest`"].endswith("| execution |")
