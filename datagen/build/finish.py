@@ -1,11 +1,12 @@
 """Turns the records of finished tasks into a finished dataset: known photos, pictures, manifest.
 
-Every step can be repeated; the manifest is the commit, and what comes after it only clears up.
+Every step can be repeated; the manifest is the commit, and what comes after it only cleans up.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import zip_longest
 
 from datagen.build.plan import enforce_limit
 from datagen.build.survey import finished_tasks
@@ -23,21 +24,21 @@ from datagen.dataset.layout import (
 from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import Latents
 from datagen.dataset.statistics import PartialStatistics, statistics_of
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import to_json
 from datagen.review.histograms import render_histograms
-from datagen.review.preview import PreviewRow, choose, render_preview
+from datagen.review.preview import PreviewRow, choose_samples, render_preview
 from datagen.samples.codecs import decode_latents, load_codec
 
 _PREVIEW_SAMPLES = 6
 
 
 def pending_tasks(plan: Plan) -> list[ShardTask]:
-    """The tasks that are not committed, or whose shards are not all there."""
+    """The tasks that are not committed, or whose shards do not all exist."""
     finished = finished_tasks(plan)
     return [task for task in plan.tasks if task.index not in finished]
 
@@ -50,7 +51,11 @@ class RejectionLimit:
         self._rejected: set[str] = set()
 
     def check(self, record: TaskRecord) -> None:
-        """Counts a finished task; raises FlowmapsrError past the limit."""
+        """Counts the rejections of a finished task.
+
+        Raises:
+            FlowmapsrError: the limit is exceeded.
+        """
         if record.rejected:
             self._rejected |= set(record.rejected)
             enforce_limit(self._plan, self._rejected)
@@ -59,13 +64,14 @@ class RejectionLimit:
 def finish(plan: Plan) -> Manifest:
     """Commits the dataset: checks that every task is done and writes the manifest last.
 
-    Raises FlowmapsrError naming tasks that are missing, or when too many photos were left out.
+    Raises:
+        FlowmapsrError: tasks are missing (naming them), or too many photos were left out.
     """
     records = _all_records(plan)
     enforce_limit(plan, {uri for record in records for uri in record.rejected})
     before = load_manifest(plan.output) if plan.base is not None else None
     if before is not None and not (records or plan.rejected):
-        clear_up(plan.output, before)
+        clean_up(plan.output, before)
         return before
     known = _known_photos(plan, records)
     manifest = _manifest(plan, before, records, known)
@@ -78,12 +84,12 @@ def finish(plan: Plan) -> Manifest:
     hashes = file_hashes(plan.output, (REJECTED, PREVIEW, HISTOGRAMS))
     manifest = manifest.model_copy(update={"files": hashes})
     storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
-    clear_up(plan.output, manifest)
+    clean_up(plan.output, manifest)
     return manifest
 
 
-def clear_up(output: str, manifest: Manifest) -> None:
-    """Removes what a finished dataset does not hold; `plan.json` first, it marks an open build."""
+def clean_up(output: str, manifest: Manifest) -> None:
+    """Deletes what is not in the finished dataset; `plan.json` first, it marks an open build."""
     storage.delete(storage.join(output, PLAN))
     shards = {storage.join(output, shard.path) for shard in manifest.shards}
     kept = shards | {record_path(uri) for uri in shards}
@@ -107,16 +113,21 @@ def _all_records(plan: Plan) -> list[TaskRecord]:
 
 
 def _known_photos(plan: Plan, records: list[TaskRecord]) -> KnownPhotos:
-    """Old and new photos. Two that became equal while the build ran are found here."""
+    """Old and new photos.
+
+    Raises:
+        FlowmapsrError: two photos became equal during the build.
+    """
     made = [photo for record in records for photo in record.photos]
     by_hash: dict[str, str] = {}
     for photo in made:
         if photo.sha256 and by_hash.setdefault(photo.sha256, photo.uri) != photo.uri:
             raise FlowmapsrError(
-                f"{photo.uri} became a copy of {by_hash[photo.sha256]} while the dataset was "
-                f"built; remove it and the files in {storage.join(plan.output, TASKS)}, and run "
+                f"{photo.uri} became a copy of {by_hash[photo.sha256]} during the build; "
+                f"remove it and the files in {storage.join(plan.output, TASKS)}, and run "
                 "the same command again"
             )
+    # Samples of one photo may be in two tasks: keep the record that names a rejected one.
     partly = {photo.uri: photo for photo in made if photo.sha256 and photo.reason}
     known = [partly.get(photo.uri, photo) if photo.sha256 else photo for photo in made]
     return KnownPhotos.of([*KnownPhotos.read(plan.output).lines, *plan.rejected, *known])
@@ -162,18 +173,17 @@ def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRo
     codec = load_codec(plan.recipe.codec)
     count = min(_PREVIEW_SAMPLES, len(shards))
     chosen = [shards[index * len(shards) // count] for index in range(count)]
-    samples = [
-        (place, sample)
-        for shard in chosen
-        for place, sample in enumerate(
-            read_shard(storage.join(plan.output, shard.path))[:_PREVIEW_SAMPLES]
-        )
-    ]
-    found: dict[str, tuple[DrawnSample, ShardSample]] = {}
-    for _, sample in sorted(samples, key=lambda item: item[0]):  # the first of every shard first
-        found[sample.key] = DrawnSample.model_validate_json(sample.meta), sample
-    keys = choose((drawn for drawn, _ in found.values()), _PREVIEW_SAMPLES)
+    firsts = [read_shard(storage.join(plan.output, one.path))[:_PREVIEW_SAMPLES] for one in chosen]
+    samples = {
+        sample.key: sample
+        for rank in zip_longest(*firsts)  # the first of every shard, then the second, ...
+        for sample in rank
+        if sample is not None
+    }
     return [
-        PreviewRow(found[key][0], decode_latents(codec, Latents.from_bytes(found[key][1].latents)))
-        for key in keys
+        PreviewRow(
+            DrawnSample.model_validate_json(samples[key].meta),
+            decode_latents(codec, Latents.from_bytes(samples[key].latents)),
+        )
+        for key in choose_samples(samples, _PREVIEW_SAMPLES)
     ]

@@ -1,4 +1,4 @@
-"""Compares the photos that are there now with what a dataset holds: what is new, changed or gone?
+"""Compares the listed photos with what a dataset holds: which are new, changed or missing?
 
 Reads a listing and the dataset's own records; opens no image and writes nothing.
 """
@@ -16,7 +16,7 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
-from datagen.photos.source_file import SourceFile
+from datagen.photos.source_file import Rejection, SourceFile
 from datagen.photos.sources import Listing, list_sources
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
@@ -26,74 +26,80 @@ _REMEDY = "remove it and run the same command again"
 
 @dataclass(frozen=True)
 class OpenBuild:
-    """A build that was begun and is not finished."""
+    """A build that was started and is not finished."""
 
     plan: Plan
     finished: dict[int, TaskRecord]
-    """Records of the tasks that are done, by index."""
+    """Records of the finished tasks, by index."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset and its sources, side by side."""
+    """A dataset compared with its sources."""
 
     recipe: DatasetRecipe
     manifest: Manifest | None
     base: str | None
     """SHA-256 of the manifest's file."""
-    begun: OpenBuild | None
-    uncleared: bool
-    """Whether a build died between its commit and the end of its clearing up."""
+    open_build: OpenBuild | None
+    cleanup_pending: bool
+    """Whether a build died after its commit, before it had cleaned up."""
     known: KnownPhotos
     listing: Listing
-    fresh: tuple[SourceFile, ...]
-    """Files of whose bytes the dataset knows nothing, those of an open build included."""
+    new: tuple[SourceFile, ...]
+    """Files whose content the dataset does not know yet, those of an open build included."""
     changed: frozenset[str]
-    """URIs at which other bytes lay when samples were made of them."""
-    gone: frozenset[str]
-    """URIs of photos that samples were made of and that are not listed any more."""
+    """URIs of photos whose content was different when samples were made of them."""
+    missing: frozenset[str]
+    """URIs of photos that samples were made of and that are no longer listed."""
 
     @property
     def complete(self) -> Manifest | None:
-        """The manifest, where the dataset is finished and there is nothing new."""
+        """The manifest, if the dataset is finished and there is nothing new."""
+        to_do = self.open_build or self.cleanup_pending or self.new or self.new_rejections
+        return None if to_do else self.manifest
+
+    @property
+    def new_rejections(self) -> list[Rejection]:
+        """What the listing rejects and the dataset has not recorded yet."""
         known = self.known.rejected()
-        news = [item for item in self.listing.rejected if known.get(item.uri) != item.reason]
-        open_ends = self.begun or self.uncleared or self.fresh or news
-        return None if open_ends else self.manifest
+        return [item for item in self.listing.rejected if known.get(item.uri) != item.reason]
 
 
 def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
-    """Lists the sources, unless that was done already, and reads the dataset's records.
+    """Lists the sources, unless a listing is given, and reads the dataset's records.
 
-    Raises FlowmapsrError for an output that is no dataset or one of another recipe (naming the
-    fields), and for sources that are missing or hold no photo.
+    Raises:
+        FlowmapsrError: the output is not a dataset, or one of another recipe (naming the fields),
+            or a source is missing or holds no photo.
     """
     manifest, base, plan = _records(recipe)
-    uncleared = plan is not None and plan.base != base  # its build wrote the manifest, then died
-    begun = OpenBuild(plan, finished_tasks(plan)) if plan and not uncleared else None
+    # A build writes the manifest, then deletes its plan; one that died in between left both.
+    cleanup_pending = plan is not None and plan.base != base
+    open_build = OpenBuild(plan, finished_tasks(plan)) if plan and not cleanup_pending else None
     known = KnownPhotos.read(recipe.output)
     if listing is None:
         listing = list_sources(recipe.sources, exclude=recipe.output)
     current = known.current()
-    fresh = tuple(file for file in listing.files if not _same(current.get(file.uri), file))
+    new = tuple(file for file in listing.files if not _same(current.get(file.uri), file))
     listed = {file.uri for file in listing.files}
     made = [line for line in known.lines if line.sha256 is not None and line.stamp]
     return Survey(
         recipe=recipe,
         manifest=manifest,
         base=base,
-        begun=begun,
-        uncleared=uncleared,
+        open_build=open_build,
+        cleanup_pending=cleanup_pending,
         known=known,
         listing=listing,
-        fresh=fresh,
-        changed=frozenset({line.uri for line in made} & {file.uri for file in fresh}),
-        gone=frozenset(line.uri for line in made if line.uri not in listed),
+        new=new,
+        changed=frozenset({line.uri for line in made} & {file.uri for file in new}),
+        missing=frozenset(line.uri for line in made if line.uri not in listed),
     )
 
 
 def finished_tasks(plan: Plan) -> dict[int, TaskRecord]:
-    """Records of the tasks whose shards are all there, by index."""
+    """Records of the tasks whose shards all exist, by index."""
     if not storage.exists(plan.output):
         return {}
     sizes = {entry.uri: entry.bytes for entry in storage.scan(plan.output)}
@@ -102,12 +108,12 @@ def finished_tasks(plan: Plan) -> dict[int, TaskRecord]:
         uri = storage.join(plan.output, task.path)
         if uri in sizes:
             record = read_record(uri, TaskRecord, remedy=_REMEDY)
-            if record is not None and _whole(plan.output, task, record, sizes):
+            if record is not None and _is_complete(plan.output, task, record, sizes):
                 records[task.index] = record
     return records
 
 
-def _whole(output: str, task: ShardTask, record: TaskRecord, sizes: dict[str, int]) -> bool:
+def _is_complete(output: str, task: ShardTask, record: TaskRecord, sizes: dict[str, int]) -> bool:
     planned = {photo.file.uri for photo in task.photos}
     return {photo.uri for photo in record.photos} == planned and all(
         sizes.get(storage.join(output, shard.path)) == shard.bytes
@@ -121,7 +127,7 @@ def _same(known: KnownPhoto | None, file: SourceFile) -> bool:
 
 
 def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan | None]:
-    """Manifest, the hash of its file, and the plan that lie at the output."""
+    """The output's manifest, the SHA-256 of its file, and the plan."""
     output = recipe.output
     if not storage.exists(output):
         return None, None, None
@@ -144,7 +150,7 @@ def _refuse_other_content(output: str) -> None:
     for entry in storage.scan(output):
         if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
             raise FlowmapsrError(
-                f"{output}: the output is not empty and is no dataset (it holds {entry.uri}); "
+                f"{output}: the output is not empty and not a dataset (it holds {entry.uri}); "
                 "give a new folder"
             )
 

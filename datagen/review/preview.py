@@ -70,11 +70,11 @@ def figure_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def choose(drawn: Iterable[DrawnSample], count: int) -> list[str]:
-    """Keys of at most `count` of the samples: those of photos not chosen yet come first."""
+def choose_samples(keys: Iterable[str], count: int) -> list[str]:
+    """At most `count` of the keys: those of photos not chosen yet come first."""
     photos: dict[str, list[str]] = {}
-    for sample in drawn:
-        photos.setdefault(sample.key.rpartition("-")[0], []).append(sample.key)
+    for key in keys:
+        photos.setdefault(key.rpartition("-")[0], []).append(key)
     ranked = [(rank, key) for keys in photos.values() for rank, key in enumerate(keys)]
     return [key for _, key in sorted(ranked, key=lambda item: item[0])][:count]
 

@@ -45,10 +45,10 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str, recipe: 
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
         lines.append(f"  added     {counted(added, 'sample')}")
-    if found.gone:
-        some = ", ".join(sorted(found.gone)[:3])
+    if found.missing:
+        some = ", ".join(sorted(found.missing)[:3])
         lines.append(
-            f"  gone      {counted(len(found.gone), 'photo')} not found any more, such as "
+            f"  gone      {counted(len(found.missing), 'photo')} not found any more, such as "
             f"{some}; their samples stay"
         )
     if found.changed:
@@ -62,7 +62,7 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str, recipe: 
         "output": dataset,
         "manifest": path,
         "added": added,
-        "gone": sorted(found.gone),
+        "gone": sorted(found.missing),
         "changed": sorted(found.changed),
     }
     return VerbResult({**result, **_summary(manifest)}, lines)

@@ -83,13 +83,13 @@ def _survey(recipe: DatasetRecipe, count: int) -> Survey:
         recipe=recipe,
         manifest=None,
         base=None,
-        begun=None,
-        uncleared=False,
+        open_build=None,
+        cleanup_pending=False,
         known=KnownPhotos(),
         listing=Listing(files, ()),
-        fresh=files,
+        new=files,
         changed=frozenset(),
-        gone=frozenset(),
+        missing=frozenset(),
     )
 
 

@@ -159,10 +159,10 @@ def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: 
     assert _hashes(recipe().output) == _hashes(other.output)
 
 
-def test_a_build_killed_after_its_commit_is_cleared_up(
+def test_a_build_killed_after_its_commit_is_cleaned_up(
     recipe: RecipeMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datagen.build.finish.clear_up", lambda *_: None)
+    monkeypatch.setattr("datagen.build.finish.clean_up", lambda *_: None)
     manifest = build_in_process(recipe())
     root = Path(recipe().output)
     assert (root / "plan.json").exists() and (root / "tasks").exists()

@@ -104,7 +104,7 @@ def test_removed_photos_are_reported_and_their_samples_stay(
     before = build_in_process(recipe())
     (photos / "p3.png").unlink()
     found = survey(recipe())
-    assert found.complete == before and found.gone == {str(photos / "p3.png")}
+    assert found.complete == before and found.missing == {str(photos / "p3.png")}
     add(100)
     assert plan_dataset(recipe()).num_samples == 2
     assert build_in_process(recipe()).num_samples == 20
@@ -117,7 +117,7 @@ def test_a_moved_or_touched_photo_is_not_made_again(recipe: RecipeMaker, photos:
     plan = make_plan(survey(recipe()))
     assert (plan.tasks, plan.rejected) == ((), ())
     assert survey(recipe()).complete == before  # the moved photo is known now
-    assert not survey(recipe()).gone
+    assert not survey(recipe()).missing
     (photos / "elsewhere.png").rename(photos / "p3.png")
     assert build_in_process(recipe()) == before
 

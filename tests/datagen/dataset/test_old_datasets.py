@@ -29,4 +29,4 @@ def test_the_same_recipe_by_the_names_of_today_may_add_photos_to_it(tmp_path: Pa
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "new.png").write_bytes(b"not looked into by a survey")
     recipe = DatasetRecipe.model_validate({**values, "sources": [str(tmp_path / "photos")]})
-    assert len(survey(recipe).fresh) == 1
+    assert len(survey(recipe).new) == 1

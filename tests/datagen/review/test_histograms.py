@@ -20,7 +20,7 @@ from datagen.dataset.statistics import (
 from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.review.histograms import render_histograms
-from datagen.review.preview import PreviewRow, choose, render_preview
+from datagen.review.preview import PreviewRow, choose_samples, render_preview
 from datagen.samples.buckets import Bucket
 from datagen.samples.codecs import DecodedSample
 
@@ -113,7 +113,7 @@ def test_a_preview_depends_on_its_rows_alone() -> None:
 
 
 def test_preview_shows_different_photos_first() -> None:
-    drawn = [_drawn(seed) for seed in (0, 7, 14, 1, 8, 2)]
-    chosen = choose(drawn, 4)
+    keys = [_drawn(seed).key for seed in (0, 7, 14, 1, 8, 2)]
+    chosen = choose_samples(keys, 4)
     assert [key[19:] for key in chosen] == ["0-00", "1-00", "2-00", "0-01"]
-    assert len(choose(drawn, 99)) == 6
+    assert len(choose_samples(keys, 99)) == 6
