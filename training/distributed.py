@@ -1,5 +1,4 @@
-"""What a worker trains on, and who trains together: the machines and devices of a stage's workers,
-told once at its start."""
+"""The machines and devices of a stage's workers, gathered once at its start."""
 
 from __future__ import annotations
 
@@ -13,8 +12,13 @@ from training.run_dir.records import Workers
 from training.tracking.provenance import host_name, processor_name
 
 
+def launched_as() -> tuple[int, int]:
+    """Rank and number of the launcher's workers."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def gather_workers(device: torch.device) -> Workers:
-    """Every worker must call it, and hears of all."""
+    """Machines and devices of all workers, in order of rank; every worker must call it."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
     mine = (host_name(), name)

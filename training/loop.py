@@ -150,10 +150,10 @@ class Loop:
         return position.step >= self.settings.steps or self.trainer.converged
 
     def _micro_step(self, batch: Batch, step: int) -> Losses:
-        # Draws depend on the place in the global batch, not on how many workers share it.
-        place = batch.micro.index * self.loader.world_size + self.loader.rank
-        seed = int(seeded(self.seed, self.settings.name, step, place).integers(2**62))
-        # All draws are small, and the host's: it would have to wait for those of a GPU.
+        # Random numbers depend on the position in the global batch, not on the number of workers.
+        index = batch.micro.index * self.loader.world_size + self.loader.rank
+        seed = int(seeded(self.seed, self.settings.name, step, index).integers(2**62))
+        # All draws are small and made by the host, which would have to wait for those of a GPU.
         generator = torch.Generator().manual_seed(seed)
         with memory_explained(self.settings, batch):
             return self.trainer.micro_step(batch, generator, step=step)
@@ -192,9 +192,9 @@ class Loop:
         dist.barrier()
         raise FlowmapsrError(
             f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
-            f"are listed in {path}, and the last checkpoint is kept. Go on from it with the same "
-            f"command and a lower stages.{self.settings.name}.learning_rate, after a look at these "
-            "samples with 'flowmapsr dataset inspect'"
+            f"are listed in {path}, and the last checkpoint is kept. Continue from it with the "
+            f"same command and a lower stages.{self.settings.name}.learning_rate, after a look at "
+            "these samples with 'flowmapsr dataset inspect'"
         )
 
     def _problem(self, terms: StepTerms) -> str | None:

@@ -50,11 +50,11 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
         check_cache(recipe, manifest, draws)
         source = stage.init_from
         if source is not None and is_place(source):
-            _check_there(source, f"stage {stage.name!r}: init_from")
+            _check_exists(source, f"stage {stage.name!r}: init_from")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
-        _check_there(recipe.prompts.source, "prompts.source")
+        _check_exists(recipe.prompts.source, "prompts.source")
     return manifest
 
 
@@ -82,9 +82,9 @@ def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:
             )
 
 
-def _check_there(place: str, field: str) -> None:
-    if not Path(place).expanduser().exists():
-        raise FlowmapsrError(f"{field}: there is no {place}; give a place that all workers see")
+def _check_exists(path: str, field: str) -> None:
+    if not Path(path).expanduser().exists():
+        raise FlowmapsrError(f"{field}: there is no {path}; give a path that all workers see")
 
 
 def _check_discriminator(

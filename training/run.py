@@ -21,13 +21,14 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
+from training.distributed import launched_as
 from training.monitoring.startup_timer import StartClock
 from training.preflight import check_run
 from training.run_dir.lock import RunLock, run_lock
 from training.run_dir.paths import StopSignal, write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
-from training.stage import launched_as, run_stage
+from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
@@ -139,7 +140,7 @@ def main(
         print(error, file=sys.stderr)
         return 1
     if records is None:
-        print("stopped with a checkpoint; run the same command to go on", file=sys.stderr)
+        print("stopped with a checkpoint; run the same command to continue", file=sys.stderr)
         return 1
     return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -29,7 +28,7 @@ from training.data.schedule import Position
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedList
-from training.distributed import gather_workers, worker_device
+from training.distributed import gather_workers, launched_as, worker_device
 from training.engine.engine import start_distributed
 from training.loop import Loop
 from training.monitoring.loss_guard import LossGuard
@@ -293,11 +292,6 @@ class Stage:
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
         shutil.rmtree(folder.home / DOWNLOAD, ignore_errors=True)
-
-
-def launched_as() -> tuple[int, int]:
-    """Rank and number of the launcher's workers."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_dataset(recipe: TrainingRecipe, system: System, batch: Batch) -> None:

@@ -1,6 +1,6 @@
 """What a system offers: one kind of restoration model, as stage, evaluation and inference see it.
 
-Network, objective and sampler of a system change together, so each has a folder of its own;
+Network, objective and sampler of a system change together, so each has its own folder;
 `training/systems.py` lists them.
 """
 
@@ -56,7 +56,7 @@ class StageInputs:
         return Engine(module, own, device=self.device, world_size=self.world_size)
 
     def config_fields(self) -> dict[str, Any]:
-        """The fields of a `ModelConfig` that tell what the model was trained on."""
+        """The fields of a `ModelConfig` that say what the model was trained on."""
         return {
             "degradation": self.dataset_recipe.degradation,
             "stage": self.folder.name,

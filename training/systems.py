@@ -1,4 +1,4 @@
-"""All systems, by the kind of their model settings: the one place that knows them."""
+"""All systems, by the kind of their model settings."""
 
 from __future__ import annotations
 

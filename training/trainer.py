@@ -1,6 +1,6 @@
 """One step of a stage's networks behind one interface: what the loop calls for any kind of model.
 
-A system (`training/system_protocol.py`) brings an objective, or a trainer of its own.
+A system (`training/system_protocol.py`) provides an objective, or its own trainer.
 """
 
 from __future__ import annotations

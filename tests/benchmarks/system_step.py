@@ -109,7 +109,7 @@ def _time_bare_loop() -> None:
     torch.set_num_threads(1)
     recipe = _recipe(Path("/"), 1)
     model = FlowMapStageModel(FlowMapNet(recipe.model, latent_channels=192), None)
-    objective = FlowMapObjective(recipe.stages[0].objective, regulariser=None)
+    objective = FlowMapObjective(recipe.stages[0].objective, perceptual_loss=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     hq, lq = torch.randn(2, MICRO_BATCH, 192, 16, 16)
     batch = Batch((), hq, lq, None, None, Position())

@@ -81,7 +81,7 @@ def train(objective: FlowMatching | SelfDistillation, *, steps: int = STEPS) -> 
     model = FlowMapStageModel(net, None)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    run = FlowMapObjective(objective, regulariser=None)
+    run = FlowMapObjective(objective, perceptual_loss=None)
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         x0, x1 = (x.float() for x in PAIR.sample(BATCH, generator))

@@ -58,7 +58,7 @@ class Case:
     def objective(self) -> FlowMapObjective:
         values = OBJECTIVES[self.name] | {"guidance": GUIDANCE if self.guided else None}
         kind = FlowMatching if self.name == "FM" else SelfDistillation
-        return FlowMapObjective(kind.model_validate(values), regulariser=None)
+        return FlowMapObjective(kind.model_validate(values), perceptual_loss=None)
 
     @property
     def theory(self) -> float:

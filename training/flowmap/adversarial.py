@@ -1,6 +1,6 @@
 """The adversarial losses on latents as pure functions of scores and of any u(x, t, s).
 
-Knows no discriminator, no LoRA and no engine. Scores have any shape; every patch counts alike.
+Scores have any shape; every patch counts alike.
 """
 
 from __future__ import annotations

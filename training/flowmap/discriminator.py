@@ -1,6 +1,6 @@
 """A patch discriminator on latents, after pix2pix: latents to one score for each patch.
 
-Knows no losses; only differences of its scores mean anything.
+Only differences of its scores mean anything.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The path between HQ and LQ latents, its times, and the flow map that travels it. Knows no
-network.
+"""The path between HQ and LQ latents, its times, and the flow map that travels it.
 
 One convention for the whole code base (the paper's): x0 is the HQ latent at t = 0, x1 the LQ latent
 resized to HQ size at t = 1, x_t = (1 - t) x0 + t x1, and 0 <= s <= t <= 1 with times of shape (B,).

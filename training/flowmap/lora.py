@@ -1,7 +1,4 @@
-"""Low-rank additions (LoRA) to a network through peft: put in, taken apart from the base, merged.
-
-Knows `FlowMapNet` and names of layers; knows no losses and no files.
-"""
+"""Low-rank additions (LoRA) to a network through peft: added, split from the base, merged."""
 
 from __future__ import annotations
 

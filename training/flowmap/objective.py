@@ -25,7 +25,7 @@ from training.flowmap.targets import flow_matching_target
 from training.flowmap.teacher import Teacher
 from training.flowmap.time_maps import MeanTimeMap
 from training.flowmap.weighting import DynamicWeighting, weighted_loss
-from training.losses.perceptual import PatchRegulariser
+from training.losses.perceptual import PatchPerceptualLoss
 from training.settings.objective import ObjectiveSettings, SelfDistillation
 from training.trainer import Losses, StageModel, Term
 
@@ -75,7 +75,7 @@ class FlowMapObjective:
         self,
         settings: ObjectiveSettings,
         *,
-        regulariser: PatchRegulariser | None,
+        perceptual_loss: PatchPerceptualLoss | None,
         gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
@@ -83,7 +83,7 @@ class FlowMapObjective:
             gathered_parameters: the engine's, around the passes of the targets.
         """
         self.settings = settings
-        self.regulariser = regulariser
+        self.perceptual_loss = perceptual_loss
         self.teacher = Teacher(settings, gathered_parameters)
         self.time_map = MeanTimeMap()
         """L(t, s), the squared error before weighting, since the last pictures."""
@@ -108,12 +108,14 @@ class FlowMapObjective:
         phi = None if model.weighting is None else model.weighting(t, s)
         total = squared.mean() if phi is None else weighted_loss(squared, phi)
         perceptual = None
-        if self.regulariser is not None:
+        if self.perceptual_loss is not None:
             # A negative sample is not after the HQ pixels.
             rows = (~conditions.is_negative).nonzero().squeeze(1)
             x0_prediction = select_rows(x_t - per_sample(t, x_t) * u, rows)
             pixels = select_rows(batch.require_pixels(), rows)
-            perceptual = self.regulariser(x0_prediction, pixels, select_rows(t, rows), generator)
+            perceptual = self.perceptual_loss(
+                x0_prediction, pixels, select_rows(t, rows), generator
+            )
             total = total + perceptual.sum() / len(squared)
         if batch.micro.weight:  # else this worker only keeps pace with the others
             self.time_map.add(t, s, squared)

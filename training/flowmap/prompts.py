@@ -1,7 +1,7 @@
 """The two prompt embeddings of FlowMapSR, positive (c+) and negative (c-), that condition the
 model, and the `prompts.safetensors` that keeps them.
 
-Where no text encoder is at hand they are a named deterministic stand-in: two fixed random
+Without a text encoder they are a named deterministic stand-in: two fixed random
 directions, which serve a model trained from scratch just as well, because only these two conditions
 exist.
 """
@@ -56,7 +56,11 @@ def stand_in(channels: int) -> Prompts:
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:
-    """Writes `prompts.safetensors` whole or not at all. Raises FlowmapsrError."""
+    """Writes `prompts.safetensors` completely or not at all.
+
+    Raises:
+        FlowmapsrError: it cannot be written.
+    """
     positive, negative = prompts.texts
     metadata = {"made_by": prompts.made_by, "positive": positive, "negative": negative}
     tensors = {"embeddings": prompts.embeddings.detach().cpu().float().contiguous()}

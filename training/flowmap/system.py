@@ -28,7 +28,7 @@ from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.pictures import NOTE, render_pictures
 from training.flowmap.sampler import sample
 from training.flowmap.weighting import DynamicWeighting
-from training.losses.perceptual import load_regulariser
+from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import memory_explained
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
@@ -92,7 +92,7 @@ class FlowMapStage:
         self.guidance = usual_guidance(settings.objective.guidance)
         self.objective = FlowMapObjective(
             settings.objective,
-            regulariser=load_regulariser(settings.perceptual, inputs.codec, inputs.device),
+            perceptual_loss=load_perceptual_loss(settings.perceptual, inputs.codec, inputs.device),
             # Called in training steps only, when there is a trainer.
             gathered_parameters=lambda: self.trainer.gathered_parameters(),
         )

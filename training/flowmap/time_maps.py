@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 INTERVALS = 16
-"""Cells are centred on the points of the dyadic grid with this many intervals."""
+"""Cells are centered on the points of the dyadic grid with this many intervals."""
 CELL = 20
 """Pixels."""
 MARGIN = 44
@@ -57,7 +57,7 @@ class MeanTimeMap:
 
 
 def grid_times() -> tuple[Tensor, Tensor]:
-    """t and s (289,) at the centres of the cells, in the order of a flattened map."""
+    """t and s (289,) at the centers of the cells, in the order of a flattened map."""
     points = torch.linspace(0, 1, INTERVALS + 1)
     t, s = torch.meshgrid(points, points, indexing="ij")
     return t.flatten(), s.flatten()
@@ -86,5 +86,5 @@ def draw_time_map(values: np.ndarray, title: str) -> Image.Image:
     return Image.fromarray(canvas[..., ::-1])
 
 
-def _write(canvas: np.ndarray, text: str, place: tuple[int, int]) -> None:
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+def _write(canvas: np.ndarray, text: str, position: tuple[int, int]) -> None:
+    cv2.putText(canvas, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,5 +1,4 @@
-"""Dynamic weighting of the loss over (t, s) (FlowMapSR eq. 19, after EDM2): knows times, not
-images."""
+"""Dynamic weighting of the loss over (t, s) (FlowMapSR eq. 19, after EDM2)."""
 
 from __future__ import annotations
 

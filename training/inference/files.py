@@ -1,7 +1,4 @@
-"""Files to upscaled files: decides what goes where, loses nothing, and goes on past bad images.
-
-Knows files and formats; how a picture is enlarged is the `Upscaler`'s business.
-"""
+"""Upscales files and folders: never overwrites by accident, skips unreadable images."""
 
 from __future__ import annotations
 
@@ -92,7 +89,7 @@ def upscale_all(
     guidance: float | None = None,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
-    """Runs every job; an image that cannot be upscaled is reported and the others go on."""
+    """Runs every job; an image that cannot be upscaled is reported and the others are done."""
     from training.inference.upscaler import Upscaler
 
     report = UpscaleReport()

@@ -22,7 +22,7 @@ class Distance(Protocol):
     def __call__(self, prediction: Tensor, original: Tensor) -> Tensor: ...
 
 
-class PatchRegulariser:
+class PatchPerceptualLoss:
     """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels, where
     lambda(t) = strength * (1 - t)."""
 
@@ -84,10 +84,10 @@ class CharbonnierDistance:
         return squared.sqrt().mean(dim=(1, 2, 3)) - self.epsilon
 
 
-def load_regulariser(
+def load_perceptual_loss(
     settings: PerceptualSettings, codec: Codec, device: torch.device
-) -> PatchRegulariser | None:
-    """The regulariser the recipe names; None for `none`."""
+) -> PatchPerceptualLoss | None:
+    """The perceptual loss that the recipe names; None for `none`."""
     match settings:
         case NoPerceptual():
             return None
@@ -95,7 +95,7 @@ def load_regulariser(
             distance: Distance = CharbonnierDistance(settings.epsilon)
         case Lpips():
             distance = LpipsDistance.from_file(lpips_weights(settings.weights)).to(device)
-    return PatchRegulariser(
+    return PatchPerceptualLoss(
         distance,
         codec,
         strength=settings.strength,

@@ -38,7 +38,7 @@ class Parameter(FrozenModel):
         return math.prod(self.shape)
 
 
-class InitialisationReport(FrozenModel):
+class LoadReport(FrozenModel):
     """What a network took from its source."""
 
     source: str
@@ -46,7 +46,7 @@ class InitialisationReport(FrozenModel):
     new: tuple[Parameter, ...]
     """Parameters of the network that keep their fresh values."""
     left_over: tuple[Parameter, ...]
-    """Tensors of the source that the network has no place for."""
+    """Tensors of the source that the network does not have."""
 
     def summary(self) -> str:
         """How many tensors and numbers were loaded, are new, were left over; and their modules."""
@@ -80,7 +80,7 @@ class LoadedWeights:
 
     source: str
     """The recipe's word for it, or RANDOM."""
-    report: InitialisationReport | None
+    report: LoadReport | None
     """None for random weights."""
 
 
@@ -116,7 +116,7 @@ def weights_path(name: str, folder: StageFolder) -> Path:
 @torch.no_grad()
 def fill(
     net: nn.Module, settings: SystemSettings, source: WeightSource, *, least_share: float
-) -> InitialisationReport:
+) -> LoadReport:
     """Copies into `net` every parameter that the source holds under its name and with its shape.
 
     Raises:
@@ -130,7 +130,7 @@ def fill(
         for name, parameter in parameters.items()
         if name in source.tensors and source.tensors[name].shape == tuple(parameter.shape)
     }
-    report = InitialisationReport(
+    report = LoadReport(
         source=source.place,
         loaded=tuple(_row(name, parameters[name].shape) for name in sorted(fitting)),
         new=tuple(
@@ -169,7 +169,7 @@ def _modules(rows: tuple[Parameter, ...]) -> str:
     return "  " + ", ".join(names[:SHOWN]) + more if names else ""
 
 
-def _check_share(report: InitialisationReport, least: float) -> None:
+def _check_share(report: LoadReport, least: float) -> None:
     share = _numbers(report.loaded) / (_numbers(report.loaded) + _numbers(report.new))
     if report.loaded and share >= least:
         return

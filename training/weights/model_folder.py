@@ -60,7 +60,7 @@ def new_model_folder(folder: Path, config: ModelConfig) -> Iterator[Path]:
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(temporary, folder)
-    except safetensors.SafetensorError as error:  # has no number that tells the reasons apart
+    except safetensors.SafetensorError as error:  # has no error number
         raise FlowmapsrError(
             f"{folder}: cannot write it ({error}); free some space there, or choose another folder"
         ) from error

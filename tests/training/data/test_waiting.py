@@ -20,7 +20,7 @@ from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.weighting import DynamicWeighting
 from training.losses.lpips import LpipsDistance
-from training.losses.perceptual import PatchRegulariser
+from training.losses.perceptual import PatchPerceptualLoss
 from training.settings.model import ModelSettings
 from training.settings.objective import (
     FlowMatching,
@@ -73,10 +73,10 @@ def test_the_host_decides_alone_what_a_micro_step_computes(
     hq, lq, neg = torch.empty(3, N, 192, 4, 4)
     pixels = torch.empty(N, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(tuple("abcdefgh"), hq, lq, neg, pixels, Position()).to(DEVICE)
-    regulariser = PatchRegulariser(
+    perceptual_loss = PatchPerceptualLoss(
         LpipsDistance().to(DEVICE), Dct8Codec(str(DEVICE)), strength=1.0, patch=16
     )
-    objective = FlowMapObjective(settings, regulariser=regulariser)
+    objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)
     with NoWaiting() as mode:
         losses = objective(model, batch, torch.Generator().manual_seed(0))
         losses.total.backward()

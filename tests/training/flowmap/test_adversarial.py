@@ -135,7 +135,7 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
     model = FlowMapStageModel(FlowMapNet(tiny_model, latent_channels=12), None)
     settings = DiscriminatorSettings(channels=(8,), strides=(1, 1), norm_groups=4)
     objective = GeneratorObjective(
-        FlowMapObjective(FlowMatching(time_grid_levels=2), regulariser=None),
+        FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None),
         Discriminator(settings, latent_channels=12),
         weight=1.0,
     )

@@ -25,7 +25,7 @@ from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.prompts import NEGATIVE, POSITIVE
 from training.flowmap.system import FlowMapStage
 from training.flowmap.weighting import DynamicWeighting, weighted_loss
-from training.losses.perceptual import CharbonnierDistance, PatchRegulariser
+from training.losses.perceptual import CharbonnierDistance, PatchPerceptualLoss
 from training.settings.model import ModelSettings
 from training.settings.objective import (
     FlowMatching,
@@ -136,7 +136,7 @@ def _naive_target(
 
 
 def _objective(settings: Any) -> FlowMapObjective:
-    return FlowMapObjective(settings, regulariser=None)
+    return FlowMapObjective(settings, perceptual_loss=None)
 
 
 def _self_distillation(
@@ -269,9 +269,11 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
 ) -> None:
     """With p_neg = 1 the loss does not see HQ, neither its latents nor its pixels."""
     model.weighting = None
-    regulariser = PatchRegulariser(CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512)
+    perceptual_loss = PatchPerceptualLoss(
+        CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512
+    )
     settings = FlowMatching(time_grid_levels=LEVELS, guidance=Guidance(negative_fraction=1.0))
-    objective = FlowMapObjective(settings, regulariser=regulariser)
+    objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)
     pixels = torch.zeros(N, 3, 32, 32, dtype=torch.uint8)
     generators = [torch.Generator().manual_seed(2) for _ in range(2)]
     other = Batch(batch.keys, 0 * batch.hq, batch.lq, batch.neg, pixels, batch.position)

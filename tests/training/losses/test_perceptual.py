@@ -16,8 +16,8 @@ from training.losses import lpips
 from training.losses.lpips import DOWNLOADED, VGG16_URL, LpipsDistance, convert_weights
 from training.losses.perceptual import (
     CharbonnierDistance,
-    PatchRegulariser,
-    load_regulariser,
+    PatchPerceptualLoss,
+    load_perceptual_loss,
 )
 from training.settings.objective import Charbonnier, Lpips, NoPerceptual
 
@@ -39,21 +39,23 @@ def _pixels_and_latents() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("patch", [8, 16, 512])
 def test_patches_of_latents_and_pixels_match(patch: int) -> None:
     pixels, latents = _pixels_and_latents()
-    regulariser = PatchRegulariser(
+    perceptual_loss = PatchPerceptualLoss(
         CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=patch
     )
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        loss = regulariser(latents, pixels, torch.zeros(3), generator)
+        loss = perceptual_loss(latents, pixels, torch.zeros(3), generator)
         assert loss.max() < 1e-3
 
 
 def test_lambda_falls_from_strength_to_zero() -> None:
     pixels, latents = _pixels_and_latents()
-    regulariser = PatchRegulariser(CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512)
+    perceptual_loss = PatchPerceptualLoss(
+        CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512
+    )
     t = torch.tensor([0.0, 0.5, 1.0])
     wrong = latents + 0.5 * torch.randn_like(latents[:1])
-    loss = regulariser(wrong, pixels, t, torch.Generator())
+    loss = perceptual_loss(wrong, pixels, t, torch.Generator())
     plain = CharbonnierDistance(1e-3)(Dct8Codec().decode(wrong), pixels.float() / 127.5 - 1)
     torch.testing.assert_close(loss, 10 * (1 - t) * plain, rtol=1e-4, atol=1e-5)
 
@@ -71,8 +73,8 @@ def test_recomputing_the_decoder_gives_the_same_gradient() -> None:
     codec, t = _CountingCodec(), torch.tensor([0.0, 0.3, 0.6])
     distance = CharbonnierDistance(1e-3)
     x0 = (latents + 0.1).requires_grad_()
-    regulariser = PatchRegulariser(distance, codec, strength=2.0, patch=512)
-    regulariser(x0, pixels, t, torch.Generator()).sum().backward()
+    perceptual_loss = PatchPerceptualLoss(distance, codec, strength=2.0, patch=512)
+    perceptual_loss(x0, pixels, t, torch.Generator()).sum().backward()
     assert codec.decoded == 2
     plain = (latents + 0.1).requires_grad_()
     loss = 2 * (1 - t) * distance(codec.decode(plain), pixels.float() / 127.5 - 1)
@@ -118,17 +120,17 @@ def test_lpips_is_the_weighted_distance_of_unit_features(tmp_path: Path) -> None
 def test_missing_or_wrong_weights_name_file_and_setting(tmp_path: Path) -> None:
     missing = Lpips(weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(FlowmapsrError, match=r"perceptual\.weights.*none\.safetensors"):
-        load_regulariser(missing, Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(missing, Dct8Codec(), torch.device("cpu"))
     wrong = tmp_path / "wrong.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, wrong)
     with pytest.raises(FlowmapsrError, match=r"perceptual\.weights.*wrong\.safetensors"):
-        load_regulariser(Lpips(weights=str(wrong)), Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(Lpips(weights=str(wrong)), Dct8Codec(), torch.device("cpu"))
 
 
 def test_the_recipe_chooses_the_loss() -> None:
     device = torch.device("cpu")
-    assert load_regulariser(NoPerceptual(), Dct8Codec(), device) is None
-    charbonnier = load_regulariser(Charbonnier(strength=2.0), Dct8Codec(), device)
+    assert load_perceptual_loss(NoPerceptual(), Dct8Codec(), device) is None
+    charbonnier = load_perceptual_loss(Charbonnier(strength=2.0), Dct8Codec(), device)
     assert charbonnier is not None and charbonnier.strength == 2.0
 
 
@@ -176,12 +178,12 @@ def test_without_a_file_the_usual_weights_are_downloaded_once(
         torch.save(weights, tmp_path / f"{name}.pth")
     monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "vgg.pth").as_uri())
     monkeypatch.setattr(lpips, "LINEARS_URL", (tmp_path / "linears.pth").as_uri())
-    first = load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))
+    first = load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))
     assert first is not None and first.patch == 512
     assert (tmp_path / "home" / "hub" / "checkpoints" / DOWNLOADED).is_file()
     (tmp_path / "vgg.pth").unlink()
     (tmp_path / "home" / "hub" / "checkpoints" / Path(VGG16_URL).name).unlink()
-    load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))
+    load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))
 
 
 def test_a_download_that_fails_names_file_and_setting(
@@ -190,4 +192,4 @@ def test_a_download_that_fails_names_file_and_setting(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "nothing.pth").as_uri())
     with pytest.raises(FlowmapsrError, match=rf"perceptual\.weights.*{DOWNLOADED}"):
-        load_regulariser(Lpips(), Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))

@@ -96,7 +96,7 @@ def fresh_trainer(name: str, *, strange: bool = False) -> Trainer:
                 parameter.add_(0.1)
     stage = settings(name)
     engine = Engine(model, stage, device=torch.device("cpu"), world_size=dist.get_world_size())
-    objective = FlowMapObjective(FlowMatching(time_grid_levels=2), regulariser=None)
+    objective = FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None)
     return ObjectiveTrainer(engine, objective, stage)
 
 

@@ -73,7 +73,7 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
         model.net.unet.enable_gradient_checkpointing()
     engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
     objective = FlowMapObjective(
-        settings.objective, regulariser=None, gathered_parameters=engine.gathered_parameters
+        settings.objective, perceptual_loss=None, gathered_parameters=engine.gathered_parameters
     )
     trainer = ObjectiveTrainer(engine, objective, settings)
     counted = []

@@ -50,7 +50,7 @@ ADVERSARIAL = AdversarialSettings.model_validate(
         "flow_map_loss_weight": WEIGHT,
     }
 )
-OBJECTIVE = FlowMapObjective(FlowMatching(time_grid_levels=2), regulariser=None)
+OBJECTIVE = FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None)
 
 
 def stage(zero_stage: int) -> StageSettings:

@@ -111,7 +111,7 @@ def reference(
 ) -> tuple[list[float], Tensor]:
     """Gradient norms and weights of plain torch on all, or the first `most`, micro batches."""
     model = fresh_model()
-    objective = FlowMapObjective(objective_settings, regulariser=None)
+    objective = FlowMapObjective(objective_settings, perceptual_loss=None)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=STAGE["learning_rate"], weight_decay=WEIGHT_DECAY
     )
@@ -132,7 +132,7 @@ def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
     model = fresh_model()
     engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
     objective = FlowMapObjective(
-        settings.objective, regulariser=None, gathered_parameters=engine.gathered_parameters
+        settings.objective, perceptual_loss=None, gathered_parameters=engine.gathered_parameters
     )
     norms = []
     for step, sizes in enumerate(STEPS):
