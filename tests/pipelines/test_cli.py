@@ -1,4 +1,4 @@
-"""The command line as a process: words in, text and exit code out."""
+"""The command line: words in, text and exit code out, in this process and as its own."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def test_help_and_mistakes_load_nothing_heavy(words: tuple[str, ...]) -> None:
     assert [name for name in HEAVY if name in loaded] == []
 
 
-def test_help_is_quick_and_lists_the_verbs(flowmapsr: Run) -> None:
+def test_help_is_quick_and_lists_the_commands(flowmapsr: Run) -> None:
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
         ended = flowmapsr("--help")
         seconds.append(time.perf_counter() - begun)
     assert ended.code == 0
-    for verb in ("demo", "dataset", "train", "evaluate", "upscale", "status"):
-        assert verb in ended.out
+    for name in ("demo", "dataset", "train", "evaluate", "upscale", "status"):
+        assert name in ended.out
     assert min(seconds) < 2, "0.6 s on an idle machine"
 
 
-def test_version(flowmapsr: Run) -> None:
-    assert flowmapsr("--version").out.startswith("flowmapsr 0.")
+def test_version(invoke: Run) -> None:
+    assert invoke("--version").out.startswith("flowmapsr 0.")
 
 
-def test_dry_run_prints_the_resolved_recipe(flowmapsr: Run, tmp_path: Path) -> None:
+def test_dry_run_prints_the_resolved_recipe(invoke: Run, tmp_path: Path) -> None:
     words = ("dataset", "build", "demo", "sources=[a,b]", "output=set", "workers=3", "--dry-run")
-    ended = flowmapsr(*words)
+    ended = invoke(*words)
     recipe = yaml.safe_load(ended.out)
     assert ended.code == 0
     assert recipe["sources"] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert (recipe["workers"], recipe["codec"]) == (3, {"kind": "dct8"})
-    assert flowmapsr(*words, "--json").json == recipe
+    assert invoke(*words, "--json").json == recipe
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,16 +91,16 @@ def test_dry_run_prints_the_resolved_recipe(flowmapsr: Run, tmp_path: Path) -> N
         (
             ["evaluate", "model", "--photos", "p", "--scales", "0"],
             2,
-            ["scales.0 = '0'", "greater than 1"],
+            ["scales.0 = '0'", "greater than or equal to 1"],
         ),
         (["upscale", "none.jpg", "-o", "out.png"], 1, ["none.jpg does not exist"]),
         (["status", "nowhere"], 1, ["no training run", "recipe.json"]),
     ],
 )
 def test_mistakes_are_answered_clearly(
-    flowmapsr: Run, tmp_path: Path, words: list[str], code: int, parts: list[str]
+    invoke: Run, tmp_path: Path, words: list[str], code: int, parts: list[str]
 ) -> None:
-    ended = flowmapsr(*words, "--json")
+    ended = invoke(*words, "--json")
     assert ended.code == code
     for part in parts:
         assert part in ended.err and part in ended.json["error"]
@@ -109,27 +109,40 @@ def test_mistakes_are_answered_clearly(
 
 
 @pytest.mark.parametrize("words", [["dataset", "bild"], ["upscale", "a.png"], ["demo", "--fast"]])
-def test_unknown_words_are_wrong_usage(flowmapsr: Run, words: list[str]) -> None:
-    ended = flowmapsr(*words)
+def test_unknown_words_are_wrong_usage(invoke: Run, words: list[str]) -> None:
+    ended = invoke(*words)
     assert (ended.code, ended.out) == (2, "")
 
 
-def test_verify_of_nothing_is_a_fault(flowmapsr: Run) -> None:
-    ended = flowmapsr("dataset", "verify", "nowhere", "--json")
+def test_a_process_ends_with_the_code_and_one_object_on_stdout(
+    flowmapsr: Run, tmp_path: Path
+) -> None:
+    ended = flowmapsr(
+        "dataset", "build", "demo", "sources=[none]", "output=x", "wrkers=1", "--json"
+    )
+    assert ended.code == 2
+    assert "did you mean 'workers'" in ended.json["error"]
+    assert ended.err.strip() == ended.json["error"]
+    assert flowmapsr("dataset", "bild").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_of_nothing_is_an_issue(invoke: Run) -> None:
+    ended = invoke("dataset", "verify", "nowhere", "--json")
     assert ended.code == 1
     assert not ended.json["ok"] and "nowhere" in ended.json["faults"][0]["where"]
 
 
-def test_training_without_a_dataset_is_refused_at_once(flowmapsr: Run, tmp_path: Path) -> None:
+def test_training_without_a_dataset_is_refused_at_once(invoke: Run, tmp_path: Path) -> None:
     stage = "{name: warmup, objective: {kind: flow_matching}, steps: 1, global_batch: 8}"
     (tmp_path / "mine.yaml").write_text(f"training: {{stages: [{stage}]}}")
-    ended = flowmapsr("train", "./mine.yaml", "manifest=nowhere", "output=run", "--json")
+    ended = invoke("train", "./mine.yaml", "manifest=nowhere", "output=run", "--json")
     assert ended.code == 1
     assert "nowhere/manifest.json" in ended.json["error"]
     assert not (tmp_path / "run").exists()
 
 
-def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
+def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
     stage = {"objective": {"kind": "flow_matching"}, "steps": 100, "global_batch": 8}
     recipe = {"manifest": "/m", "output": "/r", "stages": []}
     recipe["stages"] = [{"name": name, **stage} for name in ("warmup", "distill", "polish")]
@@ -150,16 +163,16 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
 
     with output_lock(str(run), TRAINING):
-        starting = flowmapsr("status", str(run), "--json").json["stages"]
+        starting = invoke("status", str(run), "--json").json["stages"]
         assert [stage["state"] for stage in starting] == ["done", "running", "waiting"]
-        assert starting[1]["seconds_left"] is None  # what was told is of an earlier start
+        assert starting[1]["seconds_left"] is None  # the progress is of an earlier start
         progress = progress.model_copy(update={"updated": time.time()})
         (run / "stages" / "distill" / "progress.json").write_text(progress.model_dump_json())
-        stages = flowmapsr("status", str(run), "--json").json["stages"]
+        stages = invoke("status", str(run), "--json").json["stages"]
     assert [stage["state"] for stage in stages] == ["done", "running", "waiting"]
     assert stages[1]["seconds_left"] == 60 * 8 / 4
     assert 200 <= stages[1]["checkpoint_age_seconds"] < 260
-    text = flowmapsr("status", str(tmp_path)).out  # the folder of a demo, with the run inside
+    text = invoke("status", str(tmp_path)).out  # the folder of a demo, with the run inside
     assert "40/100" in text and "step 30, 3 min ago" in text
 
     distill = run / "stages" / "distill"
@@ -174,23 +187,23 @@ def test_status_reads_what_lies_on_disk(flowmapsr: Run, tmp_path: Path) -> None:
     append_line(
         run / "failures.jsonl", Failure(time=5.0, rank=1, died=False, error="OSError: full")
     )
-    stages = flowmapsr("status", str(run), "--json").json["stages"]
+    stages = invoke("status", str(run), "--json").json["stages"]
     assert (stages[1]["state"], stages[1]["restarts"]) == ("stopped", 2)
     assert stages[1]["validation"] == {"val/psnr_x4": 28.5}
-    text = flowmapsr("status", str(run)).out
+    text = invoke("status", str(run)).out
     assert "psnr_x4 28.5" in text and "distill stopped: worker 1: OSError: full" in text
 
     shutil.copytree(run, tmp_path / "other")
-    runs = flowmapsr("status", str(tmp_path), "--json").json["runs"]
+    runs = invoke("status", str(tmp_path), "--json").json["runs"]
     assert [Path(one["run"]).name for one in runs] == ["other", "run"]
-    lines = flowmapsr("status", str(tmp_path)).out.splitlines()
+    lines = invoke("status", str(tmp_path)).out.splitlines()
     assert [line.split()[:4] for line in lines[1:3]] == [
         [name, "distill", "stopped", "40/100"] for name in ("other", "run")
     ]
     shutil.rmtree(tmp_path / "other")
 
     (run / "stages" / "distill" / "progress.json").write_text("{}")
-    broken = flowmapsr("status", str(run))
+    broken = invoke("status", str(run))
     assert broken.code == 1 and "progress.json" in broken.err
 
 

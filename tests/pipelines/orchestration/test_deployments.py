@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from datagen.dataset.manifest import load_manifest
 from datagen.review.verify import verify_dataset
@@ -50,7 +51,7 @@ def worker(
 
 @pytest.fixture
 def deploy(server: Server, flowmapsr: Run) -> Run:
-    """Runs `flowmapsr deploy demo ...` and returns what it says."""
+    """Runs `flowmapsr deploy demo ...` and returns its result."""
 
     def run(*words: str) -> dict[str, Any]:
         env = {**server.env, "AWS_SECRET_ACCESS_KEY": SECRET}
@@ -163,10 +164,10 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_cancelled_training_saves_and_the_next_run_goes_on(
+def test_a_cancelled_training_saves_and_the_next_run_continues(
     server: Server, flowmapsr: Run, worker: object, dataset: Path, tmp_path: Path
 ) -> None:
-    # Enough that the cancellation, which takes seconds to arrive, finds it at work.
+    # Enough that it is still training when the cancellation arrives, some seconds later.
     stages = [{**WARMUP, "steps": 800, "checkpoint_every_steps": 800}]
     values = {"model": MODEL, "stages": stages, "workers": 2}
     recipe = write_training(tmp_path / "tiny.json", values)
@@ -227,41 +228,39 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("words", "env", "code", "expected"),
+    ("words", "code", "expected"),
     [
-        (["--cron", "0 3 * * *", "--interval", "6h"], {}, 2, "give one of them"),
-        (["--cron", "at three"], {}, 2, "--cron 'at three'"),
-        (["--interval", "6 hours"], {}, 2, "such as 15m or 6h"),
-        (["--interval", "0m"], {}, 2, "such as 15m or 6h"),
-        (["--interval", "6h", "--timezone", "Mars/Base"], {}, 2, "Mars/Base"),
-        (["workers=0"], {}, 2, "workers"),
-        ([], {}, 1, "set PREFECT_API_URL"),
-        (
-            [],
-            {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
-            1,
-            "PREFECT_API_URL=http://127.0.0.1:9",
-        ),
-        (["codec.kind=autoencoder_kl", "codec.source=https://me:word@host/vae"], {}, 2, "password"),
+        (["--cron", "0 3 * * *", "--interval", "6h"], 2, "give one of them"),
+        (["--cron", "at three"], 2, "--cron 'at three'"),
+        (["--interval", "6 hours"], 2, "such as 15m or 6h"),
+        (["--interval", "0m"], 2, "such as 15m or 6h"),
+        (["--interval", "6h", "--timezone", "Mars/Base"], 2, "Mars/Base"),
+        (["workers=0"], 2, "workers"),
+        ([], 1, "set PREFECT_API_URL"),
+        (["codec.kind=autoencoder_kl", "codec.source=https://me:word@host/vae"], 2, "password"),
     ],
 )
-def test_what_cannot_be_deployed_says_why(
-    words: list[str],
-    env: dict[str, str],
-    code: int,
-    expected: str,
-    photos: Path,
-    tmp_path: Path,
-    flowmapsr: Run,
+def test_a_refused_deployment_says_why(
+    words: list[str], code: int, expected: str, photos: Path, tmp_path: Path, invoke: Run
 ) -> None:
-    ended = flowmapsr("deploy", "demo", *settings(photos, tmp_path / "set"), *words, env=env)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        ended = invoke("deploy", "demo", *settings(photos, tmp_path / "set"), *words)
     assert ended.code == code
     assert expected in ended.err and "Traceback" not in ended.err
 
 
-def test_a_dry_run_needs_no_server(photos: Path, tmp_path: Path, flowmapsr: Run) -> None:
+def test_a_server_that_does_not_answer_is_named(
+    photos: Path, tmp_path: Path, flowmapsr: Run
+) -> None:
+    env = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    ended = flowmapsr("deploy", "demo", *settings(photos, tmp_path / "set"), env=env)
+    assert (ended.code, ended.out) == (1, "")
+    assert "PREFECT_API_URL=http://127.0.0.1:9" in ended.err and "Traceback" not in ended.err
+
+
+def test_a_dry_run_needs_no_server(photos: Path, tmp_path: Path, invoke: Run) -> None:
     words = settings(photos, tmp_path / "set", "seed=5", "--dry-run", "--json")
-    assert flowmapsr("deploy", "demo", *words).json["seed"] == 5
+    assert invoke("deploy", "demo", *words).json["seed"] == 5
 
 
 def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
