@@ -1,4 +1,4 @@
-"""What a training recipe refuses when it is read, and what follows from it."""
+"""What a training recipe refuses when it is read, and the values derived from it."""
 
 from __future__ import annotations
 
@@ -67,15 +67,11 @@ def _recipe(**values: Any) -> TrainingRecipe:
             "not a multiple of checkpoint_every_steps 500",
         ),
         ({"stages": [_distill("shortcut", guidance={"strength": [3, 1]})]}, "lower bound"),
-        (
-            {"stages": [_distill("shortcut", guidance={"negative_fraction": 2})]},
-            "negative_fraction",
-        ),
         ({"model": {"block_channels": [64]}}, "transformer_layers needs 1 values"),
         ({"model": {"norm_groups": 48}}, "must be divisible"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
+def test_an_invalid_recipe_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         _recipe(**values)
 
@@ -106,23 +102,18 @@ def test_stages_that_do_not_fit_together_are_refused(
         _recipe(stages=stages)
 
 
-def test_a_stage_starts_from_the_one_before_unless_told() -> None:
+def test_a_stage_starts_from_the_one_before_unless_init_from_is_given() -> None:
     again = {**DISTILL, "name": "again", "init_from": "warmup"}
     recipe = _recipe(stages=[STAGE, DISTILL, again, {**GAN, "init_from": "/runs/other"}])
-    names = [stage.name for stage in recipe.stages]
-    assert [recipe.initial_weights_of(name) for name in names] == [
-        None,
-        "warmup",
-        "warmup",
-        "/runs/other",
-    ]
+    sources = [recipe.initial_weights_of(stage.name) for stage in recipe.stages]
+    assert sources == [None, "warmup", "warmup", "/runs/other"]
     _recipe(stages=[STAGE, DISTILL, GAN])
     _recipe(stages=[{**GAN, "init_from": "models:/flowmapsr/3"}])
 
 
 @pytest.mark.parametrize("workers", [3, 7, 32, {"min": 8, "max": 16}])
 def test_a_number_of_workers_need_not_divide_the_global_batch(workers: Any) -> None:
-    """`test_schedule` has each sample count alike in the mean, whatever the number of workers."""
+    """In `test_schedule` each sample counts alike in the mean, whatever the number of workers."""
     budgets = [{"side": 256, "probability": 1, "micro_batch": 32}]
     _recipe(workers=workers)
     _recipe(workers=workers, stages=[{**STAGE, "budgets": budgets}])
@@ -137,30 +128,8 @@ def test_a_number_of_workers_need_not_divide_the_global_batch(workers: Any) -> N
         _distill("lagrangian", zero_stage=3),
     ],
 )
-def test_what_can_work_is_allowed(stage: dict[str, Any]) -> None:
+def test_valid_combinations_are_allowed(stage: dict[str, Any]) -> None:
     assert _recipe(stages=[stage]).stages[0].zero_stage == stage.get("zero_stage", 1)
-
-
-def test_the_digest_ignores_only_the_places() -> None:
-    elsewhere = _recipe(output="/elsewhere", checkpoints="s3://bucket/run")
-    assert _recipe().digest() == elsewhere.digest()
-    assert _recipe().digest() != _recipe(seed=1).digest()
-
-
-@pytest.mark.parametrize(
-    ("values", "same"),
-    [
-        ({"zero_stage": 3, "offload": "optimizer", "checkpoint_every_steps": 7}, True),
-        ({"learning_rate": 1.0}, False),
-        ({"ema_decay": 0.9}, False),
-        ({"precision": "fp32"}, False),
-    ],
-)
-def test_a_checkpoint_may_be_gone_on_from_in_another_way_but_not_with_another_method(
-    values: dict[str, Any], same: bool
-) -> None:
-    mine, theirs = (_recipe(stages=[stage]) for stage in (STAGE, {**STAGE, **values}))
-    assert (mine.digest() == theirs.digest()) == same
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
