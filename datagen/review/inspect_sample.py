@@ -1,6 +1,6 @@
-"""Turns a sample's key, or the first digits of it, into the sample and the pictures it stands for.
+"""Turns a sample's key, or its first digits, into the sample and its decoded pictures.
 
-Reads the headers of tars to find it, not the samples before it. Knows files, not who asks.
+To find it, only the headers of tars are read, not the samples before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import REJECTED
 from datagen.dataset.manifest import Manifest, load_manifest
-from datagen.dataset.records import DrawnSample, ShardRecord
+from datagen.dataset.records import DrawnSample, ShardRecord, Split
 from datagen.dataset.shard_index import SampleBytes, find_sample
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
@@ -47,26 +47,27 @@ class InspectedSample:
 def inspect_sample(root: str, key: str) -> InspectedSample:
     """Finds and decodes a sample of the dataset at `root`.
 
-    Raises FlowmapsrError when no sample or several have a key that begins like this (naming near
-    ones), or when its codec is not the one that made it.
+    Raises:
+        FlowmapsrError: no sample or several have a key that begins with `key` (naming near ones),
+            or the codec's weights are not those that made it.
     """
     manifest = load_manifest(root)
-    whole, splits = _resolve(root, manifest, key)
-    record, sample = _find(root, manifest, whole, splits)
+    whole, split = _resolve(root, manifest, key)
+    record, sample = _find(root, manifest, whole, split)
     try:
         drawn = DrawnSample.model_validate_json(bytes(sample.meta))
         latents = Latents.from_bytes(bytes(sample.latents))
     except ValidationError as error:
         raise FlowmapsrError(
             f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
-            "`flowmapsr dataset verify` names all that is"
+            "`flowmapsr dataset verify` lists all damage"
         ) from error
     codec = load_codec(manifest.dataset_recipe(root).codec)
     if codec.fingerprint != manifest.codec.fingerprint:
         raise FlowmapsrError(
-            f"{root}: its latents were made by other codec weights than those found now "
+            f"{root}: its latents were made by other codec weights than the present ones "
             f"({manifest.codec.fingerprint[:12]} then, {codec.fingerprint[:12]} now); "
-            "put the weights back"
+            "restore the weights"
         )
     return InspectedSample(record.path, drawn, decode_latents(codec, latents))
 
@@ -74,8 +75,8 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
 def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
     """Writes `<key>-hq.png`, `-lq.png` and `-neg.png`; their URIs.
 
-    Raises FlowmapsrError when another file has one of these names: nothing is overwritten, but
-    a file that holds these very bytes already is left as it is.
+    Raises:
+        FlowmapsrError: a different file has one of these names; nothing is overwritten.
     """
     files = {storage.join(folder, name): _png(pixels) for name, pixels in sample.pictures().items()}
     for uri, data in files.items():
@@ -94,8 +95,8 @@ def _png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
-    """The whole key, and the splits its shard may be of, from the list of photos alone."""
+def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, Split]:
+    """The whole key and its split, from the list of photos alone."""
     recipe = manifest.dataset_recipe(root)
     photos = KnownPhotos.read(root).hashes()
     keys = {
@@ -109,20 +110,18 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, set[str]]:
         names = [sample_key(sha256, 0) for sha256 in photos]
         raise FlowmapsrError(
             f"{root}: no sample has a key that begins with {key!r}; near ones are "
-            f"{_some(sorted(keys) or _neighbours(sorted(names), key))}"
+            f"{_some(sorted(keys) or _neighbors(sorted(names), key))}"
         )
     if len(found) > 1:
         raise FlowmapsrError(
             f"{root}: {len(found)} keys begin with {key!r} ({_some(found)}); give more of it"
         )
-    return found[0], {split_of(keys[found[0]], recipe.validation_fraction)}
+    return found[0], split_of(keys[found[0]], recipe.validation_fraction)
 
 
-def _find(
-    root: str, manifest: Manifest, key: str, splits: set[str]
-) -> tuple[ShardRecord, SampleBytes]:
+def _find(root: str, manifest: Manifest, key: str, split: Split) -> tuple[ShardRecord, SampleBytes]:
     """The first shard that has the sample, and the sample; stops reading once found."""
-    records = [record for record in manifest.shards if record.split in splits]
+    records = [record for record in manifest.shards if record.split == split]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
         for start in range(0, len(records), _THREADS):
             some = records[start : start + _THREADS]
@@ -131,7 +130,7 @@ def _find(
                 if sample is not None:
                     return record, sample
     raise FlowmapsrError(
-        f"{root}: no shard holds {key}; this variant of its photo was left out "
+        f"{root}: no shard holds {key}; this variant of its photo was rejected "
         f"(see {REJECTED}), or a shard is damaged (see `flowmapsr dataset verify`)"
     )
 
@@ -142,10 +141,10 @@ def _read(root: str, record: ShardRecord, key: str) -> SampleBytes | None:
         return find_sample(stream, key, uri=uri)
 
 
-def _neighbours(names: Sequence[str], key: str) -> Sequence[str]:
-    """Those between which the key would stand, which share most of its first digits."""
-    place = bisect_left(names, key)
-    return names[max(0, place - 2) : place + 2]
+def _neighbors(names: Sequence[str], key: str) -> Sequence[str]:
+    """Those before and after the key in sorted order, which share most of its first digits."""
+    index = bisect_left(names, key)
+    return names[max(0, index - 2) : index + 2]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -137,7 +137,8 @@ class AutoencoderCodec:
         self._model = _load_autoencoder(settings)
         config: Any = self._model.config
         self.channels = int(config.latent_channels)
-        self.downsample = 2 ** (len(_widths(config)) - 1)
+        widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        self.downsample = 2 ** (len(widths) - 1)
         self.fingerprint = _fingerprint(self._model)
         self._scale = float(config.scaling_factor)
         self._shift = float(config.shift_factor or 0.0)
@@ -188,14 +189,6 @@ def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | Autoenco
         ) from error
     model.eval().requires_grad_(False)
     return model
-
-
-def _widths(config: Any) -> tuple[int, ...]:
-    if "block_out_channels" in config:
-        widths: tuple[int, ...] = tuple(config.block_out_channels)
-    if "encoder_block_out_channels" in config:
-        widths = tuple(config.encoder_block_out_channels)
-    return widths
 
 
 def _fingerprint(model: AutoencoderKL | AutoencoderTiny) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -57,27 +58,22 @@ def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator
     Raises:
         FlowmapsrError: a photo changed after planning, or cannot be read.
     """
-
-    def work(job: _Job) -> SampleResult:
-        try:
-            return _sample(recipe, job.photo.get(), job.variant)
-        except ImageRejected as error:
-            return RejectedSample(job.photo.file.uri, error.reason)
-
-    return read_ahead(_jobs(task, recipe), work, threads=threads, ahead=threads + 1)
+    jobs = _jobs(task, recipe)
+    return read_ahead(jobs, lambda job: job(), threads=threads, ahead=threads + 1)
 
 
-@dataclass(frozen=True)
-class _Job:
-    photo: _CachedPhoto
-    variant: int
-
-
-def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[_Job]:
+def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[Callable[[], SampleResult]]:
     for photo in task.photos:
         cached = _CachedPhoto(photo.file, recipe)
         for variant in range(photo.first, photo.first + photo.variants):
-            yield _Job(cached, variant)
+            yield partial(_result, recipe, cached, variant)
+
+
+def _result(recipe: DatasetRecipe, photo: _CachedPhoto, variant: int) -> SampleResult:
+    try:
+        return _sample(recipe, photo.get(), variant)
+    except ImageRejected as error:
+        return RejectedSample(photo.file.uri, error.reason)
 
 
 class _CachedPhoto:

@@ -1,4 +1,4 @@
-"""Whole builds: the same bytes in any order and after any interruption, and no part missing."""
+"""Whole builds: the same bytes in any order and after any interruption, with no part missing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_statistics_are_those_of_the_latents(recipe: RecipeMaker) -> None:
     assert len(set(keys)) == len(keys) == manifest.num_samples
 
 
-def test_a_sample_lies_in_the_shard_of_its_bucket_and_split(recipe: RecipeMaker) -> None:
+def test_a_sample_is_in_the_shard_of_its_bucket_and_split(recipe: RecipeMaker) -> None:
     manifest = build_in_process(recipe(**SEVERAL_SHARDS_A_TASK))
     splits: dict[str, set[str]] = {}
     for shard in manifest.shards:
@@ -114,7 +114,7 @@ def test_bytes_do_not_depend_on_order_workers_threads_or_repetition(
     assert _hashes(recipe().output) == _hashes(other.output)
 
 
-def test_an_unfinished_build_goes_on_without_redoing_tasks(recipe: RecipeMaker) -> None:
+def test_an_unfinished_build_continues_without_redoing_tasks(recipe: RecipeMaker) -> None:
     plan = plan_dataset(recipe())
     record = ShardBuilder(recipe())(pending_tasks(plan)[0])
     tar = Path(recipe().output, record.shards[0].path)
@@ -171,7 +171,7 @@ def test_a_build_killed_after_its_commit_is_cleaned_up(
     assert not (root / "plan.json").exists() and not (root / "tasks").exists()
 
 
-def test_a_finished_dataset_is_recognised(recipe: RecipeMaker) -> None:
+def test_a_finished_dataset_is_recognized(recipe: RecipeMaker) -> None:
     assert survey(recipe()).complete is None
     manifest = build_in_process(recipe())
     before = _hashes(recipe().output)
@@ -200,7 +200,7 @@ def test_a_foreign_output_is_refused(recipe: RecipeMaker, tmp_path: Path) -> Non
         build_in_process(recipe(output=str(folder / "letter.txt")))
 
 
-def test_bad_images_are_recorded_and_the_good_ones_kept(
+def test_bad_images_are_recorded_and_good_ones_used(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     whole = encoded(photo(70), ".jpg")
@@ -231,7 +231,7 @@ def test_too_many_bad_images_stop_the_build(
     with pytest.raises(FlowmapsrError, match="max_rejected_fraction=0.05"):
         build_in_process(recipe(max_rejected_fraction=0.05))
     (photos / "empty.png").unlink()
-    for index in range(3):  # only their pixels show that these are cut
+    for index in range(3):  # only decoding shows that these are truncated
         data = encoded(photo(80 + index), ".jpg")
         (photos / f"cut{index}.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(FlowmapsrError, match="Finished shards are kept"):
@@ -248,15 +248,15 @@ def test_the_limit_holds_across_tasks(recipe: RecipeMaker) -> None:
     records = [builder(task) for task in plan.tasks]
     for record in records:
         limit.check(record)
-    spoilt = [
+    rejecting = [
         record.model_copy(
             update={"photos": tuple(replace(p, reason="truncated") for p in record.photos)}
         )
         for record in records
     ]
-    limit.check(spoilt[0])
+    limit.check(rejecting[0])
     with pytest.raises(FlowmapsrError, match="2 of 9 photos"):
-        for record in spoilt[1:]:
+        for record in rejecting[1:]:
             limit.check(record)
 
 
@@ -273,4 +273,4 @@ def test_a_renamed_photo_gives_the_same_samples(recipe: RecipeMaker, photos: Pat
         path.rename(photos / f"renamed{index * 7 % 9}.png")
     other = recipe(output=recipe().output + "-renamed")
     build_in_process(other)
-    assert _keys(other.output) == before  # where photos lie does not decide their order either
+    assert _keys(other.output) == before  # nor does the order of samples depend on where photos are

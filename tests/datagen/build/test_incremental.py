@@ -1,4 +1,4 @@
-"""A dataset grows with its folder: what is new is added, nothing that is there is made again."""
+"""A dataset grows with its folder: new photos are added, existing samples are not made again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None
     assert survey(recipe()).complete == after
 
 
-def test_a_second_folder_may_join(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:
+def test_a_second_folder_can_be_added(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:
     build_in_process(recipe())
     other = tmp_path / "other"
     other.mkdir()
@@ -83,19 +83,19 @@ def test_unchanged_photos_cost_one_listing(
     recipe: RecipeMaker, add: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build_in_process(recipe())
-    looked_at: list[str] = []
+    read_files: list[str] = []
     read = HeaderReader._read
 
-    def noting(self: HeaderReader, file: Any) -> Any:
-        looked_at.append(Path(file.uri).name)
+    def recording(self: HeaderReader, file: Any) -> Any:
+        read_files.append(Path(file.uri).name)
         return read(self, file)
 
-    monkeypatch.setattr(HeaderReader, "_read", noting)
+    monkeypatch.setattr(HeaderReader, "_read", recording)
     build_in_process(recipe())
-    assert looked_at == []
+    assert read_files == []
     add(100)
     build_in_process(recipe())
-    assert looked_at == ["new100.png"]
+    assert read_files == ["new100.png"]
 
 
 def test_removed_photos_are_reported_and_their_samples_stay(
@@ -131,7 +131,7 @@ def test_a_changed_photo_is_a_new_one(
     assert survey(recipe()).changed == {str(photos / "p3.png")}
     after = build_in_process(recipe())
     assert after.num_samples == before.num_samples + 2
-    (photos / "p3-again.png").write_bytes(old)  # its samples are there still
+    (photos / "p3-again.png").write_bytes(old)  # its samples still exist
     assert build_in_process(recipe()) == after
     assert len(_keys(recipe().output)) == 20
 
@@ -144,7 +144,7 @@ def test_a_new_copy_of_an_old_photo_is_a_duplicate(recipe: RecipeMaker, photos: 
     assert survey(recipe()).complete == after
 
 
-def test_a_mended_photo_is_taken_in(
+def test_a_repaired_photo_is_added(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     (photos / "new.png").write_bytes(b"")
@@ -164,7 +164,7 @@ def test_the_limit_counts_the_whole_dataset(recipe: RecipeMaker, photos: Path) -
     assert (after.num_samples, after.rejected.count) == (18, 1)
 
 
-def test_photos_that_arrive_during_a_build_join_it(
+def test_photos_that_arrive_during_a_build_are_added(
     recipe: RecipeMaker, photos: Path, add: Callable[..., None]
 ) -> None:
     plan = plan_dataset(recipe())
@@ -178,23 +178,23 @@ def test_photos_that_arrive_during_a_build_join_it(
     assert len(_keys(recipe().output)) == 20
 
 
-def test_photos_that_change_or_go_during_a_build(
+def test_photos_that_change_or_disappear_during_a_build(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     plan = plan_dataset(recipe(samples_per_shard=4))
     made = ShardBuilder(recipe())(plan.tasks[0])
-    doomed = plan.tasks[2]
-    victims = [photo.file.uri for photo in doomed.photos]
-    assert len(victims) == 2
-    Path(victims[0]).unlink()
+    dropped = plan.tasks[2]
+    uris = [photo.file.uri for photo in dropped.photos]
+    assert len(uris) == 2
+    Path(uris[0]).unlink()
     with pytest.raises(FlowmapsrError, match="disappeared after planning; run the same"):
-        list(prepare(doomed, recipe(), threads=1))
-    Path(victims[0]).write_bytes(encoded(photo(300, width=100)))
+        list(prepare(dropped, recipe(), threads=1))
+    Path(uris[0]).write_bytes(encoded(photo(300, width=100)))
     with pytest.raises(FlowmapsrError, match="changed after planning"):
-        list(prepare(doomed, recipe(), threads=1))
-    Path(victims[1]).unlink()
+        list(prepare(dropped, recipe(), threads=1))
+    Path(uris[1]).unlink()
     again = plan_dataset(recipe(samples_per_shard=4))
-    assert plan.tasks[0] in again.tasks and doomed not in again.tasks
+    assert plan.tasks[0] in again.tasks and dropped not in again.tasks
     assert plan.tasks[0] not in pending_tasks(again) and made.index == 0
     for task in pending_tasks(again):
         ShardBuilder(recipe())(task)
@@ -202,7 +202,7 @@ def test_photos_that_change_or_go_during_a_build(
     assert verify_dataset(recipe().output) == []
 
 
-def test_a_rejected_newcomer_alone_is_recorded(recipe: RecipeMaker, photos: Path) -> None:
+def test_a_new_photo_that_is_rejected_is_recorded(recipe: RecipeMaker, photos: Path) -> None:
     before = build_in_process(recipe(max_rejected_fraction=0.5))
     (photos / "bad.png").write_bytes(b"")
     after = build_in_process(recipe(max_rejected_fraction=0.5))

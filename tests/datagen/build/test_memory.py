@@ -1,4 +1,4 @@
-"""A worker keeps to the memory that `worker_memory` says, with photos of twelve megapixels."""
+"""A worker uses at most the memory that `worker_memory` estimates, with 12-megapixel photos."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
 
 @pytest.fixture(scope="module")
 def large_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten different JPEGs of 4000x3000 pixels."""
+    """Six different JPEGs of 4000x3000 pixels."""
     folder = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
-    for index in range(10):
+    for index in range(6):
         coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
         coarse.resize((4000, 3000), Image.Resampling.BILINEAR).save(folder / f"{index}.jpg")
     return folder
@@ -58,10 +58,10 @@ def test_memory_is_bounded_and_does_not_grow_with_the_task(
     )
     bound = worker_memory(recipe, threads=THREADS)
     assert bound < 1_300_000_000
-    few = _peak(recipe, samples=10)
+    few = _peak(recipe, samples=6)
     many = _peak(
         recipe.model_copy(update={"samples_per_photo": 8, "output": str(tmp_path / "b")}),
-        samples=80,
+        samples=48,
     )
     assert few < bound and many < bound
     assert many < few + 100_000_000

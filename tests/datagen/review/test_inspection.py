@@ -1,4 +1,4 @@
-"""A sample is found by the beginning of its key and comes back as the pictures it was made of."""
+"""A sample is found by the beginning of its key and decodes to the pictures it was made of."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_pictures_are_those_of_the_sample(dataset: Path, tmp_path: Path) -> 
 def test_nothing_is_overwritten(dataset: Path, tmp_path: Path) -> None:
     sample = inspect_sample(str(dataset), next(iter(_keys(dataset))))
     files = save_pictures(sample, str(tmp_path))
-    assert save_pictures(sample, str(tmp_path)) == files, "the same bytes may be there"
+    assert save_pictures(sample, str(tmp_path)) == files, "equal files are not in the way"
     Path(files[1]).write_bytes(b"a drawing of mine")
     Path(files[0]).unlink()
     with pytest.raises(FlowmapsrError, match="another file has this name"):
@@ -68,7 +68,7 @@ def test_nothing_is_overwritten(dataset: Path, tmp_path: Path) -> None:
     assert Path(files[1]).read_bytes() == b"a drawing of mine" and not Path(files[0]).exists()
 
 
-def test_a_beginning_is_enough_if_it_is_of_one_key(dataset: Path) -> None:
+def test_an_unambiguous_beginning_is_enough(dataset: Path) -> None:
     keys = sorted(_keys(dataset))
     assert inspect_sample(str(dataset), keys[0]).drawn.key == keys[0]
     photo = keys[0].partition("-")[0]
@@ -78,7 +78,7 @@ def test_a_beginning_is_enough_if_it_is_of_one_key(dataset: Path) -> None:
         inspect_sample(str(dataset), "")
 
 
-def test_a_missing_key_is_answered_with_near_ones(dataset: Path) -> None:
+def test_a_missing_key_is_refused_with_near_ones(dataset: Path) -> None:
     key = sorted(_keys(dataset))[4]
     with pytest.raises(FlowmapsrError, match=f"no sample has a key.*{key}"):
         inspect_sample(str(dataset), key[:19] + "g")
@@ -86,7 +86,7 @@ def test_a_missing_key_is_answered_with_near_ones(dataset: Path) -> None:
         inspect_sample(str(dataset), key[:-2] + "77")
 
 
-def test_other_weights_than_the_datasets(dataset: Path) -> None:
+def test_other_weights_than_the_datasets_are_refused(dataset: Path) -> None:
     manifest = load_manifest(str(dataset))
     codec = manifest.codec.model_copy(update={"fingerprint": "0" * 64})
     changed: Manifest = manifest.model_copy(update={"codec": codec})
