@@ -18,7 +18,7 @@ from training.data.shard_cache import check_cache
 from training.run_dir.paths import StageFolder, check_recipe
 from training.run_dir.records import StageRecord
 from training.settings.adversarial import DiscriminatorSettings
-from training.settings.initial_weights import is_place
+from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts, is_folder
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -49,7 +49,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
         draws = bucket_shares(stage, manifest)
         check_cache(recipe, manifest, draws)
         source = stage.init_from
-        if source is not None and is_place(source):
+        if source is not None and is_local_path(source):
             _check_exists(source, f"stage {stage.name!r}: init_from")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)

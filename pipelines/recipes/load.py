@@ -18,7 +18,7 @@ from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import FullRecipe, Section
 from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
 from training.settings.evaluation import EvaluationSettings
-from training.settings.initial_weights import is_place
+from training.settings.initial_weights import is_local_path
 from training.settings.model import is_folder
 from training.settings.recipe import TrainingRecipe
 
@@ -201,7 +201,7 @@ def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
 
 def _with_absolute_origin(stage: Any) -> Any:
     source = stage.get("init_from") if isinstance(stage, dict) else None
-    if not isinstance(source, str) or not is_place(source):
+    if not isinstance(source, str) or not is_local_path(source):
         return stage
     return {**stage, "init_from": absolute_location(source, field="init_from")}
 

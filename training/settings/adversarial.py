@@ -74,7 +74,7 @@ class AdversarialSettings(Settings):
     lora: LoraSettings = LoraSettings()
     """What the generator trains."""
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
-    """The network that tells real latents from generated ones."""
+    """The network that learns to distinguish real from generated latents."""
     convergence: ConvergenceSettings = ConvergenceSettings()
     """When the stage ends before its last step."""
     flow_map_loss_weight: float = Field(1.0, ge=0)

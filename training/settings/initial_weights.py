@@ -21,7 +21,7 @@ def is_stage(text: str) -> bool:
     return STAGE_NAME.fullmatch(text) is not None
 
 
-def is_place(text: str) -> bool:
+def is_local_path(text: str) -> bool:
     """Whether this is a local folder or file."""
     return "://" not in text and not is_registry(text) and _looks_like_path(text)
 

@@ -34,7 +34,7 @@ class TrainingRecipe(Settings):
 
     manifest: Execution[str] = Field(examples=["/path/to/dataset"])
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix with it. It may move while
-    a run is unfinished: the dataset's digest tells that it is the same."""
+    a run is unfinished: its digest identifies it."""
     output: Execution[str] = Field(examples=["/path/to/output"])
     """Local folder of the run; workers on other machines must see it at the same path."""
     checkpoints: Execution[str | None] = None

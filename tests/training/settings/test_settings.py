@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.trainer import learning_rate
@@ -146,3 +147,10 @@ def test_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
     assert learning_rate(stage, 100) == pytest.approx(0.1)
     constant = StageSettings.model_validate({**STAGE, "learning_rate": 2.0})
     assert {learning_rate(constant, step) for step in (0, 50, 100)} == {2.0}
+
+
+def test_a_network_of_an_earlier_version_is_read_by_its_old_names() -> None:
+    """`config.json` of a model folder keeps the names that it was written with."""
+    old = ModelSettings.model_validate({"guidance_input": False, "time_scale": 1.0})
+    assert (old.guidance_conditioning, old.time_embedding_scale) == (False, 1.0)
+    assert "time_scale" not in old.model_dump()
