@@ -59,8 +59,8 @@ def with_segments(jpeg: bytes, size: int) -> bytes:
     return jpeg[:2] + segment * -(-size // 60_000) + jpeg[2:]
 
 
-def linear_grey_profile() -> bytes:
-    """An ICC profile of grey levels proportional to light."""
+def linear_gray_profile() -> bytes:
+    """An ICC profile of gray levels proportional to light."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, 0x0100) + bytes(2)  # gamma 1.0 as u8Fixed8
     return _profile(b"GRAY", b"XYZ ", {b"kTRC": curve})
 

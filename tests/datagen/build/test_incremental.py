@@ -211,12 +211,12 @@ def test_a_new_photo_that_is_rejected_is_recorded(recipe: RecipeMaker, photos: P
     assert survey(recipe()).complete == after
 
 
-def test_the_ledger_notices_damage(recipe: RecipeMaker) -> None:
+def test_damage_to_the_known_photos_is_noticed(recipe: RecipeMaker) -> None:
     build_in_process(recipe())
     path = Path(recipe().output, "sources.jsonl")
     whole = path.read_bytes()
-    for place in (0, len(whole) // 2, len(whole) - 2):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for at in (0, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(FlowmapsrError, match="damaged or cut off"):
             KnownPhotos.read(recipe().output)
     path.write_bytes(whole[: len(whole) // 2])

@@ -16,7 +16,7 @@ from datagen.settings import FilterSettings, ImageSettings
 from tests.support.picture_files import (
     animation,
     cmyk_profile,
-    linear_grey_profile,
+    linear_gray_profile,
     png_bomb,
     saved,
     sixteen_bit_png,
@@ -117,13 +117,13 @@ def _srgb(light: np.ndarray) -> np.ndarray:
 def test_a_grey_profile_is_converted() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = _srgb(levels / 255)
-    data = saved(Image.fromarray(levels), icc_profile=linear_grey_profile())
+    data = saved(Image.fromarray(levels), icc_profile=linear_gray_profile())
     assert np.abs(decode_photo(data, PLAIN) - expected[..., None]).max() <= 1
     # 16 bits, and an alpha channel, go through the profile too.
-    deep = saved(Image.fromarray(levels.astype(np.uint16) * 257), icc_profile=linear_grey_profile())
+    deep = saved(Image.fromarray(levels.astype(np.uint16) * 257), icc_profile=linear_gray_profile())
     assert np.abs(decode_photo(deep, PLAIN) - expected[..., None]).max() <= 1
     with_alpha = Image.fromarray(levels).convert("LA")
-    data = saved(with_alpha, icc_profile=linear_grey_profile())
+    data = saved(with_alpha, icc_profile=linear_gray_profile())
     assert np.abs(decode_photo(data, PLAIN) - expected[..., None]).max() <= 1
 
 
@@ -150,7 +150,7 @@ def test_a_colour_profile_is_converted() -> None:
     odd = swapped.replace("sRGB".encode("utf-16-be"), "odd ".encode("utf-16-be"))
     decoded = decode_photo(saved(Image.fromarray(red), icc_profile=odd), PLAIN)
     assert np.abs(decoded.astype(int) - red[..., ::-1]).max() <= 2  # its red is our blue
-    for profile in (b"not a profile", srgb, linear_grey_profile(), cmyk_profile(9)):
+    for profile in (b"not a profile", srgb, linear_gray_profile(), cmyk_profile(9)):
         data = saved(Image.fromarray(red), icc_profile=profile)
         assert np.array_equal(decode_photo(data, PLAIN), red), "broken, sRGB, or of other pixels"
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from datagen.build.in_process import build_in_process
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
 from datagen.errors import FlowmapsrError
@@ -98,20 +99,18 @@ def test_other_weights_than_the_datasets_are_refused(dataset: Path) -> None:
 def test_a_damaged_shard_is_named(dataset: Path) -> None:
     for shard in set(_keys(dataset).values()):
         (dataset / shard).write_bytes(b"x" * 2000)
-    key = next(iter(build_keys(dataset)))
+    key = next(iter(_photo_keys(dataset)))
     with pytest.raises(FlowmapsrError, match="not a readable shard.*restore it"):
         inspect_sample(str(dataset), key)
 
 
-def build_keys(dataset: Path) -> list[str]:
-    from datagen.dataset.known_photos import KnownPhotos
-
+def _photo_keys(dataset: Path) -> list[str]:
     return [f"{sha256[:20]}-00" for sha256 in KnownPhotos.read(str(dataset)).hashes()]
 
 
 def test_samples_before_it_are_not_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "read_bytes", _no_tar(storage.read_bytes))
-    assert inspect_sample(str(dataset), build_keys(dataset)[0])
+    assert inspect_sample(str(dataset), _photo_keys(dataset)[0])
 
 
 def _no_tar(read: Callable[[str], bytes]) -> Callable[[str], bytes]:
