@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from datagen.dataset.shards import ShardSample, write_shard
 from datagen.degradation.settings import DegradationSettings
 from datagen.records import to_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
-from tests.support.ports import free_port
+from tests.support.launch import finish, start_torchrun
 from training.settings.recipe import TrainingRecipe
 
 RunMaker = Callable[..., TrainingRecipe]
@@ -155,51 +153,6 @@ def run_recipe(dataset: Path) -> RunMaker:
     return make
 
 
-def torchrun(workers: int) -> list[str]:
-    """The module that launches, and its words up to the name of what it launches."""
-    return ["torch.distributed.run", "--standalone", f"--nproc_per_node={workers}", "-m"]
-
-
-def deepspeed(workers: int) -> list[str]:
-    """The same of DeepSpeed's launcher."""
-    port = f"--master_port={free_port()}"
-    return ["deepspeed.launcher.runner", f"--num_gpus={workers}", port, "--module"]
-
-
-def start_torchrun(
-    recipe: TrainingRecipe,
-    folder: Path,
-    *,
-    module: str = "training.run",
-    tracking_uri: str | None = None,
-    launcher: Callable[[int], list[str]] = torchrun,
-    words: Sequence[str] = (),
-) -> subprocess.Popen[str]:
-    """Launches a recipe with neither Ray nor Prefect."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
-    path.write_text(recipe.model_dump_json())
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher(recipe.most_workers), module, str(path), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
-        },
-    )
-
-
-def finish_torchrun(
-    recipe: TrainingRecipe, folder: Path, *, launcher: Callable[[int], list[str]] = torchrun
-) -> None:
-    process = start_torchrun(recipe, folder, launcher=launcher)
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
-
-
 @pytest.fixture(scope="session")
 def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
     """A finished run of both stages with two workers under `torchrun`; only to be read."""
@@ -208,7 +161,9 @@ def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) 
         return run_recipe(folder / "run", stages=[WARMUP, DISTILL])
 
     folder = made_once(
-        tmp_path_factory, "undisturbed", lambda folder: finish_torchrun(recipe_in(folder), folder)
+        tmp_path_factory,
+        "undisturbed",
+        lambda folder: finish(start_torchrun(recipe_in(folder), folder)),
     )
     return recipe_in(folder)
 

@@ -16,15 +16,8 @@ from typer.testing import CliRunner
 
 from datagen.errors import FlowmapsrError
 from pipelines.cli import app
-from tests.support.tiny import (
-    STAGE,
-    RunMaker,
-    finish_torchrun,
-    start_torchrun,
-    weights,
-    write_photos,
-)
-from tests.training.test_run import _kill_all, _wait
+from tests.support.launch import kill_all, start_workers, train, wait_until
+from tests.support.tiny import STAGE, RunMaker, weights, write_photos
 from training.checkpoints.reader import SavedState, read_commit
 from training.flowmap.model_folder import FlowMapConfig, export_merged, load_net
 from training.inference.upscaler import Upscaler
@@ -75,7 +68,7 @@ def gan(gan_recipe: GanMaker, tmp_path_factory: pytest.TempPathFactory) -> Train
     """A finished adversarial run."""
     folder = tmp_path_factory.mktemp("gan")
     recipe = gan_recipe(folder)
-    finish_torchrun(recipe, folder)
+    train(recipe, folder)
     return recipe
 
 
@@ -139,12 +132,12 @@ def test_a_killed_adversarial_run_goes_on_to_the_bit_identical_model(
     gan: TrainingRecipe, gan_recipe: GanMaker, tmp_path: Path
 ) -> None:
     recipe = gan_recipe(tmp_path)
-    process = start_torchrun(recipe, tmp_path)
-    _wait((_home(recipe) / "checkpoints" / "step-000008").exists, process)
-    _kill_all(process)
+    process = start_workers(recipe, tmp_path)
+    wait_until((_home(recipe) / "checkpoints" / "step-000008").exists, process)
+    kill_all(process)
     process.communicate(timeout=100)
     assert not (_home(recipe) / "done.json").exists()
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     mine, theirs = _lora(recipe), _lora(gan)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     # The scores of every step since the warm-up: equal only if the discriminator went on exactly.
@@ -163,7 +156,7 @@ def _saved(recipe: TrainingRecipe, part: str) -> list[bytes]:
 
 def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path: Path) -> None:
     recipe = gan_recipe(tmp_path, convergence={"window": 3, "tolerance": 1e6})
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     record = json.loads((_home(recipe) / "done.json").read_text())
     assert (record["steps"], record["images_seen"]) == (7, 28)  # 4 of warm-up, a window of 3
     assert (_home(recipe) / "checkpoints" / "step-000007").is_dir()

@@ -9,7 +9,8 @@ from pathlib import Path
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
-from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, finish_torchrun, write_photos
+from tests.support.launch import train
+from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from training.checkpoints.records import COMMIT, Commit
 from training.data.bucket_mix import bucket_shares
 from training.data.schedule import Position, Schedule
@@ -33,7 +34,7 @@ def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
     stage = {**WARMUP, "steps": STEPS, "budgets": BUDGETS}
     training = run_recipe(tmp_path / "run", stages=[stage])
     training = training.model_copy(update={"manifest": recipe.output, "image_every_steps": STEPS})
-    finish_torchrun(training, tmp_path)
+    train(training, tmp_path)
 
     draws = bucket_shares(training.stages[0], manifest)
     schedule = Schedule(manifest, draws, seed=training.seed, shuffle_window_shards=8, split="train")

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 
 from datagen.dataset.manifest import open_dataset
 from datagen.errors import FlowmapsrError
-from tests.support.tiny import DISTILL, WARMUP, RunMaker, start_torchrun
+from tests.support.launch import start_workers
+from tests.support.tiny import DISTILL, WARMUP, RunMaker
 from training.flowmap.network import FlowMapNet
 from training.flowmap.system import check_lora
 from training.preflight import check_run
@@ -138,6 +139,6 @@ def test_a_run_that_cannot_end_does_not_begin_and_its_recipe_can_be_corrected(
 
 def _trained(recipe: TrainingRecipe, folder: Path) -> tuple[bool, str]:
     """Whether the recipe could be trained, and what was said."""
-    process = start_torchrun(recipe, folder)
+    process = start_workers(recipe, folder)
     said, _ = process.communicate()
     return process.returncode == 0, said

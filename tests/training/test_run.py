@@ -7,27 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from tests.support.launch import deepspeed, finish, start_torchrun, train, wait_until
 from tests.support.s3 import FaultyS3
-from tests.support.tiny import (
-    DISTILL,
-    WARMUP,
-    RunMaker,
-    deepspeed,
-    finish_torchrun,
-    same_weights,
-    start_torchrun,
-    weights,
-)
+from tests.support.tiny import DISTILL, WARMUP, RunMaker, same_weights, weights
 from training.checkpoints.reader import read_commit
 from training.inference.upscaler import Upscaler
 from training.run_dir.paths import StageFolder, StopSignal, check_recipe, write_recipe
@@ -45,21 +34,6 @@ def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:
     """Reported loss by step."""
     series = read_metrics(Path(recipe.output) / "stages" / stage)["loss/total"]
     return dict(zip(series.steps, series.values, strict=True))
-
-
-def _kill_all(process: subprocess.Popen[str]) -> None:
-    """kill -9 to the launcher and to its workers, which would outlive it."""
-    launcher = psutil.Process(process.pid)
-    for victim in [launcher, *launcher.children(recursive=True)]:
-        victim.kill()
-
-
-def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, "the run ended too early"
-        assert time.monotonic() < deadline, "the run did not come so far"
-        time.sleep(0.02)
 
 
 def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -> None:
@@ -94,7 +68,7 @@ def test_deepspeeds_launcher_trains_the_same_weights(
     run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
-    finish_torchrun(recipe, tmp_path, launcher=deepspeed)
+    finish(start_torchrun(recipe, tmp_path, launcher=deepspeed))
     assert same_weights(recipe, undisturbed, "warmup")
 
 
@@ -106,48 +80,35 @@ def test_distill_starts_from_the_model_of_warmup(undisturbed: TrainingRecipe) ->
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("signal_number", "on_s3"), [(signal.SIGKILL, False), (signal.SIGTERM, True)]
-)
-def test_a_stopped_run_goes_on_to_the_bit_identical_model(
-    undisturbed: TrainingRecipe,
-    run_recipe: RunMaker,
-    faulty_s3: FaultyS3,
-    tmp_path: Path,
-    signal_number: signal.Signals,
-    on_s3: bool,
+def test_torchrun_stopped_by_sigterm_resumes_from_s3_to_the_bit_identical_model(
+    undisturbed: TrainingRecipe, run_recipe: RunMaker, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     stage = Path(recipe.output) / "stages" / "warmup"
-    checkpoints = str(stage / "checkpoints")
-    if on_s3:
-        place = f"s3://{faulty_s3.bucket}/checkpoints"
-        recipe = recipe.model_copy(update={"checkpoints": place})
-        checkpoints = f"{place}/warmup"
-        faulty_s3.fail("status", "PUT", times=4)
+    prefix = f"s3://{faulty_s3.bucket}/checkpoints"
+    recipe = recipe.model_copy(update={"checkpoints": prefix})
+    checkpoints = f"{prefix}/warmup"
+    faulty_s3.fail("status", "PUT", times=4)
     process = start_torchrun(recipe, tmp_path)
-    _wait(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
-    if signal_number == signal.SIGKILL:
-        _kill_all(process)
-    else:
-        process.send_signal(signal_number)
+    wait_until(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)
     assert process.returncode != 0
     assert not (stage / "done.json").exists()
     with pytest.raises(FlowmapsrError, match="different: seed"):
         check_recipe(recipe.model_copy(update={"seed": 4}))
     StopSignal(Path(recipe.output)).ask()  # left by a launcher that was killed while it waited
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     assert same_weights(recipe, undisturbed, "warmup")
     assert storage.exists(f"{checkpoints}/step-000060/trainer_state.json")
-    assert (stage / "checkpoints").exists() != on_s3
+    assert not (stage / "checkpoints").exists()
 
 
 def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:
     shutil.copytree(undisturbed.output, tmp_path / "run")
     done = tmp_path / "run" / "stages" / "distill" / "done.json"
     before = done.stat().st_mtime_ns
-    finish_torchrun(undisturbed.model_copy(update={"output": str(tmp_path / "run")}), tmp_path)
+    train(undisturbed.model_copy(update={"output": str(tmp_path / "run")}), tmp_path)
     assert done.stat().st_mtime_ns == before
 
 
@@ -171,7 +132,7 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
     model = {"guidance_conditioning": True, "time_embedding_scale": 10.0}
     recipe = run_recipe(tmp_path / "run", stages=[stage], **model)
     recipe = recipe.model_copy(update={"image_every_steps": 3})
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     home = Path(recipe.output) / "stages" / "distill"
     saved = weights(recipe, "distill")
     assert (home / "images" / "step-000003.png").is_file()
@@ -180,7 +141,7 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
     (home / "done.json").unlink()
     shutil.rmtree(home / "model")
     shutil.rmtree(home / "checkpoints" / "step-000006")
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     again = weights(recipe, "distill")
     assert all(torch.equal(saved[name], again[name]) for name in saved)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import write_training
+from tests.support.launch import train
 from tests.support.network_nodes import Node, missing, network
 from tests.support.prefect_servers import wait_until
-from tests.support.tiny import WARMUP, RunMaker, finish_torchrun, weights
+from tests.support.tiny import WARMUP, RunMaker, weights
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import STARTS, Start
 
@@ -41,7 +42,7 @@ def _newest(home: Path) -> int:
 def test_a_lost_machine_costs_a_restart_and_no_sample(run_recipe: RunMaker, tmp_path: Path) -> None:
     stage = {**WARMUP, "steps": 160, "zero_stage": 2, "checkpoint_every_steps": 10}
     undisturbed = run_recipe(tmp_path / "undisturbed" / "run", stages=[stage])
-    finish_torchrun(undisturbed, tmp_path / "undisturbed")
+    train(undisturbed, tmp_path / "undisturbed")
 
     recipe = undisturbed.model_dump(mode="json", exclude={"output", "workers"})
     write_training(tmp_path / "recipe.json", recipe)

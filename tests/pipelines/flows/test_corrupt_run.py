@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
 from tests.pipelines.conftest import write_training
-from tests.support.tiny import finish_torchrun, same_weights
+from tests.support.launch import train
+from tests.support.tiny import same_weights
 from training.run_dir.paths import check_recipe, finished_stages
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
@@ -114,7 +115,7 @@ def test_a_run_whose_records_are_all_corrupt_resumes_to_the_same_model(
         find_model(run)
     (run / "recipe.json").unlink()
 
-    finish_torchrun(stopped, tmp_path)
+    train(stopped, tmp_path)
     records = finished_stages(stopped)
     assert records is not None and [record.steps for record in records] == [60, 60]
     for stage in ("warmup", "distill"):

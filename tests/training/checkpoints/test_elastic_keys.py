@@ -11,7 +11,8 @@ import pytest
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shard_index import read_shard
-from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, start_torchrun, write_photos
+from tests.support.launch import start_workers
+from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from tests.training.workers.recording_run import KEYS, KILLED_AT
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
@@ -53,7 +54,7 @@ def _trained(
         patch.setenv(KEYS, str(notes))
         if killed_at is not None:
             patch.setenv(KILLED_AT, str(killed_at))
-        process = start_torchrun(recipe, folder, module="tests.training.workers.recording_run")
+        process = start_workers(recipe, folder, module="tests.training.workers.recording_run")
     output, _ = process.communicate(timeout=200)
     assert (process.returncode == 0) == (killed_at is None), output
     parts = [json.loads(line) for file in notes.iterdir() for line in file.open()]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.launch import found_by
 from tests.training.workers.checkpoint_workers import CASES, MOVES, MOVES_TO_ONE, SAVED
-from tests.training.workers.launch import found_by
 
 EXACT = ["one", *CASES, "gan"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.launch import found_by
 from tests.training.workers import zero_update
-from tests.training.workers.launch import found_by
 
 CASES = [f"zero{stage}-{name}" for stage, name in zero_update.CASES]
 

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tests.training.workers.launch import found_by
+from tests.support.launch import found_by
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet

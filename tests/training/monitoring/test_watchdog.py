@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.support.tiny import WARMUP, RunMaker, finish_torchrun, start_torchrun
+from tests.support.launch import start_workers, train
+from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog, stack_files
 from training.run_dir.starts import read_starts
 from training.tracking.mlflow_client import RunNames
@@ -25,7 +26,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[STAGE])
     recipe = recipe.model_copy(update={"watchdog_seconds": 5.0, "image_every_steps": 100})
-    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.stalling_run")
+    process = start_workers(recipe, tmp_path, module="tests.training.workers.stalling_run")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     home = Path(recipe.output) / "stages" / "warmup"
@@ -44,7 +45,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
         shown = {item.path for item in client.list_artifacts(run_id, folder)}
         assert shown == {f"{folder}/{path.name}" for path in (first, second)}
 
-    finish_torchrun(recipe, tmp_path)
+    train(recipe, tmp_path)
     starts = read_starts(home)
     assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
     assert starts[0].ended_before is None
@@ -75,7 +76,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
 
 def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_path: Path) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[STAGE])
-    process = start_torchrun(recipe, tmp_path, module="tests.training.workers.two_machines")
+    process = start_workers(recipe, tmp_path, module="tests.training.workers.two_machines")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
