@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.records import Settings
-from tests.support.tiny import STAGE, start_torchrun, write_photos
+from tests.support.launch import start_workers
+from tests.support.tiny import STAGE, write_photos
 from training.data.loader import Batch
 from training.data.sample_decoder import BatchFields
 from training.evaluation.evaluate import evaluate
@@ -172,7 +173,7 @@ def _recipe(dataset: Path, output: Path) -> ConvRecipe:
 
 def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> int:
     """Trains in workers of this module, to the end or until a checkpoint is there, and stops."""
-    process = start_torchrun(recipe, folder, module=__name__)
+    process = start_workers(recipe, folder, module=__name__)
     checkpoints = StageFolder(Path(recipe.output), "pixels").home / "checkpoints"
     while stop_at is not None and process.poll() is None:
         if (checkpoints / f"step-{stop_at:06d}" / "trainer_state.json").exists():
