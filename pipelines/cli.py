@@ -6,10 +6,9 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from datagen.errors import FlowmapsrError
 from pipelines.environment import (
@@ -18,23 +17,20 @@ from pipelines.environment import (
     prepare_environment,
 )
 from pipelines.terminal import reports
+from pipelines.terminal.options import (
+    AsJson,
+    Dataset,
+    DryRun,
+    Flow,
+    GroupsFirst,
+    Guidance,
+    LoraScale,
+    PlainUsage,
+    RecipeName,
+    Settings,
+    TakeOver,
+)
 from pipelines.terminal.process_edge import VerbResult, process_edge
-
-
-class GroupsFirst(TyperGroup):
-    """Lists groups before commands: making a dataset is the first thing to do."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
-
-
-class PlainUsage(TyperCommand):
-    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
-
 
 app = typer.Typer(
     cls=GroupsFirst,
@@ -48,33 +44,6 @@ dataset_app = typer.Typer(
     help="Make and check datasets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(dataset_app, name="dataset")
-
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, such as workers=2."),
-]
-Dataset = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
-]
-LoraScale = Annotated[
-    float | None,
-    typer.Option(min=0, help="Strength of an adversarial model's LoRA, if not the model's own."),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
-]
-Flow = Literal["dataset", "training", "full"]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
-]
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-"""`flowmapsr demo`: the recipe `demo` on photographs that two installed libraries bring along.
+"""`flowmapsr demo`: the recipe `demo` on photographs that come with two installed libraries.
 
-Runs the same flow as any full recipe; this file only lays out the photos, draws the comparison and
-sums up.
+Runs the same flow as any full recipe; this file only copies the photos and sums up the results.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.recipes.load import full_recipe
 from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import command
+from training.run_dir.paths import finished_stages
 from training.run_dir.records import BICUBIC, EvaluationRow
 
 TRAINING_PHOTOS = (
@@ -41,24 +41,24 @@ COMPARISON_SCALE = 4.0
 
 
 class DemoReport(FrozenModel):
-    """`report.json`: what the demo measured and how long each station took."""
+    """`report.json`: what the demo measured and how long each part took."""
 
     output: str
     recipe_digest: str
     rows: tuple[EvaluationRow, ...]
     seconds: dict[str, float]
     one_step_gain_db: float
-    """Mean PSNR of one step over that of its own input, the LQ image resized by bicubic."""
+    """Mean PSNR of one step minus that of its input, the LQ image resized by bicubic."""
 
     def lines(self) -> list[str]:
-        """The end of the demo, for a person."""
+        """The results, for a person."""
         base, python = Path(self.output), Path(sys.executable).parent
-        stations = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
+        times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
         return [
             *evaluation_table(self.rows),
-            f"One step is {self.one_step_gain_db:+.2f} dB against its own input, mean over the "
-            "held-out photos and scales.",
-            f"Stations: {stations}",
+            f"One step gains {self.one_step_gain_db:+.2f} dB over its input: mean of all held-out "
+            "photos and scales.",
+            f"Times: {times}",
             f"Picture   {base / COMPARISON}",
             f"Dataset   {base / 'dataset'}",
             f"Run       {base / 'run'}",
@@ -73,19 +73,19 @@ class DemoReport(FrozenModel):
 def demo_recipe(output: str) -> FullRecipe:
     """The recipe `demo` with the demo's photos, everything under `output`."""
     base = Path(output).absolute()
-    places = {
+    paths = {
         "output": str(base),
         "dataset.sources": [str(base / "photos" / "train")],
         "evaluation.photos": str(base / "photos" / "held-out"),
     }
-    return full_recipe("demo", places)
+    return full_recipe("demo", paths)
 
 
 def run_demo(output: str) -> DemoReport:
     """Photos to a compared, upscaled picture under `output`; a second run skips what is done.
 
     Raises:
-        FlowmapsrError: a station failed, or one step is no better than its own input.
+        FlowmapsrError: a part failed, or one step is no better than its input.
     """
     recipe = demo_recipe(output)
     base = Path(recipe.output)
@@ -95,9 +95,8 @@ def run_demo(output: str) -> DemoReport:
         report = _run(base, recipe)
     if report.one_step_gain_db <= 0:
         raise FlowmapsrError(
-            f"one step is {report.one_step_gain_db:+.2f} dB against its own input, which is "
-            "no improvement; "
-            f"see {base / REPORT}"
+            f"one step gains {report.one_step_gain_db:+.2f} dB over its input, which is no "
+            f"improvement; see {base / REPORT}"
         )
     return report
 
@@ -113,10 +112,8 @@ def use_local_services(base: Path) -> None:
 def finished_report(base: Path, recipe: FullRecipe) -> DemoReport | None:
     """The report of an earlier demo of the same recipe, if everything it names is still there."""
     path = base / REPORT
-    parts = [path, base / COMPARISON, Path(recipe.training.manifest)]
-    stages = base / "run" / "stages"
-    parts += [stages / stage.name / "done.json" for stage in recipe.training.stages]
-    if not all(part.is_file() for part in parts):
+    files = (path, base / COMPARISON, Path(recipe.training.manifest))
+    if not all(file.is_file() for file in files) or finished_stages(recipe.training) is None:
         return None
     report = DemoReport.model_validate_json(path.read_bytes())
     return report if report.recipe_digest == _digest(recipe) else None
@@ -148,7 +145,7 @@ def _run(base: Path, recipe: FullRecipe) -> DemoReport:
 
 
 def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
-    """Copies photographs out of installed packages into `folder`."""
+    """Copies photos of installed packages to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for package, path in photos:
         spec = find_spec(package)
@@ -156,9 +153,7 @@ def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
             raise FlowmapsrError(f"the demo's photos come with {package}, which is not installed")
         source = Path(spec.origin).parent / path
         if not source.is_file():
-            raise FlowmapsrError(
-                f"{package} brings no {path} in this version; install the pinned set"
-            )
+            raise FlowmapsrError(f"this version of {package} has no {path}; install the pinned set")
         shutil.copyfile(source, folder / source.name)
 
 

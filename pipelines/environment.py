@@ -63,10 +63,9 @@ def leave_run_logs_to_prefect() -> None:
 
 
 def default_tracking_uri(folder: str, *, worker: bool = False) -> None:
-    """Tracks runs in `folder` if no MLflow server is named and the working folder is no good.
+    """Tracks runs in `folder` if no MLflow server is named and the working folder is unsuitable.
 
-    The working folder is the usual place; but on a cluster each node has its own, and that of a
-    Prefect `worker` is deleted.
+    On a cluster each node has its own working folder, and that of a Prefect `worker` is deleted.
     """
     if os.environ.get("MLFLOW_TRACKING_URI") or not (worker or os.environ.get("RAY_ADDRESS")):
         return

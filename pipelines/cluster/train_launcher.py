@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, end_connection, free_resources, ray_cluster
+from pipelines.cluster.stage_watch import StageWatch
 from pipelines.cluster.training_workers import Placement, place_workers
-from pipelines.terminal.progress import Progress, show_progress
+from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import StartClock, process_began
 from training.run_dir.lock import RunLock
 from training.run_dir.paths import StageFolder, StopSignal, finished_stages
-from training.run_dir.records import StageProgress, StageRecord
+from training.run_dir.records import StageRecord
 from training.run_dir.starts import FAILURES, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import tracking_uri
@@ -35,8 +33,6 @@ from training.tracking.provenance import LAUNCHED, launched
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-FULL_BYTES = 1 << 20
-"""A disk with less free space than this counts as full."""
 SAVE_SECONDS = 120.0
 """How long workers may take to save when the launch is interrupted."""
 
@@ -152,66 +148,6 @@ class TrainingWorkers:
             f"stage {folder.name!r} was stopped before its last step; run the same command to "
             "continue from its checkpoint"
         )
-
-
-class StageWatch:
-    """Shows the progress that workers write, or why there is none yet."""
-
-    def __init__(self, progress: Progress, folder: StageFolder, waiting: Callable[[], str]) -> None:
-        """
-        Args:
-            waiting: says why no progress has been written yet.
-        """
-        self._progress = progress
-        self._waiting = waiting
-        self._folder = folder
-        self._starts = len(read_starts(folder.home))
-        self._path = folder.home / "progress.json"
-        self._stale = self._read()
-        self._warned = ""
-
-    def update(self) -> None:
-        """Updates the display."""
-        self._log_starts()
-        current = self._read()
-        self._warn(current)
-        if current is None or current == self._stale:
-            self._progress.advance(0, note=self._waiting())
-            return
-        self._progress.reach(
-            current.step,
-            note=f"{current.headline} {current.headline_value:.4f}, "
-            f"{current.images_per_second:.1f} images/s",
-        )
-
-    def _log_starts(self) -> None:
-        """Logs when the stage continues from a checkpoint, and what was wrong before."""
-        starts = read_starts(self._folder.home)
-        for start in starts[self._starts :]:
-            for trouble in filter(None, (start.ended_before, start.passed_over)):
-                log.warning(
-                    "stage %r continues from step %d: %s", self._folder.name, start.step, trouble
-                )
-        self._starts = len(starts)
-
-    def _warn(self, current: StageProgress | None) -> None:
-        """Logs why nothing can be saved while training continues: once, until it changes."""
-        problem = "" if current is None or current == self._stale else current.problem
-        if not problem and self._is_full():
-            problem = f"{self._path}: no space left on this disk"
-        if problem and problem != self._warned:
-            log.warning("%s; training continues, but cannot save until this is fixed", problem)
-        self._warned = problem
-
-    def _is_full(self) -> bool:
-        folder = self._path.parent
-        return folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
-
-    def _read(self) -> StageProgress | None:
-        try:
-            return StageProgress.model_validate_json(self._path.read_bytes())
-        except (OSError, ValidationError):
-            return None  # the workers have not written it yet
 
 
 class TrainJob(FrozenModel):

@@ -48,11 +48,11 @@ def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placeme
         each=WorkerRequest(recipe.cpus_per_worker, gpus),
         strategy=recipe.placement.upper(),
     )
-    room = placement.each.fitting(nodes)
-    if room < placement.least:
+    fitting = placement.each.fitting(nodes)
+    if fitting < placement.least:
         on_cpu = "; gpus_per_worker=0 trains on the CPU" if gpus else ""
         raise FlowmapsrError(
-            f"the run asks for {placement}, but the Ray cluster has room for {room}; it has "
+            f"the run asks for {placement}, but the Ray cluster fits {fitting}; it has "
             f"{describe_nodes(nodes)}. Lower workers or cpus_per_worker, or add nodes{on_cpu}"
         )
     return placement

@@ -1,29 +1,28 @@
-"""Shows a build on its Prefect run's page: progress while it works, at the end what was made.
+"""Shows a build on the page of its Prefect run: progress while it runs, and a summary at the end.
 
-All of it from side threads with a time limit: a Prefect that is slow or gone costs a warning.
+Everything is sent from side threads with a time limit: a slow or lost server costs a warning.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from prefect import runtime
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
+    create_progress_artifact,
     create_table_artifact,
+    update_progress_artifact,
 )
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from datagen.dataset.layout import PREVIEW, REJECTED
 from datagen.dataset.manifest import Manifest
+from datagen.dataset.records import ShardRecord
 from datagen.io import storage
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
 from pipelines.terminal.build_meter import BuildMeter
@@ -35,15 +34,14 @@ UPDATE_SECONDS = 5.0
 SILENCE_SECONDS = 30.0
 """Pause after a failed update."""
 LAST_SECONDS = 5.0
-"""How long the end of a build waits for its last progress."""
+"""How long a finished build waits for its last progress."""
 SUMMARY_SECONDS = 15.0
-"""How long the end of a build waits for its summary."""
-CALL_SECONDS = 10.0
+"""How long a finished build waits for its summary."""
 
 
 @contextmanager
 def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
-    """Keeps a progress artifact of the current flow run up to date for the length of the block."""
+    """Updates a progress artifact of the current flow run for the length of the block."""
     stop = threading.Event()
     page = _ProgressPage(meter, key=f"{artifact_slug(dataset)}-progress")
     thread = side_thread(lambda: page.follow(stop), name="prefect-progress")
@@ -62,41 +60,31 @@ class _ProgressPage:
         self._sent = -1
 
     def follow(self, stop: threading.Event) -> None:
-        """Sends the meter every few seconds until told to stop, and then once more."""
-        with get_client(sync_client=True, httpx_settings={"timeout": CALL_SECONDS}) as client:
-            pause, last = 0.0, False
-            while not last:
-                last = stop.wait(timeout=pause)
-                try:
-                    self._send(client)
-                    pause = UPDATE_SECONDS
-                except Exception as error:  # the edge of this thread: the build must not notice
-                    pause = SILENCE_SECONDS
-                    warn(error)
+        """Publishes progress every few seconds, and once at the end."""
+        pause, last = 0.0, False
+        while not last:
+            last = stop.wait(timeout=pause)
+            try:
+                self._send()
+                pause = UPDATE_SECONDS
+            except Exception as error:  # logged here: the build continues without a page
+                pause = SILENCE_SECONDS
+                warn(error)
 
-    def _send(self, client: SyncPrefectClient) -> None:
+    def _send(self) -> None:
         meter = self._meter
         if self._sent == meter.done:
             return
-        done = meter.done
-        left = meter.seconds_left
+        done, left = meter.done, meter.seconds_left
         text = f"{done} of {meter.total} samples, {meter.note()}"
         if left:
             text += f", {duration(left)} left"
         if self._artifact is None:
-            new = ArtifactCreate(
-                key=self._key,
-                type="progress",
-                data=meter.percent,
-                description=text,
-                flow_run_id=runtime.flow_run.id,
-                task_run_id=runtime.task_run.id,
-            )
-            self._artifact = client.create_artifact(new).id
+            artifact = create_progress_artifact(meter.percent, self._key, text)
+            assert isinstance(artifact, UUID)  # not a coroutine: this thread has no event loop
+            self._artifact = artifact
         else:
-            client.update_artifact(
-                self._artifact, ArtifactUpdate(data=meter.percent, description=text)
-            )
+            update_progress_artifact(self._artifact, meter.percent, text)
         self._sent = done
 
 
@@ -105,7 +93,7 @@ def show_result(manifest: Manifest, dataset: str) -> None:
     thread = side_thread(lambda: _add_all(manifest, dataset), name="prefect-artifacts")
     thread.join(timeout=SUMMARY_SECONDS)
     if thread.is_alive():
-        log.warning("Prefect takes the dataset's summary too slowly; not waited for")
+        log.warning("Prefect accepts the summary of the dataset too slowly; not waiting for it")
 
 
 def _add_all(manifest: Manifest, dataset: str) -> None:
@@ -116,7 +104,7 @@ def _add_all(manifest: Manifest, dataset: str) -> None:
         if manifest.rejected.count:
             create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
         create_link_artifact(preview_link(dataset), PREVIEW, key=f"{name}-preview")
-    except Exception as error:  # the edge of this thread: the dataset is complete without a page
+    except Exception as error:  # logged here: the dataset is complete without a page
         warn(error)
 
 
@@ -143,33 +131,28 @@ def summary_markdown(manifest: Manifest, dataset: str) -> str:
 
 def bucket_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     """Shards, samples and bytes of each bucket and split."""
-    shards: Counter[tuple[str, str]] = Counter()
-    samples: Counter[tuple[str, str]] = Counter()
-    size: Counter[tuple[str, str]] = Counter()
+    groups: dict[tuple[str, str], list[ShardRecord]] = {}
     for record in manifest.shards:
-        group = record.bucket, record.split
-        shards[group] += 1
-        samples[group] += record.num_samples
-        size[group] += record.bytes
+        groups.setdefault((record.bucket, record.split), []).append(record)
     return [
         {
             "bucket": bucket,
             "split": split,
-            "shards": shards[bucket, split],
-            "samples": samples[bucket, split],
-            "bytes": size[bucket, split],
+            "shards": len(records),
+            "samples": sum(record.num_samples for record in records),
+            "bytes": sum(record.bytes for record in records),
         }
-        for bucket, split in sorted(shards)
+        for (bucket, split), records in sorted(groups.items())
     ]
 
 
 def rejected_rows(manifest: Manifest) -> list[dict[str, str | int]]:
-    """How many photos each reason left out, most first."""
+    """Number of photos left out for each reason, largest first."""
     reasons = sorted(manifest.rejected.by_reason.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason, "photos": count} for reason, count in reasons]
 
 
 def preview_link(dataset: str) -> str:
     """The preview's address: `file://` for a local dataset, else its own URI."""
-    place = storage.join(dataset, PREVIEW)
-    return place if "://" in place else Path(place).absolute().as_uri()
+    path = storage.join(dataset, PREVIEW)
+    return path if "://" in path else Path(path).absolute().as_uri()

@@ -40,7 +40,7 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
 
     Raises:
         FlowmapsrError: Prefect did not accept the run; nothing was started.
-        Terminated: SIGTERM, which Prefect turns into a signal of its own.
+        Terminated: SIGTERM, which Prefect turns into its own exception.
         BaseException: what the work raised, never what Prefect made of it.
     """
     if not is_deployed():

@@ -204,7 +204,7 @@ def _models_at(model: type[BaseModel], location: _Location) -> list[type[BaseMod
             inner
             for candidate in candidates
             if part in candidate.model_fields
-            for inner in _models_in(candidate.model_fields[part].annotation)
+            for inner in models_in(candidate.model_fields[part].annotation)
         ]
         candidates = deeper or [one for one in candidates if part in _kinds(one)]
     return candidates
@@ -215,8 +215,9 @@ def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
     return get_args(field.annotation) if field else ()
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """All settings models inside a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from models_in(inner)

@@ -1,7 +1,4 @@
-"""Lays one tree of recipe values over another: the single rule behind `extends` and `a.b=value`.
-
-Knows trees of mappings, lists and values; knows no files and no settings models.
-"""
+"""Lays one tree of recipe values over another: the one rule behind `extends` and `a.b=value`."""
 
 from __future__ import annotations
 
@@ -36,9 +33,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
 def merged(base: Any, patch: Any, *, path: str = "") -> Any:
     """`patch` laid over `base`; neither is changed.
 
-    Mappings merge key by key, a mapping over a list reaches its items by `name` or by index, and
-    everything else replaces. So does a mapping of another `kind`: it must not inherit the fields
-    of the other one.
+    Mappings merge key by key, a mapping over a list changes items by `name` or index, and all else
+    replaces. So does a mapping of another `kind`, which must not inherit the other's fields.
     """
     if isinstance(patch, Mapping) and isinstance(base, Mapping):
         if _other_kind(base, patch):

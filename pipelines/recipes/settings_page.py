@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from datagen.records import Group, group_of
+from pipelines.recipes.errors import models_in
 from pipelines.recipes.full_recipe import FullRecipe
 
 HEAD = """# Settings
@@ -43,7 +44,7 @@ def page() -> str:
     parts = [HEAD]
     shown: set[type[BaseModel]] = set()
     for section, field in FullRecipe.model_fields.items():
-        for model in _models_in(field.annotation):
+        for model in models_in(field.annotation):
             parts += _sections(section, model, Group.CONTENT, shown, level=2)
     return "\n".join(parts)
 
@@ -66,7 +67,7 @@ def _sections(
         yield "\n".join(_row(name, fields[name], groups[name]) for name in fields) + "\n"
     for name, field in fields.items():
         inner = f"{path}.{name}" + (".NAME" if name == "stages" else "")
-        for deeper in _models_in(field.annotation):
+        for deeper in models_in(field.annotation):
             if deeper not in shown:
                 yield from _sections(inner, deeper, groups[name], shown)
 
@@ -117,13 +118,6 @@ def _bounds(mark: Any) -> Iterator[str]:
         sign, attribute = _BOUNDS[type(mark)]
         limit = getattr(mark, attribute)
         yield f"{sign} {'2^63' if limit == _TWO_63 else format(limit, '.4g')}"
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def all_commands() -> Iterator[tuple[list[str], str]]:
             groups += [([*words, name], one) for name, one in command.commands.items()]
 
 
-@pytest.mark.parametrize(("words", "text"), all_commands())
+@pytest.mark.parametrize(("words", "text"), list(all_commands()))
 def test_help_fits_80_columns_with_whole_examples(
     words: list[str], text: str, invoke: Invoke
 ) -> None:

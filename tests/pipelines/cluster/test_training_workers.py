@@ -55,15 +55,15 @@ def test_a_range_is_placed_while_there_is_room_for_the_least() -> None:
     [
         (
             {"workers": 6},
-            r"6 workers with 1 CPU, 1 GPU,.*room for 4.*2 nodes: 1 x .8 CPU.*1 x .16 CPU, 4 GPU",
+            r"6 workers with 1 CPU, 1 GPU,.*fits 4.*2 nodes: 1 x .8 CPU.*1 x .16 CPU, 4 GPU",
         ),
         ({"workers": 6}, "or add nodes; gpus_per_worker=0 trains on the CPU"),
         (
             {"workers": 12, "cpus_per_worker": 3, "gpus_per_worker": 0},
-            "12 workers with 3 CPU, but.*room for 7.*cpus_per_worker, or add nodes$",
+            "12 workers with 3 CPU, but.*fits 7.*cpus_per_worker, or add nodes$",
         ),
-        ({"cpus_per_worker": 17}, "1 worker with 17 CPU, 1 GPU.*room for 0"),
-        ({"workers": {"min": 6, "max": 12}}, "6 workers.*room for 4"),
+        ({"cpus_per_worker": 17}, "1 worker with 17 CPU, 1 GPU.*fits 0"),
+        ({"workers": {"min": 6, "max": 12}}, "6 workers.*fits 4"),
     ],
 )
 def test_what_the_cluster_can_never_hold_is_refused_with_what_it_has(
@@ -80,10 +80,11 @@ def test_waiting_workers_are_explained() -> None:
     assert placed.waiting(GPU_NODE, [GPU_NODE]) == "starting 2 workers with 1 CPU, 1 GPU"
 
 
-def test_the_largest_size_of_a_range_must_share_the_global_batch() -> None:
-    assert _recipe(workers={"min": 5, "max": 6}).least_workers == 5
-    with pytest.raises(ValidationError, match="micro_batch 2 x workers 5 = 10"):
-        _recipe(workers={"min": 1, "max": 5})
+def test_no_worker_of_a_range_may_be_without_samples() -> None:
+    recipe = _recipe(workers={"min": 5, "max": 24})
+    assert (recipe.least_workers, recipe.most_workers) == (5, 24)
+    with pytest.raises(ValidationError, match="global_batch 24 is less than"):
+        _recipe(workers={"min": 1, "max": 25})
     with pytest.raises(ValidationError, match="min 3 is larger than max 2"):
         _recipe(workers={"min": 3, "max": 2})
 
