@@ -1,7 +1,4 @@
-"""Turns a tar (WebDataset or plain, on disk or S3) into the places of its photos; extracts nothing.
-
-Reads the tar's headers only. Knows neither pixels nor datasets.
-"""
+"""Finds the photos in a tar (WebDataset or plain, local or S3) by its headers; extracts nothing."""
 
 from __future__ import annotations
 
@@ -16,23 +13,25 @@ from datagen.photos.decode import SUFFIXES
 from datagen.photos.source_file import Rejection, SourceFile
 
 LARGEST_MEMBER = 1 << 30
-"""Bytes beyond which a member is no photo: it would have to fit in a worker's memory."""
+"""Bytes; a larger member is no photo: it would have to fit in a worker's memory."""
 
 _BLOCK = tarfile.BLOCKSIZE
-_LONGEST_READ = 1 << 20  # a header and what belongs to it; a hostile one may ask for anything
+_LONGEST_READ = 1 << 20  # a header with its extensions; a hostile one may request any length
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _UNSAFE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f\x7f\ud800-\udfff]")
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
 def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection]:
-    """The photos in the tar at `uri`, in its order, streamed; `stamp` is handed on to each.
+    """The photos in the tar at `uri`, in its order, streamed; all get its `stamp`.
 
-    Folders, links, devices, hidden files and files without an image's suffix are left out. A
-    member that cannot be used is a fault of its own ("unsafe name in tar", "too large", "sparse
-    file in tar", "duplicate name in tar"). A tar that is none or damaged is one fault ("not a tar",
-    "compressed tar", "truncated tar", "damaged tar") after the photos before the damage. Raises
-    FlowmapsrError when storage cannot be read.
+    Folders, links, devices, hidden files and files without an image's suffix are left out. An
+    unusable member is a rejection ("unsafe name in tar", "too large", "sparse file in tar",
+    "duplicate name in tar"). A damaged tar is one rejection ("not a tar", "compressed tar",
+    "truncated tar", "damaged tar") after the photos before the damage.
+
+    Raises:
+        FlowmapsrError: the storage cannot be read.
     """
     with local.errors(uri, "read"), storage.open_random(uri) as stream:
         length = stream.seek(0, 2)
@@ -46,11 +45,11 @@ def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection]:
             if isinstance(info, str):
                 yield Rejection(uri, info)
             elif info.isreg() and _is_photo(info.name):
-                yield _judged(info, uri=uri, stamp=stamp, names=names)
+                yield _checked(info, uri=uri, stamp=stamp, names=names)
 
 
 class _Guarded:
-    """A stream that neither reads nor seeks what no honest tar asks for."""
+    """A stream that refuses reads and seeks that no valid tar needs."""
 
     def __init__(self, stream: IO[bytes], length: int) -> None:
         self._stream = stream
@@ -69,12 +68,12 @@ class _Guarded:
 
 
 def _headers(stream: _Guarded) -> Iterator[tarfile.TarInfo | str]:
-    """Members whose data lie whole within the file; at last, if something is wrong, what."""
+    """Members whose data are completely in the file; a reason at the end if the tar is damaged."""
     stream.seek(0)
     try:
         tar = tarfile.TarFile(fileobj=stream, errorlevel=2)  # type: ignore[arg-type]
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else a million of them are kept
+            tar.members.clear()  # type: ignore[attr-defined]  # else millions of them are kept
             if info.size < 0 or tar.offset <= info.offset:
                 yield "damaged tar"
                 return
@@ -109,7 +108,7 @@ def _damage_at_start(block: bytes) -> str | None:
 
 
 def _damage_at_end(stream: _Guarded, offset: int) -> str | None:
-    """The library takes a header that it cannot read for the end: only zeros are one."""
+    """The library takes an unreadable header for the end; only zeros are a real one."""
     stream.seek(min(offset, stream.length))
     block = stream.read(_BLOCK)
     if len(block) < _BLOCK:
@@ -123,7 +122,7 @@ def _is_photo(name: str) -> bool:
     return not hidden and posixpath.splitext(name)[1].lower() in SUFFIXES
 
 
-def _judged(
+def _checked(
     info: tarfile.TarInfo, *, uri: str, stamp: str, names: set[str]
 ) -> SourceFile | Rejection:
     if _UNSAFE.search(info.name):
@@ -132,7 +131,7 @@ def _judged(
     name = posixpath.normpath(info.name)
     member = f"{uri}#{name}"
     if name in names:
-        # The place tells it from the one that is used.
+        # The offset distinguishes it from the one that is used.
         return Rejection(f"{member}@{info.offset_data}", "duplicate name in tar")
     names.add(name)
     if info.issparse():

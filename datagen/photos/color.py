@@ -1,7 +1,4 @@
-"""Turns a loaded picture of any mode into 8-bit sRGB, through the colour profile it carries.
-
-Knows pixels and profiles, no files and no recipe.
-"""
+"""Converts a loaded picture of any mode to 8-bit sRGB with its embedded color profile."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 
 
 class UnsupportedPixels(Exception):
-    """A picture whose numbers are no colours of 16 bits or fewer."""
+    """A picture whose values are not colors of at most 16 bits."""
 
 
 def to_srgb(image: Image.Image) -> np.ndarray:
@@ -29,12 +26,12 @@ def to_srgb(image: Image.Image) -> np.ndarray:
     converted = _through_profile(image, profile) if profile else None
     if converted is not None:
         return converted
-    # Not convert() alone: it would copy a picture that is RGB already.
+    # convert() alone would copy a picture that is RGB already.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def alpha_of(image: Image.Image) -> np.ndarray | None:
-    """uint8 (H, W), 255 is opaque; None for a picture that cannot be transparent."""
+    """uint8 (H, W), 255 is opaque; None for a picture without transparency."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         return None if clear is None else np.where(_levels(image) == clear, 0, 255).astype(np.uint8)
@@ -44,14 +41,14 @@ def alpha_of(image: Image.Image) -> np.ndarray | None:
 
 
 def composite(rgb: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
-    """Lays uint8 (H, W, 3) over a grey level, by its alpha (H, W); rounded to the nearest."""
+    """Lays uint8 (H, W, 3) over a gray level, by its alpha (H, W); rounded to the nearest."""
     weight = alpha[..., None].astype(np.uint16)
     mixed = rgb * weight + np.uint16(background) * (255 - weight)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The picture in a mode that a colour profile can be of: L, RGB or CMYK."""
+    """The picture in a mode that color profiles exist for: L, RGB or CMYK."""
     if image.mode.startswith("I"):
         levels = _levels(image)
         if levels.min() < 0 or levels.max() > 65535:
@@ -74,7 +71,7 @@ def _through_profile(image: Image.Image, profile: bytes) -> np.ndarray | None:
     """The image in sRGB, or None where there is nothing to convert."""
     try:
         if image.mode == "L":
-            table = _grey_table(profile)
+            table = _gray_table(profile)
             return None if table is None else table[np.asarray(image)]
         transform = _transform(profile, image.mode)
         return None if transform is None else np.asarray(ImageCms.applyTransform(image, transform))
@@ -83,8 +80,8 @@ def _through_profile(image: Image.Image, profile: bytes) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=8)
-def _grey_table(profile: bytes) -> np.ndarray | None:
-    """uint8 (256, 3), each grey level in sRGB; the usual transform is wrong by ten in the dark."""
+def _gray_table(profile: bytes) -> np.ndarray | None:
+    """uint8 (256, 3), each gray level in sRGB; the usual transform is off by 10 in the dark."""
     transform = _transform(profile, "L", ImageCms.Flags.NOOPTIMIZE)
     if transform is None:
         return None
@@ -96,7 +93,7 @@ def _grey_table(profile: bytes) -> np.ndarray | None:
 def _transform(
     profile: bytes, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
 ) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None if it is sRGB. A camera's photos all share one."""
+    """From a profile to sRGB; None if it is sRGB. All photos of a camera share one."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if "srgb" in ImageCms.getProfileDescription(source).lower():
         return None

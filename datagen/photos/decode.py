@@ -1,6 +1,6 @@
-"""Turns the bytes of an image file into upright 8-bit sRGB pixels, or says in two words why not.
+"""Turns the bytes of an image file into upright 8-bit sRGB pixels, or a short reason why not.
 
-Knows no datasets and no models. `read_header` decides what it can without decoding any pixel.
+`read_header` decides what it can without decoding any pixel.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from datagen.settings import FilterSettings, ImageSettings
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
 )
-"""Lower-case file suffixes that are taken for images."""
+"""Lower-case suffixes of image files."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""Decoders that may run on a stranger's bytes: some of Pillow's others start programs."""
+"""Decoders allowed for untrusted input: some of Pillow's others start programs."""
 _MAGIC = 16
-"""Bytes that Pillow looks at to tell formats apart."""
+"""Bytes by which Pillow recognizes a format."""
 _MAX_PIXELS = 178_956_970
-"""More is taken for a decompression bomb, as by Pillow; photos of 100 megapixels are real."""
+"""Pillow's limit for decompression bombs; photos of 100 megapixels are real."""
 _BACKGROUND = {"white": 255, "black": 0}
 
-# Pillow warns from half as many pixels, and of every odd byte of EXIF.
+# Pillow warns about half as many pixels, and about every odd byte of EXIF.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -47,7 +47,7 @@ class ImageRejected(FlowmapsrError):
 
 
 class HeaderIncomplete(Exception):
-    """The head of a file is too short to tell; the caller reads more of it."""
+    """More header bytes are needed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DecodedImage:
 
 
 class _Head(io.BytesIO):
-    """Remembers whether anything behind its end was asked for."""
+    """Remembers whether anything beyond its end was read."""
 
     cut = False
 
@@ -74,10 +74,16 @@ def read_header(
 ) -> tuple[int, int]:
     """(width, height) as displayed, from the first bytes of a file; decodes no pixels.
 
-    64 KB are enough for most files; `complete` tells that `head` is the whole file. Raises
-    HeaderIncomplete when more is needed, and ImageRejected for all that the header decides:
-    "empty file", "not an image", "truncated", "corrupt", "too large", "animated", "grey", "cmyk",
-    "16 bit", "too small", "aspect ratio", "jpeg quality". `decode_photo` may still reject the file.
+    64 KB are enough for most files. `decode_photo` may still reject the file.
+
+    Args:
+        complete: whether `head` is the whole file.
+
+    Raises:
+        HeaderIncomplete: more bytes are needed.
+        ImageRejected: what the header decides: "empty file", "not an image", "truncated",
+            "corrupt", "too large", "animated", "gray", "cmyk", "16 bit", "too small",
+            "aspect ratio", "jpeg quality".
     """
     if len(head) < _MAGIC and not complete:
         raise HeaderIncomplete
@@ -88,10 +94,11 @@ def read_header(
 
 
 def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
-    """The photo as uint8 (H, W, 3), sRGB, upright, treated as the settings say.
+    """The photo as uint8 (H, W, 3), sRGB, upright, converted according to the settings.
 
-    Raises ImageRejected: the reasons of `decode_image`, and "transparent", "grey", "cmyk",
-    "16 bit" where these are to be rejected.
+    Raises:
+        ImageRejected: the reasons of `decode_image`, and "transparent", "gray", "cmyk", "16 bit"
+            where the settings reject these.
     """
     decoded = _decode(data, images)
     if decoded.alpha is None:
@@ -104,9 +111,12 @@ def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
 def decode_image(data: bytes) -> DecodedImage:
     """Pixels and transparency of an image file of any kind but an animation.
 
-    An embedded colour profile is converted to sRGB; one that is broken or does not fit the pixels
-    is ignored, as browsers do. Raises ImageRejected: "empty file", "not an image", "truncated",
-    "corrupt", "animated", "too large" (a decompression bomb), "unsupported pixel format".
+    An embedded color profile is converted to sRGB; one that is broken or does not fit the pixels
+    is ignored, as browsers do.
+
+    Raises:
+        ImageRejected: "empty file", "not an image", "truncated", "corrupt", "animated",
+            "too large" (a decompression bomb), "unsupported pixel format".
     """
     return _decode(data, ImageSettings())
 
@@ -132,7 +142,7 @@ def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
 
 
 def _header(head: bytes, complete: bool) -> ImageHeader:
-    """Reads as much as it needs, and tells when that is more than there is."""
+    """Raises HeaderIncomplete if the header is longer than `head`."""
     if not complete and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         header = webp_header(head)
         if header is None:
@@ -143,14 +153,14 @@ def _header(head: bytes, complete: bool) -> ImageHeader:
     try:
         with _decoder_errors():
             image = _open(stream)
-            told = not stream.cut
+            sufficient = not stream.cut
             header = header_of(image, head)
     except ImageRejected as error:
         if complete or not stream.cut or error.reason in ("not an image", "too large"):
             raise
         raise HeaderIncomplete from error
-    # A second frame may lie beyond the head: that is for the decoder to find.
-    if not complete and stream.cut and not (told and image.format == "GIF"):
+    # A second frame may be beyond the head: `decode_photo` finds that.
+    if not complete and stream.cut and not (sufficient and image.format == "GIF"):
         raise HeaderIncomplete
     return header
 
@@ -170,7 +180,7 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
 
 
 def _known_format(start: bytes) -> bool:
-    """Whether any of the decoders would look at a file that begins like this."""
+    """Whether any of the decoders accepts a file that begins like this."""
     Image.init()
     accepting = (Image.OPEN[name][1] for name in _FORMATS)
     return any(accept is not None and accept(start) is True for accept in accepting)
@@ -186,8 +196,8 @@ def _check_size(width: int, height: int) -> None:
 def _check_kind(header: ImageHeader, images: ImageSettings) -> None:
     if header.animated and images.animated == "reject":
         raise ImageRejected("animated")
-    if header.grey and images.gray == "reject":
-        raise ImageRejected("grey")
+    if header.gray and images.gray == "reject":
+        raise ImageRejected("gray")
     if header.cmyk and images.cmyk == "reject":
         raise ImageRejected("cmyk")
     if header.sixteen_bit and images.sixteen_bit == "reject":
@@ -209,7 +219,7 @@ def _check_filters(header: ImageHeader, filters: FilterSettings) -> None:
 
 @contextmanager
 def _decoder_errors() -> Iterator[None]:
-    """Pillow's decoders raise almost anything on broken bytes: every one means a bad image."""
+    """Pillow's decoders raise almost anything on broken bytes: each means a bad image."""
     try:
         yield
     except ImageRejected:

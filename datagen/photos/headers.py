@@ -1,7 +1,4 @@
-"""Turns the header of an opened image file into what may be decided before its pixels are decoded.
-
-Knows Pillow's formats, no recipe and no reasons.
-"""
+"""Reads from the header of an image file what can be known before its pixels are decoded."""
 
 from __future__ import annotations
 
@@ -19,18 +16,18 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyErr
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258
-_GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
+_GRAY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself; `width` and `height` as displayed, pixels."""
+    """Properties in a file's header; `width` and `height` as displayed, pixels."""
 
     width: int
     height: int
     animated: bool = False
-    """More frames or pages than one; a phone's MPO file counts as its first picture."""
-    grey: bool = False
+    """More than one frame or page; a phone's MPO file counts as its first picture."""
+    gray: bool = False
     cmyk: bool = False
     sixteen_bit: bool = False
     jpeg_quality: int | None = None
@@ -46,7 +43,7 @@ def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
         width=width,
         height=height,
         animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
-        grey=image.mode in _GREY_MODES or image.mode.startswith("I"),
+        gray=image.mode in _GRAY_MODES or image.mode.startswith("I"),
         cmyk=image.mode == "CMYK",
         sixteen_bit=_sixteen_bit(image, head),
         jpeg_quality=_jpeg_quality(image),
@@ -56,8 +53,8 @@ def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
 def orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation 1..8 still to be undone; anything unreadable is upright.
 
-    Pillow undoes that of TIFF files itself. Of a PNG only what stands before its pixels counts:
-    `PngImageFile.getexif` would decode the whole picture to look behind them.
+    Pillow undoes that of TIFF files itself. In a PNG only EXIF data before the pixels counts:
+    `PngImageFile.getexif` would decode the whole picture to look after them.
     """
     if image.format == "TIFF":
         return 1
@@ -69,10 +66,10 @@ def orientation(image: ImageFile.ImageFile) -> int:
 
 
 def webp_header(head: bytes) -> ImageHeader | None:
-    """The header of a WebP file from its first bytes; None where these do not tell.
+    """The header of a WebP file from its first bytes; None where these are not enough.
 
-    Pillow wants the whole file to open one. The EXIF orientation stands at the end of the file, so
-    one that has EXIF (or XMP) does not tell. Source: RFC 9649, sections 2.5 to 2.7.
+    Pillow needs the whole file to open one. The EXIF orientation is at the end of the file, so the
+    first bytes are not enough if there is EXIF (or XMP). Source: RFC 9649, sections 2.5 to 2.7.
     """
     if len(head) < 30:
         return None
@@ -93,7 +90,7 @@ def webp_header(head: bytes) -> ImageHeader | None:
 
 
 def _sixteen_bit(image: ImageFile.ImageFile, head: bytes) -> bool:
-    """Pillow reduces 16-bit colour to 8 bits and then forgets that it did."""
+    """Pillow reduces 16-bit color to 8 bits without a trace in the mode."""
     if image.mode.startswith("I"):
         return True
     match image.format:

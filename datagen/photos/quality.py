@@ -1,7 +1,4 @@
-"""Turns a photo into the two numbers its filters compare: sharpness, and the JPEG quality it had.
-
-Knows pixels and quantisation tables, no files and no limits.
-"""
+"""Measures what the filters compare: a photo's sharpness and its JPEG quality."""
 
 from __future__ import annotations
 
@@ -32,8 +29,8 @@ def sharpness(pixels: np.ndarray) -> float:
     """Variance of the Laplacian of a photo, uint8 (H, W, 3), in squared 8-bit levels.
 
     The luma (BT.601) is first shrunk by area to at most 512x512 pixels in all, so the number does
-    not grow or fall with the size of the file. Source: Pech-Pacheco et al. 2000, equation 7, with
-    the 4-neighbour Laplacian; operator LAP4 in Pertuz et al. 2013.
+    not depend on the size of the file. Source: Pech-Pacheco et al. 2000, equation 7, with
+    the 4-neighbor Laplacian; operator LAP4 in Pertuz et al. 2013.
     """
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     height, width = luma.shape
@@ -47,7 +44,7 @@ def sharpness(pixels: np.ndarray) -> float:
 def jpeg_quality(luma_table: Sequence[int]) -> int:
     """The libjpeg quality, 1..100, whose luma table is nearest to these 64 divisors (row by row).
 
-    Exact for files of libjpeg and its kin; for the tables of cameras and of other programs the
+    Exact for files of libjpeg and its forks; for the tables of cameras and other programs the
     quality with the smallest mean |log ratio|. Of equal tables the highest quality.
     """
     table = np.log(np.maximum(np.asarray(luma_table, np.float64), 1))

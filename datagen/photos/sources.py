@@ -1,6 +1,6 @@
-"""Turns source URIs into the ordered list of image files that lie there, with sizes and stamps.
+"""Turns source URIs into the ordered list of their image files, with sizes and stamps.
 
-Lists only: no image is opened. Knows no recipe and no buckets.
+Lists only: no image is opened.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ class Listing:
 def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
     """Lists folders, prefixes, files, archives and lists; the order of `sources` does not matter.
 
-    In folders and archives only image files count. What lies below `exclude` (the dataset itself)
-    is passed over. A name in a list with nothing behind it is a rejection; so is what is wrong in
-    an archive. Raises FlowmapsrError for a source that is missing or holds no image file.
+    In folders and archives only image files count. A missing file of a list is a rejection, and so
+    is an unusable member of an archive.
+
+    Args:
+        exclude: folder or prefix to leave out: the dataset itself.
+
+    Raises:
+        FlowmapsrError: a source is missing or has no image file.
     """
     files: dict[str, SourceFile] = {}
     rejected: dict[str, Rejection] = {}
@@ -66,7 +71,7 @@ def _list_one(source: str, exclude: str | None) -> Iterator[SourceFile | Rejecti
 
 
 def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
-    """What a source holds; files that are no images come as plain entries, to be counted."""
+    """The content of a source; other files are plain entries, to be counted."""
     if source.endswith(LIST):
         yield from _listed(source, exclude)
         return
@@ -87,7 +92,7 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
 
 
 def _is_text(name: str) -> bool:
-    """Whether the name can be written down: a disk may hold names that are no UTF-8."""
+    """Whether the name can be stored as text: on a disk it may be invalid UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -96,7 +101,7 @@ def _is_text(name: str) -> bool:
 
 
 def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
-    """A list holds one URI a line; relative paths start from its folder, `#` begins a comment."""
+    """A list has one URI per line; relative paths start from its folder, `#` begins a comment."""
     folder = source.rpartition("/")[0]
     try:
         lines = storage.read_bytes(source).decode().splitlines()

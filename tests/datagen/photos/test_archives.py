@@ -1,4 +1,4 @@
-"""Photos inside tars: found where they are, and nothing that a stranger's tar can do harms."""
+"""Photos inside tars are found, and a hostile tar does no harm."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ LONG = "folder/" * 30 + "a" * 120 + ".jpg"
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_a_photo_is_read_from_where_it_lies(uri: str, format: int) -> None:
+def test_a_photo_is_read_from_its_offset(uri: str, format: int) -> None:
     files = {
         "0001.jpg": os.urandom(1000),
         "./b/é 二.PNG": os.urandom(512),
@@ -109,7 +109,7 @@ def test_an_unsafe_name_is_rejected_and_the_rest_kept(path: str, name: str) -> N
     assert reason == "unsafe name in tar" and more == [] and rejected.encode()
 
 
-def test_a_name_that_comes_twice_is_used_once(path: str) -> None:
+def test_a_repeated_name_is_used_once(path: str) -> None:
     storage.write_bytes(path, _tar(("a.jpg", b"1"), ("./a.jpg", b"2"), ("b.jpg", b"3")))
     assert _names(path) == ["a.jpg", "b.jpg"]
     assert _reasons(path) == {f"{path}#a.jpg@1536": "duplicate name in tar"}
@@ -123,7 +123,7 @@ def test_a_member_that_is_too_large_is_rejected(path: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("size", [513, 1 << 31, 8 << 30, 1 << 60, -1, -512, -(1 << 40)])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_an_absurd_size_ends_the_tar_and_keeps_what_was_before(
+def test_an_absurd_size_ends_the_tar_and_keeps_the_photos_before(
     path: str, size: int, kind: bytes
 ) -> None:
     header = bytearray(_info("b.jpg", 0, type=kind).tobuf(tarfile.USTAR_FORMAT))
@@ -148,7 +148,7 @@ def test_a_truncated_tar_keeps_the_photos_before_the_cut(uri: str, cut: int) -> 
 
 
 @pytest.mark.parametrize("at", [1024 + 10, 1024 + 130, 1024 + 150])
-def test_a_damaged_header_is_no_silent_end(path: str, at: int) -> None:
+def test_a_damaged_header_is_not_taken_for_the_end(path: str, at: int) -> None:
     data = bytearray(_tar(("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3")))
     data[at] ^= 0x11
     storage.write_bytes(path, bytes(data))
@@ -161,7 +161,7 @@ def test_a_compressed_tar_is_named(path: str, compress: object) -> None:
     assert _reasons(path) == {path: "compressed tar"} and _names(path) == []
 
 
-def test_what_is_no_tar_is_named(path: str) -> None:
+def test_a_file_that_is_no_tar_is_named(path: str) -> None:
     for data, reason in [(b"", "truncated tar"), (b"hello " * 200, "not a tar")]:
         storage.write_bytes(path, data)
         assert _reasons(path) == {path: reason} and _names(path) == []
@@ -184,18 +184,18 @@ def test_sparse_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_chain_of_headers_ends(path: str) -> None:
-    """Each long name announces the next: a library that calls itself for each runs out of stack."""
+    """Each long name announces the next: recursion would run out of stack."""
     one = _info("x", 512, type=tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) + b"n" * 512
     storage.write_bytes(path, _tar(("a.jpg", b"1"))[:1024] + one * 5000)
     assert _names(path) == ["a.jpg"] and _reasons(path) == {path: "damaged tar"}
 
 
-def test_a_missing_tar_is_an_error_of_storage(uri: str) -> None:
+def test_a_missing_tar_is_a_storage_error(uri: str) -> None:
     with pytest.raises(FlowmapsrError, match="photos.tar"):
         list(scan_archive(uri, ""))
 
 
-def test_few_requests_and_faults_are_survived(faulty_s3: FaultyS3) -> None:
+def test_requests_are_few_and_faults_are_survived(faulty_s3: FaultyS3) -> None:
     uri = f"s3://{faulty_s3.bucket}/photos.tar"
     storage.write_bytes(uri, _tar(*((f"{n:04d}.jpg", bytes(20_000)) for n in range(100))))
     faulty_s3.requests.clear()
@@ -206,7 +206,7 @@ def test_few_requests_and_faults_are_survived(faulty_s3: FaultyS3) -> None:
     assert len(_names(uri)) == 100
 
 
-def test_a_long_tar_is_never_held(path: str) -> None:
+def test_a_long_tar_is_streamed(path: str) -> None:
     block = _tar(("a.json", b""))[:512]
     storage.write_bytes(path, block * 20_000 + _tar(("last.jpg", b"")))
     tracemalloc.start()

@@ -97,7 +97,7 @@ def test_the_size_is_that_of_the_upright_photo(
         assert found == (width, height), f"{length} bytes gave a wrong answer"
 
 
-def test_every_prefix_tells_the_truth_or_asks_for_more(pixels: np.ndarray) -> None:
+def test_every_prefix_gives_the_size_or_is_incomplete(pixels: np.ndarray) -> None:
     small = np.ascontiguousarray(pixels[:12, :20])
     files = [turned(small, 6, format) for format in ("JPEG", "PNG", "WEBP", "TIFF")] + [
         saved(Image.fromarray(small), "GIF"),
@@ -144,7 +144,7 @@ def test_kinds_are_rejected_by_the_header(pixels: np.ndarray) -> None:
     image = Image.fromarray(pixels)
     files: dict[str, tuple[bytes, dict[str, Any]]] = {
         "animated": (animation(pixels, "PNG"), {}),
-        "grey": (saved(image.convert("L"), "JPEG"), {"gray": "reject"}),
+        "gray": (saved(image.convert("L"), "JPEG"), {"gray": "reject"}),
         "cmyk": (saved(image.convert("CMYK"), "JPEG"), {"cmyk": "reject"}),
         "16 bit": (sixteen_bit_png(pixels.astype(np.uint16)), {"sixteen_bit": "reject"}),
         "too large": (png_bomb(), {}),
@@ -153,10 +153,10 @@ def test_kinds_are_rejected_by_the_header(pixels: np.ndarray) -> None:
     for expected, (data, images) in files.items():
         assert reason(data[:HEAD], complete=False, **images) == expected
         assert reason(data, **images) == expected
-    assert size_of(files["grey"][0]) == size_of(files["cmyk"][0]) == (260, 200)
+    assert size_of(files["gray"][0]) == size_of(files["cmyk"][0]) == (260, 200)
 
 
-def test_animations_beyond_the_head_are_left_to_the_decoder(pixels: np.ndarray) -> None:
+def test_animations_beyond_the_head_are_found_by_the_decoder(pixels: np.ndarray) -> None:
     data = animation(pixels, "GIF")
     assert size_of(data[:2000], complete=False) == (260, 200)
     assert reason(data) == "animated"
@@ -184,7 +184,7 @@ def test_filters(pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
-def test_jpeg_quality_is_that_it_was_saved_with(options: dict[str, Any]) -> None:
+def test_jpeg_quality_is_the_one_it_was_saved_with(options: dict[str, Any]) -> None:
     image = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
     for quality in range(1, 101):
         data = saved(image, "JPEG", quality=quality, **options)
@@ -194,7 +194,7 @@ def test_jpeg_quality_is_that_it_was_saved_with(options: dict[str, Any]) -> None
 
 
 def test_jpeg_quality_of_other_tables() -> None:
-    """A camera's own tables: that of quality 80 with each divisor off by up to one."""
+    """Tables of a camera: quality 80 with each divisor off by up to one."""
     image = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
     tables = Image.open(io.BytesIO(saved(image, "JPEG", quality=80))).quantization
     rng = np.random.default_rng(0)

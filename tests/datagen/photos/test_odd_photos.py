@@ -17,7 +17,7 @@ from datagen.settings import DatasetRecipe
 from tests.support.picture_files import animation, png_bomb, saved, sixteen_bit_png, turned
 
 GOOD = 18
-"""Samples of the nine photos that are always there, two each."""
+"""Samples of the nine good photos, two each."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def odd(photos: Path, photo: Callable[..., np.ndarray]) -> Path:
         "cut.jpg": whole[: len(whole) * 2 // 3],
         "deep.png": sixteen_bit_png(photo(65).astype(np.uint16) * 257),
         "empty.png": b"",
-        "grey.png": saved(image[2].convert("L")),
+        "gray.png": saved(image[2].convert("L")),
         "letter.jpg": b"Dear friend",
         "one.png": saved(image[3].resize((1, 1))),
         "palette.png": saved(image[4].quantize(64)),
@@ -62,7 +62,7 @@ ALWAYS = {
 }
 
 
-def test_the_good_work_is_kept(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
+def test_good_photos_are_kept(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
     asked = recipe(max_rejected_fraction=0.9, samples_per_shard=64)
     manifest = build_in_process(asked)
     animated = dict.fromkeys(("animated.gif", "animated.png", "animated.webp"), "animated")
@@ -71,23 +71,23 @@ def test_the_good_work_is_kept(recipe: Callable[..., DatasetRecipe], odd: Path) 
     assert verify_dataset(asked.output) == []
 
 
-def test_a_recipe_may_take_more(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
+def test_a_recipe_may_accept_more(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
     images: dict[str, Any] = {"transparent": "white", "animated": "first_frame"}
     asked = recipe(max_rejected_fraction=0.9, images=images)
     assert build_in_process(asked).num_samples == GOOD + 2 * 11
     assert _left_out(asked) == ALWAYS
 
 
-def test_a_recipe_may_take_less(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
+def test_a_recipe_may_accept_less(recipe: Callable[..., DatasetRecipe], odd: Path) -> None:
     images = {"gray": "reject", "cmyk": "reject", "sixteen_bit": "reject"}
     filters = {"min_side": 2, "max_aspect_ratio": 3, "min_jpeg_quality": 50}
     asked = recipe(max_rejected_fraction=0.9, images=images, filters=filters)
     build_in_process(asked)
     found = _left_out(asked)
-    assert {name: found[name] for name in ("cmyk.jpg", "deep.png", "grey.png", "poor.jpg")} == {
+    assert {name: found[name] for name in ("cmyk.jpg", "deep.png", "gray.png", "poor.jpg")} == {
         "cmyk.jpg": "cmyk",
         "deep.png": "16 bit",
-        "grey.png": "grey",
+        "gray.png": "gray",
         "poor.jpg": "jpeg quality",
     }
     assert found["wide.png"] == "aspect ratio"

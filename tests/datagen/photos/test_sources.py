@@ -40,7 +40,7 @@ def test_a_stamp_changes_with_the_file(photos: Path) -> None:
     ]
 
 
-def test_other_files_are_passed_over(photos: Path) -> None:
+def test_other_files_are_ignored(photos: Path) -> None:
     (photos / "notes.md").write_bytes(b"hello")
     (photos / ".hidden.jpg").write_bytes(b"hello")
     (photos / "sub").mkdir()
@@ -58,14 +58,14 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         list_sources([str(tmp_path / "bare")])
 
 
-def test_what_lies_in_the_dataset_itself_is_no_source(photos: Path) -> None:
+def test_the_dataset_itself_is_no_source(photos: Path) -> None:
     (photos / "set" / "shards").mkdir(parents=True)
     (photos / "set" / "preview.png").write_bytes(b"x")
     (photos / "set" / "shards" / "a.tar").write_bytes(b"x")
     assert len(list_sources([str(photos)], exclude=str(photos / "set")).files) == 9
 
 
-def test_a_name_that_is_no_text_is_a_rejection(photos: Path) -> None:
+def test_a_name_that_is_not_utf8_is_rejected(photos: Path) -> None:
     os.rename(photos / "p0.png", os.fsencode(photos) + b"/caf\xe9.png")
     listing = list_sources([str(photos)])
     assert len(listing.files) == 8
@@ -74,7 +74,7 @@ def test_a_name_that_is_no_text_is_a_rejection(photos: Path) -> None:
     ]
 
 
-def test_a_list_names_photos_folders_and_what_is_not_there(photos: Path, tmp_path: Path) -> None:
+def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "lists" / "mine.txt"
     listed.parent.mkdir()
     listed.write_text(f"# mine\n{photos}/p0.png\n\n../photos/p1.png\n  {photos}/gone.png\n")
@@ -91,7 +91,7 @@ def test_a_list_names_photos_folders_and_what_is_not_there(photos: Path, tmp_pat
         list_sources([str(listed)])
 
 
-def test_an_archive_is_read_where_it_lies(photos: Path, tmp_path: Path) -> None:
+def test_an_archive_is_read_in_place(photos: Path, tmp_path: Path) -> None:
     archive = tmp_path / "tars" / "a.tar"
     archive.parent.mkdir()
     with tarfile.open(archive, "w") as tar:

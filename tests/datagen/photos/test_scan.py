@@ -1,4 +1,4 @@
-"""Headers tell sizes and faults; equal bytes are found without hashing every file."""
+"""Headers give sizes and faults; equal files are found without hashing all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_exact_duplicates_are_kept_once(photos: Path) -> None:
     assert rejected == {"p3.png": "duplicate"}
 
 
-def test_known_content_is_told_apart(photos: Path) -> None:
+def test_known_content_is_found(photos: Path) -> None:
     data = (photos / "p3.png").read_bytes()
     (photos / "q.png").write_bytes(data)
     known = {hashlib.sha256(data).hexdigest(): len(data)}

@@ -59,10 +59,10 @@ def test_exif_orientation(pixels: np.ndarray, orientation: int, format: str) -> 
     assert (expected.width < expected.height) == (orientation >= 5)
 
 
-def test_grey_palette_alpha_and_bilevel_are_converted(pixels: np.ndarray) -> None:
-    grey = Image.fromarray(pixels).convert("L")
-    expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
-    assert np.array_equal(decode_photo(saved(grey), PLAIN), expected)
+def test_gray_palette_alpha_and_bilevel_are_converted(pixels: np.ndarray) -> None:
+    gray = Image.fromarray(pixels).convert("L")
+    expected = np.repeat(np.asarray(gray)[..., None], 3, axis=2)
+    assert np.array_equal(decode_photo(saved(gray), PLAIN), expected)
     palette = Image.fromarray(pixels).quantize(16)
     assert np.array_equal(decode_photo(saved(palette), PLAIN), np.asarray(palette.convert("RGB")))
     opaque = Image.fromarray(pixels).convert("RGBA")
@@ -73,13 +73,13 @@ def test_grey_palette_alpha_and_bilevel_are_converted(pixels: np.ndarray) -> Non
 
 @pytest.mark.parametrize("make", [sixteen_bit_png, sixteen_bit_tiff])
 def test_16_bit(make: Any) -> None:
-    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    assert np.array_equal(decode_photo(make(grey), PLAIN)[..., 1].ravel(), np.arange(256))
-    colour = np.random.default_rng(0).integers(0, 65536, (9, 8, 3), dtype=np.uint16)
-    assert np.abs(decode_photo(make(colour), PLAIN).astype(int) - colour // 257).max() <= 1
-    for levels in (grey, colour):
+    gray = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    assert np.array_equal(decode_photo(make(gray), PLAIN)[..., 1].ravel(), np.arange(256))
+    color = np.random.default_rng(0).integers(0, 65536, (9, 8, 3), dtype=np.uint16)
+    assert np.abs(decode_photo(make(color), PLAIN).astype(int) - color // 257).max() <= 1
+    for levels in (gray, color):
         assert reason(make(levels), sixteen_bit="reject") == "16 bit"
-    eight = colour.astype(np.uint8)
+    eight = color.astype(np.uint8)
     assert np.array_equal(decode_photo(make(eight), ImageSettings(sixteen_bit="reject")), eight)
 
 
@@ -87,8 +87,8 @@ def test_16_bit_netpbm() -> None:
     data = b"P6 2 2 65535\n" + bytes(range(24))
     decode_photo(data, PLAIN)
     assert reason(data, sixteen_bit="reject") == "16 bit"
-    grey = b"P5 4 3 65535\n" + bytes(range(24))
-    assert reason(grey, sixteen_bit="reject") == "16 bit"
+    gray = b"P5 4 3 65535\n" + bytes(range(24))
+    assert reason(gray, sixteen_bit="reject") == "16 bit"
 
 
 def test_cmyk(pixels: np.ndarray) -> None:
@@ -101,10 +101,10 @@ def test_cmyk(pixels: np.ndarray) -> None:
     assert reason(saved(image, "JPEG"), cmyk="reject") == "cmyk"
 
 
-def test_grey_can_be_rejected(pixels: np.ndarray) -> None:
-    grey = Image.fromarray(pixels).convert("L")
-    for data in (saved(grey), saved(grey, "JPEG"), saved(grey.convert("LA")), saved(grey, "TIFF")):
-        assert reason(data, gray="reject") == "grey"
+def test_gray_can_be_rejected(pixels: np.ndarray) -> None:
+    gray = Image.fromarray(pixels).convert("L")
+    for data in (saved(gray), saved(gray, "JPEG"), saved(gray.convert("LA")), saved(gray, "TIFF")):
+        assert reason(data, gray="reject") == "gray"
     assert len(decode_photo(saved(Image.fromarray(pixels)), ImageSettings(gray="reject")))
 
 
@@ -114,7 +114,7 @@ def _srgb(light: np.ndarray) -> np.ndarray:
     return np.round(255 * curved)
 
 
-def test_a_grey_profile_is_converted() -> None:
+def test_a_gray_profile_is_converted() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = _srgb(levels / 255)
     data = saved(Image.fromarray(levels), icc_profile=linear_gray_profile())
@@ -142,7 +142,7 @@ def test_a_cmyk_profile_is_converted(format: str) -> None:
     assert tuple(without[0, 15]) == (0, 255, 255), "pure cyan where no profile tells of the ink"
 
 
-def test_a_colour_profile_is_converted() -> None:
+def test_a_color_profile_is_converted() -> None:
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 200
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -155,7 +155,7 @@ def test_a_colour_profile_is_converted() -> None:
         assert np.array_equal(decode_photo(data, PLAIN), red), "broken, sRGB, or of other pixels"
 
 
-def test_transparency_is_kept_for_those_who_want_it(pixels: np.ndarray) -> None:
+def test_transparency_is_kept_by_decode_image(pixels: np.ndarray) -> None:
     alpha = np.full(pixels.shape[:2], 255, np.uint8)
     alpha[:5] = 10
     data = saved(Image.fromarray(np.dstack([pixels, alpha])))
@@ -174,16 +174,16 @@ def test_transparency_over_a_background(pixels: np.ndarray, background: str, lev
     assert np.abs(decoded - expected).max() <= 0.5 + 1e-9
 
 
-def test_transparent_palettes_and_colour_keys(pixels: np.ndarray) -> None:
+def test_transparent_palettes_and_color_keys(pixels: np.ndarray) -> None:
     palette = Image.fromarray(pixels).quantize(16)
     clear = int(np.asarray(palette)[0, 0])
     key = tuple(int(level) for level in pixels[0, 0])
     files = {
         "palette": saved(palette, transparency=clear),
         "gif": saved(palette, "GIF", transparency=clear),
-        "colour key": saved(Image.fromarray(pixels), transparency=key),
-        "grey key": saved(Image.fromarray(pixels[..., 0]), transparency=int(pixels[0, 0, 0])),
-        "grey alpha": saved(Image.fromarray(pixels).convert("LA").point(lambda level: level // 2)),
+        "color key": saved(Image.fromarray(pixels), transparency=key),
+        "gray key": saved(Image.fromarray(pixels[..., 0]), transparency=int(pixels[0, 0, 0])),
+        "gray alpha": saved(Image.fromarray(pixels).convert("LA").point(lambda level: level // 2)),
         "webp": saved(Image.fromarray(pixels).convert("RGBA").point(lambda v: v // 2), "WEBP"),
     }
     for name, data in files.items():
@@ -201,7 +201,7 @@ def test_animations(pixels: np.ndarray, format: str) -> None:
     data = animation(pixels, format)
     assert reason(data) == "animated"
     first = decode_photo(data, ImageSettings(animated="first_frame"))
-    if format == "GIF":  # 256 colours
+    if format == "GIF":  # 256 colors
         assert np.abs(first.astype(int) - pixels).mean() < 6
     else:
         assert np.array_equal(first, pixels)
