@@ -1,4 +1,4 @@
-"""The errors that are meant for the user: what happened, where, and what to do about it."""
+"""Errors for the user: what happened, where, and how to fix it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Keeps what is known of every photo a dataset was offered: `sources.jsonl`, and turns it into
-`rejected.jsonl`.
+"""The photos a dataset has been offered: `sources.jsonl`, and `rejected.jsonl` made of it.
 
-By it a later build tells new photos from old ones with one listing. Knows no shards.
+Lets a later build find new photos with one listing.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class KnownPhoto:
     uri: str
     bytes: int
     stamp: str
-    """Empty once other bytes lie at the URI: only the samples made of the old ones remain."""
+    """Empty once the file at the URI has changed: only samples of its old content remain."""
     sha256: str | None
-    """Of a photo that samples were made of."""
+    """Of a photo that has samples."""
     reason: str | None
     """Why the photo, or a variant of it, was left out."""
 
@@ -42,7 +41,7 @@ def rejected_photo(file: SourceFile, reason: str) -> KnownPhoto:
 
 @dataclass(frozen=True)
 class KnownPhotos:
-    """Known photos, in the order of URI and hash; one line for each content or rejected URI."""
+    """In the order of URI and hash; one line for each content or rejected URI."""
 
     lines: tuple[KnownPhoto, ...] = ()
 
@@ -54,7 +53,11 @@ class KnownPhotos:
 
     @classmethod
     def read(cls, output: str) -> KnownPhotos:
-        """The known of a dataset, empty where there is none; FlowmapsrError when it is damaged."""
+        """Those of a dataset, empty where there is none.
+
+        Raises:
+            FlowmapsrError: the file is damaged.
+        """
         uri = storage.join(output, SOURCES)
         if not storage.exists(uri):
             return cls()
@@ -62,7 +65,7 @@ class KnownPhotos:
         if check != _check(lines):
             raise FlowmapsrError(
                 f"{uri}: damaged or cut off (its last line is not the checksum of the others); "
-                "restore the file, or build the dataset anew into another output"
+                "restore the file, or build the dataset again into another output"
             )
         try:
             return cls(tuple(_LINE.validate_json(line) for line in lines))
@@ -86,15 +89,15 @@ class KnownPhotos:
         return {line.uri: line.reason for line in self.lines if line.reason is not None}
 
     def current(self) -> dict[str, KnownPhoto]:
-        """By URI, what was last seen there."""
+        """By URI, the photo last seen there."""
         return {line.uri: line for line in self.lines if line.stamp}
 
     def hashes(self) -> dict[str, int]:
-        """Bytes of each content that samples were made of, by SHA-256."""
+        """Size in bytes of each content that has samples, by SHA-256."""
         return {line.sha256: line.bytes for line in self.lines if line.sha256 is not None}
 
     def moved(self, found: Mapping[str, SourceFile]) -> KnownPhotos:
-        """With the place and stamp at which known content, by SHA-256, lies now."""
+        """With the new URI and stamp of known content, by SHA-256."""
         lines = [
             line
             if line.sha256 is None or line.sha256 not in found
@@ -104,7 +107,7 @@ class KnownPhotos:
         return KnownPhotos.of(lines)
 
     def superseded(self, uris: Iterable[str]) -> KnownPhotos:
-        """With other bytes at `uris` than it knew; what was rejected there is forgotten."""
+        """With new content at `uris`; rejections there are dropped."""
         gone = set(uris)
         kept = [line for line in self.lines if line.uri not in gone]
         former = [

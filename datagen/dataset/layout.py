@@ -5,7 +5,7 @@ from __future__ import annotations
 MANIFEST = "manifest.json"
 """Written last: a dataset is finished once it is there."""
 SOURCES = "sources.jsonl"
-"""Every photo looked at."""
+"""Every photo offered to the dataset."""
 REJECTED = "rejected.jsonl"
 """Every photo left out, with its reason."""
 PREVIEW = "preview.png"
@@ -18,17 +18,17 @@ TASKS = "tasks"
 
 
 def task_path(index: int) -> str:
-    """Of a task's record: its presence is the commit of the task."""
+    """The record of a task; its presence commits the task."""
     return f"{TASKS}/{index:06d}.json"
 
 
 def shard_path(bucket: str, split: str, task: int) -> str:
-    """Of the shard that takes a task's samples of one bucket and split."""
+    """The shard with a task's samples of one bucket and split."""
     return f"{SHARDS}/{bucket}/{split}-{task:06d}.tar"
 
 
 def record_path(shard: str) -> str:
-    """Of a shard's ShardRecord, given the path of its tar."""
+    """The ShardRecord of a shard, given the path of its tar."""
     return shard.removesuffix(".tar") + ".json"
 
 

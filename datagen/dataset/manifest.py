@@ -31,7 +31,7 @@ class Manifest(FrozenModel):
     """`DatasetRecipe.content()`: the settings that decide the bytes."""
     recipe_digest: str
     sources: tuple[str, ...]
-    """Where photos were looked for, in all builds together."""
+    """Sources of all builds together."""
     codec: CodecRecord
     num_samples: int
     num_shards: int
@@ -87,14 +87,14 @@ class Manifest(FrozenModel):
         return manifest
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
-        """The recipe again, for a dataset that lies at `output`."""
+        """The recipe, for a dataset at `output`."""
         return DatasetRecipe.model_validate(
             {**self.recipe, "sources": self.sources, "output": output}
         )
 
 
 def file_hashes(output: str, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of files of a dataset, for `Manifest.files`; they must be written already."""
+    """SHA-256 of written files of a dataset, for `Manifest.files`."""
     return {name: _sha256(storage.read_bytes(storage.join(output, name))) for name in sorted(names)}
 
 

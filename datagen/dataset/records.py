@@ -1,4 +1,4 @@
-"""The records a dataset is made of: what was drawn for a sample, and what a shard holds."""
+"""Records of a dataset: what was drawn for a sample, what a shard contains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DrawnSample(FrozenModel):
     crop: Crop
     orientation: Orientation
     scale: float
-    """Of the LQ; the negative's own is in `neg`."""
+    """Of the LQ; that of the negative is in `neg`."""
     lq: DegradationParams
     neg: DegradationParams
 

@@ -42,7 +42,7 @@ class ShardIndex:
     """8 bytes for each sample of a shard."""
 
     starts: np.ndarray
-    """int64, (samples + 1,): where each sample begins, and where the last one ends."""
+    """int64, (samples + 1,): start of each sample, and end of the last one."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -24,12 +24,12 @@ _BUFFER = 4 * 2**20
 
 
 class DamagedShard(FlowmapsrError):
-    """A shard that is not what was written."""
+    """A shard that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The members of one sample as they lie in the shard."""
+    """The members of one sample as stored in a shard."""
 
     key: str
     latents: bytes
@@ -52,7 +52,7 @@ class Latents:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Latents:
-        """Raises FlowmapsrError when the bytes are no such safetensors file."""
+        """Raises FlowmapsrError if the bytes are not such a safetensors file."""
         try:
             return cls(**safetensors.numpy.load(data))
         except (safetensors.SafetensorError, TypeError) as error:
@@ -61,7 +61,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What was written, as the record and the reader will check it."""
+    """What was written, for the record."""
 
     sha256: str
     bytes: int
@@ -69,7 +69,7 @@ class WrittenShard:
 
 
 class _HashingFile(io.RawIOBase):
-    """Passes writes on and keeps their hash, so that a shard is never read again to be hashed."""
+    """Hashes what is written, so that the shard is not read again for that."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -93,7 +93,7 @@ class ShardWriter:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._file = _HashingFile(stream)
-        # Not webdataset's writer, which copies in pieces of 10 KB; what it writes is the same tar.
+        # webdataset's writer makes the same tar, but copies in pieces of 10 KB.
         self._tar = tarfile.TarFile(
             fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_BUFFER
         )
@@ -115,8 +115,8 @@ class ShardWriter:
 
 @contextmanager
 def open_shard(uri: str) -> Iterator[ShardWriter]:
-    """A shard to add samples to, which must be closed in the block; it appears at `uri` when the
-    block ends, not at all if it raises."""
+    """A shard to add samples to and to close in the block; it appears at `uri` when the block ends,
+    not at all if it raises."""
     with storage.open_atomic(uri) as stream:
         yield ShardWriter(stream)
 
@@ -135,7 +135,7 @@ def _members(sample: ShardSample) -> dict[str, bytes]:
 
 
 def check_digest(uri: str, found: str, expected: str) -> None:
-    """Raises DamagedShard when the SHA-256 of a shard's bytes is another than its record's."""
+    """Raises DamagedShard if the SHA-256 of a shard differs from its record."""
     if found != expected:
         raise DamagedShard(
             f"{uri}: this shard is not the one its manifest names (checksum differs); {RESTORE}"

@@ -1,7 +1,4 @@
-"""The unit of work: some photos to make shards of, the record that commits it, and the whole plan.
-
-Knows the form of these, not how they come about.
-"""
+"""The unit of work: photos to make shards of, the record that commits it, and the whole plan."""
 
 from __future__ import annotations
 
@@ -21,21 +18,21 @@ class PhotoVariants(NamedTuple):
 
     file: SourceFile
     width: int
-    """As the header says; what is made depends on the decoded pixels only."""
+    """According to the header; samples depend on the decoded pixels only."""
     height: int
     first: int
     variants: int
 
 
 class ShardTask(FrozenModel):
-    """Photos of about one shape, whose samples fill one shard for each (bucket, split) drawn."""
+    """Photos of similar shape; their samples fill one shard per (bucket, split) drawn."""
 
     index: int
     photos: tuple[PhotoVariants, ...]
 
     @property
     def path(self) -> str:
-        """Of the TaskRecord, relative to the dataset: its presence is the commit of the task."""
+        """Of the TaskRecord, relative to the dataset; its presence commits the task."""
         return layout.task_path(self.index)
 
     @property
@@ -43,17 +40,17 @@ class ShardTask(FrozenModel):
         return sum(photo.variants for photo in self.photos)
 
     def shard_path(self, bucket: str, split: Split) -> str:
-        """Of the shard that takes this task's samples of a bucket and split."""
+        """Of the shard with this task's samples of a bucket and split."""
         return layout.shard_path(bucket, split, self.index)
 
 
 class TaskRecord(FrozenModel):
-    """A task that is done; written after all of its shards and their records."""
+    """A finished task; written after all of its shards and their records."""
 
     index: int
     shards: tuple[ShardRecord, ...]
     photos: tuple[KnownPhoto, ...]
-    """What became of each photo."""
+    """Result for each photo."""
     stats: PartialStatistics
 
     @property
@@ -66,7 +63,7 @@ class TaskRecord(FrozenModel):
 
     @property
     def rejected(self) -> list[str]:
-        """URIs of the photos that were left out, wholly or in part."""
+        """URIs of the photos left out, completely or in part."""
         return [photo.uri for photo in self.photos if photo.reason is not None]
 
 
@@ -77,14 +74,14 @@ class Plan(FrozenModel):
     recipe: DatasetRecipe
     recipe_digest: str
     base: str | None
-    """SHA-256 of the manifest's file that the build adds to; None for a new dataset."""
+    """SHA-256 of the manifest file that the build adds to; None for a new dataset."""
     tasks: tuple[ShardTask, ...]
     rejected: tuple[KnownPhoto, ...]
-    """Left out already: what listing, headers and hashes show."""
+    """Left out by listing, headers and hashes."""
     known_photos: int = 0
-    """Photos that the dataset has samples of already."""
+    """Photos that have samples in the dataset already."""
     known_rejected: int = 0
-    """Images left out of it before, duplicates not counted."""
+    """Images left out before, without duplicates."""
 
     @property
     def output(self) -> str:

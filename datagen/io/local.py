@@ -1,7 +1,4 @@
-"""Turns paths on a disk into bytes and back; a file exists only when complete.
-
-Knows no URIs of other kinds, no photos and no datasets.
-"""
+"""Reads and writes local files; a file exists only when complete."""
 
 from __future__ import annotations
 
@@ -18,22 +15,22 @@ from typing import IO
 from datagen.errors import FlowmapsrError, NotFoundError
 
 TEMPORARY_SUFFIX = ".tmp"
-"""Ends the name of every file that is being written; a leftover of a killed process keeps it."""
+"""Suffix of files being written, and of those that a killed process leaves."""
 
 _TEMPORARY_NAME = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}")
 _LINK_ATTEMPTS = 5
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _FIXES = {
-    errno.ENOSPC: "free some space there or choose another place",
-    errno.EDQUOT: "raise the quota there or choose another place",
-    errno.EFBIG: "raise the largest file size allowed there or choose another place",
-    errno.EIO: "the disk or network share reports a fault: check it, or choose another place",
-    errno.ESTALE: "the network share has gone: mount it again and run the same command",
-    errno.EACCES: "give this user permission there or choose another place",
-    errno.EPERM: "give this user permission there or choose another place",
-    errno.EROFS: "choose a place that can be written",
-    errno.EEXIST: "part of this path is a file: choose another place",
-    errno.ENOTDIR: "part of this path is a file: choose another place",
+    errno.ENOSPC: "free some space there or choose another location",
+    errno.EDQUOT: "raise the quota there or choose another location",
+    errno.EFBIG: "raise the largest file size allowed there or choose another location",
+    errno.EIO: "the disk or network share reports an error: check it, or choose another location",
+    errno.ESTALE: "the network share is gone: mount it again and run the same command",
+    errno.EACCES: "give this user permission there or choose another location",
+    errno.EPERM: "give this user permission there or choose another location",
+    errno.EROFS: "choose a writable location",
+    errno.EEXIST: "part of this path is a file: choose another location",
+    errno.ENOTDIR: "part of this path is a file: choose another location",
     errno.EISDIR: "this is a folder where a file is expected",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
@@ -44,8 +41,8 @@ _FIXES = {
 class Entry:
     """One file as listed, not opened.
 
-    `stamp` tells a changed file from an unchanged one of equal length: the time of its last change
-    in nanoseconds on a disk, the ETag on S3.
+    `stamp` changes with the file's content: its modification time in nanoseconds on a disk, the
+    ETag on S3.
     """
 
     uri: str
@@ -67,8 +64,8 @@ def entry(path: str) -> Entry | None:
 def scan(path: str) -> Iterator[Entry]:
     """Every file below the folder in any order, or the file itself; NotFoundError if neither.
 
-    Links to files are followed, links to folders are not: a ring of them would never end. A link to
-    nothing is listed too, that whoever reads it says what is missing.
+    Links to files are followed, links to folders are not: they may form a cycle. A broken link is
+    listed too, so that reading it names what is missing.
     """
     itself = entry(path)
     if itself is not None:
@@ -84,7 +81,7 @@ def scan(path: str) -> Iterator[Entry]:
                 if item.is_dir(follow_symlinks=False):
                     folders.append(item.path)
                     continue
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                     if item.is_file():
                         yield _entry(item.path, item.stat())
                     elif item.is_symlink() and not os.path.exists(item.path):
@@ -92,7 +89,7 @@ def scan(path: str) -> Iterator[Entry]:
 
 
 def names(folder: str, start: str) -> list[str]:
-    """Names of the files right in the folder that begin with `start`; none if it is not there."""
+    """Names of the files directly in the folder that begin with `start`; none without a folder."""
     try:
         with os.scandir(folder) as items:
             return [item.name for item in items if item.name.startswith(start)]
@@ -152,27 +149,27 @@ def write_bytes(path: str, data: bytes) -> None:
 def create_exclusive(path: str, data: bytes) -> bool:
     """Publishes the whole of `data` if nothing is at the path; False if something is.
 
-    Where the file system has no hard links the file is made first and filled at once, so that
-    there a reader may meet it empty.
+    Where the file system has no hard links the file is created and then filled, so that a reader
+    may find it empty there.
     """
     target = Path(path)
     with errors(path, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_LINK_ATTEMPTS):
-            # Another build that is tidying up may take the temporary name for a leftover.
+            # Another build may delete the temporary file as a leftover.
             with contextlib.suppress(FileNotFoundError):
                 return _link_whole(target, data)
         return _link_whole(target, data)
 
 
 def delete(path: str) -> None:
-    """Removes one file; one already gone is no error."""
+    """Removes one file; a missing file is no error."""
     with errors(path, "delete"):
         Path(path).unlink(missing_ok=True)
 
 
 def delete_empty_folder(path: str) -> None:
-    """Removes the folder if it is there and empty."""
+    """Removes the folder if it exists and is empty."""
     with errors(path, "delete"), contextlib.suppress(FileNotFoundError):
         try:
             os.rmdir(path)
@@ -182,7 +179,7 @@ def delete_empty_folder(path: str) -> None:
 
 
 def remove_leftovers(folder: str) -> list[str]:
-    """Deletes the temporary files that killed processes left below the folder; their paths."""
+    """Deletes temporary files that killed processes left below the folder; returns their paths."""
     if not os.path.isdir(folder):
         return []
     found = [item.uri for item in scan(folder) if is_temporary(item.uri)]
@@ -192,13 +189,13 @@ def remove_leftovers(folder: str) -> list[str]:
 
 
 def is_temporary(path: str) -> bool:
-    """Whether the name is one that is given to files while they are written."""
+    """Whether the name is that of a file being written."""
     return _TEMPORARY_NAME.fullmatch(os.path.basename(path)) is not None
 
 
 @contextlib.contextmanager
 def errors(path: str, action: str) -> Iterator[None]:
-    """Turns what the system says about a file into what, where and what to do."""
+    """Turns an OSError into a FlowmapsrError that names the file, the reason and the fix."""
     try:
         yield
     except OSError as error:
@@ -240,7 +237,7 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
         os.link(temporary, target)
         return True
     except FileExistsError:
-        # Over a network an answer may be lost and the call repeated: two names mean it was done.
+        # A network file system may repeat the call after a lost answer: two links mean success.
         return os.stat(temporary).st_nlink == 2
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
@@ -255,7 +252,7 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
 
 
 def _remove(temporary: Path) -> None:
-    # What went wrong before is the news, not that the leftover cannot be removed either.
+    # Do not mask the original error.
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 
@@ -266,7 +263,7 @@ def _sync(stream: IO[bytes]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name itself survive a power cut."""
+    """Makes the new name survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Turns objects in S3 (or any server that speaks it) into bytes and back; each put is whole.
+"""Reads and writes objects in S3 (or a compatible server); each put is atomic.
 
-What can be asked of the server; `s3_client.py` decides how often and by which client.
+The requests; `s3_client.py` sends and retries them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEME = "s3://"
 _PAGE = 1000
 _RANGE = 1 << 20
 _LARGEST_PUT = 4 * 10**9
-"""Bytes that are sent in one request; S3's own limit is 5 GB."""
+"""Bytes in one request; S3's own limit is 5 GB."""
 
 
 def entry(uri: str) -> Entry | None:
@@ -58,7 +58,7 @@ def names(folder: str, start: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object; a connection lost half-way is asked for again."""
+    """The whole object; retried if the connection is lost half-way."""
     bucket, key = _bucket_and_key(uri)
 
     def get(s3: Any) -> bytes:
@@ -80,8 +80,8 @@ def read_range(uri: str, *, start: int, length: int) -> bytes:
 
     try:
         return retried(uri, "read", get)
-    except S3Error as refused:
-        if refused.code == "InvalidRange":  # it begins behind the end
+    except S3Error as error:
+        if error.code == "InvalidRange":  # it starts beyond the end
             return b""
         raise
 
@@ -122,7 +122,7 @@ def open_atomic(uri: str, *, spool: IO[bytes] | None = None) -> Iterator[IO[byte
 def create_exclusive(uri: str, data: bytes) -> bool:
     """Puts `data` only if there is no object; False if there is one.
 
-    An answer may be lost after the put was done. So a refusal is believed only if what is there
+    An answer may be lost after the put succeeded. So a refusal counts only if the object's content
     differs from `data`.
     """
     bucket, key = _bucket_and_key(uri)
@@ -132,8 +132,8 @@ def create_exclusive(uri: str, data: bytes) -> bool:
             "write",
             lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
         )
-    except S3Error as refused:
-        if refused.code not in PRECONDITION_CODES:
+    except S3Error as error:
+        if error.code not in PRECONDITION_CODES:
             raise
         with contextlib.suppress(NotFoundError):
             return read_bytes(uri) == data
@@ -142,16 +142,16 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Removes one object; one already gone is no error."""
+    """Removes one object; a missing object is no error."""
     bucket, key = _bucket_and_key(uri)
     retried(uri, "delete", lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 
 
 def remove_leftovers(uri: str) -> list[str]:
-    """Aborts uploads in parts that killed processes left below the prefix; their URIs.
+    """Aborts multipart uploads that killed processes left below the prefix; returns their URIs.
 
     They are invisible and only cost space (the first thousand are enough for one call). So an
-    account that may not list them, or a server that does not know them, is no error.
+    account without permission to list them, or a server without them, is no error.
     """
     bucket, key = _bucket_and_key(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
@@ -198,7 +198,7 @@ class _Ranges(io.RawIOBase):
         data = read_range(self._uri, start=self._position, length=wanted)
         if not data:
             raise FlowmapsrError(
-                f"{self._uri}: became shorter while it was read; run the same command again"
+                f"{self._uri}: was truncated while it was read; run the same command again"
             )
         buffer[: len(data)] = data
         self._position += len(data)
@@ -231,7 +231,7 @@ def _first(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
 
 
 def _pages(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
-    """Each page is retried by itself, so that a listing of millions never starts over."""
+    """Each page is retried separately, so that a long listing never starts over."""
     while True:
         page = retried(uri, "list", _list(request))
         yield from page.get("Contents", [])

@@ -1,7 +1,4 @@
-"""Turns a request to S3 into its answer or a clear end: retried, with fresh credentials if need be.
-
-The only module that knows boto3. Knows nothing of what the requests are for.
-"""
+"""Sends requests to S3: retries them, renews expired credentials, explains failures."""
 
 from __future__ import annotations
 
@@ -15,26 +12,26 @@ from typing import IO, Any, TypeVar
 
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import redacted
-from datagen.io.s3_errors import BUSY_CODES, EXPIRED_CODES, refusal
+from datagen.io.s3_errors import BUSY_CODES, EXPIRED_CODES, s3_error
 
 Answer = TypeVar("Answer")
 
 PATIENCE = 120.0
-"""Seconds for which a server that is busy, down or unreachable is asked again."""
+"""Seconds for which a busy, stopped or unreachable server is retried."""
 FIRST_CONTACT = 15.0
-"""The same for an address that never answered this process: it is probably misspelt."""
+"""The same for an address that never answered this process: it is probably misspelled."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 SILENCE = 30.0
-"""Seconds without a byte after which a connection counts as lost."""
+"""Seconds without a byte after which a connection is considered lost."""
 PART = 64 << 20
-"""Bytes of one part of an upload that is too long for one request."""
+"""Bytes in one part of a multipart upload."""
 
 _LASTING_STATUS = frozenset({501, 505, 507})
 
 
 class _Clients:
-    """boto3's clients of the addresses in use; they may be shared by threads."""
+    """boto3's clients by address; threads may share them."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str | None, int], Any] = {}
@@ -42,14 +39,14 @@ class _Clients:
         self._lock = threading.Lock()
 
     def get(self, attempts: int = 1) -> Any:
-        place = (_endpoint(), attempts)
+        key = (_endpoint(), attempts)
         with self._lock:
-            if place not in self._made:
-                self._made[place] = _new_client(*place)
-            return self._made[place]
+            if key not in self._made:
+                self._made[key] = _new_client(*key)
+            return self._made[key]
 
     def renew(self, stale: Any) -> None:
-        """Credentials are looked for anew: someone may have renewed them in file or variables."""
+        """Reads the credentials again: they may have been renewed in a file or in variables."""
         with self._lock:
             if stale in self._made.values():
                 self._made.clear()
@@ -67,9 +64,13 @@ _clients = _Clients()
 def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
     """`request(client)`, repeated with growing random pauses as long as waiting can help.
 
-    Waits out 5xx, throttling, lost connections and broken bodies for about two minutes, and looks
-    for credentials once more if they have expired. Raises NotFoundError, S3Error or, when nothing
-    helped, FlowmapsrError; all name `uri`, none holds a secret.
+    Retries 5xx, throttling, lost connections and incomplete bodies for about two minutes, and reads
+    the credentials once more if they have expired.
+
+    Raises:
+        NotFoundError: there is no such object or bucket.
+        S3Error: the server refused the request.
+        FlowmapsrError: the server could not be reached. All name `uri` and contain no secret.
     """
     client = _clients.get()
     begun, pause, renewed = time.monotonic(), FIRST_PAUSE, False
@@ -88,15 +89,15 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
                 continue
             left = _patience(failure) - (time.monotonic() - begun)
             if left <= 0:
-                # The library's own text may hold what must not be shown: it is not chained.
+                # Not chained: the library's own text may contain secrets.
                 raise _explained(uri, action, failure) from None
         time.sleep(min(pause, left) * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
-        client = _clients.get()  # another thread may have found new credentials
+        client = _clients.get()  # another thread may have read new credentials
 
 
 def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> None:
-    """Puts a long stream in parts, each retried; nothing is left if it cannot be finished."""
+    """Puts a long stream in parts, each retried; nothing is left if it fails."""
     from boto3.s3.transfer import TransferConfig
 
     config = TransferConfig(multipart_threshold=1, multipart_chunksize=PART, max_concurrency=4)
@@ -110,7 +111,7 @@ def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> No
 
 
 def body(answer: dict[str, Any]) -> bytes:
-    """The whole body of an answer; a short one is a lost connection to `retried`."""
+    """The whole body of an answer; `retried` retries an incomplete one."""
     from botocore.exceptions import IncompleteReadError
 
     data: bytes = answer["Body"].read()
@@ -138,7 +139,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
 
     if endpoint and "@" in endpoint:
         raise FlowmapsrError(
-            "AWS_ENDPOINT_URL holds a user name or password; write only the address there and use "
+            "AWS_ENDPOINT_URL contains a user name or password; give only the address and use "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     config = Config(
@@ -148,7 +149,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
         max_pool_connections=50,
         tcp_keepalive=True,
     )
-    if endpoint:  # servers other than AWS want the bucket in the path and know no new checksums
+    if endpoint:  # servers other than AWS need the bucket in the path and lack the new checksums
         config = config.merge(
             Config(
                 s3={"addressing_style": "path"},
@@ -158,7 +159,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
         )
     try:
         core = botocore.session.Session()
-        # Half of the time of a listing goes into dates that nobody reads here.
+        # Parsing unused dates takes half of the time of a listing.
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         session = boto3.Session(botocore_session=core)
         return session.client("s3", endpoint_url=endpoint, config=config)
@@ -185,13 +186,13 @@ def _code(failure: Exception) -> str:
 
 
 def _is_expired(failure: Exception) -> bool:
-    """Whether new credentials may help; to HEAD the server gives no reason but the status."""
+    """Whether new credentials may help; a HEAD is answered by a status without a reason."""
     head = getattr(failure, "operation_name", "") == "HeadObject"
     return _code(failure) in EXPIRED_CODES or (head and _code(failure) in ("400", "403"))
 
 
 def _patience(failure: Exception) -> float:
-    """Seconds for which it makes sense to repeat what failed like this."""
+    """Seconds for which to retry after this failure."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
@@ -220,9 +221,9 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
 
     reason = redacted(str(failure))
     if isinstance(failure, ClientError):
-        told = str(failure.response.get("Error", {}).get("Message", ""))
+        message = str(failure.response.get("Error", {}).get("Message", ""))
         busy = _patience(failure) > 0
-        return refusal(uri, action, code=_code(failure), told=told, busy=busy)
+        return s3_error(uri, action, code=_code(failure), message=message, busy=busy)
     if isinstance(failure, HTTPClientError | IncompleteReadError):
         return FlowmapsrError(
             f"{uri}: cannot {action} it, S3 cannot be reached ({reason}); check AWS_ENDPOINT_URL "

@@ -1,7 +1,4 @@
-"""Turns a server's own word for a refusal into what, where and what to do, without secrets.
-
-Knows the words of S3 and its imitators, not how to talk to them.
-"""
+"""Maps error codes of S3-compatible servers to errors that name the fix and contain no secret."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ BUSY_CODES = frozenset(
 )  # fmt: skip
 _FIXES = {
     "AccessDenied": "this account may not {action} there: give it permission or choose another "
-    "place",
+    "location",
     "403": "this account may not {action} there: give it permission, check the AWS_* credentials "
-    "or choose another place",
-    "NoSuchBucket": "there is no such bucket: make it or correct the address",
+    "or choose another location",
+    "NoSuchBucket": "there is no such bucket: create it or correct the address",
     "InvalidBucketName": "correct the name of the bucket",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
     "RequestTimeTooSkewed": "set this machine's clock",
     "InvalidObjectState": "it is archived: restore it first",
-    "QuotaExceeded": "raise the quota there or choose another place",
-    "XMinioStorageFull": "free some space there or choose another place",
+    "QuotaExceeded": "raise the quota there or choose another location",
+    "XMinioStorageFull": "free some space there or choose another location",
     "NotImplemented": "this server lacks what is needed: use one with conditional puts",
 }  # fmt: skip
 _EXPIRED_FIX = "the credentials have expired: renew them and run the same command again"
@@ -39,7 +36,7 @@ _OTHER_FIX = "check the AWS_* variables and this account's permissions"
 
 
 class S3Error(FlowmapsrError):
-    """The server answered no; `code` is its own word for why."""
+    """The server refused a request; `code` is its error code."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -49,17 +46,17 @@ class S3Error(FlowmapsrError):
         return S3Error, (str(self), self.code)
 
 
-def refusal(uri: str, action: str, *, code: str, told: str, busy: bool) -> FlowmapsrError:
-    """The error for a refusal to `action` what is at `uri`; `told` is the server's message."""
+def s3_error(uri: str, action: str, *, code: str, message: str, busy: bool) -> FlowmapsrError:
+    """The error for a refusal to `action` what is at `uri`; `message` is the server's."""
     if code in _MISSING_CODES:
         return NotFoundError(f"{uri}: there is no such object ({code}); check the address")
     if code == "NoSuchBucket" and action != "write":
         return NotFoundError(f"{uri}: there is no such bucket ({code}); check the address")
     if busy:
-        fix = "it stayed busy for long: run the same command again later"
+        fix = "the server stayed busy: run the same command again later"
     elif code in EXPIRED_CODES:
         fix = _EXPIRED_FIX
     else:
         fix = _FIXES.get(code, _OTHER_FIX).format(action=action)
-    told = redacted(f"{code}: {told}")
-    return S3Error(f"{uri}: S3 refused to {action} it ({told}); {fix}", code)
+    reason = redacted(f"{code}: {message}")
+    return S3Error(f"{uri}: S3 refused to {action} it ({reason}); {fix}", code)

@@ -1,6 +1,6 @@
-"""Turns str URIs (local paths or `s3://`) into bytes and back; a file exists only when complete.
+"""Reads and writes files by URI (local path or `s3://`); a file exists only when complete.
 
-Sends each call to the disk or to S3. Knows nothing about photos or datasets.
+Every function may raise NotFoundError or FlowmapsrError, which name the URI.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import IO
 
 from datagen.errors import FlowmapsrError
-from datagen.errors import NotFoundError as NotFoundError  # what every call here may raise
+from datagen.errors import NotFoundError as NotFoundError
 from datagen.io import local, s3
 from datagen.io.local import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 from datagen.io.local import Entry
@@ -20,7 +20,7 @@ _PIECE = 4 << 20
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI lies in S3; FlowmapsrError for a scheme that is neither S3 nor local."""
+    """Whether the URI is in S3; FlowmapsrError for a scheme that is neither S3 nor local."""
     if uri.startswith(s3.SCHEME):
         return True
     if "://" in uri:
@@ -52,16 +52,18 @@ def size(uri: str) -> int | None:
 def scan(uri: str) -> Iterator[Entry]:
     """Every file below the folder or prefix, in any order; of a file, itself.
 
-    Streamed: a listing of millions is never held. Raises NotFoundError when there is nothing at the
-    URI; an existing empty folder on a disk gives nothing.
+    Streamed: a listing may have millions of files. An existing empty folder on a disk has none.
+
+    Raises:
+        NotFoundError: there is nothing at the URI.
     """
     return s3.scan(uri) if is_remote(uri) else local.scan(uri)
 
 
 def names(folder: str, start: str) -> list[str]:
-    """Names of the files right in the folder (not below) that begin with `start`, sorted.
+    """Names of the files directly in the folder that begin with `start`, sorted.
 
-    A folder that is not there has none. Costs no more than what it finds on S3.
+    A missing folder has none. On S3 only the matching files are listed.
     """
     return sorted((s3 if is_remote(folder) else local).names(folder, start))
 
@@ -72,19 +74,21 @@ def list_files(uri: str) -> list[str]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file; NotFoundError when it is missing, FlowmapsrError when it cannot be read."""
+    """The whole file."""
     return s3.read_bytes(uri) if is_remote(uri) else local.read_bytes(uri)
 
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
-    """`length` bytes from the byte `start` on, fewer where the file ends; like `read_bytes`."""
+    """`length` bytes from the byte `start`, fewer where the file ends."""
     where = s3 if is_remote(uri) else local
     return where.read_range(uri, start=start, length=length)
 
 
 def read_pieces(uri: str, *, length: int) -> Iterator[bytes]:
-    """The first `length` bytes of the file in pieces of 4 MB, the last one shorter; each is read,
-    and on S3 retried, by itself. They end early where the file does."""
+    """The first `length` bytes of the file in pieces of 4 MB, fewer where the file ends.
+
+    Each piece is read, and on S3 retried, separately.
+    """
     for start in range(0, length, _PIECE):
         yield read_range(uri, start=start, length=min(_PIECE, length - start))
 
@@ -95,7 +99,7 @@ def open_random(uri: str) -> IO[bytes]:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Publishes `data` at once: readers see the old file or the whole new one, never a part."""
+    """Publishes `data` atomically: readers see the old file or the whole new one."""
     (s3 if is_remote(uri) else local).write_bytes(uri, data)
 
 
@@ -103,7 +107,7 @@ def open_atomic(uri: str) -> AbstractContextManager[IO[bytes]]:
     """A binary file to write that appears at `uri` when the block ends, not at all if it raises.
 
     Local: a temporary name in the same folder, then fsync and rename. S3: a local temporary file,
-    then one put. Raises FlowmapsrError, naming the URI, for a full disk or a missing permission.
+    then one put.
     """
     return s3.open_atomic(uri) if is_remote(uri) else local.open_atomic(uri)
 
@@ -111,32 +115,32 @@ def open_atomic(uri: str) -> AbstractContextManager[IO[bytes]]:
 def create_exclusive(uri: str, data: bytes) -> bool:
     """Publishes the whole of `data` at `uri` if nothing is there; False if something is.
 
-    Of any number of callers at once exactly one gets True. `data` must be the caller's own (hold a
-    random token): on S3 an answer may be lost, and the content then tells whose put it was.
+    Of any number of concurrent callers exactly one gets True. `data` must be unique to the caller
+    (contain a random token): if S3's answer is lost, the content shows whose put succeeded.
     """
     return (s3 if is_remote(uri) else local).create_exclusive(uri, data)
 
 
 def delete(uri: str) -> None:
-    """Removes one file; one already gone is no error, so that a deletion can be repeated."""
+    """Removes one file; a missing file is no error."""
     (s3 if is_remote(uri) else local).delete(uri)
 
 
 def delete_empty_folder(uri: str) -> None:
-    """Removes a folder that holds nothing; on S3 there are no folders to remove."""
+    """Removes an empty folder; on S3 there are none."""
     if not is_remote(uri):
         local.delete_empty_folder(uri)
 
 
 def is_temporary(uri: str) -> bool:
-    """Whether the name is one that a file has while it is written."""
+    """Whether the name is that of a file being written."""
     return not is_remote(uri) and local.is_temporary(uri)
 
 
 def remove_leftovers(folder: str) -> list[str]:
-    """Removes what killed writers left half-done below the folder; the URIs, sorted.
+    """Removes unfinished files of killed processes below the folder; returns their URIs, sorted.
 
-    Temporary files on a disk, unfinished multipart uploads on S3. Safe only while nobody else
+    Temporary files on a disk, unfinished multipart uploads on S3. Safe only while no other process
     writes there: hold the lock.
     """
     return (s3 if is_remote(folder) else local).remove_leftovers(folder)

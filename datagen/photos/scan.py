@@ -1,7 +1,7 @@
 """Turns listed files into photos of known size by their first bytes, each content once.
 
-`HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that they
-can be map_chunks over a cluster. Knows no buckets and no samples.
+`HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that a
+cluster can map them over chunks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from datagen.settings import FilterSettings, ImageSettings
 
 HEAD_BYTES = 64 * 1024
 CHUNK = 256
-"""Files that one call looks at."""
+"""Files in one call."""
 DUPLICATE = "duplicate"
-"""Reason of a file whose bytes are those of another one: left out, but nothing is wrong with it."""
+"""Reason of a file with the bytes of another one: left out, but nothing is wrong with it."""
 _THREADS = 8
 
 C = TypeVar("C")
@@ -31,7 +31,7 @@ MapChunks = Callable[[Callable[[Sequence[C]], list[R]], Iterable[Sequence[C]]], 
 
 
 class ScannedPhoto(NamedTuple):
-    """What the first bytes of a photo say."""
+    """A photo and what its first bytes say."""
 
     file: SourceFile
     width: int
@@ -90,7 +90,7 @@ class ContentHasher:
 def map_locally(
     function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
 ) -> Iterator[list[R]]:
-    """The plain `MapChunks`: one chunk after the other."""
+    """The plain `MapChunks`: one chunk after the other, in this process."""
     return map(function, chunks)
 
 
@@ -101,11 +101,11 @@ def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
 
 
 class ScanResult(NamedTuple):
-    """New photos in the order of their URIs, known content found elsewhere, and the rejected."""
+    """New photos in the order of their URIs, known content at a new URI, and the rejected."""
 
     photos: list[ScannedPhoto]
     known: dict[str, SourceFile]
-    """By SHA-256: the file whose bytes the dataset holds already."""
+    """By SHA-256: the file whose content the dataset has already."""
     rejected: list[tuple[SourceFile, str]]
 
 
@@ -116,49 +116,49 @@ def scan_and_dedupe(
     known_hashes: Mapping[str, int],
     map_chunks: MapChunks = map_locally,
 ) -> ScanResult:
-    """Reads all headers and tells exact duplicates apart.
+    """Reads all headers and drops exact duplicates.
 
     Only files of equal size and equal first bytes, or of the size of known content, are hashed.
 
     Args:
-        known_hashes: SHA-256 -> bytes of content that the dataset holds already.
+        known_hashes: SHA-256 -> size in bytes of content that the dataset has already.
     """
-    headers: list[ScannedPhoto] = []
+    scanned: list[ScannedPhoto] = []
     rejected: list[tuple[SourceFile, str]] = []
     for chunk, results in zip(chunked(files), map_chunks(reader, chunked(files)), strict=True):
         for file, result in zip(chunk, results, strict=True):
             if isinstance(result, Rejection):
                 rejected.append((file, result.reason))
             else:
-                headers.append(result)
-    hashes = _hashes(headers, set(known_hashes.values()), map_chunks)
+                scanned.append(result)
+    hashes = _hashes(scanned, set(known_hashes.values()), map_chunks)
     photos: list[ScannedPhoto] = []
     known: dict[str, SourceFile] = {}
     seen: set[str] = set()
-    for header in headers:
-        digest = hashes.get(header.file.uri)
+    for photo in scanned:
+        digest = hashes.get(photo.file.uri)
         if digest == "":
-            rejected.append((header.file, "missing"))
+            rejected.append((photo.file, "missing"))
         elif digest in seen:
-            rejected.append((header.file, DUPLICATE))
+            rejected.append((photo.file, DUPLICATE))
         elif digest is not None:
             seen.add(digest)
             if digest in known_hashes:
-                known[digest] = header.file
+                known[digest] = photo.file
             else:
-                photos.append(header)
+                photos.append(photo)
         else:
-            photos.append(header)
+            photos.append(photo)
     return ScanResult(photos, known, rejected)
 
 
 def _hashes(
-    headers: Sequence[ScannedPhoto], known_sizes: set[int], map_chunks: MapChunks
+    scanned: Sequence[ScannedPhoto], known_sizes: set[int], map_chunks: MapChunks
 ) -> dict[str, str]:
     """SHA-256 by URI of those that may be equal to another or to known content."""
     alike: dict[tuple[int, bytes], list[SourceFile]] = defaultdict(list)
-    for header in headers:
-        alike[header.file.bytes, header.head].append(header.file)
+    for photo in scanned:
+        alike[photo.file.bytes, photo.head].append(photo.file)
     suspects = [
         file
         for (size, _), group in alike.items()

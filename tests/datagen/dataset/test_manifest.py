@@ -1,4 +1,4 @@
-"""A manifest names its dataset, refuses changes by hand, and those of version 1 are still read."""
+"""A manifest identifies its dataset and refuses edits; version 1 is still read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest(old: Path) -> Manifest:
-    """One of today's."""
+    """One of the current version."""
     content = load_manifest(str(old)).model_dump(exclude={"digest", "checksum"})
     return Manifest.model_validate({**content, "schema_version": 2})
 

@@ -1,4 +1,4 @@
-"""Samples found by their offsets are those that a reader of whole shards finds."""
+"""Samples read by their offsets equal those of a whole shard."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_sample_is_read_from_its_offset(shard: tuple[Path, WrittenShard], 
         assert jpeg == sample.hq_jpeg
 
 
-def test_a_shard_that_is_not_the_one_written_is_named(
+def test_an_altered_shard_is_named(
     shard: tuple[Path, WrittenShard],
 ) -> None:
     path, written = shard
@@ -54,7 +54,7 @@ def test_a_shard_that_is_not_the_one_written_is_named(
             index_shard([data], uri=str(path), sha256=written.sha256)
 
 
-def test_bytes_that_changed_after_the_check_are_no_sample(
+def test_bytes_changed_after_the_check_are_refused(
     shard: tuple[Path, WrittenShard],
 ) -> None:
     path, written = shard

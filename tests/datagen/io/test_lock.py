@@ -1,4 +1,4 @@
-"""One build into a place at a time: races, dead holders, sleeping holders, other hosts."""
+"""One build per output at a time: races, dead owners, suspended owners, other hosts."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def holder(output: str) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def _place(output: str) -> lock.LockedPath:
+def _locked_path(output: str) -> lock.LockedPath:
     return lock.LockedPath(output, BUILD)
 
 
 def _leave(output: str, generation: int = 1, **change: object) -> LockOwner:
-    """A lock as an other host's holder left it."""
+    """A lock left by an owner on another host."""
     left = replace(
         lock_owner.this_process(replaces=""),
         host="elsewhere",
@@ -87,7 +87,9 @@ def _leave(output: str, generation: int = 1, **change: object) -> LockOwner:
         heartbeat=time.time() - 3600,
         **change,  # type: ignore[arg-type]
     )
-    assert storage.create_exclusive(_place(output).lock_uri(generation), lock_owner.to_bytes(left))
+    assert storage.create_exclusive(
+        _locked_path(output).lock_uri(generation), lock_owner.to_bytes(left)
+    )
     return left
 
 
@@ -95,7 +97,7 @@ def _locks(output: str) -> list[str]:
     return storage.names(output, "build-")
 
 
-def test_a_second_build_is_refused_and_told_who_holds_the_place(output: str) -> None:
+def test_a_second_build_is_refused_and_the_owner_named(output: str) -> None:
     with output_lock(output, BUILD) as held:
         with pytest.raises(FlowmapsrError) as caught, output_lock(output, BUILD):
             pass
@@ -122,7 +124,7 @@ def test_sigterm_releases(output: str, holder: subprocess.Popen[str]) -> None:
     assert _locks(output) == []
 
 
-def test_a_killed_holder_is_replaced_at_once(
+def test_a_killed_owner_is_replaced_at_once(
     output: str, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "STALE_AFTER", 10**6)
@@ -193,16 +195,16 @@ def test_of_many_threads_exactly_one_wins(output: str, quick: None, stale: bool)
         assert _locks(output) == []
 
 
-def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: None) -> None:
+def test_an_owner_elsewhere_keeps_its_lock_while_it_renews_it(output: str, quick: None) -> None:
     left = _leave(output)
     stop, start = threading.Event(), time.monotonic()
 
     def live() -> None:
         while not stop.wait(0.02):
             alive = replace(left, heartbeat=left.heartbeat + time.monotonic() - start)
-            storage.write_bytes(_place(output).lock_uri(1), lock_owner.to_bytes(alive))
+            storage.write_bytes(_locked_path(output).lock_uri(1), lock_owner.to_bytes(alive))
 
-    thread = threading.Thread(target=live)  # by a clock that is an hour late
+    thread = threading.Thread(target=live)  # its clock is an hour late
     thread.start()
     try:
         with pytest.raises(FlowmapsrError, match="host elsewhere"), output_lock(output, BUILD):
@@ -214,10 +216,10 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(output: str, quick: 
         assert _locks(output) == ["build-000002.lock"]
 
 
-def test_a_holder_that_was_asleep_notices(
+def test_a_suspended_owner_notices(
     output: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock.OutputLock, "start", lambda self: None)  # gives no sign of life
+    monkeypatch.setattr(lock.OutputLock, "start", lambda self: None)  # never renews
     with output_lock(output, BUILD) as asleep:
         time.sleep(0.4)
         with output_lock(output, BUILD) as awake:
@@ -231,7 +233,7 @@ def test_a_holder_that_was_asleep_notices(
     assert _locks(output) == []
 
 
-def test_the_heartbeat_notices_by_itself(output: str, quick: None) -> None:
+def test_the_heartbeat_notices(output: str, quick: None) -> None:
     with output_lock(output, BUILD) as lost, output_lock(output, BUILD, take_over=True) as held:
         deadline = time.monotonic() + 30
         with pytest.raises(FlowmapsrError, match="has taken over"):
@@ -241,35 +243,35 @@ def test_the_heartbeat_notices_by_itself(output: str, quick: None) -> None:
         held.raise_if_lost()
 
 
-def test_signs_of_life_reach_the_file_and_survive_a_bad_hour(
+def test_heartbeats_reach_the_file_and_survive_storage_errors(
     faulty_s3: FaultyS3, quick: None
 ) -> None:
     output = f"s3://{faulty_s3.bucket}/dataset"
     with output_lock(output, BUILD) as held:
-        first = _place(output).owners()[1]
+        first = _locked_path(output).owners()[1]
         faulty_s3.fail("status", "PUT", times=5, status=403, code="AccessDenied")
         faulty_s3.fail("reset", "PUT", times=5)
         deadline = time.monotonic() + 30
-        while _place(output).owners()[1].heartbeat == first.heartbeat:
+        while _locked_path(output).owners()[1].heartbeat == first.heartbeat:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert sum(fault.times for fault in faulty_s3.faults) == 0
         held.raise_if_lost()
 
 
-def test_a_lock_that_came_after_the_first_look_wins(output: str) -> None:
+def test_a_lock_created_after_the_first_look_wins(output: str) -> None:
     seen = {1: _leave(output)}
-    storage.delete(_place(output).lock_uri(1))
-    fresh = _leave(output)  # the stale one was taken over, ended, and a third build began
+    storage.delete(_locked_path(output).lock_uri(1))
+    fresh = _leave(output)  # the stale one was taken over, ended, and a third build started
     me = lock_owner.this_process(replaces=seen[1].token)
-    assert storage.create_exclusive(_place(output).lock_uri(2), lock_owner.to_bytes(me))
+    assert storage.create_exclusive(_locked_path(output).lock_uri(2), lock_owner.to_bytes(me))
     with pytest.raises(FlowmapsrError, match="host elsewhere"):
-        lock._confirm(_place(output), 2, me, seen=seen)
-    assert _place(output).owners() == {1: fresh}
+        lock._confirm(_locked_path(output), 2, me, seen=seen)
+    assert _locked_path(output).owners() == {1: fresh}
 
 
-def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
-    storage.write_bytes(_place(output).lock_uri(1), b"{")
+def test_an_unreadable_lock_is_respected(output: str) -> None:
+    storage.write_bytes(_locked_path(output).lock_uri(1), b"{")
     with (
         pytest.raises(FlowmapsrError, match="host unknown.*--take-over"),
         output_lock(output, BUILD),
@@ -279,27 +281,27 @@ def test_a_lock_that_cannot_be_read_is_respected(output: str) -> None:
         assert _locks(output) == ["build-000002.lock"]
 
 
-def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:
     output = str(tmp_path)
     mine = lock_owner.this_process(replaces="")
     assert lock_owner.is_running(mine)
     other = replace(mine, process_started=mine.process_started - 100)
     assert not lock_owner.is_running(other)
-    storage.create_exclusive(_place(output).lock_uri(1), lock_owner.to_bytes(other))
+    storage.create_exclusive(_locked_path(output).lock_uri(1), lock_owner.to_bytes(other))
     with output_lock(output, BUILD):
         pass
 
 
-def test_a_place_that_cannot_be_written_is_a_clear_message(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_a_clear_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
-        pytest.raises(FlowmapsrError, match="choose another place"),
+        pytest.raises(FlowmapsrError, match="choose another location"),
         output_lock(str(tmp_path / "file" / "dataset"), BUILD),
     ):
         pass
 
 
-def test_locks_are_told_from_other_files(output: str) -> None:
+def test_locks_are_distinguished_from_other_files(output: str) -> None:
     with output_lock(output, BUILD):
         found = storage.list_files(output)
         assert [lock.is_lock(uri) for uri in found] == [True]

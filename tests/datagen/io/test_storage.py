@@ -1,4 +1,4 @@
-"""Bytes at URIs: the same behaviour on a disk and on S3, and nothing half-written anywhere."""
+"""Files by URI: the same behavior on a disk and on S3, and no partial writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_what_is_written_is_read(root: str) -> None:
     assert not storage.exists(uri)
 
 
-def test_listing_is_recursive_sorted_and_keeps_to_its_folder(root: str) -> None:
+def test_listing_is_recursive_sorted_and_stays_in_its_folder(root: str) -> None:
     names = ["b/2.txt", "a/1.txt", "a.txt", "b/c/3.txt"]
     for name in names:
         storage.write_bytes(storage.join(root, name), b"x")
@@ -49,7 +49,7 @@ def test_listing_turns_pages(root: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(storage.list_files(root)) == 8
 
 
-def test_missing_things_are_named(root: str) -> None:
+def test_missing_files_are_named(root: str) -> None:
     uri = storage.join(root, "none.bin")
     with pytest.raises(storage.NotFoundError, match="none.bin"):
         storage.read_bytes(uri)
@@ -85,7 +85,7 @@ def test_full_disk_is_a_clear_message() -> None:
 
 def test_a_file_in_the_way_is_a_clear_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FlowmapsrError, match="file/x.*choose another place"):
+    with pytest.raises(FlowmapsrError, match="file/x.*choose another location"):
         storage.write_bytes(str(tmp_path / "file" / "x"), b"")
 
 

@@ -1,4 +1,4 @@
-"""S3 in its bad hours and disks that are full: waited out where that helps, else told clearly."""
+"""S3 failures and full disks: retried where that helps, else explained."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def uri(faulty_s3: FaultyS3) -> str:
         ("DELETE", 429, "Unnamed"),
     ],
 )
-def test_a_busy_server_is_asked_again(
+def test_a_busy_server_is_retried(
     faulty_s3: FaultyS3, uri: str, method: str, status: int, code: str
 ) -> None:
     faulty_s3.fail("status", method, times=4, status=status, code=code)
@@ -53,7 +53,7 @@ def test_a_busy_server_is_asked_again(
 
 @pytest.mark.parametrize("kind", ["reset", "lost_answer"])
 @pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
-def test_a_lost_connection_is_made_again(
+def test_a_lost_connection_is_retried(
     faulty_s3: FaultyS3, uri: str, method: str, kind: str
 ) -> None:
     faulty_s3.fail(kind, method, times=3)
@@ -65,9 +65,7 @@ def test_a_lost_connection_is_made_again(
 
 
 @pytest.mark.parametrize("after", [0, 1, 70_000, len(DATA) - 1])
-def test_a_download_cut_in_the_middle_is_whole_in_the_end(
-    faulty_s3: FaultyS3, uri: str, after: int
-) -> None:
+def test_an_interrupted_download_is_completed(faulty_s3: FaultyS3, uri: str, after: int) -> None:
     storage.write_bytes(uri, DATA)
     faulty_s3.fail("cut_download", "GET", times=3, after=after)
     assert storage.read_bytes(uri) == DATA
@@ -76,7 +74,7 @@ def test_a_download_cut_in_the_middle_is_whole_in_the_end(
     assert faulty_s3.requests["GET"] >= 5
 
 
-def test_an_upload_cut_in_the_middle_is_sent_again_and_never_seen_half(
+def test_an_interrupted_upload_is_retried_and_never_partly_visible(
     faulty_s3: FaultyS3, uri: str
 ) -> None:
     faulty_s3.fail("cut_upload", "PUT", times=3, after=100_000)
@@ -85,7 +83,7 @@ def test_an_upload_cut_in_the_middle_is_sent_again_and_never_seen_half(
     assert storage.read_bytes(uri) == DATA and faulty_s3.requests["PUT"] == 4
 
 
-def test_an_upload_that_never_gets_through_leaves_the_old_object(
+def test_a_failed_upload_leaves_the_old_object(
     faulty_s3: FaultyS3, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(uri, b"old")
@@ -97,7 +95,7 @@ def test_an_upload_that_never_gets_through_leaves_the_old_object(
     assert storage.read_bytes(uri) == b"old"
 
 
-def test_a_silent_server_is_asked_again(
+def test_a_silent_server_is_retried(
     faulty_s3: FaultyS3, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_client, "SILENCE", 0.2)
@@ -107,7 +105,7 @@ def test_a_silent_server_is_asked_again(
     assert faulty_s3.requests["GET"] == 3
 
 
-def test_a_server_that_stays_busy_is_a_clear_end(
+def test_a_server_that_stays_busy_is_a_clear_error(
     faulty_s3: FaultyS3, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_client, "PATIENCE", 1.0)
@@ -117,7 +115,7 @@ def test_a_server_that_stays_busy_is_a_clear_end(
     assert faulty_s3.requests["GET"] > 3
 
 
-def test_a_listing_goes_on_where_it_was_interrupted(
+def test_an_interrupted_listing_continues(
     faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = f"s3://{faulty_s3.bucket}/many"
@@ -135,7 +133,7 @@ def test_a_listing_goes_on_where_it_was_interrupted(
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestExpired", "InvalidToken"])
-def test_expired_credentials_are_looked_for_once_more(
+def test_expired_credentials_are_read_again(
     faulty_s3: FaultyS3, uri: str, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     storage.write_bytes(uri, DATA)
@@ -145,7 +143,7 @@ def test_expired_credentials_are_looked_for_once_more(
     assert faulty_s3.keys_seen[-2:] == ["test-key", "renewed-key"]
 
 
-def test_expired_credentials_that_nobody_renewed_are_a_clear_end(
+def test_expired_credentials_that_were_not_renewed_are_a_clear_error(
     faulty_s3: FaultyS3, uri: str
 ) -> None:
     faulty_s3.fail("status", "PUT", times=10**6, status=400, code="ExpiredToken")
@@ -164,9 +162,7 @@ def test_expired_credentials_that_nobody_renewed_are_a_clear_end(
         ("QuotaExceeded", "raise the quota"),
     ],
 )
-def test_what_waiting_cannot_help_ends_at_once(
-    faulty_s3: FaultyS3, uri: str, code: str, fix: str
-) -> None:
+def test_lasting_errors_are_not_retried(faulty_s3: FaultyS3, uri: str, code: str, fix: str) -> None:
     faulty_s3.fail("status", "PUT", times=10**6, status=403, code=code)
     with pytest.raises(FlowmapsrError, match=rf"file\.bin.*{code}.*{fix}"):
         storage.write_bytes(uri, DATA)
@@ -220,7 +216,7 @@ def test_uploads_left_by_a_killed_process_are_removed(faulty_s3: FaultyS3, uri: 
     assert faulty_s3.faults[0].times == 0
 
 
-def test_a_lost_answer_does_not_hide_who_won(faulty_s3: FaultyS3, uri: str) -> None:
+def test_a_lost_answer_does_not_hide_the_winner(faulty_s3: FaultyS3, uri: str) -> None:
     faulty_s3.fail("lost_answer", "PUT")
     assert storage.create_exclusive(uri, b"mine")
     assert not storage.create_exclusive(uri, b"other")
@@ -244,7 +240,7 @@ def test_exactly_one_of_many_creates(faulty_s3: FaultyS3, uri: str, tmp_path: Pa
     assert os.listdir(tmp_path / "new") == ["file"]
 
 
-def test_reading_at_random_needs_few_requests(faulty_s3: FaultyS3, uri: str) -> None:
+def test_random_access_needs_few_requests(faulty_s3: FaultyS3, uri: str) -> None:
     data = os.urandom(3_000_000)
     storage.write_bytes(uri, data)
     with storage.open_random(uri) as stream:
@@ -261,7 +257,7 @@ def test_reading_at_random_needs_few_requests(faulty_s3: FaultyS3, uri: str) -> 
     assert storage.read_range(uri, start=len(data) - 2, length=4) == data[-2:]
 
 
-def test_a_full_disk_at_the_very_end_leaves_nothing(
+def test_a_full_disk_at_the_end_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
@@ -279,13 +275,13 @@ def test_a_full_disk_at_the_very_end_leaves_nothing(
     ("number", "fix"),
     [
         (errno.EDQUOT, "raise the quota"),
-        (errno.EIO, "reports a fault"),
-        (errno.EROFS, "can be written"),
+        (errno.EIO, "reports an error"),
+        (errno.EROFS, "writable location"),
         (errno.EACCES, "permission"),
         (errno.ESTALE, "mount it again"),
     ],
 )
-def test_what_a_disk_says_is_explained(
+def test_disk_errors_are_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fix: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -323,10 +319,10 @@ def test_creation_is_exclusive_without_hard_links_too(
     assert storage.read_bytes(path) == b"mine" and os.listdir(tmp_path) == ["file"]
 
 
-def test_a_link_that_was_made_although_it_is_said_to_exist_counts(
+def test_a_link_reported_as_existing_counts_if_it_is_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network file system may lose the answer and ask again."""
+    """A network file system may lose the answer and repeat the call."""
     link = os.link
 
     def repeated(source: str, target: str) -> None:
@@ -338,7 +334,7 @@ def test_a_link_that_was_made_although_it_is_said_to_exist_counts(
     assert storage.create_exclusive(path, b"mine") and not storage.create_exclusive(path, b"other")
 
 
-def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) -> None:
+def test_a_cycle_of_links_ends_and_a_broken_link_is_listed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"123")
     (tmp_path / "a" / "ring").symlink_to(tmp_path)
@@ -349,13 +345,13 @@ def test_a_ring_of_links_ends_and_a_link_to_nothing_is_listed(tmp_path: Path) ->
     assert found.keys() == {"file", "link", "nothing"} and found["file"] == found["link"] == 3
 
 
-def test_a_refusal_travels_between_processes() -> None:
+def test_an_s3_error_is_picklable() -> None:
     refused = pickle.loads(pickle.dumps(s3_errors.S3Error("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 
-def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of files is the full disk that every system can have."""
+def test_a_file_that_becomes_too_large_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files acts like a full disk and works on every system."""
     code = (
         "from datagen.io import storage\n"
         "from datagen.errors import FlowmapsrError\n"
@@ -375,7 +371,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_only_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
     left = tmp_path / "a" / ".x.tar.0123456789ab.tmp"
     kept = [tmp_path / "a" / name for name in ("x.tar", "photo.tmp", ".hidden")]
     left.parent.mkdir()

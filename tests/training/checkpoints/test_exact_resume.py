@@ -78,6 +78,6 @@ def test_a_share_that_cannot_be_written_fails_the_checkpoint_of_all_and_nothing_
     first, second = result["problems"]
     assert first == second
     assert "the checkpoint of step 2 could not be written (worker 1: " in first
-    assert "File too large" in first and "choose another place" in first
+    assert "File too large" in first and "choose another location" in first
     assert result["left"] == ["step-000001"]
     assert result["then"] == ["step-000001", "step-000003"]
