@@ -268,14 +268,9 @@ class Stage:
         """Of this worker's device, where it is reported; a warning where it is not known."""
         if self.rank > 0:
             return None
-        precision = self.inputs.settings.precision
-        peak = device_peak(self.inputs.device, precision, self.inputs.recipe.peak_tflops)
+        peak = device_peak(self.inputs.device, self.inputs.settings.precision)
         if peak is None:
-            log.warning(
-                "the peak of this GPU is not known, so perf/mfu is left out: set peak_tflops to "
-                "what its data sheet gives for %s, in 10^12 per second",
-                precision,
-            )
+            log.warning("the peak of this GPU is not known, so perf/mfu is left out")
         return peak
 
     def _write_results(self, end: Position) -> None:

@@ -92,7 +92,7 @@ def _measure(
     device: torch.device,
 ) -> None:
     """Prints a row for each size of micro batch, up to the first that does not fit."""
-    peak = device_peak(device, settings.precision, recipe.peak_tflops)
+    peak = device_peak(device, settings.precision)
     trainer = _trainer(recipe, settings, shape, device)
     try:
         for size in sizes:

@@ -54,13 +54,11 @@ GPUS: tuple[tuple[str, _Rates], ...] = (
 """By a word of the device's name, as CUDA tells it; longer words come before those they hold."""
 
 
-def device_peak(device: torch.device, precision: Precision, given: float | None) -> Peak | None:
-    """The peak of `device`: as `given`, from the table, or measured on a CPU.
+def device_peak(device: torch.device, precision: Precision) -> Peak | None:
+    """The peak of `device`: from the table, or measured on a CPU.
 
     None for a GPU that is not in the table.
     """
-    if given is not None:
-        return Peak(given, "recipe, peak_tflops")
     if device.type == "cpu":
         return Peak(_measured(precision), f"measured with a matrix product in {precision} on CPU")
     name = torch.cuda.get_device_name(device)

@@ -85,9 +85,6 @@ class TrainingRecipe(Settings):
     """A worker without progress for this long is killed, with its stack traces saved, and counts
     as one failure. Progress is a micro step, a checkpoint or a picture; start, first step and
     waiting for the files of a checkpoint may take three times as long."""
-    peak_tflops: Execution[float | None] = Field(None, gt=0)
-    """What a worker's device can do at best, 10^12 floating-point operations per second, which
-    `perf/mfu` is a share of. Known for common GPUs, and measured on a CPU, when not given."""
 
     @field_validator("output")
     @classmethod
