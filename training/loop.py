@@ -26,15 +26,12 @@ from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb
 from training.monitoring.mfu import Effort
 from training.monitoring.out_of_memory import memory_explained
-from training.monitoring.startup_timer import StartClock
+from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import secondary
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import Attempt
 from training.settings.stage import StageSettings
-from training.tracking.events import Tags
-from training.tracking.pictures import write_pictures
-from training.tracking.tracker import Tracker
+from training.tracking.reporter import Reporter
 from training.trainer import Losses, StepTerms, Trainer
 
 LOG_EVERY = 10
@@ -60,16 +57,12 @@ class Loop:
     image_every_steps: int
     pictures: Callable[[], Mapping[str, Image.Image]]
     """Renders the pictures of the model as it is; every worker must call it."""
-    tracker: Tracker | None
-    """None on all workers but the first."""
+    reporter: Reporter
     stop_requested: Callable[[], bool]
     skipped: SkippedList
     effort: Effort
     watchdog: Watchdog
     guard: LossGuard
-    attempt: Attempt | None
-    """None on all workers but the first."""
-    clock: StartClock
 
     def run(self) -> Position:
         """Trains from the last checkpoint to the end of the stage, or to where a stop was
@@ -82,9 +75,9 @@ class Loop:
                 cannot be used, and the last checkpoint stays as it is; or checkpoints cannot be
                 read, or the last one not be written.
         """
-        self.clock.mark("tracking")
+        startup.mark("tracking")
         state = self.checkpoints.resume(self.trainer, self.origin)
-        self.clock.mark("checkpoint")
+        startup.mark("checkpoint")
         if state is not None:
             self.guard.remember(state.errors)
         try:
@@ -95,13 +88,10 @@ class Loop:
     def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
         names = self.trainer.terms
-        if self.attempt is not None and self.tracker is not None:
-            passed_over = self.checkpoints.passed_over
-            for event in self.attempt.begin(position.step, passed_over=passed_over):
-                self.tracker.write(event)
+        self.reporter.started(position.step, passed_over=self.checkpoints.passed_over)
         if position.step == 0:
             self._draw(0)  # to compare with; MLflow's slider starts there
-            self.clock.mark("pictures")
+            startup.mark("pictures")
         meter = Meter(self.trainer.headline)
         stopping = False
         while not stopping and not self.finished(position):
@@ -126,8 +116,9 @@ class Loop:
                 self._note(skipped)
             self.effort.end_step()
             self.trainer.end_step(terms, step=step)
-            if FIRST_STEP not in self.clock.seconds:
-                self._report_start(position.step)
+            if FIRST_STEP not in startup.seconds:
+                startup.mark(FIRST_STEP)
+                self.reporter.metrics(position.step, startup.metrics())
             meter.add(terms, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every_steps == 0:
@@ -213,8 +204,8 @@ class Loop:
 
     def _save(self, position: Position) -> None:
         problem = self.checkpoints.save(self.trainer, self._state(position))
-        if problem and self.tracker is not None:
-            self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
+        if problem:
+            self.reporter.checkpoint_failed(problem)
 
     def _state(self, position: Position) -> TrainerState:
         return TrainerState(
@@ -227,37 +218,33 @@ class Loop:
             zero_stage=self.settings.zero_stage,
         )
 
-    def _report_start(self, step: int) -> None:
-        self.clock.mark(FIRST_STEP)
-        if self.tracker is not None:
-            self.tracker.metrics(step, self.clock.metrics())
-
     def _report(self, meter: Meter, step: int, last: bool) -> None:
-        if self.tracker is None:
-            return
         if step % LOG_EVERY == 0 or last:
-            metrics = meter.metrics() | self.trainer.metrics(step - 1) | self.effort.metrics()
-            metrics["perf/memory_gb"] = memory_gb(self.device)
-            metrics["data/skipped_samples"] = float(self.skipped.samples)
-            metrics |= self.checkpoints.metrics()
-            if self.attempt is not None:
-                metrics |= self.attempt.metrics()
-            self.tracker.metrics(step, metrics)
+            self.reporter.metrics(
+                step,
+                meter.metrics(),
+                self.trainer.metrics(step - 1),
+                self.effort.metrics(),
+                self.checkpoints.metrics(),
+                {
+                    "perf/memory_gb": memory_gb(self.device),
+                    "data/skipped_samples": float(self.skipped.samples),
+                },
+            )
         if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
-            self._write_progress(meter, step)
+            self.reporter.progress(self._progress(meter, step))
+            meter.progress_written()
 
     def _draw(self, step: int) -> None:
         """Pictures of the model that the stage would end with now."""
         with self.trainer.ema_weights():
             images = self.pictures()
-        if self.tracker is not None:
-            for picture in write_pictures(self.home / "images", step, images):
-                self.tracker.write(picture)
+        self.reporter.pictures(step, images)
 
-    def _write_progress(self, meter: Meter, step: int) -> None:
+    def _progress(self, meter: Meter, step: int) -> StageProgress:
         newest = self.checkpoints.newest
         images_per_second, value = meter.speed_and_headline()
-        progress = StageProgress(
+        return StageProgress(
             stage=self.settings.name,
             step=step,
             steps=self.settings.steps,
@@ -267,10 +254,6 @@ class Loop:
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,
-            worker_hours=0.0 if self.attempt is None else self.attempt.worker_hours,
+            worker_hours=self.reporter.worker_hours,
             problem=self.checkpoints.problem,
         )
-        path = self.home / "progress.json"
-        with secondary(str(path)):
-            storage.write_bytes(str(path), progress.model_dump_json().encode())
-        meter.progress_written()

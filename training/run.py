@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from training.distributed import launched_as
-from training.monitoring.startup_timer import StartClock
+from training.monitoring.startup_timer import startup
 from training.preflight import check_run
 from training.run_dir.lock import RunLock, run_lock
 from training.run_dir.paths import StopSignal, write_recipe
@@ -38,32 +38,29 @@ def run_stages(
     recipe: TrainingRecipe,
     *,
     stop_requested: Callable[[], bool],
-    clock: StartClock,
     stalled: Callable[[str], None] | None = None,
     system_of: SystemOf = default_system_of,
 ) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first.
 
     Args:
-        clock: of the start of these workers.
         stalled: called with the reason before the watchdog ends this process.
         system_of: the system of the recipe's kind of model.
     """
-    clock.mark("imports")
+    startup.mark("imports")
     records = []
     for stage in recipe.stages:
         record = run_stage(
             recipe,
             stage.name,
             stop_requested=stop_requested,
-            clock=clock,
             stalled=stalled,
             system_of=system_of,
         )
         if record is None:
             return None
         records.append(record)
-        clock = StartClock(time.time())
+        startup.begin(time.time())
     return records
 
 
@@ -80,12 +77,10 @@ def _train_first(
 
         stop.forget()
         write_recipe(recipe)
-        clock = StartClock.of_process()
         with parent_run(recipe) as parent:
             return run_stages(
                 recipe,
                 stop_requested=stop_requested,
-                clock=clock,
                 stalled=parent.stalled,
                 system_of=system_of,
             )
@@ -133,7 +128,6 @@ def main(
             records = run_stages(
                 recipe,
                 stop_requested=stop,
-                clock=StartClock.of_process(),
                 system_of=system_of,
             )
     except FlowmapsrError as error:

@@ -10,7 +10,7 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import reset_memory_peak
 from training.monitoring.mfu import Effort
 from training.monitoring.peaks import Peak, device_peak
-from training.monitoring.startup_timer import StartClock
+from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.paths import StageFolder
 from training.run_dir.records import StageRecord, Workers
@@ -45,8 +45,8 @@ from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
 from training.tracking.events import Status
 from training.tracking.pictures import NOTE
+from training.tracking.reporter import Reporter, StageReporter
 from training.tracking.stage_run import StageReport, sampled_machine
-from training.tracking.tracker import Tracker
 from training.weights.initialize import DOWNLOAD
 
 log = logging.getLogger(__name__)
@@ -59,14 +59,12 @@ def run_stage(
     name: str,
     *,
     stop_requested: Callable[[], bool],
-    clock: StartClock,
     stalled: Callable[[str], None] | None = None,
     system_of: SystemOf = default_system_of,
 ) -> StageRecord | None:
     """Trains one stage to its end, from its last checkpoint.
 
     Args:
-        clock: of the stage's start, so far.
         stalled: called with the reason before the watchdog ends this process.
         system_of: the system of the recipe's kind of model.
 
@@ -82,7 +80,7 @@ def run_stage(
             if stalled is not None:
                 watchdog.before_end(lambda: stalled(how_ended(folder.run, folder.home)))
             system = system_of(recipe.model.kind)
-            with build_stage(recipe, folder, system, watchdog, clock) as stage:
+            with build_stage(recipe, folder, system, watchdog) as stage:
                 stage.train(stop_requested)
         gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.record()
@@ -94,7 +92,6 @@ def build_stage(
     folder: StageFolder,
     system: System,
     watchdog: Watchdog,
-    clock: StartClock,
 ) -> Iterator[Stage]:
     """The parts of a stage on this worker, closed when the block or the building fails or ends.
 
@@ -123,19 +120,19 @@ def build_stage(
         device=device,
         world_size=world_size,
     )
-    clock.mark("data")
+    startup.mark("data")
     start_distributed(device)
     workers = gather_workers(device)
     attempt = Attempt(folder.run, folder.name, workers) if rank == 0 else None
-    clock.mark("connection")
+    startup.mark("connection")
     if rank == 0:
         system.fetch_inputs(inputs)
     dist.barrier()
     torch.manual_seed(recipe.seed)
     built = system.build(inputs)
-    clock.mark("engine")
+    startup.mark("engine")
     with closing(built.trainer):
-        yield Stage(inputs, system, built, shards, preview, workers, attempt, watchdog, clock)
+        yield Stage(inputs, system, built, shards, preview, workers, attempt, watchdog)
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,6 @@ class Stage:
     attempt: Attempt | None
     """None on all workers but the first."""
     watchdog: Watchdog
-    clock: StartClock
 
     @property
     def folder(self) -> StageFolder:
@@ -164,15 +160,17 @@ class Stage:
 
     def train(self, stop_requested: Callable[[], bool]) -> None:
         """Resumes, trains and, on rank 0, writes model and record; all workers return together."""
-        attempt, peak = self.attempt, self._peak()
-        tracker = self._open_report(peak) if self.rank == 0 else None
-        loop = self._loop(tracker, peak, stop_requested)
+        peak = self._peak()
+        reporter = self._reporter(peak)
+        loop = self._loop(reporter, peak, stop_requested)
         status: Status = "FAILED"
         reason: str | None = None
         try:
             with (
-                nullcontext() if attempt is None else attempt.noted(),
-                sampled_machine(self.folder, self.workers, rank=self.rank, tracker=tracker),
+                reporter.start_recorded(),
+                sampled_machine(
+                    self.folder, self.workers, rank=self.rank, tracker=reporter.tracker
+                ),
                 self.watchdog.speaks_first(),
             ):
                 end = loop.run()
@@ -186,13 +184,13 @@ class Stage:
             reason = last_line(error)
             raise
         finally:
-            if tracker is not None:
-                tracker.close(status, reason=reason)
+            reporter.close(status, reason=reason)
         dist.barrier()
 
-    def _open_report(self, peak: Peak | None) -> Tracker:
-        recipe = self.inputs.recipe
-        report = StageReport(recipe, self.folder, self.workers)
+    def _reporter(self, peak: Peak | None) -> Reporter:
+        if self.attempt is None:
+            return Reporter()
+        report = StageReport(self.inputs.recipe, self.folder, self.workers)
         self.watchdog.before_end(report.stalled)
         loaded = self.built.loaded
         if loaded.report is not None:
@@ -205,11 +203,11 @@ class Stage:
             note=NOTE.format(pictures=self.system.pictures_note),
             peak=peak,
         )
-        return report.tracker
+        return StageReporter(self.folder, report.tracker, self.attempt)
 
     def _loop(
         self,
-        tracker: Tracker | None,
+        reporter: Reporter,
         peak: Peak | None,
         stop_requested: Callable[[], bool],
     ) -> Loop:
@@ -245,7 +243,7 @@ class Stage:
             home=self.folder.home,
             image_every_steps=recipe.image_every_steps,
             pictures=lambda: self.built.pictures(self.preview),
-            tracker=tracker,
+            reporter=reporter,
             stop_requested=stop_requested,
             skipped=SkippedList(
                 self.folder.home,
@@ -255,8 +253,6 @@ class Stage:
             effort=Effort(inputs.device, peak=peak, compiled=settings.compile != "none"),
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
-            attempt=self.attempt,
-            clock=self.clock,
         )
 
     def _checkpoints_uri(self) -> str:

@@ -21,7 +21,7 @@ from pipelines.cluster.ray_session import cluster_nodes, end_connection, free_re
 from pipelines.cluster.stage_watch import StageWatch
 from pipelines.cluster.training_workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
-from training.monitoring.startup_timer import StartClock, process_began
+from training.monitoring.startup_timer import process_began, startup
 from training.run_dir.lock import RunLock
 from training.run_dir.paths import StageFolder, StopSignal, finished_stages
 from training.run_dir.records import StageRecord
@@ -207,24 +207,23 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
 def _train(config: dict[str, str]) -> None:
     """Runs on every worker."""
     job = TrainJob.model_validate_json(config[JOB])
-    clock = _clock(job)
+    _time_start(job)
     from training.run import run_stages  # heavy, and only needed here
 
     os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
     os.environ[LAUNCHED] = job.launched
     try:
-        run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)), clock=clock)
+        run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)))
     except FlowmapsrError as error:
         raise FlowmapsrError(str(error)) from error  # plain, so that Ray can pass it on
 
 
-def _clock(job: TrainJob) -> StartClock:
-    """Since the command began; in a group that Ray restarted, since this process began."""
+def _time_start(job: TrainJob) -> None:
+    """Times the start since the command, or in a group that Ray restarted since this process."""
     homes = [StageFolder(Path(job.recipe.output), stage.name).home for stage in job.recipe.stages]
     if any(start.time > job.requested for home in homes for start in read_starts(home)):
-        clock = StartClock.of_process()
+        startup.begin(process_began())
     else:
-        clock = StartClock(job.began)
-        clock.mark("command", at=job.requested)
-    clock.mark("workers")
-    return clock
+        startup.begin(job.began)
+        startup.mark("command", at=job.requested)
+    startup.mark("workers")

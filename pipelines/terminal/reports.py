@@ -218,6 +218,8 @@ def status_report(found: RunStatus) -> VerbResult:
     headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
     for stage in found.stages:
+        if stage.headline is not None:
+            lines.append(f"{stage.stage} {stage.headline}: {stage.headline_value:.4g}")
         if stage.validation:
             values = ", ".join(
                 f"{name.removeprefix('val/')} {value:.4g}"

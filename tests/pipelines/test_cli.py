@@ -171,9 +171,11 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
         stages = invoke("status", str(run), "--json").json["stages"]
     assert [stage["state"] for stage in stages] == ["done", "running", "waiting"]
     assert stages[1]["seconds_left"] == 60 * 8 / 4
+    assert (stages[1]["headline"], stages[1]["headline_value"]) == ("loss/total", 0.1)
     assert 200 <= stages[1]["checkpoint_age_seconds"] < 260
     text = invoke("status", str(tmp_path)).out  # the folder of a demo, with the run inside
     assert "40/100" in text and "step 30, 3 min ago" in text
+    assert "distill loss/total: 0.1" in text
 
     distill = run / "stages" / "distill"
     for number in range(3):

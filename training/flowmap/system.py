@@ -30,6 +30,7 @@ from training.flowmap.sampler import sample
 from training.flowmap.weighting import DynamicWeighting
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.startup_timer import startup
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -58,6 +59,7 @@ class FlowMapSystem:
             inputs.recipe, inputs.folder, latent_channels=inputs.dataset.manifest.codec.channels
         )
         check_lora(inputs.recipe, initial.net)
+        startup.mark("network")
         return FlowMapStage(inputs, initial)
 
     def load(self, folder: Path, device: torch.device, strengths: Strengths) -> FlowMapRestorer:

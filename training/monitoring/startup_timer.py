@@ -1,6 +1,6 @@
 """Where the time between a command and the first step of a stage goes, phase by phase.
 
-Uses the wall clock, as the phases may lie in several processes and on several machines.
+Uses the wall clock, as the phases may be in several processes and on several machines.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ import time
 import psutil
 
 
-class StartClock:
+class StartupTimer:
     """Splits the time since `began` into phases, each ended by `mark`."""
 
     def __init__(self, began: float) -> None:
-        """
+        self.begin(began)
+
+    def begin(self, began: float) -> None:
+        """Starts again.
+
         Args:
             began: seconds since the epoch.
         """
         self._last = began
         self.seconds: dict[str, float] = {}
-
-    @classmethod
-    def of_process(cls) -> StartClock:
-        """Since this process began, imports included."""
-        return cls(process_began())
 
     def mark(self, phase: str, *, at: float | None = None) -> None:
         """Ends a phase, now or `at` seconds since the epoch."""
@@ -42,3 +41,7 @@ def process_began() -> float:
     """When this process began, in seconds since the epoch."""
     began: float = psutil.Process().create_time()
     return began
+
+
+startup = StartupTimer(process_began())
+"""Of this process, which trains one stage at a time; imports are its first phase."""

@@ -36,6 +36,9 @@ class StageStatus(FrozenModel):
     images_per_second: float | None = None
     """Of late; of a stage that is done, on average."""
     seconds_left: float | None = None
+    headline: str | None = None
+    """The term that the stage is watched by, named as in MLflow."""
+    headline_value: float | None = None
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None
     restarts: int = 0
@@ -142,6 +145,8 @@ def _stage_status(
         steps=progress.steps,
         images_per_second=speed_now or None,
         seconds_left=images_left / speed_now if speed_now else None,
+        headline=progress.headline,
+        headline_value=progress.headline_value,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
         restarts=restarts,

@@ -27,7 +27,6 @@ from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
 from training.monitoring.out_of_memory import memory_explained
-from training.monitoring.startup_timer import StartClock
 from training.run_dir.starts import how_ended, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -229,7 +228,6 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
             recipe,
             "warmup",
             stop_requested=lambda: False,
-            clock=StartClock.of_process(),
         )
 
 

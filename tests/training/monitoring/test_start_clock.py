@@ -7,11 +7,11 @@ import time
 import psutil
 import pytest
 
-from training.monitoring.startup_timer import StartClock, process_began
+from training.monitoring.startup_timer import StartupTimer, process_began
 
 
 def test_phases_add_up_from_the_beginning() -> None:
-    clock = StartClock(100.0)
+    clock = StartupTimer(100.0)
     clock.mark("command", at=103.0)
     clock.mark("workers", at=110.5)
     assert clock.metrics() == {
@@ -22,14 +22,14 @@ def test_phases_add_up_from_the_beginning() -> None:
 
 
 def test_a_clock_of_another_machine_that_goes_ahead_makes_no_negative_phase() -> None:
-    clock = StartClock(100.0)
+    clock = StartupTimer(100.0)
     clock.mark("command", at=99.0)
     assert clock.seconds == {"command": 0.0}
 
 
 def test_a_process_counts_from_its_own_beginning() -> None:
     assert process_began() == psutil.Process().create_time()
-    clock = StartClock.of_process()
+    clock = StartupTimer(process_began())
     clock.mark("imports")
     age = time.time() - process_began()
     assert clock.seconds["imports"] == pytest.approx(age, abs=1.0)
