@@ -67,7 +67,11 @@ class Server:
         return httpx.get(self.url + path, timeout=60).raise_for_status().json()
 
     def post(self, path: str, body: Any) -> Any:
-        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+        answer = httpx.post(self.url + path, json=body, timeout=60)
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # its database is busy: again
+            time.sleep(1.0)
+            answer = httpx.post(self.url + path, json=body, timeout=60)
+        return answer.raise_for_status().json()
 
     def start_run(self, deployment: str) -> str:
         run = self.post(f"/deployments/{deployment}/create_flow_run", {})
