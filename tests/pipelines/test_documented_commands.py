@@ -1,4 +1,4 @@
-"""Every command that the README and the docs print can be typed as it stands there."""
+"""Every command that the README and the docs print works as printed."""
 
 from __future__ import annotations
 

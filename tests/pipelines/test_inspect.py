@@ -15,36 +15,34 @@ def _sample(dataset: Path, run: Run) -> str:
     return ended.err.partition("(")[2].partition(",")[0]
 
 
-def test_inspect_shows_what_was_drawn(dataset: Path, flowmapsr: Run) -> None:
-    ended = flowmapsr("dataset", "inspect", str(dataset))
+def test_inspect_shows_what_was_drawn(dataset: Path, invoke: Run) -> None:
+    ended = invoke("dataset", "inspect", str(dataset))
     assert ended.code == 0
     for part in ("12 samples in", "JPEG quality", "median", "histograms.png", "dataset verify"):
         assert part in ended.out
-    stats = flowmapsr("dataset", "inspect", str(dataset), "--json").json["stats"]
+    stats = invoke("dataset", "inspect", str(dataset), "--json").json["stats"]
     assert sum(stats["counts"]["scale"]) == 12
 
 
 def test_inspect_decodes_a_sample_into_the_current_folder(
-    dataset: Path, tmp_path: Path, flowmapsr: Run
+    dataset: Path, tmp_path: Path, invoke: Run
 ) -> None:
-    key = _sample(dataset, flowmapsr)
-    ended = flowmapsr("dataset", "inspect", str(dataset), "--key", key)
+    key = _sample(dataset, invoke)
+    ended = invoke("dataset", "inspect", str(dataset), "--key", key)
     assert ended.code == 0, ended.err
     assert {path.name for path in tmp_path.glob("*.png")} == {
         f"{key}-{name}.png" for name in ("hq", "lq", "neg")
     }
     assert f"key: {key}" in ended.out and f"{key}-neg.png" in ended.out
     (tmp_path / f"{key}-lq.png").write_bytes(b"mine")
-    again = flowmapsr("dataset", "inspect", str(dataset), "--key", key)
+    again = invoke("dataset", "inspect", str(dataset), "--key", key)
     assert again.code == 1 and "another file has this name" in again.err
-    other = flowmapsr(
-        "dataset", "inspect", str(dataset), "--key", key, "--output", "other", "--json"
-    )
+    other = invoke("dataset", "inspect", str(dataset), "--key", key, "--output", "other", "--json")
     assert other.json["sample"]["key"] == key
     assert all(Path(file).is_file() for file in other.json["files"])
 
 
-def test_inspect_of_no_such_key(dataset: Path, tmp_path: Path, flowmapsr: Run) -> None:
-    ended = flowmapsr("dataset", "inspect", str(dataset), "--key", "not-a-key")
+def test_inspect_of_no_such_key(dataset: Path, tmp_path: Path, invoke: Run) -> None:
+    ended = invoke("dataset", "inspect", str(dataset), "--key", "not-a-key")
     assert ended.code == 1 and "near ones are" in ended.err
     assert not list(tmp_path.glob("*.png"))

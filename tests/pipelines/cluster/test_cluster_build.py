@@ -26,7 +26,7 @@ SETTINGS = ("samples_per_photo=6", "samples_per_shard=3", "filters.max_megapixel
 
 @contextmanager
 def ray_node(*words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start`, as on a machine of its own; killed at the end with all it has started."""
+    """`ray start`, as on a separate machine; killed at the end with everything it started."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
     with log.open("wb") as output:
         node = subprocess.Popen(

@@ -1,5 +1,4 @@
-"""Trainings by the command line that lose something in the middle: their Prefect server, or their
-place."""
+"""Trainings by the command line that lose their Prefect server, or their run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from training.tracking.mlflow_client import RunNames
 Run = Callable[..., Any]
 STEPS = 300
 STEPS_ALONE = 1500
-"""More than the first training can make before it notices that it has lost its place."""
+"""More than the first training can do before it notices that it has lost its folder."""
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -161,18 +162,18 @@ def test_a_build_is_refused_when_prefect_is_not_there(
     assert not (tmp_path / "set").exists()
 
 
-def test_inspect_and_verify_tell_what_is_there(
-    reference: Path, tmp_path: Path, flowmapsr: Callable[..., object]
+def test_inspect_and_verify_report_the_contents(
+    reference: Path, tmp_path: Path, invoke: Callable[..., object]
 ) -> None:
-    inspected = flowmapsr("dataset", "inspect", str(reference), "--json").json
+    inspected = invoke("dataset", "inspect", str(reference), "--json").json
     assert (inspected["num_samples"], inspected["buckets"][0]["bucket"]) == (24, "128x128")
-    verified = flowmapsr("dataset", "verify", str(reference), "--json")
+    verified = invoke("dataset", "verify", str(reference), "--json")
     assert verified.json == {"ok": True, "faults": []}
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", str(reference), str(broken)], check=True)
     shard = sorted(broken.glob("shards/*/*.tar"))[0]
     shard.write_bytes(shard.read_bytes().replace(b"hq.jpg", b"hq.jpq", 1))
-    ended = flowmapsr("dataset", "verify", str(broken), "--json")
+    ended = invoke("dataset", "verify", str(broken), "--json")
     assert ended.code == 1 and not ended.json["ok"]
     assert shard.name in str(ended.json["faults"])
 
@@ -214,6 +215,25 @@ def test_bad_images_are_left_out_up_to_the_limit(
     assert {row["reason"]: row["photos"] for row in rejected} == manifest.rejected.by_reason
     preview = (tmp_path / "lenient" / "preview.png").as_uri()
     assert shown[f"{place}-preview"]["data"] == f"[preview.png]({preview})"
+
+
+@pytest.mark.parametrize(
+    ("output", "tracked"), [("/data/set", "sqlite:////data/mlflow.db"), ("s3://bucket/set", "")]
+)
+def test_a_build_on_a_cluster_is_tracked_beside_the_dataset_by_default(
+    output: str, tracked: str, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.flows import dataset
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    logged = []
+    monkeypatch.setattr(
+        dataset, "log_dataset", lambda *_: logged.append(os.environ["MLFLOW_TRACKING_URI"])
+    )
+    recipe = dataset_recipe("demo", ["sources=[/photos]", f"output={output}"])
+    dataset._track(recipe, load_manifest(str(reference)))
+    assert logged == [tracked]
 
 
 def artifacts(server: str, place: str) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The disk of a run fills up: nothing good is lost, and the reason and the way on are told."""
+"""The disk of a run fills up: nothing good is lost, and the error names the reason and the fix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _newest(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_training_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+def test_a_training_on_a_full_disk_reports_it_and_resumes_when_there_is_space(
     run_recipe: RunMaker,
     undisturbed: TrainingRecipe,
     ray_cluster_address: str,

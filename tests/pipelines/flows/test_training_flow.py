@@ -86,10 +86,10 @@ def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
     assert [point.step for point in losses] == [10, 20, 30, 40, 50, 60]
     journal = (run / "tracking.jsonl").stat()
     assert flowmapsr("train", "./mine.yaml", env=env).code == 0
-    assert (run / "tracking.jsonl").stat() == journal, "all was told already"
+    assert (run / "tracking.jsonl").stat() == journal, "everything was sent already"
 
 
-def test_what_ray_gave_up_on_has_ended_in_mlflow_and_goes_on_when_started_again(
+def test_a_run_that_ray_gave_up_on_has_ended_in_mlflow_and_resumes_when_started_again(
     run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -118,7 +118,7 @@ def test_what_ray_gave_up_on_has_ended_in_mlflow_and_goes_on_when_started_again(
     assert [point.step for point in history][-5:] == [20, 30, 40, 50, 60]
 
 
-def test_a_rotten_shard_ends_training_with_its_name_and_without_retries(
+def test_a_corrupt_shard_ends_training_with_its_name_and_without_retries(
     run_recipe: RunMaker, dataset: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "dataset"

@@ -77,11 +77,11 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     server: Server, deploy: Run, photos: Path, tmp_path: Path
 ) -> None:
     words = settings(photos, tmp_path / "My Set", "seed=11")
-    said = deploy(*words, "--interval", "1h")
+    deployed = deploy(*words, "--interval", "1h")
     name = artifact_slug(str(tmp_path / "My Set"))
-    assert said["deployment"] == f"dataset/{name}" and name.startswith("my-set-")
+    assert deployed["deployment"] == f"dataset/{name}" and name.startswith("my-set-")
 
-    held = server.get(f"/deployments/{said['id']}")
+    held = server.get(f"/deployments/{deployed['id']}")
     recipe = dataset_recipe("demo", words).model_dump(mode="json")
     assert held["parameters"] == {"recipe": recipe}
     assert held["entrypoint"] == "pipelines.flows.dataset.build_dataset"
@@ -90,14 +90,14 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     assert server.get(f"/work_pools/{POOL}")["type"] == "process"
     assert SECRET not in json.dumps(held)
 
-    wait_until(lambda: server.runs(said["id"], "Scheduled"))
-    first = server.runs(said["id"], "Scheduled")[0]["expected_start_time"]
-    assert datetime.fromisoformat(first) == datetime.fromisoformat(said["next_run"])
+    wait_until(lambda: server.runs(deployed["id"], "Scheduled"))
+    first = server.runs(deployed["id"], "Scheduled")[0]["expected_start_time"]
+    assert datetime.fromisoformat(first) == datetime.fromisoformat(deployed["next_run"])
     assert datetime.fromisoformat(first).minute == 0
 
     again = deploy(*words, "--cron", "0 3 * * *", "--timezone", "Asia/Tokyo")
-    assert again["id"] == said["id"]
-    (schedule,) = server.get(f"/deployments/{said['id']}")["schedules"]
+    assert again["id"] == deployed["id"]
+    (schedule,) = server.get(f"/deployments/{deployed['id']}")["schedules"]
     assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (
         "0 3 * * *",
         "Asia/Tokyo",
@@ -107,7 +107,7 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
 
     last = deploy(*words)
     assert (last["schedule"], last["next_run"]) == (None, None)
-    assert server.get(f"/deployments/{said['id']}")["schedules"] == []
+    assert server.get(f"/deployments/{deployed['id']}")["schedules"] == []
 
 
 @pytest.mark.slow
@@ -118,13 +118,13 @@ def test_a_scheduled_run_picks_up_only_new_photos(
     folder, output = tmp_path / "incoming", tmp_path / "set"
     shutil.copytree(photos, folder)
     words = settings(folder, output, "samples_per_photo=1")
-    said = deploy(*words, "--interval", "5s")
-    wait_until(lambda: server.runs(said["id"], "Completed"))
+    deployed = deploy(*words, "--interval", "5s")
+    wait_until(lambda: server.runs(deployed["id"], "Completed"))
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert load_manifest(str(output)).num_samples == 6
 
-    done = len(server.runs(said["id"], "Completed"))
-    wait_until(lambda: len(server.runs(said["id"], "Completed")) > done)
+    done = len(server.runs(deployed["id"], "Completed"))
+    wait_until(lambda: len(server.runs(deployed["id"], "Completed")) > done)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
     Image.open(folder / "photo0.png").rotate(180).save(folder / "new.png")
@@ -136,7 +136,7 @@ def test_a_scheduled_run_picks_up_only_new_photos(
     }
     assert len(shards) == 2 + len([path for path in before if path.parent.parent.name == "shards"])
     assert verify_dataset(str(output)) == []
-    assert not server.runs(said["id"], "Failed", "Crashed")
+    assert not server.runs(deployed["id"], "Failed", "Crashed")
 
 
 @pytest.mark.slow
@@ -145,8 +145,8 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     server: Server, deploy: Run, worker: object, photos: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "set"
-    said = deploy(*settings(photos, output, "samples_per_photo=48", "workers=1"))
-    run = server.start_run(said["id"])
+    deployed = deploy(*settings(photos, output, "samples_per_photo=48", "workers=1"))
+    run = server.start_run(deployed["id"])
     wait_until(lambda: records(output))
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
     subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
@@ -156,7 +156,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
     assert ray_actors("_ShardWorker") == []
 
-    again = server.start_run(said["id"])
+    again = server.start_run(deployed["id"])
     wait_until(lambda: server.state(again) == "Completed")
     assert verify_dataset(str(output)) == []
     assert {path: records(output)[path] for path in before} == before
@@ -175,10 +175,10 @@ def test_a_cancelled_training_saves_and_the_next_run_continues(
     words = ("--flow", "training", f"manifest={dataset}", f"output={run}", "--pool", POOL, "--json")
     ended = flowmapsr("deploy", recipe, *words, env=server.env)
     assert ended.code == 0, ended.err
-    said = ended.json
-    assert said["deployment"].startswith("training/")
+    deployed = ended.json
+    assert deployed["deployment"].startswith("training/")
 
-    first = server.start_run(said["id"])
+    first = server.start_run(deployed["id"])
     home = run / "stages" / "warmup"
     wait_until((home / "progress.json").exists)
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", first]
@@ -189,7 +189,7 @@ def test_a_cancelled_training_saves_and_the_next_run_continues(
     assert 0 < step < 800
     assert not (home / "done.json").exists()
 
-    second = server.start_run(said["id"])
+    second = server.start_run(deployed["id"])
     wait_until(lambda: server.state(second) == "Completed")
     assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 800
     assert [start.step for start in read_starts(home)] == [0, step]
@@ -206,10 +206,10 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
     start: Run,
     finished: Run,
 ) -> None:
-    """Last of this file: it takes the server away, from a command and from a worker's run."""
+    """Last in this file: it kills the server of a command and of a worker's run."""
     by_worker, by_command = tmp_path / "by-worker", tmp_path / "by-command"
-    said = deploy(*settings(photos, by_worker, "samples_per_photo=48", "workers=1"))
-    server.start_run(said["id"])
+    deployed = deploy(*settings(photos, by_worker, "samples_per_photo=48", "workers=1"))
+    server.start_run(deployed["id"])
     env = {**server.env, "RAY_ADDRESS": ray_cluster_address}
     words = settings(photos, by_command, "samples_per_photo=48", "workers=1")
     process = start("dataset", "build", "demo", *words, "--json", env=env)

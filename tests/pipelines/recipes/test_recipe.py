@@ -231,7 +231,7 @@ def test_a_choice_of_a_number_or_a_word_is_explained_in_one_line() -> None:
     assert text.endswith("has 1 fault:\n  workers = 'two': must be a whole number or 'auto'")
 
 
-def test_faults_across_fields_are_told(write: Write) -> None:
+def test_errors_across_fields_are_reported(write: Write) -> None:
     path = write("t.yaml", TRAINING)
     text = refusal(training_recipe, path, ["manifest=/m", "output=/run", "workers=9"])
     assert "global_batch 8 is less than" in text and "9" in text
@@ -270,8 +270,8 @@ def test_a_faulty_file_is_refused(
 ) -> None:
     if text is not None:
         write(name, text)
-    told = refusal(dataset_recipe, f"./{name}")
-    assert [part for part in parts if part not in told] == []
+    message = refusal(dataset_recipe, f"./{name}")
+    assert [part for part in parts if part not in message] == []
 
 
 def test_an_unknown_name_is_refused_with_a_hint() -> None:

@@ -1,4 +1,4 @@
-"""A Ray of the command's own, and signals that reach all processes of the command."""
+"""A Ray cluster started by the command, and signals to all processes of the command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import signal, threading, time
 import ray
 from pipelines.cluster.ray_session import ray_cluster
 
-told = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: told.set())
+received = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: received.set())
 
 @ray.remote(num_cpus=1)
 class Worker:
@@ -27,8 +27,8 @@ class Worker:
 with ray_cluster(cpus=1):
     worker = Worker.remote()
     ray.get(worker.save.remote())
-    print("at work", flush=True)
-    assert told.wait(60)
+    print("running", flush=True)
+    assert received.wait(60)
     time.sleep(2.0)
     print(ray.get(worker.save.remote(), timeout=60), len(ray.nodes()), flush=True)
 """
@@ -46,7 +46,7 @@ def test_a_sigterm_to_all_processes_of_a_command_lets_the_workers_save(tmp_path:
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "at work\n"
+    assert process.stdout.readline() == "running\n"
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=120)

@@ -34,7 +34,7 @@ TASKS = [Task(f"shards/{index}.tar") for index in range(8)]
 
 @dataclass(frozen=True)
 class Builder:
-    """Leaves a file for every task, after whatever `accident` befalls the third one."""
+    """Writes a file for every task; the third one meets with an `accident` first."""
 
     folder: Path
     accident: str = "none"
