@@ -87,15 +87,12 @@ class TrainingWorkers:
             LockLostError: another training has taken the run folder.
         """
         folder = StageFolder(self.run, name)
-        record = folder.record()
-        if record is not None:
-            return record
-        with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
-            watch = StageWatch(progress, folder, self._waiting)
-            while record is None and self._running(POLL_SECONDS):
-                self.lock.raise_if_lost()
-                watch.update()
-                record = folder.record()
+        if folder.record() is None:
+            with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
+                watch = StageWatch(progress, folder, self._waiting)
+                while folder.record() is None and self._running(POLL_SECONDS):
+                    self.lock.raise_if_lost()
+                    watch.update()
         record = folder.record()
         if record is None:
             raise self._failure(folder)

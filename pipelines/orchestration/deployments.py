@@ -84,7 +84,7 @@ def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Sch
 def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deployed:
     """Creates the deployment, or updates the one of the same output.
 
-    One run at a time: a run that is due while another is running is cancelled, because the next one
+    One run at a time: a run that is due while another is running is canceled, because the next one
     picks up everything new anyway; queued runs would only pile up behind a long build.
 
     Raises:

@@ -17,6 +17,7 @@ from pipelines.recipes.errors import describe
 from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import FullRecipe, Section
 from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
+from pipelines.terminal.text import counted
 from training.settings.evaluation import EvaluationSettings
 from training.settings.initial_weights import is_local_path
 from training.settings.model import is_folder
@@ -132,7 +133,7 @@ def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> M
         return model.model_validate(values)
     except ValidationError as error:
         lines = describe(error, model, values)
-        count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
+        count = counted(len(lines), "error")
         raise RecipeError("\n  ".join([f"recipe {title!r} has {count}:", *lines])) from error
 
 

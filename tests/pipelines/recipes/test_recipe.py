@@ -188,18 +188,18 @@ def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> N
         (["sources=[/photos]", "output="], ["output = None", "string"]),
     ],
 )
-def test_a_fault_names_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
+def test_an_error_names_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
     text = refusal(dataset_recipe, "demo", overrides)
     assert [part for part in parts if part not in text] == []
 
 
-def test_faults_in_stages_name_the_stage(write: Write) -> None:
+def test_errors_in_stages_name_the_stage(write: Write) -> None:
     path = write("t.yaml", TRAINING)
     settings = ["manifest=/m", "output=/run", "stages.distill.steps=0", "stages.warmup.step=3"]
     text = refusal(
         training_recipe, path, [*settings, "stages.distill.objective.time_grid_levles=3"]
     )
-    assert "has 3 faults" in text
+    assert "has 3 errors" in text
     assert "stages.distill.steps = 0: must be greater" in text
     assert "stages.warmup.step = 3: unknown key; did you mean 'steps'?" in text
     fault = "stages.distill.objective.time_grid_levles = 3: unknown key"
@@ -228,7 +228,7 @@ def test_a_choice_of_types_is_explained_in_one_line(write: Write, setting: str, 
 
 def test_a_choice_of_a_number_or_a_word_is_explained_in_one_line() -> None:
     text = refusal(dataset_recipe, "demo", [*PLACES, "workers=two"])
-    assert text.endswith("has 1 fault:\n  workers = 'two': must be a whole number or 'auto'")
+    assert text.endswith("has 1 error:\n  workers = 'two': must be a whole number or 'auto'")
 
 
 def test_errors_across_fields_are_reported(write: Write) -> None:
@@ -265,7 +265,7 @@ def test_errors_across_fields_are_reported(write: Write) -> None:
         ),
     ],
 )
-def test_a_faulty_file_is_refused(
+def test_a_wrong_file_is_refused(
     write: Write, name: str, text: str | None, parts: list[str]
 ) -> None:
     if text is not None:
