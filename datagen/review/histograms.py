@@ -19,9 +19,10 @@ def render_histograms(statistics: Statistics) -> bytes:
     """A PNG that shows what a dataset is made of; equal statistics give equal bytes."""
     counts = statistics.counts
     # A Figure without pyplot keeps no global state and needs no display.
-    figure = Figure(figsize=(12, 12), layout="constrained")
+    figure = Figure(figsize=(12, 12))
     figure.suptitle(f"{sum(counts.scale):,} samples", size="x-large")
-    grid = figure.add_gridspec(4, 2)
+    margins = {"left": 0.05, "right": 0.98, "bottom": 0.04, "top": 0.93}
+    grid = figure.add_gridspec(4, 2, **margins, hspace=0.5, wspace=0.12)
     panels = [figure.add_subplot(grid[index // 2, index % 2]) for index in range(6)]
     _bars(panels[0], "Scale: HQ size over LQ size", counts.scale, bins.SCALE)
     _bars(panels[1], "Photos: shorter side, pixels", counts.photo_side, bins.PHOTO_SIDE)
@@ -75,4 +76,4 @@ def _latent_bars(axes: Axes, latent: LatentStatistics) -> None:
     axes.bar(channels, latent.std, label="standard deviation")
     axes.plot(channels, latent.mean, "o", markersize=4, color="tab:orange", label="mean")
     axes.locator_params("x", integer=True)
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

@@ -27,6 +27,8 @@ from datagen.samples.codecs import DecodedSample
 
 _WIDTH = 4.0
 """Of a column, inches of 100 pixels."""
+_GAP = 0.05
+_TOP = 0.4
 _LINE_HEIGHT = 0.16
 _LETTERS = 56
 """That fit below a picture."""
@@ -43,20 +45,23 @@ class PreviewRow:
 def render_preview(rows: Sequence[PreviewRow]) -> bytes:
     """A PNG with one row for each sample; equal rows give equal bytes."""
     captions = [_captions(row.drawn) for row in rows]
-    heights = [
-        _WIDTH * min(1.0, row.images.hq.shape[0] / row.images.hq.shape[1])
-        + _LINE_HEIGHT * max(text.count("\n") + 2 for text in texts)
-        for row, texts in zip(rows, captions, strict=True)
-    ]
-    figure = Figure(figsize=(3 * _WIDTH, sum(heights) + 0.4), layout="constrained")
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for axes, title in zip(grid[0], ("HQ", "LQ", "Negative"), strict=True):
-        axes.set_title(title)
-    for cells, row, texts in zip(grid, rows, captions, strict=True):
-        for axes, image, text in zip(cells, vars(row.images).values(), texts, strict=True):
+    pictures = [_WIDTH * min(1.0, row.images.hq.shape[0] / row.images.hq.shape[1]) for row in rows]
+    texts = [_LINE_HEIGHT * max(caption.count("\n") + 3 for caption in one) for one in captions]
+    width, height = 3 * _WIDTH, _TOP + sum(pictures) + sum(texts)
+    figure = Figure(figsize=(width, height))
+    for column, title in enumerate(("HQ", "LQ", "Negative")):
+        figure.text((column + 0.5) / 3, 1 - 0.5 * _TOP / height, title, ha="center", va="center")
+    top = height - _TOP
+    for row, caption, picture, text in zip(rows, captions, pictures, texts, strict=True):
+        for column, image in enumerate(vars(row.images).values()):
+            left, bottom = column / 3 + _GAP / width, (top - picture) / height
+            axes = figure.add_axes((left, bottom, 1 / 3 - 2 * _GAP / width, picture / height))
             axes.imshow(image)
-            axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(text, loc="left", size="small", parse_math=False)
+            axes.set_axis_off()
+            axes.set_anchor("W")
+            below = bottom - 0.5 * _LINE_HEIGHT / height
+            figure.text(left, below, caption[column], va="top", size="small", parse_math=False)
+        top -= picture + text
     return figure_png(figure)
 
 
