@@ -6,7 +6,7 @@ Costs about two evaluations of u: one for the value and one for the derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ Point = tuple[Tensor, Tensor, Tensor]
 def directional_derivative(u: Velocity, point: Point, along: Point) -> tuple[Tensor, Tensor]:
     """u(x, t, s) and its derivative along (dx, dt, ds), both shaped as u and detached.
 
-    Equals `torch.func.jvp`. Attention runs on the MATH kernel, the only one with a forward
+    Equals `torch.func.jvp`. Masked attention runs on the MATH kernel, the only one with a forward
     derivative.
     """
     with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level(), _ConstantWeights():
@@ -39,7 +39,7 @@ class _ConstantWeights(TorchFunctionMode):
 
     torch's own rules multiply the input by the tangents of the weights as well, also where these
     are zero: a third pass through all convolutions and matrix products. Its rules for normalization
-    are a dozen separate kernels.
+    and attention are exact too, but made of many more kernels than those below.
     """
 
     def __torch_function__(
@@ -49,24 +49,21 @@ class _ConstantWeights(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if rule is None else rule(func, *args, **kwargs or {})
 
 
+Layer = Callable[..., Tensor]
+
+
 def _linear(
-    layer: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
+    layer: Layer, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any
 ) -> Tensor:
     """A convolution or matrix product W x + b, whose derivative is W dx."""
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
-        return layer(input, weight, bias, *args, **kwargs)
-    value = layer(x, weight, bias, *args, **kwargs)
-    return forward_ad.make_dual(value, layer(dx, weight, None, *args, **kwargs))
+        return layer(input, weight, bias, *args)
+    return forward_ad.make_dual(layer(x, weight, bias, *args), layer(dx, weight, None, *args))
 
 
 def _group_norm(
-    layer: Callable[..., Tensor],
+    layer: Layer,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -78,19 +75,18 @@ def _group_norm(
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
         return layer(input, num_groups, weight, bias, eps)
-    value = layer(x, num_groups, weight, bias, eps)
-    x, dx = _precise(x), _precise(dx)
+    x, dx, weight, bias = _precise(x), _precise(dx), _precise(weight), _precise(bias)
     n, channels = x.shape[:2]
     sizes = (n, channels, x.numel() // (n * channels), num_groups)
-    _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
+    value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
     slope = _aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, _OF_INPUT)[0]
     if weight is not None:
         slope = slope * weight.view(-1, *[1] * (x.ndim - 2))
-    return forward_ad.make_dual(value, slope.to(value.dtype))
+    return forward_ad.make_dual(value.to(input.dtype), slope.to(input.dtype))
 
 
 def _layer_norm(
-    layer: Callable[..., Tensor],
+    layer: Layer,
     input: Tensor,
     shape: Sequence[int],
     weight: Tensor | None = None,
@@ -101,29 +97,63 @@ def _layer_norm(
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
         return layer(input, shape, weight, bias, eps)
-    value = layer(x, shape, weight, bias, eps)
-    x, dx = _precise(x), _precise(dx)
-    _, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+    x, dx, weight, bias = _precise(x), _precise(dx), _precise(weight), _precise(bias)
+    value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     slope = _aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, _OF_INPUT)[0]
     if weight is not None:
         slope = slope * weight
-    return forward_ad.make_dual(value, slope.to(value.dtype))
+    return forward_ad.make_dual(value.to(input.dtype), slope.to(input.dtype))
+
+
+def _attention(
+    layer: Layer, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """P v with P = softmax(S), S = q k^T / sqrt(d), whose derivative is dP v + P dv with
+    dP = P (dS - sum P dS). torch's own treats rows of P that a mask leaves empty as well."""
+    pairs = [forward_ad.unpack_dual(each) for each in (query, key, value)]
+    has_options = any(isinstance(each, Tensor) or each for each in (*args, *kwargs.values()))
+    if has_options or any(tangent is None for _, tangent in pairs):
+        return layer(query, key, value, *args, **kwargs)
+    (q, dq), (k, dk), (v, dv) = ((_precise(x), _precise(dx)) for x, dx in pairs)
+    scale = q.shape[-1] ** -0.5
+    q, dq = q * scale, dq * scale
+    p = (q @ k.mT).softmax(dim=-1)
+    dp = (dq @ k.mT).add_(q @ dk.mT).mul_(p)
+    dp.sub_(p * dp.sum(dim=-1, keepdim=True))
+    slope = (dp @ v).add_(p @ dv)
+    return forward_ad.make_dual((p @ v).to(query.dtype), slope.to(query.dtype))
+
+
+def _quotient(layer: Layer, input: Tensor, other: Tensor | float) -> Tensor:
+    """x / number: torch would give the number a tangent of zero, and subtract its part."""
+    x, dx = forward_ad.unpack_dual(input)
+    if dx is None or isinstance(other, Tensor):
+        return layer(input, other)
+    return forward_ad.make_dual(x / other, dx / other)
 
 
 _aten = torch.ops.aten
 _OF_INPUT = [True, False, False]
 """Gradients of the input, not of weight and bias."""
 
-_RULES: dict[Any, Callable[..., Tensor]] = {
+_RULES: dict[Any, Layer] = {
     functional.conv2d: _linear,
     functional.linear: _linear,
     functional.group_norm: _group_norm,
     functional.layer_norm: _layer_norm,
+    functional.scaled_dot_product_attention: _attention,
+    Tensor.__truediv__: _quotient,
 }
 
 
-def _precise(x: Tensor) -> Tensor:
-    """In bf16 the kernels round mean and deviation too, and a slope is a small difference."""
+@overload
+def _precise(x: Tensor) -> Tensor: ...
+@overload
+def _precise(x: None) -> None: ...
+def _precise(x: Tensor | None) -> Tensor | None:
+    """At least float32: bf16 kernels round mean and deviation too, and slopes are differences."""
+    if x is None:
+        return None
     return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
