@@ -22,6 +22,7 @@ _TYPE_WORDS = {
     str: "text",
     bool: "true or false",
     NoneType: "null",
+    Any: "another type of value",
 }
 
 

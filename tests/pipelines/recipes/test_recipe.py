@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from pipelines.recipes.files import bundled_recipes
 from pipelines.recipes.load import (
@@ -14,8 +16,9 @@ from pipelines.recipes.load import (
     full_recipe,
     require_sources,
     training_recipe,
+    validated,
 )
-from pipelines.recipes.overrides import RecipeError
+from pipelines.recipes.overrides import RecipeError, with_overrides
 
 Write = Callable[..., str]
 PLACES = ["sources=[/photos]", "output=/set"]
@@ -224,6 +227,42 @@ def test_a_choice_of_types_is_explained_in_one_line(write: Write, setting: str, 
     assert f"\n  {line}" in text
     for internal in ("constrained", "function", "WorkerRange", "_check", "workers.workers"):
         assert internal not in text
+
+
+INTERNALS = re.compile(
+    r"function-|constrained|tagged-union|Input should|instance of|literal\[|list\[|tuple\[|dict\["
+    r"|nullable|is-instance|Settings\b|BaseModel|validation_error|\bnone\b ="
+)
+
+
+def _paths(values: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys of all settings, with an index for the items of lists."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in items:
+        yield f"{path}{key}"
+        if isinstance(value, dict | list):
+            yield from _paths(value, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("value", ["word", 1.5, -1, [1], ["word"], {"other": 1}, None, True])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        dataset_recipe("realesrgan", PLACES),
+        training_recipe("flowmapsr-paper", ["manifest=/m", "output=/run"]),
+    ],
+    ids=["dataset", "training"],
+)
+def test_no_message_holds_words_of_the_validator(recipe: BaseModel, value: Any) -> None:
+    values = recipe.model_dump(mode="json")
+    messages = []
+    for path in _paths(values):
+        try:
+            validated(type(recipe), with_overrides(values, {path: value}), title="any")
+        except RecipeError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert [text for text in messages if INTERNALS.search(text)] == []
 
 
 def test_a_choice_of_a_number_or_a_word_is_explained_in_one_line() -> None:
