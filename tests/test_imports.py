@@ -141,10 +141,7 @@ def _reachable(arrows: dict[str, set[str]], start: str) -> set[str]:
     return found
 
 
-_CUTS = pytest.mark.xfail(reason="the cuts follow the move")
-
-
-@pytest.mark.parametrize("of_folders", [False, pytest.param(True, marks=_CUTS)])
+@pytest.mark.parametrize("of_folders", [False, True])
 def test_nothing_imports_in_a_circle(of_folders: bool) -> None:
     assert circles(ROOT, of_folders=of_folders) == []
 

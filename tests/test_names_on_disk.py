@@ -16,6 +16,12 @@ NAMES = {
         *("manifest.json", "sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"),
         *("plan.json", "shards/", "tasks/"),
     ),
+    "training/run_dir/paths.py": (
+        *("recipe.json", "failures.jsonl", "stages.json", "stages.md", "mlflow.json", "stages/"),
+        *("done.json", "progress.json", "starts.jsonl", "ended.json", "skipped.jsonl"),
+        *("bad_step.json", "deepspeed.json", "initialization.txt", "tracking.jsonl", "files.jsonl"),
+    ),
+    "training/checkpoints/records.py": ("trainer_state.json",),
 }
 """The only file that may write each name; a folder's name ends with a slash."""
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,6 +28,7 @@ from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import secondary
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.settings.stage import StageSettings
 from training.tracking.reporter import Reporter
@@ -36,7 +36,6 @@ from training.trainer import Losses, StepTerms, Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
-BAD_STEP = "bad_step.json"
 FIRST_STEP = "first_step"
 """The last phase of a start."""
 
@@ -52,8 +51,7 @@ class Loop:
     loader: LatentLoader
     checkpoints: Checkpoints
     device: torch.device
-    home: Path
-    """The stage's folder."""
+    paths: StagePaths
     image_every_steps: int
     pictures: Callable[[], Mapping[str, Image.Image]]
     """Renders the pictures of the model as it is; every worker must call it."""
@@ -174,7 +172,7 @@ class Loop:
         self.checkpoints.drain()
         gathered: list[list[str]] = [[] for _ in range(self.loader.world_size)]
         dist.all_gather_object(gathered, keys)
-        path = self.home / BAD_STEP
+        path = self.paths.bad_step
         if self.loader.rank == 0:
             keys = [key for part in gathered for key in part]
             found = {"step": step, "problem": problem, "keys": keys}

@@ -15,7 +15,8 @@ from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares
 from training.data.shard_cache import check_cache
-from training.run_dir.paths import StageFolder, check_recipe
+from training.run_dir.paths import stage_paths
+from training.run_dir.recipe_guard import check_recipe
 from training.run_dir.records import StageRecord
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
@@ -37,9 +38,7 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     """
     check_recipe(recipe)
     manifest = open_dataset(recipe.manifest).manifest
-    records = {
-        stage.name: StageFolder(Path(recipe.output), stage.name).record() for stage in recipe.stages
-    }
+    records = {stage.name: stage.finished_record() for stage in stage_paths(recipe)}
     if None in records.values():
         _check_same_dataset(recipe, manifest, records)
     for stage in recipe.stages:

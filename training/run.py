@@ -25,13 +25,15 @@ from training.distributed import launched_as
 from training.monitoring.startup_timer import startup
 from training.preflight import check_run
 from training.run_dir.lock import RunLock, run_lock
-from training.run_dir.paths import StopSignal, write_recipe
+from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
+from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
+from training.tracking.tracker import reset_tracking
 
 
 def run_stages(
@@ -75,8 +77,8 @@ def _train_first(
             _end_if_lost(lock)
             return stop()
 
-        stop.forget()
-        write_recipe(recipe)
+        stop.clear()
+        write_recipe(recipe, on_replace=reset_tracking)
         with parent_run(recipe) as parent:
             return run_stages(
                 recipe,

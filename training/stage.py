@@ -37,17 +37,17 @@ from training.monitoring.mfu import Effort
 from training.monitoring.peaks import Peak, device_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, Workers
-from training.run_dir.starts import Attempt, how_ended, last_line
+from training.run_dir.starts import how_ended, last_line
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
+from training.tracking.attempt import Attempt
 from training.tracking.events import Status
 from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
 from training.tracking.stage_run import StageReport, sampled_machine
-from training.weights.initialize import DOWNLOAD
 
 log = logging.getLogger(__name__)
 
@@ -71,25 +71,25 @@ def run_stage(
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
     """
-    folder = StageFolder(Path(recipe.output), name)
-    if folder.record() is None:
+    folder = StagePaths(Path(recipe.output), name)
+    if folder.finished_record() is None:
         rank, world_size = launched_as()
         with Watchdog(
-            folder.home, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
+            folder.stacks, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
         ) as watchdog:
             if stalled is not None:
-                watchdog.before_end(lambda: stalled(how_ended(folder.run, folder.home)))
+                watchdog.before_end(lambda: stalled(how_ended(folder)))
             system = system_of(recipe.model.kind)
             with build_stage(recipe, folder, system, watchdog) as stage:
                 stage.train(stop_requested)
         gc.collect()  # networks, engines and hooks refer to each other in circles
-    return folder.record()
+    return folder.finished_record()
 
 
 @contextmanager
 def build_stage(
     recipe: TrainingRecipe,
-    folder: StageFolder,
+    folder: StagePaths,
     system: System,
     watchdog: Watchdog,
 ) -> Iterator[Stage]:
@@ -123,7 +123,7 @@ def build_stage(
     startup.mark("data")
     start_distributed(device)
     workers = gather_workers(device)
-    attempt = Attempt(folder.run, folder.name, workers) if rank == 0 else None
+    attempt = Attempt(folder, workers) if rank == 0 else None
     startup.mark("connection")
     if rank == 0:
         system.fetch_inputs(inputs)
@@ -151,7 +151,7 @@ class Stage:
     watchdog: Watchdog
 
     @property
-    def folder(self) -> StageFolder:
+    def folder(self) -> StagePaths:
         return self.inputs.folder
 
     @property
@@ -240,13 +240,13 @@ class Stage:
                 keep_every_steps=settings.keep_every_steps,
             ),
             device=inputs.device,
-            home=self.folder.home,
+            paths=self.folder,
             image_every_steps=recipe.image_every_steps,
             pictures=lambda: self.built.pictures(self.preview),
             reporter=reporter,
             stop_requested=stop_requested,
             skipped=SkippedList(
-                self.folder.home,
+                self.folder.skipped,
                 training_samples=sum(bucket_sizes(manifest, "train").values()),
                 limit=recipe.max_bad_sample_fraction,
             ),
@@ -257,7 +257,7 @@ class Stage:
 
     def _checkpoints_uri(self) -> str:
         if self.inputs.recipe.checkpoints is None:
-            return str(self.folder.home / "checkpoints")
+            return str(self.folder.checkpoints)
         return storage.join(self.inputs.recipe.checkpoints, self.folder.name)
 
     def _peak(self) -> Peak | None:
@@ -282,7 +282,7 @@ class Stage:
             model=str(folder.model.relative_to(folder.run)),
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
-        shutil.rmtree(folder.home / DOWNLOAD, ignore_errors=True)
+        shutil.rmtree(folder.inputs, ignore_errors=True)
 
 
 def check_dataset(recipe: TrainingRecipe, system: System, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from datagen.settings import DatasetRecipe
 from training.data.loader import Batch
 from training.data.sample_decoder import BatchFields
 from training.engine.engine import Engine
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.trainer import Trainer
@@ -34,7 +34,7 @@ class StageInputs:
     """What one worker's part of a stage is built from."""
 
     recipe: TrainingRecipe
-    folder: StageFolder
+    folder: StagePaths
     dataset: Dataset
     dataset_recipe: DatasetRecipe
     codec: Codec

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from pipelines.terminal.progress import Progress
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.run_dir.starts import read_starts
 
@@ -22,7 +22,7 @@ FULL_BYTES = 1 << 20
 class StageWatch:
     """Shows the progress that workers write, or why there is none yet."""
 
-    def __init__(self, progress: Progress, folder: StageFolder, waiting: Callable[[], str]) -> None:
+    def __init__(self, progress: Progress, folder: StagePaths, waiting: Callable[[], str]) -> None:
         """
         Args:
             waiting: says why no progress has been written yet.
@@ -30,8 +30,8 @@ class StageWatch:
         self._progress = progress
         self._waiting = waiting
         self._folder = folder
-        self._starts = len(read_starts(folder.home))
-        self._path = folder.home / "progress.json"
+        self._starts = len(read_starts(folder))
+        self._path = folder.progress
         self._stale = self._read()
         self._warned = ""
 
@@ -51,7 +51,7 @@ class StageWatch:
 
     def _log_starts(self) -> None:
         """Logs when the stage continues from a checkpoint, and what was wrong before."""
-        starts = read_starts(self._folder.home)
+        starts = read_starts(self._folder)
         for start in starts[self._starts :]:
             for trouble in filter(None, (start.ended_before, start.passed_over)):
                 log.warning(

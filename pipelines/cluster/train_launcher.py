@@ -23,9 +23,10 @@ from pipelines.cluster.training_workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import process_began, startup
 from training.run_dir.lock import RunLock
-from training.run_dir.paths import StageFolder, StopSignal, finished_stages
+from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
-from training.run_dir.starts import FAILURES, read_starts
+from training.run_dir.starts import read_starts
+from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import tracking_uri
 from training.tracking.provenance import LAUNCHED, launched
@@ -75,7 +76,7 @@ class TrainingWorkers:
 
     def start(self, placement: Placement) -> None:
         """Starts the group; it trains every stage that is not finished."""
-        self._stop.forget()
+        self._stop.clear()
         self._placement = placement
         threading.Thread(target=self._fit, args=(placement,), name="ray-train", daemon=True).start()
 
@@ -86,14 +87,14 @@ class TrainingWorkers:
             FlowmapsrError: the stage cannot continue; its last checkpoint is kept.
             LockLostError: another training has taken the run folder.
         """
-        folder = StageFolder(self.run, name)
-        if folder.record() is None:
+        folder = StagePaths(self.run, name)
+        if folder.finished_record() is None:
             with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
                 watch = StageWatch(progress, folder, self._waiting)
-                while folder.record() is None and self._running(POLL_SECONDS):
+                while folder.finished_record() is None and self._running(POLL_SECONDS):
                     self.lock.raise_if_lost()
                     watch.update()
-        record = folder.record()
+        record = folder.finished_record()
         if record is None:
             raise self._failure(folder)
         return record
@@ -113,7 +114,7 @@ class TrainingWorkers:
                 "checkpoint will be repeated",
                 SAVE_SECONDS,
             )
-        self._stop.forget()
+        self._stop.clear()
 
     def _running(self, wait: float) -> bool:
         """Whether the group still runs; returns at once when it ends within `wait` seconds."""
@@ -132,14 +133,14 @@ class TrainingWorkers:
         finally:
             self._ended.set()
 
-    def _failure(self, folder: StageFolder) -> FlowmapsrError:
+    def _failure(self, folder: StagePaths) -> FlowmapsrError:
         if isinstance(self._error, FlowmapsrError):
             return self._error
         if self._error is not None:
             return FlowmapsrError(
                 f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
-                f"Its last checkpoint is kept, and the failures are in {self.run / FAILURES}. Last "
-                f"error: {self._error}"
+                f"Its last checkpoint is kept, and the failures are in "
+                f"{RunPaths(self.run).failures}. Last error: {self._error}"
             )
         return FlowmapsrError(
             f"stage {folder.name!r} was stopped before its last step; run the same command to "
@@ -217,8 +218,8 @@ def _train(config: dict[str, str]) -> None:
 
 def _time_start(job: TrainJob) -> None:
     """Times the start since the command, or in a group that Ray restarted since this process."""
-    homes = [StageFolder(Path(job.recipe.output), stage.name).home for stage in job.recipe.stages]
-    if any(start.time > job.requested for home in homes for start in read_starts(home)):
+    starts = [start for stage in stage_paths(job.recipe) for start in read_starts(stage)]
+    if any(start.time > job.requested for start in starts):
         startup.begin(process_began())
     else:
         startup.begin(job.began)

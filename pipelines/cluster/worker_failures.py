@@ -14,7 +14,8 @@ from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from ray.train import UserCallback
 
 from datagen.errors import FlowmapsrError
-from training.run_dir.starts import FAILURES, Failure, append_line, last_line
+from training.run_dir.paths import RunPaths
+from training.run_dir.starts import Failure, append_line, last_line
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class FailureLog(UserCallback):
     """
 
     def __init__(self, run: Path) -> None:
-        self.path = run / FAILURES
+        self.path = RunPaths(run).failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         errors = [error for _, error in sorted(worker_exceptions.items())]

@@ -14,10 +14,11 @@ from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.guard import is_deployed, task_step
 from training.preflight import check_run
 from training.run_dir.lock import run_lock
-from training.run_dir.paths import write_recipe
+from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
 from training.tracking.parent_run import ParentRun, parent_run
+from training.tracking.tracker import reset_tracking
 
 
 @flow(name="training", flow_run_name="{recipe.output}")
@@ -51,4 +52,4 @@ def _finished(name: str, workers: TrainingWorkers, parent: ParentRun) -> StageRe
 
 def _prepare(recipe: TrainingRecipe) -> None:
     check_run(recipe)
-    write_recipe(recipe)
+    write_recipe(recipe, on_replace=reset_tracking)

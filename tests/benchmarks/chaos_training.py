@@ -41,8 +41,10 @@ from tests.benchmarks.chaos_processes import (
 from tests.support.tiny import DISTILL, MODEL, WARMUP, dataset_recipe, write_photos
 from training.loop import LOG_EVERY
 from training.preflight import check_run
-from training.run_dir.paths import finished_stages, write_recipe
+from training.run_dir.paths import finished_stages
+from training.run_dir.recipe_guard import write_recipe
 from training.settings.recipe import TrainingRecipe
+from training.tracking.tracker import reset_tracking
 
 KILLS = 30
 VICTIMS = {"worker": 0.4, "node": 0.15, "driver": 0.15, "SIGTERM": 0.15, "checkpoint": 0.15}
@@ -228,7 +230,7 @@ def drive(path: str) -> None:
     recipe = TrainingRecipe.model_validate_json(Path(path).read_bytes())
     with output_lock(recipe.output, TRAINING) as lock:
         check_run(recipe)
-        write_recipe(recipe)
+        write_recipe(recipe, on_replace=reset_tracking)
         with training_workers(recipe, lock) as workers:
             for stage in recipe.stages:
                 workers.finished(stage.name)

@@ -28,7 +28,7 @@ from tests.benchmarks.build import build_demo_dataset
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
 from tests.support.prefect_servers import Server, kill, running_server
-from training.tracking.journal import JOURNAL
+from training.run_dir.paths import METRICS_JOURNAL
 from training.tracking.mlflow_client import RunNames
 
 SECONDS = 40.0
@@ -124,7 +124,7 @@ def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def _reports(run: Path) -> list[dict[str, float]]:
     """Step and time of the loop's reports, in order."""
-    journal = run / "stages" / "warmup" / JOURNAL
+    journal = run / "stages" / "warmup" / METRICS_JOURNAL
     if not journal.exists():
         return []
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]

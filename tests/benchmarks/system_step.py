@@ -27,8 +27,9 @@ from pipelines.cluster.train_launcher import training_workers
 from pipelines.recipes.load import training_recipe
 from tests.benchmarks.build import build_demo_dataset
 from training.loop import LOG_EVERY
-from training.run_dir.paths import write_recipe
+from training.run_dir.recipe_guard import write_recipe
 from training.settings.recipe import TrainingRecipe
+from training.tracking.tracker import reset_tracking
 
 ROUNDS = 3
 STEPS = 80
@@ -81,7 +82,7 @@ def _system(folder: Path, workers: int) -> float:
     """Milliseconds of a step."""
     recipe = _recipe(folder, workers)
     with output_lock(recipe.output, TRAINING) as lock:
-        write_recipe(recipe)
+        write_recipe(recipe, on_replace=reset_tracking)
         with training_workers(recipe, lock) as group:
             group.finished("warmup")
     journal = Path(recipe.output) / "stages" / "warmup" / "tracking.jsonl"

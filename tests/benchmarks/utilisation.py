@@ -34,7 +34,7 @@ from training.flowmap.prompts import stand_in
 from training.flowmap.system import FlowMapStage
 from training.monitoring.flops import counted_flops
 from training.monitoring.peaks import Peak, device_peak
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -123,7 +123,7 @@ def _trainer(
     codec = load_codec(Dct8Settings(), device="cpu")  # in place of a VAE, which no step here calls
     inputs = StageInputs(
         recipe=recipe.model_copy(update={"stages": (settings,)}),
-        folder=StageFolder(Path(recipe.output), settings.name),
+        folder=StagePaths(Path(recipe.output), settings.name),
         dataset=None,  # type: ignore[arg-type]
         dataset_recipe=None,  # type: ignore[arg-type]
         codec=codec,

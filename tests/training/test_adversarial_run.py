@@ -120,8 +120,8 @@ def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -
             assert math.isfinite(one[f"gan/{name}"])
     assert {"loss/total", "loss/fm", "loss/sd"} <= metrics[-1].keys()
     artifacts = [Path(event["path"]).name for event in events if event["kind"] == "artifact"]
-    assert "initialisation.txt" in artifacts
-    table = (_home(gan) / "initialisation.txt").read_text()
+    assert "initialization.txt" in artifacts
+    table = (_home(gan) / "initialization.txt").read_text()
     assert "unet.conv_in.weight" in table and "\nnew " not in table.split("\n\n")[1]
     tags = next(event["values"] for event in events if event["kind"] == "tags")
     assert tags["initialised_from"] == gan.stages[0].init_from

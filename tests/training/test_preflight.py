@@ -17,9 +17,11 @@ from tests.support.tiny import DISTILL, WARMUP, RunMaker
 from training.flowmap.network import FlowMapNet
 from training.flowmap.system import check_lora
 from training.preflight import check_run
-from training.run_dir.paths import StageFolder, write_recipe
+from training.run_dir.paths import StagePaths
+from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
+from training.tracking.tracker import reset_tracking
 
 DISCRIMINATOR = {"channels": [8, 8], "strides": [1, 1, 1], "norm_groups": 4, "warmup_steps": 2}
 
@@ -63,9 +65,9 @@ def test_a_run_continues_with_the_same_dataset_at_another_address_only(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP, DISTILL])
-    write_recipe(recipe)
+    write_recipe(recipe, on_replace=reset_tracking)
     digest = open_dataset(recipe.manifest).manifest.digest
-    home = StageFolder(tmp_path / "run", "warmup").home
+    home = StagePaths(tmp_path / "run", "warmup").root
     home.mkdir(parents=True)
     record = StageRecord(
         stage="warmup", steps=1, images_seen=1, recipe_digest="", dataset_digest=digest, model=""
@@ -75,7 +77,7 @@ def test_a_run_continues_with_the_same_dataset_at_another_address_only(
     moved = {"manifest": str(tmp_path / "moved"), "image_every_steps": 7, "mlflow_experiment": "b"}
     moved_recipe = recipe.model_copy(update=moved)
     assert check_run(moved_recipe).digest == digest
-    write_recipe(moved_recipe)
+    write_recipe(moved_recipe, on_replace=reset_tracking)
     assert check_run(recipe).digest == digest
     other = record.model_copy(update={"dataset_digest": "another"})
     (home / "done.json").write_text(other.model_dump_json())

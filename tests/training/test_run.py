@@ -19,11 +19,14 @@ from tests.support.s3 import FaultyS3
 from tests.support.tiny import DISTILL, WARMUP, RunMaker, same_weights, weights
 from training.checkpoints.reader import read_commit
 from training.inference.upscaler import Upscaler
-from training.run_dir.paths import StageFolder, StopSignal, check_recipe, write_recipe
+from training.run_dir.paths import StagePaths
+from training.run_dir.recipe_guard import check_recipe, write_recipe
 from training.run_dir.records import StageRecord, Workers
-from training.run_dir.starts import STARTS, Start, append_line
+from training.run_dir.starts import Start, append_line
+from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
+from training.tracking.tracker import reset_tracking
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 
@@ -149,9 +152,9 @@ def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
 def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe, other = (run_recipe(run, stages=stages) for stages in ([WARMUP], [WARMUP, DISTILL]))
-    write_recipe(recipe)
+    write_recipe(recipe, on_replace=reset_tracking)
     check_recipe(other)  # nothing has begun to train
-    append_line(StageFolder(run, "warmup").home / STARTS, START)
+    append_line(StagePaths(run, "warmup").starts, START)
     check_recipe(recipe)
     with pytest.raises(FlowmapsrError, match="different: stages was warmup, is warmup, distill"):
         check_recipe(other)
@@ -164,13 +167,13 @@ def test_what_may_be_corrected_on_the_way_is_until_the_stage_is_finished(
     lower = {**DISTILL, "learning_rate": 1e-4}
     recipe, corrected = (run_recipe(run, stages=[WARMUP, stage]) for stage in (DISTILL, lower))
     longer = run_recipe(run, stages=[WARMUP, {**lower, "steps": 90}])
-    write_recipe(recipe)
-    home = StageFolder(run, "distill").home
-    append_line(home / STARTS, START)
+    write_recipe(recipe, on_replace=reset_tracking)
+    stage = StagePaths(run, "distill")
+    append_line(stage.starts, START)
     check_recipe(corrected)
     with pytest.raises(FlowmapsrError, match=r"different: stages\.distill\.steps was 60, is 90\)"):
         check_recipe(longer)
-    write_recipe(corrected)
+    write_recipe(corrected, on_replace=reset_tracking)
     assert "stages.distill.learning_rate was 0.001, is 0.0001" in caplog.text
     assert corrected.digest() != recipe.digest()
     assert corrected.digest(fixed=True) == recipe.digest(fixed=True) != longer.digest(fixed=True)
@@ -178,7 +181,7 @@ def test_what_may_be_corrected_on_the_way_is_until_the_stage_is_finished(
     record = StageRecord(
         stage="distill", steps=60, images_seen=1, recipe_digest="", dataset_digest="", model=""
     )
-    (home / "done.json").write_text(record.model_dump_json())
+    stage.done.write_text(record.model_dump_json())
     with pytest.raises(FlowmapsrError, match=r"learning_rate was 0\.0001, is 0\.001"):
         check_recipe(recipe)
 

@@ -25,7 +25,7 @@ from training.data.sample_decoder import BatchFields
 from training.evaluation.evaluate import evaluate
 from training.inference.upscaler import Upscaler, bicubic
 from training.run import main
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
@@ -174,7 +174,7 @@ def _recipe(dataset: Path, output: Path) -> ConvRecipe:
 def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> int:
     """Trains in workers of this module, to the end or until a checkpoint is there, and stops."""
     process = start_workers(recipe, folder, module=__name__)
-    checkpoints = StageFolder(Path(recipe.output), "pixels").home / "checkpoints"
+    checkpoints = StagePaths(Path(recipe.output), "pixels").checkpoints
     while stop_at is not None and process.poll() is None:
         if (checkpoints / f"step-{stop_at:06d}" / "trainer_state.json").exists():
             process.send_signal(signal.SIGTERM)
@@ -190,13 +190,13 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvReci
     folder = tmp_path_factory.mktemp("second")
     recipe = _recipe(dataset, folder / "run")
     assert _train(recipe, folder, stop_at=5) == 1
-    assert not StageFolder(Path(recipe.output), "pixels").done.exists()
+    assert not StagePaths(Path(recipe.output), "pixels").done.exists()
     _train(recipe, folder)
     return recipe
 
 
 def test_it_trains_stops_and_resumes(trained: ConvRecipe) -> None:
-    home = StageFolder(Path(trained.output), "pixels").home
+    home = StagePaths(Path(trained.output), "pixels").root
     starts = [json.loads(line)["step"] for line in (home / "starts.jsonl").read_text().splitlines()]
     assert len(starts) == 2 and 5 <= starts[1] < 60
     metrics = read_metrics(home)

@@ -16,7 +16,7 @@ from tests.support.prefect_servers import kill, wait_until
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.run_dir.lock import run_lock
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
 
@@ -38,7 +38,7 @@ def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[subprocess.Popen[s
 
 
 def _step(recipe: TrainingRecipe) -> int:
-    progress = read_progress(StageFolder(Path(recipe.output), "warmup").home)
+    progress = read_progress(StagePaths(Path(recipe.output), "warmup"))
     return 0 if progress is None else progress.step
 
 
@@ -82,8 +82,8 @@ def test_a_launch_that_takes_over_goes_on_alone(
     second = start_workers(recipe, tmp_path, words=["--take-over"])
     said, _ = first.communicate(timeout=120)
     assert first.returncode != 0 and "has taken over" in said
-    home = StageFolder(Path(recipe.output), "warmup").home
-    wait_until(lambda: len(read_starts(home)) == 2)
+    stage = StagePaths(Path(recipe.output), "warmup")
+    wait_until(lambda: len(read_starts(stage)) == 2)
     step = _step(recipe)
     wait_until(lambda: _step(recipe) > step)
     second.send_signal(signal.SIGTERM)

@@ -16,8 +16,6 @@ from training.run_dir.best_effort import secondary
 
 log = logging.getLogger(__name__)
 
-SKIPPED = "skipped.jsonl"
-
 
 class Skipped(FrozenModel):
     """A sample, or a whole shard, that was replaced by others."""
@@ -43,13 +41,13 @@ class Skipped(FrozenModel):
 class SkippedList:
     """Samples skipped since this start of a stage."""
 
-    def __init__(self, home: Path, *, training_samples: int, limit: float) -> None:
+    def __init__(self, path: Path, *, training_samples: int, limit: float) -> None:
         """
         Args:
             home: the stage's folder.
             limit: largest fraction of the training samples that may be skipped.
         """
-        self.path = home / SKIPPED
+        self.path = path
         self.training_samples = training_samples
         self.limit = limit
         self._found: dict[tuple[str, int | None], Skipped] = {}

@@ -12,7 +12,7 @@ from training.flowmap.model_folder import FlowMapConfig, load_net
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, stand_in
 from training.flowmap.text_encoders import encode_once
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.model import StandInPrompts, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
 from training.weights.initialize import (
@@ -38,7 +38,7 @@ class InitialNetwork:
     weights: LoadedWeights
 
 
-def fetch_inputs(recipe: TrainingRecipe, folder: StageFolder) -> None:
+def fetch_inputs(recipe: TrainingRecipe, folder: StagePaths) -> None:
     """What a stage needs from elsewhere, once for all workers: a model version, the prompts."""
     fetch_weights(recipe, folder)
     if isinstance(recipe.prompts, TextEncoderPrompts):
@@ -46,7 +46,7 @@ def fetch_inputs(recipe: TrainingRecipe, folder: StageFolder) -> None:
 
 
 def initial_network(
-    recipe: TrainingRecipe, folder: StageFolder, *, latent_channels: int
+    recipe: TrainingRecipe, folder: StagePaths, *, latent_channels: int
 ) -> InitialNetwork:
     """The network of a stage with its first weights, after `fetch_inputs`.
 
@@ -90,7 +90,7 @@ def _open_model(folder: Path) -> WeightSource:
     return WeightSource(str(folder), tensors, layout, folder)
 
 
-def _prompts(recipe: TrainingRecipe, folder: StageFolder, source: WeightSource | None) -> Prompts:
+def _prompts(recipe: TrainingRecipe, folder: StagePaths, source: WeightSource | None) -> Prompts:
     """The recipe's text encoders decide, else a model that is trained further keeps its prompts."""
     channels = recipe.model.prompt_channels
     match recipe.prompts:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from training.run_dir.best_effort import secondary
+from training.run_dir.stacks import STAMP, keep_frozen
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ FROZEN_SECONDS = 10.0
 """How much later than other workers one that holds Python's lock is ended: while they wait for its
 stack traces."""
 EXIT_CODE = 70
-STACKS = "stacks"
-STAMP = "%Y%m%d-%H%M%S"
 _TOLD = re.compile(r"[\d-]+-rank-\d+\.txt")
 STDERR = 2
 """As a number: what Python calls so may be an object without a file."""
@@ -48,13 +47,13 @@ class Watchdog:
     write theirs, wherever they are, and all end.
     """
 
-    def __init__(self, home: Path, *, rank: int, world_size: int, seconds: float) -> None:
+    def __init__(self, folder: Path, *, rank: int, world_size: int, seconds: float) -> None:
         """
         Args:
-            home: the stage's folder, which all workers see; traces go to `stacks/` in it.
+            folder: for the stack traces of a stage; all workers see it.
             seconds: longest time without progress.
         """
-        self.folder = home / STACKS
+        self.folder = folder
         self.rank = rank
         self.world_size = world_size
         self.seconds = seconds
@@ -72,7 +71,7 @@ class Watchdog:
         self._known = self._told()
         # Open already: a process that holds Python's lock could not open it any more.
         frozen = self.folder / f".rank-{self.rank}"
-        _keep(frozen)
+        keep_frozen(frozen)
         self._frozen = frozen.open("w")
         self._thread.start()
         return self
@@ -180,21 +179,3 @@ class Watchdog:
                 call()
             except Exception as error:  # an edge: the process ends all the same
                 log.warning("at the end of worker %d: %s", self.rank, error)
-
-
-def stack_files(home: Path) -> list[Path]:
-    """The stack traces of a stage, in order of time.
-
-    Those of processes that were frozen to the last get a name of their own first.
-    """
-    folder = home / STACKS
-    for frozen in folder.glob(".rank-*"):
-        _keep(frozen)
-    return sorted(folder.glob("[!.]*.txt"))
-
-
-def _keep(frozen: Path) -> None:
-    """Gives traces that a frozen process left a name that tells nobody to end."""
-    if frozen.is_file() and frozen.stat().st_size:
-        stamp = time.strftime(STAMP, time.gmtime(frozen.stat().st_mtime))
-        frozen.rename(frozen.with_name(f"{stamp}-frozen-{frozen.name.removeprefix('.')}.txt"))

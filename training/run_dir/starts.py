@@ -7,27 +7,19 @@ run; knows no training.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 
 from pydantic import ValidationError
 
-from datagen.io import storage
 from datagen.records import FrozenModel, Record, UnreadableRecord, read_record
-from training.monitoring.watchdog import stack_files
-from training.run_dir.best_effort import append_whole, secondary
+from training.run_dir.best_effort import append_whole
+from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress, Workers
-from training.tracking.events import Artifact, Event, Tags
+from training.run_dir.stacks import stack_files
 
 log = logging.getLogger(__name__)
 
-STARTS = "starts.jsonl"
-ENDED = "ended.json"
-FAILURES = "failures.jsonl"
-PROGRESS = "progress.json"
 MAX_REASON = 300
 """Characters; some launchers add advice to an error."""
 MOST_CAUSES = 3
@@ -66,101 +58,30 @@ class Failure(FrozenModel):
     """The last line of what it, or the launcher, said."""
 
 
-class Attempt:
-    """The present start of a stage, as its first worker keeps book of it."""
-
-    def __init__(self, run: Path, stage: str, workers: Workers) -> None:
-        self.run = run
-        self.home = run / "stages" / stage
-        self.workers = workers
-        self.restarts = 0
-        before = read_progress(self.home)
-        self._before = before.worker_hours if before else 0.0
-        self._since = time.monotonic()
-
-    def begin(self, step: int, *, passed_over: str = "") -> list[Event]:
-        """Notes that the stage goes on from `step`, and says so for MLflow.
-
-        Args:
-            passed_over: the damaged checkpoints before that step.
-        """
-        earlier = read_starts(self.home)
-        self.restarts = len(earlier)
-        start = Start(
-            time=time.time(),
-            workers=self.workers,
-            step=step,
-            ended_before=self._ended_before(earlier[-1]) if earlier else None,
-            passed_over=passed_over,
-        )
-        with secondary("the list of starts"):
-            append_line(self.home / STARTS, start)
-        (self.home / ENDED).unlink(missing_ok=True)
-        tags = {"restarts": str(self.restarts)}
-        if start.ended_before is not None:
-            tags["restarted_after"] = start.ended_before
-        if passed_over:
-            tags["passed_over"] = passed_over
-        listed = [Artifact(path=str(self.home / STARTS))] if (self.home / STARTS).is_file() else []
-        return [Tags(values=tags), *listed]
-
-    def _ended_before(self, earlier: Start) -> str:
-        reason = how_ended(self.run, self.home)
-        # A launcher that has found room for more workers ends the few without a word.
-        grew = len(self.workers.hosts) > len(earlier.workers.hosts)
-        return f"{reason}, or ended for more workers" if reason == KILLED and grew else reason
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Notes how the block ends, which is how this start does; the next one tells."""
-        try:
-            yield
-        except BaseException as error:
-            self._end(last_line(error))
-            raise
-        finished = (self.home / "done.json").is_file()
-        self._end("finished" if finished else "stopped on request, with a checkpoint")
-
-    def _end(self, reason: str) -> None:
-        ended = Ended(time=time.time(), reason=reason)
-        with secondary("how the start ended"):
-            storage.write_bytes(str(self.home / ENDED), ended.model_dump_json().encode())
-
-    @property
-    def worker_hours(self) -> float:
-        """Hours of all workers together, over all starts of the stage."""
-        here = (time.monotonic() - self._since) / 3600
-        return self._before + here * len(self.workers.hosts)
-
-    def metrics(self) -> dict[str, float]:
-        """What the stage has cost so far, and how often it had to start again."""
-        return {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
-
-
-def read_starts(home: Path) -> list[Start]:
+def read_starts(stage: StagePaths) -> list[Start]:
     """All starts of a stage, first to last."""
-    return _read_lines(home / STARTS, Start)
+    return _read_lines(stage.starts, Start)
 
 
 def read_failures(run: Path) -> list[Failure]:
     """What a launcher saw fail, first to last."""
-    return _read_lines(run / FAILURES, Failure)
+    return _read_lines(RunPaths(run).failures, Failure)
 
 
-def how_ended(run: Path, home: Path) -> str:
+def how_ended(stage: StagePaths) -> str:
     """What is known of the end of a stage's last start: from its stacks, its launcher or itself."""
-    starts = read_starts(home)
+    starts = read_starts(stage)
     since = starts[-1].time if starts else 0.0
-    stacks = [path for path in stack_files(home) if path.stat().st_mtime > since]
+    stacks = [path for path in stack_files(stage.stacks) if path.stat().st_mtime > since]
     if stacks:
         firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
         return next((line for line in firsts if "no progress for" in line), firsts[0])
-    failures = [one for one in read_failures(run) if one.time > since]
+    failures = [one for one in read_failures(stage.run) if one.time > since]
     # Workers that lose one who died fail too, and say so louder.
     causes = [one for one in failures if one.died] or failures
     if causes:
         return _causes(causes)
-    ended = read_ended(home)
+    ended = read_ended(stage)
     return KILLED if ended is None else ended.reason
 
 
@@ -203,19 +124,19 @@ def _read_lines(path: Path, record: type[Record]) -> list[Record]:
     return found
 
 
-def read_progress(home: Path) -> StageProgress | None:
+def read_progress(stage: StagePaths) -> StageProgress | None:
     """Where a stage stands, if it has ever said so; a torn file, which training soon writes again,
     is a warning."""
     try:
-        return read_record(home / PROGRESS, StageProgress, remedy="taken for missing")
+        return read_record(stage.progress, StageProgress, remedy="taken for missing")
     except UnreadableRecord as torn:
         log.warning("%s", torn)
         return None
 
 
-def read_ended(home: Path) -> Ended | None:
+def read_ended(stage: StagePaths) -> Ended | None:
     """How a stage's last start ended, if it could say so."""
-    path = home / ENDED
+    path = stage.ended
     try:
         return read_record(path, Ended, remedy="remove it")
     except UnreadableRecord:

@@ -20,12 +20,11 @@ from pydantic import ValidationError
 from datagen.io import storage
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import append_whole, secondary
+from training.run_dir.paths import FILES_JOURNAL, METRICS_JOURNAL
 from training.tracking.events import EVENT, Event
 
 log = logging.getLogger(__name__)
 
-NAME, FILES = "tracking", "files"
-JOURNAL = f"{NAME}.jsonl"
 BATCH = 500
 """Events that are handed over at once."""
 LONGEST_END = 20_000
@@ -39,14 +38,14 @@ class Journal:
     place behind, so that nothing is sent twice.
     """
 
-    def __init__(self, home: Path, name: str = NAME, *, batch: int = BATCH) -> None:
+    def __init__(self, home: Path, name: str = METRICS_JOURNAL, *, batch: int = BATCH) -> None:
         self.batch = batch
-        self.path = home / f"{name}.jsonl"
+        self.path = home / name
         self.unwritten = ""
         """Events that found no room on the disk."""
         self._appending = threading.Lock()
-        self._offset = home / f"{name}.sent"
-        self._sending = home / f".{name}.lock"
+        self._offset = self.path.with_suffix(".sent")
+        self._sending = home / f".{self.path.stem}.lock"
         self._sent = _Sent()
 
     def append(self, event: Event) -> None:
@@ -57,8 +56,8 @@ class Journal:
                 append_whole(self.path, self.unwritten)
                 self.unwritten = ""
 
-    def forget(self) -> None:
-        """Removes the file and what is known of it."""
+    def remove(self) -> None:
+        """Removes the file and the note of what was sent."""
         for path in (self.path, self._offset):
             path.unlink(missing_ok=True)
 
@@ -142,18 +141,18 @@ def _whole_events(lines: list[bytes]) -> list[Event]:
 def files_journal(home: Path) -> Journal:
     """The pictures and files of a stage or a run, one by one: a store that takes none of them holds
     up no metrics."""
-    return Journal(home, FILES, batch=1)
+    return Journal(home, FILES_JOURNAL, batch=1)
 
 
 def side_journal(home: Path, machine: str) -> Journal:
     """What a machine without the first worker adds to a stage's journal."""
-    return Journal(home, f"{NAME}-{machine}")
+    return Journal(home, METRICS_JOURNAL.replace(".", f"-{machine}."))
 
 
 def side_journals(home: Path, machines: Iterable[str] = ()) -> list[Journal]:
     """Those of the given machines and of all that ever wrote one."""
-    names = {path.stem for path in home.glob(f"{NAME}-*.jsonl")}
-    names |= {side_journal(home, machine).path.stem for machine in machines}
+    names = {path.name for path in home.glob(METRICS_JOURNAL.replace(".", "-*."))}
+    names |= {side_journal(home, machine).path.name for machine in machines}
     return [Journal(home, name) for name in sorted(names)]
 
 
@@ -179,7 +178,7 @@ class Series:
 
 def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
     """The metrics below `home`, a run's or a stage's folder, whose names start with `prefix`."""
-    journal = home / JOURNAL
+    journal = home / METRICS_JOURNAL
     if not journal.is_file():
         return {}
     found: dict[str, tuple[list[int], list[float]]] = {}

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
+from training.run_dir.paths import RunPaths
 from training.tracking.events import (
     Artifact,
     Begin,
@@ -46,7 +47,6 @@ MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 FAILURE = "failure"
 """The tag that says why a run ended as it did; it goes when the run goes on."""
-NAMES_FILE, LOCK_FILE = "mlflow.json", ".mlflow.lock"
 
 
 class RunNames(FrozenModel):
@@ -63,9 +63,9 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def forget_names(run: Path) -> None:
-    """Lets a run folder have new runs of MLflow."""
-    (run / NAMES_FILE).unlink(missing_ok=True)
+def clear_run_ids(run: Path) -> None:
+    """Makes a run folder get new MLflow runs."""
+    RunPaths(run).mlflow.unlink(missing_ok=True)
 
 
 def run_page(run: Path) -> str | None:
@@ -79,7 +79,7 @@ def run_page(run: Path) -> str | None:
 
 
 def _read_names(run: Path) -> RunNames | None:
-    path = run / NAMES_FILE
+    path = RunPaths(run).mlflow
     if not path.is_file():
         return None
     try:
@@ -110,7 +110,7 @@ class MlflowRun:
         if self._client is None:
             # Launcher and workers may meet a server that has just come back, or a new database, at
             # the same time.
-            with FileLock(self.run / LOCK_FILE):
+            with FileLock(RunPaths(self.run).mlflow_lock):
                 client = _new_client()
                 self._run_id = self._find_or_create(client)
             self._client = client
@@ -159,7 +159,9 @@ class MlflowRun:
         return names
 
     def _remember(self, names: RunNames) -> None:
-        storage.write_bytes(str(self.run / NAMES_FILE), names.model_dump_json(indent=2).encode())
+        storage.write_bytes(
+            str(RunPaths(self.run).mlflow), names.model_dump_json(indent=2).encode()
+        )
 
 
 def log_run(events: list[Event], *, experiment: str, name: str) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from datagen.dataset.manifest import open_dataset
 from datagen.io.lock import LockLostError
 from datagen.records import flatten
-from training.monitoring.watchdog import stack_files
 from training.run_dir.best_effort import secondary
 from training.run_dir.lock import run_lock
-from training.run_dir.paths import StageFolder, finished_stages
-from training.run_dir.starts import FAILURES, STARTS, how_ended, read_progress, read_starts
+from training.run_dir.paths import RunPaths, finished_stages, stage_paths
+from training.run_dir.stacks import stack_files
+from training.run_dir.starts import how_ended, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.tracking.provenance import code_tags, launch_tags
@@ -62,8 +62,7 @@ def tell_the_rest(recipe: TrainingRecipe) -> None:
     Raises:
         FlowmapsrError: another process is at it.
     """
-    run = Path(recipe.output)
-    homes = [run, *(StageFolder(run, stage.name).home for stage in recipe.stages)]
+    homes = [Path(recipe.output), *(stage.root for stage in stage_paths(recipe))]
     if all(is_told(home) for home in homes):
         return
     with run_lock(recipe), parent_run(recipe):
@@ -76,8 +75,8 @@ class ParentRun:
     def __init__(self, recipe: TrainingRecipe, tracker: Tracker) -> None:
         self.recipe = recipe
         self.tracker = tracker
-        self.run = Path(recipe.output)
-        self.folders = [StageFolder(self.run, stage.name) for stage in recipe.stages]
+        self.run = RunPaths(Path(recipe.output))
+        self.stages = stage_paths(recipe)
 
     def describe(self) -> None:
         """What was asked for, of which data, by whom and with which code."""
@@ -93,18 +92,18 @@ class ParentRun:
             Params(values=params),
             Tags(values={**tags, **code_tags(), **launch_tags()}),
             dataset_input(manifest, root),
-            Artifact(path=str(self.run / "recipe.json")),
+            Artifact(path=str(self.run.recipe)),
         )
 
     def compare_stages(self) -> None:
         """The table of the stages as it is now, and what they have cost."""
         with secondary("the table of stages"):
             self._write(*comparison(self.recipe))
-        starts = [start for folder in self.folders for start in read_starts(folder.home)]
+        starts = [start for stage in self.stages for start in read_starts(stage)]
         if not starts:
             return
-        stands = [found for folder in self.folders if (found := read_progress(folder.home))]
-        restarts = sum(max(0, len(read_starts(folder.home)) - 1) for folder in self.folders)
+        stands = [found for stage in self.stages if (found := read_progress(stage))]
+        restarts = sum(max(0, len(read_starts(stage)) - 1) for stage in self.stages)
         last = max(starts, key=lambda start: start.time)
         self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
         # MLflow takes the value at the largest step for the last one.
@@ -114,27 +113,25 @@ class ParentRun:
 
     def explain(self) -> None:
         """How often and why the stages had to start again, and where they hung."""
-        for folder in self.folders:
-            for stacks in stack_files(folder.home):
-                self._write(Artifact(path=str(stacks), folder=f"stacks/{folder.name}"))
-            if (folder.home / STARTS).is_file():
-                self._write(
-                    Artifact(path=str(folder.home / STARTS), folder=f"starts/{folder.name}")
-                )
-        if (self.run / FAILURES).is_file():
-            self._write(Artifact(path=str(self.run / FAILURES)))
+        for stage in self.stages:
+            for stacks in stack_files(stage.stacks):
+                self._write(Artifact(path=str(stacks), folder=f"stacks/{stage.name}"))
+            if stage.starts.is_file():
+                self._write(Artifact(path=str(stage.starts), folder=f"starts/{stage.name}"))
+        if self.run.failures.is_file():
+            self._write(Artifact(path=str(self.run.failures)))
 
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died without doing so; none may be at work."""
         deadline = time.monotonic() + DEAD_STAGES_SECONDS
-        for folder in self.folders:
-            done = folder.record() is not None
+        for stage in self.stages:
+            done = stage.finished_record() is not None
             end_for_the_dead(
-                self.run,
+                self.run.root,
                 experiment=self.recipe.mlflow_experiment,
-                stage=folder.name,
+                stage=stage.name,
                 status="FINISHED" if done else status,
-                reason=None if done else how_ended(self.run, folder.home),
+                reason=None if done else how_ended(stage),
                 wait=max(1.0, deadline - time.monotonic()),
             )
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from datagen.io import storage
 from training.run_dir.best_effort import secondary
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import PROGRESS, Attempt
+from training.tracking.attempt import Attempt
 from training.tracking.events import Status, Tags
 from training.tracking.pictures import write_pictures
 from training.tracking.tracker import Tracker
@@ -62,7 +62,7 @@ class Reporter:
 class StageReporter(Reporter):
     """That of the first worker."""
 
-    def __init__(self, folder: StageFolder, tracker: Tracker, attempt: Attempt) -> None:
+    def __init__(self, folder: StagePaths, tracker: Tracker, attempt: Attempt) -> None:
         self.folder = folder
         self.tracker: Tracker = tracker
         self.attempt = attempt
@@ -84,14 +84,14 @@ class StageReporter(Reporter):
         self.tracker.metrics(step, merge_unique(*groups, self.attempt.metrics()))
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
-        for picture in write_pictures(self.folder.home / "images", step, images):
+        for picture in write_pictures(self.folder.images, step, images):
             self.tracker.write(picture)
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
 
     def progress(self, progress: StageProgress) -> None:
-        path = str(self.folder.home / PROGRESS)
+        path = str(self.folder.progress)
         with secondary(path):
             storage.write_bytes(path, progress.model_dump_json().encode())
 

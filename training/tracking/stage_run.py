@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from datagen.dataset.manifest import Dataset
 from datagen.io import storage
@@ -17,9 +18,9 @@ from datagen.records import flatten
 from training.engine.engine import deepspeed_config
 from training.monitoring.peaks import Peak
 from training.monitoring.system_metrics import sampled_system
-from training.monitoring.watchdog import STACKS, stack_files
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import Workers
+from training.run_dir.stacks import stack_files
 from training.run_dir.starts import how_ended, read_progress
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Metrics, Params, Tags, dataset_input
@@ -31,7 +32,7 @@ from training.tracking.tracker import STALL_SECONDS, Tracker
 class StageReport:
     """What is told of a stage besides what its loop measures."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: StageFolder, workers: Workers) -> None:
+    def __init__(self, recipe: TrainingRecipe, folder: StagePaths, workers: Workers) -> None:
         self.recipe = recipe
         self.folder = folder
         self.workers = workers
@@ -77,29 +78,28 @@ class StageReport:
         self._show_stacks()
         self.tracker.write(dataset_input(*dataset))
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
-        self._write("deepspeed.json", json.dumps(config, indent=2))
+        self._write(self.folder.deepspeed, json.dumps(config, indent=2))
         if initialization is not None:
-            self._write("initialisation.txt", initialization)
+            self._write(self.folder.initialization, initialization)
 
     def stalled(self) -> None:
         """The end of the stage's run where the watchdog ends this process."""
         self._show_stacks()
-        reason = how_ended(self.folder.run, self.folder.home)
+        reason = how_ended(self.folder)
         self.tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _show_stacks(self) -> None:
-        for stacks in stack_files(self.folder.home):
-            self.tracker.write(Artifact(path=str(stacks), folder=STACKS))
+        for stacks in stack_files(self.folder.stacks):
+            self.tracker.write(Artifact(path=str(stacks), folder=self.folder.stacks.name))
 
-    def _write(self, name: str, text: str) -> None:
-        path = str(self.folder.home / name)
-        storage.write_bytes(path, text.encode())
-        self.tracker.write(Artifact(path=path))
+    def _write(self, path: Path, text: str) -> None:
+        storage.write_bytes(str(path), text.encode())
+        self.tracker.write(Artifact(path=str(path)))
 
 
 @contextmanager
 def sampled_machine(
-    folder: StageFolder, workers: Workers, *, rank: int, tracker: Tracker | None
+    folder: StagePaths, workers: Workers, *, rank: int, tracker: Tracker | None
 ) -> Iterator[None]:
     """Samples this machine while the block runs, if this worker is the first one on it.
 
@@ -116,13 +116,13 @@ def sampled_machine(
         yield
 
 
-def _write_beside(folder: StageFolder, host: str) -> Callable[[dict[str, float]], None]:
+def _write_beside(folder: StagePaths, host: str) -> Callable[[dict[str, float]], None]:
     """Writes metrics of a machine without the first worker, who sends them, at the step that it
     told last."""
-    journal = side_journal(folder.home, host)
+    journal = side_journal(folder.root, host)
 
     def write(values: dict[str, float]) -> None:
-        stands = read_progress(folder.home)
+        stands = read_progress(folder)
         step = 0 if stands is None else stands.step
         journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
 

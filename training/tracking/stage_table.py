@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datagen.io import storage
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import STAGE_TABLE, RunPaths, StagePaths, stage_paths
 from training.run_dir.starts import read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import Series, read_metrics
 
-JSON, MARKDOWN = "stages.json", "stages.md"
-LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": JSON, "type": "table"}])}
+LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": STAGE_TABLE, "type": "table"}])}
 """The tag by which MLflow's page knows a JSON file for a table."""
 
 Cell = str | int | float | None
@@ -53,8 +52,7 @@ class StageTable:
 
 def stage_table(recipe: TrainingRecipe) -> StageTable:
     """The table of a run at the moment."""
-    run = Path(recipe.output)
-    stages = {stage.name: _facts(recipe, StageFolder(run, stage.name)) for stage in recipe.stages}
+    stages = {stage.name: _facts(recipe, stage) for stage in stage_paths(recipe)}
     names = sorted({name for facts in stages.values() for name in facts}, key=_place)
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
     return StageTable(("stage", *stages), rows)
@@ -62,17 +60,17 @@ def stage_table(recipe: TrainingRecipe) -> StageTable:
 
 def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
     """Writes `stages.json` and `stages.md` into the run's folder."""
-    run, table = Path(recipe.output), stage_table(recipe)
-    storage.write_bytes(str(run / JSON), table.to_json())
-    storage.write_bytes(str(run / MARKDOWN), table.to_markdown().encode())
-    return [run / JSON, run / MARKDOWN]
+    run, table = RunPaths(Path(recipe.output)), stage_table(recipe)
+    storage.write_bytes(str(run.stage_table), table.to_json())
+    storage.write_bytes(str(run.stage_table_text), table.to_markdown().encode())
+    return [run.stage_table, run.stage_table_text]
 
 
-def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
+def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
     """What a reviewer asks of a stage, in the order of asking."""
-    record = folder.record()
-    progress = None if record else read_progress(folder.home)
-    metrics, starts = read_metrics(folder.home), read_starts(folder.home)
+    record = folder.finished_record()
+    progress = None if record else read_progress(folder)
+    metrics, starts = read_metrics(folder.root), read_starts(folder)
     facts: dict[str, Cell] = {
         "state": "done" if record else "not finished" if starts else "not started",
         "steps": record.steps if record else progress.step if progress else 0,
@@ -88,9 +86,9 @@ def _facts(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Cell]:
     return facts | {RESTARTS: max(0, len(starts) - 1)}
 
 
-def last_validation(recipe: TrainingRecipe, folder: StageFolder) -> dict[str, Series]:
+def last_validation(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Series]:
     """What the stage's model was last measured at: the run's evaluation is of the last stage."""
-    own = read_metrics(folder.home, prefix="val/")
+    own = read_metrics(folder.root, prefix="val/")
     if folder.name != recipe.stages[-1].name:
         return own
     return own | read_metrics(folder.run, prefix="val/")

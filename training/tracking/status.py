@@ -13,14 +13,13 @@ from datagen.errors import FlowmapsrError
 from datagen.io.lock import TRAINING, living_owner
 from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, read_record
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import PROGRESS, how_ended, read_ended, read_starts
+from training.run_dir.starts import how_ended, read_ended, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
 from training.tracking.stage_table import last_validation
 
-RECIPE = "recipe.json"
 SPEED = "perf/images_per_second"
 
 State = Literal["done", "running", "stopped", "waiting"]
@@ -100,22 +99,21 @@ def run_status(folder: Path) -> RunStatus:
     stages: list[StageStatus] = []
     for one in recipe.stages:
         at_work = holder if all(before.state == "done" for before in stages) else None
-        stages.append(_stage_status(recipe, StageFolder(folder, one.name), at_work))
+        stages.append(_stage_status(recipe, StagePaths(folder, one.name), at_work))
     return RunStatus(run=str(folder), stages=tuple(stages))
 
 
 def _stage_status(
-    recipe: TrainingRecipe, folder: StageFolder, at_work: LockOwner | None
+    recipe: TrainingRecipe, folder: StagePaths, at_work: LockOwner | None
 ) -> StageStatus:
     """
     Args:
         at_work: who trains this stage, or is about to.
     """
-    home, stage = folder.home, recipe.stage(folder.name)
-    done = folder.record()
-    restarts = max(0, len(read_starts(home)) - 1)
+    stage, done = recipe.stage(folder.name), folder.finished_record()
+    restarts = max(0, len(read_starts(folder)) - 1)
     if done is not None:
-        speed = read_metrics(home, prefix=SPEED).get(SPEED)
+        speed = read_metrics(folder.root, prefix=SPEED).get(SPEED)
         validation = last_validation(recipe, folder)
         return StageStatus(
             stage=stage.name,
@@ -127,8 +125,8 @@ def _stage_status(
             validation={name: series.last for name, series in validation.items()},
         )
     remedy = "the training writes it again when its command is run, or remove it"
-    progress = read_record(home / PROGRESS, StageProgress, remedy=remedy)
-    ended = read_ended(home)
+    progress = read_record(folder.progress, StageProgress, remedy=remedy)
+    ended = read_ended(folder)
     running = at_work is not None and (ended is None or ended.time < at_work.started)
     if progress is None:
         state: State = "running" if running else "waiting"
@@ -150,7 +148,7 @@ def _stage_status(
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
         restarts=restarts,
-        ended=None if running else how_ended(folder.run, home),
+        ended=None if running else how_ended(folder),
         problem=progress.problem or None,
         validation={name: series.last for name, series in validation.items()},
     )

@@ -14,9 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.run_dir.paths import StagePaths
 from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
 from training.tracking.journal import Journal, files_journal, side_journals
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun, forget_names, tracking_uri
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun, clear_run_ids, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,11 @@ STALL_SECONDS = 6.0
 """How long a server may take for the end of a run whose process is about to be ended."""
 
 
-def forget_run(run: Path) -> None:
-    """Lets the next start of a run folder have a new MLflow run; its stages must not have begun."""
-    forget_names(run)
+def reset_tracking(run: Path) -> None:
+    """Makes the next start of a run folder create a new MLflow run; no stage may have begun."""
+    clear_run_ids(run)
     for journal in (Journal(run), files_journal(run)):
-        journal.forget()
+        journal.remove()
 
 
 class Tracker:
@@ -50,7 +51,7 @@ class Tracker:
             machines: their side journals are sent too.
             begins: the run is at work now; False only sends what is left of it.
         """
-        home = run if stage is None else run / "stages" / stage
+        home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
         self._journal, self._files = Journal(home), files_journal(home)
         metrics = [self._journal, *side_journals(home, machines)]
@@ -161,7 +162,7 @@ def end_for_the_dead(
 
     Does nothing to a run that ended and whose journal is sent.
     """
-    home = run / "stages" / stage
+    home = StagePaths(run, stage).root
     journal = Journal(home)
     if is_told(home):
         return

@@ -12,7 +12,7 @@ from torch import nn
 
 from datagen.errors import FlowmapsrError
 from datagen.records import FrozenModel
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
@@ -22,7 +22,6 @@ from training.weights.sources import WeightSource
 RANDOM = "random weights"
 SHOWN = 6
 """Names in the log's short table; the file has all."""
-DOWNLOAD = "initial"
 """Where in the stage's folder a model version of the registry is kept while the stage runs."""
 
 
@@ -84,14 +83,14 @@ class LoadedWeights:
     """None for random weights."""
 
 
-def fetch_weights(recipe: TrainingRecipe, folder: StageFolder) -> None:
+def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
     """Downloads what a stage starts from, if it is a model version; once for all workers."""
     source = recipe.initial_weights_of(folder.name)
     if source is not None and is_registry(source):
-        download_model(source, folder.home / DOWNLOAD)
+        download_model(source, folder.inputs)
 
 
-def weights_path(name: str, folder: StageFolder) -> Path:
+def weights_path(name: str, folder: StagePaths) -> Path:
     """The folder or file of what a stage starts from, after `fetch_weights`.
 
     Args:
@@ -101,10 +100,10 @@ def weights_path(name: str, folder: StageFolder) -> Path:
         FlowmapsrError: it is a stage that is not finished.
     """
     if is_registry(name):
-        return folder.home / DOWNLOAD
+        return folder.inputs
     if not is_stage(name):
         return Path(name)
-    path = StageFolder(folder.run, name).model
+    path = StagePaths(folder.run, name).model
     if not path.is_dir():
         raise FlowmapsrError(
             f"stage {folder.name!r} starts from stage {name!r}, which is not finished: there is no "

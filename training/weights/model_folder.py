@@ -19,6 +19,7 @@ from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.io.local import errors
 from datagen.records import FrozenModel, read_record
+from training.run_dir.paths import RunPaths, StagePaths
 from training.settings.model import DEFAULT_KIND, SystemSettings
 
 CONFIG = "config.json"
@@ -79,9 +80,10 @@ def find_model(path: str | Path) -> Path:
         raise FlowmapsrError(f"there is no model folder {folder}; give a model or a run folder")
     if (folder / CONFIG).is_file():
         return folder
-    recipe = folder / "recipe.json"
+    run = RunPaths(folder)
+    recipe = run.recipe
     if not recipe.is_file():
-        raise FlowmapsrError(f"{folder} holds neither {CONFIG} (a model) nor recipe.json (a run)")
+        raise FlowmapsrError(f"{folder} holds neither {CONFIG} (a model) nor {recipe.name} (a run)")
     try:
         stages = [stage["name"] for stage in json.loads(recipe.read_bytes())["stages"]]
     except (ValueError, TypeError, KeyError) as error:
@@ -89,7 +91,7 @@ def find_model(path: str | Path) -> Path:
             f"{recipe} is corrupt ({error}): name one of the model folders in {folder / 'stages'}"
         ) from error
     for name in reversed(stages):
-        model = folder / "stages" / name / "model"
+        model = StagePaths(folder, name).model
         if (model / CONFIG).is_file():
             return model
     raise FlowmapsrError(

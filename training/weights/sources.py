@@ -16,6 +16,7 @@ import safetensors
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
+from training.run_dir.paths import RunPaths
 from training.settings.model import ModelSettings
 from training.weights.model_folder import CONFIG, find_model
 
@@ -74,7 +75,7 @@ def open_source(
         return WeightSource(str(place), _renamed(list_tensors([place]), model, names), {})
     if not place.is_dir():
         raise FlowmapsrError(f"init_from: there is no file or folder {place}")
-    if (place / "recipe.json").is_file() or "format_version" in _config(place):
+    if RunPaths(place).recipe.is_file() or "format_version" in _config(place):
         return open_model(find_model(place))
     return _diffusers(place / "unet" if (place / "unet").is_dir() else place, model, names)
 

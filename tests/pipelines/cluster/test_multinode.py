@@ -14,7 +14,7 @@ from tests.support.network_nodes import Node, missing, network
 from tests.support.prefect_servers import wait_until
 from tests.support.tiny import WARMUP, RunMaker, weights
 from training.run_dir.records import StageRecord
-from training.run_dir.starts import STARTS, Start
+from training.run_dir.starts import Start
 
 REASON = missing()
 pytestmark = [
@@ -74,7 +74,7 @@ def test_a_lost_machine_costs_a_restart_and_no_sample(run_recipe: RunMaker, tmp_
     assert "Traceback" not in said
     record = StageRecord.model_validate_json((home / "done.json").read_bytes())
     assert (record.steps, record.images_seen) == (160, 640)
-    lines = (home / STARTS).read_text().splitlines()
+    lines = (home / "starts.jsonl").read_text().splitlines()
     first_start, second_start = (Start.model_validate_json(line) for line in lines)
     assert [len(one.workers.hosts) for one in (first_start, second_start)] == [2, 1]
     assert second_start.step >= 20 and second_start.step % 10 == 0

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import kill, running_server, wait_until
 from tests.support.tiny import MODEL, WARMUP, RunMaker
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_starts
 from training.tracking.journal import read_metrics
@@ -40,7 +40,7 @@ def test_a_training_ends_well_when_its_prefect_server_is_killed(
         (flow_run,) = server.post("/flow_runs/filter", {})
         assert flow_run["state_name"] == "Running"
         kill(server.process)
-        assert StageFolder(run, "warmup").record() is None, "it was killed too late"
+        assert StagePaths(run, "warmup").finished_record() is None, "it was killed too late"
         ended = finished(process)
     assert ended.code == 0, ended.err
     assert ended.err.count("Prefect does not answer") == 1 and "Traceback" not in ended.err
@@ -57,19 +57,19 @@ def test_a_training_whose_folder_is_taken_ends_and_leaves_it_alone(
     path = write_training(tmp_path / "tiny.json", recipe)
     env = {"MLFLOW_TRACKING_URI": store}
     first = start("train", path, env=env)
-    home = StageFolder(run, "warmup").home
-    wait_until((home / "progress.json").exists)
+    stage = StagePaths(run, "warmup")
+    wait_until(stage.progress.exists)
     second = start("train", path, "--take-over", env=env)
     ended = finished(first)
     assert ended.code == 1 and "has taken over" in ended.err
     assert "Traceback" not in ended.err
     ended = finished(second)
     assert ended.code == 0, ended.err
-    starts = read_starts(home)
+    starts = read_starts(stage)
     assert len(starts) == 2
     client = MlflowClient(store)
     names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
     runs = [client.get_run(one) for one in (names.parent, names.stages["warmup"])]
     assert [one.info.status for one in runs] == ["FINISHED", "FINISHED"]
-    steps = read_metrics(home, prefix="loss/total")["loss/total"].steps
+    steps = read_metrics(stage.root, prefix="loss/total")["loss/total"].steps
     assert steps[-1] == STEPS_ALONE

@@ -16,7 +16,8 @@ from datagen.errors import FlowmapsrError
 from tests.pipelines.conftest import write_training
 from tests.support.launch import train
 from tests.support.tiny import same_weights
-from training.run_dir.paths import check_recipe, finished_stages
+from training.run_dir.paths import StagePaths, finished_stages
+from training.run_dir.recipe_guard import check_recipe
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
@@ -120,7 +121,7 @@ def test_a_run_whose_records_are_all_corrupt_resumes_to_the_same_model(
     assert records is not None and [record.steps for record in records] == [60, 60]
     for stage in ("warmup", "distill"):
         assert same_weights(stopped, undisturbed, stage)
-    starts = read_starts(home)
+    starts = read_starts(StagePaths(run, "warmup"))
     assert [start.step for start in starts] == [0, 50]
     assert str(starts[1].ended_before).startswith("not known")
     losses = read_metrics(home)["loss/total"]

@@ -14,6 +14,7 @@ from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import wait_until
 from tests.support.small_disk import DiskMaker
 from tests.support.tiny import WARMUP, RunMaker, same_weights
+from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import End
@@ -67,7 +68,7 @@ def test_a_training_on_a_full_disk_reports_it_and_resumes_when_there_is_space(
 
     again = flowmapsr(*words, env=env)
     assert again.code == 0, again.err
-    assert [start.step for start in read_starts(run / "stages" / "warmup")] == [0, kept]
+    assert [start.step for start in read_starts(StagePaths(run, "warmup"))] == [0, kept]
     assert same_weights(recipe, undisturbed, "warmup")
     for journal in (run / "tracking.jsonl", run / "stages" / "warmup" / "tracking.jsonl"):
         events = [json.loads(line) for line in journal.open()]

@@ -20,6 +20,7 @@ from tests.pipelines.conftest import Ended, write_training
 from tests.support.ray_actors import ray_actors
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.checkpoints.records import COMMIT
+from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_failures, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
@@ -55,7 +56,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     assert (record.stage, record.steps, record.images_seen) == ("warmup", 60, 240)
     assert same_weights(recipe, undisturbed, "warmup")
     run = tmp_path / "run"
-    failures, starts = read_failures(run), read_starts(run / "stages" / "warmup")
+    failures, starts = read_failures(run), read_starts(StagePaths(run, "warmup"))
     assert failures and failures[0].rank in (0, 1)
     assert len(starts) == 2 and starts[1].step >= 10
     assert str(starts[1].ended_before).startswith("worker")

@@ -25,6 +25,7 @@ from tests.pipelines.conftest import write_training
 from tests.support.prefect_servers import Server, kill, running_server, running_worker, wait_until
 from tests.support.ray_actors import ray_actors
 from tests.support.tiny import MODEL, WARMUP
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_starts
 
@@ -192,7 +193,7 @@ def test_a_cancelled_training_saves_and_the_next_run_continues(
     second = server.start_run(deployed["id"])
     wait_until(lambda: server.state(second) == "Completed")
     assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 800
-    assert [start.step for start in read_starts(home)] == [0, step]
+    assert [start.step for start in read_starts(StagePaths(run, "warmup"))] == [0, step]
 
 
 @pytest.mark.timeout(600)

@@ -14,6 +14,7 @@ from datagen.dataset.shard_index import read_shard
 from tests.support.launch import start_workers
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from tests.training.workers.recording_run import KEYS, KILLED_AT
+from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
 
@@ -75,7 +76,7 @@ def test_an_epoch_is_every_sample_once_though_other_workers_end_it(
 ) -> None:
     first = _trained(recipe, tmp_path, "first", workers=before, killed_at=KILLED_STEP)
     second = _trained(recipe, tmp_path, "second", workers=after)
-    starts = read_starts(tmp_path / "run" / "stages" / "warmup")
+    starts = read_starts(StagePaths(tmp_path / "run", "warmup"))
     assert [len(start.workers.hosts) for start in starts] == [before, after]
     resumed = starts[1].step
     assert 0 < resumed < KILLED_STEP and resumed % EPOCH != 0, "not in the middle of an epoch"

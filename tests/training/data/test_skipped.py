@@ -16,7 +16,7 @@ def _sample(shard: str, index: int | None, samples: int = 1) -> Skipped:
 
 
 def test_each_is_counted_once_and_a_shard_as_all_its_samples(tmp_path: Path) -> None:
-    skipped = SkippedList(tmp_path, training_samples=100, limit=0.5)
+    skipped = SkippedList(tmp_path / "skipped.jsonl", training_samples=100, limit=0.5)
     skipped.add([_sample("a", 1), _sample("a", 1), _sample("b", 0)], write=True)
     assert skipped.samples == 2 and skipped.new_ones([_sample("a", 1)]) == []
     skipped.add([_sample("a", None, samples=8), _sample("b", 0)], write=True)
@@ -27,7 +27,7 @@ def test_each_is_counted_once_and_a_shard_as_all_its_samples(tmp_path: Path) -> 
 
 
 def test_one_more_than_the_limit_is_an_error_that_names_it(tmp_path: Path) -> None:
-    skipped = SkippedList(tmp_path, training_samples=100, limit=0.02)
+    skipped = SkippedList(tmp_path / "skipped.jsonl", training_samples=100, limit=0.02)
     skipped.add([_sample("a", 1), _sample("a", 2)], write=False)
     assert list(tmp_path.iterdir()) == []
     message = "3 of 100 training samples .*allows 0.02.*sample key-3 of a: it is broken.*restore"
@@ -40,6 +40,6 @@ def test_one_more_than_the_limit_is_an_error_that_names_it(tmp_path: Path) -> No
 
 def test_another_start_counts_from_zero_and_keeps_the_list(tmp_path: Path) -> None:
     for index in (1, 2, 1):
-        skipped = SkippedList(tmp_path, training_samples=100, limit=0.01)
+        skipped = SkippedList(tmp_path / "skipped.jsonl", training_samples=100, limit=0.01)
         skipped.add([_sample("a", index)], write=True)
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 2

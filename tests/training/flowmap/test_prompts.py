@@ -21,7 +21,7 @@ from tests.support.tiny import MODEL
 from training.flowmap.initial import fetch_inputs, initial_network
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts, stand_in, write_prompts
 from training.flowmap.text_encoders import encode_once, encode_prompts
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
 
@@ -142,7 +142,7 @@ def test_a_run_encodes_once_and_gives_the_embeddings_to_its_network(
     source = tmp_path / "checkpoint"
     source.symlink_to(sdxl)
     recipe = _recipe(tmp_path / "run", source, channels=PROJECTION)
-    folder = StageFolder(tmp_path / "run", "one")
+    folder = StagePaths(tmp_path / "run", "one")
     fetch_inputs(recipe, folder)
     source.unlink()  # what was computed once needs no encoder any more
     fetch_inputs(recipe, folder)

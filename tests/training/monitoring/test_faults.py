@@ -27,6 +27,7 @@ from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
 from training.monitoring.out_of_memory import memory_explained
+from training.run_dir.paths import StagePaths
 from training.run_dir.starts import how_ended, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -51,8 +52,8 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     return [shards[place.shard.path][place.index].key for place in planned.locations]
 
 
-def _stage(recipe: TrainingRecipe) -> Path:
-    return Path(recipe.output) / "stages" / "warmup"
+def _stage(recipe: TrainingRecipe) -> StagePaths:
+    return StagePaths(Path(recipe.output), "warmup")
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_kept(
@@ -65,10 +66,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_keys_saved_and_the_checkpoint_
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "the loss is not finite at step 1" in output and "bad_step.json" in output
-    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    saved = json.loads(_stage(recipe).bad_step.read_text())
     assert saved["step"] == 1
     assert sorted(saved["keys"]) == sorted(_keys_of_step(dataset, recipe, 1))  # of both workers
-    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    newest = sorted(_stage(recipe).checkpoints.glob("step-*"))[-1]
     assert newest.name == "step-000001"
     files = read_commit(str(newest)).files
     assert len(files) == 2  # one of each worker
@@ -102,11 +103,11 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
         "2 of 12 training samples cannot be used, but max_bad_sample_fraction allows 0.1" in output
     )
     assert f"sample {second} of shards/32x32/train-00000" in output
-    listed = [json.loads(line) for line in (_stage(recipe) / "skipped.jsonl").open()]
+    listed = [json.loads(line) for line in _stage(recipe).skipped.open()]
     assert [(one["key"], one["samples"]) for one in listed] == [(first, 1), (second, 1)]
     assert "hq holds values that are not finite" in listed[0]["reason"]
     assert "lq is F16 [192, 2, 4]" in listed[1]["reason"]
-    checkpoints = sorted((_stage(recipe) / "checkpoints").glob("step-*"))
+    checkpoints = sorted(_stage(recipe).checkpoints.glob("step-*"))
     assert [one.name for one in checkpoints] == ["step-000001", "step-000002"]
     assert read_commit(str(checkpoints[-1])).state.images_seen == 8
 
@@ -119,12 +120,12 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "max_loss_growth = 1.001 times its running median" in output
-    saved = json.loads((_stage(recipe) / "bad_step.json").read_text())
+    saved = json.loads(_stage(recipe).bad_step.read_text())
     assert LEAST <= saved["step"] < 60 and "squared error" in saved["problem"]
     assert len(saved["keys"]) == 4
-    newest = sorted((_stage(recipe) / "checkpoints").glob("step-*"))[-1]
+    newest = sorted(_stage(recipe).checkpoints.glob("step-*"))[-1]
     assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
-    assert "max_loss_growth" in how_ended(Path(recipe.output), _stage(recipe))
+    assert "max_loss_growth" in how_ended(_stage(recipe))
 
     lower = {**stage, "learning_rate": 1e-9}
     stages = run_recipe(tmp_path / "run", stages=[lower]).stages
@@ -133,7 +134,7 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     assert "stages.warmup.learning_rate was 0.001, is 1e-09" in output
     saved_before = saved["step"] // 5 * 5
     assert [one.step for one in read_starts(_stage(recipe))] == [0, saved_before]
-    again = json.loads((_stage(recipe) / "bad_step.json").read_text())["step"]
+    again = json.loads(_stage(recipe).bad_step.read_text())["step"]
     assert saved_before <= again < saved_before + LEAST, "the errors before it are forgotten"
 
 
@@ -145,12 +146,12 @@ def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
     recipe = recipe.model_copy(update={"workers": 1})
     process = start_workers(recipe, tmp_path, module="tests.training.workers.full_memory")
     output, _ = process.communicate(timeout=200)
-    assert process.returncode != 0 and not (_stage(recipe) / "done.json").exists()
+    assert process.returncode != 0 and not _stage(recipe).done.exists()
     (told,) = [line for line in output.splitlines() if "Torch says" in line]
     assert "stage 'warmup': the GPU has no room for a micro batch of 4 samples" in told
     assert "latents of 4x4. Give the same command stages.warmup.gradient_checkpointing=true" in told
     assert "Tried to allocate 2.00 GiB" in told
-    assert "no room for a micro batch" in how_ended(Path(recipe.output), _stage(recipe))
+    assert "no room for a micro batch" in how_ended(_stage(recipe))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 
 from tests.support.launch import start_workers, train
 from tests.support.tiny import WARMUP, RunMaker
-from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog, stack_files
+from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog
+from training.run_dir.paths import StagePaths
+from training.run_dir.stacks import stack_files
 from training.run_dir.starts import read_starts
 from training.tracking.mlflow_client import RunNames
 
@@ -29,8 +31,8 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     process = start_workers(recipe, tmp_path, module="tests.training.workers.stalling_run")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    home = Path(recipe.output) / "stages" / "warmup"
-    first, second = sorted((home / "stacks").iterdir(), key=lambda path: path.stem[-1])
+    stage = StagePaths(Path(recipe.output), "warmup")
+    first, second = sorted(stage.stacks.iterdir(), key=lambda path: path.stem[-1])
     assert first.name.endswith("-rank-0.txt") and second.name.endswith("-rank-1.txt")
     assert "in stuck" in second.read_text() and "in stuck" not in first.read_text()
     assert "step 9" in first.read_text() or "step 8" in first.read_text()
@@ -46,7 +48,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
         assert shown == {f"{folder}/{path.name}" for path in (first, second)}
 
     train(recipe, tmp_path)
-    starts = read_starts(home)
+    starts = read_starts(stage)
     assert [(start.step, len(start.workers.hosts)) for start in starts] == [(0, 2), (8, 2)]
     assert starts[0].ended_before is None
     assert "no progress for" in str(starts[1].ended_before)
@@ -68,7 +70,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
     stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
     assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
-    progress = json.loads((home / "progress.json").read_text())
+    progress = json.loads(stage.progress.read_text())
     assert progress["worker_hours"] == pytest.approx(
         child.data.metrics["perf/worker_hours"], abs=0.01
     )
@@ -123,11 +125,12 @@ FROZEN_AMONG_TWO = """
 import ctypes, os, sys, time
 from pathlib import Path
 from training.monitoring import watchdog
+from training.run_dir.stacks import stack_files
 watchdog.FROZEN_SECONDS = 2.0
 if os.fork():
     with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=2, seconds=2.0) as dog:
         dog.alive("nothing")
-        dog.before_end(lambda: print(*watchdog.stack_files(Path(sys.argv[1])), flush=True))
+        dog.before_end(lambda: print(*stack_files(Path(sys.argv[1])), flush=True))
         time.sleep(60)
 with watchdog.Watchdog(Path(sys.argv[1]), rank=1, world_size=2, seconds=2.0) as dog:
     dog.alive("nothing")
@@ -169,13 +172,13 @@ UNREADABLE_FOR_A_WHILE = """
 import sys, time
 from pathlib import Path
 from training.monitoring import watchdog
-home = Path(sys.argv[1])
-with watchdog.Watchdog(home, rank=0, world_size=1, seconds=0.5) as dog:
-    (home / "stacks").rename(home / "away")
+stacks = Path(sys.argv[1]) / "stacks"
+with watchdog.Watchdog(stacks, rank=0, world_size=1, seconds=0.5) as dog:
+    stacks.rename(stacks.with_name("away"))
     for _ in range(10):
         dog.alive("work")
         time.sleep(0.1)
-    (home / "away").rename(home / "stacks")
+    stacks.with_name("away").rename(stacks)
     print("went on", flush=True)
     time.sleep(60)
 """
@@ -185,7 +188,7 @@ def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) ->
     done = _run(UNREADABLE_FOR_A_WHILE, tmp_path)
     assert done.stdout == "went on\n"
     assert done.returncode == EXIT_CODE, "it watches no more"
-    assert len(stack_files(tmp_path)) == 1
+    assert len(stack_files(tmp_path / "stacks")) == 1
 
 
 def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
@@ -194,9 +197,9 @@ def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
     stacks.mkdir()
     (stacks / "20260101-000000-rank-1.txt").write_text("worker 1 of 2: no progress for 9 s")
     (stacks / ".rank-0").write_text("Timeout!")
-    with Watchdog(tmp_path, rank=0, world_size=1, seconds=0.4) as watchdog:
+    with Watchdog(stacks, rank=0, world_size=1, seconds=0.4) as watchdog:
         (stacks / ".rank-1").write_text("Timeout!")
-        kept = stack_files(tmp_path)
+        kept = stack_files(stacks)
         for _ in range(10):
             watchdog.alive("work")
             time.sleep(0.1)

@@ -15,9 +15,11 @@ from datagen.io.redaction import redacted
 from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.loss_guard import LEAST, LossGuard
 from training.monitoring.system_metrics import SystemSampler, sampled_system
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, Workers
-from training.run_dir.starts import KILLED, Attempt, Failure, append_line, how_ended, read_starts
+from training.run_dir.starts import KILLED, Failure, append_line, how_ended, read_starts
 from training.tracking import provenance
+from training.tracking.attempt import Attempt
 from training.tracking.events import Metrics, Params, Tags
 from training.tracking.stage_table import stage_table
 
@@ -109,16 +111,16 @@ WORKERS = Workers(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gp
 def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ended(
     tmp_path: Path,
 ) -> None:
-    home = tmp_path / "stages" / "warmup"
-    first = Attempt(tmp_path, "warmup", WORKERS)
+    warmup, distill = (StagePaths(tmp_path, name) for name in ("warmup", "distill"))
+    first = Attempt(warmup, WORKERS)
     first.begin(0)
     progress = StageProgress(
         stage="warmup", step=5, steps=10, images_per_second=1.0, headline="loss/total",
         headline_value=1.0, updated=0.0,
         checkpoint_step=4, checkpoint_time=0.0, worker_hours=7.5,
     )  # fmt: skip
-    (home / "progress.json").write_text(progress.model_dump_json())
-    second = Attempt(tmp_path, "warmup", WORKERS)  # the first was killed
+    warmup.progress.write_text(progress.model_dump_json())
+    second = Attempt(warmup, WORKERS)  # the first was killed
     second.begin(4)
     assert 7.5 <= second.worker_hours < 7.6
     assert second.metrics().keys() == {"perf/gpu_hours", "restarts"}
@@ -128,13 +130,13 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
             tmp_path / "failures.jsonl",
             Failure(time=1e12, rank=rank, died=True, error="node b is gone"),
         )
-    Attempt(tmp_path, "warmup", WORKERS).begin(4)
-    fourth = Attempt(tmp_path, "warmup", WORKERS)
+    Attempt(warmup, WORKERS).begin(4)
+    fourth = Attempt(warmup, WORKERS)
     with pytest.raises(ValueError, match="too small"), fourth.noted():
         fourth.begin(4)
         raise ValueError("too small")
-    (home / "starts.jsonl").open("a").write('{"time": 1')  # torn by a kill
-    starts = read_starts(home)
+    warmup.starts.open("a").write('{"time": 1')  # torn by a kill
+    starts = read_starts(warmup)
     assert [start.step for start in starts] == [0, 4, 4, 4]
     assert [start.ended_before for start in starts] == [
         None,
@@ -143,14 +145,14 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
         "workers 1, 2: node b is gone",
     ]
     few = WORKERS.model_copy(update={"hosts": ("a",)})
-    Attempt(tmp_path, "distill", few).begin(0)
+    Attempt(distill, few).begin(0)
     (tmp_path / "failures.jsonl").rename(tmp_path / "away")
-    Attempt(tmp_path, "distill", WORKERS).begin(3)
+    Attempt(distill, WORKERS).begin(3)
     (tmp_path / "away").rename(tmp_path / "failures.jsonl")
-    grown = read_starts(tmp_path / "stages" / "distill")[1]
+    grown = read_starts(distill)[1]
     assert grown.ended_before == f"{KILLED}, or ended for more workers"
     (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
-    assert how_ended(tmp_path, home) == "ValueError: too small"
+    assert how_ended(warmup) == "ValueError: too small"
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
 
 

@@ -23,7 +23,7 @@ from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_netwo
 from training.flowmap.model_folder import FlowMapConfig, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import PROMPTS, Prompts, stand_in
-from training.run_dir.paths import StageFolder
+from training.run_dir.paths import StagePaths
 from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
 from training.weights.initialize import RANDOM
@@ -58,7 +58,7 @@ def _initial(
     folder: Path, source: Path | str | None, model: dict[str, Any] = ATTENDING, **stage: Any
 ) -> InitialNetwork:
     recipe = _recipe(folder, None if source is None else str(source), model, **stage)
-    place = StageFolder(folder / "run", "one")
+    place = StagePaths(folder / "run", "one")
     fetch_inputs(recipe, place)
     return initial_network(recipe, place, latent_channels=CHANNELS)
 
@@ -346,4 +346,4 @@ def test_a_stage_that_is_not_finished_cannot_be_gone_on_from(tmp_path: Path) -> 
     second = recipe.stages[0].model_copy(update={"name": "two"})
     recipe = recipe.model_copy(update={"stages": (*recipe.stages, second)})
     with pytest.raises(FlowmapsrError, match="stage 'two' starts from stage 'one', which is not"):
-        initial_network(recipe, StageFolder(tmp_path / "run", "two"), latent_channels=CHANNELS)
+        initial_network(recipe, StagePaths(tmp_path / "run", "two"), latent_channels=CHANNELS)
