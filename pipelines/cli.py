@@ -339,9 +339,9 @@ def deploy(
       flowmapsr deploy demo --flow training manifest=s3://b/set output=/runs/one
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipes.load import recipe_of_flow
+        from pipelines.recipes.load import RECIPE_OF_FLOW
 
-        resolved = recipe_of_flow(flow, recipe, settings or [])
+        resolved = RECIPE_OF_FLOW[flow](recipe, settings or [])
         from pipelines.flows.deployables import deployable
         from pipelines.orchestration import deployments
 

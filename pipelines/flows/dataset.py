@@ -20,7 +20,7 @@ from pipelines.environment import default_tracking_uri
 from pipelines.flows.dataset_steps import finish_step, plan_step, shards_step
 from pipelines.orchestration.artifacts import progress_artifact, show_result
 from pipelines.orchestration.guard import is_deployed, task_step
-from pipelines.terminal.build_meter import BuildMeter, Made, Watch, watch_on_terminal
+from pipelines.terminal.build_meter import BuildMeter, Watch, watch_on_terminal
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
 
 def _watch(dataset: str) -> Watch:
     @contextmanager
-    def watch(meter: BuildMeter) -> Iterator[Callable[[Made], None]]:
-        with watch_on_terminal(meter) as note, progress_artifact(meter, dataset):
-            yield note
+    def watch(meter: BuildMeter) -> Iterator[Callable[[], None]]:
+        with watch_on_terminal(meter) as refresh, progress_artifact(meter, dataset):
+            yield refresh
 
     return watch

@@ -15,7 +15,7 @@ from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.dataset_workers import plan_workers
 from pipelines.cluster.ray_session import cluster_nodes
-from pipelines.terminal.build_meter import BuildMeter, Made, Watch
+from pipelines.terminal.build_meter import BuildMeter, Watch
 
 
 def plan_step(recipe: DatasetRecipe, listing: Listing) -> Plan:
@@ -26,8 +26,9 @@ def plan_step(recipe: DatasetRecipe, listing: Listing) -> Plan:
 def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watch) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
 
-    Raises FlowmapsrError when a shard cannot be made, too many photos are left out, or another
-    build has taken the dataset over.
+    Raises:
+        FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has
+            taken over the dataset.
     """
     pending = pending_tasks(plan)
     if not pending:
@@ -35,10 +36,17 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watc
     workers = plan_workers(recipe, cluster_nodes())
     builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
     limit = RejectionLimit(plan)
-    with watch(_meter(plan, pending)) as shown:
+    meter = _meter(plan, pending)
+    with watch(meter) as refresh:
 
         def note(task: ShardTask, record: TaskRecord) -> None:
-            shown(_made(task, record))
+            meter.add(
+                planned=task.num_samples,
+                samples=record.num_samples,
+                bytes=record.bytes,
+                rejected=len(record.rejected),
+            )
+            refresh()
             lock.raise_if_lost()
             limit.check(record)
 
@@ -56,12 +64,3 @@ def _meter(plan: Plan, pending: list[ShardTask]) -> BuildMeter:
     missing = sum(task.num_samples for task in pending)
     total = plan.num_samples
     return BuildMeter(total=total, done=total - missing, rejected=len(plan.rejected))
-
-
-def _made(task: ShardTask, record: TaskRecord) -> Made:
-    return Made(
-        planned=task.num_samples,
-        samples=record.num_samples,
-        bytes=record.bytes,
-        rejected=len(record.rejected),
-    )

@@ -31,32 +31,26 @@ class FullRecord(FrozenModel):
     """Wall time of each part."""
 
 
-class Stopwatch:
-    """Wall seconds of named parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 3)
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[part] = round(time.monotonic() - start, 3)
 
 
 @flow(name="full", flow_run_name="{recipe.output}")
 def full(recipe: FullRecipe) -> FullRecord:
     """Photos to an evaluated model; run it again to continue where it stopped."""
     default_tracking_uri(recipe.output, worker=is_deployed())
-    watch = Stopwatch()
+    seconds: dict[str, float] = {}
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):
-        with watch.part("dataset"):
+        with _timed(seconds, "dataset"):
             guarded(build_dataset, recipe.dataset)
-        with watch.part("training"):
+        with _timed(seconds, "training"):
             guarded(train, recipe.training)
-    with watch.part("evaluation"):
+    with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
-    return FullRecord(rows=tuple(rows), seconds=watch.seconds)
+    return FullRecord(rows=tuple(rows), seconds=seconds)
 
 
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:

@@ -6,8 +6,8 @@ Validation boundary: everything past this point is trusted.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
@@ -33,6 +33,11 @@ MODELS: dict[Section, type[BaseModel]] = {
 }
 STARTING_RECIPES = {"dct8": "demo", "autoencoder_kl": "flowmapsr-small"}
 """Bundled recipe to train first on latents of a kind of codec."""
+PATHS: dict[Section, tuple[str, ...]] = {
+    "dataset": ("sources", "output"),
+    "training": ("manifest", "output"),
+    "evaluation": ("photos",),
+}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -80,17 +85,12 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     return validated(FullRecipe, values, title=name)
 
 
-def recipe_of_flow(
-    flow: Literal["dataset", "training", "full"], name: str, overrides: Overrides = ()
-) -> DatasetRecipe | TrainingRecipe | FullRecipe:
-    """The checked recipe of a flow. Raises `RecipeError`."""
-    match flow:
-        case "dataset":
-            return dataset_recipe(name, overrides)
-        case "training":
-            return training_recipe(name, overrides)
-        case "full":
-            return full_recipe(name, overrides)
+RECIPE_OF_FLOW: dict[str, Callable[..., DatasetRecipe | TrainingRecipe | FullRecipe]] = {
+    "dataset": dataset_recipe,
+    "training": training_recipe,
+    "full": full_recipe,
+}
+"""Reads the recipe that a flow takes."""
 
 
 def fitting_recipe(codec: str, *, preferred: str | None = None) -> str:
@@ -172,15 +172,15 @@ def _defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 def _prepared(values: dict[str, Any], section: Section) -> dict[str, Any]:
     """One source may be written without brackets, and local paths are made absolute."""
-    match section:
-        case "dataset":
-            if isinstance(values.get("sources"), str):
-                values = {**values, "sources": [values["sources"]]}
-            return _with_absolute(values, "sources", "output")
-        case "training":
-            return _with_absolute_sources(_with_absolute(values, "manifest", "output"))
-        case "evaluation":
-            return _with_absolute(values, "photos")
+    if section == "dataset" and isinstance(values.get("sources"), str):
+        values = {**values, "sources": [values["sources"]]}
+    values = _with_absolute(values, *PATHS[section])
+    prompts, stages = values.get("prompts"), values.get("stages")
+    if isinstance(prompts, dict) and is_folder(str(prompts.get("source", ""))):
+        values["prompts"] = _with_absolute(prompts, "source")
+    if isinstance(stages, list):
+        values["stages"] = [_with_absolute_weights(stage) for stage in stages]
+    return values
 
 
 def _with_absolute(values: dict[str, Any], *fields: str) -> dict[str, Any]:
@@ -190,21 +190,10 @@ def _with_absolute(values: dict[str, Any], *fields: str) -> dict[str, Any]:
     }
 
 
-def _with_absolute_sources(values: dict[str, Any]) -> dict[str, Any]:
-    """Local folders that stages and prompts start from, made absolute; names stay names."""
-    prompts, stages = values.get("prompts"), values.get("stages")
-    if isinstance(prompts, dict) and is_folder(str(prompts.get("source", ""))):
-        values = {**values, "prompts": _with_absolute(prompts, "source")}
-    if isinstance(stages, list):
-        values = {**values, "stages": [_with_absolute_origin(stage) for stage in stages]}
-    return values
-
-
-def _with_absolute_origin(stage: Any) -> Any:
+def _with_absolute_weights(stage: Any) -> Any:
     source = stage.get("init_from") if isinstance(stage, dict) else None
-    if not isinstance(source, str) or not is_local_path(source):
-        return stage
-    return {**stage, "init_from": absolute_location(source, field="init_from")}
+    is_path = isinstance(source, str) and is_local_path(source)
+    return _with_absolute(stage, "init_from") if is_path else stage
 
 
 def _absolute(value: Any, *, field: str) -> Any:

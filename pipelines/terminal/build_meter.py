@@ -5,20 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 from pipelines.terminal.progress import show_progress
 from pipelines.terminal.text import human_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """Counts of one finished task: of `planned` samples, `samples` were stored."""
-
-    planned: int
-    samples: int
-    bytes: int
-    rejected: int
 
 
 class BuildMeter:
@@ -39,11 +28,12 @@ class BuildMeter:
         self._clock = clock
         self._start = clock()
 
-    def add(self, made: Made) -> None:
-        self.done += made.planned
-        self.samples += made.samples
-        self.bytes += made.bytes
-        self.rejected += made.rejected
+    def add(self, *, planned: int, samples: int, bytes: int, rejected: int) -> None:
+        """Adds one finished task: of `planned` samples, `samples` were stored."""
+        self.done += planned
+        self.samples += samples
+        self.bytes += bytes
+        self.rejected += rejected
 
     @property
     def percent(self) -> float:
@@ -67,17 +57,12 @@ class BuildMeter:
         return max(self._clock() - self._start, 1e-3)
 
 
-Watch = Callable[[BuildMeter], AbstractContextManager[Callable[[Made], None]]]
-"""Shows a meter for the length of a block; call the yielded function for each finished task."""
+Watch = Callable[[BuildMeter], AbstractContextManager[Callable[[], None]]]
+"""Shows a meter for the length of a block; call the yielded function when it has changed."""
 
 
 @contextmanager
-def watch_on_terminal(meter: BuildMeter) -> Iterator[Callable[[Made], None]]:
+def watch_on_terminal(meter: BuildMeter) -> Iterator[Callable[[], None]]:
     """The meter as a bar or as lines on stderr."""
     with show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress:
-
-        def note(made: Made) -> None:
-            meter.add(made)
-            progress.reach(meter.done, note=meter.note())
-
-        yield note
+        yield lambda: progress.reach(meter.done, note=meter.note())

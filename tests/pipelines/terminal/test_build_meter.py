@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.terminal.build_meter import BuildMeter, Made, watch_on_terminal
+from pipelines.terminal.build_meter import BuildMeter, watch_on_terminal
 
 
 def test_speed_and_time_left_are_those_of_this_run() -> None:
@@ -12,7 +12,7 @@ def test_speed_and_time_left_are_those_of_this_run() -> None:
     meter = BuildMeter(total=100, done=40, rejected=2, clock=lambda: now[0])
     assert meter.seconds_left is None
     now[0] += 10
-    meter.add(Made(planned=20, samples=15, bytes=3_000_000, rejected=5))
+    meter.add(planned=20, samples=15, bytes=3_000_000, rejected=5)
     assert (meter.done, meter.percent) == (60, 60.0)
     assert meter.seconds_left == 20.0  # 40 samples at 2 a second
     assert meter.note() == "1.5 samples/s, 300.0 kB/s, 7 rejected"
@@ -25,9 +25,10 @@ def test_nothing_to_make_is_all_done() -> None:
 def test_finished_tasks_are_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     meter = BuildMeter(total=10, done=4, clock=lambda: now[0])
-    with watch_on_terminal(meter) as made:
+    with watch_on_terminal(meter) as refresh:
         now[0] = 2.0
-        made(Made(planned=6, samples=6, bytes=1000, rejected=0))
+        meter.add(planned=6, samples=6, bytes=1000, rejected=0)
+        refresh()
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "dataset: 10/10 samples  3.0 samples/s, 500 bytes/s, 0 rejected\n"
