@@ -342,14 +342,14 @@ def deploy(
         from pipelines.recipes.load import RECIPE_OF_FLOW
 
         resolved = RECIPE_OF_FLOW[flow](recipe, settings or [])
-        from pipelines.flows.deployables import deployable
+        from pipelines.flows.deployables import FLOWS
         from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
             return out.say_recipe(resolved.model_dump(mode="json"))
-        target = deployable(resolved)
-        out.say(reports.deployed(deployments.deploy(target, schedule=schedule, pool=pool)))
+        result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
+        out.say(reports.deployed(result))
 
 
 @app.command(cls=PlainUsage)

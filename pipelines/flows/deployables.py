@@ -1,22 +1,13 @@
-"""Finds the flow that runs a recipe, for a deployment."""
+"""The flows that can be deployed, by the part of a recipe that they run."""
 
 from __future__ import annotations
 
-from datagen.settings import DatasetRecipe
+from typing import Any
+
+from prefect import Flow
+
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.full import full
 from pipelines.flows.training import train
-from pipelines.orchestration.deployments import Deployable
-from pipelines.recipes.full_recipe import FullRecipe
-from training.settings.recipe import TrainingRecipe
 
-
-def deployable(recipe: DatasetRecipe | TrainingRecipe | FullRecipe) -> Deployable:
-    """The flow of a recipe's kind with that recipe."""
-    match recipe:
-        case DatasetRecipe():
-            return Deployable(build_dataset, recipe, recipe.output)
-        case TrainingRecipe():
-            return Deployable(train, recipe, recipe.output)
-        case FullRecipe():
-            return Deployable(full, recipe, recipe.output)
+FLOWS: dict[str, Flow[Any, Any]] = {"dataset": build_dataset, "training": train, "full": full}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -37,8 +36,8 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import holds_secret
-from datagen.records import FrozenModel
 from pipelines.orchestration.guard import artifact_slug, refusal
+from pipelines.recipes.full_recipe import AnyRecipe
 from pipelines.recipes.overrides import RecipeError
 from pipelines.terminal.results import Deployed
 
@@ -48,16 +47,6 @@ ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 Schedule = CronSchedule | IntervalSchedule
-
-
-@dataclass(frozen=True)
-class Deployable:
-    """A flow that a worker can import, and the recipe to run it with."""
-
-    flow: Flow[Any, Any]
-    recipe: FrozenModel
-    output: str
-    """Where it writes; there is one deployment for each output."""
 
 
 def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Schedule | None:
@@ -81,8 +70,10 @@ def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Sch
     return None
 
 
-def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deployed:
-    """Creates the deployment, or updates the one of the same output.
+def deploy(
+    flow: Flow[Any, Any], recipe: AnyRecipe, *, schedule: Schedule | None, pool: str
+) -> Deployed:
+    """Creates the deployment of a flow with its recipe, or updates the one of the same output.
 
     One run at a time: a run that is due while another is running is canceled, because the next one
     picks up everything new anyway; queued runs would only pile up behind a long build.
@@ -91,18 +82,17 @@ def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deplo
         FlowmapsrError: no server, a pool of another type, or a recipe that the server refuses.
         RecipeError: the recipe holds a secret.
     """
-    parameters = {"recipe": target.recipe.model_dump(mode="json")}
-    _refuse_secrets(parameters)
+    _refuse_secrets({"recipe": recipe.model_dump(mode="json")})
     _require_server()
     with _prefect_errors(), get_client(sync_client=True) as client:
         _ensure_pool(client, pool)
-        deployment_id = _apply(target, parameters, schedule=schedule, pool=pool)
+        deployment_id = _apply(flow, recipe, schedule=schedule, pool=pool)
         found = client.read_deployment(deployment_id)
         due = _next_run(client, deployment_id, schedule)
     return Deployed(
-        deployment=f"{target.flow.name}/{found.name}",
+        deployment=f"{flow.name}/{found.name}",
         id=str(deployment_id),
-        output=target.output,
+        output=recipe.output,
         work_pool=pool,
         schedule=_describe(schedule),
         schedule_id=str(found.schedules[0].id) if found.schedules else None,
@@ -111,18 +101,18 @@ def deploy(target: Deployable, *, schedule: Schedule | None, pool: str) -> Deplo
 
 
 def _apply(
-    target: Deployable, parameters: dict[str, Any], *, schedule: Schedule | None, pool: str
+    flow: Flow[Any, Any], recipe: AnyRecipe, *, schedule: Schedule | None, pool: str
 ) -> UUID:
-    deployment = target.flow.to_deployment(
-        artifact_slug(target.output),
-        parameters=parameters,
+    deployment = flow.to_deployment(
+        artifact_slug(recipe.output),
+        parameters={"recipe": recipe.model_dump(mode="json")},
         schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
         concurrency_limit=ConcurrencyLimitConfig(
             limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
         ),
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        description=f"`{target.output}`",
+        description=f"`{recipe.output}`",
         tags=["flowmapsr"],
     )
     # Prefect's types include those for async callers.

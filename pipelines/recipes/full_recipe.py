@@ -68,3 +68,7 @@ class FullRecipe(Settings):
                 "LoRA; leave it out"
             )
         return self
+
+
+AnyRecipe = DatasetRecipe | TrainingRecipe | FullRecipe
+"""The recipe of a flow."""

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from datagen.settings import DatasetRecipe
 from pipelines.recipes.errors import describe
 from pipelines.recipes.files import SECTIONS, read_recipe
-from pipelines.recipes.full_recipe import FullRecipe, Section
+from pipelines.recipes.full_recipe import AnyRecipe, FullRecipe, Section
 from pipelines.recipes.overrides import RecipeError, merged, parse_overrides, with_overrides
 from pipelines.terminal.text import counted
 from training.settings.evaluation import EvaluationSettings
@@ -85,7 +85,7 @@ def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     return validated(FullRecipe, values, title=name)
 
 
-RECIPE_OF_FLOW: dict[str, Callable[..., DatasetRecipe | TrainingRecipe | FullRecipe]] = {
+RECIPE_OF_FLOW: dict[str, Callable[..., AnyRecipe]] = {
     "dataset": dataset_recipe,
     "training": training_recipe,
     "full": full_recipe,
