@@ -48,7 +48,7 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, how: str, recipe: 
     if found.missing:
         some = ", ".join(sorted(found.missing)[:3])
         lines.append(
-            f"  gone      {counted(len(found.missing), 'photo')} not found any more, such as "
+            f"  missing   {counted(len(found.missing), 'photo')} not found any more, such as "
             f"{some}; their samples stay"
         )
     if found.changed:
