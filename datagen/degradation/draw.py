@@ -1,6 +1,7 @@
 """Draws the parameters of a degradation chain: settings and a random generator to `*Params`.
 
-All randomness is here; `datagen/degradation/apply.py` turns pixels and parameters into pixels.
+All randomness is here; `apply.py` turns pixels and parameters into pixels. The order and number of
+draws decide the bytes of every dataset, so they must not change.
 """
 
 from __future__ import annotations
@@ -67,9 +68,8 @@ def _draw_all(
     drawn: list[OperationParams] = []
     for operation in operations:
         if isinstance(operation, Either):
-            weights = np.array([chain.weight for chain in operation.chains])
-            chosen = int(rng.choice(len(weights), p=weights / weights.sum()))
-            drawn += _draw_all(operation.chains[chosen].operations, rng)
+            chain = _weighted_choice(operation.chains, [c.weight for c in operation.chains], rng)
+            drawn += _draw_all(chain.operations, rng)
         else:
             drawn.append(_draw(operation, rng))
     return tuple(drawn)
@@ -110,8 +110,7 @@ def _draw_blur(blur: Blur, rng: np.random.Generator) -> SkippedOperation | BlurP
     if rng.random() < blur.sinc_probability:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
         return SincParams(size=size, omega=float(rng.uniform(lowest, math.pi)))
-    weights = np.array(list(blur.shapes.values()))
-    shape = list(blur.shapes)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+    shape = _weighted_choice(tuple(blur.shapes), list(blur.shapes.values()), rng)
     sigma_x = sigma_y = float(rng.uniform(*blur.sigma))
     theta, beta = 0.0, 1.0
     if shape.endswith("aniso"):
@@ -168,3 +167,8 @@ def _draw_seed(rng: np.random.Generator) -> int:
 
 def _choice(options: tuple[T, ...], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
+
+
+def _weighted_choice(options: tuple[T, ...], weights: list[float], rng: np.random.Generator) -> T:
+    chances = np.array(weights) / np.sum(weights)
+    return options[int(rng.choice(len(options), p=chances))]

@@ -89,7 +89,7 @@ def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
     facts = [
         drawn.bucket,
         f"crop {drawn.crop.width}x{drawn.crop.height} at {drawn.crop.left}, {drawn.crop.top}",
-        *([f"turned by {90 * turns}"] if turns else []),
+        *([f"rotated by {90 * turns}"] if turns else []),
         *(["mirrored"] if drawn.orientation.flip else []),
     ]
     name = textwrap.shorten(drawn.source.rsplit("/", 1)[-1], _LETTERS, placeholder="...")

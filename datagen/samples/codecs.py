@@ -65,7 +65,11 @@ def decode_latents(codec: Codec, latents: Latents) -> DecodedSample:
 
 
 def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
-    """The codec of a recipe on a device; FlowmapsrError when its weights cannot be loaded."""
+    """The codec of a recipe on a device.
+
+    Raises:
+        FlowmapsrError: its weights cannot be loaded.
+    """
     match settings:
         case Dct8Settings():
             return Dct8Codec(device)

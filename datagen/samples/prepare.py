@@ -86,7 +86,11 @@ class _CachedPhoto:
         self._result: Photo | ImageRejected | None = None
 
     def get(self) -> Photo:
-        """Raises ImageRejected, every time, for a file that cannot be used."""
+        """The decoded photo.
+
+        Raises:
+            ImageRejected: the file cannot be used; raised again by every call.
+        """
         with self._lock:
             if self._result is None:
                 self._result = self._read()
