@@ -81,6 +81,13 @@ def test_prefect_failing_after_the_work_changes_nothing(
     assert "Prefect does not answer (gone after" in caplog.text
 
 
+def test_without_other_work_the_flow_itself_is_run_and_stays_unchanged() -> None:
+    flow = FakeFlow()
+    flow.fn = body = lambda recipe: recipe + 1
+    assert guarded(flow, 3) == 4  # type: ignore[arg-type, comparison-overlap]
+    assert flow.fn is body
+
+
 def test_a_task_that_cannot_start_is_done_without_prefect() -> None:
     work = Work()
     assert _as_task(work, FakeFlow(before=True)) == 7
