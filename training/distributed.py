@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from datagen.errors import FlowmapsrError
-from training.run_dir.records import Workers
+from training.run_dir.records import WorkerGroup
 from training.tracking.provenance import host_name, processor_name
 
 
@@ -17,7 +17,7 @@ def launched_as() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def gather_workers(device: torch.device) -> Workers:
+def gather_workers(device: torch.device) -> WorkerGroup:
     """Machines and devices of all workers, in order of rank; every worker must call it."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
@@ -25,7 +25,7 @@ def gather_workers(device: torch.device) -> Workers:
     all_of_them = [mine] * dist.get_world_size()
     dist.all_gather_object(all_of_them, mine)
     hosts, devices = zip(*all_of_them, strict=True)
-    return Workers(hosts=hosts, devices=devices, on_gpus=on_gpu)
+    return WorkerGroup(hosts=hosts, devices=devices, on_gpus=on_gpu)
 
 
 def worker_device() -> torch.device:

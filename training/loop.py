@@ -27,7 +27,7 @@ from training.monitoring.mfu import Effort
 from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
-from training.run_dir.best_effort import secondary
+from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.settings.stage import StageSettings
@@ -86,7 +86,9 @@ class Loop:
     def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
         names = self.trainer.terms
-        self.reporter.started(position.step, passed_over=self.checkpoints.passed_over)
+        self.reporter.started(
+            position.step, skipped_checkpoints=self.checkpoints.skipped_checkpoints
+        )
         if position.step == 0:
             self._draw(0)  # to compare with; MLflow's slider starts there
             startup.mark("pictures")
@@ -176,7 +178,7 @@ class Loop:
         if self.loader.rank == 0:
             keys = [key for part in gathered for key in part]
             found = {"step": step, "problem": problem, "keys": keys}
-            with secondary(str(path)):
+            with best_effort(str(path)):
                 storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
         dist.barrier()
         raise FlowmapsrError(

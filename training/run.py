@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
-from training.distributed import launched_as
+from training.distributed import launched_as, worker_device
+from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
 from training.preflight import check_run
 from training.run_dir.lock import RunLock, run_lock
@@ -72,6 +73,7 @@ def _train_first(
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
     with run_lock(recipe, take_over=take_over) as lock:
+        _join(stop)
 
         def stop_requested() -> bool:
             _end_if_lost(lock)
@@ -86,6 +88,16 @@ def _train_first(
                 stalled=parent.stalled,
                 system_of=system_of,
             )
+
+
+def _join(stop: StopSignal) -> None:
+    """Waits for all workers; the first one comes when it holds the run folder, and until then no
+    other may touch it: it may be another training's.
+
+    SIGTERM ends a worker that still waits: there is nothing to save yet.
+    """
+    start_distributed(worker_device())
+    stop.listen()
 
 
 def _end_if_lost(lock: RunLock) -> None:
@@ -123,15 +135,11 @@ def main(
         return 2
     try:
         stop = StopSignal(Path(recipe.output))
-        stop.listen()
         if launched_as()[0] == 0:
             records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
         else:
-            records = run_stages(
-                recipe,
-                stop_requested=stop,
-                system_of=system_of,
-            )
+            _join(stop)
+            records = run_stages(recipe, stop_requested=stop, system_of=system_of)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

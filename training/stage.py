@@ -38,8 +38,8 @@ from training.monitoring.peaks import Peak, device_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import StageRecord, Workers
-from training.run_dir.starts import how_ended, last_line
+from training.run_dir.records import StageRecord, WorkerGroup
+from training.run_dir.starts import end_reason, last_line
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
@@ -78,7 +78,7 @@ def run_stage(
             folder.stacks, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
         ) as watchdog:
             if stalled is not None:
-                watchdog.before_end(lambda: stalled(how_ended(folder)))
+                watchdog.before_end(lambda: stalled(end_reason(folder)))
             system = system_of(recipe.model.kind)
             with build_stage(recipe, folder, system, watchdog) as stage:
                 stage.train(stop_requested)
@@ -145,7 +145,7 @@ class Stage:
     shards: ShardStore
     preview: Batch | None
     """The samples of the pictures; None on workers that draw nothing."""
-    workers: Workers
+    workers: WorkerGroup
     attempt: Attempt | None
     """None on all workers but the first."""
     watchdog: Watchdog

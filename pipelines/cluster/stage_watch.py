@@ -53,7 +53,7 @@ class StageWatch:
         """Logs when the stage continues from a checkpoint, and what was wrong before."""
         starts = read_starts(self._folder)
         for start in starts[self._starts :]:
-            for trouble in filter(None, (start.ended_before, start.passed_over)):
+            for trouble in filter(None, (start.ended_before, start.skipped_checkpoints)):
                 log.warning(
                     "stage %r continues from step %d: %s", self._folder.name, start.step, trouble
                 )

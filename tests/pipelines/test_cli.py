@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from datagen.io.lock import TRAINING, output_lock
-from training.run_dir.records import StageProgress, StageRecord, Workers
+from training.run_dir.records import StageProgress, StageRecord, WorkerGroup
 from training.run_dir.starts import Failure, Start, append_line
 
 Run = Callable[..., object]
@@ -179,7 +179,7 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
 
     distill = run / "stages" / "distill"
     for number in range(3):
-        workers = Workers(hosts=("a",), devices=("cpu",), on_gpus=False)
+        workers = WorkerGroup(hosts=("a",), devices=("cpu",), on_gpus=False)
         start = Start(time=float(number), workers=workers, step=10 * number)
         append_line(distill / "starts.jsonl", start)
     (distill / "tracking.jsonl").write_text(

@@ -21,7 +21,7 @@ from training.checkpoints.reader import read_commit
 from training.inference.upscaler import Upscaler
 from training.run_dir.paths import StagePaths
 from training.run_dir.recipe_guard import check_recipe, write_recipe
-from training.run_dir.records import StageRecord, Workers
+from training.run_dir.records import StageRecord, WorkerGroup
 from training.run_dir.starts import Start, append_line
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
@@ -30,7 +30,7 @@ from training.tracking.tracker import reset_tracking
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
 
-START = Start(time=0.0, workers=Workers(hosts=("a",), devices=("b",), on_gpus=False), step=0)
+START = Start(time=0.0, workers=WorkerGroup(hosts=("a",), devices=("b",), on_gpus=False), step=0)
 
 
 def _losses(recipe: TrainingRecipe, stage: str) -> dict[int, float]:

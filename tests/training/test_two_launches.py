@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
-from tests.support.launch import start_workers
-from tests.support.prefect_servers import kill, wait_until
+from tests.support.launch import ForkedLauncher, kill_all, start_workers
+from tests.support.prefect_servers import wait_until
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.run_dir.lock import run_lock
@@ -29,12 +28,14 @@ def recipe(run_recipe: RunMaker, tmp_path: Path) -> TrainingRecipe:
 
 
 @pytest.fixture
-def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[ForkedLauncher]:
     """A launch that trains."""
     process = start_workers(recipe, tmp_path)
     wait_until(lambda: _step(recipe) > 0)
     yield process
-    kill(process)
+    if process.poll() is None:
+        kill_all(process)
+    process.communicate(timeout=60)
 
 
 def _step(recipe: TrainingRecipe) -> int:
@@ -42,13 +43,23 @@ def _step(recipe: TrainingRecipe) -> int:
     return 0 if progress is None else progress.step
 
 
+def _stack_files(recipe: TrainingRecipe) -> list[tuple[str, int, int]]:
+    """Name, inode and time of change of the files that the run's workers keep open."""
+    stacks = StagePaths(Path(recipe.output), "warmup").stacks
+    files = [(path.name, path.stat()) for path in sorted(stacks.iterdir())]
+    assert files
+    return [(name, status.st_ino, status.st_mtime_ns) for name, status in files]
+
+
 def test_the_second_of_two_launches_is_refused_and_the_first_goes_on(
-    recipe: TrainingRecipe, first: subprocess.Popen[str], tmp_path: Path
+    recipe: TrainingRecipe, first: ForkedLauncher, tmp_path: Path
 ) -> None:
+    before = _stack_files(recipe)
     second = start_workers(recipe, tmp_path)
     said, _ = second.communicate(timeout=120)
     assert second.returncode != 0
     assert "another training is writing there" in said and "pid" in said
+    assert _stack_files(recipe) == before
     step = _step(recipe)
     wait_until(lambda: _step(recipe) > step)
     assert first.poll() is None
@@ -77,7 +88,7 @@ def test_two_runs_do_not_share_a_place_for_checkpoints(
 
 @pytest.mark.slow
 def test_a_launch_that_takes_over_goes_on_alone(
-    recipe: TrainingRecipe, first: subprocess.Popen[str], tmp_path: Path
+    recipe: TrainingRecipe, first: ForkedLauncher, tmp_path: Path
 ) -> None:
     second = start_workers(recipe, tmp_path, words=["--take-over"])
     said, _ = first.communicate(timeout=120)

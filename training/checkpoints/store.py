@@ -55,7 +55,7 @@ class Checkpoints:
         """The last checkpoint that is there; known to the first worker only."""
         self.problem = ""
         """Why the last one is not there; empty when it is."""
-        self.passed_over = ""
+        self.skipped_checkpoints = ""
         """The damaged ones that `resume` went past; known to the first worker only."""
         self.failed = 0
         """How many could not be written."""
@@ -183,9 +183,11 @@ class Checkpoints:
         return True
 
     def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
-        self.passed_over = "; ".join(damages)
+        self.skipped_checkpoints = "; ".join(damages)
         log.warning(
-            "%s: skipped and removed; the stage goes on from step %d", self.passed_over, step
+            "%s: skipped and removed; the stage goes on from step %d",
+            self.skipped_checkpoints,
+            step,
         )
         for folder in folders:
             folder.remove()

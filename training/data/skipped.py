@@ -12,7 +12,7 @@ from pathlib import Path
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import FrozenModel
-from training.run_dir.best_effort import secondary
+from training.run_dir.best_effort import best_effort
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class SkippedList:
         may have been repaired."""
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         lines += [one.model_dump_json().encode() for one in self._found.values()]
-        with secondary(str(self.path)):
+        with best_effort(str(self.path)):
             storage.write_bytes(
                 str(self.path), b"".join(line + b"\n" for line in dict.fromkeys(lines))
             )

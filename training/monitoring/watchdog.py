@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from training.run_dir.best_effort import secondary
-from training.run_dir.stacks import STAMP, keep_frozen
+from training.run_dir.best_effort import best_effort
+from training.run_dir.stacks import STAMP, StackHeader, keep_frozen
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,10 @@ class Watchdog:
             self._end_after(self._allowed + FROZEN_SECONDS)
             idle = time.monotonic() - self._last
             if idle > self._allowed:
-                self._end(f"no progress for {idle:.0f} s after {self._doing}")
+                self._end(f"no progress for {idle:.0f} s after {self._doing}", stalled=True)
             elif self._others():
-                self._end(f"another worker made no progress; this one was at {self._doing}")
+                reason = f"another worker made no progress; this one was at {self._doing}"
+                self._end(reason, stalled=False)
 
     def _end_after(self, seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._frozen)
@@ -138,16 +139,19 @@ class Watchdog:
     def _told(self) -> set[str]:
         return {name for name in os.listdir(self.folder) if _TOLD.fullmatch(name)}
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, stalled: bool) -> None:
         """Writes the traces to the folder and into the log, lets the others do so, and ends."""
         self._ending.set()
         self._end_after(2 * (OTHERS_SECONDS + LAST_WORDS_SECONDS))
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
-        with secondary(str(path)):  # ends all the same on a full disk
+        header = StackHeader(
+            rank=self.rank, world_size=self.world_size, stalled=stalled, reason=reason
+        )
+        with best_effort(str(path)):  # ends all the same on a full disk
             partial = path.with_name(f".{path.name}")
             with partial.open("w") as file:
-                file.write(f"worker {self.rank} of {self.world_size}: {reason}\n\n")
+                file.write(f"{header.model_dump_json()}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file)
             partial.rename(path)

@@ -1,7 +1,7 @@
-"""Files that only tell of a training: one that cannot be written does not end it.
+"""Files that only report on a training: one that cannot be written does not end it.
 
-Where a disk is full, training goes on and they miss a part; what it cannot do without (its last
-checkpoint, its model) says so itself.
+On a full disk training continues and these files miss a part; what it cannot do without (its last
+checkpoint, its model) raises.
 """
 
 from __future__ import annotations
@@ -10,38 +10,39 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from datagen.errors import FlowmapsrError
 
 log = logging.getLogger(__name__)
 
-_TOLD: set[str] = set()
+_WARNED: set[str] = set()
+_BLOCK = 1 << 16
 
 
 @contextmanager
-def secondary(what: str) -> Iterator[None]:
-    """Writes something of this kind in the block; that it cannot be written is a warning, once for
-    every kind."""
+def best_effort(what: str) -> Iterator[None]:
+    """Writes `what` in the block; a failure is a warning, once for each `what`."""
     try:
         yield
     except (FlowmapsrError, OSError) as error:
-        _warn_once(what, str(error))
+        if what not in _WARNED:
+            _WARNED.add(what)
+            log.warning("%s cannot be written: %s; training continues without it", what, error)
 
 
-def append_whole(path: Path, text: str) -> None:
-    """Adds lines to a file: all of them or, where they find no room, none.
+def append_lines_atomically(path: Path, text: str) -> None:
+    """Appends lines to a file: all of them or, if they do not fit, none.
 
-    What a killed process left of a last line ends there first.
+    An incomplete last line, left by a killed process, is removed first.
 
     Raises:
-        OSError: the file is as it was.
+        OSError: nothing was appended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
-        end = file.seek(0, 2)
-        if end:
-            file.seek(end - 1)
-            text = text if file.read(1) == b"\n" else "\n" + text
+        end = _end_of_lines(file)
+        file.truncate(end)
         left = text.encode()
         try:
             while left:
@@ -51,7 +52,14 @@ def append_whole(path: Path, text: str) -> None:
             raise
 
 
-def _warn_once(what: str, reason: str) -> None:
-    if what not in _TOLD:
-        _TOLD.add(what)
-        log.warning("%s cannot be written, training goes on without it: %s", what, reason)
+def _end_of_lines(file: BinaryIO) -> int:
+    """The offset after the last complete line."""
+    end = file.seek(0, 2)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,5 +1,4 @@
-"""Keeps every place that a run writes to for one training at a time: its folder, and that of its
-checkpoints where they lie elsewhere."""
+"""Locks a run's folder, and its checkpoints' prefix if that is elsewhere, for one training."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ class RunLock:
 
 @contextmanager
 def run_lock(recipe: TrainingRecipe, *, take_over: bool = False) -> Iterator[RunLock]:
-    """Holds the places of a run for the block; see `output_lock`."""
-    places = dict.fromkeys([recipe.output, recipe.checkpoints or recipe.output])
+    """Holds the locks of a run for the block; see `output_lock`."""
+    locations = dict.fromkeys([recipe.output, recipe.checkpoints or recipe.output])
     with ExitStack() as stack:
         locks = [
-            stack.enter_context(output_lock(place, TRAINING, take_over=take_over))
-            for place in places
+            stack.enter_context(output_lock(location, TRAINING, take_over=take_over))
+            for location in locations
         ]
         yield RunLock(locks)

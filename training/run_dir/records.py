@@ -1,15 +1,15 @@
-"""The records that training hands on: what a finished stage is and where its model lies."""
+"""Records of a run: finished stages, their workers, progress and evaluation rows."""
 
 from __future__ import annotations
 
 from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
-"""Method of the evaluation rows that every model is compared with."""
+"""Method of the baseline rows of an evaluation."""
 
 
 class StageRecord(FrozenModel):
-    """`<run>/stages/<name>/done.json`: its presence says that the stage is finished."""
+    """`<run>/stages/<name>/done.json`; its presence means that the stage is finished."""
 
     stage: str
     steps: int
@@ -20,8 +20,8 @@ class StageRecord(FrozenModel):
     """The model folder, relative to the run."""
 
 
-class Workers(FrozenModel):
-    """All workers of a stage, in order of rank."""
+class WorkerGroup(FrozenModel):
+    """All workers of a stage, by rank."""
 
     hosts: tuple[str, ...]
     devices: tuple[str, ...]
@@ -30,7 +30,7 @@ class Workers(FrozenModel):
 
     @property
     def hours_metric(self) -> str:
-        """Name of the metric for what they cost."""
+        """Name of the metric of their cost."""
         return "perf/gpu_hours" if self.on_gpus else "perf/worker_hours"
 
     @property
@@ -39,7 +39,7 @@ class Workers(FrozenModel):
         return tuple(dict.fromkeys(self.hosts))
 
     def tags(self) -> dict[str, str]:
-        """As tags of MLflow."""
+        """MLflow tags."""
         return {
             "world_size": str(len(self.hosts)),
             "hosts": ", ".join(self.machines),
@@ -48,7 +48,7 @@ class Workers(FrozenModel):
 
 
 class StageProgress(FrozenModel):
-    """`<run>/stages/<name>/progress.json`: where a running stage stands, rewritten every few
+    """`<run>/stages/<name>/progress.json`: progress of a running stage, rewritten every few
     seconds."""
 
     stage: str
@@ -56,7 +56,7 @@ class StageProgress(FrozenModel):
     steps: int
     images_per_second: float
     headline: str
-    """The term that the stage is watched by, named as in MLflow."""
+    """The metric shown as progress, named as in MLflow."""
     headline_value: float
     updated: float
     """Seconds since the epoch."""
@@ -67,11 +67,11 @@ class StageProgress(FrozenModel):
     worker_hours: float
     """Hours of all workers together, over all starts."""
     problem: str = ""
-    """Why the last checkpoint is not there; empty when it is."""
+    """Why the last checkpoint is missing; empty if it is not."""
 
 
 class EvaluationRow(FrozenModel):
-    """One line of the evaluation table: means over the held-out photos."""
+    """A row of the evaluation table: means over the held-out photos."""
 
     method: str
     """`bicubic`, or the name of the model's system."""
@@ -82,4 +82,4 @@ class EvaluationRow(FrozenModel):
     """dB against the original, RGB."""
     ssim: float
     seconds: float
-    """Mean seconds for one photo."""
+    """Mean seconds per photo."""

@@ -1,7 +1,6 @@
-"""The starts of a stage: when, with how many workers, from where, and how the one before ended.
+"""The starts of a stage: when, with which workers, from which step, and how the one before ended.
 
-`<stage>/starts.jsonl` has a line for each. Written by the first worker, read by whoever reviews the
-run; knows no training.
+`<stage>/starts.jsonl` has a line for each, written by rank 0.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from textwrap import shorten
 from pydantic import ValidationError
 
 from datagen.records import FrozenModel, Record, UnreadableRecord, read_record
-from training.run_dir.best_effort import append_whole
+from training.run_dir.best_effort import append_lines_atomically
 from training.run_dir.paths import RunPaths, StagePaths
-from training.run_dir.records import StageProgress, Workers
-from training.run_dir.stacks import stack_files
+from training.run_dir.records import StageProgress, WorkerGroup
+from training.run_dir.stacks import stack_files, stall_reason
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +30,31 @@ class Start(FrozenModel):
 
     time: float
     """Seconds since the epoch."""
-    workers: Workers
+    workers: WorkerGroup
     step: int
-    """The step that it went on from; 0 is the beginning."""
+    """The step it resumed from; 0 is the beginning."""
     ended_before: str | None = None
     """Why the start before this one ended; None for the first."""
-    passed_over: str = ""
-    """Checkpoints that were damaged, so that it went on from the one before."""
+    skipped_checkpoints: str = ""
+    """Corrupt checkpoints that were skipped, with the reasons."""
 
 
-class Ended(FrozenModel):
-    """`ended.json`: how the last start ended, where its process could still say so."""
+class EndRecord(FrozenModel):
+    """`ended.json`: how the last start ended, if its process could record it."""
 
     time: float
     reason: str
 
 
 class Failure(FrozenModel):
-    """A line of `<run>/failures.jsonl`: what the launcher saw of a worker that failed."""
+    """A line of `<run>/failures.jsonl`: a failed worker, as the launcher saw it."""
 
     time: float
     rank: int
     died: bool
-    """Its process ended without a word; else it raised the error."""
+    """Its process ended without an error; else it raised one."""
     error: str
-    """The last line of what it, or the launcher, said."""
+    """The last line of the worker's or the launcher's message."""
 
 
 def read_starts(stage: StagePaths) -> list[Start]:
@@ -64,29 +63,28 @@ def read_starts(stage: StagePaths) -> list[Start]:
 
 
 def read_failures(run: Path) -> list[Failure]:
-    """What a launcher saw fail, first to last."""
+    """Failures of workers, first to last."""
     return _read_lines(RunPaths(run).failures, Failure)
 
 
-def how_ended(stage: StagePaths) -> str:
-    """What is known of the end of a stage's last start: from its stacks, its launcher or itself."""
+def end_reason(stage: StagePaths) -> str:
+    """Why a stage's last start ended: from its stack traces, its launcher's or its own record."""
     starts = read_starts(stage)
     since = starts[-1].time if starts else 0.0
     stacks = [path for path in stack_files(stage.stacks) if path.stat().st_mtime > since]
     if stacks:
-        firsts = [path.read_text().split("\n", 1)[0] for path in stacks]
-        return next((line for line in firsts if "no progress for" in line), firsts[0])
+        return stall_reason(stacks)
     failures = [one for one in read_failures(stage.run) if one.time > since]
-    # Workers that lose one who died fail too, and say so louder.
+    # Workers that lose the connection to a dead one fail too, with longer messages.
     causes = [one for one in failures if one.died] or failures
     if causes:
         return _causes(causes)
-    ended = read_ended(stage)
+    ended = read_end(stage)
     return KILLED if ended is None else ended.reason
 
 
 def _causes(failures: list[Failure]) -> str:
-    """What failed where, each error once."""
+    """Each error once, with the workers that had it."""
     ranks: dict[str, list[str]] = {}
     for one in failures:
         ranks.setdefault(one.error, []).append(str(one.rank))
@@ -97,47 +95,60 @@ def _causes(failures: list[Failure]) -> str:
 
 
 def append_line(path: Path, record: FrozenModel) -> None:
-    """Adds a record to a file of lines, whole or not at all. Raises OSError."""
-    append_whole(path, record.model_dump_json() + "\n")
+    """Appends a record to a file of lines, completely or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    append_lines_atomically(path, record.model_dump_json() + "\n")
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says, in the one line that mostly says it."""
+    """The most informative line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = type(error).__name__
     if not lines:
         return name
-    # Launchers append a worker's whole traceback, which ends with what went wrong.
+    # Launchers append a worker's whole traceback, which ends with the error.
     line = lines[-1] if len(lines) > 1 else f"{name}: {lines[0]}"
     return shorten(line, MAX_REASON, placeholder=" ...")
 
 
 def _read_lines(path: Path, record: type[Record]) -> list[Record]:
+    """The records of a file of lines; a last line without an end was cut short by a kill.
+
+    Raises:
+        UnreadableRecord: any other line cannot be read; the file would hide what happened.
+    """
     if not path.is_file():
         return []
+    *lines, incomplete = path.read_bytes().split(b"\n")
     found = []
-    for line in path.read_bytes().splitlines():
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(record.model_validate_json(line))
-        except ValidationError:  # torn by a kill
-            continue
+        except ValidationError as error:
+            raise UnreadableRecord(
+                f"{path}: line {number} is corrupt or of another version of flowmapsr; remove the "
+                "line, or the file if its history is not needed"
+            ) from error
     return found
 
 
 def read_progress(stage: StagePaths) -> StageProgress | None:
-    """Where a stage stands, if it has ever said so; a torn file, which training soon writes again,
-    is a warning."""
+    """Last recorded progress of a stage; a corrupt file, which training soon rewrites, is a
+    warning."""
     try:
-        return read_record(stage.progress, StageProgress, remedy="taken for missing")
-    except UnreadableRecord as torn:
-        log.warning("%s", torn)
+        return read_record(stage.progress, StageProgress, remedy="it is ignored")
+    except UnreadableRecord as error:
+        log.warning("%s", error)
         return None
 
 
-def read_ended(stage: StagePaths) -> Ended | None:
-    """How a stage's last start ended, if it could say so."""
+def read_end(stage: StagePaths) -> EndRecord | None:
+    """How a stage's last start ended, if it could record it."""
     path = stage.ended
     try:
-        return read_record(path, Ended, remedy="remove it")
+        return read_record(path, EndRecord, remedy="remove it")
     except UnreadableRecord:
-        return Ended(time=path.stat().st_mtime, reason=f"not known: {path} is torn")
+        return EndRecord(time=path.stat().st_mtime, reason=f"unknown: {path} is corrupt")

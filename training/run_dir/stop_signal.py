@@ -1,4 +1,4 @@
-"""How a training is asked to save a checkpoint and stop."""
+"""Asks a training to save a checkpoint and stop."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from datagen.io import storage
 from datagen.records import FrozenModel
-from training.run_dir.best_effort import append_whole, secondary
+from training.run_dir.best_effort import append_lines_atomically, best_effort
 from training.run_dir.paths import FILES_JOURNAL, METRICS_JOURNAL
 from training.tracking.events import EVENT, Event
 
@@ -52,8 +52,8 @@ class Journal:
         """Adds an event; what finds no room waits for the next call."""
         with self._appending:
             self.unwritten += event.model_dump_json() + "\n"
-            with secondary(str(self.path)):
-                append_whole(self.path, self.unwritten)
+            with best_effort(str(self.path)):
+                append_lines_atomically(self.path, self.unwritten)
                 self.unwritten = ""
 
     def remove(self) -> None:
@@ -88,7 +88,7 @@ class Journal:
                 return False
             send(_whole_events(lines))
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
-            with secondary(str(self._offset)):
+            with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
         return True
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from datagen.dataset.manifest import open_dataset
 from datagen.io.lock import LockLostError
 from datagen.records import flatten
-from training.run_dir.best_effort import secondary
+from training.run_dir.best_effort import best_effort
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import how_ended, read_progress, read_starts
+from training.run_dir.starts import end_reason, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.tracking.provenance import code_tags, launch_tags
@@ -97,7 +97,7 @@ class ParentRun:
 
     def compare_stages(self) -> None:
         """The table of the stages as it is now, and what they have cost."""
-        with secondary("the table of stages"):
+        with best_effort("the table of stages"):
             self._write(*comparison(self.recipe))
         starts = [start for stage in self.stages for start in read_starts(stage)]
         if not starts:
@@ -131,7 +131,7 @@ class ParentRun:
                 experiment=self.recipe.mlflow_experiment,
                 stage=stage.name,
                 status="FINISHED" if done else status,
-                reason=None if done else how_ended(stage),
+                reason=None if done else end_reason(stage),
                 wait=max(1.0, deadline - time.monotonic()),
             )
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from datagen.io import storage
-from training.run_dir.best_effort import secondary
+from training.run_dir.best_effort import best_effort
 from training.tracking.events import Picture
 
 SAMPLES = "samples"
@@ -29,7 +29,7 @@ in `stacks`.
 def write_pictures(folder: Path, step: int, images: Mapping[str, Image.Image]) -> list[Picture]:
     """Writes the pictures of a step; what cannot be written is left out."""
     written = []
-    with secondary(f"pictures in {folder}"):
+    with best_effort(f"pictures in {folder}"):
         for key, image in images.items():
             name = f"step-{step:06d}.png" if key == SAMPLES else f"{key}-{step:06d}.png"
             path = str(folder / name)

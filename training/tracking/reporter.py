@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from datagen.io import storage
-from training.run_dir.best_effort import secondary
+from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.tracking.attempt import Attempt
@@ -36,11 +36,11 @@ class Reporter:
         """Records how the block ends, as the end of this start of the stage."""
         yield
 
-    def started(self, step: int, *, passed_over: str) -> None:
+    def started(self, step: int, *, skipped_checkpoints: str) -> None:
         """The stage continues from `step`.
 
         Args:
-            passed_over: the damaged checkpoints before that step.
+            skipped_checkpoints: the damaged checkpoints before that step.
         """
 
     def metrics(self, step: int, *groups: Mapping[str, float]) -> None:
@@ -76,8 +76,8 @@ class StageReporter(Reporter):
         with self.attempt.noted():
             yield
 
-    def started(self, step: int, *, passed_over: str) -> None:
-        for event in self.attempt.begin(step, passed_over=passed_over):
+    def started(self, step: int, *, skipped_checkpoints: str) -> None:
+        for event in self.attempt.begin(step, skipped_checkpoints=skipped_checkpoints):
             self.tracker.write(event)
 
     def metrics(self, step: int, *groups: Mapping[str, float]) -> None:
@@ -92,7 +92,7 @@ class StageReporter(Reporter):
 
     def progress(self, progress: StageProgress) -> None:
         path = str(self.folder.progress)
-        with secondary(path):
+        with best_effort(path):
             storage.write_bytes(path, progress.model_dump_json().encode())
 
     def close(self, status: Status, *, reason: str | None) -> None:

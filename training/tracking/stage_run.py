@@ -19,9 +19,9 @@ from training.engine.engine import deepspeed_config
 from training.monitoring.peaks import Peak
 from training.monitoring.system_metrics import sampled_system
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import Workers
+from training.run_dir.records import WorkerGroup
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import how_ended, read_progress
+from training.run_dir.starts import end_reason, read_progress
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Metrics, Params, Tags, dataset_input
 from training.tracking.journal import side_journal
@@ -32,7 +32,7 @@ from training.tracking.tracker import STALL_SECONDS, Tracker
 class StageReport:
     """What is told of a stage besides what its loop measures."""
 
-    def __init__(self, recipe: TrainingRecipe, folder: StagePaths, workers: Workers) -> None:
+    def __init__(self, recipe: TrainingRecipe, folder: StagePaths, workers: WorkerGroup) -> None:
         self.recipe = recipe
         self.folder = folder
         self.workers = workers
@@ -85,7 +85,7 @@ class StageReport:
     def stalled(self) -> None:
         """The end of the stage's run where the watchdog ends this process."""
         self._show_stacks()
-        reason = how_ended(self.folder)
+        reason = end_reason(self.folder)
         self.tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _show_stacks(self) -> None:
@@ -99,7 +99,7 @@ class StageReport:
 
 @contextmanager
 def sampled_machine(
-    folder: StagePaths, workers: Workers, *, rank: int, tracker: Tracker | None
+    folder: StagePaths, workers: WorkerGroup, *, rank: int, tracker: Tracker | None
 ) -> Iterator[None]:
     """Samples this machine while the block runs, if this worker is the first one on it.
 

@@ -15,7 +15,7 @@ from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, read_record
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import how_ended, read_ended, read_starts
+from training.run_dir.starts import end_reason, read_end, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
 from training.tracking.stage_table import last_validation
@@ -126,7 +126,7 @@ def _stage_status(
         )
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(folder.progress, StageProgress, remedy=remedy)
-    ended = read_ended(folder)
+    ended = read_end(folder)
     running = at_work is not None and (ended is None or ended.time < at_work.started)
     if progress is None:
         state: State = "running" if running else "waiting"
@@ -148,7 +148,7 @@ def _stage_status(
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
         restarts=restarts,
-        ended=None if running else how_ended(folder),
+        ended=None if running else end_reason(folder),
         problem=progress.problem or None,
         validation={name: series.last for name, series in validation.items()},
     )

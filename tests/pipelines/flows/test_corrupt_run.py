@@ -123,7 +123,7 @@ def test_a_run_whose_records_are_all_corrupt_resumes_to_the_same_model(
         assert same_weights(stopped, undisturbed, stage)
     starts = read_starts(StagePaths(run, "warmup"))
     assert [start.step for start in starts] == [0, 50]
-    assert str(starts[1].ended_before).startswith("not known")
+    assert str(starts[1].ended_before).startswith("unknown")
     losses = read_metrics(home)["loss/total"]
     assert sorted(set(losses.steps)) == [10, 30, 40, 50, 60]
 

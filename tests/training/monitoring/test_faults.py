@@ -28,7 +28,7 @@ from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
 from training.monitoring.out_of_memory import memory_explained
 from training.run_dir.paths import StagePaths
-from training.run_dir.starts import how_ended, read_starts
+from training.run_dir.starts import end_reason, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.stage import run_stage
@@ -125,7 +125,7 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     assert len(saved["keys"]) == 4
     newest = sorted(_stage(recipe).checkpoints.glob("step-*"))[-1]
     assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
-    assert "max_loss_growth" in how_ended(_stage(recipe))
+    assert "max_loss_growth" in end_reason(_stage(recipe))
 
     lower = {**stage, "learning_rate": 1e-9}
     stages = run_recipe(tmp_path / "run", stages=[lower]).stages
@@ -151,7 +151,7 @@ def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
     assert "stage 'warmup': the GPU has no room for a micro batch of 4 samples" in told
     assert "latents of 4x4. Give the same command stages.warmup.gradient_checkpointing=true" in told
     assert "Tried to allocate 2.00 GiB" in told
-    assert "no room for a micro batch" in how_ended(_stage(recipe))
+    assert "no room for a micro batch" in end_reason(_stage(recipe))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.loss_guard import LEAST, LossGuard
 from training.monitoring.system_metrics import SystemSampler, sampled_system
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import StageProgress, Workers
-from training.run_dir.starts import KILLED, Failure, append_line, how_ended, read_starts
+from training.run_dir.records import StageProgress, WorkerGroup
+from training.run_dir.starts import KILLED, Failure, append_line, end_reason, read_starts
 from training.tracking import provenance
 from training.tracking.attempt import Attempt
 from training.tracking.events import Metrics, Params, Tags
@@ -105,7 +105,7 @@ def test_a_recipe_with_a_secret_is_refused(run_recipe: RunMaker, tmp_path: Path)
     assert "hidden" not in str(refused.value.errors()[0]["msg"])
 
 
-WORKERS = Workers(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gpus=True)
+WORKERS = WorkerGroup(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gpus=True)
 
 
 def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ended(
@@ -152,7 +152,7 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     grown = read_starts(distill)[1]
     assert grown.ended_before == f"{KILLED}, or ended for more workers"
     (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
-    assert how_ended(warmup) == "ValueError: too small"
+    assert end_reason(warmup) == "ValueError: too small"
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
 
 
