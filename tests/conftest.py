@@ -11,6 +11,7 @@ import pytest
 
 pytest_plugins = ["tests.support.tiny", "tests.support.s3", "tests.support.small_disk"]
 
+SERVERS = {"prefect_server", "ray_cluster_address"}
 _HOME = tempfile.mkdtemp(prefix="flowmapsr-tests-")
 
 # Before any of the libraries is imported, and inherited by every process that a test starts.
@@ -37,10 +38,29 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: one that began last would keep a single process busy in the end."""
-    order = {"pipelines": 0, "training": 1}
-    items.sort(key=lambda item: order.get(item.nodeid.split("/")[1], 2))
+    """Divides the tests into groups, each of which one of xdist's processes runs.
+
+    A group is a file. Files that use the session's Prefect or Ray are one group, so that only one
+    process starts these. Long groups come first: one that began last would keep a single process
+    busy in the end.
+    """
+    order = {"pipelines": 1, "training": 2}
+    files = {item.nodeid: item.nodeid.split("::")[0] for item in items}
+    with_servers = {
+        files[item.nodeid] for item in items if SERVERS & set(getattr(item, "fixturenames", ()))
+    }
+    for item in items:
+        file = files[item.nodeid]
+        group = "servers" if file in with_servers else file
+        item.add_marker(pytest.mark.xdist_group(group))
+
+    def rank(item: pytest.Item) -> int:
+        file = files[item.nodeid]
+        return 0 if file in with_servers else order.get(file.split("/")[1], 3)
+
+    items.sort(key=rank)
 
 
 def pytest_unconfigure() -> None:

@@ -18,6 +18,7 @@ from training.run_dir.starts import Start
 
 REASON = missing()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.multinode,
     pytest.mark.skipif(bool(REASON), reason=REASON),
     pytest.mark.timeout(600),
