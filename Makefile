@@ -53,6 +53,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell datagen training pipelines infra tests docs *.md *.toml Makefile
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 format: $(INSTALLED)

@@ -60,7 +60,8 @@ class ImageSettings(Settings):
     animated: Literal["reject", "first_frame"] = "reject"
     """GIF, WebP and APNG files with several frames, and TIFF files with several pages."""
     gray: Literal["convert", "reject"] = Field(
-        "convert", validation_alias=AliasChoices("gray", "grey")
+        "convert",
+        validation_alias=AliasChoices("gray", "grey"),  # codespell:ignore grey
     )
     """Images without color."""
     cmyk: Literal["convert", "reject"] = "convert"

@@ -1,7 +1,7 @@
 """Measures the degradation against two reference paths.
 
 Run with `python -m tests.benchmarks.degradation`. Everything on one thread and in CPU seconds, the
-paths taking turns draw by draw, so that neighbours on the machine disturb little: trust the ratios.
+paths taking turns draw by draw, so that neighbors on the machine disturb little: trust the ratios.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures how fast latents are read: our loader beside webdataset, mosaicml-streaming and litdata.
 
 Run as `python -m tests.benchmarks.loading [ENVIRONMENT]`. All read the same latents from the local
-disk, shuffled, into batches of 16, in one process each, and take turns, so that neighbours on the
+disk, shuffled, into batches of 16, in one process each, and take turns, so that neighbors on the
 machine disturb all alike. The last two pull in other versions of what this project needs, and are
 installed into an environment of their own, a folder that is made where there is none.
 Ours checks every shard's SHA-256 in its first epoch; the others check nothing.

@@ -3,7 +3,7 @@
 Run as `python -m tests.benchmarks.servers_gone`. One training by the command line with two workers,
 an MLflow and a Prefect server on the same cores. Phases with both servers there and phases with one
 of them frozen (it takes calls and never answers) or killed take turns; a phase is compared with the
-mean of its neighbours. Afterwards MLflow must have every reported metric, once and in order.
+mean of its neighbors. Afterwards MLflow must have every reported metric, once and in order.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def main() -> int:
             phases, lost = _train(folder, prefect)
         times = _step_times(folder / "run", phases)
     print("\nMilliseconds of a step of the demo's network, 16 samples, two workers\n")
-    print("| phase | ms a step | over its neighbours |")
+    print("| phase | ms a step | over its neighbors |")
     print("|---|---|---|")
     ratios: dict[str, list[float]] = {}
     for index, (phase, one) in enumerate(zip(phases, times, strict=True)):
         ratio = ""
         if phase.name != BOTH:
-            neighbours = times[max(0, index - 1) : index] + times[index + 1 : index + 2]
-            ratios.setdefault(phase.name, []).append(one / statistics.mean(neighbours))
+            neighbors = times[max(0, index - 1) : index] + times[index + 1 : index + 2]
+            ratios.setdefault(phase.name, []).append(one / statistics.mean(neighbors))
             ratio = f"{ratios[phase.name][-1]:.3f}"
         print(f"| {phase.name} | {one:.1f} | {ratio} |")
     slowest = max(statistics.mean(found) for found in ratios.values())

@@ -2,7 +2,7 @@
 
 Run with `python -m tests.benchmarks.training_steps`. With a forward pass F and a backward pass of
 2 F, flow matching costs 3 F. The theory counts the teacher's passes by their samples, a JVP as 2 F.
-Rounds take turns over the objectives and ratios are taken inside a round, so that neighbours on the
+Rounds take turns over the objectives and ratios are taken inside a round, so that neighbors on the
 machine disturb all alike. A teacher's pass over a quarter of the batch costs somewhat more than a
 quarter of F, most so with small batches.
 """
@@ -83,7 +83,7 @@ CASES = [Case(name, guided) for guided in (False, True) for name in OBJECTIVES]
 def measure() -> tuple[dict[Case, float], float]:
     """Median over rounds of a step's cost over flow matching's, and the seconds of the latter.
 
-    A step is forward, targets and backward, without the optimiser.
+    A step is forward, targets and backward, without the optimizer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)

@@ -124,7 +124,7 @@ def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -
     table = (_home(gan) / "initialization.txt").read_text()
     assert "unet.conv_in.weight" in table and "\nnew " not in table.split("\n\n")[1]
     tags = next(event["values"] for event in events if event["kind"] == "tags")
-    assert tags["initialised_from"] == gan.stages[0].init_from
+    assert tags["initialized_from"] == gan.stages[0].init_from
 
 
 @pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ def weighted_loss(per_sample: Tensor, log_weight: Tensor) -> Tensor:
 
 
 TIME_SCALE = 1000.0
-"""Times enter the embeddings as 1000 t, so that neighbours on the finest grid differ; no derivative
+"""Times enter the embeddings as 1000 t, so that neighbors on the finest grid differ; no derivative
 in time is ever taken of phi."""
 
 

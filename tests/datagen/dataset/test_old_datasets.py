@@ -10,7 +10,7 @@ from datagen.dataset.manifest import load_manifest
 from datagen.settings import DatasetRecipe
 
 OLD = Path(__file__).parents[2] / "golden" / "old_dataset"
-"""A manifest that commit 2fe7421 wrote, with `variants: 2` and `images.grey: reject`."""
+"""A manifest that commit 2fe7421 wrote, with names of settings that have changed since."""
 
 
 def test_a_manifest_keeps_its_digest_and_gives_its_recipe_by_the_names_of_today() -> None:
@@ -25,7 +25,7 @@ def test_the_same_recipe_by_the_names_of_today_may_add_photos_to_it(tmp_path: Pa
     shutil.copytree(OLD, output)
     old = load_manifest(str(OLD)).dataset_recipe(str(output))
     values = old.model_dump(mode="json")
-    assert not {"variants", "grey"} & {*values, *values["images"]}
+    assert not {"variants", "grey"} & {*values, *values["images"]}  # codespell:ignore grey
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "new.png").write_bytes(b"not looked into by a survey")
     recipe = DatasetRecipe.model_validate({**values, "sources": [str(tmp_path / "photos")]})

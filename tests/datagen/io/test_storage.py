@@ -37,7 +37,7 @@ def test_listing_is_recursive_sorted_and_stays_in_its_folder(root: str) -> None:
     names = ["b/2.txt", "a/1.txt", "a.txt", "b/c/3.txt"]
     for name in names:
         storage.write_bytes(storage.join(root, name), b"x")
-    storage.write_bytes(root + "-neighbour/4.txt", b"x")
+    storage.write_bytes(root + "-neighbor/4.txt", b"x")
     assert storage.list_files(root) == sorted(f"{root}/{name}" for name in names)
     assert storage.list_files(f"{root}/a.txt") == [f"{root}/a.txt"]
 

@@ -18,7 +18,7 @@ def test_values_land_in_the_cell_of_their_times_and_add_up() -> None:
     assert not total.requires_grad
 
 
-def test_the_grid_names_the_centres_of_the_cells() -> None:
+def test_the_grid_names_the_centers_of_the_cells() -> None:
     t, s = grid_times()
     values = t + 10 * s
     total, count = time_map(t, s, values)
@@ -26,7 +26,7 @@ def test_the_grid_names_the_centres_of_the_cells() -> None:
     assert torch.equal(total.flatten(), values.double())
 
 
-def _colour(image: np.ndarray, t: int, s: int) -> tuple[int, ...]:
+def _color(image: np.ndarray, t: int, s: int) -> tuple[int, ...]:
     """The middle of a cell: t to the right, s upwards."""
     x = MARGIN + t * CELL + CELL // 2
     y = MARGIN + (INTERVALS - s) * CELL + CELL // 2
@@ -38,12 +38,12 @@ def test_the_picture_shows_each_value_at_its_times() -> None:
     values[INTERVALS, 0], values[3, 1], values[7, 7] = 1.0, 0.0, np.nan
     values[1, 3] = 9.0  # s > t: not a pair of times
     image = np.asarray(draw_time_map(values, "loss"))
-    assert _colour(image, INTERVALS, 0) == (253, 231, 37)  # viridis' two ends
-    assert _colour(image, 3, 1) == (68, 1, 84)
-    assert _colour(image, 7, 7) == _colour(image, 1, 3) == (200, 200, 200)
-    assert _colour(image, 5, 5) == _colour(image, 9, 2)
+    assert _color(image, INTERVALS, 0) == (253, 231, 37)  # viridis' two ends
+    assert _color(image, 3, 1) == (68, 1, 84)
+    assert _color(image, 7, 7) == _color(image, 1, 3) == (200, 200, 200)
+    assert _color(image, 5, 5) == _color(image, 9, 2)
 
 
-def test_a_picture_of_nothing_is_grey() -> None:
+def test_a_picture_of_nothing_is_gray() -> None:
     image = np.asarray(draw_time_map(np.full((17, 17), np.nan), "loss"))
-    assert _colour(image, 16, 0) == (200, 200, 200)
+    assert _color(image, 16, 0) == (200, 200, 200)

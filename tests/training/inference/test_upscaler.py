@@ -1,4 +1,4 @@
-"""Inference on real model folders: sizes, grey, alpha, faulty folders; the evaluation table."""
+"""Inference on real model folders: sizes, gray, alpha, faulty folders; the evaluation table."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
         Upscaler.from_pretrained(trained, guidance=2.0)
 
 
-def test_grey_stays_grey_and_alpha_is_kept(trained: Path) -> None:
+def test_gray_stays_gray_and_alpha_is_kept(trained: Path) -> None:
     upscaler = Upscaler.from_pretrained(trained)
-    grey = Image.fromarray(_picture(10, 12)[..., 0])
-    assert upscaler.upscale_file(_png(grey), scale=2, steps=1).mode == "L"
+    gray = Image.fromarray(_picture(10, 12)[..., 0])
+    assert upscaler.upscale_file(_png(gray), scale=2, steps=1).mode == "L"
     alpha = np.zeros((10, 12), np.uint8)
     alpha[:, 6:] = 255
-    colour = Image.fromarray(_picture(10, 12))
-    colour.putalpha(Image.fromarray(alpha))
-    result = upscaler.upscale_file(_png(colour), scale=2, steps=1)
+    color = Image.fromarray(_picture(10, 12))
+    color.putalpha(Image.fromarray(alpha))
+    result = upscaler.upscale_file(_png(color), scale=2, steps=1)
     assert (result.mode, result.size) == ("RGBA", (24, 20))
     kept = np.asarray(result)[..., 3]
     assert kept[:, :8].max() == 0 and kept[:, 16:].min() == 255

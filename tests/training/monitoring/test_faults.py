@@ -163,7 +163,7 @@ def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
         (
             {"offload": "optimizer", "zero_stage": 3},
             0,
-            "network and optimiser. It needs a GPU with",
+            "network and optimizer. It needs a GPU with",
         ),
         ({}, 0, r"stages.warmup.offload=optimizer, or with [^.]*goes on\. Torch"),
     ],

@@ -1,7 +1,7 @@
 """Measures how well a recipe's stages use their device: time, MFU, memory, largest costs.
 
-Run as `python -m tests.benchmarks.utilisation flowmapsr-paper --sides 512 1024`; with neither Ray
-nor Prefect, on one device. Steps are those of training (forward, targets, backward, optimiser in a
+Run as `python -m tests.benchmarks.utilization flowmapsr-paper --sides 512 1024`; with neither Ray
+nor Prefect, on one device. Steps are those of training (forward, targets, backward, optimizer in a
 DeepSpeed engine) on random latents; the perceptual loss is left out, as its weights are a download.
 Micro batches grow by two until memory is full, or are those of `--batches`; each side has a trainer
 of its own, as one that ran out of memory is in no state to go on. MFU is the counted operations
