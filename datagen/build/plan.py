@@ -19,15 +19,7 @@ from datagen.dataset.layout import PLAN, task_index
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.photos.scan import (
-    DUPLICATE,
-    ContentHasher,
-    HeaderReader,
-    MapChunks,
-    chunked,
-    map_locally,
-    scan_and_dedupe,
-)
+from datagen.photos import scan
 from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import Listing
 from datagen.records import to_compact_json
@@ -35,7 +27,7 @@ from datagen.settings import DatasetRecipe
 
 
 def plan_dataset(
-    recipe: DatasetRecipe, *, listing: Listing | None = None, map_chunks: MapChunks = map_locally
+    recipe: DatasetRecipe, *, listing: Listing | None = None, map_chunks: scan.MapChunks = map
 ) -> Plan:
     """Makes or continues the plan and writes `plan.json`. The caller holds the dataset's lock.
 
@@ -64,7 +56,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @_no_garbage_collection()
-def make_plan(found: Survey, *, map_chunks: MapChunks = map_locally) -> Plan:
+def make_plan(found: Survey, *, map_chunks: scan.MapChunks = map) -> Plan:
     """The plan for a surveyed dataset; also records the new URIs of photos that moved."""
     recipe = found.recipe
     previous = _previous_build(found)
@@ -80,7 +72,7 @@ def make_plan(found: Survey, *, map_chunks: MapChunks = map_locally) -> Plan:
         tasks=(*previous.tasks, *tasks),
         rejected=tuple(sorted(rejected, key=lambda photo: photo.uri)),
         known_photos=len(found.known.hashes()),
-        known_rejected=sum(reason != DUPLICATE for reason in found.known.rejected().values()),
+        known_rejected=sum(reason != scan.DUPLICATE for reason in found.known.rejected().values()),
     )
     enforce_limit(plan, set())
     if not plan.tasks and found.manifest is None:
@@ -101,7 +93,7 @@ def enforce_limit(plan: Plan, rejected: set[str]) -> None:
     Raises:
         FlowmapsrError: there are more than `max_rejected_fraction` allows.
     """
-    bad = rejected | {photo.uri for photo in plan.rejected if photo.reason != DUPLICATE}
+    bad = rejected | {photo.uri for photo in plan.rejected if photo.reason != scan.DUPLICATE}
     if not bad:
         return
     new = len({photo.file.uri for task in plan.tasks for photo in task.photos} | bad)
@@ -165,15 +157,18 @@ def _previous_build(found: Survey) -> _PreviousBuild:
 
 
 def _scan(
-    found: Survey, new_files: Sequence[SourceFile], previous: _PreviousBuild, map_chunks: MapChunks
+    found: Survey,
+    new_files: Sequence[SourceFile],
+    previous: _PreviousBuild,
+    map_chunks: scan.MapChunks,
 ) -> tuple[list[PhotoVariants], list[KnownPhoto]]:
     """New photos and rejected ones; for content that only moved, its new URI is recorded."""
     recipe, known = found.recipe, found.known
     unfinished = [*previous.pending, *(photo.file for photo in previous.released)]
     planned = _planned_hashes(new_files, unfinished, map_chunks)
-    result = scan_and_dedupe(
+    result = scan.scan_and_dedupe(
         new_files,
-        HeaderReader(recipe.images, recipe.filters),
+        scan.HeaderReader(recipe.images, recipe.filters),
         known_hashes={**known.hashes(), **dict(previous.hashes), **planned},
         map_chunks=map_chunks,
     )
@@ -183,7 +178,7 @@ def _scan(
     moved: dict[str, SourceFile] = {}
     for digest, file in result.known.items():
         if digest in in_place or digest not in known.hashes():
-            rejected.append(rejected_photo(file, DUPLICATE))
+            rejected.append(rejected_photo(file, scan.DUPLICATE))
         else:
             moved[digest] = file
     _update_known(found, moved)
@@ -196,12 +191,12 @@ def _scan(
 
 
 def _planned_hashes(
-    new_files: Sequence[SourceFile], planned: Iterable[SourceFile], map_chunks: MapChunks
+    new_files: Sequence[SourceFile], planned: Iterable[SourceFile], map_chunks: scan.MapChunks
 ) -> dict[str, int]:
     """SHA-256 and bytes of the unfinished photos that a new file may be a copy of."""
     sizes = {file.bytes for file in new_files}
     alike = sorted({file for file in planned if file.bytes in sizes})
-    digests = (d for chunk in map_chunks(ContentHasher(), chunked(alike)) for d in chunk)
+    digests = (d for chunk in map_chunks(scan.hash_contents, scan.chunked(alike)) for d in chunk)
     return {digest: file.bytes for file, digest in zip(alike, digests, strict=True)}
 
 

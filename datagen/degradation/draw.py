@@ -11,20 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from datagen.degradation.parameters import (
-    BlurParams,
-    DegradationParams,
-    DownscaleParams,
-    GaussianNoiseParams,
-    JpegParams,
-    MaskParams,
-    OperationParams,
-    PoissonNoiseParams,
-    ResizeBackParams,
-    ResizeParams,
-    SincParams,
-    SkippedOperation,
-)
+from datagen.degradation import parameters as params
 from datagen.degradation.settings import (
     Blur,
     DegradationSettings,
@@ -44,16 +31,16 @@ T = TypeVar("T")
 
 def draw_degradation(
     settings: DegradationSettings, rng: np.random.Generator, *, scale: float | None = None
-) -> DegradationParams:
+) -> params.DegradationParams:
     """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
     if scale is None:
         scale = float(rng.uniform(*settings.scale))
-    return DegradationParams(scale=scale, operations=_draw_all(settings.operations, rng))
+    return params.DegradationParams(scale=scale, operations=_draw_all(settings.operations, rng))
 
 
 def draw_negative(
     settings: DegradationSettings, rng: np.random.Generator, *, lq_scale: float
-) -> DegradationParams:
+) -> params.DegradationParams:
     """The same chain drawn again, its scale uniform between 1 and the LQ's (FlowMapSR, 4.2).
 
     Where the settings reach below 1, so does the negative.
@@ -64,8 +51,8 @@ def draw_negative(
 
 def _draw_all(
     operations: tuple[Operation, ...], rng: np.random.Generator
-) -> tuple[OperationParams, ...]:
-    drawn: list[OperationParams] = []
+) -> tuple[params.OperationParams, ...]:
+    drawn: list[params.OperationParams] = []
     for operation in operations:
         if isinstance(operation, Either):
             chain = _weighted_choice(operation.chains, [c.weight for c in operation.chains], rng)
@@ -78,38 +65,38 @@ def _draw_all(
 def _draw(
     operation: Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack,
     rng: np.random.Generator,
-) -> OperationParams:
+) -> params.OperationParams:
     match operation:
         case Blur():
             return _draw_blur(operation, rng)
         case Sinc():
             if rng.random() >= operation.probability:
-                return SkippedOperation(operation="sinc")
+                return params.SkippedOperation(operation="sinc")
             size = _draw_size(operation.kernel_size, rng)
-            return SincParams(size=size, omega=float(rng.uniform(*operation.omega)))
+            return params.SincParams(size=size, omega=float(rng.uniform(*operation.omega)))
         case Resize():
             return _draw_resize(operation, rng)
         case Downscale():
-            return DownscaleParams(mode=_choice(operation.modes, rng))
+            return params.DownscaleParams(mode=_choice(operation.modes, rng))
         case Noise():
             return _draw_noise(operation, rng)
         case Mask():
             fraction = float(rng.uniform(*operation.fraction))
-            return MaskParams(fraction=fraction, seed=_draw_seed(rng))
+            return params.MaskParams(fraction=fraction, seed=_draw_seed(rng))
         case Jpeg():
             low, high = operation.quality
-            return JpegParams(quality=int(rng.integers(low, high + 1)))
+            return params.JpegParams(quality=int(rng.integers(low, high + 1)))
         case ResizeBack():
-            return ResizeBackParams(mode=_choice(operation.modes, rng))
+            return params.ResizeBackParams(mode=_choice(operation.modes, rng))
 
 
-def _draw_blur(blur: Blur, rng: np.random.Generator) -> SkippedOperation | BlurParams | SincParams:
+def _draw_blur(blur: Blur, rng: np.random.Generator) -> params.OperationParams:
     if rng.random() >= blur.probability:
-        return SkippedOperation(operation="blur")
+        return params.SkippedOperation(operation="blur")
     size = _draw_size(blur.kernel_size, rng)
     if rng.random() < blur.sinc_probability:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
-        return SincParams(size=size, omega=float(rng.uniform(lowest, math.pi)))
+        return params.SincParams(size=size, omega=float(rng.uniform(lowest, math.pi)))
     shape = _weighted_choice(tuple(blur.shapes), list(blur.shapes.values()), rng)
     sigma_x = sigma_y = float(rng.uniform(*blur.sigma))
     theta, beta = 0.0, 1.0
@@ -120,7 +107,7 @@ def _draw_blur(blur: Blur, rng: np.random.Generator) -> SkippedOperation | BlurP
         beta = _draw_beta(blur.beta_generalized, rng)
     elif shape.startswith("plateau"):
         beta = _draw_beta(blur.beta_plateau, rng)
-    return BlurParams(
+    return params.BlurParams(
         shape=shape, size=size, sigma_x=sigma_x, sigma_y=sigma_y, theta=theta, beta=beta
     )
 
@@ -137,28 +124,26 @@ def _draw_beta(bounds: tuple[float, float], rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _draw_resize(resize: Resize, rng: np.random.Generator) -> ResizeParams:
+def _draw_resize(resize: Resize, rng: np.random.Generator) -> params.ResizeParams:
     chance, factor = rng.random(), 1.0
     if chance < resize.up_probability:
         factor = float(rng.uniform(1, resize.factor[1]))
     elif chance < resize.up_probability + resize.down_probability:
         factor = float(rng.uniform(resize.factor[0], 1))
     mode = _choice(resize.modes, rng)
-    return ResizeParams(relative_to=resize.relative_to, factor=factor, mode=mode)
+    return params.ResizeParams(relative_to=resize.relative_to, factor=factor, mode=mode)
 
 
-def _draw_noise(
-    noise: Noise, rng: np.random.Generator
-) -> SkippedOperation | GaussianNoiseParams | PoissonNoiseParams:
+def _draw_noise(noise: Noise, rng: np.random.Generator) -> params.OperationParams:
     if rng.random() >= noise.probability:
-        return SkippedOperation(operation="noise")
+        return params.SkippedOperation(operation="noise")
     gaussian = rng.random() < noise.gaussian_probability
     strength = float(rng.uniform(*(noise.gaussian_sigma if gaussian else noise.poisson_scale)))
     gray = bool(rng.random() < noise.gray_probability)
     seed = _draw_seed(rng)
     if gaussian:
-        return GaussianNoiseParams(sigma=strength, gray=gray, seed=seed)
-    return PoissonNoiseParams(scale=strength, gray=gray, seed=seed)
+        return params.GaussianNoiseParams(sigma=strength, gray=gray, seed=seed)
+    return params.PoissonNoiseParams(scale=strength, gray=gray, seed=seed)
 
 
 def _draw_seed(rng: np.random.Generator) -> int:

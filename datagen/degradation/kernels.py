@@ -21,15 +21,13 @@ _DIRECT_WIDTH = 15
 """Widest kernel whose halves have at most that many."""
 
 
-def gaussian_kernel(size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0) -> np.ndarray:
-    """exp(-d/2), d = x^T S^-1 x, S = U diag(sigma_x^2, sigma_y^2) U^T; (size, size), sum 1."""
-    return _normalized(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta)))
-
-
-def generalized_kernel(
-    size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float
+def gaussian_kernel(
+    size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float = 1.0
 ) -> np.ndarray:
-    """exp(-d^beta / 2); beta = 1 is the Gaussian."""
+    """exp(-d^beta / 2), d = x^T S^-1 x, S = U diag(sigma_x^2, sigma_y^2) U^T; (size, size), sum 1.
+
+    `beta` is 1 for the Gaussian, another number for the generalized one.
+    """
     return _normalized(np.exp(-0.5 * _distance(size, sigma_x, sigma_y, theta) ** beta))
 
 

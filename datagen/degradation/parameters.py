@@ -34,12 +34,11 @@ class BlurParams(FrozenModel):
 
     def kernel(self) -> np.ndarray:
         """The kernel, float64 (size, size), sum 1."""
-        shape = {"sigma_x": self.sigma_x, "sigma_y": self.sigma_y, "theta": self.theta}
-        if self.shape.startswith("generalized"):
-            return kernels.generalized_kernel(self.size, beta=self.beta, **shape)
-        if self.shape.startswith("plateau"):
-            return kernels.plateau_kernel(self.size, beta=self.beta, **shape)
-        return kernels.gaussian_kernel(self.size, **shape)
+        plateau = self.shape.startswith("plateau")
+        make = kernels.plateau_kernel if plateau else kernels.gaussian_kernel
+        return make(
+            self.size, sigma_x=self.sigma_x, sigma_y=self.sigma_y, theta=self.theta, beta=self.beta
+        )
 
 
 class SincParams(FrozenModel):

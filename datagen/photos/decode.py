@@ -240,19 +240,10 @@ def _reason(message: str) -> str:
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     """Undoes the EXIF orientation (tag 274: which sides row 0 and column 0 are)."""
-    match turn:
-        case 2:
-            return pixels[:, ::-1]
-        case 3:
-            return pixels[::-1, ::-1]
-        case 4:
-            return pixels[::-1]
-        case 5:
-            return pixels.swapaxes(0, 1)
-        case 6:
-            return pixels.swapaxes(0, 1)[:, ::-1]
-        case 7:
-            return pixels.swapaxes(0, 1)[::-1, ::-1]
-        case 8:
-            return pixels.swapaxes(0, 1)[::-1]
+    if turn >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
     return pixels

@@ -1,6 +1,6 @@
 """Turns listed files into photos of known size by their first bytes, each content once.
 
-`HeaderReader` and `ContentHasher` are plain picklable callables on a chunk of files, so that a
+`HeaderReader` and `hash_contents` are plain picklable callables on a chunk of files, so that a
 cluster can map them over chunks.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -63,35 +64,24 @@ class HeaderReader:
         return ScannedPhoto(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
 
     def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
-        complete = file.bytes <= len(head)
+        read = partial(read_header, images=self._images, filters=self._filters)
         try:
-            return self._read_header(head, complete=complete)
+            return read(head, complete=file.bytes <= len(head))
         except HeaderIncomplete:
-            return self._read_header(read_photo(file), complete=True)
-
-    def _read_header(self, head: bytes, *, complete: bool) -> tuple[int, int]:
-        return read_header(head, complete=complete, images=self._images, filters=self._filters)
+            return read(read_photo(file), complete=True)
 
 
-class ContentHasher:
+def hash_contents(chunk: Sequence[SourceFile]) -> list[str]:
     """SHA-256 of every file of a chunk, in its order; empty for one that is gone."""
-
-    def __call__(self, chunk: Sequence[SourceFile]) -> list[str]:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(self._hash, chunk))
-
-    def _hash(self, file: SourceFile) -> str:
-        try:
-            return hashlib.sha256(read_photo(file)).hexdigest()
-        except storage.NotFoundError:
-            return ""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(_hash, chunk))
 
 
-def map_locally(
-    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
-) -> Iterator[list[R]]:
-    """The plain `MapChunks`: one chunk after the other, in this process."""
-    return map(function, chunks)
+def _hash(file: SourceFile) -> str:
+    try:
+        return hashlib.sha256(read_photo(file)).hexdigest()
+    except storage.NotFoundError:
+        return ""
 
 
 def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
@@ -114,7 +104,7 @@ def scan_and_dedupe(
     reader: HeaderReader,
     *,
     known_hashes: Mapping[str, int],
-    map_chunks: MapChunks = map_locally,
+    map_chunks: MapChunks = map,
 ) -> ScanResult:
     """Reads all headers and drops exact duplicates.
 
@@ -165,6 +155,6 @@ def _hashes(
         if len(group) > 1 or size in known_sizes
         for file in group
     ]
-    results = map_chunks(ContentHasher(), chunked(suspects))
+    results = map_chunks(hash_contents, chunked(suspects))
     digests = (digest for chunk in results for digest in chunk)
     return {file.uri: digest for file, digest in zip(suspects, digests, strict=True)}

@@ -11,18 +11,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from datagen.dataset.records import DrawnSample
-from datagen.degradation.parameters import (
-    BlurParams,
-    DegradationParams,
-    DownscaleParams,
-    GaussianNoiseParams,
-    JpegParams,
-    MaskParams,
-    PoissonNoiseParams,
-    ResizeBackParams,
-    ResizeParams,
-    SincParams,
-)
+from datagen.degradation import parameters as params
 from datagen.samples.codecs import DecodedSample
 
 _WIDTH = 4.0
@@ -97,7 +86,7 @@ def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
     return hq, _degradation(drawn.lq), _degradation(drawn.neg)
 
 
-def _degradation(drawn: DegradationParams) -> str:
+def _degradation(drawn: params.DegradationParams) -> str:
     parts = [part for operation in drawn.operations if (part := _describe(operation))]
     return f"scale {drawn.scale:.1f}\n{_wrapped(parts)}"
 
@@ -110,27 +99,27 @@ def _wrapped(parts: Sequence[str]) -> str:
 
 def _describe(operation: object) -> str:
     match operation:
-        case BlurParams():
+        case params.BlurParams():
             return f"blur {operation.shape.replace('_', ' ')} {_sigmas(operation)}"
-        case SincParams():
+        case params.SincParams():
             return f"sinc {operation.omega:.1f}"
-        case ResizeParams():
+        case params.ResizeParams():
             return f"resize {operation.mode} {operation.factor:.2f}"
-        case MaskParams():
+        case params.MaskParams():
             return f"mask {operation.fraction:.0%}"
-        case DownscaleParams():
+        case params.DownscaleParams():
             return f"down {operation.mode}"
-        case GaussianNoiseParams():
+        case params.GaussianNoiseParams():
             return f"{'gray ' if operation.gray else ''}noise {operation.sigma:.1f}"
-        case PoissonNoiseParams():
+        case params.PoissonNoiseParams():
             return f"{'gray ' if operation.gray else ''}poisson {operation.scale:.2f}"
-        case JpegParams():
+        case params.JpegParams():
             return f"jpeg {operation.quality}"
-        case ResizeBackParams():
+        case params.ResizeBackParams():
             return f"up {operation.mode}"
     return ""
 
 
-def _sigmas(blur: BlurParams) -> str:
+def _sigmas(blur: params.BlurParams) -> str:
     both = f"{blur.sigma_x:.1f}", f"{blur.sigma_y:.1f}"
     return both[0] if both[0] == both[1] else " x ".join(both)
