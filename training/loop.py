@@ -20,7 +20,7 @@ from training.checkpoints.records import Origin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch, LatentLoader
 from training.data.schedule import Position, seeded
-from training.data.skipped import Skipped, SkippedList
+from training.data.skipped import SkippedList, SkippedSample
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb
 from training.monitoring.mfu import Effort
@@ -97,7 +97,7 @@ class Loop:
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
             keys: list[str] = []
-            skipped: list[Skipped] = []
+            skipped: list[SkippedSample] = []
             step, seen = position.step, position.images_seen
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
@@ -159,9 +159,9 @@ class Loop:
         terms = dict(zip(self.trainer.terms, pairs, strict=True))
         return terms, [count > 0 for count in values[split:]]
 
-    def _note(self, skipped: list[Skipped]) -> None:
+    def _note(self, skipped: list[SkippedSample]) -> None:
         """Puts what the workers skipped on every worker's list; all stop when it is too long."""
-        gathered: list[list[Skipped]] = [[] for _ in range(self.loader.world_size)]
+        gathered: list[list[SkippedSample]] = [[] for _ in range(self.loader.world_size)]
         dist.all_gather_object(gathered, skipped)
         self.skipped.add(itertools.chain(*gathered), write=self.loader.rank == 0)
 

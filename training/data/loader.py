@@ -24,7 +24,7 @@ from training.data.bucket_mix import BucketShare, bucket_sizes, proportional_sha
 from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, SampleShape, holds
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
-from training.data.skipped import Skipped
+from training.data.skipped import SkippedSample
 from training.settings.stage import BatchSize
 
 AHEAD = 8
@@ -50,7 +50,7 @@ class Batch:
     position: Position
     """The loader's position after the step of this batch."""
     micro: MicroStep = MicroStep()
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedSample, ...] = ()
     """Samples that were unusable and are replaced in this batch."""
 
     def require_pixels(self) -> Tensor:
@@ -108,11 +108,11 @@ class BatchReader:
         Raises:
             FlowmapsrError: no usable sample is found, or the dataset cannot be reached.
         """
-        skipped: dict[tuple[str, int | None], Skipped] = {}
+        skipped: dict[tuple[str, int | None], SkippedSample] = {}
         shape = self._shape(planned.bucket)
         fields = self.fields or self._stored(planned)
-        buffer = BatchBuffer(len(planned.locations), shape, fields, pin=self.pin)
-        keys = [self._fill(row, planned, buffer, skipped) for row in range(len(planned.locations))]
+        buffer = BatchBuffer(len(planned.numbers), shape, fields, pin=self.pin)
+        keys = [self._fill(row, planned, buffer, skipped) for row in range(len(planned.numbers))]
         return Batch(
             keys=tuple(keys),
             hq=buffer.hq,
@@ -129,12 +129,14 @@ class BatchReader:
         row: int,
         planned: PlannedBatch,
         buffer: BatchBuffer,
-        skipped: dict[tuple[str, int | None], Skipped],
+        skipped: dict[tuple[str, int | None], SkippedSample],
     ) -> str:
         """Fills a row of the batch with its sample or a replacement, and returns the key."""
-        others = self.schedule.replacements(planned.bucket, planned.first + row)
+        number = planned.numbers[row]
+        own = self.schedule.location(planned.bucket, number)
+        others = self.schedule.replacements(planned.bucket, number)
         tried: set[tuple[str, int | None]] = set()
-        for location in itertools.chain([planned.locations[row]], others):
+        for location in itertools.chain([own], others):
             found = self._put(row, location, buffer)
             if isinstance(found, str):
                 return found
@@ -147,32 +149,26 @@ class BatchReader:
             f"Last one: {found}. Check the dataset with 'flowmapsr dataset verify'"
         )
 
-    def _put(self, row: int, location: SampleLocation, buffer: BatchBuffer) -> str | Skipped:
+    def _put(self, row: int, location: SampleLocation, buffer: BatchBuffer) -> str | SkippedSample:
         shard = location.shard
-        try:
-            self.store.prepare(shard)
-        except DamagedShard as error:
-            return Skipped(
-                shard=shard.path,
-                index=None,
-                key=None,
-                samples=shard.num_samples,
-                reason=str(error),
-            )
+        index, samples = None, shard.num_samples
         key = None
         try:
+            self.store.prepare(shard)
+            index, samples = location.index, 1
             sample = self.store.read(location)
             key = sample.key
             buffer.put(row, sample)
             return key
         except (DamagedShard, DamagedSample) as error:
-            return Skipped(
-                shard=shard.path, index=location.index, key=key, samples=1, reason=str(error)
+            return SkippedSample(
+                shard=shard.path, index=index, key=key, samples=samples, reason=str(error)
             )
 
     def _stored(self, planned: PlannedBatch) -> BatchFields:
         """The fields of the first readable sample."""
-        for location in planned.locations:
+        for number in planned.numbers:
+            location = self.schedule.location(planned.bucket, number)
             with contextlib.suppress(DamagedShard, DamagedSample):
                 return holds(self.store.read(location))
         return BatchFields(neg=False, pixels=False)
@@ -232,13 +228,12 @@ class LatentLoader:
         windows: dict[str, list[ShardRecord]] = {}
         while True:
             while scout.step < position.step + SHARDS_AHEAD:
-                ahead = self.schedule.slice_at(scout)
+                ahead = self.schedule.step_at(scout)
                 for window in self.schedule.windows(ahead):
                     if windows.get(ahead.bucket) != window:
                         windows[ahead.bucket] = window
-                        turn = self.rank % len(
-                            window
-                        )  # workers of a node start with different shards
+                        # Workers of a node start with different shards.
+                        turn = self.rank % len(window)
                         for shard in window[turn:] + window[:turn]:
                             shards.submit(shard)
                 scout = ahead.position

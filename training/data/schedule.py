@@ -72,25 +72,12 @@ class MicroStep:
 
 
 @dataclass(frozen=True)
-class StepSlice:
-    """The slice of a bucket's endless sequence that one step uses."""
-
-    bucket: str
-    first: int
-    """Number of the first sample; the rest follow."""
-    size: BatchSize
-    position: Position
-    """After this step."""
-
-
-@dataclass(frozen=True)
 class PlannedBatch:
     """A micro batch of one worker, not yet read."""
 
     bucket: str
-    first: int
-    """Number of the first sample in the bucket's endless sequence; the rest follow."""
-    locations: tuple[SampleLocation, ...]
+    numbers: range
+    """Of its samples in the bucket's endless sequence."""
     micro: MicroStep
     position: Position
     """After the step it belongs to."""
@@ -101,8 +88,8 @@ class PlannedStep:
     """The global batch of a step."""
 
     bucket: str
-    first: int
-    locations: tuple[SampleLocation, ...]
+    numbers: range
+    """Of its samples in the bucket's endless sequence."""
     size: BatchSize
     position: Position
     """After this step."""
@@ -117,14 +104,13 @@ class PlannedStep:
         parts' mean losses the mean over samples. Parts without a sample repeat one at weight 0.
         """
         count = self.size.accumulation(world_size)
-        total, parts = len(self.locations), count * world_size
+        total, parts = len(self.numbers), count * world_size
         for index in range(count):
             part = index * world_size + rank
             start, end = (total * edge // parts for edge in (part, part + 1))
             yield PlannedBatch(
                 self.bucket,
-                self.first + start,
-                self.locations[start : max(end, start + 1)],
+                self.numbers[start : max(end, start + 1)],
                 MicroStep(index, count, weight=(end - start) * parts / total),
                 self.position,
             )
@@ -177,26 +163,20 @@ class Schedule:
         rng = seeded(self.seed, "bucket", step)
         return list(self.shares)[rng.choice(len(chances), p=chances / chances.sum())]
 
-    def slice_at(self, position: Position) -> StepSlice:
-        """The slice used by the step at `position`."""
+    def step_at(self, position: Position) -> PlannedStep:
+        """The step at `position`."""
         bucket = self.bucket(position.step)
         size = self.shares[bucket].batch
         after = position.advanced(bucket, size.global_batch)
-        return StepSlice(bucket, position.taken(bucket), size, after)
+        first = position.taken(bucket)
+        return PlannedStep(bucket, range(first, first + size.global_batch), size, after)
 
-    def step_at(self, position: Position) -> PlannedStep:
-        """The step at `position`."""
-        part = self.slice_at(position)
-        numbers = range(part.first, part.first + part.size.global_batch)
-        locations = tuple(self._location(part.bucket, number) for number in numbers)
-        return PlannedStep(part.bucket, part.first, locations, part.size, part.position)
-
-    def windows(self, part: StepSlice) -> Iterator[list[ShardRecord]]:
+    def windows(self, step: PlannedStep) -> Iterator[list[ShardRecord]]:
         """The windows of shards a step reads from; a new epoch may repeat one."""
-        number, end = part.first, part.first + part.size.global_batch
-        while number < end:
-            epoch, window, offset = self._find(part.bucket, number)
-            found = self._epoch(part.bucket, epoch).windows[window]
+        number = step.numbers.start
+        while number < step.numbers.stop:
+            epoch, window, offset = self._find(step.bucket, number)
+            found = self._epoch(step.bucket, epoch).windows[window]
             yield found
             number += sum(shard.num_samples for shard in found) - offset
 
@@ -213,7 +193,8 @@ class Schedule:
                 locations[i] for i in rng.permutation(len(locations)) if locations[i] != mine
             )
 
-    def _location(self, bucket: str, number: int) -> SampleLocation:
+    def location(self, bucket: str, number: int) -> SampleLocation:
+        """A sample of the bucket's sequence."""
         epoch, window, offset = self._find(bucket, number)
         return self._window(bucket, epoch, window)[offset]
 

@@ -17,7 +17,7 @@ from training.run_dir.best_effort import best_effort
 log = logging.getLogger(__name__)
 
 
-class Skipped(FrozenModel):
+class SkippedSample(FrozenModel):
     """A sample, or a whole shard, that was replaced by others."""
 
     shard: str
@@ -44,13 +44,13 @@ class SkippedList:
     def __init__(self, path: Path, *, training_samples: int, limit: float) -> None:
         """
         Args:
-            home: the stage's folder.
+            path: the stage's list.
             limit: largest fraction of the training samples that may be skipped.
         """
         self.path = path
         self.training_samples = training_samples
         self.limit = limit
-        self._found: dict[tuple[str, int | None], Skipped] = {}
+        self._found: dict[tuple[str, int | None], SkippedSample] = {}
 
     @property
     def samples(self) -> int:
@@ -58,11 +58,11 @@ class SkippedList:
         whole = {one.shard for one in found if one.index is None}
         return sum(one.samples for one in found if one.index is None or one.shard not in whole)
 
-    def new_ones(self, found: Iterable[Skipped]) -> list[Skipped]:
+    def new_ones(self, found: Iterable[SkippedSample]) -> list[SkippedSample]:
         """Those not on the list yet, each once."""
         return list({one.place: one for one in found if one.place not in self._found}.values())
 
-    def add(self, found: Iterable[Skipped], *, write: bool) -> None:
+    def add(self, found: Iterable[SkippedSample], *, write: bool) -> None:
         """Adds them to the list, and to the file if `write`.
 
         Raises:

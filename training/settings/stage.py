@@ -115,14 +115,6 @@ class StageSettings(Settings):
     keep_every_steps: Execution[int | None] = Field(None, ge=1)
     """Also keeps checkpoints of steps that this divides; a multiple of `checkpoint_every_steps`."""
 
-    @property
-    def needs_negatives(self) -> bool:
-        return self.objective.guidance is not None
-
-    @property
-    def needs_pixels(self) -> bool:
-        return not isinstance(self.perceptual, NoPerceptual)
-
     def batch_size(self, budget: Budget | None = None) -> BatchSize:
         """The batch size of a budget's steps; of all steps where there are no budgets."""
         own = BatchSize(self.global_batch, self.micro_batch)

@@ -22,7 +22,6 @@ from training.weights.sources import WeightSource
 RANDOM = "random weights"
 SHOWN = 6
 """Names in the log's short table; the file has all."""
-"""Where in the stage's folder a model version of the registry is kept while the stage runs."""
 
 
 class Parameter(FrozenModel):

@@ -263,7 +263,8 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     for _ in range(SHARDS_AHEAD):
         step = loader.schedule.step_at(position)
         position = step.position
-        for location in step.locations:
+        for number in step.numbers:
+            location = loader.schedule.location(step.bucket, number)
             if needed[step.bucket][-1:] != [location.shard.path]:
                 needed[step.bucket].append(location.shard.path)
                 order.append(location.shard.path)

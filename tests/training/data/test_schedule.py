@@ -12,7 +12,7 @@ from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.schedule import PlannedStep, Position, SampleLocation, Schedule, StepSlice
+from training.data.schedule import PlannedBatch, PlannedStep, Position, SampleLocation, Schedule
 from training.settings.stage import BatchSize
 
 START = Position()
@@ -39,7 +39,13 @@ def _steps(schedule: Schedule, steps: int, position: Position = START) -> list[P
 def _run(
     schedule: Schedule, steps: int, position: Position = START
 ) -> list[tuple[SampleLocation, ...]]:
-    return [step.locations for step in _steps(schedule, steps, position)]
+    return [_locations(schedule, step) for step in _steps(schedule, steps, position)]
+
+
+def _locations(
+    schedule: Schedule, planned: PlannedStep | PlannedBatch
+) -> tuple[SampleLocation, ...]:
+    return tuple(schedule.location(planned.bucket, number) for number in planned.numbers)
 
 
 def _names(locations: tuple[SampleLocation, ...]) -> list[tuple[str, int]]:
@@ -48,8 +54,8 @@ def _names(locations: tuple[SampleLocation, ...]) -> list[tuple[str, int]]:
 
 def _window_paths(schedule: Schedule, first: int, count: int) -> set[str]:
     """The shards that `count` samples of bucket a are read together with."""
-    draw = StepSlice("a", first, BatchSize(count, 1), START)
-    return {shard.path for window in schedule.windows(draw) for shard in window}
+    step = PlannedStep("a", range(first, first + count), BatchSize(count, 1), START)
+    return {shard.path for window in schedule.windows(step) for shard in window}
 
 
 def test_every_sample_is_used_exactly_once_in_each_epoch(manifest: Manifest) -> None:
@@ -82,8 +88,8 @@ def test_samples_mix_inside_a_window_and_not_beyond_it(manifest: Manifest) -> No
     shards = {f"a_{number}": 10 for number in range(6)}
     schedule = _schedule(with_shards(manifest, **shards), global_batch=20)
     for step in _steps(schedule, 3):
-        used = {location.shard.path for location in step.locations}
-        assert len(used) == 2 and used == _window_paths(schedule, step.first, 20)
+        used = {location.shard.path for location in _locations(schedule, step)}
+        assert len(used) == 2 and used == _window_paths(schedule, step.numbers.start, 20)
 
 
 @pytest.mark.parametrize("global_batch", [1, 7, 20, 33, 130])
@@ -93,8 +99,8 @@ def test_the_windows_of_a_step_are_those_of_its_samples(
     shards = with_shards(manifest, a_1=10, a_2=3, a_3=14, a_4=1, a_5=8)
     schedule = _schedule(shards, global_batch=global_batch)
     for step in _steps(schedule, 12):
-        used = {location.shard.path for location in step.locations}
-        windows = _window_paths(schedule, step.first, global_batch)
+        used = {location.shard.path for location in _locations(schedule, step)}
+        windows = _window_paths(schedule, step.numbers.start, global_batch)
         assert used <= windows and len(windows) <= len(used) + 4
 
 
@@ -114,16 +120,21 @@ def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
     draws = (one, replace(other, batch=BatchSize(4, 1)))
     schedule = Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train")
     steps = _steps(schedule, 20)
-    assert {(step.bucket, len(step.locations)) for step in steps} == {("a", 8), ("b", 4)}
+    assert {(step.bucket, len(step.numbers)) for step in steps} == {("a", 8), ("b", 4)}
     for step in steps:
         shares = [list(step.micro_batches_of(rank, 2)) for rank in range(2)]
         micro = step.size.micro_batch
-        assert [len(batch.locations) for batch in shares[1]] == [micro, micro]
+        assert [len(batch.numbers) for batch in shares[1]] == [micro, micro]
         assert [batch.micro.is_last for batch in shares[0]] == [False, True]
         taken = [batch for pair in zip(*shares, strict=True) for batch in pair]
-        assert tuple(location for batch in taken for location in batch.locations) == step.locations
-        assert [batch.first - step.first for batch in taken] == [0, micro, 2 * micro, 3 * micro]
-    assert steps[-1].position.images_seen == sum(len(step.locations) for step in steps)
+        assert [number for batch in taken for number in batch.numbers] == list(step.numbers)
+        assert [batch.numbers.start - step.numbers.start for batch in taken] == [
+            0,
+            micro,
+            2 * micro,
+            3 * micro,
+        ]
+    assert steps[-1].position.images_seen == sum(len(step.numbers) for step in steps)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7])
@@ -134,11 +145,11 @@ def test_a_step_is_dealt_to_any_number_of_workers(manifest: Manifest, world_size
     shares = [list(step.micro_batches_of(rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     taken = [batch for turn in zip(*shares, strict=True) for batch in turn]
-    assert all(1 <= len(batch.locations) <= 2 for batch in taken)
+    assert all(1 <= len(batch.numbers) <= 2 for batch in taken)
     used = [batch for batch in taken if batch.micro.weight]
-    assert tuple(location for batch in used for location in batch.locations) == step.locations
+    assert [number for batch in used for number in batch.numbers] == list(step.numbers)
     for batch in used:  # every sample counts alike in the mean over workers and micro batches
-        each = batch.micro.weight / batch.micro.count / world_size / len(batch.locations)
+        each = batch.micro.weight / batch.micro.count / world_size / len(batch.numbers)
         assert each == pytest.approx(1 / 8)
 
 
@@ -154,7 +165,7 @@ def test_replacements_are_all_other_samples_of_the_bucket_the_near_ones_first(
     shards = with_shards(manifest, a_1=5, a_2=3, a_3=4, a_4=2, b_1=7)
     schedule = _schedule(shards)
     for number in (0, 6, 20):
-        (own,) = _names((schedule._location("a", number),))
+        (own,) = _names((schedule.location("a", number),))
         found = _names(tuple(schedule.replacements("a", number)))
         assert len(found) == len(set(found)) == 13 and own not in found
         near = _window_paths(schedule, number, 1)

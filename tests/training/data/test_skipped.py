@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from training.data.skipped import Skipped, SkippedList
+from training.data.skipped import SkippedList, SkippedSample
 
 
-def _sample(shard: str, index: int | None, samples: int = 1) -> Skipped:
+def _sample(shard: str, index: int | None, samples: int = 1) -> SkippedSample:
     key = None if index is None else f"key-{index}"
-    return Skipped(shard=shard, index=index, key=key, samples=samples, reason="it is broken")
+    return SkippedSample(shard=shard, index=index, key=key, samples=samples, reason="it is broken")
 
 
 def test_each_is_counted_once_and_a_shard_as_all_its_samples(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_each_is_counted_once_and_a_shard_as_all_its_samples(tmp_path: Path) -> 
     skipped.add([_sample("a", None, samples=8), _sample("b", 0)], write=True)
     assert skipped.samples == 9  # sample 1 of a is one of the eight
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
-    listed = [Skipped.model_validate_json(line) for line in lines]
+    listed = [SkippedSample.model_validate_json(line) for line in lines]
     assert listed == [_sample("a", 1), _sample("b", 0), _sample("a", None, samples=8)]
 
 

@@ -49,7 +49,8 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     for _ in range(step):
         planned = schedule.step_at(planned.position)
     shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
-    return [shards[place.shard.path][place.index].key for place in planned.locations]
+    places = [schedule.location(planned.bucket, number) for number in planned.numbers]
+    return [shards[place.shard.path][place.index].key for place in places]
 
 
 def _stage(recipe: TrainingRecipe) -> StagePaths:
