@@ -14,7 +14,7 @@ import torch
 
 from datagen.build.memory import encoding_batch
 from datagen.dataset.known_photos import KnownPhoto
-from datagen.dataset.layout import record_path
+from datagen.dataset.layout import record_path, shard_path
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
 from datagen.dataset.statistics import StatisticsCollector
@@ -105,14 +105,14 @@ class _OpenShards:
 
     def _writer(self, bucket: str, split: Split) -> ShardWriter:
         if (bucket, split) not in self._writers:
-            uri = storage.join(self._output, self._task.shard_path(bucket, split))
+            uri = storage.join(self._output, shard_path(bucket, split, self._task.index))
             self._writers[bucket, split] = self._published.enter_context(open_shard(uri))
         return self._writers[bucket, split]
 
     def close(self) -> TaskRecord:
         shards = [
             ShardRecord(
-                path=self._task.shard_path(bucket, split),
+                path=shard_path(bucket, split, self._task.index),
                 bucket=bucket,
                 split=split,
                 **vars(writer.close()),

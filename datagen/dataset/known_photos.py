@@ -98,28 +98,19 @@ class KnownPhotos:
 
     def moved(self, found: Mapping[str, SourceFile]) -> KnownPhotos:
         """With the new URI and stamp of known content, by SHA-256."""
-        lines = [
-            line
-            if line.sha256 is None or line.sha256 not in found
-            else _at(line, found[line.sha256])
+        return KnownPhotos.of(
+            replace(line, uri=file.uri, bytes=file.bytes, stamp=file.stamp)
+            if (file := found.get(line.sha256 or ""))
+            else line
             for line in self.lines
-        ]
-        return KnownPhotos.of(lines)
+        )
 
     def superseded(self, uris: Iterable[str]) -> KnownPhotos:
         """With new content at `uris`; rejections there are dropped."""
-        gone = set(uris)
-        kept = [line for line in self.lines if line.uri not in gone]
-        former = [
-            replace(line, stamp="")
-            for line in self.lines
-            if line.uri in gone and line.sha256 is not None
-        ]
-        return KnownPhotos.of([*former, *kept])
-
-
-def _at(line: KnownPhoto, file: SourceFile) -> KnownPhoto:
-    return replace(line, uri=file.uri, bytes=file.bytes, stamp=file.stamp)
+        changed = set(uris)
+        kept = [line for line in self.lines if line.uri not in changed]
+        former = [line for line in self.lines if line.uri in changed and line.sha256 is not None]
+        return KnownPhotos.of([*(replace(line, stamp="") for line in former), *kept])
 
 
 def _check(lines: Sequence[bytes]) -> bytes:

@@ -21,7 +21,6 @@ from datagen.dataset.shards import (
     RESTORE,
     DamagedShard,
     ShardSample,
-    check_digest,
 )
 from datagen.io import storage
 
@@ -133,8 +132,10 @@ def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str | None) -> Sha
             if header is not None:
                 key, header_at = header.key, header_at + header.blocks
         position += len(piece)
-    if sha256 is not None:
-        check_digest(uri, digest.hexdigest(), sha256)
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise DamagedShard(
+            f"{uri}: this shard is not the one its manifest names (checksum differs); {RESTORE}"
+        )
     if not ended:
         raise DamagedShard(f"{uri}: not a readable shard (it has no end); {RESTORE}")
     return ShardIndex(np.array(starts, dtype=np.int64))

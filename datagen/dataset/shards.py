@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -121,22 +121,6 @@ def open_shard(uri: str) -> Iterator[ShardWriter]:
         yield ShardWriter(stream)
 
 
-def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
-    """Writes the samples into a tar that appears at `uri` once all are in, not if one raises."""
-    with open_shard(uri) as writer:
-        for sample in samples:
-            writer.add(sample)
-        return writer.close()
-
-
 def _members(sample: ShardSample) -> dict[str, bytes]:
     members = {LATENTS: sample.latents, META: sample.meta}
     return members if sample.hq_jpeg is None else {HQ_IMAGE: sample.hq_jpeg, **members}
-
-
-def check_digest(uri: str, found: str, expected: str) -> None:
-    """Raises DamagedShard if the SHA-256 of a shard differs from its record."""
-    if found != expected:
-        raise DamagedShard(
-            f"{uri}: this shard is not the one its manifest names (checksum differs); {RESTORE}"
-        )

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhoto
-from datagen.dataset.records import ShardRecord, Split
+from datagen.dataset.records import ShardRecord
 from datagen.dataset.statistics import PartialStatistics
 from datagen.photos.source_file import SourceFile
 from datagen.records import FrozenModel
@@ -38,10 +38,6 @@ class ShardTask(FrozenModel):
     @property
     def num_samples(self) -> int:
         return sum(photo.variants for photo in self.photos)
-
-    def shard_path(self, bucket: str, split: Split) -> str:
-        """Of the shard with this task's samples of a bucket and split."""
-        return layout.shard_path(bucket, split, self.index)
 
 
 class TaskRecord(FrozenModel):

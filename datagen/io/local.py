@@ -1,4 +1,4 @@
-"""Reads and writes local files; a file exists only when complete."""
+"""The functions of `storage.py` for local paths; a file exists only when complete."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ class Entry:
 
 
 def entry(path: str) -> Entry | None:
-    """The file as listed, None when there is no file."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -89,7 +88,6 @@ def scan(path: str) -> Iterator[Entry]:
 
 
 def names(folder: str, start: str) -> list[str]:
-    """Names of the files directly in the folder that begin with `start`; none without a folder."""
     try:
         with os.scandir(folder) as items:
             return [item.name for item in items if item.name.startswith(start)]
@@ -100,13 +98,11 @@ def names(folder: str, start: str) -> list[str]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file."""
     with errors(path, "read"):
         return Path(path).read_bytes()
 
 
 def read_range(path: str, *, start: int, length: int) -> bytes:
-    """`length` bytes from `start`; fewer at the end of the file."""
     with errors(path, "read"), open(path, "rb", buffering=0) as stream:
         stream.seek(start)
         parts = []
@@ -117,7 +113,6 @@ def read_range(path: str, *, start: int, length: int) -> bytes:
 
 
 def open_random(path: str) -> IO[bytes]:
-    """A seekable file to read."""
     with errors(path, "read"):
         return open(path, "rb")
 
@@ -141,7 +136,6 @@ def open_atomic(path: str) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Publishes `data` at once."""
     with open_atomic(path) as stream:
         stream.write(data)
 
@@ -163,13 +157,11 @@ def create_exclusive(path: str, data: bytes) -> bool:
 
 
 def delete(path: str) -> None:
-    """Removes one file; a missing file is no error."""
     with errors(path, "delete"):
         Path(path).unlink(missing_ok=True)
 
 
 def delete_empty_folder(path: str) -> None:
-    """Removes the folder if it exists and is empty."""
     with errors(path, "delete"), contextlib.suppress(FileNotFoundError):
         try:
             os.rmdir(path)
@@ -189,7 +181,6 @@ def remove_leftovers(folder: str) -> list[str]:
 
 
 def is_temporary(path: str) -> bool:
-    """Whether the name is that of a file being written."""
     return _TEMPORARY_NAME.fullmatch(os.path.basename(path)) is not None
 
 

@@ -1,6 +1,6 @@
-"""Reads and writes objects in S3 (or a compatible server); each put is atomic.
+"""The functions of `storage.py` for S3 (or a compatible server); each put is atomic.
 
-The requests; `s3_client.py` sends and retries them.
+`s3_client.py` sends and retries the requests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _LARGEST_PUT = 4 * 10**9
 
 
 def entry(uri: str) -> Entry | None:
-    """The object as listed, None when there is none."""
     bucket, key = _bucket_and_key(uri)
     try:
         found = retried(uri, "read", lambda s3: s3.head_object(Bucket=bucket, Key=key))
@@ -35,12 +34,10 @@ def entry(uri: str) -> Entry | None:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object or anything below the prefix."""
     return next(_scan(uri, page=1), None) is not None
 
 
 def scan(uri: str) -> Iterator[Entry]:
-    """Every object below the prefix, or the object itself; NotFoundError if there is neither."""
     found = False
     for item in _scan(uri, page=_PAGE):
         found = True
@@ -50,7 +47,6 @@ def scan(uri: str) -> Iterator[Entry]:
 
 
 def names(folder: str, start: str) -> list[str]:
-    """Names right below the prefix that begin with `start`; none if there is nothing."""
     bucket, key = _bucket_and_key(folder)
     prefix = f"{key.rstrip('/')}/" if key else ""
     pages = _pages(folder, Bucket=bucket, Prefix=prefix + start, Delimiter="/")
@@ -68,7 +64,6 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
-    """`length` bytes from `start`; fewer at the end of the object."""
     if length <= 0:
         return b""
     bucket, key = _bucket_and_key(uri)
@@ -87,7 +82,6 @@ def read_range(uri: str, *, start: int, length: int) -> bytes:
 
 
 def open_random(uri: str) -> IO[bytes]:
-    """A seekable object to read, fetched in ranges of 1 MB."""
     found = entry(uri)
     if found is None:
         raise NotFoundError(f"{uri}: there is no such object; check the address")
@@ -95,7 +89,6 @@ def open_random(uri: str) -> IO[bytes]:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Puts `data` in one request."""
     with open_atomic(uri, spool=io.BytesIO()) as stream:
         stream.write(data)
 
@@ -142,7 +135,6 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 
 
 def delete(uri: str) -> None:
-    """Removes one object; a missing object is no error."""
     bucket, key = _bucket_and_key(uri)
     retried(uri, "delete", lambda s3: s3.delete_object(Bucket=bucket, Key=key))
 

@@ -77,7 +77,8 @@ def _headers(stream: _Guarded) -> Iterator[tarfile.TarInfo | str]:
             if info.size < 0 or tar.offset <= info.offset:
                 yield "damaged tar"
                 return
-            if info.isreg() and not info.issparse() and _end(info) > stream.length:
+            end = info.offset_data + info.size
+            if info.isreg() and not info.issparse() and end > stream.length:
                 yield "truncated tar"
                 return
             yield info
@@ -87,10 +88,6 @@ def _headers(stream: _Guarded) -> Iterator[tarfile.TarInfo | str]:
         damage = "truncated tar" if at_end else "damaged tar"
     if damage:
         yield damage
-
-
-def _end(info: tarfile.TarInfo) -> int:
-    return info.offset_data + info.size
 
 
 def _damage_at_start(block: bytes) -> str | None:

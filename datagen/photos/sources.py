@@ -18,7 +18,6 @@ from datagen.photos.decode import SUFFIXES
 from datagen.photos.source_file import Rejection, SourceFile
 
 ARCHIVE, LIST = ".tar", ".txt"
-_MISSING = "missing"
 _THREADS = 16
 
 
@@ -121,7 +120,7 @@ def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
         try:
             return list(_expand(uri, exclude))
         except storage.NotFoundError:
-            return [Rejection(uri=uri, reason=_MISSING)]
+            return [Rejection(uri=uri, reason="missing")]
 
     with ThreadPoolExecutor(_THREADS) as threads:  # on S3 every line is a request
         for found in threads.map(look_up, names):

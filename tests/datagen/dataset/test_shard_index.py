@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from datagen.dataset.shard_index import index_shard, read_shard, sample_bytes
-from datagen.dataset.shards import DamagedShard, Latents, ShardSample, WrittenShard, write_shard
+from datagen.dataset.shards import DamagedShard, Latents, ShardSample, WrittenShard
 from datagen.io import storage
+from tests.support.shards import write_shard
 
 
 @pytest.fixture

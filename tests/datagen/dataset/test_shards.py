@@ -12,8 +12,9 @@ import safetensors.numpy
 import webdataset
 
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents, ShardSample, write_shard
+from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
+from tests.support.shards import write_shard
 
 
 def _samples(count: int = 3) -> list[ShardSample]:

@@ -1,0 +1,15 @@
+"""Shards made of given samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from datagen.dataset.shards import ShardSample, WrittenShard, open_shard
+
+
+def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
+    """Writes the samples into a tar that appears at `uri` once all are in, not if one raises."""
+    with open_shard(uri) as writer:
+        for sample in samples:
+            writer.add(sample)
+        return writer.close()
