@@ -6,13 +6,12 @@ in the processor's cache.
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
+import safetensors
 import torch
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class BatchFields:
 
 def holds(sample: SampleBytes) -> BatchFields:
     """The optional fields that a sample has."""
-    return BatchFields(neg="neg" in _layout(sample), pixels=sample.hq_jpeg is not None)
+    return BatchFields(neg="neg" in _tensors(sample), pixels=sample.hq_jpeg is not None)
 
 
 class BatchBuffer:
@@ -74,55 +73,30 @@ class BatchBuffer:
             DamagedSample: a field is missing, has another shape, is not finite, or is no JPEG; fill
                 the row again then.
         """
-        layout = _layout(sample)
+        tensors = _tensors(sample)
         for name, rows in self._latents.items():
-            rows[row] = _latent(sample, name, layout.get(name), self._shape)
+            rows[row] = _latent(name, tensors.get(name), self._shape)
         if self._pixels is not None:
             self._pixels[row] = _pixels(sample, self._shape).transpose(2, 0, 1)
 
 
-@dataclass(frozen=True)
-class _StoredTensor:
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    """Offset in the safetensors file, bytes."""
-
-
-def _layout(sample: SampleBytes) -> dict[str, _StoredTensor]:
-    """The tensors by name. A safetensors file starts with the length of a JSON header."""
-    length = int.from_bytes(sample.latents[:8], "little")
-    return _parsed(bytes(sample.latents[8 : 8 + length]))
-
-
-@lru_cache(maxsize=256)  # all samples of a bucket have the same header
-def _parsed(header: bytes) -> dict[str, _StoredTensor]:
+def _tensors(sample: SampleBytes) -> dict[str, dict[str, Any]]:
+    """Data type, shape and bytes of each tensor by its name."""
     try:
-        stored = json.loads(header)
-        stored.pop("__metadata__", None)
-        start = 8 + len(header)
-        return {
-            name: _StoredTensor(one["dtype"], tuple(one["shape"]), start + one["data_offsets"][0])
-            for name, one in stored.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        return dict(safetensors.deserialize(bytes(sample.latents)))
+    except safetensors.SafetensorError as error:
         raise DamagedSample(f"its latents are not a safetensors file ({error})") from error
 
 
-def _latent(
-    sample: SampleBytes, name: str, found: _StoredTensor | None, shape: SampleShape
-) -> np.ndarray:
+def _latent(name: str, found: dict[str, Any] | None, shape: SampleShape) -> np.ndarray:
     if found is None:
         raise DamagedSample(f"it has no tensor {name}")
-    if found.dtype != "F16" or found.shape != shape.latents:
+    if found["dtype"] != "F16" or found["shape"] != list(shape.latents):
         raise DamagedSample(
-            f"{name} is {found.dtype} {list(found.shape)}, and its bucket's latents are "
+            f"{name} is {found['dtype']} {found['shape']}, and its bucket's latents are "
             f"F16 {list(shape.latents)}"
         )
-    end = found.start + 2 * math.prod(shape.latents)
-    if end > len(sample.latents):
-        raise DamagedSample(f"{name} is cut off")
-    values = np.frombuffer(sample.latents[found.start : end], np.float16)
+    values = np.frombuffer(found["data"], np.float16)
     # As integers, infinities and NaN are the largest of their sign; far faster than isfinite.
     if values.view(np.int16).max() >= 0x7C00 or values.view(np.uint16).max() >= 0xFC00:
         raise DamagedSample(f"{name} holds values that are not finite")
