@@ -237,7 +237,7 @@ class Loop:
 
     def _draw(self, step: int) -> None:
         """Pictures of the model that the stage would end with now."""
-        with self.trainer.ema_weights():
+        with self.trainer.engine.averaged():
             images = self.pictures()
         self.reporter.pictures(step, images)
 

@@ -31,8 +31,6 @@ from training.run_dir.records import StageRecord
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.stage import run_stage
-from training.system_protocol import SystemOf
-from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
 from training.tracking.tracker import reset_tracking
 
@@ -42,24 +40,16 @@ def run_stages(
     *,
     stop_requested: Callable[[], bool],
     stalled: Callable[[str], None] | None = None,
-    system_of: SystemOf = default_system_of,
 ) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first.
 
     Args:
         stalled: called with the reason before the watchdog ends this process.
-        system_of: the system of the recipe's kind of model.
     """
     startup.mark("imports")
     records = []
     for stage in recipe.stages:
-        record = run_stage(
-            recipe,
-            stage.name,
-            stop_requested=stop_requested,
-            stalled=stalled,
-            system_of=system_of,
-        )
+        record = run_stage(recipe, stage.name, stop_requested=stop_requested, stalled=stalled)
         if record is None:
             return None
         records.append(record)
@@ -68,7 +58,7 @@ def run_stages(
 
 
 def _train_first(
-    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool, system_of: SystemOf
+    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
@@ -82,12 +72,7 @@ def _train_first(
         stop.clear()
         write_recipe(recipe, on_replace=reset_tracking)
         with parent_run(recipe) as parent:
-            return run_stages(
-                recipe,
-                stop_requested=stop_requested,
-                stalled=parent.stalled,
-                system_of=system_of,
-            )
+            return run_stages(recipe, stop_requested=stop_requested, stalled=parent.stalled)
 
 
 def _join(stop: StopSignal) -> None:
@@ -110,14 +95,11 @@ def _end_if_lost(lock: RunLock) -> None:
         os._exit(1)
 
 
-def main(
-    recipe_type: type[TrainingRecipe] = TrainingRecipe, system_of: SystemOf = default_system_of
-) -> int:
+def main(recipe_type: type[TrainingRecipe] = TrainingRecipe) -> int:
     """The command line.
 
     Args:
         recipe_type: reads the recipe; for a system outside this package, with its own settings.
-        system_of: the system of a kind of model.
     """
     parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__)
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
@@ -136,10 +118,10 @@ def main(
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:
-            records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
+            records = _train_first(recipe, stop, take_over=arguments.take_over)
         else:
             _join(stop)
-            records = run_stages(recipe, stop_requested=stop, system_of=system_of)
+            records = run_stages(recipe, stop_requested=stop)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

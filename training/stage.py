@@ -41,8 +41,8 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason, last_line
 from training.settings.recipe import TrainingRecipe
-from training.system_protocol import StageInputs, System, SystemOf, SystemStage
-from training.systems import system_of as default_system_of
+from training.system_protocol import StageInputs, System, SystemStage
+from training.systems import system_of
 from training.tracking.attempt import Attempt
 from training.tracking.events import Status
 from training.tracking.pictures import NOTE
@@ -60,13 +60,11 @@ def run_stage(
     *,
     stop_requested: Callable[[], bool],
     stalled: Callable[[str], None] | None = None,
-    system_of: SystemOf = default_system_of,
 ) -> StageRecord | None:
     """Trains one stage to its end, from its last checkpoint.
 
     Args:
         stalled: called with the reason before the watchdog ends this process.
-        system_of: the system of the recipe's kind of model.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
@@ -79,20 +77,14 @@ def run_stage(
         ) as watchdog:
             if stalled is not None:
                 watchdog.before_end(lambda: stalled(end_reason(folder)))
-            system = system_of(recipe.model.kind)
-            with build_stage(recipe, folder, system, watchdog) as stage:
+            with build_stage(recipe, folder, watchdog) as stage:
                 stage.train(stop_requested)
         gc.collect()  # networks, engines and hooks refer to each other in circles
     return folder.finished_record()
 
 
 @contextmanager
-def build_stage(
-    recipe: TrainingRecipe,
-    folder: StagePaths,
-    system: System,
-    watchdog: Watchdog,
-) -> Iterator[Stage]:
+def build_stage(recipe: TrainingRecipe, folder: StagePaths, watchdog: Watchdog) -> Iterator[Stage]:
     """The parts of a stage on this worker, closed when the block or the building fails or ends.
 
     Every worker must enter it at the same time.
@@ -101,6 +93,7 @@ def build_stage(
         FlowmapsrError: a dataset, weights or settings that do not fit each other.
     """
     rank, world_size = launched_as()
+    system = system_of(recipe.model.kind)
     dataset = open_dataset(recipe.manifest)
     device = worker_device()
     reset_memory_peak(device)
@@ -176,8 +169,8 @@ class Stage:
                 end = loop.run()
                 status = "FINISHED" if loop.finished(end) else "KILLED"
                 if status == "FINISHED":
-                    trainer = self.built.trainer
-                    with trainer.ema_weights(), trainer.gathered_parameters():
+                    engine = self.built.trainer.engine
+                    with engine.averaged(), engine.gathered_parameters():
                         if self.rank == 0:
                             self._write_results(end)
         except BaseException as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,8 +113,8 @@ class Trainer(Protocol):
         """The terms that the loss guard watches."""
 
     @property
-    def model(self) -> StageModel:
-        """What the stage trains, with its current weights."""
+    def engine(self) -> Engine:
+        """Of the network that the stage is for."""
 
     @property
     def gradient_norm(self) -> float:
@@ -137,13 +136,6 @@ class Trainer(Protocol):
     def metrics(self, step: int) -> dict[str, float]:
         """Learning rates and gradient norms of `step`, which was the last one."""
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        """Inside it the network has the weights that the stage would end with now: their moving
-        averages where `ema_decay` is set, else its own. Every worker must enter."""
-
-    def gathered_parameters(self) -> AbstractContextManager[None]:
-        """Inside it the network's parameters are whole on this worker; every worker must enter."""
-
     def snapshot(self) -> Share:
         """This worker's share of the state, in host memory; every worker must call it."""
 
@@ -160,9 +152,7 @@ class ObjectiveTrainer:
     converged = False
 
     def __init__(self, engine: Engine, objective: Objective, settings: StageSettings) -> None:
-        assert isinstance(engine.module, StageModel)
         self.engine = engine
-        self.model = engine.module
         self.objective = objective
         self.settings = settings
         self.terms = objective.terms
@@ -191,12 +181,6 @@ class ObjectiveTrainer:
             "optim/gradient_norm": self.engine.gradient_norm,
             "optim/learning_rate": learning_rate(self.settings, step),
         }
-
-    def ema_weights(self) -> AbstractContextManager[None]:
-        return self.engine.averaged()
-
-    def gathered_parameters(self) -> AbstractContextManager[None]:
-        return self.engine.gathered_parameters()
 
     def snapshot(self) -> Share:
         return Share({MODEL: self.engine.snapshot()})

@@ -19,7 +19,8 @@ from pipelines.cli import app
 from tests.support.launch import kill_all, start_workers, train, wait_until
 from tests.support.tiny import STAGE, RunMaker, weights, write_photos
 from training.checkpoints.reader import SavedState, read_commit
-from training.flowmap.model_folder import FlowMapConfig, export_merged, load_net
+from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
+from training.flowmap.prompts import PROMPTS_FILE, read_prompts
 from training.inference.upscaler import Upscaler
 from training.settings.recipe import TrainingRecipe
 from training.weights.model_folder import find_model, load_config
@@ -182,15 +183,19 @@ def test_the_loras_strength_is_chosen_at_inference(gan: TrainingRecipe) -> None:
             torch.testing.assert_close(tensor, expected)
 
 
-def test_a_merged_export_is_the_model_at_that_strength(gan: TrainingRecipe, tmp_path: Path) -> None:
+def test_a_model_with_its_lora_merged_is_the_model_at_that_strength(
+    gan: TrainingRecipe, tmp_path: Path
+) -> None:
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    export_merged(find_model(gan.output), tmp_path / "merged", lora_scale=0.7)
+    folder = find_model(gan.output)
+    config = load_config(folder, FlowMapConfig)
+    net = load_net(folder, config, torch.device("cpu"), lora_scale=0.7)
+    without = config.model_copy(update={"lora": None})
+    save_model(tmp_path / "merged", net, without, prompts=read_prompts(folder / PROMPTS_FILE))
     merged = Upscaler.from_pretrained(tmp_path / "merged").upscale(image, scale=2, steps=2)
     chosen = Upscaler.from_pretrained(gan.output, lora_scale=0.7)
     assert np.array_equal(merged, chosen.upscale(image, scale=2, steps=2))
     assert not (tmp_path / "merged" / "lora.safetensors").exists()
-    with pytest.raises(FlowmapsrError, match="no LoRA to merge"):
-        export_merged(tmp_path / "merged", tmp_path / "again")
     with pytest.raises(FlowmapsrError, match="no LoRA, so there is no lora scale"):
         Upscaler.from_pretrained(tmp_path / "merged", lora_scale=1.0)
 

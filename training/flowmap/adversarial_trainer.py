@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -98,7 +98,7 @@ class AdversarialTrainer:
         stage: StageSettings,
         settings: AdversarialSettings,
     ) -> None:
-        self.generator = generator
+        self.engine = generator
         self.discriminator = discriminator
         self.stage = stage
         self.discriminator_stage = discriminator_settings(stage, settings)
@@ -111,7 +111,7 @@ class AdversarialTrainer:
             guidance=usual_guidance(stage.objective.guidance),
         )
         assert isinstance(generator.module, FlowMapStageModel)
-        self.model = generator.module
+        self.net = generator.module.net
         scores = (DISCRIMINATOR_LOSS, GENERATOR_LOSS, REAL_SCORE, FAKE_SCORE)
         self.terms = (*scores, *objective.terms)
         self.guarded = objective.guarded
@@ -119,7 +119,7 @@ class AdversarialTrainer:
     @property
     def gradient_norm(self) -> float:
         """The larger one of both networks' last updates, or not finite as soon as one is not."""
-        norms = (self.generator.gradient_norm, self.discriminator.gradient_norm)
+        norms = (self.engine.gradient_norm, self.discriminator.gradient_norm)
         return max(norms) if all(map(math.isfinite, norms)) else math.inf
 
     @property
@@ -133,14 +133,14 @@ class AdversarialTrainer:
         if turn(step, warmup=self.warmup) == "discriminator":
             return self._train_discriminator(batch, step)
         with without_gradients(self.discriminator.module):
-            losses: Losses = self.generator(self.objective, batch, generator)
-            self.generator.backward(losses.total, batch.micro)
-        self.generator.step(learning_rate(self.stage, step))
+            losses: Losses = self.engine(self.objective, batch, generator)
+            self.engine.backward(losses.total, batch.micro)
+        self.engine.step(learning_rate(self.stage, step))
         return losses
 
     def _train_discriminator(self, batch: Batch, step: int) -> Losses:
         with torch.no_grad():
-            predicted = self.objective.predict(self.model.net, batch.lq)
+            predicted = self.objective.predict(self.net, batch.lq)
         fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
         loss = discriminator_loss(fake, real)
         self.discriminator.backward(loss, batch.micro)
@@ -154,32 +154,26 @@ class AdversarialTrainer:
 
     def metrics(self, step: int) -> dict[str, float]:
         return {
-            "optim/gradient_norm": self.generator.gradient_norm,
+            "optim/gradient_norm": self.engine.gradient_norm,
             "optim/learning_rate": learning_rate(self.stage, step),
             "optim/discriminator_gradient_norm": self.discriminator.gradient_norm,
             "optim/discriminator_learning_rate": learning_rate(self.discriminator_stage, step),
         }
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        return self.generator.averaged()
-
-    def gathered_parameters(self) -> AbstractContextManager[None]:
-        return self.generator.gathered_parameters()
-
     def snapshot(self) -> Share:
         networks = {
-            GENERATOR: self.generator.snapshot(),
+            GENERATOR: self.engine.snapshot(),
             DISCRIMINATOR: self.discriminator.snapshot(),
         }
         return Share(networks, {SCORES: self.scores.to_json()} if dist.get_rank() == 0 else {})
 
     def restore(self, saved: SavedState) -> None:
-        self.generator.restore(saved.network(GENERATOR))
+        self.engine.restore(saved.network(GENERATOR))
         self.discriminator.restore(saved.network(DISCRIMINATOR))
         self.scores.restore(saved.text(SCORES))
 
     def close(self) -> None:
-        self.generator.close()
+        self.engine.close()
         self.discriminator.close()
 
 

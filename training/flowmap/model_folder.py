@@ -13,13 +13,12 @@ from datagen.samples.codecs import Codec, load_codec
 from datagen.settings import CodecSettings
 from training.flowmap.lora import merge_lora, split_weights
 from training.flowmap.network import FlowMapNet
-from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, write_prompts
+from training.flowmap.prompts import PROMPTS_FILE, Prompts, write_prompts
 from training.settings.adversarial import LoraSettings
 from training.settings.model import ModelSettings
 from training.weights.model_folder import (
     WEIGHTS,
     ModelConfig,
-    load_config,
     new_model_folder,
     read_tensors,
     weights_errors,
@@ -86,22 +85,6 @@ def load_net(
                 scale=config.lora.scale if lora_scale is None else lora_scale,
             )
     return net.to(device).eval()
-
-
-def export_merged(folder: Path, target: Path, *, lora_scale: float | None = None) -> None:
-    """A model with LoRA to a model folder without: the LoRA merged into the weights at one scale.
-
-    Args:
-        folder: an adversarial stage's model folder.
-        target: the model folder to write; one that is there is replaced.
-        lora_scale: strength of the LoRA; the config's when None.
-    """
-    config = load_config(folder, FlowMapConfig)
-    if config.lora is None:
-        raise FlowmapsrError(f"{folder} holds no LoRA to merge; it can be used as it is")
-    net = load_net(folder, config, torch.device("cpu"), lora_scale=lora_scale)
-    merged = config.model_copy(update={"lora": None})
-    save_model(target, net, merged, prompts=read_prompts(folder / PROMPTS_FILE))
 
 
 def load_matching_codec(config: FlowMapConfig, device: torch.device) -> Codec:

@@ -96,7 +96,7 @@ class FlowMapStage:
             settings.objective,
             perceptual_loss=load_perceptual_loss(settings.perceptual, inputs.codec, inputs.device),
             # Called in training steps only, when there is a trainer.
-            gathered_parameters=lambda: self.trainer.gathered_parameters(),
+            gathered_parameters=lambda: self.trainer.engine.gathered_parameters(),
         )
         with memory_explained(settings):
             self.trainer = self._trainer(settings, initial.net)
@@ -127,7 +127,7 @@ class FlowMapStage:
         loss_over_times = self.objective.time_map.take(self.inputs.device)
         if preview is None:
             return {}
-        model = self.trainer.model
+        model = self.trainer.engine.module
         assert isinstance(model, FlowMapStageModel)
         return render_pictures(
             model.net.velocity(self.guidance),

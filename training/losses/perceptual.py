@@ -5,7 +5,8 @@ Missing weights of a distance are an error; another distance never replaces it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,25 +16,15 @@ from datagen.samples.codecs import Codec
 from training.losses.lpips import LpipsDistance, lpips_weights
 from training.settings.objective import Charbonnier, Lpips, NoPerceptual, PerceptualSettings
 
-
-class Distance(Protocol):
-    """(B, 3, H, W) twice, in [-1, 1] -> distance (B,)."""
-
-    def __call__(self, prediction: Tensor, original: Tensor) -> Tensor: ...
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Prediction and original (B, 3, H, W), in [-1, 1] -> distance (B,)."""
 
 
 class PatchPerceptualLoss:
     """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels, where
     lambda(t) = strength * (1 - t)."""
 
-    def __init__(
-        self,
-        distance: Distance,
-        codec: Codec,
-        *,
-        strength: float,
-        patch: int,
-    ) -> None:
+    def __init__(self, distance: Distance, codec: Codec, *, strength: float, patch: int) -> None:
         self.distance = distance
         self.codec = codec
         self.strength = strength
@@ -73,15 +64,10 @@ def _draw(bound: int, generator: torch.Generator) -> int:
     return int(torch.randint(bound + 1, (), generator=generator, device=generator.device))
 
 
-class CharbonnierDistance:
+def charbonnier(prediction: Tensor, original: Tensor, *, epsilon: float) -> Tensor:
     """mean sqrt((a - b)^2 + epsilon^2) - epsilon: a smooth L1, 0 at equality."""
-
-    def __init__(self, epsilon: float) -> None:
-        self.epsilon = epsilon
-
-    def __call__(self, prediction: Tensor, original: Tensor) -> Tensor:
-        squared = (prediction - original).square() + self.epsilon**2
-        return squared.sqrt().mean(dim=(1, 2, 3)) - self.epsilon
+    squared = (prediction - original).square() + epsilon**2
+    return squared.sqrt().mean(dim=(1, 2, 3)) - epsilon
 
 
 def load_perceptual_loss(
@@ -92,12 +78,9 @@ def load_perceptual_loss(
         case NoPerceptual():
             return None
         case Charbonnier():
-            distance: Distance = CharbonnierDistance(settings.epsilon)
+            distance: Distance = partial(charbonnier, epsilon=settings.epsilon)
         case Lpips():
             distance = LpipsDistance.from_file(lpips_weights(settings.weights)).to(device)
     return PatchPerceptualLoss(
-        distance,
-        codec,
-        strength=settings.strength,
-        patch=settings.patch_size,
+        distance, codec, strength=settings.strength, patch=settings.patch_size
     )

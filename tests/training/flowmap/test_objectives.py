@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.prompts import NEGATIVE, POSITIVE
 from training.flowmap.system import FlowMapStage
 from training.flowmap.weighting import DynamicWeighting, weighted_loss
-from training.losses.perceptual import CharbonnierDistance, PatchPerceptualLoss
+from training.losses.perceptual import PatchPerceptualLoss, charbonnier
 from training.settings.model import ModelSettings
 from training.settings.objective import (
     FlowMatching,
@@ -270,7 +271,7 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     """With p_neg = 1 the loss does not see HQ, neither its latents nor its pixels."""
     model.weighting = None
     perceptual_loss = PatchPerceptualLoss(
-        CharbonnierDistance(1e-3), Dct8Codec(), strength=10.0, patch=512
+        partial(charbonnier, epsilon=1e-3), Dct8Codec(), strength=10.0, patch=512
     )
     settings = FlowMatching(time_grid_levels=LEVELS, guidance=Guidance(negative_fraction=1.0))
     objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)

@@ -188,11 +188,11 @@ def go_on(trainer: Trainer) -> End:
         path.append(held(trainer, "master"))
     share = trainer.snapshot()
     tensors = {f"{n}:{k}": t for n, part in share.networks.items() for k, t in part.items()}
-    with trainer.gathered_parameters():
-        for name, parameter in trainer.model.named_parameters():
+    with trainer.engine.gathered_parameters():
+        for name, parameter in trainer.engine.module.named_parameters():
             tensors[f"module:{name}"] = parameter.detach().clone()
-    with trainer.ema_weights(), trainer.gathered_parameters():
-        for name, parameter in trainer.model.named_parameters():
+    with trainer.engine.averaged(), trainer.engine.gathered_parameters():
+        for name, parameter in trainer.engine.module.named_parameters():
             tensors[f"averaged:{name}"] = parameter.detach().clone()
     return End(losses, path, tensors, share.texts)
 
@@ -230,7 +230,7 @@ def compared(folder: Path, trainer: Trainer, other: Trainer) -> dict[str, Any]:
     checkpoints.finish()
     restored = Checkpoints(str(folder), keep=1).resume(other, ORIGIN)
     resumed = go_on(other)
-    with other.ema_weights():  # which exchanges both
+    with other.engine.averaged():  # which exchanges both
         average = held(other, "master")
     expected = naive_average([*path, *undisturbed.path], 0.9)
     for each in (trainer, other):
