@@ -203,12 +203,7 @@ class Loop:
         )
 
     def _save(self, position: Position) -> None:
-        problem = self.checkpoints.save(self.trainer, self._state(position))
-        if problem:
-            self.reporter.checkpoint_failed(problem)
-
-    def _state(self, position: Position) -> TrainerState:
-        return TrainerState(
+        state = TrainerState(
             step=position.step,
             images_seen=position.images_seen,
             consumed=dict(position.consumed),
@@ -217,6 +212,9 @@ class Loop:
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,
         )
+        problem = self.checkpoints.save(self.trainer, state)
+        if problem:
+            self.reporter.checkpoint_failed(problem)
 
     def _report(self, meter: Meter, step: int, last: bool) -> None:
         if step % LOG_EVERY == 0 or last:

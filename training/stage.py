@@ -228,7 +228,9 @@ class Stage:
                 pin=inputs.device.type == "cuda",
             ),
             checkpoints=Checkpoints(
-                self._checkpoints_uri(),
+                storage.join(recipe.checkpoints, settings.name)
+                if recipe.checkpoints is not None
+                else str(self.folder.checkpoints),
                 keep=settings.keep_checkpoints,
                 keep_every_steps=settings.keep_every_steps,
             ),
@@ -247,11 +249,6 @@ class Stage:
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
         )
-
-    def _checkpoints_uri(self) -> str:
-        if self.inputs.recipe.checkpoints is None:
-            return str(self.folder.checkpoints)
-        return storage.join(self.inputs.recipe.checkpoints, self.folder.name)
 
     def _peak(self) -> Peak | None:
         """Of this worker's device, where it is reported; a warning where it is not known."""

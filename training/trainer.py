@@ -66,12 +66,12 @@ class Losses:
         return torch.stack([sums, counts.to(sums.device, non_blocking=True)], dim=1)
 
 
-class Objective(Protocol):
-    """A batch to the losses of a model."""
+class Reported(Protocol):
+    """The terms of a step."""
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Names of all terms that it may report, in a fixed order."""
+        """Names of all that may be reported, in a fixed order."""
 
     @property
     def headline(self) -> str:
@@ -80,6 +80,10 @@ class Objective(Protocol):
     @property
     def guarded(self) -> tuple[str, ...]:
         """Terms that are never negative, whose common mean must not explode (`LossGuard`)."""
+
+
+class Objective(Reported, Protocol):
+    """A batch to the losses of a model."""
 
     def __call__(self, model: Any, batch: Batch, generator: torch.Generator) -> Losses:
         """The loss of one micro batch; all its random numbers come from `generator`."""
@@ -97,20 +101,8 @@ class StageModel(nn.Module):
         return objective(self, batch, generator)
 
 
-class Trainer(Protocol):
+class Trainer(Reported, Protocol):
     """The networks of one stage on one worker."""
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of a step's terms, in a fixed order, the same at every step."""
-
-    @property
-    def headline(self) -> str:
-        """The term that progress shows; it has samples at every step."""
-
-    @property
-    def guarded(self) -> tuple[str, ...]:
-        """The terms that the loss guard watches."""
 
     @property
     def engine(self) -> Engine:

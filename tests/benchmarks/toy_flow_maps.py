@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from tests.support.gaussian import GaussianPair
 from training.data.loader import Batch
 from training.data.schedule import Position
-from training.flowmap.interpolant import Velocity
+from training.flowmap.interpolant import Velocity, sample
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
-from training.flowmap.sampler import sample
 from training.settings.objective import FlowMatching, SelfDistillation
 
 PAIR = GaussianPair()

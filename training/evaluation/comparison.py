@@ -36,12 +36,7 @@ def comparison(
 ) -> Image.Image:
     """A row for each photo; below every panel its name and its PSNR over the whole photo."""
     rows = [_row(_panels(upscaler, photo, steps)) for photo in photos]
-    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), BACKGROUND)
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+    return Image.fromarray(np.concatenate(rows))
 
 
 def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> list[Panel]:
@@ -65,7 +60,7 @@ def _psnr(photo: DegradedPhoto, image: np.ndarray) -> str:
     return f"{peak_signal_noise_ratio(photo.original, image, data_range=255):.2f} dB"
 
 
-def _row(panels: Sequence[Panel]) -> Image.Image:
+def _row(panels: Sequence[Panel]) -> np.ndarray:
     side = CROP * ZOOM
     width = MARGIN + len(panels) * (side + MARGIN)
     row = Image.new("RGB", (width, MARGIN + side + LABEL), BACKGROUND)
@@ -76,7 +71,7 @@ def _row(panels: Sequence[Panel]) -> Image.Image:
         row.paste(_crop(panel.image).resize((side, side), Image.Resampling.NEAREST), (left, MARGIN))
         text = f"{panel.label}   {panel.note}"
         draw.text((left, MARGIN + side + 8), text, fill=INK, font=font)
-    return row
+    return np.asarray(row)
 
 
 def _crop(image: np.ndarray) -> Image.Image:

@@ -78,10 +78,6 @@ def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
     upscaler = Upscaler.from_pretrained(
         model, lora_scale=settings.lora_scale, guidance=settings.guidance
     )
-    return evaluate_upscaler(upscaler, settings)
-
-
-def evaluate_upscaler(upscaler: Upscaler, settings: EvaluationSettings) -> list[EvaluationRow]:
     rows = []
     for scale in settings.scales:
         photos = list(degraded_photos(settings, upscaler.config.degradation, scale))

@@ -8,6 +8,7 @@ t = 1 back to t = 0.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -53,6 +54,23 @@ def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
 def flow_map(u: Velocity, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """X_{t,s}(x) = x - (t - s) u(x, t, s): carries x (B, ...) from time t to time s <= t."""
     return x - per_sample(t - s, x) * u(x, t, s)
+
+
+@torch.no_grad()
+def sample(u: Velocity, x1: Tensor, steps: int) -> Tensor:
+    """Few-step inference (eq. 13): x_{k+1} = X_{t_k, t_{k+1}}(x_k) over `steps` equal intervals
+    from t = 1 to t = 0.
+
+    Args:
+        x1: LQ latents (B, C, h, w).
+        steps: network evaluations (NFE), 1 or more.
+    """
+    x = x1
+    grid = torch.linspace(1.0, 0.0, steps + 1).tolist()
+    for start, end in itertools.pairwise(grid):
+        t, s = x.new_full((len(x),), start), x.new_full((len(x),), end)
+        x = flow_map(u, x, t, s)
+    return x
 
 
 def sample_times(

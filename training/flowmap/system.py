@@ -16,6 +16,7 @@ from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminat
 from training.flowmap.conditions import usual_guidance
 from training.flowmap.discriminator import Discriminator
 from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
+from training.flowmap.interpolant import sample
 from training.flowmap.lora import add_lora, check_targets
 from training.flowmap.model_folder import (
     FlowMapConfig,
@@ -26,7 +27,6 @@ from training.flowmap.model_folder import (
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.flowmap.pictures import NOTE, render_pictures
-from training.flowmap.sampler import sample
 from training.flowmap.weighting import DynamicWeighting
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import memory_explained

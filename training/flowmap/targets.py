@@ -1,7 +1,6 @@
 """Regression targets of the flow-map objectives as pure functions of tensors and any u(x, t, s).
 
-Shapes: x (B, ...), times (B,). Every target is detached. Knows no network, no conditions and no
-    weighting.
+Shapes: x (B, ...), times (B,). Every target is detached.
 """
 
 from __future__ import annotations
@@ -80,8 +79,8 @@ def grounded(u: Velocity, finest: float) -> Velocity:
     """u with every interval narrower than `finest` evaluated as instantaneous, u(x, t, t).
 
     The foot of the SSD ladder: L_FM trains s = t only and L_SD no interval below 2^-K, so the half
-        steps of the finest level would ask for values that nothing trains. With it the ladder is
-        exactly Euler with 2^(K+1) steps.
+    steps of the finest level would ask for values that nothing trains. With it the ladder is
+    exactly Euler with 2^(K+1) steps.
     """
 
     def evaluate(x: Tensor, t: Tensor, s: Tensor) -> Tensor:

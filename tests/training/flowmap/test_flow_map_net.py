@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.flowmap.interpolant import sample
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import NEGATIVE, POSITIVE, stand_in_embeddings
-from training.flowmap.sampler import sample
 from training.settings.model import ModelSettings
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.support.gaussian import GaussianPair
-from training.flowmap.interpolant import flow_map, interpolate, sample_times
-from training.flowmap.sampler import sample
+from training.flowmap.interpolant import flow_map, interpolate, sample, sample_times
 
 PAIR = GaussianPair()
 
