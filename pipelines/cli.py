@@ -5,35 +5,19 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from datagen.errors import FlowmapsrError
-from pipelines.environment import (
-    default_tracking_uri,
-    leave_run_logs_to_prefect,
-    prepare_environment,
-)
-from pipelines.terminal import reports
-from pipelines.terminal.options import (
-    AsJson,
-    Dataset,
-    DryRun,
-    Flow,
-    GroupsFirst,
-    Guidance,
-    LoraScale,
-    PlainUsage,
-    RecipeName,
-    Settings,
-    TakeOver,
-)
+from pipelines import environment
+from pipelines.terminal import options, reports
 from pipelines.terminal.process_edge import VerbResult, process_edge
 
 app = typer.Typer(
-    cls=GroupsFirst,
+    cls=options.GroupsFirst,
     help="From photos to a trained, reviewed, deployable super-resolution model.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,8 +32,8 @@ app.add_typer(dataset_app, name="dataset")
 
 def main() -> None:
     """Entry point of the `flowmapsr` command."""
-    prepare_environment()
-    leave_run_logs_to_prefect()
+    environment.prepare_environment()
+    environment.leave_run_logs_to_prefect()
     app()
 
 
@@ -76,11 +60,11 @@ def _options(
     pass
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def demo(
     output: Annotated[str, typer.Option(help="Folder for everything it makes.")] = "demo-output",
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Go from photos to an upscaled picture, in minutes on a CPU."""
     with process_edge(as_json=as_json) as out:
@@ -92,13 +76,13 @@ def demo(
         out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
 
 
-@dataset_app.command("build", cls=PlainUsage)
+@dataset_app.command("build", cls=options.PlainUsage)
 def dataset_build(
-    recipe: RecipeName,
-    settings: Settings = None,
-    dry_run: DryRun = False,
-    take_over: TakeOver = False,
-    as_json: AsJson = False,
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
+    dry_run: options.DryRun = False,
+    take_over: options.TakeOver = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Turn photos into shards of latents.
 
@@ -135,12 +119,12 @@ def dataset_build(
         out.say(reports.built(resolved.output, manifest, found, how="is complete", recipe=training))
 
 
-@dataset_app.command("inspect", cls=PlainUsage)
+@dataset_app.command("inspect", cls=options.PlainUsage)
 def dataset_inspect(
-    dataset: Dataset,
+    dataset: options.Dataset,
     key: Annotated[str | None, typer.Option(help="Key of a sample, or its beginning.")] = None,
     output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Summarize a dataset, or decode one of its samples.
 
@@ -163,8 +147,8 @@ def dataset_inspect(
         out.say(reports.sample_inspected(location, sample, files))
 
 
-@dataset_app.command("verify", cls=PlainUsage)
-def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
+@dataset_app.command("verify", cls=options.PlainUsage)
+def dataset_verify(dataset: options.Dataset, as_json: options.AsJson = False) -> None:
     """Read every byte of a dataset and check it.
 
     Exit code 1 if anything differs from the manifest.
@@ -186,16 +170,16 @@ def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
         out.say(reports.verified(location, issues, recipe=training))
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def train(
-    recipe: RecipeName,
-    settings: Settings = None,
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")
     ] = False,
-    dry_run: DryRun = False,
-    take_over: TakeOver = False,
-    as_json: AsJson = False,
+    dry_run: options.DryRun = False,
+    take_over: options.TakeOver = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train the stages of a recipe on a dataset.
 
@@ -206,10 +190,11 @@ def train(
       flowmapsr train demo manifest=/data/set output=/data/run workers=2
     """
     with process_edge(as_json=as_json) as out:
-        if cluster:
-            from pipelines.environment import require_cluster
-
-            require_cluster()
+        if cluster and not os.environ.get("RAY_ADDRESS"):
+            raise FlowmapsrError(
+                "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such "
+                "as 10.0.0.1:6379, or leave --cluster out to train on this machine"
+            )
         from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
@@ -232,7 +217,7 @@ def train(
         else:
             from training.tracking.parent_run import tell_the_rest
 
-            default_tracking_uri(resolved.output)
+            environment.default_tracking_uri(resolved.output)
             tell_the_rest(resolved)
         from training.tracking.mlflow_client import run_page
 
@@ -240,7 +225,7 @@ def train(
         out.say(reports.trained(resolved.output, records, page=page))
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
@@ -248,9 +233,9 @@ def evaluate(
     photos: Annotated[str, typer.Option(help="Folder of photos that were not trained on.")],
     scales: Annotated[str, typer.Option(help="Factors to downscale by.")] = "4,8",
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
-    lora_scale: LoraScale = None,
-    guidance: Guidance = None,
-    as_json: AsJson = False,
+    lora_scale: options.LoraScale = None,
+    guidance: options.Guidance = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Restore degraded photos and compare with the originals.
 
@@ -276,20 +261,20 @@ def evaluate(
         out.say(reports.evaluated(location, evaluate_model(location, settings)))
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def upscale(
     source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
     model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
-    lora_scale: LoraScale = None,
-    guidance: Guidance = None,
+    lora_scale: options.LoraScale = None,
+    guidance: options.Guidance = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Enlarge a photo, or every photo of a folder.
 
@@ -315,19 +300,19 @@ def upscale(
         out.say(reports.upscaled(str(output), scale, report))
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def deploy(
-    recipe: RecipeName,
-    settings: Settings = None,
+    recipe: options.RecipeName,
+    settings: options.Settings = None,
     flow: Annotated[
-        Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
+        options.Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
     ] = "dataset",
     cron: Annotated[str | None, typer.Option(help="Schedule, such as '0 3 * * *'.")] = None,
     interval: Annotated[str | None, typer.Option(help="Time between runs, such as 6h.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
     pool: Annotated[str, typer.Option(help="Work pool; created if missing.")] = "flowmapsr",
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Register a recipe with Prefect, to run on a schedule.
 
@@ -342,7 +327,7 @@ def deploy(
         from pipelines.recipes.load import RECIPE_OF_FLOW
 
         resolved = RECIPE_OF_FLOW[flow](recipe, settings or [])
-        from pipelines.flows.deployables import FLOWS
+        from pipelines.flows.full import FLOWS
         from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
@@ -352,12 +337,12 @@ def deploy(
         out.say(reports.deployed(result))
 
 
-@app.command(cls=PlainUsage)
+@app.command(cls=options.PlainUsage)
 def status(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="Folder of one training run, or of several.")
     ],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show the progress of a training run from its files."""
     with process_edge(as_json=as_json) as out:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 
-from datagen.errors import FlowmapsrError
-
 log = logging.getLogger(__name__)
 
 QUIET = {
@@ -71,16 +69,3 @@ def default_tracking_uri(folder: str, *, worker: bool = False) -> None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", folder)
-
-
-def require_cluster() -> None:
-    """Checks `RAY_ADDRESS`.
-
-    Raises:
-        FlowmapsrError: it is not set.
-    """
-    if not os.environ.get("RAY_ADDRESS"):
-        raise FlowmapsrError(
-            "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such as "
-            "10.0.0.1:6379, or leave --cluster out to train on this machine"
-        )

@@ -20,10 +20,11 @@ from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
 from datagen.dataset.statistics import StatisticsCollector
 from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io import storage
+from datagen.photos.source_file import Rejection
 from datagen.records import to_json
 from datagen.samples.codecs import Codec, load_codec
 from datagen.samples.encode import encode
-from datagen.samples.prepare import RejectedSample, SampleResult, prepare
+from datagen.samples.prepare import SampleResult, prepare
 from datagen.settings import DatasetRecipe
 
 
@@ -87,7 +88,7 @@ class _OpenShards:
 
     def add(self, result: SampleResult) -> None:
         """Stores a sample, or records why there is none."""
-        if isinstance(result, RejectedSample):
+        if isinstance(result, Rejection):
             self._photos[result.uri] = replace(self._photos[result.uri], reason=result.reason)
             return
         drawn, latents = result.drawn, result.latents

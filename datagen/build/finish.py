@@ -10,17 +10,8 @@ from itertools import zip_longest
 
 from datagen.build.plan import enforce_limit
 from datagen.build.survey import finished_tasks
+from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import (
-    HISTOGRAMS,
-    MANIFEST,
-    PLAN,
-    PREVIEW,
-    REJECTED,
-    SHARDS,
-    TASKS,
-    record_path,
-)
 from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
@@ -78,27 +69,27 @@ def finish(plan: Plan) -> Manifest:
     known.write(plan.output)
     known.write_rejected(plan.output)
     preview = render_preview(_preview_rows(plan, manifest.shards))
-    storage.write_bytes(storage.join(plan.output, PREVIEW), preview)
+    storage.write_bytes(storage.join(plan.output, layout.PREVIEW), preview)
     histograms = render_histograms(manifest.stats)
-    storage.write_bytes(storage.join(plan.output, HISTOGRAMS), histograms)
-    hashes = file_hashes(plan.output, (REJECTED, PREVIEW, HISTOGRAMS))
+    storage.write_bytes(storage.join(plan.output, layout.HISTOGRAMS), histograms)
+    hashes = file_hashes(plan.output, (layout.REJECTED, layout.PREVIEW, layout.HISTOGRAMS))
     manifest = manifest.model_copy(update={"files": hashes})
-    storage.write_bytes(storage.join(plan.output, MANIFEST), to_json(manifest))
+    storage.write_bytes(storage.join(plan.output, layout.MANIFEST), to_json(manifest))
     clean_up(plan.output, manifest)
     return manifest
 
 
 def clean_up(output: str, manifest: Manifest) -> None:
     """Deletes what is not in the finished dataset; `plan.json` first, it marks an open build."""
-    storage.delete(storage.join(output, PLAN))
+    storage.delete(storage.join(output, layout.PLAN))
     shards = {storage.join(output, shard.path) for shard in manifest.shards}
-    kept = shards | {record_path(uri) for uri in shards}
-    ours = tuple(storage.join(output, folder) + "/" for folder in (SHARDS, TASKS))
+    kept = shards | {layout.record_path(uri) for uri in shards}
+    ours = tuple(storage.join(output, folder) + "/" for folder in (layout.SHARDS, layout.TASKS))
     for uri in storage.list_files(output):
         if uri.startswith(ours) and uri not in kept:
             storage.delete(uri)
     storage.remove_leftovers(output)
-    storage.delete_empty_folder(storage.join(output, TASKS))
+    storage.delete_empty_folder(storage.join(output, layout.TASKS))
 
 
 def _all_records(plan: Plan) -> list[TaskRecord]:
@@ -124,7 +115,7 @@ def _known_photos(plan: Plan, records: list[TaskRecord]) -> KnownPhotos:
         if photo.sha256 and by_hash.setdefault(photo.sha256, photo.uri) != photo.uri:
             raise FlowmapsrError(
                 f"{photo.uri} became a copy of {by_hash[photo.sha256]} during the build; "
-                f"remove it and the files in {storage.join(plan.output, TASKS)}, and run "
+                f"remove it and the files in {storage.join(plan.output, layout.TASKS)}, and run "
                 "the same command again"
             )
     # Samples of one photo may be in two tasks: keep the record that names a rejected one.

@@ -9,8 +9,7 @@ from functools import cache
 
 from datagen.dataset.known_photos import KnownPhoto, rejected_photo
 from datagen.dataset.tasks import PhotoVariants, ShardTask
-from datagen.photos.decode import ImageRejected
-from datagen.samples.buckets import fitting_buckets
+from datagen.samples.buckets import TOO_SMALL, fitting_buckets
 from datagen.settings import BucketSettings
 
 
@@ -28,19 +27,16 @@ def group_by_buckets(photos: Iterable[PhotoVariants], settings: BucketSettings) 
     too_small: list[KnownPhoto] = []
 
     @cache  # photos have few different sizes
-    def fitting(width: int, height: int) -> tuple[str, ...] | ImageRejected:
-        try:
-            found = fitting_buckets(settings, width=width, height=height)
-        except ImageRejected as error:
-            return error
+    def fitting(width: int, height: int) -> tuple[str, ...]:
+        found = fitting_buckets(settings, width=width, height=height)
         return tuple(bucket.name for _, bucket in found)
 
     for photo in photos:
         names = fitting(photo.width, photo.height)
-        if isinstance(names, ImageRejected):
-            too_small.append(rejected_photo(photo.file, names.reason))
-        else:
+        if names:
             groups[names].append(photo)
+        else:
+            too_small.append(rejected_photo(photo.file, TOO_SMALL))
     return PhotoGroups(groups, too_small)
 
 

@@ -14,14 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from datagen.dataset.shards import (
-    HQ_IMAGE,
-    LATENTS,
-    META,
-    RESTORE,
-    DamagedShard,
-    ShardSample,
-)
+from datagen.dataset import shards
+from datagen.dataset.shards import RESTORE, DamagedShard, ShardSample
 from datagen.io import storage
 
 _BLOCK = 512
@@ -155,11 +149,12 @@ def sample_bytes(data: memoryview, *, uri: str) -> SampleBytes:
             raise DamagedShard(f"{uri}: sample {header.key} has {header.name} twice; {RESTORE}")
         members[header.name] = data[at + _BLOCK : at + _BLOCK + header.size]
         key, at = header.key, at + header.blocks
-    missing = {LATENTS, META} - members.keys()
+    missing = {shards.LATENTS, shards.META} - members.keys()
     if at != len(data) or missing:
         what = ", ".join(sorted(missing)) or "end"
         raise DamagedShard(f"{uri}: sample {key} has no {what}; {RESTORE}")
-    return SampleBytes(key, members[LATENTS], members[META], members.get(HQ_IMAGE))
+    jpeg = members.get(shards.HQ_IMAGE)
+    return SampleBytes(key, members[shards.LATENTS], members[shards.META], jpeg)
 
 
 def _copied(sample: SampleBytes) -> ShardSample:

@@ -100,7 +100,10 @@ class ShardWriter:
         self._count = 0
 
     def add(self, sample: ShardSample) -> None:
-        for name, content in _members(sample).items():
+        members = {LATENTS: sample.latents, META: sample.meta}
+        if sample.hq_jpeg is not None:
+            members = {HQ_IMAGE: sample.hq_jpeg, **members}
+        for name, content in members.items():
             header = tarfile.TarInfo(f"{sample.key}.{name}")  # time, user and group are 0
             header.size = len(content)
             self._tar.addfile(header, io.BytesIO(content))
@@ -119,8 +122,3 @@ def open_shard(uri: str) -> Iterator[ShardWriter]:
     not at all if it raises."""
     with storage.open_atomic(uri) as stream:
         yield ShardWriter(stream)
-
-
-def _members(sample: ShardSample) -> dict[str, bytes]:
-    members = {LATENTS: sample.latents, META: sample.meta}
-    return members if sample.hq_jpeg is None else {HQ_IMAGE: sample.hq_jpeg, **members}

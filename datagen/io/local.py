@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,11 @@ class Entry:
 
 
 def entry(path: str) -> Entry | None:
-    try:
+    with errors(path, "look at"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise _failure(path, "look at", error) from error
-    return _entry(path, status) if os.path.isfile(path) else None
+        if stat.S_ISREG(status.st_mode):
+            return _entry(path, status)
+    return None
 
 
 def scan(path: str) -> Iterator[Entry]:
@@ -88,13 +87,9 @@ def scan(path: str) -> Iterator[Entry]:
 
 
 def names(folder: str, start: str) -> list[str]:
-    try:
-        with os.scandir(folder) as items:
-            return [item.name for item in items if item.name.startswith(start)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise _failure(folder, "list", error) from error
+    with errors(folder, "list"), contextlib.suppress(FileNotFoundError):
+        return [name for name in os.listdir(folder) if name.startswith(start)]
+    return []
 
 
 def read_bytes(path: str) -> bytes:
@@ -189,16 +184,12 @@ def errors(path: str, action: str) -> Iterator[None]:
     """Turns an OSError into a FlowmapsrError that names the file, the reason and the fix."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: there is no such file; check the path") from error
     except OSError as error:
-        raise _failure(path, action, error) from error
-
-
-def _failure(path: str, action: str, error: OSError) -> FlowmapsrError:
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{path}: there is no such file; check the path")
-    fix = _FIXES.get(error.errno or 0, "check the path and try again")
-    reason = error.strerror or str(error)
-    return FlowmapsrError(f"{path}: cannot {action} it ({reason}); {fix}")
+        fix = _FIXES.get(error.errno or 0, "check the path and try again")
+        reason = error.strerror or str(error)
+        raise FlowmapsrError(f"{path}: cannot {action} it ({reason}); {fix}") from error
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:

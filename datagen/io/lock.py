@@ -19,17 +19,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from datagen.errors import FlowmapsrError
-from datagen.io import storage
-from datagen.io.lock_owner import (
-    UNKNOWN,
-    LockOwner,
-    describe,
-    from_bytes,
-    is_running,
-    machine,
-    this_process,
-    to_bytes,
-)
+from datagen.io import lock_owner, storage
+from datagen.io.lock_owner import UNKNOWN, LockOwner
 
 HEARTBEAT = 10.0
 """Seconds between two renewals."""
@@ -67,9 +58,9 @@ class LockedPath:
         """The owner of every lock file there, by its number."""
         found = {}
         for name in storage.names(self.output, f"{self.kind.name}-"):
-            if match := _NAME.fullmatch(name):
-                with contextlib.suppress(storage.NotFoundError):  # released since it was listed
-                    found[int(match[2])] = _read(storage.join(self.output, name))
+            match = _NAME.fullmatch(name)
+            if match and (owner := _read(storage.join(self.output, name))):
+                found[int(match[2])] = owner
         return found
 
 
@@ -95,8 +86,8 @@ class OutputLock:
         if self._taken_by is not None:
             raise LockLostError(
                 f"{self._path.output}: this {self._path.kind.name} did not renew its lock in time "
-                f"and another one ({describe(self._taken_by)}) has taken over; that one continues, "
-                f"this one ends. {self._path.kind.kept}"
+                f"and another one ({lock_owner.describe(self._taken_by)}) has taken over; that one "
+                f"continues, this one ends. {self._path.kind.kept}"
             )
 
     def start(self) -> None:
@@ -122,11 +113,13 @@ class OutputLock:
             self._taken_by = self._successor()
             if self._taken_by is None:
                 self._owner = replace(self._owner, heartbeat=time.time())
-                storage.write_bytes(self._uri, to_bytes(self._owner))
+                storage.write_bytes(self._uri, lock_owner.to_bytes(self._owner))
                 # Another process may have taken over during the write: then delete it again.
                 self._taken_by = self._successor()
-            if self._taken_by is not None and _token_at(self._uri) == self._owner.token:
-                _try_to_delete(self._uri)
+            if self._taken_by is not None:
+                current = _read(self._uri)
+                if current is not None and current.token == self._owner.token:
+                    _try_to_delete(self._uri)
 
     def _successor(self) -> LockOwner | None:
         owners = self._path.owners()
@@ -177,8 +170,8 @@ def living_owner(output: str, kind: LockKind) -> LockOwner | None:
     if not owners:
         return None
     owner = owners[max(owners)]
-    if owner.machine == machine():
-        return owner if is_running(owner) else None
+    if owner.machine == lock_owner.machine():
+        return owner if lock_owner.is_running(owner) else None
     return owner if time.time() - owner.heartbeat <= STALE_AFTER else None
 
 
@@ -193,9 +186,9 @@ def _acquire(path: LockedPath, *, take_over: bool) -> OutputLock:
     previous = owners.get(newest)
     if previous is not None and not take_over and not _is_dead(path, newest, previous):
         raise _refusal(path, previous)
-    me = this_process(replaces=previous.token if previous else "")
+    me = lock_owner.this_process(replaces=previous.token if previous else "")
     generation = newest + 1
-    if not storage.create_exclusive(path.lock_uri(generation), to_bytes(me)):
+    if not storage.create_exclusive(path.lock_uri(generation), lock_owner.to_bytes(me)):
         raise _refusal(path, path.owners().get(generation, UNKNOWN))
     return _confirm(path, generation, me, seen=owners)
 
@@ -221,7 +214,7 @@ def _is_dead(path: LockedPath, generation: int, owner: LockOwner) -> bool:
 
     The second look guards against clocks that differ and a machine that just resumed from sleep.
     """
-    if owner.machine == machine() and not is_running(owner):
+    if owner.machine == lock_owner.machine() and not lock_owner.is_running(owner):
         return True
     if time.time() - owner.heartbeat <= STALE_AFTER:
         return False
@@ -229,15 +222,12 @@ def _is_dead(path: LockedPath, generation: int, owner: LockOwner) -> bool:
     return path.owners().get(generation, owner) == owner
 
 
-def _read(uri: str) -> LockOwner:
-    return from_bytes(storage.read_bytes(uri))
-
-
-def _token_at(uri: str) -> str:
+def _read(uri: str) -> LockOwner | None:
+    """The owner in a lock's file; None if it has been released."""
     try:
-        return _read(uri).token
+        return lock_owner.from_bytes(storage.read_bytes(uri))
     except storage.NotFoundError:
-        return ""
+        return None
 
 
 def _try_to_delete(uri: str) -> None:
@@ -250,10 +240,10 @@ def _try_to_delete(uri: str) -> None:
 def _refusal(path: LockedPath, owner: LockOwner) -> FlowmapsrError:
     silent = max(time.time() - owner.heartbeat, 0.0)
     return FlowmapsrError(
-        f"{path.output}: another {path.kind.name} is writing there ({describe(owner)}, last "
-        f"heartbeat {silent:.0f} s ago); wait for it or choose another output. If it is dead, the "
-        f"same command takes over {STALE_AFTER + 1.5 * HEARTBEAT:.0f} s after its last heartbeat, "
-        "or at once with --take-over"
+        f"{path.output}: another {path.kind.name} is writing there ({lock_owner.describe(owner)}, "
+        f"last heartbeat {silent:.0f} s ago); wait for it or choose another output. If it is dead, "
+        f"the same command takes over {STALE_AFTER + 1.5 * HEARTBEAT:.0f} s after its last "
+        "heartbeat, or at once with --take-over"
     )
 
 

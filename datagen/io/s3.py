@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import IO, Any
 
 from datagen.errors import FlowmapsrError, NotFoundError
@@ -27,7 +28,7 @@ _LARGEST_PUT = 4 * 10**9
 def entry(uri: str) -> Entry | None:
     bucket, key = _bucket_and_key(uri)
     try:
-        found = retried(uri, "read", lambda s3: s3.head_object(Bucket=bucket, Key=key))
+        found = _call(uri, "read", "head_object", Bucket=bucket, Key=key)
     except NotFoundError:
         return None
     return Entry(uri, int(found["ContentLength"]), found["ETag"].strip('"'))
@@ -48,33 +49,21 @@ def scan(uri: str) -> Iterator[Entry]:
 
 def names(folder: str, start: str) -> list[str]:
     bucket, key = _bucket_and_key(folder)
-    prefix = f"{key.rstrip('/')}/" if key else ""
+    prefix = _prefix(key)
     pages = _pages(folder, Bucket=bucket, Prefix=prefix + start, Delimiter="/")
     return [item["Key"].removeprefix(prefix) for item in pages]
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole object; retried if the connection is lost half-way."""
-    bucket, key = _bucket_and_key(uri)
-
-    def get(s3: Any) -> bytes:
-        return body(s3.get_object(Bucket=bucket, Key=key))
-
-    return retried(uri, "read", get)
+    return _get(uri)
 
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
     if length <= 0:
         return b""
-    bucket, key = _bucket_and_key(uri)
-
-    def get(s3: Any) -> bytes:
-        return body(
-            s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
-        )
-
     try:
-        return retried(uri, "read", get)
+        return _get(uri, Range=f"bytes={start}-{start + length - 1}")
     except S3Error as error:
         if error.code == "InvalidRange":  # it starts beyond the end
             return b""
@@ -120,11 +109,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     """
     bucket, key = _bucket_and_key(uri)
     try:
-        retried(
-            uri,
-            "write",
-            lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"),
-        )
+        _call(uri, "write", "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except S3Error as error:
         if error.code not in PRECONDITION_CODES:
             raise
@@ -136,7 +121,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 
 def delete(uri: str) -> None:
     bucket, key = _bucket_and_key(uri)
-    retried(uri, "delete", lambda s3: s3.delete_object(Bucket=bucket, Key=key))
+    _call(uri, "delete", "delete_object", Bucket=bucket, Key=key)
 
 
 def remove_leftovers(uri: str) -> list[str]:
@@ -146,14 +131,12 @@ def remove_leftovers(uri: str) -> list[str]:
     account without permission to list them, or a server without them, is no error.
     """
     bucket, key = _bucket_and_key(uri)
-    prefix = f"{key.rstrip('/')}/" if key else ""
     try:
-        answer = retried(
-            uri, "list", lambda s3: s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
-        )
+        answer = _call(uri, "list", "list_multipart_uploads", Bucket=bucket, Prefix=_prefix(key))
         uploads = answer.get("Uploads", [])
         for upload in uploads:
-            retried(uri, "delete", _abort(bucket, upload["Key"], upload["UploadId"]))
+            which = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+            _call(uri, "delete", "abort_multipart_upload", Bucket=bucket, **which)
     except S3Error:
         return []
     return sorted(f"{SCHEME}{bucket}/{upload['Key']}" for upload in uploads)
@@ -204,37 +187,38 @@ def _bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _prefix(key: str) -> str:
+    """What the keys of all objects below a folder begin with."""
+    return f"{key.rstrip('/')}/" if key else ""
+
+
+def _call(uri: str, action: str, operation: str, **arguments: Any) -> Any:
+    """The answer of one of boto3's operations, retried."""
+    return retried(uri, action, lambda s3: getattr(s3, operation)(**arguments))
+
+
+def _get(uri: str, **part: str) -> bytes:
+    bucket, key = _bucket_and_key(uri)
+    return retried(uri, "read", lambda s3: body(s3.get_object(Bucket=bucket, Key=key, **part)))
+
+
 def _scan(uri: str, *, page: int) -> Iterator[Entry]:
     """The object itself comes first among those whose key begins with its own."""
     bucket, key = _bucket_and_key(uri)
-    pages = [_pages(uri, Bucket=bucket, Prefix=key.rstrip("/") + "/" if key else "", MaxKeys=page)]
+    found = _pages(uri, Bucket=bucket, Prefix=_prefix(key), MaxKeys=page)
     if key and not key.endswith("/"):
-        pages.insert(0, _first(uri, Bucket=bucket, Prefix=key, MaxKeys=1))
-    for position, items in enumerate(pages):
-        for item in items:
-            found: str = item["Key"]
-            if found.endswith("/") or (position < len(pages) - 1 and found != key):
-                continue
-            yield Entry(f"{SCHEME}{bucket}/{found}", item["Size"], item["ETag"].strip('"'))
-
-
-def _first(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
-    yield from retried(uri, "list", lambda s3: s3.list_objects_v2(**request)).get("Contents", [])
+        first = islice(_pages(uri, Bucket=bucket, Prefix=key, MaxKeys=1), 1)
+        found = chain((item for item in first if item["Key"] == key), found)
+    for item in found:
+        if not item["Key"].endswith("/"):
+            yield Entry(f"{SCHEME}{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))
 
 
 def _pages(uri: str, **request: Any) -> Iterator[dict[str, Any]]:
     """Each page is retried separately, so that a long listing never starts over."""
     while True:
-        page = retried(uri, "list", _list(request))
+        page = _call(uri, "list", "list_objects_v2", **request)
         yield from page.get("Contents", [])
         if not page.get("IsTruncated"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
-
-
-def _list(request: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
-    return lambda s3: s3.list_objects_v2(**request)
-
-
-def _abort(bucket: str, key: str, upload: str) -> Callable[[Any], Any]:
-    return lambda s3: s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)

@@ -32,6 +32,7 @@ _MAGIC = 16
 _MAX_PIXELS = 178_956_970
 """Pillow's limit for decompression bombs; photos of 100 megapixels are real."""
 _BACKGROUND = {"white": 255, "black": 0}
+_DEFAULTS = ImageSettings()
 
 # Pillow warns about half as many pixels, and about every odd byte of EXIF.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -100,7 +101,7 @@ def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
         ImageRejected: the reasons of `decode_image`, and "transparent", "gray", "cmyk", "16 bit"
             where the settings reject these.
     """
-    decoded = _decode(data, images)
+    decoded = decode_image(data, images)
     if decoded.alpha is None:
         return decoded.rgb
     if images.transparent == "reject":
@@ -108,8 +109,8 @@ def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
     return composite(decoded.rgb, decoded.alpha, _BACKGROUND[images.transparent])
 
 
-def decode_image(data: bytes) -> DecodedImage:
-    """Pixels and transparency of an image file of any kind but an animation.
+def decode_image(data: bytes, images: ImageSettings = _DEFAULTS) -> DecodedImage:
+    """Pixels and transparency of an image file; without settings any kind but an animation.
 
     An embedded color profile is converted to sRGB; one that is broken or does not fit the pixels
     is ignored, as browsers do.
@@ -118,16 +119,6 @@ def decode_image(data: bytes) -> DecodedImage:
         ImageRejected: "empty file", "not an image", "truncated", "corrupt", "animated",
             "too large" (a decompression bomb), "unsupported pixel format".
     """
-    return _decode(data, ImageSettings())
-
-
-def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
-    """Applies the filters that need the pixels, uint8 (H, W, 3); ImageRejected("blurred")."""
-    if filters.min_sharpness is not None and sharpness(pixels) < filters.min_sharpness:
-        raise ImageRejected("blurred")
-
-
-def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
     with _decoder_errors():
         image = _open(_Head(data))
         _check_kind(header_of(image, data), images)
@@ -139,6 +130,12 @@ def _decode(data: bytes, images: ImageSettings) -> DecodedImage:
     if alpha is None or int(alpha.min()) == 255:
         return DecodedImage(upright, None)
     return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, turn)))
+
+
+def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
+    """Applies the filters that need the pixels, uint8 (H, W, 3); ImageRejected("blurred")."""
+    if filters.min_sharpness is not None and sharpness(pixels) < filters.min_sharpness:
+        raise ImageRejected("blurred")
 
 
 def _header(head: bytes, complete: bool) -> ImageHeader:

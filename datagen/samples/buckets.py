@@ -15,6 +15,9 @@ import numpy as np
 from datagen.photos.decode import ImageRejected
 from datagen.settings import BucketSettings
 
+TOO_SMALL = "too small"
+"""Reason of a photo that covers no bucket."""
+
 
 @dataclass(frozen=True, order=True)
 class Bucket:
@@ -56,32 +59,16 @@ def nearest_bucket(buckets: tuple[Bucket, ...], *, width: int, height: int) -> B
 
 def fitting_buckets(
     settings: BucketSettings, *, width: int, height: int
-) -> tuple[tuple[float, Bucket], ...]:
-    """Frequency and bucket of each budget that a photo covers without being enlarged.
-
-    Raises:
-        ImageRejected: "too small", when it covers none.
-    """
-    nearest = [
-        (
-            budget.probability,
-            nearest_bucket(
-                budget_buckets(
-                    budget.side, step=settings.step, max_aspect_ratio=settings.max_aspect_ratio
-                ),
-                width=width,
-                height=height,
-            ),
+) -> list[tuple[float, Bucket]]:
+    """Frequency and bucket of each budget that a photo covers without being enlarged."""
+    fitting = []
+    for budget in settings.budgets:
+        buckets = budget_buckets(
+            budget.side, step=settings.step, max_aspect_ratio=settings.max_aspect_ratio
         )
-        for budget in settings.budgets
-    ]
-    fitting = tuple(
-        (chance, bucket)
-        for chance, bucket in nearest
-        if bucket.width <= width and bucket.height <= height
-    )
-    if not fitting:
-        raise ImageRejected("too small")
+        bucket = nearest_bucket(buckets, width=width, height=height)
+        if bucket.width <= width and bucket.height <= height:
+            fitting.append((budget.probability, bucket))
     return fitting
 
 
@@ -97,6 +84,8 @@ def draw_bucket(
     """
     chance = rng.random()
     fitting = fitting_buckets(settings, width=width, height=height)
+    if not fitting:
+        raise ImageRejected(TOO_SMALL)
     cumulative = np.cumsum([weight for weight, _ in fitting])
     index = int(np.searchsorted(cumulative, chance * cumulative[-1], side="right"))
     return fitting[min(index, len(fitting) - 1)][1]

@@ -14,8 +14,9 @@ import torch
 
 from datagen.dataset.shards import Latents
 from datagen.io.prefetch import read_ahead
+from datagen.photos.source_file import Rejection
 from datagen.samples.codecs import Codec
-from datagen.samples.prepare import PreparedSample, RejectedSample, SampleResult
+from datagen.samples.prepare import PreparedSample, SampleResult
 
 _FLOAT16_MAX = 65504
 NOT_FINITE = "latents not finite"
@@ -26,8 +27,8 @@ def encode(
 ) -> Iterator[SampleResult]:
     """Every result once, samples with their latents; one batch is encoded ahead of its use."""
 
-    def work(group: list[PreparedSample] | RejectedSample) -> list[SampleResult]:
-        return [group] if isinstance(group, RejectedSample) else _encoded(group, codec, device)
+    def work(group: list[PreparedSample] | Rejection) -> list[SampleResult]:
+        return [group] if isinstance(group, Rejection) else _encoded(group, codec, device)
 
     for group in read_ahead(_batches(results, batch), work, threads=1, ahead=1):
         yield from group
@@ -35,11 +36,11 @@ def encode(
 
 def _batches(
     results: Iterable[SampleResult], size: int
-) -> Iterator[list[PreparedSample] | RejectedSample]:
+) -> Iterator[list[PreparedSample] | Rejection]:
     """Lists of `size` samples of one shape, and the rejections between them."""
     open_groups: dict[str, list[PreparedSample]] = defaultdict(list)
     for result in results:
-        if isinstance(result, RejectedSample):
+        if isinstance(result, Rejection):
             yield result
             continue
         group = open_groups[result.drawn.bucket]
@@ -55,7 +56,7 @@ def _encoded(samples: list[PreparedSample], codec: Codec, device: str) -> list[S
     # this one a convolution would take all cores (measured: 2.0 of 2 busy, 1.0 with this line).
     torch.set_num_threads(1)
     return [
-        RejectedSample(sample.drawn.source, NOT_FINITE)
+        Rejection(sample.drawn.source, NOT_FINITE)
         if latents is None
         else replace(sample, latents=latents)
         for sample, latents in zip(samples, _latents(samples, codec, device), strict=True)

@@ -18,7 +18,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
 from datagen.photos.decode import ImageRejected, check_pixels, decode_photo
-from datagen.photos.source_file import SourceFile, read_photo
+from datagen.photos.source_file import Rejection, SourceFile, read_photo
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
 from datagen.settings import DatasetRecipe
 
@@ -39,15 +39,8 @@ class PreparedSample:
     latents: Latents | None = None
 
 
-@dataclass(frozen=True)
-class RejectedSample:
-    """A variant of a photo that no sample can be made of, and why."""
-
-    uri: str
-    reason: str
-
-
-SampleResult = PreparedSample | RejectedSample
+SampleResult = PreparedSample | Rejection
+"""A sample, or why none can be made of this variant of a photo."""
 
 
 def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator[SampleResult]:
@@ -73,7 +66,7 @@ def _result(recipe: DatasetRecipe, photo: _CachedPhoto, variant: int) -> SampleR
     try:
         return _sample(recipe, photo.get(), variant)
     except ImageRejected as error:
-        return RejectedSample(photo.file.uri, error.reason)
+        return Rejection(photo.file.uri, error.reason)
 
 
 class _CachedPhoto:
@@ -86,11 +79,7 @@ class _CachedPhoto:
         self._result: Photo | ImageRejected | None = None
 
     def get(self) -> Photo:
-        """The decoded photo.
-
-        Raises:
-            ImageRejected: the file cannot be used; raised again by every call.
-        """
+        """The decoded photo; every call raises ImageRejected if the file cannot be used."""
         with self._lock:
             if self._result is None:
                 self._result = self._read()

@@ -82,9 +82,6 @@ class _ShardWorker:
     def __init__(self, builder: Callable[[Any], Any]) -> None:
         self._builder = builder
 
-    def ready(self) -> None:
-        """Returns once the actor has started."""
-
     def build(self, task: Any) -> Any:
         return self._builder(task)
 
@@ -131,7 +128,7 @@ class _Run(Generic[T, R]):
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
             started = _actor_class(self.workers.each).remote(self.builder)
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
-            self.starting[started.ready.remote()] = started
+            self.starting[started.__ray_ready__.remote()] = started
 
     def collect(self, on_done: Callable[[T, R], None]) -> None:
         """Waits until an actor has started or finished its task."""

@@ -42,20 +42,9 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def end_connection() -> None:
-    """Stops everything this process runs on the cluster, at once."""
-    ray.shutdown()
-
-
 def cluster_nodes() -> list[Mapping[str, float]]:
     """Resources of each living node of the connected cluster, as Ray names them."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def free_resources() -> Mapping[str, float]:
-    """Free resources of the connected cluster, as Ray names them."""
-    free: Mapping[str, float] = ray.available_resources()
-    return free
 
 
 @contextmanager

@@ -20,13 +20,9 @@ FULL_BYTES = 1 << 20
 
 
 class StageWatch:
-    """Shows the progress that workers write, or why there is none yet."""
+    """Shows the progress that workers write, or the reason that `waiting` gives for none yet."""
 
     def __init__(self, progress: Progress, folder: StagePaths, waiting: Callable[[], str]) -> None:
-        """
-        Args:
-            waiting: says why no progress has been written yet.
-        """
         self._progress = progress
         self._waiting = waiting
         self._folder = folder

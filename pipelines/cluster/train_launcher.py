@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
-from pipelines.cluster.ray_session import cluster_nodes, end_connection, free_resources, ray_cluster
+from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.stage_watch import StageWatch
 from pipelines.cluster.training_workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
@@ -104,7 +106,7 @@ class TrainingWorkers:
         try:
             self.lock.raise_if_lost()
         except LockLostError:
-            end_connection()  # ends the workers too: they must not write any more
+            ray.shutdown()  # ends the workers too: they must not write any more
             return
         if finished_stages(self.recipe) is None and self._running(0):
             self._stop.ask()
@@ -122,7 +124,7 @@ class TrainingWorkers:
 
     def _waiting(self) -> str:
         assert self._placement is not None
-        return self._placement.waiting(free_resources(), cluster_nodes())
+        return self._placement.waiting(ray.available_resources(), cluster_nodes())
 
     def _fit(self, placement: Placement) -> None:
         try:

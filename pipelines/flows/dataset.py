@@ -10,14 +10,20 @@ from pathlib import Path
 
 from prefect import flow
 
+from datagen.build.builder import ShardBuilder
+from datagen.build.finish import RejectionLimit, finish, pending_tasks
+from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import Manifest
-from datagen.io.lock import BUILD, output_lock
+from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
+from datagen.io.lock import BUILD, OutputLock, output_lock
 from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
-from pipelines.cluster.ray_session import ray_cluster
+from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.chunk_map import map_chunks_on_cluster
+from pipelines.cluster.dataset_workers import plan_workers
+from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.environment import default_tracking_uri
-from pipelines.flows.dataset_steps import finish_step, plan_step, shards_step
 from pipelines.orchestration.artifacts import progress_artifact, show_result
 from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.terminal.build_meter import BuildMeter, Watch, watch_on_terminal
@@ -47,12 +53,55 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         output_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
-        plan = task_step("plan", lambda: plan_step(recipe, listing))
+        plan = task_step(
+            "plan",
+            lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
+        )
         task_step("shards", lambda: shards_step(recipe, plan, lock, _watch(recipe.output)))
         manifest = task_step("finish", lambda: finish_step(plan, lock))
     show_result(manifest, recipe.output)
     _track(recipe, manifest)
     return manifest
+
+
+def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watch) -> None:
+    """Makes the tasks that are not done yet, on the connected Ray cluster.
+
+    Raises:
+        FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has
+            taken over the dataset.
+    """
+    pending = pending_tasks(plan)
+    if not pending:
+        return
+    workers = plan_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
+    limit = RejectionLimit(plan)
+    missing = sum(task.num_samples for task in pending)
+    meter = BuildMeter(
+        total=plan.num_samples, done=plan.num_samples - missing, rejected=len(plan.rejected)
+    )
+    with watch(meter) as refresh:
+
+        def note(task: ShardTask, record: TaskRecord) -> None:
+            meter.add(
+                planned=task.num_samples,
+                samples=record.num_samples,
+                bytes=record.bytes,
+                rejected=len(record.rejected),
+            )
+            refresh()
+            lock.raise_if_lost()
+            limit.check(record)
+
+        run_shard_tasks(builder, pending, workers=workers, on_done=note)
+
+
+def finish_step(plan: Plan, lock: OutputLock) -> Manifest:
+    """Checks that every task is done and writes the manifest, which completes the dataset."""
+    lock.renew()
+    lock.raise_if_lost()
+    return finish(plan)
 
 
 def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:

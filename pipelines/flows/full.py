@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import ray_cluster
@@ -51,6 +52,10 @@ def full(recipe: FullRecipe) -> FullRecord:
     with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
     return FullRecord(rows=tuple(rows), seconds=seconds)
+
+
+FLOWS: dict[str, Flow[Any, Any]] = {"dataset": build_dataset, "training": train, "full": full}
+"""The flows that can be deployed, by the part of a recipe that they run."""
 
 
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:

@@ -12,13 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import artifacts
 
 from datagen.dataset.layout import PREVIEW, REJECTED
 from datagen.dataset.manifest import Manifest
@@ -80,11 +74,11 @@ class _ProgressPage:
         if left:
             text += f", {duration(left)} left"
         if self._artifact is None:
-            artifact = create_progress_artifact(meter.percent, self._key, text)
+            artifact = artifacts.create_progress_artifact(meter.percent, self._key, text)
             assert isinstance(artifact, UUID)  # not a coroutine: this thread has no event loop
             self._artifact = artifact
         else:
-            update_progress_artifact(self._artifact, meter.percent, text)
+            artifacts.update_progress_artifact(self._artifact, meter.percent, text)
         self._sent = done
 
 
@@ -99,11 +93,12 @@ def show_result(manifest: Manifest, dataset: str) -> None:
 def _add_all(manifest: Manifest, dataset: str) -> None:
     name = artifact_slug(dataset)
     try:
-        create_markdown_artifact(summary_markdown(manifest, dataset), key=f"{name}-summary")
-        create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
+        summary = summary_markdown(manifest, dataset)
+        artifacts.create_markdown_artifact(summary, key=f"{name}-summary")
+        artifacts.create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
         if manifest.rejected.count:
-            create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
-        create_link_artifact(preview_link(dataset), PREVIEW, key=f"{name}-preview")
+            artifacts.create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
+        artifacts.create_link_artifact(preview_link(dataset), PREVIEW, key=f"{name}-preview")
     except Exception as error:  # logged here: the dataset is complete without a page
         warn(error)
 

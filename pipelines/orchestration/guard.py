@@ -25,7 +25,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.terminal.signals import Terminated
+from pipelines.terminal.process_edge import Terminated
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,13 @@ from typing import Any
 import typer
 
 from datagen.errors import FlowmapsrError
-from pipelines.terminal.signals import Terminated
 from pipelines.terminal.text import command
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM as an exception, so that clean-up runs as it does on Ctrl-C."""
 
 
 @dataclass(frozen=True)

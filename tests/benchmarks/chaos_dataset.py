@@ -24,13 +24,15 @@ import psutil
 from PIL import Image
 
 from datagen.build.in_process import build_in_process
+from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.io.lock import BUILD, output_lock
 from datagen.photos.sources import list_sources
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
+from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import ray_cluster
-from pipelines.flows.dataset_steps import finish_step, plan_step, shards_step
+from pipelines.flows.dataset import finish_step, shards_step
 from pipelines.recipes.load import dataset_recipe
 from pipelines.terminal.build_meter import watch_on_terminal
 from tests.benchmarks.chaos_processes import (
@@ -139,7 +141,7 @@ def drive(path: str) -> None:
     if survey(recipe, listing).complete is not None:
         return
     with output_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
-        plan = plan_step(recipe, listing)
+        plan = plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster)
         shards_step(recipe, plan, lock, watch_on_terminal)
         finish_step(plan, lock)
 

@@ -16,7 +16,7 @@ from prefect.logging.handlers import APILogWorker
 from datagen.errors import FlowmapsrError
 from pipelines.orchestration import guard
 from pipelines.orchestration.guard import artifact_slug, guarded, task_step
-from pipelines.terminal.signals import Terminated
+from pipelines.terminal.process_edge import Terminated
 
 
 class Work:
