@@ -131,14 +131,12 @@ def scan_and_dedupe(
             rejected.append((photo.file, "missing"))
         elif digest in seen:
             rejected.append((photo.file, DUPLICATE))
-        elif digest is not None:
-            seen.add(digest)
-            if digest in known_hashes:
-                known[digest] = photo.file
-            else:
-                photos.append(photo)
+        elif digest is not None and digest in known_hashes:
+            known[digest] = photo.file
         else:
             photos.append(photo)
+        if digest is not None:
+            seen.add(digest)
     return ScanResult(photos, known, rejected)
 
 

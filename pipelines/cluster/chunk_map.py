@@ -35,16 +35,11 @@ def map_chunks_on_cluster(
     first = list(islice(iterator, _WORTHWHILE))
     if len(first) < _WORTHWHILE:
         return map(function, first)
-    return _map_remotely(function, chain(first, iterator))
-
-
-def _map_remotely(
-    function: Callable[[Sequence[C]], list[R]], chunks: Iterable[Sequence[C]]
-) -> Iterator[list[R]]:
     call = ray.remote(num_cpus=1)(_call)
     shared = ray.put(function)
     most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return in_order(chunks, lambda chunk: call.remote(shared, chunk), _result, ahead=most - 1)
+    rest = chain(first, iterator)
+    return in_order(rest, lambda chunk: call.remote(shared, chunk), _result, ahead=most - 1)
 
 
 def _call(function: Callable[[Any], Any], chunk: Any) -> Any:

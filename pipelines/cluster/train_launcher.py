@@ -93,7 +93,7 @@ class TrainingWorkers:
         if folder.finished_record() is None:
             with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
                 watch = StageWatch(progress, folder, self._waiting)
-                while folder.finished_record() is None and self._running(POLL_SECONDS):
+                while folder.finished_record() is None and not self._ended.wait(POLL_SECONDS):
                     self.lock.raise_if_lost()
                     watch.update()
         record = folder.finished_record()
@@ -108,19 +108,15 @@ class TrainingWorkers:
         except LockLostError:
             ray.shutdown()  # ends the workers too: they must not write any more
             return
-        if finished_stages(self.recipe) is None and self._running(0):
+        if finished_stages(self.recipe) is None and not self._ended.is_set():
             self._stop.ask()
-        if self._running(SAVE_SECONDS):
+        if not self._ended.wait(SAVE_SECONDS):
             log.warning(
                 "the workers did not save within %.0f s and are stopped: the steps since the last "
                 "checkpoint will be repeated",
                 SAVE_SECONDS,
             )
         self._stop.clear()
-
-    def _running(self, wait: float) -> bool:
-        """Whether the group still runs; returns at once when it ends within `wait` seconds."""
-        return not self._ended.wait(wait)
 
     def _waiting(self) -> str:
         assert self._placement is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -26,10 +27,12 @@ from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.artifacts import progress_artifact, show_result
 from pipelines.orchestration.guard import is_deployed, task_step
-from pipelines.terminal.build_meter import BuildMeter, Watch, watch_on_terminal
+from pipelines.terminal.build_meter import BuildMeter, watch_on_terminal
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
+
+ProgressPage = Callable[[BuildMeter], AbstractContextManager[object]]
 
 
 @flow(name="dataset", flow_run_name="{recipe.output}")
@@ -57,15 +60,21 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             "plan",
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
         )
-        task_step("shards", lambda: shards_step(recipe, plan, lock, _watch(recipe.output)))
+        page = partial(progress_artifact, dataset=recipe.output)
+        task_step("shards", lambda: shards_step(recipe, plan, lock, page))
         manifest = task_step("finish", lambda: finish_step(plan, lock))
     show_result(manifest, recipe.output)
     _track(recipe, manifest)
     return manifest
 
 
-def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watch) -> None:
+def shards_step(
+    recipe: DatasetRecipe, plan: Plan, lock: OutputLock, page: ProgressPage = nullcontext
+) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
+
+    Args:
+        page: shows the progress for the length of a block, besides the terminal.
 
     Raises:
         FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has
@@ -81,7 +90,7 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock, watch: Watc
     meter = BuildMeter(
         total=plan.num_samples, done=plan.num_samples - missing, rejected=len(plan.rejected)
     )
-    with watch(meter) as refresh:
+    with watch_on_terminal(meter) as refresh, page(meter):
 
         def note(task: ShardTask, record: TaskRecord) -> None:
             meter.add(
@@ -112,12 +121,3 @@ def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return
     log_dataset(recipe, manifest)
-
-
-def _watch(dataset: str) -> Watch:
-    @contextmanager
-    def watch(meter: BuildMeter) -> Iterator[Callable[[], None]]:
-        with watch_on_terminal(meter) as refresh, progress_artifact(meter, dataset):
-            yield refresh
-
-    return watch

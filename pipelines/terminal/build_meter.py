@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from pipelines.terminal.progress import show_progress
 from pipelines.terminal.text import human_bytes
@@ -57,12 +57,8 @@ class BuildMeter:
         return max(self._clock() - self._start, 1e-3)
 
 
-Watch = Callable[[BuildMeter], AbstractContextManager[Callable[[], None]]]
-"""Shows a meter for the length of a block; call the yielded function when it has changed."""
-
-
 @contextmanager
 def watch_on_terminal(meter: BuildMeter) -> Iterator[Callable[[], None]]:
-    """The meter as a bar or as lines on stderr."""
+    """The meter as a bar or lines on stderr; call the yielded function when it has changed."""
     with show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress:
         yield lambda: progress.reach(meter.done, note=meter.note())

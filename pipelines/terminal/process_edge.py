@@ -80,7 +80,9 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
             yield output
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-            output.fail(f"Stopped; nothing is lost. To continue: {_same_command()}", exit_code=code)
+            output.fail(
+                f"Stopped; nothing is lost. To continue: {command(*sys.argv[1:])}", exit_code=code
+            )
         except FlowmapsrError as error:
             output.fail(str(error), exit_code=getattr(error, "exit_code", FAILED))
         except Exception as error:
@@ -94,10 +96,6 @@ def _json_text(result: Mapping[str, Any]) -> str:
     return json.dumps(result, ensure_ascii=False)
 
 
-def _same_command() -> str:
-    return command(*sys.argv[1:])
-
-
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
@@ -107,7 +105,7 @@ def _unexpected(error: Exception) -> str:
     with tempfile.NamedTemporaryFile(
         "w", prefix="flowmapsr-error-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:
-        log.write(f"{_same_command()}\n\n{''.join(traceback.format_exception(error))}")
+        log.write(f"{command(*sys.argv[1:])}\n\n{''.join(traceback.format_exception(error))}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     return (

@@ -237,14 +237,11 @@ def status_report(found: RunStatus) -> VerbResult:
 
 def statuses_report(folder: str, found: Sequence[RunStatus]) -> VerbResult:
     """Progress of several training runs, one line each."""
-    rows = [(_path_in(run.run, folder), *_stage_cells(run.current)) for run in found]
+    base = Path(folder).expanduser().absolute()
+    rows = [(str(Path(run.run).relative_to(base)), *_stage_cells(run.current)) for run in found]
     headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
     return VerbResult({"runs": [run.model_dump(mode="json") for run in found]}, lines)
-
-
-def _path_in(run: str, folder: str) -> str:
-    return str(Path(run).relative_to(Path(folder).expanduser().absolute()))
 
 
 def _contents(manifest: Manifest) -> str:

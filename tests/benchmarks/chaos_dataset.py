@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.io.lock import BUILD, output_lock
@@ -34,7 +33,6 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.flows.dataset import finish_step, shards_step
 from pipelines.recipes.load import dataset_recipe
-from pipelines.terminal.build_meter import watch_on_terminal
 from tests.benchmarks.chaos_processes import (
     descendants,
     head_words,
@@ -43,6 +41,7 @@ from tests.benchmarks.chaos_processes import (
     start_ray,
     title,
 )
+from tests.support.in_process import build_in_process
 
 KILLS = 200
 KILLS_A_BUILD = 20
@@ -142,7 +141,7 @@ def drive(path: str) -> None:
         return
     with output_lock(recipe.output, BUILD) as lock, ray_cluster(cpus=1):
         plan = plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster)
-        shards_step(recipe, plan, lock, watch_on_terminal)
+        shards_step(recipe, plan, lock)
         finish_step(plan, lock)
 
 
