@@ -36,9 +36,6 @@ GRACE_SECONDS = 30.0
 
 def serve(requests: socket.socket) -> None:
     """Answers requests until the other end is closed."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # Nothing may run beside the fork: a lock that another thread holds would stay locked for ever.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     for name in PRELOADED:
         import_module(name)
     import_deepspeed()

@@ -102,7 +102,10 @@ def _server() -> socket.socket:
     """A socket to this process's fork server, started at its first use."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())]
-    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
+    # One thread before torch is imported: sums in another order differ in their last bits, and
+    # nothing may run beside a fork, which would keep another thread's locks for ever.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=env)
     theirs.close()
     atexit.register(server.wait)
     atexit.register(ours.close)

@@ -51,7 +51,7 @@ def stopped(undisturbed: TrainingRecipe, tmp_path: Path) -> TrainingRecipe:
         ("recipe.json", "recipe.json is corrupt"),
         ("stages/warmup/done.json", "done.json is corrupt"),
         ("stages/distill/progress.json", "progress.json is corrupt"),
-        ("stages/distill/ended.json", "distill stopped: not known"),
+        ("stages/distill/ended.json", "distill stopped: unknown"),
         ("stages/distill/starts.jsonl", "distill stopped: finished"),
         ("stages/distill/tracking.jsonl", "distill stopped: finished"),
         ("stages/distill/tracking.sent", "distill stopped: finished"),
@@ -121,7 +121,7 @@ def test_a_run_whose_records_are_all_corrupt_resumes_to_the_same_model(
     assert records is not None and [record.steps for record in records] == [60, 60]
     for stage in ("warmup", "distill"):
         assert same_weights(stopped, undisturbed, stage)
-    starts = read_starts(StagePaths(run, "warmup"))
+    starts = read_starts(StagePaths(run, "distill"))
     assert [start.step for start in starts] == [0, 50]
     assert str(starts[1].ended_before).startswith("unknown")
     losses = read_metrics(home)["loss/total"]

@@ -88,7 +88,6 @@ def test_mismatched_budgets_are_refused_before_training(
     [
         ([SMALL, SMALL], "the sides of budgets must differ: 256, 256"),
         ([{**SMALL, "probability": 0}], "probability of every one of budgets is 0"),
-        ([SMALL, {**LARGE, "global_batch": 6, "micro_batch": 2}], "6 is not a multiple of.*= 4"),
         ([{**SMALL, "probability": 1.5}], "less than or equal to 1"),
         ([], "at least 1 item"),
     ],

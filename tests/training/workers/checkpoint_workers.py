@@ -6,6 +6,7 @@ first; two go on from that and run all cases; then one goes on from those.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import resource
@@ -116,7 +117,8 @@ def fresh_gan(*, strange: bool = False) -> Trainer:
             (discriminator, discriminator_settings(stage, adversarial)),
         )
     ]
-    return AdversarialTrainer(*engines, two_engines.OBJECTIVE, stage=stage, settings=adversarial)
+    objective = copy.deepcopy(two_engines.OBJECTIVE)  # its time map must end with the trainer
+    return AdversarialTrainer(*engines, objective, stage=stage, settings=adversarial)
 
 
 def train(trainer: Trainer, first: int, end: int) -> list[float]:
