@@ -185,13 +185,13 @@ class Stage:
             return Reporter()
         report = StageReport(self.inputs.recipe, self.folder, self.workers)
         self.watchdog.before_end(report.stalled)
-        loaded = self.built.loaded
-        if loaded.report is not None:
-            log.info("stage %s: %s", self.folder.name, loaded.report.summary())
+        loaded = self.built.load_report
+        if loaded is not None:
+            log.info("stage %s: %s", self.folder.name, loaded.summary())
         report.describe(
             self.inputs.dataset,
-            source=loaded.source,
-            initialization=None if loaded.report is None else loaded.report.table(),
+            source=self.inputs.recipe.initial_weights_of(self.folder.name) or "random weights",
+            initialization=None if loaded is None else loaded.table(),
             tags=self.built.tags,
             note=NOTE.format(pictures=self.system.pictures_note),
             peak=peak,

@@ -25,7 +25,7 @@ from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.trainer import Trainer
-from training.weights.initialize import LoadedWeights
+from training.weights.initialize import LoadReport
 from training.weights.model_folder import ModelConfig
 
 
@@ -72,8 +72,8 @@ class SystemStage(Protocol):
     def trainer(self) -> Trainer: ...
 
     @property
-    def loaded(self) -> LoadedWeights:
-        """Where the first weights came from."""
+    def load_report(self) -> LoadReport | None:
+        """What was loaded as the first weights; None for random ones."""
 
     @property
     def tags(self) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ A system (`training/system_protocol.py`) provides an objective, or its own train
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,7 +96,9 @@ class StageModel(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, objective: Objective, batch: Batch, generator: torch.Generator) -> Losses:
+    def forward(
+        self, objective: Callable[..., Losses], batch: Batch, generator: torch.Generator
+    ) -> Losses:
         """Runs the objective inside this module's forward, where DeepSpeed's hooks expect it."""
         return objective(self, batch, generator)
 

@@ -40,7 +40,6 @@ from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import StageInputs
 from training.trainer import Trainer
-from training.weights.initialize import RANDOM, LoadedWeights
 
 WARM, TIMED, COSTS = 2, 5, 3
 LARGEST = 64
@@ -131,7 +130,7 @@ def _trainer(
         world_size=1,
     )
     prompts = stand_in(recipe.model.prompt_channels)
-    initial = InitialNetwork(net, prompts, LoadedWeights(RANDOM, None))
+    initial = InitialNetwork(net, prompts, None)
     return FlowMapStage(inputs, initial).trainer
 
 

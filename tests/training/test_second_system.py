@@ -35,7 +35,6 @@ from training.systems import SYSTEMS
 from training.tracking.journal import read_metrics
 from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
-from training.weights.initialize import RANDOM, LoadedWeights
 from training.weights.model_folder import (
     WEIGHTS,
     ModelConfig,
@@ -95,7 +94,7 @@ class PixelObjective:
 
 class ConvStage:
     tags = {"convolutions": "1"}
-    loaded = LoadedWeights(RANDOM, None)
+    load_report = None
 
     def __init__(self, inputs: StageInputs) -> None:
         self.inputs = inputs

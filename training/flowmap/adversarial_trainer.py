@@ -24,7 +24,6 @@ from training.flowmap.adversarial import (
     two_step_prediction,
 )
 from training.flowmap.conditions import usual_guidance
-from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import TOTAL, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings, ConvergenceSettings
 from training.settings.stage import StageSettings
@@ -40,47 +39,6 @@ def turn(step: int, *, warmup: int) -> Literal["generator", "discriminator"]:
     """Whose update a step is: the discriminator's alone at first, then in turn, generator first."""
     alone = step < warmup
     return "discriminator" if alone or (step - warmup) % 2 else "generator"
-
-
-class GeneratorObjective:
-    """softplus(D(x0) - D(x0_hat)) + lambda_orig * the stage's objective.
-
-    Reads the discriminator without training it: the module is called outside its engine, with its
-    parameters' gradients off, else DeepSpeed's hooks would count them.
-    """
-
-    def __init__(
-        self,
-        original: Objective,
-        discriminator: nn.Module,
-        *,
-        weight: float,
-        guidance: float = 1.0,
-    ) -> None:
-        """
-        Args:
-            guidance: strength w at which the predictions are made.
-        """
-        self.original = original
-        self.discriminator = discriminator
-        self.weight = weight
-        self.guidance = guidance
-
-    def predict(self, net: FlowMapNet, lq: Tensor) -> Tensor:
-        """The HQ latents that the discriminator judges."""
-        return two_step_prediction(net.velocity(self.guidance), lq)
-
-    def __call__(
-        self, model: FlowMapStageModel, batch: Batch, generator: torch.Generator
-    ) -> Losses:
-        original = self.original(model, batch, generator)
-        fake = self.discriminator(self.predict(model.net, batch.lq))
-        with torch.no_grad():
-            real = self.discriminator(batch.hq)
-        total = generator_loss(fake, real) + self.weight * original.total
-        # The total is the generator's whole loss, not the original objective's alone.
-        whole = Term.of(total.expand(len(batch.hq)))
-        return Losses(total, {**score_terms(fake, real), **original.terms, TOTAL: whole})
 
 
 class AdversarialTrainer:
@@ -104,14 +62,10 @@ class AdversarialTrainer:
         self.discriminator_stage = discriminator_settings(stage, settings)
         self.warmup = settings.discriminator.warmup_steps
         self.scores = ScoreAverages(settings.convergence)
-        self.objective = GeneratorObjective(
-            objective,
-            discriminator.module,
-            weight=settings.flow_map_loss_weight,
-            guidance=usual_guidance(stage.objective.guidance),
-        )
+        self.objective = objective
+        self.objective_weight = settings.flow_map_loss_weight
         assert isinstance(generator.module, FlowMapStageModel)
-        self.net = generator.module.net
+        self.u = generator.module.net.velocity(usual_guidance(stage.objective.guidance))
         scores = (DISCRIMINATOR_LOSS, GENERATOR_LOSS, REAL_SCORE, FAKE_SCORE)
         self.terms = (*scores, *objective.terms)
         self.guarded = objective.guarded
@@ -133,14 +87,31 @@ class AdversarialTrainer:
         if turn(step, warmup=self.warmup) == "discriminator":
             return self._train_discriminator(batch, step)
         with without_gradients(self.discriminator.module):
-            losses: Losses = self.engine(self.objective, batch, generator)
+            losses: Losses = self.engine(self.generator_losses, batch, generator)
             self.engine.backward(losses.total, batch.micro)
         self.engine.step(learning_rate(self.stage, step))
         return losses
 
+    def generator_losses(
+        self, model: FlowMapStageModel, batch: Batch, generator: torch.Generator
+    ) -> Losses:
+        """softplus(D(x0) - D(x0_hat)) + lambda_orig * the stage's objective.
+
+        Reads the discriminator without training it: the module is called outside its engine, with
+        its parameters' gradients off, else DeepSpeed's hooks would count them.
+        """
+        original = self.objective(model, batch, generator)
+        fake = self.discriminator.module(two_step_prediction(self.u, batch.lq))
+        with torch.no_grad():
+            real = self.discriminator.module(batch.hq)
+        total = generator_loss(fake, real) + self.objective_weight * original.total
+        # The total is the generator's whole loss, not the original objective's alone.
+        whole = Term.of(total.expand(len(batch.hq)))
+        return Losses(total, {**score_terms(fake, real), **original.terms, TOTAL: whole})
+
     def _train_discriminator(self, batch: Batch, step: int) -> Losses:
         with torch.no_grad():
-            predicted = self.objective.predict(self.net, batch.lq)
+            predicted = two_step_prediction(self.u, batch.lq)
         fake, real = self.discriminator(torch.cat([predicted, batch.hq])).chunk(2)
         loss = discriminator_loss(fake, real)
         self.discriminator.backward(loss, batch.micro)

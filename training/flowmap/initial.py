@@ -15,13 +15,7 @@ from training.flowmap.text_encoders import encode_once
 from training.run_dir.paths import StagePaths
 from training.settings.model import StandInPrompts, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
-from training.weights.initialize import (
-    RANDOM,
-    LoadedWeights,
-    fetch_weights,
-    fill,
-    weights_path,
-)
+from training.weights.initialize import LoadReport, fetch_weights, fill, weights_path
 from training.weights.model_folder import WEIGHTS, load_config
 from training.weights.sources import WeightSource, in_memory, list_tensors, open_source
 
@@ -35,7 +29,8 @@ class InitialNetwork:
 
     net: FlowMapNet
     prompts: Prompts
-    weights: LoadedWeights
+    report: LoadReport | None
+    """What was loaded; None for random weights."""
 
 
 def fetch_inputs(recipe: TrainingRecipe, folder: StagePaths) -> None:
@@ -64,7 +59,7 @@ def initial_network(
     prompts = _prompts(recipe, folder, source)
     net.prompts.copy_(prompts.embeddings)
     if source is None:
-        return InitialNetwork(net, prompts, LoadedWeights(RANDOM, None))
+        return InitialNetwork(net, prompts, None)
     report = fill(net, recipe.model, source, least_share=settings.min_loaded_fraction)
     if settings.adversarial is not None and report.new:
         raise FlowmapsrError(
@@ -72,7 +67,7 @@ def initial_network(
             f"leaves {len(report.new)} parameters random, first {report.new[0].name}: train a "
             "stage on it before this one"
         )
-    return InitialNetwork(net, prompts, LoadedWeights(name or RANDOM, report))
+    return InitialNetwork(net, prompts, report)
 
 
 def _open_model(folder: Path) -> WeightSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 _NEAR = 3
-
-
-class SplitWeights(NamedTuple):
-    """A network with LoRA as two state dictionaries, detached and on the CPU."""
-
-    base: dict[str, Tensor]
-    """Named as in a network without LoRA."""
-    lora: dict[str, Tensor]
-    """`<layer>.lora_A.weight` (rank, inputs, ...) and `<layer>.lora_B.weight`; empty without."""
 
 
 def check_targets(net: FlowMapNet, targets: Sequence[str]) -> None:
@@ -73,8 +64,14 @@ def _inject(net: FlowMapNet, *, rank: int, targets: Sequence[str]) -> LoraModel:
     return LoraModel(net.unet, config, ADAPTER)
 
 
-def split_weights(net: FlowMapNet) -> SplitWeights:
-    """The weights of a network with or without LoRA, base and LoRA apart."""
+def split_weights(net: FlowMapNet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a network with or without LoRA, detached and on the CPU.
+
+    Returns:
+        base: named as in a network without LoRA.
+        lora: `<layer>.lora_A.weight` (rank, inputs, ...) and `<layer>.lora_B.weight`; empty where
+            there is no LoRA.
+    """
     base, lora = {}, {}
     for name, tensor in net.state_dict().items():
         weights = tensor.detach().cpu().contiguous()
@@ -82,7 +79,7 @@ def split_weights(net: FlowMapNet) -> SplitWeights:
             lora[name.replace(f".{ADAPTER}.", ".")] = weights
         else:
             base[name.replace(".base_layer.", ".")] = weights
-    return SplitWeights(base, lora)
+    return base, lora
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class FlowMapStage:
             )
         self.inputs = inputs
         self.initial = initial
-        self.loaded = initial.weights
+        self.load_report = initial.report
         self.tags = {"prompt_embeddings": initial.prompts.made_by}
         self.guidance = usual_guidance(settings.objective.guidance)
         self.objective = FlowMapObjective(

@@ -4,7 +4,6 @@ what was loaded, what is new and what was left over."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +18,6 @@ from training.settings.recipe import TrainingRecipe
 from training.weights.registry import download_model
 from training.weights.sources import WeightSource
 
-RANDOM = "random weights"
 SHOWN = 6
 """Names in the log's short table; the file has all."""
 
@@ -49,12 +47,11 @@ class LoadReport(FrozenModel):
     def summary(self) -> str:
         """How many tensors and numbers were loaded, are new, were left over; and their modules."""
         lines = [f"weights from {self.source}"]
-        for name, rows in (
-            ("loaded", self.loaded),
-            ("new", self.new),
-            ("left over", self.left_over),
+        for name, rows, modules in (
+            ("loaded", self.loaded, ""),
+            ("new", self.new, _modules(self.new)),
+            ("left over", self.left_over, _modules(self.left_over)),
         ):
-            modules = "" if rows is self.loaded else _modules(rows)
             lines.append(f"{name:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
         return "\n".join(lines)
 
@@ -70,16 +67,6 @@ class LoadReport(FrozenModel):
             for row in parameters
         ]
         return "\n".join([self.summary(), "", *rows]) + "\n"
-
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """Where a network's first weights came from."""
-
-    source: str
-    """The recipe's word for it, or RANDOM."""
-    report: LoadReport | None
-    """None for random weights."""
 
 
 def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:

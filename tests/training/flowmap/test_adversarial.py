@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from training.flowmap.adversarial import (
     two_step_prediction,
 )
 from training.flowmap.adversarial_trainer import (
-    GeneratorObjective,
+    AdversarialTrainer,
     ScoreAverages,
     score_terms,
     turn,
@@ -38,6 +39,7 @@ from training.settings.adversarial import (
 )
 from training.settings.model import ModelSettings
 from training.settings.objective import FlowMatching
+from training.settings.stage import StageSettings
 
 
 @pytest.fixture
@@ -134,10 +136,13 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
 ) -> None:
     model = FlowMapStageModel(FlowMapNet(tiny_model, latent_channels=12), None)
     settings = DiscriminatorSettings(channels=(8,), strides=(1, 1), norm_groups=4)
-    objective = GeneratorObjective(
-        FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None),
-        Discriminator(settings, latent_channels=12),
-        weight=1.0,
+    objective = FlowMatching(time_grid_levels=2)
+    trainer = AdversarialTrainer(
+        SimpleNamespace(module=model),
+        SimpleNamespace(module=Discriminator(settings, latent_channels=12)),
+        FlowMapObjective(objective, perceptual_loss=None),
+        stage=StageSettings(name="gan", objective=objective, steps=1000),
+        settings=AdversarialSettings(),
     )
     hq, lq, neg = torch.randn(3, 2, 12, 4, 4)
     calls: list[tuple[float, float, bool]] = []
@@ -147,7 +152,7 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
         )
     )
     batch = Batch(("a", "b"), hq, lq, neg, None, Position())
-    losses = objective(model, batch, torch.Generator().manual_seed(0))
+    losses = trainer.generator_losses(model, batch, torch.Generator().manual_seed(0))
     named = {name: (term.sum.item(), term.count) for name, term in losses.terms.items()}
     assert named["loss/total"] == pytest.approx((2 * losses.total.item(), 2))
     parts = named["gan/generator"][0] + named["loss/fm"][0]

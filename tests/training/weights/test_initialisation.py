@@ -26,7 +26,6 @@ from training.flowmap.prompts import PROMPTS, Prompts, stand_in
 from training.run_dir.paths import StagePaths
 from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
-from training.weights.initialize import RANDOM
 
 CHANNELS = 4
 ATTENDING = {**MODEL, "transformer_layers": [0, 1]}
@@ -112,7 +111,7 @@ def _sdxl_unet(**changes: Any) -> UNet2DConditionModel:
 
 def _check_sdxl(initial: InitialNetwork, unet: UNet2DConditionModel) -> None:
     """Everything but text attention and the new conditions comes from the checkpoint."""
-    report, mine = initial.weights.report, initial.net.state_dict()
+    report, mine = initial.report, initial.net.state_dict()
     assert report is not None
     theirs = {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
     text = {name for name in theirs if "attn2.to_k" in name or "attn2.to_v" in name}
@@ -127,15 +126,15 @@ def _check_sdxl(initial: InitialNetwork, unet: UNet2DConditionModel) -> None:
 
 def test_without_a_source_the_weights_are_random(tmp_path: Path) -> None:
     initial = _initial(tmp_path, None)
-    assert (initial.weights.source, initial.weights.report) == (RANDOM, None)
+    assert initial.report is None
     assert torch.equal(initial.prompts.embeddings, stand_in(8).embeddings)
 
 
 def test_a_model_folder_gives_everything_and_its_prompts(tmp_path: Path) -> None:
     weights = _save_model(tmp_path / "model")
     initial = _initial(tmp_path, tmp_path / "model")
-    assert initial.weights.report is not None
-    assert initial.weights.report.new == initial.weights.report.left_over == ()
+    assert initial.report is not None
+    assert initial.report.new == initial.report.left_over == ()
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     assert initial.prompts.made_by == "an encoder"
 
@@ -164,15 +163,15 @@ def test_a_model_that_finds_no_room_leaves_the_one_before(
 def test_a_changed_conditioning_loads_the_rest_and_says_what_is_new(tmp_path: Path) -> None:
     weights = _save_model(tmp_path / "model")
     initial = _initial(tmp_path, tmp_path / "model", {**ATTENDING, "guidance_conditioning": True})
-    assert initial.weights.report is not None
+    assert initial.report is not None
     changed = {"unet.class_embedding.linear_1.weight"}
-    assert _names(initial.weights.report.new) == _names(initial.weights.report.left_over) == changed
+    assert _names(initial.report.new) == _names(initial.report.left_over) == changed
     mine = initial.net.state_dict()
     assert all(torch.equal(mine[name], weights[name]) for name in mine.keys() - changed)
-    table = initial.weights.report.table()
+    table = initial.report.table()
     assert "new       [64, 40]                unet.class_embedding.linear_1.weight" in table
     assert "(there [64, 24])" in table and "unet.conv_in.weight" in table
-    lines = initial.weights.report.summary().splitlines()
+    lines = initial.report.summary().splitlines()
     assert lines[2] == "new             1 tensors           2,560 numbers  unet.class_embedding"
     assert lines[3] == "left over       1 tensors           1,536 numbers  unet.class_embedding"
 
@@ -187,8 +186,8 @@ def test_a_diffusers_folder_of_sdxl_fills_what_it_shares(tmp_path: Path, layout:
         assert len(list(folder.glob("*.safetensors"))) > 1
     initial = _initial(tmp_path, folder)
     _check_sdxl(initial, unet)
-    assert initial.weights.report is not None
-    assert _names(initial.weights.report.left_over) >= {"add_embedding.linear_1.weight"}
+    assert initial.report is not None
+    assert _names(initial.report.left_over) >= {"add_embedding.linear_1.weight"}
 
 
 def test_a_file_with_a_prefix_and_other_networks_in_it_is_understood(tmp_path: Path) -> None:
@@ -200,8 +199,8 @@ def test_a_file_with_a_prefix_and_other_networks_in_it_is_understood(tmp_path: P
     safetensors.torch.save_file(tensors, tmp_path / "lbm.safetensors")
     initial = _initial(tmp_path, tmp_path / "lbm.safetensors")
     _check_sdxl(initial, unet)
-    assert initial.weights.report is not None
-    assert "vae.encoder.conv_in.weight" in _names(initial.weights.report.left_over)
+    assert initial.report is not None
+    assert "vae.encoder.conv_in.weight" in _names(initial.report.left_over)
 
 
 RESNET = {
@@ -254,8 +253,8 @@ def test_sdxls_own_single_file_is_understood(tmp_path: Path) -> None:
     safetensors.torch.save_file(tensors, tmp_path / "sd_xl.safetensors")
     initial = _initial(tmp_path, tmp_path / "sd_xl.safetensors")
     _check_sdxl(initial, unet)
-    assert initial.weights.report is not None
-    left = _names(initial.weights.report.left_over)
+    assert initial.report is not None
+    left = _names(initial.report.left_over)
     assert "first_stage_model.encoder.conv_in.weight" in left
     assert "model.diffusion_model.label_emb.0.0.weight" in left
 
@@ -273,7 +272,7 @@ def test_a_registered_model_version_is_fetched_once(tmp_path: Path) -> None:
     initial = _initial(tmp_path, "models:/tiny/1")
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     shutil.rmtree(tmp_path / "artifacts")  # a resumed stage needs no server
-    assert _initial(tmp_path, "models:/tiny/1").weights.source == "models:/tiny/1"
+    assert _initial(tmp_path, "models:/tiny/1").report is not None
     with pytest.raises(FlowmapsrError, match=r"models:/tiny/7.*check name, version"):
         _initial(tmp_path / "other", "models:/tiny/7")
 
@@ -301,7 +300,7 @@ def test_how_much_must_fit_is_a_setting(tmp_path: Path) -> None:
     _save_model(tmp_path / "model")
     deeper = {**ATTENDING, "layers_per_block": 3}
     initial = _initial(tmp_path, tmp_path / "model", deeper)
-    assert initial.weights.report is not None and initial.weights.report.new
+    assert initial.report is not None and initial.report.new
     with pytest.raises(
         FlowmapsrError, match=r"only \d+\.\d% of the network fits .*at least 90% must"
     ):

@@ -6,7 +6,6 @@ first; two go on from that and run all cases; then one goes on from those.
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import resource
@@ -117,8 +116,7 @@ def fresh_gan(*, strange: bool = False) -> Trainer:
             (discriminator, discriminator_settings(stage, adversarial)),
         )
     ]
-    objective = copy.deepcopy(two_engines.OBJECTIVE)  # its time map must end with the trainer
-    return AdversarialTrainer(*engines, objective, stage=stage, settings=adversarial)
+    return AdversarialTrainer(*engines, two_engines.objective(), stage=stage, settings=adversarial)
 
 
 def train(trainer: Trainer, first: int, end: int) -> list[float]:

@@ -50,7 +50,10 @@ ADVERSARIAL = AdversarialSettings.model_validate(
         "flow_map_loss_weight": WEIGHT,
     }
 )
-OBJECTIVE = FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None)
+
+
+def objective() -> FlowMapObjective:
+    return FlowMapObjective(FlowMatching(time_grid_levels=2), perceptual_loss=None)
 
 
 def stage(zero_stage: int) -> StageSettings:
@@ -102,7 +105,7 @@ def with_engines(model: FlowMapStageModel, discriminator: Discriminator, zero_st
             (discriminator, discriminator_settings(settings, ADVERSARIAL)),
         )
     ]
-    trainer = AdversarialTrainer(*engines, OBJECTIVE, stage=settings, settings=ADVERSARIAL)
+    trainer = AdversarialTrainer(*engines, objective(), stage=settings, settings=ADVERSARIAL)
     for step in range(STEPS):
         for index in range(ACCUMULATION):
             place = index * WORKERS + dist.get_rank()
@@ -128,7 +131,7 @@ def with_plain_torch(model: FlowMapStageModel, discriminator: Discriminator) -> 
             predicted = middle - 0.5 * model.net(middle, half, zero)
             if generators_turn:
                 lead = discriminator(batch.hq) - discriminator(predicted)
-                original = OBJECTIVE(model, batch, noise(step, place)).total
+                original = objective()(model, batch, noise(step, place)).total
                 losses.append(functional.softplus(lead).mean() + WEIGHT * original)
             else:
                 lead = discriminator(predicted.detach()) - discriminator(batch.hq)
