@@ -23,8 +23,8 @@ from datagen.samples.codecs import load_codec
 from training.checkpoints.records import Origin
 from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
-from training.data.loader import Batch, LatentLoader, preview_batch
-from training.data.schedule import Position
+from training.data.loader import Batch, BatchReader, LatentLoader, preview_batch
+from training.data.schedule import Position, Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedList
@@ -206,6 +206,15 @@ class Stage:
     ) -> Loop:
         inputs, recipe = self.inputs, self.inputs.recipe
         settings, manifest = inputs.settings, inputs.dataset.manifest
+        schedule = Schedule(
+            manifest,
+            bucket_shares(settings, manifest),
+            seed=recipe.seed,
+            shuffle_window_shards=recipe.shuffle_window_shards,
+            split="train",
+        )
+        fields, pin = self.system.batch_fields(settings), inputs.device.type == "cuda"
+        reader = BatchReader(self.shards, schedule, manifest.codec, fields=fields, pin=pin)
         return Loop(
             settings=settings,
             seed=recipe.seed,
@@ -216,16 +225,10 @@ class Stage:
             ),
             trainer=self.built.trainer,
             loader=LatentLoader(
-                self.shards,
-                manifest,
-                bucket_shares(settings, manifest),
-                fields=self.system.batch_fields(settings),
+                reader,
                 rank=self.rank,
                 world_size=inputs.world_size,
-                seed=recipe.seed,
-                shuffle_window_shards=recipe.shuffle_window_shards,
                 threads=recipe.loader_threads,
-                pin=inputs.device.type == "cuda",
             ),
             checkpoints=Checkpoints(
                 storage.join(recipe.checkpoints, settings.name)

@@ -200,7 +200,8 @@ class DegradationSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for kinds in paths(self.operations):
+        for path in paths(self.operations):
+            kinds = [operation.kind for operation in path]
             if kinds.count("downscale") != 1 or kinds.count("resize_back") != 1:
                 raise ValueError(
                     "operations needs exactly one 'downscale' and one 'resize_back' "
@@ -213,13 +214,13 @@ class DegradationSettings(Settings):
         return self
 
 
-def paths(operations: tuple[Operation, ...]) -> Iterator[list[str]]:
-    """The kinds of operations in order, for each path through the chain."""
-    options: list[list[list[str]]] = [
+def paths(operations: tuple[Operation, ...]) -> Iterator[list[Operation]]:
+    """The operations in order, for each path through the chain."""
+    options: list[list[list[Operation]]] = [
         [path for branch in operation.chains for path in paths(branch.operations)]
         if isinstance(operation, Either)
-        else [[operation.kind]]
+        else [[operation]]
         for operation in operations
     ]
     for choice in product(*options):
-        yield [kind for path in choice for kind in path]
+        yield [operation for path in choice for operation in path]

@@ -29,25 +29,18 @@ Epoch = Callable[[], Iterator[Any]]
 def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
     from training.data.bucket_mix import bucket_sizes, proportional_shares
-    from training.data.loader import LatentLoader
+    from training.data.loader import BatchReader, LatentLoader
     from training.data.sample_decoder import BatchFields
-    from training.data.schedule import Position
+    from training.data.schedule import Position, Schedule
     from training.data.shard_store import ShardStore
     from training.settings.stage import BatchSize
 
     manifest = load_manifest(str(folder))
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
-    loader = LatentLoader(
-        ShardStore(str(folder)),
-        manifest,
-        draws,
-        fields=BatchFields(neg=True, pixels=False),
-        rank=0,
-        world_size=1,
-        seed=0,
-        shuffle_window_shards=8,
-        threads=threads,
-    )
+    schedule = Schedule(manifest, draws, seed=0, shuffle_window_shards=8, split="train")
+    fields = BatchFields(neg=True, pixels=False)
+    reader = BatchReader(ShardStore(str(folder)), schedule, manifest.codec, fields=fields)
+    loader = LatentLoader(reader, rank=0, world_size=1, threads=threads)
     batches = loader.batches(Position())
 
     def epoch() -> Iterator[Any]:

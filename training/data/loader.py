@@ -20,7 +20,7 @@ from datagen.dataset.shards import DamagedShard
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
-from training.data.bucket_mix import BucketShare, bucket_sizes, proportional_shares
+from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, SampleShape, holds
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
@@ -186,34 +186,18 @@ class LatentLoader:
     number of threads, even where samples are replaced.
     """
 
-    def __init__(
-        self,
-        store: ShardStore,
-        manifest: Manifest,
-        shares: tuple[BucketShare, ...],
-        *,
-        fields: BatchFields,
-        rank: int,
-        world_size: int,
-        seed: int,
-        shuffle_window_shards: int,
-        threads: int,
-        pin: bool = False,
-    ) -> None:
-        self.schedule = Schedule(
-            manifest, shares, seed=seed, shuffle_window_shards=shuffle_window_shards, split="train"
-        )
-        self._reader = BatchReader(store, self.schedule, manifest.codec, fields=fields, pin=pin)
-        self._store = store
+    def __init__(self, reader: BatchReader, *, rank: int, world_size: int, threads: int) -> None:
+        self.reader = reader
+        self.schedule = reader.schedule
         self.rank = rank
         self.world_size = world_size
         self.threads = threads
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Endless micro batches from `position` on; in each step every worker gets equally many."""
-        shards = WorkerThreads(self._store.fetch, threads=2, name="shards-ahead")
+        shards = WorkerThreads(self.reader.store.fetch, threads=2, name="shards-ahead")
         plans = self._plans(position, shards)
-        batches = read_ahead(plans, self._reader.read, threads=self.threads, ahead=AHEAD)
+        batches = read_ahead(plans, self.reader.read, threads=self.threads, ahead=AHEAD)
         try:
             yield from batches
         finally:

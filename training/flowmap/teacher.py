@@ -51,24 +51,16 @@ class Teacher:
         """
         if isinstance(self.settings, FlowMatching) and self.settings.guidance is None:
             return v
-        with self.gathered_parameters():
-            return self._targets(net, x_t, v, times, conditions)
-
-    def _targets(
-        self, net: Network, x_t: Tensor, v: Tensor, times: Times, conditions: Conditions
-    ) -> Tensor:
-        settings, distilled = self.settings, ~times.is_flow_matching
-        follows_path = times.is_flow_matching
+        settings, follows_path = self.settings, times.is_flow_matching
         if isinstance(settings, SelfDistillation) and settings.formulation == "eulerian":
-            follows_path = torch.ones_like(distilled)
-        if settings.guidance is not None:
-            v = self._guided(net, x_t, times.t, v, conditions, follows_path)
-        match settings:
-            case FlowMatching():
+            follows_path = torch.ones_like(follows_path)
+        with self.gathered_parameters():
+            if settings.guidance is not None:
+                v = self._guided(net, x_t, times.t, v, conditions, follows_path)
+            if isinstance(settings, FlowMatching):
                 return v
-            case SelfDistillation():
-                distill = self._distiller(settings, net, x_t, v, times, conditions)
-                return _filled(v, distilled, distill)
+            distill = self._distiller(settings, net, x_t, v, times, conditions)
+            return _filled(v, ~times.is_flow_matching, distill)
 
     def _distiller(
         self,

@@ -7,7 +7,6 @@ orientation are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,13 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from datagen.degradation.resample import resized
-from datagen.degradation.settings import (
-    DegradationSettings,
-    Either,
-    Interpolation,
-    Operation,
-    ResizeBack,
-)
+from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
 from training.system_protocol import Restorer, Strengths
@@ -138,17 +131,14 @@ def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def trained_resize(degradation: DegradationSettings) -> Interpolation:
     """How the LQ came to the size of the HQ in training. Of a mixture bicubic, which keeps most of
     the picture, else the first one."""
-    modes = [mode for back in _resizes_back(degradation.operations) for mode in back.modes]
+    modes = [
+        mode
+        for path in paths(degradation.operations)
+        for operation in path
+        if isinstance(operation, ResizeBack)
+        for mode in operation.modes
+    ]
     return "bicubic" if "bicubic" in modes else modes[0]
-
-
-def _resizes_back(operations: Sequence[Operation]) -> Iterator[ResizeBack]:
-    for operation in operations:
-        if isinstance(operation, ResizeBack):
-            yield operation
-        elif isinstance(operation, Either):
-            for chain in operation.chains:
-                yield from _resizes_back(chain.operations)
 
 
 def _pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -75,7 +75,7 @@ def test_paths() -> None:
             ]
         }
     )
-    found = [" ".join(path) for path in paths(settings.operations)]
+    found = [" ".join(operation.kind for operation in path) for path in paths(settings.operations)]
     assert found == [
         "jpeg downscale resize_back",
         "jpeg jpeg downscale resize_back",

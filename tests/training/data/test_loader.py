@@ -22,9 +22,9 @@ from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import Dct8Codec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.loader import SHARDS_AHEAD, Batch, LatentLoader, preview_batch
+from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader, preview_batch
 from training.data.sample_decoder import BatchFields
-from training.data.schedule import Position
+from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.stage import BatchSize
 
@@ -45,17 +45,9 @@ def _take(
     wanted: BatchFields = ALL,
 ) -> list[Batch]:
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
-    loader = LatentLoader(
-        ShardStore(str(dataset)),
-        manifest,
-        draws,
-        fields=wanted,
-        threads=threads,
-        rank=rank,
-        world_size=world_size,
-        seed=3,
-        shuffle_window_shards=2,
-    )
+    schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
+    reader = BatchReader(ShardStore(str(dataset)), schedule, manifest.codec, fields=wanted)
+    loader = LatentLoader(reader, rank=rank, world_size=world_size, threads=threads)
     batches = loader.batches(position)
     taken = list(itertools.islice(batches, count))
     batches.close()
@@ -242,17 +234,9 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     sizes = {"32x32_1": 8, "32x32_2": 8, "32x32_3": 8, "64x64_1": 4, "64x64_2": 4}
     shards = with_shards(manifest, **sizes)
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(4, 4))
-    loader = LatentLoader(
-        ShardStore("nowhere"),
-        shards,
-        draws,
-        fields=ALL,
-        threads=1,
-        rank=0,
-        world_size=1,
-        seed=3,
-        shuffle_window_shards=1,
-    )
+    schedule = Schedule(shards, draws, seed=3, shuffle_window_shards=1, split="train")
+    reader = BatchReader(ShardStore("nowhere"), schedule, shards.codec, fields=ALL)
+    loader = LatentLoader(reader, rank=0, world_size=1, threads=1)
     fetched: list[str] = []
     crew = WorkerThreads(lambda shard: fetched.append(shard.path), threads=1, name="test")
     next(loader._plans(START, crew))
