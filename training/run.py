@@ -25,7 +25,7 @@ from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
 from training.preflight import check_run
-from training.run_dir.lock import RunLock, run_lock
+from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.run_dir.stop_signal import StopSignal
@@ -66,7 +66,13 @@ def _train_first(
         _join(stop)
 
         def stop_requested() -> bool:
-            _end_if_lost(lock)
+            try:
+                lock.raise_if_lost()
+            except LockLostError as error:
+                print(error, file=sys.stderr, flush=True)
+                # And its launcher ends the others: an orderly end would write into a folder that is
+                # another training's now.
+                os._exit(1)
             return stop()
 
         stop.clear()
@@ -83,16 +89,6 @@ def _join(stop: StopSignal) -> None:
     """
     start_distributed(worker_device())
     stop.listen()
-
-
-def _end_if_lost(lock: RunLock) -> None:
-    """Ends this process, and by its launcher the others, once the folder is another training's: an
-    orderly end would write there."""
-    try:
-        lock.raise_if_lost()
-    except LockLostError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(1)
 
 
 def main(recipe_type: type[TrainingRecipe] = TrainingRecipe) -> int:

@@ -93,7 +93,7 @@ class BatchReader:
         """
         Args:
             fields: None for everything the samples have.
-            pin: use page-locked memory, from which copies to a GPU run in the background.
+            pin: see `BatchBuffer`.
         """
         self.store = store
         self.schedule = schedule

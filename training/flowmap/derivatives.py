@@ -6,7 +6,7 @@ Costs about two evaluations of u: one for the value and one for the derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +75,8 @@ def _group_norm(
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
         return layer(input, num_groups, weight, bias, eps)
-    x, dx, weight, bias = _precise(x), _precise(dx), _precise(weight), _precise(bias)
+    x, dx = _precise(x), _precise(dx)
+    weight, bias = (None if w is None else _precise(w) for w in (weight, bias))
     n, channels = x.shape[:2]
     sizes = (n, channels, x.numel() // (n * channels), num_groups)
     value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
@@ -97,7 +98,8 @@ def _layer_norm(
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
         return layer(input, shape, weight, bias, eps)
-    x, dx, weight, bias = _precise(x), _precise(dx), _precise(weight), _precise(bias)
+    x, dx = _precise(x), _precise(dx)
+    weight, bias = (None if w is None else _precise(w) for w in (weight, bias))
     value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
     slope = _aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, _OF_INPUT)[0]
     if weight is not None:
@@ -146,14 +148,8 @@ _RULES: dict[Any, Layer] = {
 }
 
 
-@overload
-def _precise(x: Tensor) -> Tensor: ...
-@overload
-def _precise(x: None) -> None: ...
-def _precise(x: Tensor | None) -> Tensor | None:
+def _precise(x: Tensor) -> Tensor:
     """At least float32: bf16 kernels round mean and deviation too, and slopes are differences."""
-    if x is None:
-        return None
     return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 

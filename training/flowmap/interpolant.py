@@ -105,11 +105,10 @@ def sample_times(
         start = 1 + torch.floor(rand[2] * intervals).clamp(max=intervals - 1)
         end = start - 1
     else:
-        first = anywhere
         # A second point different from the first: skip over it.
         second = torch.floor(rand[2] * intervals).clamp(max=intervals - 1)
-        second = second + (second >= first)
-        start, end = torch.maximum(first, second), torch.minimum(first, second)
+        second = second + (second >= anywhere)
+        start, end = torch.maximum(anywhere, second), torch.minimum(anywhere, second)
     t = torch.where(is_flow_matching, anywhere, start) / intervals
     s = torch.where(is_flow_matching, anywhere, end) / intervals
     return Times(t.float(), s.float(), is_flow_matching)

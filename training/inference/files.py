@@ -112,11 +112,9 @@ def encode(image: Image.Image, suffix: str) -> bytes:
     name = FORMATS[suffix.lower()]
     if name in ("JPEG", "BMP") and image.mode in ("RGBA", "LA"):
         image = _on_white(image)
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if name == "JPEG" else {}
     buffer = io.BytesIO()
-    if name == "JPEG":
-        image.save(buffer, name, quality=JPEG_QUALITY, subsampling=0)
-    else:
-        image.save(buffer, name)
+    image.save(buffer, name, **options)
     return buffer.getvalue()
 
 

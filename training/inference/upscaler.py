@@ -72,7 +72,8 @@ class Upscaler:
             steps: network evaluations, 1 or more.
         """
         height, width = image.shape[:2]
-        return self.restore(self.enlarge(image, enlarged((width, height), scale)), steps=steps)
+        target = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return self.restore(self.enlarge(image, target), steps=steps)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """RGB uint8 (h, w, 3) at (width, height), resized as the model's LQ was in training."""
@@ -115,12 +116,6 @@ class Upscaler:
             size = (rgb.shape[1], rgb.shape[0])
             picture.putalpha(Image.fromarray(bicubic(decoded.alpha, size)))
         return picture
-
-
-def enlarged(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(width, height) times the scale, rounded, at least one pixel."""
-    width, height = (max(1, round(side * scale)) for side in size)
-    return width, height
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

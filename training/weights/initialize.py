@@ -117,14 +117,16 @@ def fill(
     }
     report = LoadReport(
         source=source.place,
-        loaded=tuple(_row(name, parameters[name].shape) for name in sorted(fitting)),
+        loaded=tuple(
+            Parameter(name=name, shape=parameters[name].shape) for name in sorted(fitting)
+        ),
         new=tuple(
-            _row(name, parameter.shape, note=_other_shape(source, name))
+            Parameter(name=name, shape=parameter.shape, note=_other_shape(source, name))
             for name, parameter in sorted(parameters.items())
             if name not in fitting
         ),
         left_over=tuple(
-            _row(name, stored.shape)
+            Parameter(name=name, shape=stored.shape)
             for name, stored in sorted(source.tensors.items())
             if name not in fitting
         ),
@@ -133,10 +135,6 @@ def fill(
     for name in fitting:
         parameters[name].copy_(source.tensors[name].read())
     return report
-
-
-def _row(name: str, shape: tuple[int, ...], *, note: str = "") -> Parameter:
-    return Parameter(name=name, shape=tuple(shape), note=note)
 
 
 def _other_shape(source: WeightSource, name: str) -> str:

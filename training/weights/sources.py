@@ -1,7 +1,7 @@
 """A place with weights to a list of its tensors, named as `FlowMapNet` names them, read on demand.
 
 Reads flowmapsr's models, diffusers folders and `.safetensors` files in diffusers' or SDXL's own
-names; never a pickle. Knows no network and changes none.
+names; never a pickle.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +169,15 @@ def list_tensors(files: list[Path]) -> dict[str, StoredTensor]:
             with safetensors.safe_open(path, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (no mapping: it cannot be iterated)
                     shape = tuple(opened.get_slice(name).get_shape())
-                    tensors[name] = StoredTensor(shape, _reader(path, name))
+                    tensors[name] = StoredTensor(shape, partial(_read_tensor, path, name))
         except (OSError, safetensors.SafetensorError) as error:
             raise FlowmapsrError(f"init_from: {path} cannot be read: {error}") from error
     return tensors
 
 
-def _reader(path: Path, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            return opened.get_tensor(name)
-
-    return read
+def _read_tensor(path: Path, name: str) -> Tensor:
+    with safetensors.safe_open(path, framework="pt") as opened:
+        return opened.get_tensor(name)
 
 
 def in_memory(tensor: Tensor) -> StoredTensor:
