@@ -104,11 +104,7 @@ def _all_records(plan: Plan) -> list[TaskRecord]:
 
 
 def _known_photos(plan: Plan, records: list[TaskRecord]) -> KnownPhotos:
-    """Old and new photos.
-
-    Raises:
-        FlowmapsrError: two photos became equal during the build.
-    """
+    """Old and new photos; FlowmapsrError if two of them became equal during the build."""
     made = [photo for record in records for photo in record.photos]
     by_hash: dict[str, str] = {}
     for photo in made:

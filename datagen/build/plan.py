@@ -64,7 +64,9 @@ def make_plan(found: Survey, *, map_chunks: scan.MapChunks = map) -> Plan:
     photos, rejected = _scan(found, new_files, previous, map_chunks)
     groups = group_by_buckets([*photos, *previous.released], recipe.buckets)
     tasks = make_tasks(groups, samples=recipe.samples_per_shard, first_index=_next_index(found))
-    rejected += [*previous.rejected, *groups.too_small, *_listing_rejections(found)]
+    rejected += [*previous.rejected, *groups.too_small]
+    for item in found.new_rejections:
+        rejected.append(KnownPhoto(item.uri, 0, stamp="", sha256=None, reason=item.reason))
     plan = Plan(
         recipe=recipe,
         recipe_digest=recipe.digest(),
@@ -210,11 +212,6 @@ def _update_known(found: Survey, moved: dict[str, SourceFile]) -> None:
     )
     if found.manifest is not None and known != found.known:
         known.write(found.recipe.output)
-
-
-def _listing_rejections(found: Survey) -> Iterator[KnownPhoto]:
-    for item in found.new_rejections:
-        yield KnownPhoto(item.uri, bytes=0, stamp="", sha256=None, reason=item.reason)
 
 
 def _next_index(found: Survey) -> int:

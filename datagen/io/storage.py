@@ -13,7 +13,6 @@ from typing import IO
 from datagen.errors import FlowmapsrError
 from datagen.errors import NotFoundError as NotFoundError
 from datagen.io import local, s3
-from datagen.io.local import TEMPORARY_SUFFIX as TEMPORARY_SUFFIX
 from datagen.io.local import Entry
 
 _PIECE = 4 << 20

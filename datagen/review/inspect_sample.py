@@ -38,11 +38,6 @@ class InspectedSample:
     drawn: DrawnSample
     images: DecodedSample
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """By file name, uint8 (H, W, 3)."""
-        pictures = {"hq": self.images.hq, "lq": self.images.lq, "neg": self.images.neg}
-        return {f"{self.drawn.key}-{name}.png": pixels for name, pixels in pictures.items()}
-
 
 def inspect_sample(root: str, key: str) -> InspectedSample:
     """Finds and decodes a sample of the dataset at `root`.
@@ -78,7 +73,10 @@ def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
     Raises:
         FlowmapsrError: a different file has one of these names; nothing is overwritten.
     """
-    files = {storage.join(folder, name): _png(pixels) for name, pixels in sample.pictures().items()}
+    files = {
+        storage.join(folder, f"{sample.drawn.key}-{name}.png"): _png(pixels)
+        for name, pixels in vars(sample.images).items()
+    }
     for uri, data in files.items():
         if storage.exists(uri) and storage.read_bytes(uri) != data:
             raise FlowmapsrError(

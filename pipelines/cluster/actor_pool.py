@@ -15,8 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.cluster.dataset_workers import WorkerPlan
-from pipelines.cluster.worker_request import WorkerRequest
+from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 
 log = logging.getLogger(__name__)
 

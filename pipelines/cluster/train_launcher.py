@@ -21,7 +21,7 @@ from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.stage_watch import StageWatch
-from pipelines.cluster.training_workers import Placement, place_workers
+from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import process_began, startup
 from training.run_dir.lock import RunLock

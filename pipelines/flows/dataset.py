@@ -22,12 +22,12 @@ from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
-from pipelines.cluster.dataset_workers import plan_workers
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
+from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.artifacts import progress_artifact, show_result
 from pipelines.orchestration.guard import is_deployed, task_step
-from pipelines.terminal.build_meter import BuildMeter, watch_on_terminal
+from pipelines.terminal.progress import BuildMeter, watch_on_terminal
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)

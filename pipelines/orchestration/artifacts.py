@@ -19,7 +19,7 @@ from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord
 from datagen.io import storage
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
-from pipelines.terminal.build_meter import BuildMeter
+from pipelines.terminal.progress import BuildMeter
 from pipelines.terminal.text import duration, human_bytes
 
 log = logging.getLogger(__name__)

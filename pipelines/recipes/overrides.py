@@ -37,7 +37,7 @@ def merged(base: Any, patch: Any, *, path: str = "") -> Any:
     replaces. So does a mapping of another `kind`, which must not inherit the other's fields.
     """
     if isinstance(patch, Mapping) and isinstance(base, Mapping):
-        if _other_kind(base, patch):
+        if "kind" in base and base["kind"] != patch.get("kind", base["kind"]):
             return dict(patch)
         added = {
             key: merged(base[key], value, path=_join(path, key)) if key in base else value
@@ -84,10 +84,6 @@ def with_overrides(base: Any, overrides: Mapping[str, Any]) -> Any:
             patch = {part: patch}
         tree = merged(tree, patch)
     return merged(base, tree)
-
-
-def _other_kind(base: Mapping[str, Any], patch: Mapping[str, Any]) -> bool:
-    return "kind" in base and "kind" in patch and base["kind"] != patch["kind"]
 
 
 def _index_in(items: list[Any], key: object, *, path: str) -> int:

@@ -29,8 +29,8 @@ from datagen.samples.encode import encode
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
-from pipelines.cluster.dataset_workers import plan_workers
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
+from pipelines.cluster.workers import plan_workers
 from pipelines.recipes.load import dataset_recipe
 from tests.support.in_process import build_in_process
 

@@ -12,8 +12,7 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster.actor_pool import run_shard_tasks
-from pipelines.cluster.dataset_workers import WorkerPlan
-from pipelines.cluster.worker_request import WorkerRequest
+from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster_address")
 

@@ -8,7 +8,7 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from datagen.settings import DatasetRecipe
-from pipelines.cluster.dataset_workers import plan_workers
+from pipelines.cluster.workers import plan_workers
 
 GB = 1e9
 CPU_NODE = {"CPU": 8.0, "memory": 64 * GB}

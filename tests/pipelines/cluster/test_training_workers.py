@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster.torch_backend import NetworkConfig, interface_of
-from pipelines.cluster.training_workers import Placement, place_workers
 from pipelines.cluster.worker_failures import FailureLog
-from pipelines.cluster.worker_request import WorkerRequest
+from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
 from training.run_dir.starts import read_failures
 from training.settings.recipe import TrainingRecipe
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.terminal.build_meter import BuildMeter, watch_on_terminal
+from pipelines.terminal.progress import BuildMeter, watch_on_terminal
 
 
 def test_speed_and_time_left_are_those_of_this_run() -> None:
