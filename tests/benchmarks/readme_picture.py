@@ -14,16 +14,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import degraded_photos
-from training.inference.upscaler import Upscaler
+from training.evaluation.evaluate import DegradedPhoto, degraded_photos
+from training.inference.upscaler import Upscaler, bicubic
 from training.settings.evaluation import EvaluationSettings
 
 SIDE, SAMPLES = 512, 3
 SCALE = 4.0
-SEEDS = (0, 1)
-"""One row each: degradations are drawn at random, and the gain depends on what they take."""
+SEEDS = range(8)
+"""Degradations are drawn at random, and the gain depends on what they take."""
 EYE = np.array([0.0, 0.9, -3.2])
 LIGHT = np.array([-0.5, 0.8, -0.45]) / np.linalg.norm([-0.5, 0.8, -0.45])
 HORIZON, ZENITH = np.array([0.78, 0.86, 0.95]), np.array([0.25, 0.45, 0.75])
@@ -116,16 +117,28 @@ def main(model: str, target: str) -> None:
     upscaler = Upscaler.from_pretrained(model)
     with TemporaryDirectory() as folder:
         scene().save(Path(folder) / "scene.png")
-        photos = [
-            photo
-            for seed in SEEDS
-            for photo in degraded_photos(
-                EvaluationSettings(photos=folder, scales=(SCALE,), steps=(1,), seed=seed),
-                upscaler.config.degradation,
-                SCALE,
-            )
-        ]
-    comparison(upscaler, photos, steps=(1,)).save(target, optimize=True)
+        photos = [_degraded(folder, seed, upscaler) for seed in SEEDS]
+    gains = [_gain(upscaler, photo) for photo in photos]
+    print("gains, dB:", ", ".join(f"{gain:+.2f}" for gain in gains))
+    rows = [photos[gains.index(extreme)] for extreme in (min(gains), max(gains))]
+    comparison(upscaler, rows, steps=(1,)).save(target, optimize=True)
+
+
+def _degraded(folder: str, seed: int, upscaler: Upscaler) -> DegradedPhoto:
+    settings = EvaluationSettings(photos=folder, scales=(SCALE,), steps=(1,), seed=seed)
+    (photo,) = degraded_photos(settings, upscaler.config.degradation, SCALE)
+    return photo
+
+
+def _gain(upscaler: Upscaler, photo: DegradedPhoto) -> float:
+    """PSNR of one step over bicubic, dB."""
+    height, width = photo.original.shape[:2]
+    one_step = upscaler.restore(upscaler.enlarge(photo.small, (width, height)), steps=1)
+    return _psnr(photo, one_step) - _psnr(photo, bicubic(photo.small, (width, height)))
+
+
+def _psnr(photo: DegradedPhoto, image: np.ndarray) -> float:
+    return float(peak_signal_noise_ratio(photo.original, image, data_range=255))
 
 
 if __name__ == "__main__":

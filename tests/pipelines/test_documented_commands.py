@@ -32,11 +32,20 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Words after `flowmapsr` of each command in the code blocks of a page."""
-    for line in "".join(blocks(text)).splitlines():
-        line = line.strip().removeprefix("$ ")
+    """Words after `flowmapsr` of each command in the code blocks of a page.
+
+    In a block with prompts, the lines without one are output.
+    """
+    lines = [
+        line.strip()
+        for block in blocks(text)
+        for line in block.splitlines()
+        if line.startswith("$ ") or "$ flowmapsr" not in block
+    ]
+    for line in lines:
+        line = line.removeprefix("$ ")
         if not re.match(r"(\w+=\S+ )*(\S*/)?flowmapsr ", line):
-            continue  # another program, or output
+            continue  # another program
         words = shlex.split(line, comments=True)
         words = words[next(i for i, word in enumerate(words) if "flowmapsr" in word) + 1 :]
         end = next((i for i, word in enumerate(words) if word in SHELL), len(words))
@@ -89,8 +98,8 @@ def test_all_pages_have_commands() -> None:
 def test_commands_are_found_in_a_page() -> None:
     page = (
         "Text flowmapsr train.\n```sh\n$ flowmapsr train demo \\\n"
-        "  'workers={min: 1}' > x.yaml  # comment\n"
-        "A=1 .venv/bin/flowmapsr status /r && ls\nflowmapsr-like output\npython x.py\n```\n"
+        "  'workers={min: 1}' > x.yaml  # comment\nflowmapsr  x4 is output\n```\n"
+        "```\nA=1 .venv/bin/flowmapsr status /r && ls\nflowmapsr-like\npython x.py\n```\n"
     )
     assert list(commands(page)) == [["train", "demo", "workers={min: 1}"], ["status", "/r"]]
 
