@@ -21,7 +21,7 @@ from datagen.photos.sources import Listing, list_sources
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
 
-_REMEDY = "remove it and run the same command again"
+_REMEDY = "build into another output, or finish this build with the version that began it"
 
 
 @dataclass(frozen=True)
