@@ -21,7 +21,8 @@ from datagen.photos.sources import Listing, list_sources
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
 
-_REMEDY = "build into another output, or finish this build with the version that began it"
+_REMEDY = "remove it and run the same command again"
+_PLAN_REMEDY = "build into another output, or finish this build with the version that began it"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
         manifest = load_manifest(output)
         _refuse_other_recipe(output, manifest.dataset_recipe(output).content(), recipe)
         base = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
-    plan = read_record(storage.join(output, PLAN), Plan, remedy=_REMEDY)
+    plan = read_record(storage.join(output, PLAN), Plan, remedy=_PLAN_REMEDY)
     if plan is not None:
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
     if manifest is None and plan is None:
