@@ -11,26 +11,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from datagen.degradation import parameters as params
 from datagen.degradation.kernels import Filter
 from datagen.degradation.noise import clipped, gaussian_noise, kept_pixels, poisson_noise, rounded
-from datagen.degradation.parameters import (
-    BlurParams,
-    DegradationParams,
-    DownscaleParams,
-    GaussianNoiseParams,
-    JpegParams,
-    MaskParams,
-    OperationParams,
-    PoissonNoiseParams,
-    ResizeBackParams,
-    ResizeParams,
-    SincParams,
-    SkippedOperation,
-)
 from datagen.degradation.resample import Size, blurred_and_resized, resized, resized_and_blurred
 
 
-def degrade(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
+def degrade(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:
     """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`.
 
     `hq` is uint8, or float in [0, 1], of shape (H, W, 3).
@@ -49,7 +36,7 @@ def degrade(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
     return np.clip(lq, 0, 1, out=lq)
 
 
-def degrade_small(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
+def degrade_small(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:
     """The LQ at its own size, uint8 (round(H / scale), round(W / scale), 3): what a user has.
 
     Applies the chain up to, not including, the resize back.
@@ -61,46 +48,42 @@ def degrade_small(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
     return rounded(apply_operations(levels, before, scale=drawn.scale, size=size))
 
 
-def _resize_back_index(drawn: DegradationParams) -> int:
+def _resize_back_index(drawn: params.DegradationParams) -> int:
     """The number of operations where there is none, as in tests of single operations."""
-    back = (i for i, item in enumerate(drawn.operations) if isinstance(item, ResizeBackParams))
+    back = (
+        i for i, item in enumerate(drawn.operations) if isinstance(item, params.ResizeBackParams)
+    )
     return next(back, len(drawn.operations))
 
 
-def _is_linear(operation: OperationParams) -> bool:
+def _is_linear(operation: params.OperationParams) -> bool:
     """Whether the operation may be applied to pixels in any unit."""
-    return not isinstance(
-        operation, GaussianNoiseParams | PoissonNoiseParams | MaskParams | JpegParams
-    )
+    return isinstance(operation, params.AnyBlur | params.AnyResize | params.SkippedOperation)
 
 
 def apply_operations(
-    pixels: np.ndarray, operations: Sequence[OperationParams], *, scale: float, size: Size
+    pixels: np.ndarray, operations: Sequence[params.OperationParams], *, scale: float, size: Size
 ) -> np.ndarray:
     """float32 (H, W, 3) in 8-bit levels (any unit if all `operations` are linear), degraded.
 
     A blur and a resize side by side are applied together. `scale` is the sample's and `size` the
     HQ's (width, height).
     """
-    steps = [operation for operation in operations if not isinstance(operation, SkippedOperation)]
+    steps = [step for step in operations if not isinstance(step, params.SkippedOperation)]
     while steps:
-        match steps:
-            case [
-                BlurParams() | SincParams() as blur,
-                ResizeParams() | DownscaleParams() | ResizeBackParams() as resize,
-                *steps,
-            ]:
-                kernel, target = Filter.of(blur.kernel()), _target(resize, scale, size)
-                pixels = blurred_and_resized(pixels, kernel, target, resize.mode)
-            case [
-                ResizeParams() | DownscaleParams() | ResizeBackParams() as resize,
-                BlurParams() | SincParams() as blur,
-                *steps,
-            ]:
-                kernel, target = Filter.of(blur.kernel()), _target(resize, scale, size)
-                pixels = resized_and_blurred(pixels, target, resize.mode, kernel)
-            case [step, *steps]:
-                pixels = _apply(step, pixels, scale=scale, size=size)
+        step, *rest = steps
+        after = rest[0] if rest else None
+        if isinstance(step, params.AnyBlur) and isinstance(after, params.AnyResize):
+            kernel, target = Filter.of(step.kernel()), _target(after, scale, size)
+            pixels = blurred_and_resized(pixels, kernel, target, after.mode)
+            steps = rest[1:]
+        elif isinstance(step, params.AnyResize) and isinstance(after, params.AnyBlur):
+            kernel, target = Filter.of(after.kernel()), _target(step, scale, size)
+            pixels = resized_and_blurred(pixels, target, step.mode, kernel)
+            steps = rest[1:]
+        else:
+            pixels = _apply(step, pixels, scale=scale, size=size)
+            steps = rest
     return pixels
 
 
@@ -110,39 +93,37 @@ def small_size(size: Size, scale: float) -> Size:
     return max(1, round(first / scale)), max(1, round(second / scale))
 
 
-def _target(
-    resize: ResizeParams | DownscaleParams | ResizeBackParams, scale: float, size: Size
-) -> Size:
+def _target(resize: params.AnyResize, scale: float, size: Size) -> Size:
     match resize:
-        case DownscaleParams():
+        case params.DownscaleParams():
             return small_size(size, scale)
-        case ResizeBackParams():
+        case params.ResizeBackParams():
             return size
-        case ResizeParams(relative_to="hq"):
+        case params.ResizeParams(relative_to="hq"):
             return small_size(size, 1 / resize.factor)
-        case ResizeParams():
+        case params.ResizeParams():
             return small_size(size, scale / resize.factor)
 
 
 def _apply(
-    operation: OperationParams, pixels: np.ndarray, *, scale: float, size: Size
+    operation: params.OperationParams, pixels: np.ndarray, *, scale: float, size: Size
 ) -> np.ndarray:
     match operation:
-        case SkippedOperation():
+        case params.SkippedOperation():
             return pixels
-        case BlurParams() | SincParams():
+        case params.BlurParams() | params.SincParams():
             return Filter.of(operation.kernel()).apply(pixels)
-        case ResizeParams() | DownscaleParams() | ResizeBackParams():
+        case params.ResizeParams() | params.DownscaleParams() | params.ResizeBackParams():
             return resized(pixels, _target(operation, scale, size), operation.mode)
-        case GaussianNoiseParams(sigma=sigma, gray=gray, seed=seed):
+        case params.GaussianNoiseParams(sigma=sigma, gray=gray, seed=seed):
             noise = gaussian_noise(pixels.shape, sigma=sigma, gray=gray, seed=seed)
             return clipped(cv2.add(pixels, noise))
-        case PoissonNoiseParams(scale=strength, gray=gray, seed=seed):
+        case params.PoissonNoiseParams(scale=strength, gray=gray, seed=seed):
             noise = poisson_noise(pixels, scale=strength, gray=gray, seed=seed)
             return clipped(cv2.add(pixels, noise))
-        case MaskParams(fraction=fraction, seed=seed):
+        case params.MaskParams(fraction=fraction, seed=seed):
             return pixels * kept_pixels(pixels.shape[:2], lost=fraction, seed=seed)
-        case JpegParams():
+        case params.JpegParams():
             return _jpeg(rounded(pixels), operation.quality)
 
 

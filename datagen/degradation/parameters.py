@@ -95,6 +95,9 @@ class ResizeBackParams(FrozenModel):
     mode: Interpolation
 
 
+AnyBlur = BlurParams | SincParams
+AnyResize = ResizeParams | DownscaleParams | ResizeBackParams
+
 OperationParams = Annotated[
     SkippedOperation
     | BlurParams
