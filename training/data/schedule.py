@@ -47,9 +47,6 @@ class Position:
         """Samples used by all steps so far, counting repetitions."""
         return sum(count for _, count in self.consumed)
 
-    def taken(self, bucket: str) -> int:
-        return dict(self.consumed).get(bucket, 0)
-
     def advanced(self, bucket: str, count: int) -> Position:
         """The position after one more step that took `count` samples of `bucket`."""
         counts = dict(self.consumed)
@@ -168,7 +165,7 @@ class Schedule:
         bucket = self.bucket(position.step)
         size = self.shares[bucket].batch
         after = position.advanced(bucket, size.global_batch)
-        first = position.taken(bucket)
+        first = dict(position.consumed).get(bucket, 0)
         return PlannedStep(bucket, range(first, first + size.global_batch), size, after)
 
     def windows(self, step: PlannedStep) -> Iterator[list[ShardRecord]]:

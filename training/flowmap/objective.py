@@ -1,6 +1,5 @@
-"""The flow-map objectives: a batch of latents to a loss, L_FM + L_SD in one student forward (eq.
-12).
-"""
+"""The flow-map objectives: a batch of latents to a loss, L_FM + L_SD in one student forward
+(eq. 12), and the loss's dynamic weighting."""
 
 from __future__ import annotations
 
@@ -9,6 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+from torch.nn import functional
 
 from training.data.loader import Batch
 from training.flowmap.conditions import Network, draw_conditions
@@ -24,13 +26,41 @@ from training.flowmap.network import FlowMapNet
 from training.flowmap.targets import flow_matching_target
 from training.flowmap.teacher import Teacher
 from training.flowmap.time_maps import MeanTimeMap
-from training.flowmap.weighting import DynamicWeighting, weighted_loss
 from training.losses.perceptual import PatchPerceptualLoss
 from training.settings.objective import ObjectiveSettings, SelfDistillation
 from training.trainer import Losses, StageModel, Term
 
 TOTAL, FM, SD = "loss/total", "loss/fm", "loss/sd"
 PERCEPTUAL, WEIGHTING = "loss/perceptual", "loss/weighting"
+TIME_SCALE = 1000.0
+"""Times enter the embeddings as 1000 t, so that neighbors on the finest grid differ; no derivative
+in time is ever taken of phi."""
+
+
+class DynamicWeighting(nn.Module):
+    """phi(t, s), which weighs the loss over times (FlowMapSR eq. 19, after EDM2): two sinusoidal
+    embeddings, then 512 -> hidden -> 1; zero at the start."""
+
+    def __init__(self, *, channels: int = 256, hidden: int = 128) -> None:
+        super().__init__()
+        self.channels = channels
+        self.hidden = nn.Linear(2 * channels, hidden)
+        self.last = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:
+        """t, s (B,) -> phi (B,), float32."""
+        embedding = torch.cat(
+            [get_timestep_embedding(TIME_SCALE * times, self.channels) for times in (t, s)], dim=1
+        )
+        hidden = functional.silu(self.hidden(embedding.to(self.hidden.weight.dtype)))
+        return self.last(hidden).squeeze(1).float()
+
+
+def weighted_loss(squared: Tensor, log_weight: Tensor) -> Tensor:
+    """E[exp(-phi) L + phi] for losses (B,) and phi (B,); least at phi = log E[L]."""
+    return (torch.exp(-log_weight) * squared + log_weight).mean()
 
 
 class FlowMapStageModel(StageModel):

@@ -10,8 +10,8 @@ from PIL import Image
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch
 from training.flowmap.interpolant import Velocity, sample
+from training.flowmap.objective import DynamicWeighting
 from training.flowmap.time_maps import draw_time_map, grid_times
-from training.flowmap.weighting import DynamicWeighting
 from training.tracking.pictures import SAMPLES, image_grid
 
 STEPS = (1, 2, 4)

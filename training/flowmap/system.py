@@ -12,9 +12,9 @@ from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch
 from training.data.sample_decoder import BatchFields
+from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.conditions import usual_guidance
-from training.flowmap.discriminator import Discriminator
 from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
 from training.flowmap.interpolant import sample
 from training.flowmap.lora import add_lora, check_targets
@@ -25,9 +25,8 @@ from training.flowmap.model_folder import (
     save_model,
 )
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
+from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.flowmap.pictures import NOTE, render_pictures
-from training.flowmap.weighting import DynamicWeighting
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import startup

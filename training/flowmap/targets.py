@@ -20,18 +20,15 @@ def flow_matching_target(x0: Tensor, x1: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shortcut_target(
-    u: Velocity, x_t: Tensor, t: Tensor, s: Tensor, *, fraction: float = 0.5
-) -> Tensor:
+def shortcut_target(u: Velocity, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """SSD (eq. 22): one step from t to s must equal two, t to m to s.
 
-    m = t - fraction (t - s); target = fraction u(x_t, t, m) + (1 - fraction) u(X_{t,m}(x_t), m, s).
-    Two evaluations of u.
+    m = t - (t - s) / 2; target = (u(x_t, t, m) + u(X_{t,m}(x_t), m, s)) / 2. Two evaluations of u.
     """
-    m = t - fraction * (t - s)
+    m = t - 0.5 * (t - s)
     first = u(x_t, t, m)
     x_m = flow_map(lambda *_: first, x_t, t, m)
-    return fraction * first + (1 - fraction) * u(x_m, m, s)
+    return 0.5 * first + 0.5 * u(x_m, m, s)
 
 
 @torch.no_grad()

@@ -113,7 +113,11 @@ def test_what_is_saved_is_the_state_at_the_call_and_comes_back(tmp_path: Path) -
     checkpoints.finish()
     restored, state = _resumed(str(tmp_path))
     assert torch.equal(restored.tensor, expected)
-    assert state is not None and state.position.step == 3 and state.position.taken("32x32") == 12
+    assert (
+        state is not None
+        and state.position.step == 3
+        and dict(state.position.consumed)["32x32"] == 12
+    )
 
 
 def test_the_last_ones_and_every_so_many_steps_are_kept(tmp_path: Path) -> None:

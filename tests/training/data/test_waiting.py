@@ -17,8 +17,7 @@ from datagen.samples.codecs import Dct8Codec
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
-from training.flowmap.weighting import DynamicWeighting
+from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.losses.lpips import LpipsDistance
 from training.losses.perceptual import PatchPerceptualLoss
 from training.settings.model import ModelSettings

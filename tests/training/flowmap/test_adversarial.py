@@ -19,6 +19,7 @@ from tests.support.gaussian import GaussianPair
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.adversarial import (
+    Discriminator,
     discriminator_loss,
     generator_loss,
     two_step_prediction,
@@ -29,7 +30,6 @@ from training.flowmap.adversarial_trainer import (
     score_terms,
     turn,
 )
-from training.flowmap.discriminator import Discriminator
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.adversarial import (

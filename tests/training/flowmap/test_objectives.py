@@ -22,10 +22,14 @@ from training.data.schedule import Position
 from training.flowmap.conditions import draw_conditions
 from training.flowmap.interpolant import sample_times
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
+from training.flowmap.objective import (
+    DynamicWeighting,
+    FlowMapObjective,
+    FlowMapStageModel,
+    weighted_loss,
+)
 from training.flowmap.prompts import NEGATIVE, POSITIVE
 from training.flowmap.system import FlowMapStage
-from training.flowmap.weighting import DynamicWeighting, weighted_loss
 from training.losses.perceptual import PatchPerceptualLoss, charbonnier
 from training.settings.model import ModelSettings
 from training.settings.objective import (

@@ -21,8 +21,8 @@ from tests.support.tiny import MODEL
 from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
 from training.engine.engine import Engine
+from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
-from training.flowmap.discriminator import Discriminator
 from training.flowmap.lora import add_lora
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel

@@ -24,8 +24,7 @@ from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.network import FlowMapNet
-from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
-from training.flowmap.weighting import DynamicWeighting
+from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.settings.model import ModelSettings
 from training.settings.objective import SelfDistillation
 from training.settings.stage import StageSettings
