@@ -36,8 +36,6 @@ from training.trainer import Losses, StepTerms, Trainer
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
-FIRST_STEP = "first_step"
-"""The last phase of a start."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ class Loop:
                 self._note(skipped)
             self.effort.end_step()
             self.trainer.end_step(terms, step=step)
-            if FIRST_STEP not in startup.seconds:
-                startup.mark(FIRST_STEP)
+            if "first_step" not in startup.seconds:  # the last phase of a start
+                startup.mark("first_step")
                 self.reporter.metrics(position.step, startup.metrics())
             meter.add(terms, images=position.images_seen - seen)
             last = stopping or self.finished(position)

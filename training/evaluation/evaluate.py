@@ -11,7 +11,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -37,7 +36,6 @@ MIN_SIDE = 16
 class DegradedPhoto:
     """An original (RGB uint8, sides cut to multiples of the scale) and its small LQ image."""
 
-    name: str
     original: np.ndarray
     small: np.ndarray
 
@@ -45,7 +43,7 @@ class DegradedPhoto:
 def degraded_photos(
     settings: EvaluationSettings, degradation: DegradationSettings, scale: float
 ) -> Iterator[DegradedPhoto]:
-    """Every photo of the folder with its LQ image at `scale`, in order of name.
+    """Every photo of the folder with its LQ image at `scale`, in the order of their names.
 
     Raises:
         FlowmapsrError: a photo cannot be read, or is smaller than the scale.
@@ -65,7 +63,7 @@ def degraded_photos(
         original = np.ascontiguousarray(photo[:height, :width])
         rng = seeded(settings.seed, hashlib.sha256(data).hexdigest(), scale)
         drawn = draw_degradation(degradation, rng, scale=scale)
-        yield DegradedPhoto(Path(source.uri).stem, original, degrade_small(original, drawn))
+        yield DegradedPhoto(original, degrade_small(original, drawn))
 
 
 def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
