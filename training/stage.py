@@ -71,16 +71,27 @@ def run_stage(
     """
     folder = StagePaths(Path(recipe.output), name)
     if folder.finished_record() is None:
-        rank, world_size = launched_as()
-        with Watchdog(
-            folder.stacks, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
-        ) as watchdog:
-            if stalled is not None:
-                watchdog.before_end(lambda: stalled(end_reason(folder)))
-            with build_stage(recipe, folder, watchdog) as stage:
-                stage.train(stop_requested)
-        gc.collect()  # networks, engines and hooks refer to each other in circles
+        _train(recipe, folder, stop_requested, stalled)
+        # Networks, engines and hooks refer to each other in circles: without this they would be in
+        # memory while the next stage is built. Nothing here may still refer to the stage.
+        gc.collect()
     return folder.finished_record()
+
+
+def _train(
+    recipe: TrainingRecipe,
+    folder: StagePaths,
+    stop_requested: Callable[[], bool],
+    stalled: Callable[[str], None] | None,
+) -> None:
+    rank, world_size = launched_as()
+    with Watchdog(
+        folder.stacks, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
+    ) as watchdog:
+        if stalled is not None:
+            watchdog.before_end(lambda: stalled(end_reason(folder)))
+        with build_stage(recipe, folder, watchdog) as stage:
+            stage.train(stop_requested)
 
 
 @contextmanager
