@@ -23,7 +23,7 @@ from training.data.schedule import Position, seeded
 from training.data.skipped import SkippedList, SkippedSample
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb
-from training.monitoring.mfu import Effort
+from training.monitoring.mfu import FlopMeter
 from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
@@ -56,7 +56,7 @@ class Loop:
     reporter: Reporter
     stop_requested: Callable[[], bool]
     skipped: SkippedList
-    effort: Effort
+    flop_meter: FlopMeter
     watchdog: Watchdog
     guard: LossGuard
 
@@ -100,7 +100,7 @@ class Loop:
             while position.step == step:
                 batch = meter.waited(lambda: next(batches)).to(self.device)
                 skipped += self.skipped.new_ones(batch.skipped)
-                with self.effort.micro_step(self.trainer.step_kind(step), batch):
+                with self.flop_meter.micro_step(self.trainer.step_kind(step), batch):
                     losses = self._micro_step(batch, step)
                 self.watchdog.alive(f"step {step}, micro step {batch.micro.index}")
                 if batch.micro.weight:
@@ -112,7 +112,6 @@ class Loop:
             self._check_loss(terms, step, keys)
             if skipping:
                 self._note(skipped)
-            self.effort.end_step()
             self.trainer.end_step(terms, step=step)
             if "first_step" not in startup.seconds:  # the last phase of a start
                 startup.mark("first_step")
@@ -220,7 +219,7 @@ class Loop:
                 step,
                 meter.metrics(),
                 self.trainer.metrics(step - 1),
-                self.effort.metrics(),
+                self.flop_meter.metrics(),
                 self.checkpoints.metrics(),
                 {
                     "perf/memory_gb": memory_gb(self.device),

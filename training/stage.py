@@ -33,8 +33,7 @@ from training.engine.engine import start_distributed
 from training.loop import Loop
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import reset_memory_peak
-from training.monitoring.mfu import Effort
-from training.monitoring.peaks import Peak, device_peak
+from training.monitoring.mfu import FlopMeter, Peak, device_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.paths import StagePaths
@@ -259,18 +258,24 @@ class Stage:
                 training_samples=sum(bucket_sizes(manifest, "train").values()),
                 limit=recipe.max_bad_sample_fraction,
             ),
-            effort=Effort(inputs.device, peak=peak, compiled=settings.compile != "none"),
+            flop_meter=FlopMeter(
+                peak=peak,
+                compiled=settings.compile != "none",
+                checkpointed=settings.gradient_checkpointing,
+                enabled=self.rank == 0,
+            ),
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
         )
 
     def _peak(self) -> Peak | None:
-        """Of this worker's device, where it is reported; a warning where it is not known."""
-        if self.rank > 0:
+        """Peak of rank 0's GPU, with a warning where it is unknown; None on other ranks and CPU."""
+        device = self.inputs.device
+        if self.rank > 0 or device.type != "cuda":
             return None
-        peak = device_peak(self.inputs.device, self.inputs.settings.precision)
+        peak = device_peak(device, self.inputs.settings.precision)
         if peak is None:
-            log.warning("the peak of this GPU is not known, so perf/mfu is left out")
+            log.warning("the peak of this GPU is unknown: its utilization (MFU) is not reported")
         return peak
 
     def _write_results(self, end: Position) -> None:

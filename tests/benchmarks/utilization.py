@@ -5,7 +5,7 @@ nor Prefect, on one device. Steps are those of training (forward, targets, backw
 DeepSpeed engine) on random latents; the perceptual loss is left out, as its weights are a download.
 Micro batches grow by two until memory is full, or are those of `--batches`; each side has a trainer
 of its own, as one that ran out of memory is in no state to go on. MFU is the counted operations
-over the peak of the device's data sheet; on a CPU, of a measured matrix product.
+over the peak of the GPU's data sheet (with checkpointing, HFU); none on CPU.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from training.flowmap.initial import InitialNetwork
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import stand_in
 from training.flowmap.system import FlowMapStage
-from training.monitoring.flops import counted_flops
-from training.monitoring.peaks import Peak, device_peak
+from training.monitoring.mfu import Peak, counted_flops, device_peak
 from training.run_dir.paths import StagePaths
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe

@@ -1,47 +1,88 @@
-"""How much the workers compute: counted once for each kind of step, then known for all of them.
+"""FLOPs of training steps, and MFU: their share of the peak of the GPU's data sheet.
 
-Knows neither networks nor losses, only that steps of one kind on latents of one shape cost alike.
+FLOPs are those of `torch.utils.flop_counter`: a multiplication and an addition are two, and only
+matrix products, convolutions and attention count.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from training.data.loader import Batch
-from training.monitoring.flops import counted_flops
-from training.monitoring.peaks import Peak
 
+Precision = Literal["fp32", "bf16"]
 Kind = tuple[str, int, int]
-"""What a step does, and height and width of its latents."""
+"""Kind of step, and height and width of its latents."""
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    # torch has formulas only for the attention kernels of GPUs; those of CPUs take the same shapes.
+    _aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    **flop_registry,
+}
 
 
-class Effort:
-    """Floating-point operations of this worker's steps.
+class FlopCounter(TorchDispatchMode):
+    """Counts FLOPs with torch's formulas.
 
-    The first step of each kind is counted, on all workers; of a compiled network the second, as
-    the first one compiles. Samples of a step may cost unequally much (only some are distilled), so
-    the mean over the whole step's samples stands for them all.
+    torch's own `FlopCounterMode` decomposes some kernels, such as `silu_backward`, which changes
+    bits of the gradients.
     """
 
-    def __init__(self, device: torch.device, *, peak: Peak | None, compiled: bool) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+class FlopMeter:
+    """FLOP/s of rank 0.
+
+    Counts the first step of each kind; of a compiled network the second, as the first one compiles.
+    Later steps of that kind are taken to cost as much per sample. Samples of a step may differ in
+    cost (only some are distilled), so that a step with few samples gives a rough figure.
+    """
+
+    def __init__(
+        self, *, peak: Peak | None, compiled: bool, checkpointed: bool, enabled: bool = True
+    ) -> None:
         """
         Args:
             compiled: whether a part of the network goes through `torch.compile`.
+            checkpointed: whether forward passes are computed again during the backward pass; these
+                count too, which makes the share a hardware utilization (HFU).
+            enabled: False on other ranks, which count nothing.
         """
-        self.device = device
         self.peak = peak
         self.compiled = compiled
+        self.share_name = "perf/hfu" if checkpointed else "perf/mfu"
+        self.enabled = enabled
         self.per_image: dict[Kind, float] = {}
-        """Floating-point operations for a sample, of the kinds counted so far."""
-        self._met: set[Kind] = set()
-        self._kind: Kind = ("", 0, 0)
-        self._step = self._counted = 0
+        """FLOPs per sample of the kinds counted so far."""
+        self._seen: set[Kind] = set()
+        self._flops = self._counted_images = 0
         self._start()
 
     def _start(self) -> None:
@@ -49,37 +90,37 @@ class Effort:
         self._since = time.monotonic()
 
     @contextmanager
-    def micro_step(self, what: str, batch: Batch) -> Iterator[None]:
-        """The block is a micro step on `batch`; steps that differ in cost differ in `what`."""
+    def micro_step(self, step_kind: str, batch: Batch) -> Iterator[None]:
+        """The block is a micro step on `batch`."""
         height, width = batch.hq.shape[2:]
-        self._kind = (what, int(height), int(width))
-        counts = batch.micro.weight > 0  # else it only keeps this worker busy with the others
-        self._step += len(batch.keys) if counts else 0
-        if not (counts and self._is_counted(self._kind)):
+        kind = (step_kind, int(height), int(width))
+        # A batch without weight only keeps this worker in step with the others.
+        images = len(batch.keys) if batch.micro.weight else 0
+        if images and self._is_to_count(kind):
+            with counted_flops(compiled=self.compiled) as counter:
+                yield
+            self._flops += counter.flops
+            self._counted_images += images
+        else:
             yield
-            return
-        with counted_flops(compiled=self.compiled) as counter:
-            yield
-        self._counted += counter.flops
+        self._images[kind] += images
+        if batch.micro.is_last:
+            self._end_step(kind)
 
-    def _is_counted(self, kind: Kind) -> bool:
-        return kind not in self.per_image and (kind in self._met or not self.compiled)
+    def _is_to_count(self, kind: Kind) -> bool:
+        is_compiled = kind in self._seen or not self.compiled
+        return self.enabled and is_compiled and kind not in self.per_image
 
-    def end_step(self) -> None:
-        """Every worker must call it at the end of a step: after a counted one they share sums."""
-        kind = self._kind
-        if self._is_counted(kind):
-            sums = torch.tensor([self._counted, self._step], dtype=torch.float64).to(self.device)
-            dist.all_reduce(sums)
-            self.per_image[kind] = float(sums[0] / sums[1])
-        self._met.add(kind)
-        self._images[kind] += self._step
-        self._step = self._counted = 0
+    def _end_step(self, kind: Kind) -> None:
+        self._seen.add(kind)
+        if self._counted_images:
+            self.per_image[kind] = self._flops / self._counted_images
+        self._flops = self._counted_images = 0
 
     def metrics(self) -> dict[str, float]:
-        """`perf/tflops` of this worker since the last call, and `perf/mfu`, its share of the peak.
+        """`perf/tflops` since the last call, and its share of the peak, if known.
 
-        Nothing as long as a kind of step since then was never counted; the next call covers it.
+        Empty while a kind of step since then has not been counted; the next call covers it.
         """
         images, elapsed = self._images, time.monotonic() - self._since
         if not images.keys() <= self.per_image.keys():
@@ -87,6 +128,72 @@ class Effort:
         flops = sum(self.per_image[kind] * count for kind, count in images.items())
         self._start()
         tflops = flops / elapsed / 1e12
-        if self.peak is None:
-            return {"perf/tflops": tflops}
-        return {"perf/tflops": tflops, "perf/mfu": tflops / self.peak.tflops}
+        share = {} if self.peak is None else {self.share_name: tflops / self.peak.tflops}
+        return {"perf/tflops": tflops} | share
+
+
+@contextmanager
+def counted_flops(*, compiled: bool) -> Iterator[FlopCounter]:
+    """Counts the FLOPs of the block, recomputed forward passes included.
+
+    Args:
+        compiled: whether a part of it goes through `torch.compile`; that must have run before.
+    """
+    with ExitStack() as stack:
+        if compiled:
+            # torch never compiles a function that it first sees while FLOPs are counted.
+            stack.enter_context(torch.compiler.set_stance("eager_on_recompile"))
+        yield stack.enter_context(FlopCounter())
+
+
+class Peak(NamedTuple):
+    """Peak rate of one device."""
+
+    tflops: float
+    """10^12 FLOP/s."""
+    source: str
+
+    def tags(self) -> dict[str, str]:
+        return {"peak_tflops": f"{self.tflops:.4g} ({self.source})"}
+
+
+class _Rates(NamedTuple):
+    """Dense 10^12 FLOP/s: bf16 products with fp32 sums, and fp32 without TF32."""
+
+    bf16: float
+    fp32: float
+
+
+_GPUS: dict[str, _Rates] = {
+    "B200": _Rates(2250, 75),
+    "H200 NVL": _Rates(835, 60),
+    "H200": _Rates(989, 67),
+    "H100 NVL": _Rates(835, 60),
+    "H100 PCIe": _Rates(756, 51),
+    "H100": _Rates(989, 67),
+    "A100": _Rates(312, 19.5),
+    "L40S": _Rates(362, 91.6),
+    "L40": _Rates(181, 90.5),
+    "L4": _Rates(121, 30.3),
+    "A40": _Rates(150, 37.4),
+    "A10": _Rates(125, 31.2),
+    "RTX 4090": _Rates(165, 82.6),
+    "RTX 3090": _Rates(71, 35.6),
+}
+"""From the data sheets, by words of the CUDA device name; special models before general ones."""
+
+
+def device_peak(device: torch.device, precision: Precision) -> Peak | None:
+    """The peak of a GPU; None on CPU and for a GPU that is not in the table."""
+    if device.type != "cuda":
+        return None
+    return gpu_peak(torch.cuda.get_device_name(device), precision)
+
+
+def gpu_peak(name: str, precision: Precision) -> Peak | None:
+    """The peak of a GPU by its name, such as `NVIDIA H100 80GB HBM3`."""
+    words = name.replace("-", " ").split()
+    for model, rates in _GPUS.items():
+        if all(word in words for word in model.split()):
+            return Peak(getattr(rates, precision), f"data sheet of {model}, dense {precision}")
+    return None

@@ -16,7 +16,7 @@ from datagen.dataset.manifest import Dataset
 from datagen.io import storage
 from datagen.records import flatten
 from training.engine.engine import deepspeed_config
-from training.monitoring.peaks import Peak
+from training.monitoring.mfu import Peak
 from training.monitoring.system_metrics import sampled_system
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import WorkerGroup

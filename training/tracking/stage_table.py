@@ -24,6 +24,7 @@ MEANS = {
     "perf/images_per_second": "images/s",
     "perf/tflops": "TFLOP/s of a worker",
     "perf/mfu": "MFU",
+    "perf/hfu": "HFU",
     "perf/data_wait_fraction": "data wait",
 }
 LARGEST = {"perf/memory_gb": "memory GB"}

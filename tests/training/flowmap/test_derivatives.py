@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.flowmap.derivatives import Point, directional_derivative
 from training.flowmap.interpolant import Velocity
 from training.flowmap.network import FlowMapNet
-from training.monitoring.flops import FlopCounter
+from training.monitoring.mfu import FlopCounter
 from training.settings.model import ModelSettings
 
 N, CHANNELS, SIDE = 3, 12, 8

@@ -59,8 +59,8 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_ag
     assert child.info.status == "FINISHED" and "failure" not in child.data.tags
     assert child.data.metrics["restarts"] == 1
     assert child.data.metrics["perf/worker_hours"] > 0
-    assert 0 < child.data.metrics["perf/mfu"] < 1
-    assert "measured" in child.data.tags["peak_tflops"]
+    assert child.data.metrics["perf/tflops"] > 0
+    assert "perf/mfu" not in child.data.metrics  # a CPU has no peak to compare with
     assert child.data.metrics["system/cpu_utilization_percentage"] >= 0
     assert child.data.tags["world_size"] == "2" and child.data.tags["hosts"]
     assert child.data.tags["mlflow.source.name"].startswith("run.py")

@@ -21,9 +21,7 @@ from training.data.schedule import Position
 from training.engine.engine import Engine
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
-from training.monitoring.flops import FlopCounter
-from training.monitoring.mfu import Effort
-from training.monitoring.peaks import Peak
+from training.monitoring.mfu import FlopCounter, FlopMeter, Peak
 from training.settings.model import ModelSettings
 from training.settings.stage import StageSettings
 from training.trainer import ObjectiveTrainer
@@ -66,7 +64,7 @@ def flat(model: FlowMapStageModel) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
-def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[int]]:
+def train(settings: StageSettings, meter: FlopMeter | None) -> tuple[Tensor, list[int]]:
     """The weights after a few steps, and the steps after which more kinds were counted."""
     model = fresh_model()
     if settings.gradient_checkpointing:
@@ -79,14 +77,13 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
     counted = []
     for step in range(STEPS):
         generator = torch.Generator().manual_seed(step)
-        if effort is None:
+        if meter is None:
             trainer.micro_step(batch_of(step), generator, step=step)
             continue
-        known = len(effort.per_image)
-        with effort.micro_step(trainer.step_kind(step), batch_of(step)):
+        known = len(meter.per_image)
+        with meter.micro_step(trainer.step_kind(step), batch_of(step)):
             trainer.micro_step(batch_of(step), generator, step=step)
-        effort.end_step()
-        counted += [step] * (len(effort.per_image) - known)
+        counted += [step] * (len(meter.per_image) - known)
     with engine.gathered_parameters():
         return flat(model), counted
 
@@ -94,12 +91,14 @@ def train(settings: StageSettings, effort: Effort | None) -> tuple[Tensor, list[
 def compare(name: str) -> dict[str, Any]:
     settings = settings_of(name)
     start = time.monotonic()
-    effort = Effort(torch.device("cpu"), peak=Peak(2.0, "test"), compiled=False)
-    watched, counted = train(settings, effort)
+    meter = FlopMeter(
+        peak=Peak(2.0, "test"), compiled=False, checkpointed=settings.gradient_checkpointing
+    )
+    watched, counted = train(settings, meter)
     seconds = time.monotonic() - start
-    metrics = effort.metrics()
+    metrics = meter.metrics()
     plain, _ = train(settings, None)
-    small, large = (effort.per_image["update", side, side] for side in (4, 8))
+    small, large = (meter.per_image["update", side, side] for side in (4, 8))
     forward, both = by_hand()
     return {
         "same_weights": torch.equal(watched, plain),
