@@ -31,6 +31,8 @@ from training.run_dir.records import StageRecord
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.stage import run_stage
+from training.system_protocol import SystemOf
+from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
 from training.tracking.tracker import reset_tracking
 
@@ -40,16 +42,24 @@ def run_stages(
     *,
     stop_requested: Callable[[], bool],
     stalled: Callable[[str], None] | None = None,
+    system_of: SystemOf = default_system_of,
 ) -> list[StageRecord] | None:
     """All stages in order on this worker; None when a stop was requested first.
 
     Args:
         stalled: called with the reason before the watchdog ends this process.
+        system_of: the system of the recipe's kind of model.
     """
     startup.mark("imports")
     records = []
     for stage in recipe.stages:
-        record = run_stage(recipe, stage.name, stop_requested=stop_requested, stalled=stalled)
+        record = run_stage(
+            recipe,
+            stage.name,
+            stop_requested=stop_requested,
+            stalled=stalled,
+            system_of=system_of,
+        )
         if record is None:
             return None
         records.append(record)
@@ -58,7 +68,7 @@ def run_stages(
 
 
 def _train_first(
-    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool
+    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool, system_of: SystemOf
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
@@ -78,7 +88,12 @@ def _train_first(
         stop.clear()
         write_recipe(recipe, on_replace=reset_tracking)
         with parent_run(recipe) as parent:
-            return run_stages(recipe, stop_requested=stop_requested, stalled=parent.stalled)
+            return run_stages(
+                recipe,
+                stop_requested=stop_requested,
+                stalled=parent.stalled,
+                system_of=system_of,
+            )
 
 
 def _join(stop: StopSignal) -> None:
@@ -91,11 +106,14 @@ def _join(stop: StopSignal) -> None:
     stop.listen()
 
 
-def main(recipe_type: type[TrainingRecipe] = TrainingRecipe) -> int:
+def main(
+    recipe_type: type[TrainingRecipe] = TrainingRecipe, system_of: SystemOf = default_system_of
+) -> int:
     """The command line.
 
     Args:
         recipe_type: reads the recipe; for a system outside this package, with its own settings.
+        system_of: the system of a kind of model.
     """
     parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__)
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
@@ -114,10 +132,10 @@ def main(recipe_type: type[TrainingRecipe] = TrainingRecipe) -> int:
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:
-            records = _train_first(recipe, stop, take_over=arguments.take_over)
+            records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
         else:
             _join(stop)
-            records = run_stages(recipe, stop_requested=stop)
+            records = run_stages(recipe, stop_requested=stop, system_of=system_of)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)
         return 1

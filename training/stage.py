@@ -40,8 +40,8 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason, last_line
 from training.settings.recipe import TrainingRecipe
-from training.system_protocol import StageInputs, System, SystemStage
-from training.systems import system_of
+from training.system_protocol import StageInputs, System, SystemOf, SystemStage
+from training.systems import system_of as default_system_of
 from training.tracking.attempt import Attempt
 from training.tracking.events import Status
 from training.tracking.pictures import NOTE
@@ -59,18 +59,20 @@ def run_stage(
     *,
     stop_requested: Callable[[], bool],
     stalled: Callable[[str], None] | None = None,
+    system_of: SystemOf = default_system_of,
 ) -> StageRecord | None:
     """Trains one stage to its end, from its last checkpoint.
 
     Args:
         stalled: called with the reason before the watchdog ends this process.
+        system_of: the system of the recipe's kind of model.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
     """
     folder = StagePaths(Path(recipe.output), name)
     if folder.finished_record() is None:
-        _train(recipe, folder, stop_requested, stalled)
+        _train(recipe, folder, stop_requested, stalled, system_of(recipe.model.kind))
         # Networks, engines and hooks refer to each other in circles: without this they would be in
         # memory while the next stage is built. Nothing here may still refer to the stage.
         gc.collect()
@@ -82,6 +84,7 @@ def _train(
     folder: StagePaths,
     stop_requested: Callable[[], bool],
     stalled: Callable[[str], None] | None,
+    system: System,
 ) -> None:
     rank, world_size = launched_as()
     with Watchdog(
@@ -89,12 +92,17 @@ def _train(
     ) as watchdog:
         if stalled is not None:
             watchdog.before_end(lambda: stalled(end_reason(folder)))
-        with build_stage(recipe, folder, watchdog) as stage:
+        with build_stage(recipe, folder, system, watchdog) as stage:
             stage.train(stop_requested)
 
 
 @contextmanager
-def build_stage(recipe: TrainingRecipe, folder: StagePaths, watchdog: Watchdog) -> Iterator[Stage]:
+def build_stage(
+    recipe: TrainingRecipe,
+    folder: StagePaths,
+    system: System,
+    watchdog: Watchdog,
+) -> Iterator[Stage]:
     """The parts of a stage on this worker, closed when the block or the building fails or ends.
 
     Every worker must enter it at the same time.
@@ -103,7 +111,6 @@ def build_stage(recipe: TrainingRecipe, folder: StagePaths, watchdog: Watchdog) 
         FlowmapsrError: a dataset, weights or settings that do not fit each other.
     """
     rank, world_size = launched_as()
-    system = system_of(recipe.model.kind)
     dataset = open_dataset(recipe.manifest)
     device = worker_device()
     reset_memory_peak(device)

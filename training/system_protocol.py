@@ -6,7 +6,7 @@ Network, objective and sampler of a system change together, so each has its own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,3 +151,7 @@ class System(Protocol):
         Raises:
             FlowmapsrError: files that do not fit, or a strength that the model does not have.
         """
+
+
+SystemOf = Callable[[str], System]
+"""The system of a kind, as `model.kind` names it."""

@@ -6,9 +6,6 @@ from datagen.errors import FlowmapsrError
 from training.flowmap.system import FlowMapSystem
 from training.system_protocol import System
 
-SYSTEMS: dict[str, System] = {"flowmap": FlowMapSystem()}
-"""A system outside this package adds itself before a recipe or model of its kind is read."""
-
 
 def system_of(kind: str) -> System:
     """The system that trains, reads and runs models of a kind.
@@ -16,9 +13,11 @@ def system_of(kind: str) -> System:
     Raises:
         FlowmapsrError: there is none, as for the model folder of a newer flowmapsr.
     """
-    if kind not in SYSTEMS:
-        raise FlowmapsrError(
-            f"model.kind={kind!r} is not known to this flowmapsr (it knows {', '.join(SYSTEMS)}): "
-            "use the flowmapsr that wrote it"
-        )
-    return SYSTEMS[kind]
+    match kind:
+        case "flowmap":
+            return FlowMapSystem()
+        case _:
+            raise FlowmapsrError(
+                f"model.kind={kind!r} is not known to this flowmapsr (it knows flowmap): use the "
+                "flowmapsr that wrote it"
+            )

@@ -21,6 +21,7 @@ import torch
 
 from datagen.build.builder import ShardBuilder
 from datagen.build.finish import pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.tasks import Plan
@@ -32,7 +33,6 @@ from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.recipes.load import dataset_recipe
-from tests.support.in_process import build_in_process
 
 PHOTOS = 12
 VARIANTS = 2

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.io.lock import BUILD, output_lock
@@ -41,7 +42,6 @@ from tests.benchmarks.chaos_processes import (
     start_ray,
     title,
 )
-from tests.support.in_process import build_in_process
 
 KILLS = 200
 KILLS_A_BUILD = 20

@@ -26,6 +26,7 @@ import psutil
 import safetensors.torch
 import torch
 
+from datagen.build.in_process import build_in_process
 from datagen.io.lock import TRAINING, output_lock
 from pipelines.cluster.train_launcher import training_workers
 from tests.benchmarks.chaos_processes import (
@@ -37,7 +38,6 @@ from tests.benchmarks.chaos_processes import (
     title,
     waited,
 )
-from tests.support.in_process import build_in_process
 from tests.support.tiny import DISTILL, MODEL, WARMUP, dataset_recipe, write_photos
 from training.loop import LOG_EVERY
 from training.preflight import check_run

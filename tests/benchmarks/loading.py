@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import CodecRecord, ShardRecord
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.records import to_json
-from tests.support.in_process import build_in_process
 from tests.support.shards import write_shard
 from tests.support.tiny import dataset_recipe, write_photos
 

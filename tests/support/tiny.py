@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import read_shard
@@ -23,7 +24,6 @@ from datagen.dataset.shards import ShardSample
 from datagen.degradation.settings import DegradationSettings
 from datagen.records import to_json
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
-from tests.support.in_process import build_in_process
 from tests.support.launch import finish, start_torchrun
 from tests.support.shards import write_shard
 from training.settings.recipe import TrainingRecipe

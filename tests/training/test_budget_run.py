@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.settings import BucketSettings, PixelBudget
-from tests.support.in_process import build_in_process
 from tests.support.launch import train
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from training.checkpoints.records import COMMIT, Commit

@@ -30,8 +30,7 @@ from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import StageInputs, Strengths
-from training.systems import SYSTEMS
+from training.system_protocol import StageInputs, Strengths, System
 from training.tracking.journal import read_metrics
 from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
@@ -145,10 +144,9 @@ class ConvSystem:
         return ConvRestorer(folder, device)
 
 
-@pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' process knows the system too."""
-    monkeypatch.setitem(SYSTEMS, "bicubic_conv", ConvSystem())
+def system_of(kind: str) -> System:
+    assert kind == "bicubic_conv"
+    return ConvSystem()
 
 
 def _recipe(dataset: Path, output: Path) -> ConvRecipe:
@@ -207,16 +205,15 @@ def test_it_trains_stops_and_resumes(trained: ConvRecipe) -> None:
     assert progress["headline"] == "loss/mse" and progress["headline_value"] > 0
 
 
-@pytest.mark.usefixtures("known")
 def test_it_evaluates_and_upscales_by_its_own_name(trained: ConvRecipe, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 2)
     settings = EvaluationSettings(photos=str(photos), scales=(1.0, 2.0), steps=(1,))
-    rows = evaluate(trained.output, settings)
+    rows = evaluate(trained.output, settings, system_of=system_of)
     methods = [(row.method, row.scale) for row in rows]
     own = ConvSystem.name
     assert methods == [("bicubic", 1.0), (own, 1.0), ("bicubic", 2.0), (own, 2.0)]
     image = np.asarray(Image.open(photos / "0.png"))
-    upscaler = Upscaler.from_pretrained(trained.output)
+    upscaler = Upscaler.from_pretrained(trained.output, system_of=system_of)
     assert upscaler.upscale(image, scale=1, steps=1).shape == image.shape
     larger = upscaler.upscale(image, scale=2, steps=1)
     assert not np.array_equal(larger, bicubic(image, (128, 128)))
@@ -228,5 +225,4 @@ def test_a_kind_that_is_not_known_is_named(trained: ConvRecipe) -> None:
 
 
 if __name__ == "__main__":
-    SYSTEMS["bicubic_conv"] = ConvSystem()
-    sys.exit(main(ConvRecipe))
+    sys.exit(main(ConvRecipe, system_of))

@@ -27,6 +27,8 @@ from training.data.schedule import seeded
 from training.inference.upscaler import Upscaler, bicubic
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
+from training.system_protocol import SystemOf
+from training.systems import system_of as default_system_of
 
 MIN_SIDE = 16
 """Pixels; below it SSIM's window does not fit."""
@@ -66,7 +68,9 @@ def degraded_photos(
         yield DegradedPhoto(original, degrade_small(original, drawn))
 
 
-def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
+def evaluate(
+    model: str, settings: EvaluationSettings, *, system_of: SystemOf = default_system_of
+) -> list[EvaluationRow]:
     """The evaluation table of a model or run folder: bicubic and every number of steps, at every
     scale.
 
@@ -74,7 +78,7 @@ def evaluate(model: str, settings: EvaluationSettings) -> list[EvaluationRow]:
         FlowmapsrError: no model or no photo there.
     """
     upscaler = Upscaler.from_pretrained(
-        model, lora_scale=settings.lora_scale, guidance=settings.guidance
+        model, lora_scale=settings.lora_scale, guidance=settings.guidance, system_of=system_of
     )
     rows = []
     for scale in settings.scales:

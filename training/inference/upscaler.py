@@ -19,8 +19,8 @@ from datagen.degradation.resample import resized
 from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
-from training.system_protocol import Restorer, Strengths
-from training.systems import system_of
+from training.system_protocol import Restorer, Strengths, SystemOf
+from training.systems import system_of as default_system_of
 from training.tracking.pictures import to_pixels
 from training.weights.model_folder import find_model, model_kind
 
@@ -46,6 +46,7 @@ class Upscaler:
         device: str | None = None,
         lora_scale: float | None = None,
         guidance: float | None = None,
+        system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
 
@@ -53,6 +54,7 @@ class Upscaler:
             device: torch device; the first GPU where there is one, else the CPU.
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
+            system_of: the system of the model's kind.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a

@@ -20,6 +20,7 @@ import pytest
 
 from datagen.build.builder import ShardBuilder
 from datagen.build.finish import RejectionLimit, finish, pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import load_manifest, open_dataset
@@ -27,7 +28,6 @@ from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
-from tests.support.in_process import build_in_process
 
 RecipeMaker = Callable[..., DatasetRecipe]
 SEVERAL_SHARDS_A_TASK: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: 
     build_in_process(recipe())
     other = recipe(output=str(tmp_path / "killed"))
     code = (
-        "import sys; from tests.support.in_process import build_in_process; "
+        "import sys; from datagen.build.in_process import build_in_process; "
         "from datagen.settings import DatasetRecipe; "
         "build_in_process(DatasetRecipe.model_validate_json(sys.argv[1]))"
     )

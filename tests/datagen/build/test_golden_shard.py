@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
 from datagen.samples.codecs import Dct8Codec, decode_latents
 from datagen.settings import DatasetRecipe
-from tests.support.in_process import build_in_process
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_shard.json"
 AGAIN = (

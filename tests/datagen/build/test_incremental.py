@@ -14,6 +14,7 @@ import pytest
 
 from datagen.build.builder import ShardBuilder
 from datagen.build.finish import finish, pending_tasks
+from datagen.build.in_process import build_in_process
 from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhotos
@@ -24,7 +25,6 @@ from datagen.photos.scan import HeaderReader
 from datagen.review.verify import verify_dataset
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
-from tests.support.in_process import build_in_process
 
 RecipeMaker = Callable[..., DatasetRecipe]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datagen.build.in_process import build_in_process
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
-from tests.support.in_process import build_in_process
 from tests.support.picture_files import animation, png_bomb, saved, sixteen_bit_png, turned
 
 GOOD = 18

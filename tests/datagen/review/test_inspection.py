@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
@@ -19,7 +20,6 @@ from datagen.io import storage
 from datagen.records import to_json
 from datagen.review.inspect_sample import inspect_sample, save_pictures
 from datagen.settings import DatasetRecipe
-from tests.support.in_process import build_in_process
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shard_index import read_shard
@@ -21,7 +22,6 @@ from datagen.errors import FlowmapsrError
 from datagen.records import as_json, to_json
 from datagen.review.verify import verify_dataset
 from datagen.settings import DatasetRecipe
-from tests.support.in_process import build_in_process
 from tests.support.shards import write_shard
 
 RecipeMaker = Callable[..., DatasetRecipe]

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.review.verify import verify_dataset
 from pipelines.recipes.load import dataset_recipe
-from tests.support.in_process import build_in_process
 from tests.support.ports import free_port
 from tests.support.prefect_servers import kill, wait_until
 from tests.support.s3 import FaultyS3

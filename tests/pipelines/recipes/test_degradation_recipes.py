@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from datagen.build.in_process import build_in_process
 from pipelines.recipes.load import dataset_recipe
-from tests.support.in_process import build_in_process
 from tests.support.tiny import write_photos
 
 

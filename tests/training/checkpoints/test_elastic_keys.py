@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shard_index import read_shard
-from tests.support.in_process import build_in_process
 from tests.support.launch import start_workers
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from tests.training.workers.recording_run import KEYS, KILLED_AT
