@@ -26,6 +26,7 @@ from training.monitoring.meter import Meter, memory_gb
 from training.monitoring.mfu import FlopMeter
 from training.monitoring.out_of_memory import memory_explained
 from training.monitoring.startup_timer import startup
+from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
@@ -57,6 +58,7 @@ class Loop:
     stop_requested: Callable[[], bool]
     skipped: SkippedList
     flop_meter: FlopMeter
+    system: HostMetrics
     watchdog: Watchdog
     guard: LossGuard
 
@@ -220,6 +222,7 @@ class Loop:
                 meter.metrics(),
                 self.trainer.metrics(step - 1),
                 self.flop_meter.metrics(),
+                self.system.gather(),
                 self.checkpoints.metrics(),
                 {
                     "perf/memory_gb": memory_gb(self.device),

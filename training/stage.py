@@ -35,6 +35,7 @@ from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import reset_memory_peak
 from training.monitoring.mfu import FlopMeter, Peak, device_peak
 from training.monitoring.startup_timer import startup
+from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, WorkerGroup
@@ -46,7 +47,7 @@ from training.tracking.attempt import Attempt
 from training.tracking.events import Status
 from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
-from training.tracking.stage_run import StageReport, sampled_machine
+from training.tracking.stage_run import StageReport
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +177,7 @@ class Stage:
         status: Status = "FAILED"
         reason: str | None = None
         try:
-            with (
-                reporter.start_recorded(),
-                sampled_machine(
-                    self.folder, self.workers, rank=self.rank, tracker=reporter.tracker
-                ),
-                self.watchdog.speaks_first(),
-            ):
+            with reporter.start_recorded(), self.watchdog.speaks_first():
                 end = loop.run()
                 status = "FINISHED" if loop.finished(end) else "KILLED"
                 if status == "FINISHED":
@@ -271,6 +266,7 @@ class Stage:
                 checkpointed=settings.gradient_checkpointing,
                 enabled=self.rank == 0,
             ),
+            system=HostMetrics(self.folder.run, self.workers, rank=self.rank),
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
         )

@@ -1,24 +1,22 @@
-"""How busy a machine is, sampled beside training, under MLflow's own names.
+"""How busy the hosts of a training are, sampled with each report, under MLflow's names.
 
-MLflow's monitor gives up when its server is gone; these samples go through the journal. Knows no
-training.
+MLflow's own monitor gives up when its server is gone; these samples go through the journal.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
+
+from training.run_dir.records import WorkerGroup
 
 log = logging.getLogger(__name__)
 
-INTERVAL_SECONDS = 10.0
 MEGABYTE = 1e6
 
 Metrics = dict[str, float]
@@ -30,14 +28,14 @@ class SystemSampler:
     def __init__(self, folder: Path, *, node: str | None = None) -> None:
         """
         Args:
-            folder: on the disk whose fill is told.
-            node: name of this machine among several.
+            folder: on the disk whose usage is reported.
+            node: name of this host among several.
         """
         self._prefix = "system/" if node is None else f"system/{node}/"
         self.folder = folder
         self._gpus = _nvml_handles()
         self._network = psutil.net_io_counters()
-        psutil.cpu_percent()  # has nothing to compare with yet
+        psutil.cpu_percent()  # the first call has nothing to compare with
 
     def sample(self) -> Metrics:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.folder))
@@ -70,7 +68,7 @@ def _gpu_load(nvml: Any, handle: Any) -> Metrics:
 
 
 def _nvml_handles() -> list[tuple[Any, Any]]:
-    """NVIDIA's library (nvidia-ml-py) and its handle of each GPU, where both are there."""
+    """NVIDIA's library (nvidia-ml-py) and its handle of each GPU, where both exist."""
     if not torch.cuda.is_available():
         return []
     try:
@@ -85,36 +83,33 @@ def _nvml_handles() -> list[tuple[Any, Any]]:
         return []
 
 
-@contextmanager
-def sampled_system(
-    write: Callable[[Metrics], None],
-    folder: Path,
-    *,
-    node: str | None = None,
-    seconds: float = INTERVAL_SECONDS,
-) -> Iterator[None]:
-    """Hands a sample of this machine to `write` every few seconds while the block runs, and one
-    when it ends."""
-    sampler, closing = SystemSampler(folder, node=node), threading.Event()
+class HostMetrics:
+    """Samples of all hosts; the first worker of each host samples it."""
 
-    def work() -> None:
-        psutil.cpu_percent()  # psutil compares with the call before of the same thread
-        while not closing.wait(seconds):
-            write(sampler.sample())
-        write(sampler.sample())
+    def __init__(self, folder: Path, workers: WorkerGroup, *, rank: int) -> None:
+        host = workers.hosts[rank]
+        self._world_size = len(workers.hosts)
+        self._several = len(workers.machines) > 1
+        self._sampler: SystemSampler | None = None
+        if workers.hosts.index(host) == rank:
+            self._sampler = SystemSampler(folder, node=host if self._several else None)
 
-    thread = threading.Thread(target=_at_its_edge, args=(work,), name="system-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closing.set()
-        thread.join()
+    def gather(self) -> Metrics:
+        """The samples of all hosts. Every worker must call it at the same step."""
+        sample = self._sample()
+        if not self._several:
+            return sample
+        gathered: list[Metrics] = [{} for _ in range(self._world_size)]
+        dist.all_gather_object(gathered, sample)
+        return {name: value for part in gathered for name, value in part.items()}
 
-
-def _at_its_edge(work: Callable[[], None]) -> None:
-    """Whatever a driver or a vanished disk raises must not reach training."""
-    try:
-        work()
-    except Exception as error:
-        log.warning("the machine is not sampled any more: %s", error)
+    def _sample(self) -> Metrics:
+        if self._sampler is None:
+            return {}
+        try:
+            return self._sampler.sample()
+        # Whatever a driver or a lost disk raises must not stop training.
+        except Exception as error:
+            log.warning("system metrics of this host are no longer sampled: %s", error)
+            self._sampler = None
+            return {}

@@ -10,7 +10,7 @@ import json
 import logging
 import statistics
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,18 +142,6 @@ def files_journal(home: Path) -> Journal:
     """The pictures and files of a stage or a run, one by one: a store that takes none of them holds
     up no metrics."""
     return Journal(home, FILES_JOURNAL, batch=1)
-
-
-def side_journal(home: Path, machine: str) -> Journal:
-    """What a machine without the first worker adds to a stage's journal."""
-    return Journal(home, METRICS_JOURNAL.replace(".", f"-{machine}."))
-
-
-def side_journals(home: Path, machines: Iterable[str] = ()) -> list[Journal]:
-    """Those of the given machines and of all that ever wrote one."""
-    names = {path.name for path in home.glob(METRICS_JOURNAL.replace(".", "-*."))}
-    names |= {side_journal(home, machine).path.name for machine in machines}
-    return [Journal(home, name) for name in sorted(names)]
 
 
 @dataclass(frozen=True)

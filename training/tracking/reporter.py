@@ -24,8 +24,6 @@ from training.tracking.tracker import Tracker
 class Reporter:
     """Reports nothing: that of all workers but the first."""
 
-    tracker: Tracker | None = None
-
     @property
     def worker_hours(self) -> float:
         """What the stage has cost so far, over all its starts."""
@@ -64,7 +62,7 @@ class StageReporter(Reporter):
 
     def __init__(self, folder: StagePaths, tracker: Tracker, attempt: Attempt) -> None:
         self.folder = folder
-        self.tracker: Tracker = tracker
+        self.tracker = tracker
         self.attempt = attempt
 
     @property

@@ -1,15 +1,11 @@
-"""One stage's run in MLflow, as its first worker keeps it: of which data, code and settings it is,
-on which machines, how busy they are, and how it ends when they hang.
-
-Curves and pictures are the loop's; knows no networks.
+"""What rank 0 logs about a stage besides its curves and pictures: data, code, settings, hosts, and
+how the stage ends when a worker hangs.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from datagen.dataset.manifest import Dataset
@@ -17,31 +13,24 @@ from datagen.io import storage
 from datagen.records import flatten
 from training.engine.engine import deepspeed_config
 from training.monitoring.mfu import Peak
-from training.monitoring.system_metrics import sampled_system
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import WorkerGroup
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import end_reason, read_progress
+from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Metrics, Params, Tags, dataset_input
-from training.tracking.journal import side_journal
+from training.tracking.events import Artifact, Params, Tags, dataset_input
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.tracker import STALL_SECONDS, Tracker
 
 
 class StageReport:
-    """What is told of a stage besides what its loop measures."""
+    """What is logged about a stage besides what its loop measures."""
 
     def __init__(self, recipe: TrainingRecipe, folder: StagePaths, workers: WorkerGroup) -> None:
         self.recipe = recipe
         self.folder = folder
         self.workers = workers
-        self.tracker = Tracker(
-            folder.run,
-            experiment=recipe.mlflow_experiment,
-            stage=folder.name,
-            machines=workers.machines[1:],
-        )
+        self.tracker = Tracker(folder.run, experiment=recipe.mlflow_experiment, stage=folder.name)
 
     def describe(
         self,
@@ -95,35 +84,3 @@ class StageReport:
     def _write(self, path: Path, text: str) -> None:
         storage.write_bytes(str(path), text.encode())
         self.tracker.write(Artifact(path=str(path)))
-
-
-@contextmanager
-def sampled_machine(
-    folder: StagePaths, workers: WorkerGroup, *, rank: int, tracker: Tracker | None
-) -> Iterator[None]:
-    """Samples this machine while the block runs, if this worker is the first one on it.
-
-    Args:
-        tracker: of the first worker; others write beside it.
-    """
-    host = workers.hosts[rank]
-    if workers.hosts.index(host) != rank:
-        yield
-        return
-    write = _write_beside(folder, host) if tracker is None else tracker.metrics_now
-    node = host if len(workers.machines) > 1 else None
-    with sampled_system(write, folder.run, node=node):
-        yield
-
-
-def _write_beside(folder: StagePaths, host: str) -> Callable[[dict[str, float]], None]:
-    """Writes metrics of a machine without the first worker, who sends them, at the step that it
-    told last."""
-    journal = side_journal(folder.root, host)
-
-    def write(values: dict[str, float]) -> None:
-        stands = read_progress(folder)
-        step = 0 if stands is None else stands.step
-        journal.append(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
-
-    return write

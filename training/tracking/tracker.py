@@ -11,12 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from training.run_dir.paths import StagePaths
 from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
-from training.tracking.journal import Journal, files_journal, side_journals
+from training.tracking.journal import Journal, files_journal
 from training.tracking.mlflow_client import MAX_TAG, MlflowRun, clear_run_ids, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -43,27 +42,23 @@ class Tracker:
         *,
         experiment: str,
         stage: str | None = None,
-        machines: Sequence[str] = (),
         begins: bool = True,
     ) -> None:
         """
         Args:
-            machines: their side journals are sent too.
             begins: the run is at work now; False only sends what is left of it.
         """
         home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
         self._journal, self._files = Journal(home), files_journal(home)
-        metrics = [self._journal, *side_journals(home, machines)]
-        self._journals = [*metrics, self._files]
+        self._journals = [self._journal, self._files]
         self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage)
         self._closing = threading.Event()
-        self._step = 0
         if begins:
             self.write(Begin())
         self._threads = [
-            self._sender("metrics", metrics),
-            self._sender("files", [self._files]),
+            self._sender("metrics", self._journal),
+            self._sender("files", self._files),
         ]
 
     def write(self, event: Event) -> None:
@@ -75,12 +70,7 @@ class Tracker:
         journal.append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        self._step = step
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
-
-    def metrics_now(self, values: dict[str, float]) -> None:
-        """Metrics that belong to a time, not to a step: they stand at the last one reported."""
-        self.metrics(self._step, values)
 
     def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
@@ -110,21 +100,21 @@ class Tracker:
             )
         return sent
 
-    def _sender(self, what: str, journals: list[Journal]) -> threading.Thread:
+    def _sender(self, what: str, journal: Journal) -> threading.Thread:
         thread = threading.Thread(
-            target=self._send_all, args=(what, journals), name=f"mlflow-{what}", daemon=True
+            target=self._send_all, args=(what, journal), name=f"mlflow-{what}", daemon=True
         )
         thread.start()
         return thread
 
-    def _send_all(self, what: str, journals: list[Journal]) -> None:
+    def _send_all(self, what: str, journal: Journal) -> None:
         warned = False
         while True:
             closing = self._closing.is_set()
             try:
                 run_id = self._mlflow_run.run_id()
-                sent = [journal.send(self._mlflow_run.send, run_id=run_id) for journal in journals]
-                if closing and not any(sent):
+                sent = journal.send(self._mlflow_run.send, run_id=run_id)
+                if closing and not sent:
                     return
                 pause = 0.2
             # The edge of this thread: whatever MLflow raises must not end tracking, let alone
@@ -145,7 +135,7 @@ class Tracker:
 
 def is_told(home: Path) -> bool:
     """Whether a run that has ended, or never begun, has told MLflow everything."""
-    journals = [Journal(home), files_journal(home), *side_journals(home)]
+    journals = [Journal(home), files_journal(home)]
     return journals[0].ended and all(journal.all_sent for journal in journals)
 
 

@@ -91,7 +91,7 @@ def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_p
             child.info.run_id, f"system/{machine}/cpu_utilization_percentage"
         )
         assert history and all(0 <= point.value <= 100 for point in history)
-        assert all(0 <= point.step <= STAGE["steps"] for point in history)
+        assert all(0 < point.step <= STAGE["steps"] for point in history)
 
 
 def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from datagen.io.redaction import redacted
 from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.loss_guard import LEAST, LossGuard
-from training.monitoring.system_metrics import SystemSampler, sampled_system
+from training.monitoring.system_metrics import HostMetrics, SystemSampler
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.starts import KILLED, Failure, append_line, end_reason, read_starts
@@ -173,12 +174,9 @@ def test_a_first_step_is_never_judged() -> None:
     assert guard.explodes(10.0**LEAST)
 
 
-def test_the_machine_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
-    samples: list[dict[str, float]] = []
-    with sampled_system(samples.append, tmp_path, seconds=0.05):
-        while len(samples) < 2:
-            pass
-    assert len(samples) >= 3
+def test_the_host_is_sampled_under_mlflows_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
@@ -187,7 +185,14 @@ def test_the_machine_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
     for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
         monitor.collect_metrics()
         names |= {f"system/{name}" for name in monitor.metrics}
-    assert SystemSampler(tmp_path).sample().keys() == samples[0].keys() == names
+    one_host = WorkerGroup(hosts=("a", "a"), devices=("CPU", "CPU"), on_gpus=False)
+    host = HostMetrics(tmp_path, one_host, rank=0)
+    assert host.gather().keys() == names
+    assert HostMetrics(tmp_path, one_host, rank=1).gather() == {}  # rank 0 samples this host
+
+    monkeypatch.setattr(SystemSampler, "sample", Mock(side_effect=OSError("the driver is gone")))
+    assert host.gather() == host.gather() == {}
+    assert caplog.text.count("the driver is gone") == 1
 
 
 def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) -> None:
