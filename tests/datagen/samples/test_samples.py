@@ -47,7 +47,7 @@ def test_seed_photo_and_variant_each_change_the_sample(recipe: RecipeMaker) -> N
     assert len({one.scale, *(other.scale for other in others)}) == 4
 
 
-def test_negative_scale_lies_between_one_and_that_of_the_lq(recipe: RecipeMaker) -> None:
+def test_negative_scale_is_between_one_and_that_of_the_lq(recipe: RecipeMaker) -> None:
     drawn = [draw_sample(recipe(), _source(sha256=_hash(i)), 0) for i in range(300)]
     assert all(1 <= sample.neg.scale <= sample.scale == sample.lq.scale for sample in drawn)
     shares = [(sample.neg.scale - 1) / (sample.scale - 1) for sample in drawn]

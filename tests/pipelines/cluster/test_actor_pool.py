@@ -82,7 +82,7 @@ def test_records_come_in_the_order_of_the_tasks(tmp_path: Path) -> None:
     assert len({record.process for record in records}) <= 2
 
 
-def test_more_workers_than_the_cluster_has_room_for(tmp_path: Path) -> None:
+def test_more_workers_than_fit_the_cluster(tmp_path: Path) -> None:
     assert len(run(Builder(tmp_path), workers=5)) == len(TASKS)
 
 

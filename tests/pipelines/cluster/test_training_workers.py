@@ -43,7 +43,7 @@ def test_a_worker_trains_on_one_gpu_or_none() -> None:
             _recipe(gpus_per_worker=gpus)
 
 
-def test_a_range_is_placed_while_there_is_room_for_the_least() -> None:
+def test_a_range_is_placed_if_its_minimum_fits() -> None:
     recipe = _recipe(workers={"min": 2, "max": 4}, cpus_per_worker=4)
     placed = place_workers(recipe, [CPU_NODE])
     assert (placed.least, placed.most) == (2, 4)

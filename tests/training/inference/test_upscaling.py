@@ -46,7 +46,9 @@ def test_outputs_inside_the_folder_are_not_sources(folder: Path) -> None:
     assert len(jobs_of(folder, folder / "out")) == 2
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
+def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.jpg").touch()
     with pytest.raises(FlowmapsrError, match="exists already.*--overwrite"):
@@ -81,7 +83,9 @@ def test_no_source_and_no_image_are_refused(tmp_path: Path) -> None:
         jobs_of(tmp_path / "empty", tmp_path / "o")
 
 
-def test_no_model_tells_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FlowmapsrError, match="flowmapsr demo --output demo-output"):
         default_model()

@@ -139,14 +139,14 @@ def test_a_model_folder_gives_everything_and_its_prompts(tmp_path: Path) -> None
     assert initial.prompts.made_by == "an encoder"
 
 
-def test_whoever_may_read_a_file_of_the_folder_may_read_the_model(tmp_path: Path) -> None:
+def test_the_model_is_as_readable_as_other_files_of_its_folder(tmp_path: Path) -> None:
     _save_model(tmp_path / "model")
     (tmp_path / "plain").touch()
     modes = {path.name: oct(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
     assert len(modes) == 3 and set(modes.values()) == {oct((tmp_path / "plain").stat().st_mode)}
 
 
-def test_a_model_that_finds_no_room_leaves_the_one_before(
+def test_a_model_that_does_not_fit_leaves_the_previous_one(
     tmp_path: Path, small_disk: DiskMaker
 ) -> None:
     _save_model(tmp_path / "model")

@@ -10,7 +10,7 @@ import pytest
 from datagen.io.prefetch import WorkerThreads, read_ahead
 
 
-def test_results_come_in_order_whoever_is_done_first() -> None:
+def test_results_keep_their_order() -> None:
     """The first call waits for the third one."""
     third = threading.Event()
 
