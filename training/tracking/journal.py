@@ -1,12 +1,8 @@
-"""The journals of a run: events that wait on disk for MLflow, and the metrics among them read back.
-
-Knows files only.
-"""
+"""The journals of a run: events that wait on disk for MLflow, and their metrics read back."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import statistics
 import threading
@@ -21,35 +17,35 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import append_lines_atomically, best_effort
 from training.run_dir.paths import FILES_JOURNAL, METRICS_JOURNAL
-from training.tracking.events import EVENT, Event
+from training.tracking.events import EVENT, End, Event, Metrics
 
 log = logging.getLogger(__name__)
 
 BATCH = 500
-"""Events that are handed over at once."""
+"""Events sent at once."""
 LONGEST_END = 20_000
-"""Bytes; no `End` has a longer line."""
+"""Bytes; longer than the line of any `End`."""
 
 
 class Journal:
     """A file with a line for each event, and how many of its bytes were sent to which run.
 
-    One process appends. Several may send: each batch goes out under a lock and leaves the new
-    place behind, so that nothing is sent twice.
+    One process appends. Several may send: each batch is sent under a lock, which also covers the
+    new offset, so that nothing is sent twice.
     """
 
     def __init__(self, home: Path, name: str = METRICS_JOURNAL, *, batch: int = BATCH) -> None:
         self.batch = batch
         self.path = home / name
         self.unwritten = ""
-        """Events that found no room on the disk."""
+        """Lines that could not be written, e.g. to a full disk."""
         self._appending = threading.Lock()
         self._offset = self.path.with_suffix(".sent")
         self._sending = home / f".{self.path.stem}.lock"
         self._sent = _Sent()
 
     def append(self, event: Event) -> None:
-        """Adds an event; what finds no room waits for the next call."""
+        """Adds an event; one that cannot be written is written by the next call."""
         with self._appending:
             self.unwritten += event.model_dump_json() + "\n"
             with best_effort(str(self.path)):
@@ -57,14 +53,14 @@ class Journal:
                 self.unwritten = ""
 
     def remove(self) -> None:
-        """Removes the file and the note of what was sent."""
+        """Removes the file and the record of what was sent."""
         for path in (self.path, self._offset):
             path.unlink(missing_ok=True)
 
     @property
     def all_sent(self) -> bool:
-        """Whether no whole line is left; a torn last one waits for the next event."""
-        run_id = self._sent.run_id or self._sent_by_any().run_id
+        """Whether all complete lines are sent."""
+        run_id = self._sent.run_id or self._sent_on_disk().run_id
         return not self._unsent(self._sent_to(run_id), 1)
 
     @property
@@ -75,45 +71,49 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(max(0, self._size() - LONGEST_END))
             lines = file.read().splitlines()
-        return not lines or lines[-1].startswith(b'{"kind":"end"')
+        return not lines or isinstance(_parse(lines[-1]), End)
 
-    def send(self, send: Callable[[list[Event]], None], *, run_id: str) -> bool:
-        """Hands the next events that this run has not got to `send`; False when there are none."""
+    def send(self, send: Callable[[list[Event]], None], *, run_id: str) -> int:
+        """Passes the next unsent events of this run to `send`; returns the number of lines sent."""
         if self._size() == self._sent_to(run_id):
-            return False
+            return 0
         with FileLock(self._sending):
             start = self._sent_to(run_id)
             lines = self._unsent(start, self.batch)
             if not lines:
-                return False
-            send(_whole_events(lines))
+                return 0
+            events = [_parse(line) for line in lines]
+            for line, event in zip(lines, events, strict=True):
+                if event is None:
+                    log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
+            send([event for event in events if event is not None])
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
-        return True
+        return len(lines)
 
     def _unsent(self, start: int, most: int) -> list[bytes]:
-        """The first whole lines from a place on."""
+        """The first complete lines after an offset."""
         if self._size() == start:
             return []
         with self.path.open("rb") as file:
             file.seek(start)
             lines = (file.readline() for _ in range(most))
-            # To the first one that is just being written, whose end would be taken for a line.
+            # Stops at a line that is still being written: its rest would be read as a line.
             return list(itertools.takewhile(lambda line: line.endswith(b"\n"), lines))
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def _sent_to(self, run_id: str) -> int:
-        """Bytes that the run has got, from whichever process; none, if it was made since. All are
-        sent again when it is not known, which MLflow takes for the same."""
-        known = (self._sent, self._sent_by_any())
+        """Bytes sent to the run by any process; 0 for a new run. When that is not known, all are
+        sent again, which changes nothing in MLflow."""
+        known = (self._sent, self._sent_on_disk())
         sent = max((one.bytes for one in known if one.run_id == run_id), default=0)
         return sent if sent <= self._size() else 0
 
-    def _sent_by_any(self) -> _Sent:
-        """What is noted on the disk."""
+    def _sent_on_disk(self) -> _Sent:
+        """The record on disk."""
         try:
             return _Sent.model_validate_json(self._offset.read_bytes())
         except (OSError, ValidationError):
@@ -121,26 +121,23 @@ class Journal:
 
 
 class _Sent(FrozenModel):
-    """How far a run has got a journal."""
+    """How much of a journal was sent to which run."""
 
     run_id: str = ""
     bytes: int = 0
 
 
-def _whole_events(lines: list[bytes]) -> list[Event]:
-    """What the lines say; those that a kill or a lost disk left torn are passed over."""
-    events = []
-    for line in lines:
-        try:
-            events.append(EVENT.validate_json(line))
-        except ValidationError:
-            log.warning("a torn line of a journal is not sent: %.80r", line)
-    return events
+def _parse(line: str | bytes) -> Event | None:
+    """The event of a line; None for a line that a kill or a full disk left incomplete."""
+    try:
+        return EVENT.validate_json(line)
+    except ValidationError:
+        return None
 
 
 def files_journal(home: Path) -> Journal:
-    """The pictures and files of a stage or a run, one by one: a store that takes none of them holds
-    up no metrics."""
+    """The pictures and files of a stage or a run, sent one by one and apart from the metrics,
+    which a failing file store must not delay."""
     return Journal(home, FILES_JOURNAL, batch=1)
 
 
@@ -173,15 +170,12 @@ def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
     wanted = f'"{prefix}'
     with journal.open(errors="replace") as file:
         for line in file:
-            if not line.startswith('{"kind":"metrics"') or wanted not in line:
+            event = _parse(line) if wanted in line else None
+            if not isinstance(event, Metrics):
                 continue
-            try:
-                event = json.loads(line)
-            except ValueError:  # torn by a kill or a lost disk, and written on
-                continue
-            for name, value in event["values"].items():
+            for name, value in event.values.items():
                 if name.startswith(prefix):
                     steps, values = found.setdefault(name, ([], []))
-                    steps.append(event["step"])
+                    steps.append(event.step)
                     values.append(value)
     return {name: Series(tuple(steps), tuple(values)) for name, (steps, values) in found.items()}

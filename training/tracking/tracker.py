@@ -108,26 +108,34 @@ class Tracker:
         return thread
 
     def _send_all(self, what: str, journal: Journal) -> None:
-        warned = False
+        """Sends until closed; warns once per kind of error and says when MLflow is back."""
+        warned: set[tuple[type[Exception], str | None]] = set()
+        sent_since = 0
         while True:
             closing = self._closing.is_set()
+            pause = 0.2
             try:
-                run_id = self._mlflow_run.run_id()
-                sent = journal.send(self._mlflow_run.send, run_id=run_id)
+                sent = journal.send(self._mlflow_run.send, run_id=self._mlflow_run.run_id())
+                sent_since += sent
+                if warned and journal.all_sent:
+                    log.info("MLflow is back, %d events of %s sent", sent_since, what)
+                    warned.clear()
                 if closing and not sent:
                     return
-                pause = 0.2
-            # The edge of this thread: whatever MLflow raises must not end tracking, let alone
-            # training.
+            # Whatever MLflow raises must end neither this thread nor training.
             except Exception as error:
                 if not warned:
+                    sent_since = 0
+                kind = (type(error), getattr(error, "error_code", None))
+                if kind not in warned:
                     log.warning(
-                        "MLflow at %s takes no %s (%s); training goes on and they are kept",
+                        "MLflow at %s takes no %s (%s); training continues and they are kept",
                         tracking_uri(),
                         what,
                         error,
                     )
-                warned, pause = True, RETRY_SECONDS
+                warned.add(kind)
+                pause = RETRY_SECONDS
                 if closing:
                     return
             self._closing.wait(timeout=pause)

@@ -17,9 +17,10 @@ from PIL import Image
 
 from datagen.records import flatten
 from tests.support.small_disk import DiskMaker
+from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
-from training.tracking.journal import Journal
-from training.tracking.mlflow_client import RunNames, run_page
+from training.tracking.journal import Journal, read_metrics
+from training.tracking.mlflow_client import MlflowRun, RunNames, run_page
 from training.tracking.tracker import Tracker, end_for_the_dead
 
 
@@ -96,7 +97,7 @@ def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
     for step in range(5):
         tracker.metrics(step, {"loss/total": float(step)})
     assert not tracker.close("FINISHED", wait=30)
-    assert "training goes on" in caplog.text and "tracking.jsonl" in caplog.text
+    assert "training continues" in caplog.text and "tracking.jsonl" in caplog.text
 
     (tmp_path / "store").mkdir()
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
@@ -319,6 +320,43 @@ def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> Non
     assert tracker.close("FINISHED")
     history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == [2]
+
+
+def test_journal_lines_are_parsed_whatever_their_field_order(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.path.write_text(
+        '{"values": {"loss/total": 2.0}, "time_ms": 1, "step": 3, "kind": "metrics"}\n'
+        '{"reason": null, "status": "FINISHED", "kind": "end"}\n'
+    )
+    assert journal.ended
+    series = read_metrics(tmp_path, prefix="loss/")["loss/total"]
+    assert (series.steps, series.values) == ((3,), (2.0,))
+
+
+def test_each_kind_of_error_is_logged_once_and_the_recovery_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    answers = iter([OSError("refused"), OSError("refused"), ValueError("too old"), OSError("x")])
+
+    def send(run: MlflowRun, events: list[Event]) -> None:
+        if error := next(answers, None):
+            raise error
+
+    monkeypatch.setattr(MlflowRun, "run_id", lambda run: "run")
+    monkeypatch.setattr(MlflowRun, "send", send)
+    monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.05)
+    run = tmp_path / "run"
+    tracker = Tracker(run, experiment="tests", stage="warmup")
+    for step in range(3):
+        tracker.metrics(step, {"loss/total": 1.0})
+    deadline = time.monotonic() + 30
+    while "MLflow is back" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert tracker.close("FINISHED")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2 and "refused" in warnings[0] and "too old" in warnings[1]
+    assert caplog.text.count("MLflow is back, 4 events of metrics sent") == 1
 
 
 def test_nested_settings_become_dotted_parameters() -> None:
