@@ -24,7 +24,7 @@ from training.data.skipped import SkippedList, SkippedSample
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb
 from training.monitoring.mfu import FlopMeter
-from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
@@ -69,7 +69,7 @@ class Loop:
         Every worker runs the same steps. A checkpoint is there whenever this returns.
 
         Raises:
-            FlowmapsrError: loss or gradient is not finite, the loss explodes, or too many samples
+            FlowmapsrError: loss or gradient is not finite, the loss diverges, or too many samples
                 cannot be used, and the last checkpoint stays as it is; or checkpoints cannot be
                 read, or the last one not be written.
         """
@@ -77,7 +77,7 @@ class Loop:
         state = self.checkpoints.resume(self.trainer, self.origin)
         startup.mark("checkpoint")
         if state is not None:
-            self.guard.remember(state.errors)
+            self.guard.restore(state.errors)
         try:
             return self._train(Position() if state is None else state.position)
         finally:
@@ -145,7 +145,7 @@ class Loop:
         seed = int(seeded(self.seed, self.settings.name, step, index).integers(2**62))
         # All draws are small and made by the host, which would have to wait for those of a GPU.
         generator = torch.Generator().manual_seed(seed)
-        with memory_explained(self.settings, batch):
+        with explain_out_of_memory(self.settings, batch):
             return self.trainer.micro_step(batch, generator, step=step)
 
     def _reduce(self, sums: Tensor, *flags: bool) -> tuple[StepTerms, list[bool]]:
@@ -165,7 +165,7 @@ class Loop:
         self.skipped.add(itertools.chain(*gathered), write=self.loader.rank == 0)
 
     def _check_loss(self, terms: StepTerms, step: int, keys: list[str]) -> None:
-        """Stops every worker when loss or gradient is not finite, or the loss explodes, before it
+        """Stops every worker when loss or gradient is not finite, or the loss diverges, before it
         can reach a checkpoint; the keys of all workers' samples are saved first."""
         problem = self._problem(terms)
         if problem is None:
@@ -194,7 +194,7 @@ class Loop:
             return "the gradient is not finite"
         guarded = [terms[name] for name in self.trainer.guarded]
         total, count = (sum(parts) for parts in zip(*guarded, strict=True))
-        if count == 0 or not self.guard.explodes(total / count):
+        if count == 0 or not self.guard.diverged(total / count):
             return None
         return (
             f"the squared error of {total / count:.3g} is more than max_loss_growth = "

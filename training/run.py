@@ -63,7 +63,7 @@ def run_stages(
         if record is None:
             return None
         records.append(record)
-        startup.begin(time.time())
+        startup.restart(time.time())
     return records
 
 

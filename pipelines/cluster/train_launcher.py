@@ -23,7 +23,7 @@ from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.stage_watch import StageWatch
 from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
-from training.monitoring.startup_timer import process_began, startup
+from training.monitoring.startup_timer import process_started, startup
 from training.run_dir.lock import RunLock
 from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
@@ -178,7 +178,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
         recipe=recipe,
         tracking_uri=tracking_uri(),
         launched=launched(),
-        began=process_began(),
+        began=process_started(),
         requested=time.time(),
     )
     return TorchTrainer(
@@ -218,8 +218,8 @@ def _time_start(job: TrainJob) -> None:
     """Times the start since the command, or in a group that Ray restarted since this process."""
     starts = [start for stage in stage_paths(job.recipe) for start in read_starts(stage)]
     if any(start.time > job.requested for start in starts):
-        startup.begin(process_began())
+        startup.restart(process_started())
     else:
-        startup.begin(job.began)
+        startup.restart(job.began)
         startup.mark("command", at=job.requested)
     startup.mark("workers")

@@ -28,7 +28,7 @@ from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.flowmap.pictures import NOTE, render_pictures
 from training.losses.perceptual import load_perceptual_loss
-from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
@@ -97,7 +97,7 @@ class FlowMapStage:
             # Called in training steps only, when there is a trainer.
             gathered_parameters=lambda: self.trainer.engine.gathered_parameters(),
         )
-        with memory_explained(settings):
+        with explain_out_of_memory(settings):
             self.trainer = self._trainer(settings, initial.net)
 
     def _trainer(self, settings: StageSettings, net: FlowMapNet) -> Trainer:

@@ -1,4 +1,4 @@
-"""Notices a loss that is finite but has left its course. Knows no stage and no step."""
+"""Detects a loss that is finite but has diverged."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from collections.abc import Iterable
 WINDOW = 100
 """Steps of the running median."""
 LEAST = 20
-"""Steps that must be known before one can be judged."""
+"""Steps needed before one can be judged."""
 
 
 class LossGuard:
-    """The running median of an error that is never negative, and how far a step may be above it.
+    """Compares each step's squared error with the running median.
 
-    The squared error is watched, not `loss/total`: that one holds the logarithm of an error under
-    dynamic weighting, passes through zero, and no multiple of it means anything.
+    Not `loss/total`: under dynamic weighting it contains the logarithm of an error and passes
+    through zero, so that a multiple of it means nothing.
     """
 
     def __init__(self, max_growth: float | None) -> None:
         """
         Args:
-            max_growth: times the median that an error may reach; None never judges.
+            max_growth: largest allowed ratio of an error to the median; None disables the check.
         """
         self.max_growth = max_growth
         self._errors: deque[float] = deque(maxlen=WINDOW)
 
     @property
     def errors(self) -> tuple[float, ...]:
-        """What the next error is judged by."""
+        """Recent errors, the baseline of the next one."""
         return tuple(self._errors)
 
-    def remember(self, errors: Iterable[float]) -> None:
-        """Goes on from what `errors` gave: a run that stopped must not pass the same step later."""
+    def restore(self, errors: Iterable[float]) -> None:
+        """Restores `errors` of a checkpoint, so that a restarted run is judged by the same ones."""
         self._errors = deque(errors, maxlen=WINDOW)
 
     @property
     def median(self) -> float:
         return statistics.median(self._errors)
 
-    def explodes(self, error: float) -> bool:
-        """Whether a step's error is too large; one that is not counts from now on."""
-        known = self.max_growth is not None and len(self._errors) >= LEAST
-        if known and error > self.max_growth * self.median:  # type: ignore[operator]
+    def diverged(self, error: float) -> bool:
+        """Whether a step's error is too large; otherwise it is added to the baseline."""
+        can_judge = self.max_growth is not None and len(self._errors) >= LEAST
+        if can_judge and error > self.max_growth * self.median:  # type: ignore[operator]
             return True
         self._errors.append(error)
         return False

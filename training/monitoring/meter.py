@@ -1,5 +1,4 @@
-"""Means of losses and speeds between two reports of the training loop. Knows nothing of where they
-go."""
+"""Means of losses and speeds between two reports of the training loop."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Collects what happened since the last report."""
+    """Accumulates losses, samples and waiting time since the last report."""
 
     def __init__(self, headline: str) -> None:
         """
         Args:
-            headline: the term that progress shows; it has samples at every step.
+            headline: the term shown as progress; it has samples at every step.
         """
         self.headline = headline
         self._reported: tuple[float, float] | None = None
@@ -33,14 +32,14 @@ class Meter:
         self._since = time.monotonic()
 
     def waited(self, wait: Callable[[], T]) -> T:
-        """Calls `wait` and counts its time as waiting for data."""
+        """Calls `wait` and counts its duration as waiting for data."""
         start = time.monotonic()
         value = wait()
         self._waited += time.monotonic() - start
         return value
 
     def add(self, terms: Mapping[str, tuple[float, float]], *, images: int) -> None:
-        """One step's terms as sum and count, and its samples, over all workers."""
+        """Adds one step's terms, as sum and count over all workers, and its samples."""
         for name, (total, count) in terms.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + total, before[1] + count)
@@ -61,7 +60,7 @@ class Meter:
         return means | speeds
 
     def speed_and_headline(self) -> tuple[float, float]:
-        """Images a second and the headline's mean in the last report; before the first, so far."""
+        """Images per second and mean of the headline in the last report; before it, so far."""
         return self._reported or self._so_far()
 
     def _so_far(self) -> tuple[float, float]:
@@ -69,7 +68,7 @@ class Meter:
         return self._images / (time.monotonic() - self._since), total / count
 
     def seconds_since_progress(self) -> float:
-        """Seconds since this last said that a progress report is due."""
+        """Seconds since `progress_written`, or since the start."""
         return time.monotonic() - self._progress_time
 
     def progress_written(self) -> None:
@@ -77,13 +76,13 @@ class Meter:
 
 
 def reset_memory_peak(device: torch.device) -> None:
-    """Makes `memory_gb` forget the peaks of what this process did before."""
+    """Resets the peak that `memory_gb` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory of this worker on its GPU, or its resident memory on CPU, in 10^9 bytes."""
+    """Peak GPU memory of this worker, or its resident memory on CPU, in 10^9 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return psutil.Process().memory_info().rss / 1e9

@@ -1,6 +1,6 @@
-"""What a user is told when a GPU's memory is full: with what, and which settings make it less.
+"""Explains out-of-memory errors: what was in use, which settings reduce it.
 
-Knows no network; without this Ray would restart the workers, into the same wall.
+A `FlowmapsrError` also keeps Ray from restarting the workers, which would run out of memory again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from training.settings.stage import StageSettings
 
 
 @contextmanager
-def memory_explained(settings: StageSettings, batch: Batch | None = None) -> Iterator[None]:
-    """The block is a micro step on `batch`; without one it builds network and optimiser.
+def explain_out_of_memory(settings: StageSettings, batch: Batch | None = None) -> Iterator[None]:
+    """The block is a micro step on `batch`; without one it builds network and optimizer.
 
     Raises:
         FlowmapsrError: the GPU's memory is full.
@@ -25,33 +25,33 @@ def memory_explained(settings: StageSettings, batch: Batch | None = None) -> Ite
     try:
         yield
     except torch.OutOfMemoryError as error:
-        room = "network and optimiser" if batch is None else _named(batch)
+        subject = "network and optimizer" if batch is None else _describe(batch)
         raise FlowmapsrError(
-            f"stage {settings.name!r}: the GPU has no room for {room}. "
-            f"{_remedies(settings, batch)}. Torch says: {error}"
+            f"stage {settings.name!r}: the GPU's memory is too small for {subject}. "
+            f"{_remedies(settings, batch)}. PyTorch reports: {error}"
         ) from error
 
 
-def _named(batch: Batch) -> str:
+def _describe(batch: Batch) -> str:
     height, width = batch.hq.shape[2:]
     samples = "1 sample" if len(batch.keys) == 1 else f"{len(batch.keys)} samples"
     return f"a micro batch of {samples} with latents of {height}x{width}"
 
 
 def _remedies(settings: StageSettings, batch: Batch | None) -> str:
-    going_on = []
+    changes = []
     if batch is not None and not settings.gradient_checkpointing:
-        going_on.append("gradient_checkpointing=true")
+        changes.append("gradient_checkpointing=true")
     if settings.offload == "none":
-        going_on.append("offload=optimizer")
+        changes.append("offload=optimizer")
     if settings.zero_stage < 3:
-        going_on.append(f"with several workers a zero_stage above {settings.zero_stage}")
+        changes.append(f"with several workers a zero_stage above {settings.zero_stage}")
     remedies = []
-    if going_on:
+    if changes:
         remedies.append(
-            f"Give the same command stages.{settings.name}.{', or '.join(going_on)}, and it goes on"
+            f"To continue, repeat the command with stages.{settings.name}.{', or '.join(changes)}"
         )
     if batch is not None and len(batch.keys) > 1:
-        whose = " of this pixel budget" if settings.budgets else ""
-        remedies.append(f"A lower micro_batch{whose} needs a new output")
-    return ". ".join(remedies or ["It needs a GPU with more memory, or a smaller model"])
+        which = " for this pixel budget" if settings.budgets else ""
+        remedies.append(f"A lower micro_batch{which} needs a new output")
+    return ". ".join(remedies or ["Use a GPU with more memory, or a smaller model"])

@@ -1,6 +1,6 @@
-"""Where the time between a command and the first step of a stage goes, phase by phase.
+"""Times the phases between a command and the first step of a stage.
 
-Uses the wall clock, as the phases may be in several processes and on several machines.
+Uses the wall clock, as phases may run in several processes and on several machines.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import psutil
 
 
 class StartupTimer:
-    """Splits the time since `began` into phases, each ended by `mark`."""
+    """Splits the time since `started` into phases, each ended by `mark`."""
 
-    def __init__(self, began: float) -> None:
-        self.begin(began)
+    def __init__(self, started: float) -> None:
+        self.restart(started)
 
-    def begin(self, began: float) -> None:
-        """Starts again.
+    def restart(self, started: float) -> None:
+        """Drops all phases.
 
         Args:
-            began: seconds since the epoch.
+            started: seconds since the epoch.
         """
-        self._last = began
+        self._last = started
         self.seconds: dict[str, float] = {}
 
     def mark(self, phase: str, *, at: float | None = None) -> None:
@@ -32,16 +32,16 @@ class StartupTimer:
         self._last = now
 
     def metrics(self) -> dict[str, float]:
-        """Seconds of each phase and of all, named as in MLflow."""
+        """Seconds of each phase and in total, named as in MLflow."""
         phases = {f"start/{phase}_seconds": value for phase, value in self.seconds.items()}
         return phases | {"start/seconds": sum(self.seconds.values())}
 
 
-def process_began() -> float:
-    """When this process began, in seconds since the epoch."""
-    began: float = psutil.Process().create_time()
-    return began
+def process_started() -> float:
+    """Start time of this process, in seconds since the epoch."""
+    started: float = psutil.Process().create_time()
+    return started
 
 
-startup = StartupTimer(process_began())
-"""Of this process, which trains one stage at a time; imports are its first phase."""
+startup = StartupTimer(process_started())
+"""The timer of this process, which trains one stage at a time; its first phase is imports."""

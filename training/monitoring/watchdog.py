@@ -1,8 +1,7 @@
 """Ends a worker that makes no progress, with the stack traces of all its threads on disk.
 
-A hang is a failure: a worker that waits for a dead or stuck one would wait for ever, and hold its
-devices. Ended hard, it is seen by its launcher, whose rules for failures then apply. Knows neither
-launcher nor training, only that `alive` must be called now and then.
+A worker that waits for a dead or stuck one would wait forever and hold its devices. Once it is
+killed, the launcher handles it like any other failure.
 """
 
 from __future__ import annotations
@@ -25,32 +24,32 @@ from training.run_dir.stacks import STAMP, StackHeader, keep_frozen
 log = logging.getLogger(__name__)
 
 LONG_FACTOR, LONG_SECONDS = 3.0, 120.0
-"""Start-up and first step, which read weights and may compile, and waiting for a checkpoint to be
-written are allowed this many times as long, and never less than so many seconds."""
+"""The start and the first step, which read weights and may compile, and waiting for a checkpoint
+may take this many times as long, and always this many seconds."""
 OTHERS_SECONDS = 20.0
 """How long the first worker to notice waits for the others' stack traces."""
-LAST_WORDS_SECONDS = 15.0
-"""How long what is to be said before the end may take."""
+BEFORE_END_SECONDS = 15.0
+"""How long the calls of `before_end` may take."""
 FROZEN_SECONDS = 10.0
-"""How much later than other workers one that holds Python's lock is ended: while they wait for its
-stack traces."""
+"""How much later a worker that holds Python's lock is killed, while the others wait for its stack
+traces."""
 EXIT_CODE = 70
-_TOLD = re.compile(r"[\d-]+-rank-\d+\.txt")
+_STACKS_NAME = re.compile(r"[\d-]+-rank-\d+\.txt")
 STDERR = 2
-"""As a number: what Python calls so may be an object without a file."""
+"""File descriptor; `sys.stderr` may be an object without one."""
 
 
 class Watchdog:
-    """Watches this process from a thread of its own while the block runs.
+    """Watches this process from a separate thread while the block runs.
 
     The workers of a stage stop together: as soon as one has written its stack traces, the others
-    write theirs, wherever they are, and all end.
+    write theirs and all end.
     """
 
     def __init__(self, folder: Path, *, rank: int, world_size: int, seconds: float) -> None:
         """
         Args:
-            folder: for the stack traces of a stage; all workers see it.
+            folder: for the stack traces of a stage, shared by all workers.
             seconds: longest time without progress.
         """
         self.folder = folder
@@ -61,15 +60,15 @@ class Watchdog:
         self._allowed = self._allowed_at_most = max(LONG_FACTOR * seconds, LONG_SECONDS)
         self._doing = "the start"
         self._last = time.monotonic()
-        self._last_words: list[Callable[[], None]] = []
+        self._before_end: list[Callable[[], None]] = []
         self._closing = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._known = self._told()
-        # Open already: a process that holds Python's lock could not open it any more.
+        self._known = self._stack_names()
+        # Opened now, as a process that is stuck with Python's lock no longer could.
         frozen = self.folder / f".rank-{self.rank}"
         keep_frozen(frozen)
         self._frozen = frozen.open("w")
@@ -89,22 +88,29 @@ class Watchdog:
         Path(self._frozen.name).unlink(missing_ok=True)
 
     def alive(self, doing: str, *, next_is_long: bool = False) -> None:
-        """Progress was made; `doing` says how far, for the message should it be the last."""
+        """Reports progress.
+
+        Args:
+            doing: what was reached, for the message if the worker hangs after it.
+            next_is_long: the next step may take several times as long.
+        """
         self._doing = doing
         self._allowed = self._allowed_at_most if next_is_long else self.seconds
         self._last = time.monotonic()
 
     def before_end(self, call: Callable[[], None]) -> None:
-        """Has `call` run before this process is ended, the last one added first; it may take
-        seconds, and see the stack traces of all workers."""
-        self._last_words.insert(0, call)
+        """Runs `call` before this process is killed, last added first.
+
+        It may take seconds, and can read the stack traces of all workers.
+        """
+        self._before_end.insert(0, call)
 
     @contextmanager
     def speaks_first(self) -> Iterator[None]:
-        """Keeps an error of the block where it is while this process is being ended.
+        """Holds back an error of the block while the watchdog ends this process.
 
-        The others end at the same time, so that connections break: an error which is not the
-        reason for the end, and must not be told as such.
+        All workers end at the same time, so that connections break; such an error is not the
+        reason of the end and must not be reported as one.
         """
         try:
             yield
@@ -115,8 +121,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closing.wait(self._poll):
-            # This thread needs Python's lock. Where that is never given back, as inside a stuck
-            # extension, a timer in C takes its place.
+            # This thread needs Python's lock. If a stuck extension never releases it, a timer in C
+            # ends the process instead.
             self._end_after(self._allowed + FROZEN_SECONDS)
             idle = time.monotonic() - self._last
             if idle > self._allowed:
@@ -129,26 +135,26 @@ class Watchdog:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._frozen)
 
     def _others(self) -> set[str]:
-        """Stack traces that were not there when this worker started."""
+        """Stack traces written since this worker started."""
         try:
-            return self._told() - self._known
-        except OSError as error:  # of a busy file server, say: no reason to end
+            return self._stack_names() - self._known
+        except OSError as error:  # e.g. a busy file server; not fatal
             log.warning("%s cannot be read: %s", self.folder, error)
             return set()
 
-    def _told(self) -> set[str]:
-        return {name for name in os.listdir(self.folder) if _TOLD.fullmatch(name)}
+    def _stack_names(self) -> set[str]:
+        return {name for name in os.listdir(self.folder) if _STACKS_NAME.fullmatch(name)}
 
     def _end(self, reason: str, *, stalled: bool) -> None:
-        """Writes the traces to the folder and into the log, lets the others do so, and ends."""
+        """Writes stack traces to the folder and the log, waits for those of others, and exits."""
         self._ending.set()
-        self._end_after(2 * (OTHERS_SECONDS + LAST_WORDS_SECONDS))
+        self._end_after(2 * (OTHERS_SECONDS + BEFORE_END_SECONDS))
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
         header = StackHeader(
             rank=self.rank, world_size=self.world_size, stalled=stalled, reason=reason
         )
-        with best_effort(str(path)):  # ends all the same on a full disk
+        with best_effort(str(path)):  # also exits on a full disk
             partial = path.with_name(f".{path.name}")
             with partial.open("w") as file:
                 file.write(f"{header.model_dump_json()}\n\n")
@@ -158,28 +164,28 @@ class Watchdog:
         log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
         faulthandler.dump_traceback(STDERR)
         deadline = time.monotonic() + OTHERS_SECONDS
-        while self._silent() and time.monotonic() < deadline:
+        while self._missing() and time.monotonic() < deadline:
             time.sleep(self._poll / 4)
         Path(self._frozen.name).unlink(missing_ok=True)
-        self._say_last_words()
+        self._run_before_end()
         os._exit(EXIT_CODE)
 
-    def _silent(self) -> int:
-        """How many workers have left no stack traces yet, of whichever kind."""
-        told = len(self._others())
-        with suppress(OSError):  # a worker removes its empty file when it has another
-            told += sum(path.stat().st_size > 0 for path in self.folder.glob(".rank-*"))
-        return self.world_size - told
+    def _missing(self) -> int:
+        """How many workers have not written stack traces of either kind yet."""
+        written = len(self._others())
+        with suppress(OSError):  # a worker removes its empty file once it has written traces
+            written += sum(path.stat().st_size > 0 for path in self.folder.glob(".rank-*"))
+        return self.world_size - written
 
-    def _say_last_words(self) -> None:
-        # In a thread, which this one need not wait for longer than is allowed.
-        words = threading.Thread(target=self._call_all, name="last-words", daemon=True)
-        words.start()
-        words.join(LAST_WORDS_SECONDS)
+    def _run_before_end(self) -> None:
+        # In a thread, so that the wait can be limited.
+        thread = threading.Thread(target=self._call_all, name="before-end", daemon=True)
+        thread.start()
+        thread.join(BEFORE_END_SECONDS)
 
     def _call_all(self) -> None:
-        for call in self._last_words:
+        for call in self._before_end:
             try:
                 call()
-            except Exception as error:  # an edge: the process ends all the same
+            except Exception as error:  # the process exits regardless
                 log.warning("at the end of worker %d: %s", self.rank, error)

@@ -1,4 +1,4 @@
-"""Datasets that a stage cannot train on: what is said, what is saved, and what is kept."""
+"""Training that cannot continue: bad losses, unusable samples, full GPUs, failed checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.data.loader import Batch, preview_batch
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import LEAST
-from training.monitoring.out_of_memory import memory_explained
+from training.monitoring.out_of_memory import explain_out_of_memory
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import end_reason, read_starts
 from training.settings.recipe import TrainingRecipe
@@ -49,8 +49,8 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     for _ in range(step):
         planned = schedule.step_at(planned.position)
     shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
-    places = [schedule.location(planned.bucket, number) for number in planned.numbers]
-    return [shards[place.shard.path][place.index].key for place in places]
+    locations = [schedule.location(planned.bucket, number) for number in planned.numbers]
+    return [shards[one.shard.path][one.index].key for one in locations]
 
 
 def _stage(recipe: TrainingRecipe) -> StagePaths:
@@ -113,8 +113,8 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     assert read_commit(str(checkpoints[-1])).state.images_seen == 8
 
 
-def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
-    """With so small a growth allowed, any step above the median counts as an explosion."""
+def test_a_loss_that_diverges_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
+    """With so small a growth allowed, any step above the median counts as divergence."""
     stage = {**WARMUP, "checkpoint_every_steps": 5, "max_loss_growth": 1.001}
     recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
     process = start_workers(recipe, tmp_path)
@@ -136,10 +136,10 @@ def test_a_loss_that_explodes_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     saved_before = saved["step"] // 5 * 5
     assert [one.step for one in read_starts(_stage(recipe))] == [0, saved_before]
     again = json.loads(_stage(recipe).bad_step.read_text())["step"]
-    assert saved_before <= again < saved_before + LEAST, "the errors before it are forgotten"
+    assert saved_before <= again < saved_before + LEAST, "the earlier errors were not restored"
 
 
-def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
+def test_out_of_memory_ends_the_run_with_the_cause_and_the_fixes(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     stage = {**WARMUP, "micro_batch": 4}
@@ -148,28 +148,33 @@ def test_a_full_gpu_ends_the_run_with_what_was_too_large_and_what_helps(
     process = start_workers(recipe, tmp_path, module="tests.training.workers.full_memory")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0 and not _stage(recipe).done.exists()
-    (told,) = [line for line in output.splitlines() if "Torch says" in line]
-    assert "stage 'warmup': the GPU has no room for a micro batch of 4 samples" in told
-    assert "latents of 4x4. Give the same command stages.warmup.gradient_checkpointing=true" in told
-    assert "Tried to allocate 2.00 GiB" in told
-    assert "no room for a micro batch" in end_reason(_stage(recipe))
+    (message,) = [line for line in output.splitlines() if "PyTorch reports" in line]
+    assert "'warmup': the GPU's memory is too small for a micro batch of 4 samples" in message
+    assert "with latents of 4x4. To continue, repeat" in message
+    assert "repeat the command with stages.warmup.gradient_checkpointing=true" in message
+    assert "Tried to allocate 2.00 GiB" in message
+    assert "too small for a micro batch" in end_reason(_stage(recipe))
 
 
 @pytest.mark.parametrize(
     ("changes", "samples", "words"),
     [
         ({}, 8, "checkpointing=true, or offload=optimizer, or with several workers a zero_stage"),
-        ({}, 8, "and it goes on. A lower micro_batch"),
-        ({"gradient_checkpointing": True}, 1, r"1 sample .*stages.warmup.offload=[^.]*goes on\. T"),
+        ({}, 8, "zero_stage above [0-9]. A lower micro_batch"),
+        (
+            {"gradient_checkpointing": True},
+            1,
+            r"1 sample .*stages.warmup.offload=[^.]*above .\. P",
+        ),
         (
             {"offload": "optimizer", "zero_stage": 3},
             0,
-            "network and optimizer. It needs a GPU with",
+            r"network and optimizer\. Use a GPU with",
         ),
-        ({}, 0, r"stages.warmup.offload=optimizer, or with [^.]*goes on\. Torch"),
+        ({}, 0, r"stages.warmup.offload=optimizer, or with [^.]*above .\. PyTorch"),
     ],
 )
-def test_only_what_makes_a_difference_is_recommended_to_a_full_gpu(
+def test_out_of_memory_recommends_only_settings_that_help(
     changes: dict[str, Any], samples: int, words: str
 ) -> None:
     settings = StageSettings.model_validate({**WARMUP, **changes})
@@ -177,12 +182,12 @@ def test_only_what_makes_a_difference_is_recommended_to_a_full_gpu(
     batch = Batch(tuple(map(str, range(samples))), latents, latents, None, None, Position())
     with (
         pytest.raises(FlowmapsrError, match=words),
-        memory_explained(settings, batch if samples else None),
+        explain_out_of_memory(settings, batch if samples else None),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(
+def test_a_checkpoint_that_cannot_be_written_is_reported_to_mlflow(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     stage = {**WARMUP, "steps": 30}
@@ -194,8 +199,8 @@ def test_a_checkpoint_that_cannot_be_written_is_seen_in_mlflow(
     names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
     child = client.get_run(names.stages["warmup"])
     assert child.info.status == "FINISHED"
-    told = child.data.tags["last_failed_checkpoint"]
-    assert "step 20 could not be written" in told and "step-000020" in told
+    message = child.data.tags["last_failed_checkpoint"]
+    assert "step 20 could not be written" in message and "step-000020" in message
     history = {
         name: [point.value for point in client.get_metric_history(child.info.run_id, name)]
         for name in ("checkpoints/failed", "checkpoints/newest_step")
@@ -233,7 +238,7 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
         )
 
 
-def test_what_needs_no_negatives_reads_such_a_dataset(without_negatives: Path) -> None:
+def test_a_dataset_without_negatives_can_be_read(without_negatives: Path) -> None:
     store = ShardStore(str(without_negatives))
     batch = preview_batch(store, load_manifest(str(without_negatives)), 2)
     assert batch.neg is None and batch.to(torch.device("cpu")).neg is None

@@ -1,4 +1,4 @@
-"""A worker that makes no progress: how the run ends, what is kept of it, and how it goes on."""
+"""A worker that makes no progress: how the run ends, what it leaves, and how it resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGE = {**WARMUP, "steps": 12, "checkpoint_every_steps": 4}
 
 
 @pytest.mark.timeout(500)
-def test_a_stalled_run_ends_with_every_workers_stack_and_goes_on_when_started_again(
+def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_again(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[STAGE])
@@ -95,7 +95,7 @@ def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_p
 
 
 def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own, with the stage's folder as its word."""
+    """Runs code in a separate process, with the stage's folder as its argument."""
     return subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120
     )
@@ -105,7 +105,7 @@ FROZEN = """
 import ctypes, sys, time
 from pathlib import Path
 from training.monitoring import watchdog
-watchdog.OTHERS_SECONDS = watchdog.LAST_WORDS_SECONDS = 1.0
+watchdog.OTHERS_SECONDS = watchdog.BEFORE_END_SECONDS = 1.0
 with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as dog:
     dog.alive("nothing")
     time.sleep(1.0)  # the watchdog looks once
@@ -113,7 +113,7 @@ with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as 
 """
 
 
-def test_a_process_that_never_gives_back_pythons_lock_is_ended_too(tmp_path: Path) -> None:
+def test_a_process_that_never_releases_pythons_lock_is_ended_too(tmp_path: Path) -> None:
     start = time.monotonic()
     done = _run(FROZEN, tmp_path)
     assert done.returncode != 0 and time.monotonic() - start < 55
@@ -145,27 +145,27 @@ def test_the_first_worker_waits_for_the_traces_of_a_frozen_one(tmp_path: Path) -
     assert done.returncode == EXIT_CODE
     frozen, first = sorted(done.stdout.split(), key=lambda name: "frozen" not in name)
     assert frozen.endswith("-frozen-rank-1.txt") and first.endswith("-rank-0.txt")
-    assert time.monotonic() - start < OTHERS_SECONDS, "it had waited for what came long ago"
+    assert time.monotonic() - start < OTHERS_SECONDS, "it waited although all traces were there"
 
 
-STUCK_TO_THE_LAST = """
+STUCK_BEFORE_END = """
 import sys, time
 from pathlib import Path
 from training.monitoring import watchdog
-watchdog.LAST_WORDS_SECONDS, watchdog.LONG_SECONDS = 1.0, 0.0
+watchdog.BEFORE_END_SECONDS, watchdog.LONG_SECONDS = 1.0, 0.0
 with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=0.5) as dog:
-    dog.before_end(lambda: time.sleep(60))  # as a server that is gone
-    dog.before_end(lambda: print("told", flush=True))
+    dog.before_end(lambda: time.sleep(60))  # like an unreachable server
+    dog.before_end(lambda: print("called", flush=True))
     dog.before_end(lambda: 1 / 0)
     time.sleep(60)
 """
 
 
-def test_what_is_said_before_the_end_cannot_put_it_off(tmp_path: Path) -> None:
+def test_a_call_before_the_end_cannot_delay_it(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = _run(STUCK_TO_THE_LAST, tmp_path)
+    done = _run(STUCK_BEFORE_END, tmp_path)
     assert done.returncode == EXIT_CODE and time.monotonic() - start < 30
-    assert done.stdout == "told\n" and "division by zero" in done.stderr
+    assert done.stdout == "called\n" and "division by zero" in done.stderr
 
 
 UNREADABLE_FOR_A_WHILE = """
@@ -179,15 +179,15 @@ with watchdog.Watchdog(stacks, rank=0, world_size=1, seconds=0.5) as dog:
         dog.alive("work")
         time.sleep(0.1)
     stacks.with_name("away").rename(stacks)
-    print("went on", flush=True)
+    print("continued", flush=True)
     time.sleep(60)
 """
 
 
 def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) -> None:
     done = _run(UNREADABLE_FOR_A_WHILE, tmp_path)
-    assert done.stdout == "went on\n"
-    assert done.returncode == EXIT_CODE, "it watches no more"
+    assert done.stdout == "continued\n"
+    assert done.returncode == EXIT_CODE, "it no longer watches"
     assert len(stack_files(tmp_path / "stacks")) == 1
 
 

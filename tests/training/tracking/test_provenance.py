@@ -157,21 +157,21 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
 
 
-def test_only_a_loss_far_above_its_median_explodes() -> None:
+def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     guard = LossGuard(100.0)
-    assert not any(guard.explodes(error) for error in [5000.0, *[1.0] * LEAST, 99.0])
-    assert guard.explodes(101.0) and guard.median == 1.0
-    assert not guard.explodes(2.0)
+    assert not any(guard.diverged(error) for error in [5000.0, *[1.0] * LEAST, 99.0])
+    assert guard.diverged(101.0) and guard.median == 1.0
+    assert not guard.diverged(2.0)
     again = LossGuard(100.0)
-    again.remember(guard.errors)
-    assert again.explodes(101.0) and again.errors == guard.errors
-    assert not any(LossGuard(None).explodes(10.0**n) for n in range(200))
+    again.restore(guard.errors)
+    assert again.diverged(101.0) and again.errors == guard.errors
+    assert not any(LossGuard(None).diverged(10.0**n) for n in range(200))
 
 
 def test_a_first_step_is_never_judged() -> None:
     guard = LossGuard(2.0)
-    assert not any(guard.explodes(10.0**n) for n in range(LEAST))
-    assert guard.explodes(10.0**LEAST)
+    assert not any(guard.diverged(10.0**n) for n in range(LEAST))
+    assert guard.diverged(10.0**LEAST)
 
 
 def test_the_host_is_sampled_under_mlflows_names(

@@ -1,4 +1,4 @@
-"""One worker of `test_flops`: a few steps of every case with their work counted, and without.
+"""One worker of `test_mfu`: a few steps of every case with their work counted, and without.
 
 Started by torchrun with the file for the results as its only argument.
 """

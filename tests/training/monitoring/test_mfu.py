@@ -1,4 +1,4 @@
-"""Counted floating-point operations against closed forms, and what counting leaves alone."""
+"""Counted FLOPs against closed forms; counting changes neither weights nor compiled code."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_gpus_are_known_by_name(name: str, precision: Any, tflops: float) -> Non
     assert peak is not None and peak.tflops == tflops
 
 
-def test_a_gpu_that_only_looks_like_a_known_one_is_not_known() -> None:
+def test_a_gpu_with_a_similar_name_is_unknown() -> None:
     assert gpu_peak("NVIDIA A10G", "bf16") is None
     assert gpu_peak("NVIDIA A1000", "bf16") is None
 
@@ -152,7 +152,7 @@ def test_counting_leaves_a_compiled_network_compiled() -> None:
 
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `counted_workers` found, in one launch of two workers."""
+    """Results of `counted_workers`, from one launch of two workers."""
     path = tmp_path_factory.mktemp("counted") / "results.json"
     return found_by("tests.training.workers.counted_workers", workers=2, results=path)
 
@@ -162,7 +162,7 @@ def test_counting_changes_no_bit_of_the_weights(counted: dict[str, Any]) -> None
         assert found["moved"] and found["same_weights"], case
 
 
-def test_the_count_is_that_of_the_work_however_it_is_spread(counted: dict[str, Any]) -> None:
+def test_the_count_is_the_same_for_every_zero_stage(counted: dict[str, Any]) -> None:
     student, forward = counted["zero1"]["by_hand"], counted["zero1"]["forward"]
     assert counted["zero1"]["per_image"] == student
     # zero3 checkpoints: most of the forward pass is computed a second time.
@@ -174,7 +174,7 @@ def test_the_count_is_that_of_the_work_however_it_is_spread(counted: dict[str, A
     assert counted["jvp"]["per_image"] == pytest.approx(student + 0.25 * 2 * forward, rel=0.01)
 
 
-def test_each_kind_of_step_is_counted_once_and_then_known(counted: dict[str, Any]) -> None:
+def test_each_kind_of_step_is_counted_once(counted: dict[str, Any]) -> None:
     found = counted["zero1"]
     assert found["counted_steps"] == [0, 1]  # the first on each of two shapes
     assert found["metrics"]["perf/mfu"] == pytest.approx(found["metrics"]["perf/tflops"] / 2.0)
