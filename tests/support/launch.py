@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -178,15 +177,6 @@ def kill_all(process: Process) -> None:
     launcher = psutil.Process(process.pid)
     for victim in [launcher, *launcher.children(recursive=True)]:
         victim.kill()
-
-
-def wait_until(condition: Callable[[], bool], process: Process, *, seconds: float = 200) -> None:
-    """Waits for a condition while the process runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended too early"
-        assert time.monotonic() < deadline, "the run did not get that far in time"
-        time.sleep(0.02)
 
 
 def _written(recipe: TrainingRecipe, folder: Path) -> str:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,10 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.eventually import eventually
 from tests.support.ports import free_port
 
 SECONDS = 240
-
-
-def wait_until(true: Callable[[], object], *, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subprocess.Popen[bytes]:
@@ -61,7 +55,7 @@ class Server:
         self.env = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "prefect")}
         words = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
         self.process = prefect(*words, env=self.env, log=folder / "server.log", cwd=folder)
-        wait_until(self._healthy)
+        eventually(self._healthy)
 
     def get(self, path: str) -> Any:
         return httpx.get(self.url + path, timeout=60).raise_for_status().json()

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from datagen.errors import FlowmapsrError
 from pipelines.cli import app
-from tests.support.launch import kill_all, start_workers, train, wait_until
+from tests.support.eventually import eventually
+from tests.support.launch import kill_all, start_workers, train
 from tests.support.tiny import STAGE, RunMaker, weights, write_photos
 from training.checkpoints.reader import SavedState, read_commit
 from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
@@ -129,12 +130,12 @@ def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_adversarial_run_goes_on_to_the_bit_identical_model(
+def test_a_killed_adversarial_run_resumes_to_the_bit_identical_model(
     gan: TrainingRecipe, gan_recipe: GanMaker, tmp_path: Path
 ) -> None:
     recipe = gan_recipe(tmp_path)
     process = start_workers(recipe, tmp_path)
-    wait_until((_home(recipe) / "checkpoints" / "step-000008").exists, process)
+    eventually((_home(recipe) / "checkpoints" / "step-000008").exists, process)
     kill_all(process)
     process.communicate(timeout=100)
     assert not (_home(recipe) / "done.json").exists()

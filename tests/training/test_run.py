@@ -14,7 +14,8 @@ import torch
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from tests.support.launch import deepspeed, finish, start_torchrun, train, wait_until
+from tests.support.eventually import eventually
+from tests.support.launch import deepspeed, finish, start_torchrun, train
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import DISTILL, WARMUP, RunMaker, same_weights, weights
 from training.checkpoints.reader import read_commit
@@ -93,7 +94,7 @@ def test_torchrun_stopped_by_sigterm_resumes_from_s3_to_the_bit_identical_model(
     checkpoints = f"{prefix}/warmup"
     faulty_s3.fail("status", "PUT", times=4)
     process = start_torchrun(recipe, tmp_path)
-    wait_until(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
+    eventually(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=100)
     assert process.returncode != 0

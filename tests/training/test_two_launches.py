@@ -10,8 +10,8 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
+from tests.support.eventually import eventually
 from tests.support.launch import ForkedLauncher, kill_all, start_workers
-from tests.support.prefect_servers import wait_until
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.run_dir.lock import run_lock
@@ -31,7 +31,7 @@ def recipe(run_recipe: RunMaker, tmp_path: Path) -> TrainingRecipe:
 def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[ForkedLauncher]:
     """A launch that trains."""
     process = start_workers(recipe, tmp_path)
-    wait_until(lambda: _step(recipe) > 0)
+    eventually(lambda: _step(recipe) > 0)
     yield process
     if process.poll() is None:
         kill_all(process)
@@ -51,7 +51,7 @@ def _stack_files(recipe: TrainingRecipe) -> list[tuple[str, int, int]]:
     return [(name, status.st_ino, status.st_mtime_ns) for name, status in files]
 
 
-def test_the_second_of_two_launches_is_refused_and_the_first_goes_on(
+def test_the_second_of_two_launches_is_refused_and_the_first_continues(
     recipe: TrainingRecipe, first: ForkedLauncher, tmp_path: Path
 ) -> None:
     before = _stack_files(recipe)
@@ -61,7 +61,7 @@ def test_the_second_of_two_launches_is_refused_and_the_first_goes_on(
     assert "another training is writing there" in said and "pid" in said
     assert _stack_files(recipe) == before
     step = _step(recipe)
-    wait_until(lambda: _step(recipe) > step)
+    eventually(lambda: _step(recipe) > step)
     assert first.poll() is None
 
 
@@ -87,16 +87,16 @@ def test_two_runs_do_not_share_a_place_for_checkpoints(
 
 
 @pytest.mark.slow
-def test_a_launch_that_takes_over_goes_on_alone(
+def test_a_launch_that_takes_over_continues_alone(
     recipe: TrainingRecipe, first: ForkedLauncher, tmp_path: Path
 ) -> None:
     second = start_workers(recipe, tmp_path, words=["--take-over"])
     said, _ = first.communicate(timeout=120)
     assert first.returncode != 0 and "has taken over" in said
     stage = StagePaths(Path(recipe.output), "warmup")
-    wait_until(lambda: len(read_starts(stage)) == 2)
+    eventually(lambda: len(read_starts(stage)) == 2)
     step = _step(recipe)
-    wait_until(lambda: _step(recipe) > step)
+    eventually(lambda: _step(recipe) > step)
     second.send_signal(signal.SIGTERM)
     said, _ = second.communicate(timeout=120)
     assert "stopped with a checkpoint" in said

@@ -16,8 +16,9 @@ import pytest
 from datagen.build.in_process import build_in_process
 from datagen.review.verify import verify_dataset
 from pipelines.recipes.load import dataset_recipe
+from tests.support.eventually import eventually
 from tests.support.ports import free_port
-from tests.support.prefect_servers import kill, wait_until
+from tests.support.prefect_servers import kill
 from tests.support.s3 import FaultyS3
 
 Run = Callable[..., Any]
@@ -49,9 +50,9 @@ def two_nodes(faulty_s3: FaultyS3, tmp_path: Path) -> Iterator[tuple[str, subpro
         port = address.rpartition(":")[2]
         head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
         nodes.enter_context(ray_node(*head, "--include-dashboard=false", log=tmp_path / "head.log"))
-        wait_until(lambda: "runtime started" in (tmp_path / "head.log").read_text())
+        eventually(lambda: "runtime started" in (tmp_path / "head.log").read_text())
         other = nodes.enter_context(ray_node(f"--address={address}", log=tmp_path / "other.log"))
-        wait_until(lambda: "runtime started" in (tmp_path / "other.log").read_text())
+        eventually(lambda: "runtime started" in (tmp_path / "other.log").read_text())
         yield address, other
 
 
@@ -90,7 +91,7 @@ def test_a_lost_node_and_a_bad_network_change_no_byte(
         f"output=s3://{s3.bucket}/stormy",
         env={**os.environ, **env},
     )
-    wait_until(lambda: process.poll() is not None or objects(s3, "stormy/tasks/"))
+    eventually(lambda: process.poll() is not None or objects(s3, "stormy/tasks/"))
     s3.fail("cut_download", "GET", times=2, after=1000)
     s3.fail("cut_upload", "PUT", times=2, after=1000)
     kill(other)

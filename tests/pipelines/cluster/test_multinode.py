@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import write_training
+from tests.support.eventually import eventually
 from tests.support.launch import train
 from tests.support.network_nodes import Node, missing, network
-from tests.support.prefect_servers import wait_until
 from tests.support.tiny import WARMUP, RunMaker, weights
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import Start
@@ -31,7 +31,7 @@ def _start_ray(node: Node, *words: str, env: dict[str, str], log: Path) -> None:
     ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
     sizes = ("--object-store-memory=100000000", f"--node-ip-address={node.address}")
     node.start(*ray, *sizes, *words, env=env, log=log)
-    wait_until(lambda: "runtime started" in log.read_text(), seconds=60)
+    eventually(lambda: "runtime started" in log.read_text(), seconds=60)
 
 
 def _newest(home: Path) -> int:
@@ -66,7 +66,7 @@ def test_a_lost_machine_costs_a_restart_and_no_sample(run_recipe: RunMaker, tmp_
             log=tmp_path / "train.log",
         )
         home = run / "stages" / "warmup"
-        wait_until(lambda: command.poll() is not None or _newest(home) >= 20)
+        eventually(lambda: command.poll() is not None or _newest(home) >= 20)
         assert command.poll() is None, (tmp_path / "train.log").read_text()
         second.kill()
         command.wait(timeout=300)

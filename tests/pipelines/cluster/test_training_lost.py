@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.pipelines.conftest import write_training
-from tests.support.prefect_servers import kill, running_server, wait_until
+from tests.support.eventually import eventually
+from tests.support.prefect_servers import kill, running_server
 from tests.support.tiny import MODEL, WARMUP, RunMaker
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
@@ -36,7 +37,7 @@ def test_a_training_ends_well_when_its_prefect_server_is_killed(
     words = ("train", recipe, f"manifest={dataset}", f"output={run}", "--json")
     with running_server(tmp_path) as server:
         process = start(*words, env={**server.env, "RAY_ADDRESS": ray_cluster_address})
-        wait_until((run / "stages" / "warmup" / "progress.json").exists)
+        eventually((run / "stages" / "warmup" / "progress.json").exists)
         (flow_run,) = server.post("/flow_runs/filter", {})
         assert flow_run["state_name"] == "Running"
         kill(server.process)
@@ -58,7 +59,7 @@ def test_a_training_whose_folder_is_taken_ends_and_leaves_it_alone(
     env = {"MLFLOW_TRACKING_URI": store}
     first = start("train", path, env=env)
     stage = StagePaths(run, "warmup")
-    wait_until(stage.progress.exists)
+    eventually(stage.progress.exists)
     second = start("train", path, "--take-over", env=env)
     ended = finished(first)
     assert ended.code == 1 and "has taken over" in ended.err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.pipelines.conftest import write_training
-from tests.support.prefect_servers import wait_until
+from tests.support.eventually import eventually
 from tests.support.small_disk import DiskMaker
 from tests.support.tiny import WARMUP, RunMaker, same_weights
 from training.run_dir.paths import StagePaths
@@ -52,7 +52,7 @@ def test_a_training_on_a_full_disk_reports_it_and_resumes_when_there_is_space(
     recipe = run_recipe(run, stages=[WARMUP])
     words, env = _words(recipe, tmp_path), {"RAY_ADDRESS": ray_cluster_address}
     process = start(*words, env=env)
-    wait_until(lambda: _newest(run) >= 10)
+    eventually(lambda: _newest(run) >= 10)
     with filled(disk):
         ended = finished(process)
         kept = _newest(run)

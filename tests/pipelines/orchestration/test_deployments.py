@@ -22,7 +22,8 @@ from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from pipelines.recipes.overrides import RecipeError
 from tests.pipelines.conftest import write_training
-from tests.support.prefect_servers import Server, kill, running_server, running_worker, wait_until
+from tests.support.eventually import eventually
+from tests.support.prefect_servers import Server, kill, running_server, running_worker
 from tests.support.ray_actors import ray_actors
 from tests.support.tiny import MODEL, WARMUP
 from training.run_dir.paths import StagePaths
@@ -91,7 +92,7 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     assert server.get(f"/work_pools/{POOL}")["type"] == "process"
     assert SECRET not in json.dumps(held)
 
-    wait_until(lambda: server.runs(deployed["id"], "Scheduled"))
+    eventually(lambda: server.runs(deployed["id"], "Scheduled"))
     first = server.runs(deployed["id"], "Scheduled")[0]["expected_start_time"]
     assert datetime.fromisoformat(first) == datetime.fromisoformat(deployed["next_run"])
     assert datetime.fromisoformat(first).minute == 0
@@ -120,16 +121,16 @@ def test_a_scheduled_run_picks_up_only_new_photos(
     shutil.copytree(photos, folder)
     words = settings(folder, output, "samples_per_photo=1")
     deployed = deploy(*words, "--interval", "5s")
-    wait_until(lambda: server.runs(deployed["id"], "Completed"))
+    eventually(lambda: server.runs(deployed["id"], "Completed"))
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert load_manifest(str(output)).num_samples == 6
 
     done = len(server.runs(deployed["id"], "Completed"))
-    wait_until(lambda: len(server.runs(deployed["id"], "Completed")) > done)
+    eventually(lambda: len(server.runs(deployed["id"], "Completed")) > done)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
     Image.open(folder / "photo0.png").rotate(180).save(folder / "new.png")
-    wait_until(lambda: load_manifest(str(output)).num_samples == 7)
+    eventually(lambda: load_manifest(str(output)).num_samples == 7)
     deploy(*words)  # no schedule any more
     shards = {path: path.stat().st_mtime_ns for path in output.glob("shards/*/*")}
     assert {path: time for path, time in shards.items() if path in before} == {
@@ -148,17 +149,17 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     output = tmp_path / "set"
     deployed = deploy(*settings(photos, output, "samples_per_photo=48", "workers=1"))
     run = server.start_run(deployed["id"])
-    wait_until(lambda: records(output))
+    eventually(lambda: records(output))
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
     subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
-    wait_until(lambda: server.state(run) == "Cancelled")
+    eventually(lambda: server.state(run) == "Cancelled")
     before = records(output)
     assert not (output / "manifest.json").exists()
     assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
     assert ray_actors("_ShardWorker") == []
 
     again = server.start_run(deployed["id"])
-    wait_until(lambda: server.state(again) == "Completed")
+    eventually(lambda: server.state(again) == "Completed")
     assert verify_dataset(str(output)) == []
     assert {path: records(output)[path] for path in before} == before
 
@@ -181,17 +182,17 @@ def test_a_cancelled_training_saves_and_the_next_run_continues(
 
     first = server.start_run(deployed["id"])
     home = run / "stages" / "warmup"
-    wait_until((home / "progress.json").exists)
+    eventually((home / "progress.json").exists)
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", first]
     subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
-    wait_until(lambda: server.state(first) == "Cancelled")
+    eventually(lambda: server.state(first) == "Cancelled")
     (saved,) = (home / "checkpoints").glob("step-*")
     step = int(saved.name.removeprefix("step-"))
     assert 0 < step < 800
     assert not (home / "done.json").exists()
 
     second = server.start_run(deployed["id"])
-    wait_until(lambda: server.state(second) == "Completed")
+    eventually(lambda: server.state(second) == "Completed")
     assert StageRecord.model_validate_json((home / "done.json").read_bytes()).steps == 800
     assert [start.step for start in read_starts(StagePaths(run, "warmup"))] == [0, step]
 
@@ -211,14 +212,14 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
     by_worker, by_command = tmp_path / "by-worker", tmp_path / "by-command"
     deployed = deploy(*settings(photos, by_worker, "samples_per_photo=48", "workers=1"))
     server.start_run(deployed["id"])
-    wait_until(lambda: records(by_worker))
+    eventually(lambda: records(by_worker))
     held = ray_actors("_ShardWorker")  # neither build may be over before the server is killed
     for actor in held:
         actor.suspend()
     env = {**server.env, "RAY_ADDRESS": ray_cluster_address}
     words = settings(photos, by_command, "samples_per_photo=48", "workers=1")
     process = start("dataset", "build", "demo", *words, "--json", env=env)
-    wait_until(lambda: records(by_command))
+    eventually(lambda: records(by_command))
     kill(server.process)
     assert held and not (by_worker / "manifest.json").exists()
     assert not (by_command / "manifest.json").exists()
@@ -230,7 +231,7 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
     assert ended.json["num_samples"] == 6 * 48
     assert "Prefect does not answer" in ended.err and "Traceback" not in ended.err
     assert verify_dataset(str(by_command)) == []
-    wait_until((by_worker / "manifest.json").exists)
+    eventually((by_worker / "manifest.json").exists)
     assert verify_dataset(str(by_worker)) == []
 
 
