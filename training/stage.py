@@ -177,7 +177,7 @@ class Stage:
         status: Status = "FAILED"
         reason: str | None = None
         try:
-            with reporter.start_recorded(), self.watchdog.speaks_first():
+            with reporter.start_recorded(), self.watchdog.hold_errors_at_end():
                 end = loop.run()
                 status = "FINISHED" if loop.finished(end) else "KILLED"
                 if status == "FINISHED":

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 WINDOW = 100
 """Steps of the running median."""
-LEAST = 20
+MIN_STEPS = 20
 """Steps needed before one can be judged."""
 
 
@@ -42,7 +42,7 @@ class LossGuard:
 
     def diverged(self, error: float) -> bool:
         """Whether a step's error is too large; otherwise it is added to the baseline."""
-        can_judge = self.max_growth is not None and len(self._errors) >= LEAST
+        can_judge = self.max_growth is not None and len(self._errors) >= MIN_STEPS
         if can_judge and error > self.max_growth * self.median:  # type: ignore[operator]
             return True
         self._errors.append(error)

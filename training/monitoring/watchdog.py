@@ -106,7 +106,7 @@ class Watchdog:
         self._before_end.insert(0, call)
 
     @contextmanager
-    def speaks_first(self) -> Iterator[None]:
+    def hold_errors_at_end(self) -> Iterator[None]:
         """Holds back an error of the block while the watchdog ends this process.
 
         All workers end at the same time, so that connections break; such an error is not the

@@ -25,7 +25,7 @@ from training.data.bucket_mix import bucket_shares
 from training.data.loader import Batch, preview_batch
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
-from training.monitoring.loss_guard import LEAST
+from training.monitoring.loss_guard import MIN_STEPS
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import end_reason, read_starts
@@ -122,7 +122,7 @@ def test_a_loss_that_diverges_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     assert process.returncode != 0
     assert "max_loss_growth = 1.001 times its running median" in output
     saved = json.loads(_stage(recipe).bad_step.read_text())
-    assert LEAST <= saved["step"] < 60 and "squared error" in saved["problem"]
+    assert MIN_STEPS <= saved["step"] < 60 and "squared error" in saved["problem"]
     assert len(saved["keys"]) == 4
     newest = sorted(_stage(recipe).checkpoints.glob("step-*"))[-1]
     assert newest.name == f"step-{saved['step'] // 5 * 5:06d}"
@@ -136,7 +136,7 @@ def test_a_loss_that_diverges_stops_likewise(run_recipe: RunMaker, tmp_path: Pat
     saved_before = saved["step"] // 5 * 5
     assert [one.step for one in read_starts(_stage(recipe))] == [0, saved_before]
     again = json.loads(_stage(recipe).bad_step.read_text())["step"]
-    assert saved_before <= again < saved_before + LEAST, "the earlier errors were not restored"
+    assert saved_before <= again < saved_before + MIN_STEPS, "the earlier errors were not restored"
 
 
 def test_out_of_memory_ends_the_run_with_the_cause_and_the_fixes(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from datagen.io.redaction import redacted
 from tests.support.tiny import WARMUP, RunMaker
-from training.monitoring.loss_guard import LEAST, LossGuard
+from training.monitoring.loss_guard import MIN_STEPS, LossGuard
 from training.monitoring.system_metrics import HostMetrics, SystemSampler
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
@@ -159,7 +159,7 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
 
 def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     guard = LossGuard(100.0)
-    assert not any(guard.diverged(error) for error in [5000.0, *[1.0] * LEAST, 99.0])
+    assert not any(guard.diverged(error) for error in [5000.0, *[1.0] * MIN_STEPS, 99.0])
     assert guard.diverged(101.0) and guard.median == 1.0
     assert not guard.diverged(2.0)
     again = LossGuard(100.0)
@@ -170,8 +170,8 @@ def test_only_a_loss_far_above_its_median_has_diverged() -> None:
 
 def test_a_first_step_is_never_judged() -> None:
     guard = LossGuard(2.0)
-    assert not any(guard.diverged(10.0**n) for n in range(LEAST))
-    assert guard.diverged(10.0**LEAST)
+    assert not any(guard.diverged(10.0**n) for n in range(MIN_STEPS))
+    assert guard.diverged(10.0**MIN_STEPS)
 
 
 def test_the_host_is_sampled_under_mlflows_names(
