@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from training.checkpoints.records import Origin, TrainerState
+from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch, LatentLoader
 from training.data.schedule import Position, seeded
@@ -45,7 +45,7 @@ class Loop:
 
     settings: StageSettings
     seed: int
-    origin: Origin
+    origin: CheckpointOrigin
     trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from datagen.dataset.manifest import open_dataset
 from datagen.io import storage
 from datagen.samples.codecs import load_codec
-from training.checkpoints.records import Origin
+from training.checkpoints.records import CheckpointOrigin
 from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.loader import Batch, BatchReader, LatentLoader, preview_batch
@@ -230,7 +230,7 @@ class Stage:
         return Loop(
             settings=settings,
             seed=recipe.seed,
-            origin=Origin(
+            origin=CheckpointOrigin(
                 stage=settings.name,
                 recipe_digest=recipe.digest(fixed=True),
                 dataset_digest=manifest.digest,

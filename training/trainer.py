@@ -19,7 +19,7 @@ from training.data.loader import Batch
 from training.engine.engine import Engine
 from training.settings.stage import StageSettings
 
-MODEL = "model"
+NETWORK = "model"
 """Name of the network in a checkpoint."""
 
 StepTerms = Mapping[str, tuple[float, float]]
@@ -177,10 +177,10 @@ class ObjectiveTrainer:
         }
 
     def snapshot(self) -> Share:
-        return Share({MODEL: self.engine.snapshot()})
+        return Share({NETWORK: self.engine.snapshot()})
 
     def restore(self, saved: SavedState) -> None:
-        self.engine.restore(saved.network(MODEL))
+        self.engine.restore(saved.network(NETWORK))
 
     def close(self) -> None:
         self.engine.close()

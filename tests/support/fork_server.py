@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from training.engine.engine import _import_deepspeed as import_deepspeed
+from training.engine.deepspeed_patches import import_deepspeed
 
 PRELOADED = ("training.stage", "training.systems", "mlflow", "peft.tuners.lora", "torch._dynamo")
 HARMLESS_THREADS = {"jemalloc_bg_thd"}

@@ -50,7 +50,7 @@ class ShareRecord(FrozenModel):
     files: tuple[FileRecord, ...]
 
 
-class Origin(FrozenModel):
+class CheckpointOrigin(FrozenModel):
     """What a run must share with a checkpoint to go on from it."""
 
     stage: str
@@ -69,7 +69,7 @@ class TrainerState(FrozenModel):
     """Samples taken from each bucket: the loader's position."""
     errors: tuple[float, ...]
     """Those of the last steps, by which the next one is judged (see `LossGuard`)."""
-    origin: Origin
+    origin: CheckpointOrigin
     world_size: int
     """Of the workers that wrote it; any number can read it, as with `zero_stage`."""
     zero_stage: int

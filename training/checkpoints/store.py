@@ -19,7 +19,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from training.checkpoints.folders import CheckpointFolders, StepFolder
 from training.checkpoints.reader import Damaged, SavedState, read_commit
-from training.checkpoints.records import Commit, Origin, Share, TrainerState
+from training.checkpoints.records import CheckpointOrigin, Commit, Share, TrainerState
 from training.checkpoints.writer import Writer, Writing
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class Checkpoints:
         if writing is not None:
             writing.wait_for_commit(LAST_WAIT)
 
-    def resume(self, trained: Trained, origin: Origin) -> TrainerState | None:
+    def resume(self, trained: Trained, origin: CheckpointOrigin) -> TrainerState | None:
         """Restores the newest whole checkpoint, or nothing where none was ever committed.
 
         A damaged one is skipped for the one before, with a warning, and then removed: it would be
@@ -168,7 +168,7 @@ class Checkpoints:
         folder: StepFolder,
         commit: Commit,
         trained: Trained,
-        origin: Origin,
+        origin: CheckpointOrigin,
         damages: list[str],
     ) -> bool:
         """Whether a checkpoint was whole and is restored; if not, what is wrong is noted."""
@@ -246,11 +246,10 @@ def _read_commit(folder: StepFolder) -> tuple[Commit | None, str]:
         return None, str(damage)
 
 
-def _check_origin(uri: str, saved: Origin, wanted: Origin) -> None:
+def _check_origin(uri: str, saved: CheckpointOrigin, wanted: CheckpointOrigin) -> None:
     """Refuses the checkpoint of a run that computes something else."""
-    differing = [
-        name for name in Origin.model_fields if getattr(saved, name) != getattr(wanted, name)
-    ]
+    fields = CheckpointOrigin.model_fields
+    differing = [name for name in fields if getattr(saved, name) != getattr(wanted, name)]
     if differing:
         raise FlowmapsrError(
             f"the checkpoint {uri} is one of another run (different: {', '.join(differing)}): name "

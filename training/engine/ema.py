@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Average:
+class ExponentialMovingAverage:
     """fp32 averages of tensors: a <- decay * a + (1 - decay) * w after every update of w."""
 
     def __init__(self, masters: Iterable[Tensor], *, decay: float) -> None:

@@ -6,8 +6,6 @@ Where DeepSpeed keeps what is known to `zero_layout`; knows no files.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,10 +16,16 @@ from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import PieceFiles
 from training.data.schedule import MicroStep
-from training.engine.ema import Average
-from training.engine.gathered import forget_module, gathered_parameters, restore_linear
+from training.engine.deepspeed_patches import (
+    drop_dry_run_step,
+    forget_module,
+    gathered_parameters,
+    import_deepspeed,
+    restore_linear,
+)
+from training.engine.ema import ExponentialMovingAverage
 from training.engine.state import EngineState
-from training.engine.zero_layout import forget_trial_step, fragments, refresh_module
+from training.engine.zero_layout import fragments, refresh_module
 from training.settings.stage import StageSettings
 
 
@@ -55,36 +59,9 @@ def _zero_config(settings: StageSettings) -> dict[str, Any]:
     return config
 
 
-def _import_deepspeed() -> Any:
-    """deepspeed, quiet, and on CPU without the shared-memory operator it would compile for half a
-    minute."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _import_muon_uncompiled()
-    return deepspeed
-
-
-def _import_muon_uncompiled() -> None:
-    """An engine imports DeepSpeed's Muon, which has functions compiled as it is imported: that
-    loads torch's whole compiler, more than a second at each start, for what no stage uses."""
-    from deepspeed.runtime import compiler
-
-    compiled = compiler.compile
-    compiler.compile = lambda *_, **__: lambda function: function
-    try:
-        from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
-    finally:
-        compiler.compile = compiled
-
-
 def start_distributed(device: torch.device) -> None:
     """Joins the workers of the launcher; a no-op when this one has joined."""
-    _import_deepspeed().init_distributed(
+    import_deepspeed().init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
     )
 
@@ -96,14 +73,14 @@ class Engine:
         self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
     ) -> None:
         start_distributed(device)
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         # cuDNN's default rounds the inputs of fp32 convolutions to TF32's 10 bits, in which
         # differences of the network are lost; and the peak that MFU is a share of is fp32's own.
         torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
         config = deepspeed_config(settings, world_size=world_size)
         optimizer = torch.optim.AdamW(
             (p for p in module.parameters() if p.requires_grad),
-            lr=settings.learning_rate,
+            lr=0.0,  # `step` sets it
             weight_decay=settings.weight_decay,
             # One pass over memory, the GPU's or the host's, instead of several.
             fused=device.type == "cuda" or settings.offload == "optimizer",
@@ -111,11 +88,11 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(device), optimizer=optimizer, config=config
         )
-        forget_trial_step(self._optimizer)
+        drop_dry_run_step(self._optimizer)
         parts = fragments(self.module, self._optimizer, settings.zero_stage)
         decay = settings.ema_decay
         masters = {id(part.owner): part.owner for part in parts}.values()
-        self._average = None if decay is None else Average(masters, decay=decay)
+        self._average = None if decay is None else ExponentialMovingAverage(masters, decay=decay)
         self._state = EngineState(self.module, optimizer, parts, self._average)
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.

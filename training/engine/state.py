@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import BUFFER, STEP, PieceFiles, key
-from training.engine.ema import Average
+from training.engine.ema import ExponentialMovingAverage
 from training.engine.zero_layout import Fragment
 
 MASTER = "master"
@@ -29,7 +29,7 @@ class EngineState:
         module: nn.Module,
         optimizer: torch.optim.AdamW,
         fragments: tuple[Fragment, ...],
-        average: Average | None,
+        average: ExponentialMovingAverage | None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer

@@ -110,11 +110,3 @@ def refresh_module(optimizer: Any, zero_stage: int) -> None:
         for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for parameter, master in zip(low, high, strict=True):
                 parameter.data.copy_(master.data)
-
-
-def forget_trial_step(optimizer: Any) -> None:
-    """ZeRO-0 in bf16: undoes the update that its optimiser makes, with gradients of zero, when it
-    is built. It decays the weights once, and counts as a step in AdamW's bias correction."""
-    if hasattr(optimizer, "fp16_groups"):
-        optimizer.refresh_fp32_params()
-        optimizer.state.clear()

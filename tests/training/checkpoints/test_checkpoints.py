@@ -18,11 +18,11 @@ from datagen.errors import FlowmapsrError
 from datagen.io import s3_client, storage
 from tests.support.s3 import FaultyS3
 from training.checkpoints.reader import SavedState, read_commit
-from training.checkpoints.records import Origin, Share, TrainerState
+from training.checkpoints.records import CheckpointOrigin, Share, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.checkpoints.tensor_files import key
 
-ORIGIN = Origin(stage="warmup", recipe_digest="recipe", dataset_digest="data")
+ORIGIN = CheckpointOrigin(stage="warmup", recipe_digest="recipe", dataset_digest="data")
 SIZE = 1000
 
 

@@ -25,7 +25,7 @@ from tests.support.tiny import STAGE
 from tests.training.workers import two_engines
 from tests.training.workers.zero_update import CHANNELS, fresh_model
 from training.checkpoints.reader import read_commit
-from training.checkpoints.records import Origin, TrainerState
+from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
@@ -41,7 +41,7 @@ SAVED, STEPS = 2, 4
 """The step that is saved, and the steps in all."""
 PLACES = 2
 """Micro batches of a step, shared by the workers."""
-ORIGIN = Origin(stage="s", recipe_digest="r", dataset_digest="d")
+ORIGIN = CheckpointOrigin(stage="s", recipe_digest="r", dataset_digest="d")
 CASES: dict[str, dict[str, Any]] = {
     "zero0-fp32": {"zero_stage": 0, "ema_decay": 0.9},
     "zero0-bf16": {"zero_stage": 0, "precision": "bf16", "ema_decay": 0.9},
