@@ -215,10 +215,10 @@ def train(
                 train_flow, resolved, lambda: train_stages(resolved, take_over=take_over)
             )
         else:
-            from training.tracking.parent_run import tell_the_rest
+            from training.tracking.parent_run import flush_pending
 
             environment.default_tracking_uri(resolved.output)
-            tell_the_rest(resolved)
+            flush_pending(resolved)
         from training.tracking.mlflow_client import run_page
 
         page = run_page(Path(resolved.output))

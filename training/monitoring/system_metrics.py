@@ -1,6 +1,6 @@
 """How busy the hosts of a training are, sampled with each report, under MLflow's names.
 
-MLflow's own monitor gives up when its server is gone; these samples go through the journal.
+MLflow's own monitor gives up when its server is down; these samples go through the journal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bookkeeping of one start of a stage, on disk and in MLflow."""
+"""Records the starts of a stage and their ends, on disk and in MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.tracking.events import Artifact, Event, Tags
 
 
 class Attempt:
-    """Bookkeeping of the current start, on rank 0."""
+    """Record of the current start, on rank 0."""
 
     def __init__(self, stage: StagePaths, workers: WorkerGroup) -> None:
         self.stage = stage
@@ -62,12 +62,12 @@ class Attempt:
 
     def _ended_before(self, earlier: Start) -> str:
         reason = end_reason(self.stage)
-        # A launcher that can place more workers ends the fewer ones without an error.
+        # A launcher that can start more workers ends the current ones without an error.
         grew = len(self.workers.hosts) > len(earlier.workers.hosts)
         return f"{reason}, or ended for more workers" if reason == KILLED and grew else reason
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def end_recorded(self) -> Iterator[None]:
         """Records how the block ends; the next start reports it."""
         try:
             yield

@@ -1,6 +1,6 @@
 """Logs a dataset that was just built to MLflow: recipe, counts, digest and pictures, in one run.
 
-A tracking server that is slow or gone costs a warning and a few seconds, never the dataset.
+A tracking server that is slow or down costs a warning and a few seconds, never the dataset.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "datasets"
 SERVER_SECONDS = 15.0
-"""How long the end of a build waits for a server, which may be gone."""
+"""How long the end of a build waits for a server, which may be down."""
 FILE_SECONDS = 120.0
-"""How long it waits for a database file, whose tables may have to be made first."""
+"""How long it waits for a database file, whose tables may have to be created first."""
 PICTURES = (PREVIEW, HISTOGRAMS)
 
 
@@ -52,17 +52,17 @@ def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
                 *_files(recipe.output, manifest, Path(folder)),
             ]
             log_run(events, experiment=EXPERIMENT, name=name)
-    # The edge of this thread: whatever MLflow or storage raises, the dataset is complete.
+    # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
         log.warning(
-            "MLflow at %s does not take the dataset (%s); it is complete but not logged",
+            "MLflow at %s rejects the dataset (%s); it is complete but not logged",
             tracking_uri(),
             first_line(error),
         )
 
 
 def dataset_events(recipe: DatasetRecipe, manifest: Manifest) -> list[Event]:
-    """What a run says of a dataset, without the files."""
+    """Parameters, tags and counts of a dataset, without its files."""
     counts = {
         "num_samples": float(manifest.num_samples),
         "num_shards": float(manifest.num_shards),

@@ -1,7 +1,4 @@
-"""What a run tells its tracker: the records that a journal line can hold, without secrets.
-
-Knows no MLflow.
-"""
+"""What a run reports: the records that a journal line can hold, without secrets."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
 
 Public = Annotated[str, AfterValidator(redacted)]
-"""Text that anybody may read: addresses lose their passwords."""
+"""Text without secrets: passwords in addresses are removed."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Begin(FrozenModel):
-    """The run goes on, whatever was said of its end before."""
+    """The run is active, whatever an earlier `End` said."""
 
     kind: Literal["begin"] = "begin"
 
@@ -67,7 +64,7 @@ class End(FrozenModel):
     kind: Literal["end"] = "end"
     status: Status
     reason: Public | None = None
-    """Why, where it did not end well."""
+    """Why it failed, if it did."""
 
 
 Event = Annotated[

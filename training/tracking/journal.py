@@ -83,10 +83,10 @@ class Journal:
             if not lines:
                 return 0
             events = [_parse(line) for line in lines]
+            send([event for event in events if event is not None])
             for line, event in zip(lines, events, strict=True):
                 if event is None:
                     log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
-            send([event for event in events if event is not None])
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())

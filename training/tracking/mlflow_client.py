@@ -1,6 +1,6 @@
-"""The runs of MLflow that belong to a run folder: finds or makes them and sends them events.
+"""The MLflow runs that belong to a run folder: finds or creates them and sends them events.
 
-The one place, beside the registry, that speaks to MLflow. Knows no journals and no training.
+Beside the model registry, this is the only code that calls MLflow.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_PARAMS = 100
-"""MLflow takes no more at once."""
+"""MLflow's limit for one request."""
 MAX_TAG = 5000
-"""Characters of a tag that MLflow surely takes."""
+"""Characters of a tag that every MLflow store accepts."""
 MAX_VALUE = 6000
 """Characters that MLflow keeps of a parameter."""
 NOW = "now."
-"""Begins the tags that tell what the last start set otherwise than the first."""
+"""Prefix of the tags with settings that the last start changed."""
 MAX_DIGEST = 36
 """Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 FAILURE = "failure"
-"""The tag that says why a run ended as it did; it goes when the run goes on."""
+"""The tag with the reason why a run failed; removed when the run continues."""
 
 
 class RunNames(FrozenModel):
@@ -64,7 +64,7 @@ def tracking_uri() -> str:
 
 
 def clear_run_ids(run: Path) -> None:
-    """Makes a run folder get new MLflow runs."""
+    """Makes the next start of a run folder create new MLflow runs."""
     RunPaths(run).mlflow.unlink(missing_ok=True)
 
 
@@ -73,8 +73,8 @@ def run_page(run: Path) -> str | None:
     names = _read_names(run)
     if names is None or not names.tracking_uri.startswith(("http://", "https://")):
         return None
-    # By the run alone: MLflow shows whole experiments in the view that the browser used last, at
-    # first the one for language models, whatever their kind.
+    # Without the experiment: MLflow would open it in the view that the browser used last, by
+    # default the one for language models.
     return f"{redacted(names.tracking_uri).rstrip('/')}/#/runs/{names.parent}"
 
 
@@ -85,7 +85,7 @@ def _read_names(run: Path) -> RunNames | None:
     try:
         return RunNames.model_validate_json(path.read_bytes())
     except ValidationError:
-        log.warning("%s is torn: its metrics go to a new run of MLflow", path)
+        log.warning("%s is damaged: its metrics go to a new MLflow run", path)
         return None
 
 
@@ -108,8 +108,7 @@ class MlflowRun:
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._client is None:
-            # Launcher and workers may meet a server that has just come back, or a new database, at
-            # the same time.
+            # Launcher and workers may create the runs at the same time, e.g. when a server is back.
             with FileLock(RunPaths(self.run).mlflow_lock):
                 client = _new_client()
                 self._run_id = self._find_or_create(client)
@@ -133,7 +132,7 @@ class MlflowRun:
         return names.stages[self.stage]
 
     def _known(self, client: MlflowClient) -> RunNames | None:
-        """The runs of an earlier start, if this store still has them."""
+        """The runs of an earlier start, if this store has them."""
         from mlflow.exceptions import MlflowException
 
         names = _read_names(self.run)
@@ -149,7 +148,7 @@ class MlflowRun:
 
     def _new_parent(self, client: MlflowClient) -> RunNames:
         experiment_id = _experiment_id(client, self.experiment)
-        # Two parts of the path: many runs lie in a folder called `run`.
+        # Two parts of the path: many run folders are called `run`.
         name = "/".join(self.run.absolute().parts[-2:])
         parent = client.create_run(experiment_id, run_name=name)
         names = RunNames(
@@ -165,9 +164,9 @@ class MlflowRun:
 
 
 def log_run(events: list[Event], *, experiment: str, name: str) -> None:
-    """A whole MLflow run in one go, for work that ends before it is logged.
+    """Logs a complete MLflow run at once, for work that ends before it is logged.
 
-    Raises what MLflow raises, within seconds when the server is gone.
+    Raises what MLflow raises, within seconds when the server is down.
     """
     client = _new_client()
     run = client.create_run(_experiment_id(client, experiment), run_name=name)
@@ -178,9 +177,9 @@ def _new_client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # They would stand between the lines of JSON that a script reads.
+    # They would mix with the JSON that a script reads from stdout.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient  # sets up its loggers: only then can they be quietened
+    from mlflow import MlflowClient  # sets up its loggers, so they are changed below
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -194,10 +193,9 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         return found.experiment_id
     uri, artifacts = tracking_uri(), None
     if uri.startswith("sqlite:///"):
-        # Beside the database; MLflow's own choice would be the worker's working folder.
+        # Beside the database; MLflow's default is the worker's working folder.
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
-    # For MLflow's table of training runs. While its sidebar has a switch between kinds of work, as
-    # in 3.17, the page heeds that one instead.
+    # Shows MLflow's table of training runs. A switch in its sidebar, as in 3.17, overrides it.
     return client.create_experiment(
         name,
         artifact_location=artifacts,
@@ -221,17 +219,17 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
 
 
 def _send_unless_refused(client: MlflowClient, run_id: str, event: Event) -> None:
-    """Passes over what MLflow will never take: it must not hold up all that follows."""
+    """Skips what MLflow will never accept: it must not block all later events."""
     from mlflow.exceptions import MlflowException
 
     try:
         _send_one(client, run_id, event)
     except FileNotFoundError as error:
-        log.warning("%s is gone: MLflow does without it", error.filename)
+        log.warning("%s is missing and is not sent to MLflow", error.filename)
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        log.warning("MLflow refuses a part of what it is told: %s", error)
+        log.warning("MLflow refuses an event, which is skipped: %s", error)
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
@@ -240,17 +238,18 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
 
     match event:
         case Params():
-            known = client.get_run(run_id).data
-            told = known.params
+            data = client.get_run(run_id).data
             values = {name: value[:MAX_VALUE] for name, value in event.values.items()}
-            params = [Param(name, value) for name, value in values.items() if name not in told]
+            params = [
+                Param(name, value) for name, value in values.items() if name not in data.params
+            ]
             for start in range(0, len(params), MAX_PARAMS):
                 client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
-            # A parameter keeps its first value; what a later start sets otherwise is a tag.
+            # A parameter keeps its first value; a later start's changes become tags.
             changed = [
                 RunTag(NOW + name, value)
                 for name, value in values.items()
-                if told.get(name, value) != value or NOW + name in known.tags
+                if data.params.get(name, value) != value or NOW + name in data.tags
             ]
             client.log_batch(run_id, tags=changed)
         case Tags():

@@ -1,7 +1,5 @@
-"""The MLflow run above the runs of a training's stages: what was asked for, how the stages compare,
-and, when it ends badly, why.
-
-Everything it tells lies in the run's folder; knows no launcher.
+"""The parent MLflow run of a training's stages: the settings, how the stages compare and, when it
+fails, why. All of it is read from the run folder.
 """
 
 from __future__ import annotations
@@ -24,53 +22,53 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Params, Status, Tags, dataset_input
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.stage_table import LOGGED_TABLES, stage_table, write_stage_table
-from training.tracking.tracker import STALL_SECONDS, Tracker, end_for_the_dead, is_told
+from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
 
 log = logging.getLogger(__name__)
 
 DEAD_STAGES_SECONDS = 30.0
-"""How long a server may take for what dead workers left unsent."""
+"""How long to wait for the unsent events of dead workers."""
 
 
 @contextmanager
 def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
-    """The MLflow run above the stages' runs, open for the block."""
+    """The parent MLflow run, open for the block."""
     tracker = Tracker(Path(recipe.output), experiment=recipe.mlflow_experiment)
     parent = ParentRun(recipe, tracker)
     parent.describe()
     status: Status = "KILLED"
     reason: str | None = None
-    ours = True
+    owned = True
     try:
         yield parent
         status = "FINISHED" if finished_stages(recipe) else "KILLED"
     except LockLostError:
-        ours = False  # the run goes on with whoever has the folder now
+        owned = False  # another process continues this run
         raise
     except Exception as error:
         status, reason = "FAILED", str(error)
         raise
     finally:
-        if ours:
+        if owned:
             parent.end_stages(status)
             parent.close(status, reason=reason)
 
 
-def tell_the_rest(recipe: TrainingRecipe) -> None:
-    """Sends what a finished run could not tell MLflow in its time, and ends its runs there.
+def flush_pending(recipe: TrainingRecipe) -> None:
+    """Sends what a finished run could not send to MLflow in time, and ends its MLflow runs.
 
     Raises:
-        FlowmapsrError: another process is at it.
+        FlowmapsrError: another process holds the run folder.
     """
     homes = [Path(recipe.output), *(stage.root for stage in stage_paths(recipe))]
-    if all(is_told(home) for home in homes):
+    if all(fully_sent(home) for home in homes):
         return
     with run_lock(recipe), parent_run(recipe):
-        log.info("MLflow is told what it has missed")
+        log.info("sending to MLflow what it has missed")
 
 
 class ParentRun:
-    """What is written to the run above the stages' runs."""
+    """What is written to the parent run."""
 
     def __init__(self, recipe: TrainingRecipe, tracker: Tracker) -> None:
         self.recipe = recipe
@@ -79,7 +77,7 @@ class ParentRun:
         self.stages = stage_paths(recipe)
 
     def describe(self) -> None:
-        """What was asked for, of which data, by whom and with which code."""
+        """Logs settings, dataset, user and code."""
         recipe = self.recipe
         manifest, root = open_dataset(recipe.manifest)
         params = flatten(recipe.model_dump(mode="json", exclude={"stages"}))
@@ -96,23 +94,23 @@ class ParentRun:
         )
 
     def compare_stages(self) -> None:
-        """The table of the stages as it is now, and what they have cost."""
+        """Logs the current table of the stages, and what they have cost."""
         with best_effort("the table of stages"):
             self._write(*comparison(self.recipe))
         starts = [start for stage in self.stages for start in read_starts(stage)]
         if not starts:
             return
-        stands = [found for stage in self.stages if (found := read_progress(stage))]
+        progress = [found for stage in self.stages if (found := read_progress(stage))]
         restarts = sum(max(0, len(read_starts(stage)) - 1) for stage in self.stages)
         last = max(starts, key=lambda start: start.time)
         self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
-        # MLflow takes the value at the largest step for the last one.
-        step = sum(stand.step for stand in stands)
-        hours = sum(stand.worker_hours for stand in stands)
+        # MLflow shows the value of the largest step as the latest.
+        step = sum(record.step for record in progress)
+        hours = sum(record.worker_hours for record in progress)
         self.tracker.metrics(step, {last.workers.hours_metric: hours, "restarts": float(restarts)})
 
     def explain(self) -> None:
-        """How often and why the stages had to start again, and where they hung."""
+        """Logs the restarts of the stages with their reasons, and the stacks of hung workers."""
         for stage in self.stages:
             for stacks in stack_files(stage.stacks):
                 self._write(Artifact(path=str(stacks), folder=f"stacks/{stage.name}"))
@@ -122,11 +120,11 @@ class ParentRun:
             self._write(Artifact(path=str(self.run.failures)))
 
     def end_stages(self, status: Status) -> None:
-        """Ends the runs of stages whose workers died without doing so; none may be at work."""
+        """Ends the runs of stages whose workers died before they could; no worker may be alive."""
         deadline = time.monotonic() + DEAD_STAGES_SECONDS
         for stage in self.stages:
             done = stage.finished_record() is not None
-            end_for_the_dead(
+            close_orphaned_run(
                 self.run.root,
                 experiment=self.recipe.mlflow_experiment,
                 stage=stage.name,
@@ -136,13 +134,13 @@ class ParentRun:
             )
 
     def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> None:
-        """Says how the run stands at its end, and why."""
+        """Logs the final comparison and ends the run."""
         self.compare_stages()
         self.explain()
         self.tracker.close(status, reason=reason, wait=wait)
 
     def stalled(self, reason: str) -> None:
-        """The end of a run whose process is ended by its watchdog."""
+        """Closes the run before the watchdog ends this process."""
         self.close("FAILED", reason=reason, wait=STALL_SECONDS)
 
     def _write(self, *events: Event) -> None:
@@ -151,7 +149,7 @@ class ParentRun:
 
 
 def comparison(recipe: TrainingRecipe) -> list[Event]:
-    """The stages in one table: as files, and as the note on top of the run's page."""
+    """The table of stages as files, and as the note on top of the run's page."""
     files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
     note = stage_table(recipe).to_markdown()
     return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})]

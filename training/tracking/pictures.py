@@ -23,11 +23,11 @@ to see them large. {pictures}
 **Restarts** and their reasons are in `starts.jsonl` among the artifacts, stacks of a hung worker
 in `stacks`.
 """
-"""The note at the top of a stage's page, with a place for what its pictures show."""
+"""The note at the top of a stage's page; `pictures` says what its pictures show."""
 
 
 def write_pictures(folder: Path, step: int, images: Mapping[str, Image.Image]) -> list[Picture]:
-    """Writes the pictures of a step; what cannot be written is left out."""
+    """Writes the pictures of a step; those that cannot be written are skipped."""
     written = []
     with best_effort(f"pictures in {folder}"):
         for key, image in images.items():

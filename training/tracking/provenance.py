@@ -1,7 +1,4 @@
-"""Which code ran where: what a reviewer must know to run it again, as tags of MLflow.
-
-Reads the installed packages and the code's own checkout; knows no training.
-"""
+"""Code, library versions and launch command as MLflow tags, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ LIBRARIES = ("torch", "deepspeed", "diffusers", "ray", "mlflow")
 GIT_SECONDS = 10.0
 MAX_COMMAND = 2000
 LAUNCHED = "FLOWMAPSR_LAUNCHED"
-"""Variable by which a launcher tells its workers what `launched` says of it."""
+"""Environment variable that passes the result of `launched` to the workers."""
 
 
 @cache
 def code_tags() -> dict[str, str]:
-    """Commit of the installed code and whether it was changed, or else the package's version; and
-    the versions of what it stands on."""
+    """Commit of the code and whether it was changed, in a checkout; versions of the package and its
+    libraries."""
     tags = {"code.version": _version(PACKAGE) or "not installed"}
     commit = _git("rev-parse", "HEAD") if _is_tracked() else None
     if commit:
@@ -48,15 +45,15 @@ def launched() -> str:
 
 
 def launch_tags() -> dict[str, str]:
-    """`launched` of this process, or of the one that placed this worker, as MLflow lists it."""
-    told = json.loads(os.environ.get(LAUNCHED) or launched())
-    # Of a source with slashes the page shows what follows the last one.
-    words = [Path(word).name for word in told["command"].split() if "=" not in word]
+    """`launched` of this process, or of the one that started this worker, as MLflow tags."""
+    launch = json.loads(os.environ.get(LAUNCHED) or launched())
+    # MLflow's page shows only what follows the last slash.
+    words = [Path(word).name for word in launch["command"].split() if "=" not in word]
     return {
-        "command": told["command"],
+        "command": launch["command"],
         "mlflow.source.name": " ".join(words),
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": told["user"],
+        "mlflow.user": launch["user"],
     }
 
 
@@ -65,7 +62,7 @@ def host_name() -> str:
 
 
 def processor_name() -> str:
-    """As the kernel tells it; the machine's kind where it does not."""
+    """From /proc/cpuinfo; the machine type where that has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -89,7 +86,7 @@ def _version(name: str) -> str | None:
 
 
 def _is_tracked() -> bool:
-    """Whether this file belongs to a checkout, and does not merely lie inside somebody else's."""
+    """Whether this file belongs to a checkout, not just a folder inside another project's."""
     return _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
 
 

@@ -1,7 +1,7 @@
 """What a stage reports while it trains: metrics, pictures and progress.
 
-Only the first worker reports anything; the others have a `Reporter` that does nothing, so that all
-run the same loop.
+Only rank 0 reports; the other workers have a `Reporter` that does nothing, so that all run the same
+loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.tracking.tracker import Tracker
 
 
 class Reporter:
-    """Reports nothing: that of all workers but the first."""
+    """Reports nothing; for all workers but rank 0."""
 
     @property
     def worker_hours(self) -> float:
@@ -58,7 +58,7 @@ class Reporter:
 
 
 class StageReporter(Reporter):
-    """That of the first worker."""
+    """The reporter of rank 0."""
 
     def __init__(self, folder: StagePaths, tracker: Tracker, attempt: Attempt) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class StageReporter(Reporter):
 
     @contextmanager
     def start_recorded(self) -> Iterator[None]:
-        with self.attempt.noted():
+        with self.attempt.end_recorded():
             yield
 
     def started(self, step: int, *, skipped_checkpoints: str) -> None:

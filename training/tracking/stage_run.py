@@ -42,7 +42,7 @@ class StageReport:
         note: str,
         peak: Peak | None,
     ) -> None:
-        """What is trained, on what, with which settings and code, and from which weights.
+        """Logs dataset, settings, code and initial weights.
 
         Args:
             source: where the first weights came from.
@@ -54,7 +54,7 @@ class StageReport:
         all_tags = {
             "dataset.digest": dataset.manifest.digest,
             "recipe.digest": self.recipe.digest(),
-            "initialised_from": source,
+            "initialized_from": source,
             "mlflow.note.content": note,
             **tags,
             **code_tags(),
@@ -72,7 +72,7 @@ class StageReport:
             self._write(self.folder.initialization, initialization)
 
     def stalled(self) -> None:
-        """The end of the stage's run where the watchdog ends this process."""
+        """Closes the stage's run before the watchdog ends this process."""
         self._show_stacks()
         reason = end_reason(self.folder)
         self.tracker.close("FAILED", reason=reason, wait=STALL_SECONDS)

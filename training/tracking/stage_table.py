@@ -1,7 +1,4 @@
-"""The stages of a run side by side, from what lies in its folder: for a reviewer and for MLflow.
-
-Knows no MLflow but the shape of its tables.
-"""
+"""A table that compares the stages of a run, read from its folder, for people and for MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import Series, read_metrics
 
 LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": STAGE_TABLE, "type": "table"}])}
-"""The tag by which MLflow's page knows a JSON file for a table."""
+"""The tag that makes MLflow show a JSON file as a table."""
 
 Cell = str | int | float | None
 
@@ -31,18 +28,18 @@ LARGEST = {"perf/memory_gb": "memory GB"}
 LAST = {"perf/gpu_hours": "GPU hours", "perf/worker_hours": "worker hours"}
 DONE, RESTARTS = ("state", "steps", "images"), "restarts"
 FINALS = ("loss", "gan", "val")
-"""Groups of metrics whose last values count."""
+"""Groups of metrics that are shown with their last values."""
 
 
 @dataclass(frozen=True)
 class StageTable:
-    """A column a stage, which fits a page whatever is measured; what no stage has is left out."""
+    """A column for each stage and a row for each measure that any stage has."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
     def to_json(self) -> bytes:
-        """As pandas splits a table, which MLflow's page shows."""
+        """In pandas' "split" format, which MLflow's page shows."""
         rows = [["" if cell is None else cell for cell in row] for row in self.rows]
         return json.dumps({"columns": self.columns, "data": rows}).encode()
 
@@ -52,9 +49,9 @@ class StageTable:
 
 
 def stage_table(recipe: TrainingRecipe) -> StageTable:
-    """The table of a run at the moment."""
+    """The current table of a run."""
     stages = {stage.name: _facts(recipe, stage) for stage in stage_paths(recipe)}
-    names = sorted({name for facts in stages.values() for name in facts}, key=_place)
+    names = sorted({name for facts in stages.values() for name in facts}, key=_row_order)
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
     return StageTable(("stage", *stages), rows)
 
@@ -68,7 +65,7 @@ def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
 
 
 def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
-    """What a reviewer asks of a stage, in the order of asking."""
+    """The cells of a stage by row name."""
     record = folder.finished_record()
     progress = None if record else read_progress(folder)
     metrics, starts = read_metrics(folder.root), read_starts(folder)
@@ -88,15 +85,15 @@ def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
 
 
 def last_validation(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Series]:
-    """What the stage's model was last measured at: the run's evaluation is of the last stage."""
-    own = read_metrics(folder.root, prefix="val/")
+    """Last validation of the stage; the run's evaluation belongs to its last stage."""
+    validation = read_metrics(folder.root, prefix="val/")
     if folder.name != recipe.stages[-1].name:
-        return own
-    return own | read_metrics(folder.run, prefix="val/")
+        return validation
+    return validation | read_metrics(folder.run, prefix="val/")
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Where a row stands: what was done, how well, how fast, at what cost."""
+def _row_order(name: str) -> tuple[int, str]:
+    """Sort key of a row: progress, then quality, speed and cost."""
     group = name.split("/")[0]
     if group in FINALS:
         return len(DONE) + FINALS.index(group), name

@@ -1,7 +1,4 @@
-"""Reads from disk how far a training run has come; asks no server, so none needs to be up.
-
-Knows the run folder's records, not the processes that write them.
-"""
+"""Reads the progress of a training run from its folder; needs no server."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ State = Literal["done", "running", "stopped", "waiting"]
 
 
 class StageStatus(FrozenModel):
-    """Where one stage stands; what is not known is null."""
+    """Progress of one stage; what is not known is null."""
 
     stage: str
     state: State
     step: int
     steps: int
     images_per_second: float | None = None
-    """Of late; of a stage that is done, on average."""
+    """Recent speed; of a finished stage, the average."""
     seconds_left: float | None = None
     headline: str | None = None
     """The term that the stage is watched by, named as in MLflow."""
@@ -59,18 +56,18 @@ class RunStatus(FrozenModel):
 
     @property
     def current(self) -> StageStatus:
-        """The stage that counts at the moment: the first one not done, else the last."""
+        """The first stage that is not done, else the last."""
         unfinished = [stage for stage in self.stages if stage.state != "done"]
         return unfinished[0] if unfinished else self.stages[-1]
 
 
-def find_runs(place: str) -> tuple[Path, ...]:
-    """The run whose folder this is, or all those whose folders lie in it (a demo's, several).
+def find_runs(folder_or_parent: str) -> tuple[Path, ...]:
+    """The run with this folder, or all runs with folders in it (e.g. of a demo).
 
     Raises:
         FlowmapsrError: there is none.
     """
-    folder = Path(place).expanduser().absolute()
+    folder = Path(folder_or_parent).expanduser().absolute()
     if (folder / RECIPE).is_file():
         return (folder,)
     found = {
@@ -98,17 +95,17 @@ def run_status(folder: Path) -> RunStatus:
     holder = living_owner(str(folder), TRAINING)
     stages: list[StageStatus] = []
     for one in recipe.stages:
-        at_work = holder if all(before.state == "done" for before in stages) else None
-        stages.append(_stage_status(recipe, StagePaths(folder, one.name), at_work))
+        owner = holder if all(before.state == "done" for before in stages) else None
+        stages.append(_stage_status(recipe, StagePaths(folder, one.name), owner))
     return RunStatus(run=str(folder), stages=tuple(stages))
 
 
 def _stage_status(
-    recipe: TrainingRecipe, folder: StagePaths, at_work: LockOwner | None
+    recipe: TrainingRecipe, folder: StagePaths, owner: LockOwner | None
 ) -> StageStatus:
     """
     Args:
-        at_work: who trains this stage, or is about to.
+        owner: the process that trains this stage, or is about to.
     """
     stage, done = recipe.stage(folder.name), folder.finished_record()
     restarts = max(0, len(read_starts(folder)) - 1)
@@ -127,13 +124,13 @@ def _stage_status(
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(folder.progress, StageProgress, remedy=remedy)
     ended = read_end(folder)
-    running = at_work is not None and (ended is None or ended.time < at_work.started)
+    running = owner is not None and (ended is None or ended.time < owner.started)
     if progress is None:
         state: State = "running" if running else "waiting"
         return StageStatus(stage=stage.name, state=state, step=0, steps=stage.steps)
     now = time.time()
-    told_now = at_work is not None and progress.updated > at_work.started
-    speed_now = progress.images_per_second if running and told_now else 0.0
+    is_recent = owner is not None and progress.updated > owner.started
+    speed_now = progress.images_per_second if running and is_recent else 0.0
     images_left = (progress.steps - progress.step) * stage.images_per_step
     validation = last_validation(recipe, folder)
     return StageStatus(

@@ -1,9 +1,8 @@
-"""Metrics, pictures and files of a run to MLflow, through a journal on disk that is the truth.
+"""Sends metrics, pictures and files of a run to MLflow through a journal on disk.
 
-Writing an event appends a line to `tracking.jsonl`; a thread sends the lines to MLflow and
-remembers how far it came. A tracking server that is slow or gone therefore never stops or slows
-training: what could not be sent waits in the journal and is sent by the next start of the same
-command. Knows nothing of training.
+An event is appended to `tracking.jsonl` or `files.jsonl`, and a thread sends the lines and saves
+its offset. So a slow or lost tracking server never stops or slows training: unsent lines wait in
+the journal for the next start of the same command.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
 STALL_SECONDS = 6.0
-"""How long a server may take for the end of a run whose process is about to be ended."""
+"""How long to wait for the server when the watchdog is about to end this process."""
 
 
 def reset_tracking(run: Path) -> None:
-    """Makes the next start of a run folder create a new MLflow run; no stage may have begun."""
+    """Makes the next start of a run folder create a new MLflow run; no stage may have started."""
     clear_run_ids(run)
     for journal in (Journal(run), files_journal(run)):
         journal.remove()
@@ -46,7 +45,7 @@ class Tracker:
     ) -> None:
         """
         Args:
-            begins: the run is at work now; False only sends what is left of it.
+            begins: the run starts now; False only sends what is unsent.
         """
         home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ class Tracker:
         return self.drain(wait=wait)
 
     def drain(self, *, wait: float = 60.0) -> bool:
-        """`close` of a run whose end is in the journal already."""
+        """Like `close`, for a run whose end is already in the journal."""
         self._closing.set()
         deadline = time.monotonic() + wait
         for thread in self._threads:
@@ -93,7 +92,7 @@ class Tracker:
         sent = all(journal.all_sent for journal in self._journals)
         if not sent:
             log.warning(
-                "MLflow at %s did not take everything; the rest waits in %s and is sent when the "
+                "MLflow at %s did not accept everything; the rest waits in %s and is sent when the "
                 "same command runs again",
                 tracking_uri(),
                 ", ".join(str(journal.path) for journal in self._journals if not journal.all_sent),
@@ -141,13 +140,13 @@ class Tracker:
             self._closing.wait(timeout=pause)
 
 
-def is_told(home: Path) -> bool:
-    """Whether a run that has ended, or never begun, has told MLflow everything."""
+def fully_sent(home: Path) -> bool:
+    """Whether a run has ended, or never started, and all its events are sent."""
     journals = [Journal(home), files_journal(home)]
     return journals[0].ended and all(journal.all_sent for journal in journals)
 
 
-def end_for_the_dead(
+def close_orphaned_run(
     run: Path,
     *,
     experiment: str,
@@ -156,13 +155,13 @@ def end_for_the_dead(
     reason: str | None,
     wait: float,
 ) -> None:
-    """Ends the MLflow run of a stage whose process died without doing so, and sends what it left.
+    """Ends the MLflow run of a stage whose process died before it could, and sends what is unsent.
 
     Does nothing to a run that ended and whose journal is sent.
     """
     home = StagePaths(run, stage).root
     journal = Journal(home)
-    if is_told(home):
+    if fully_sent(home):
         return
     tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
     if journal.ended:

@@ -1,4 +1,4 @@
-"""A finished dataset in a real MLflow store, and a tracking server that is not there."""
+"""A finished dataset in a real MLflow store, and an unreachable tracking server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_dataset_is_logged_as_the_input_of_its_run(
     assert content["num_samples"] == 12 and "shards" not in content
 
 
-def test_a_server_that_is_gone_is_a_warning(
+def test_an_unreachable_server_is_a_warning(
     recipe: DatasetRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

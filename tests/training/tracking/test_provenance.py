@@ -1,4 +1,4 @@
-"""What a run says of its code, its machines and its cost, and what it keeps to itself."""
+"""What a run records about its code, hosts and cost, and the secrets it hides."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _tags_of(folder: Path) -> dict[str, str]:
     return tags
 
 
-def test_the_commit_of_a_checkout_is_told_and_whether_it_was_changed(tmp_path: Path) -> None:
+def test_the_commit_of_a_checkout_is_logged_and_whether_it_was_changed(tmp_path: Path) -> None:
     package = tmp_path / "training" / "tracking"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
@@ -64,7 +64,7 @@ def test_the_commit_of_a_checkout_is_told_and_whether_it_was_changed(tmp_path: P
     (tmp_path / "other").write_text("of another project")
     _git(tmp_path, "add", "other")
     _git(tmp_path, "commit", "-qm", "one")
-    # The code lies in somebody's checkout but is no part of it, as in a virtual environment.
+    # The code is in another project's checkout but not a part of it, as in a virtual environment.
     assert "code.commit" not in _tags_of(tmp_path)
     _git(tmp_path, "add", "training")
     _git(tmp_path, "commit", "-qm", "two")
@@ -109,7 +109,7 @@ def test_a_recipe_with_a_secret_is_refused(run_recipe: RunMaker, tmp_path: Path)
 WORKERS = WorkerGroup(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gpus=True)
 
 
-def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ended(
+def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_ended(
     tmp_path: Path,
 ) -> None:
     warmup, distill = (StagePaths(tmp_path, name) for name in ("warmup", "distill"))
@@ -129,21 +129,21 @@ def test_hours_add_up_over_restarts_and_every_start_says_how_the_one_before_ende
     for rank in (1, 2):
         append_line(
             tmp_path / "failures.jsonl",
-            Failure(time=1e12, rank=rank, died=True, error="node b is gone"),
+            Failure(time=1e12, rank=rank, died=True, error="node b was lost"),
         )
     Attempt(warmup, WORKERS).begin(4)
     fourth = Attempt(warmup, WORKERS)
-    with pytest.raises(ValueError, match="too small"), fourth.noted():
+    with pytest.raises(ValueError, match="too small"), fourth.end_recorded():
         fourth.begin(4)
         raise ValueError("too small")
-    warmup.starts.open("a").write('{"time": 1')  # torn by a kill
+    warmup.starts.open("a").write('{"time": 1')  # cut off by a kill
     starts = read_starts(warmup)
     assert [start.step for start in starts] == [0, 4, 4, 4]
     assert [start.ended_before for start in starts] == [
         None,
         KILLED,
-        "workers 1, 2: node b is gone",
-        "workers 1, 2: node b is gone",
+        "workers 1, 2: node b was lost",
+        "workers 1, 2: node b was lost",
     ]
     few = WORKERS.model_copy(update={"hosts": ("a",)})
     Attempt(distill, few).begin(0)
@@ -168,7 +168,7 @@ def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     assert not any(LossGuard(None).diverged(10.0**n) for n in range(200))
 
 
-def test_a_first_step_is_never_judged() -> None:
+def test_the_first_steps_are_not_judged() -> None:
     guard = LossGuard(2.0)
     assert not any(guard.diverged(10.0**n) for n in range(MIN_STEPS))
     assert guard.diverged(10.0**MIN_STEPS)
@@ -190,9 +190,9 @@ def test_the_host_is_sampled_under_mlflows_names(
     assert host.gather().keys() == names
     assert HostMetrics(tmp_path, one_host, rank=1).gather() == {}  # rank 0 samples this host
 
-    monkeypatch.setattr(SystemSampler, "sample", Mock(side_effect=OSError("the driver is gone")))
+    monkeypatch.setattr(SystemSampler, "sample", Mock(side_effect=OSError("the driver failed")))
     assert host.gather() == host.gather() == {}
-    assert caplog.text.count("the driver is gone") == 1
+    assert caplog.text.count("the driver failed") == 1
 
 
 def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of one step come from many places, and no two may have one name."""
+"""Metrics of one step come from several sources; no two may share a name."""
 
 from __future__ import annotations
 

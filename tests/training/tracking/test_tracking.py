@@ -1,4 +1,4 @@
-"""Journal and a real MLflow store: what arrives, what survives a lost store, and restarts."""
+"""Journal and a real MLflow store: what arrives, lost stores and restarts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
 from training.tracking.journal import Journal, read_metrics
 from training.tracking.mlflow_client import MlflowRun, RunNames, run_page
-from training.tracking.tracker import Tracker, end_for_the_dead
+from training.tracking.tracker import Tracker, close_orphaned_run
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_everything_written_arrives_in_parent_and_child(
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_restart_goes_on_in_the_same_runs(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_restart_continues_the_same_runs(store: MlflowClient, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for start in (0, 10):
         tracker = Tracker(run, experiment="tests", stage="warmup")
@@ -88,7 +88,7 @@ def test_a_restart_goes_on_in_the_same_runs(store: MlflowClient, tmp_path: Path)
     assert len(store.search_runs([store.get_run(names.parent).info.experiment_id])) == 2
 
 
-def test_a_store_that_is_gone_stops_nothing_and_gets_everything_later(
+def test_an_unreachable_store_stops_nothing_and_gets_everything_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
@@ -119,17 +119,17 @@ os._exit(1)
 """
 
 
-def test_the_run_of_a_dead_process_is_ended_with_all_it_wrote_until_it_goes_on(
+def test_the_run_of_a_dead_process_is_closed_with_all_it_wrote_and_reopened_later(
     store: MlflowClient, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     subprocess.run([sys.executable, "-c", DEAD, str(run)], check=False, timeout=120)
-    for reason in ("its machine was lost", "never said: it has ended already"):
-        end_for_the_dead(
+    for reason in ("its host was lost", "ignored: it has ended already"):
+        close_orphaned_run(
             run, experiment="tests", stage="warmup", status="FAILED", reason=reason, wait=60
         )
     child = store.get_run(_names(run).stages["warmup"])
-    assert child.info.status == "FAILED" and child.data.tags["failure"] == "its machine was lost"
+    assert child.info.status == "FAILED" and child.data.tags["failure"] == "its host was lost"
     history = store.get_metric_history(child.info.run_id, "loss/total")
     assert [point.step for point in history] == list(range(600))
 
@@ -146,7 +146,7 @@ def _wait_until_sent(run: Path) -> None:
         time.sleep(0.05)
 
 
-def test_an_end_that_is_sent_late_does_not_end_the_run_that_goes_on(
+def test_an_end_that_is_sent_late_does_not_end_a_run_that_continues(
     store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -186,7 +186,7 @@ class _Growing(io.BufferedReader):
 END = b'values":{"loss/total":2.0}}\n'
 
 
-def test_a_line_that_is_just_being_written_is_sent_later_and_whole(
+def test_an_incomplete_line_is_sent_once_it_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal, sent = Journal(tmp_path), list[Event]()
@@ -215,7 +215,7 @@ def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
     assert "secret" not in page
 
 
-def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
+def test_what_does_not_fit_on_a_full_disk_is_written_later(
     store: MlflowClient,
     small_disk: DiskMaker,
     filled: Callable[[Path], AbstractContextManager[None]],
@@ -235,7 +235,7 @@ def test_what_finds_no_room_on_a_full_disk_is_written_when_there_is_some(
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
 
 
-def test_what_mlflow_will_never_take_does_not_hold_up_what_follows(
+def test_what_mlflow_never_accepts_does_not_block_what_follows(
     store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
@@ -253,10 +253,10 @@ def test_what_mlflow_will_never_take_does_not_hold_up_what_follows(
     assert now == {"now.workers": "2"}
     history = store.get_metric_history(child.info.run_id, "loss/total")
     assert [point.step for point in history] == [0, 1, 2]
-    assert "gone.png is gone" in caplog.text and "MLflow refuses a part" in caplog.text
+    assert "gone.png is missing" in caplog.text and "MLflow refuses an event" in caplog.text
 
 
-def test_a_store_that_takes_no_pictures_gets_the_metrics_all_the_same(
+def test_metrics_arrive_when_pictures_cannot(
     store: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocked = tmp_path / "blocked"
@@ -310,7 +310,7 @@ def test_a_new_store_gets_all_that_was_ever_written(
     assert [item.path for item in client.list_artifacts(child.info.run_id)] == ["grid.png"]
 
 
-def test_a_torn_last_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
+def test_a_damaged_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
     run = tmp_path / "run"
     journal = run / "stages" / "warmup" / "tracking.jsonl"
     journal.parent.mkdir(parents=True)

@@ -38,8 +38,8 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
         write(0)
         while not (run / "stages" / "warmup" / "tracking.sent").exists():
             time.sleep(0.05)
-        write(POINTS)  # killed at once, most likely while some of these are on their way
-    tracker.write(Tags(values={"told": "while the server was gone"}))
+        write(POINTS)  # killed at once, most likely while some of these are being sent
+    tracker.write(Tags(values={"note": "while the server was down"}))
     write(2 * POINTS)
     with mlflow_server(tmp_path, port):
         write(3 * POINTS)
@@ -47,7 +47,7 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
         names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
         client = MlflowClient(uri)
         child = client.get_run(names.stages["warmup"])
-        assert child.data.tags["told"] == "while the server was gone"
+        assert child.data.tags["note"] == "while the server was down"
         assert child.info.status == "FINISHED"
         for name in ("loss/total", "optim/gradient_norm"):
             history = client.get_metric_history(child.info.run_id, name)
