@@ -1,8 +1,6 @@
-"""The folders of a stage's checkpoints on a disk or S3: which there are, what is left over, and how
-one is removed.
+"""Lists and removes the folders of a stage's checkpoints, on a disk or S3.
 
-A folder is a checkpoint when it holds its commit, which is written last and removed first. Reads no
-tensors.
+A folder is a checkpoint if it contains its commit, which is written last and removed first.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ class StepFolder:
         return COMMIT in self.files
 
     def remove(self) -> None:
-        """The commit first: a removal that is cut short leaves what counts as a leftover."""
+        """Deletes the commit first, so that an interrupted removal leaves no checkpoint."""
         for name in sorted(self.files, key=lambda name: name != COMMIT):
             storage.delete(storage.join(self.uri, name))
         storage.delete_empty_folder(self.uri)
 
-    def remove_strangers(self, commit: Commit) -> None:
-        """Removes files of the folder that its commit does not name."""
+    def remove_unlisted(self, commit: Commit) -> None:
+        """Removes files that the commit does not list."""
         named = {COMMIT, *(record.name for record in commit.files)}
         for name in sorted(set(self.files) - named):
             storage.delete(storage.join(self.uri, name))
@@ -45,7 +43,7 @@ class StepFolder:
 
 @dataclass(frozen=True)
 class CheckpointFolders:
-    """Everything below the place of a stage's checkpoints."""
+    """All folders in the location of a stage's checkpoints."""
 
     uri: str
 
@@ -53,7 +51,7 @@ class CheckpointFolders:
         return storage.join(self.uri, f"step-{step:06d}")
 
     def all(self) -> list[StepFolder]:
-        """The folders of all steps, whole or not, in the order of their steps."""
+        """The folders of all steps, complete or not, ordered by step."""
         files: dict[str, list[str]] = {}
         try:
             for entry in storage.scan(self.uri):
@@ -74,7 +72,7 @@ class CheckpointFolders:
         return [folder for folder in self.all() if folder.is_committed]
 
     def remove_leftovers(self) -> None:
-        """Removes what dead writers left half-done; only while nobody writes here."""
+        """Removes incomplete checkpoints of dead writers; only call it while nothing is written."""
         removed = storage.remove_leftovers(self.uri)
         for folder in self.all():
             if not folder.is_committed:
@@ -92,4 +90,4 @@ class CheckpointFolders:
             if not folder.is_committed or not (folder.step in kept or forever):
                 folder.remove()
             elif folder.step == commit.state.step:
-                folder.remove_strangers(commit)
+                folder.remove_unlisted(commit)

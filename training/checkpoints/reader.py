@@ -1,7 +1,4 @@
-"""A checkpoint's files, checked against their records, to the tensors that a worker asks for.
-
-Knows the storage; knows no engine and which checkpoint is wanted no more than that.
-"""
+"""Verifies a checkpoint's files against their records and reads tensors from them."""
 
 from __future__ import annotations
 
@@ -22,18 +19,18 @@ from training.checkpoints.records import COMMIT, Commit, FileRecord
 from training.checkpoints.tensor_files import PieceFile, PieceFiles
 
 CHUNK = 64 << 20
-"""Bytes that are read at once, on their way to a digest or a local copy."""
+"""Bytes that are read at once, for a digest or a local copy."""
 
 
 class Damaged(FlowmapsrError):
-    """A file of a checkpoint is not what was written; names it and says how."""
+    """A file of a checkpoint is not what was written; the message names the file and the damage."""
 
 
 def read_commit(folder: str) -> Commit:
     """The commit of a checkpoint.
 
     Raises:
-        Damaged: it is torn or altered.
+        Damaged: it is missing, truncated or altered.
         FlowmapsrError: it cannot be read.
     """
     uri = storage.join(folder, COMMIT)
@@ -42,21 +39,21 @@ def read_commit(folder: str) -> Commit:
     except NotFoundError as error:
         raise Damaged(f"{uri} is missing") from error
     except ValidationError as error:
-        raise Damaged(f"{uri} is torn or of another version") from error
+        raise Damaged(f"{uri} is truncated, corrupt or of another version") from error
     if not commit.is_intact:
         raise Damaged(f"{uri} was altered")
     return commit
 
 
 class SavedState:
-    """The files of one checkpoint as this worker reads them: in place, or copied here from S3."""
+    """The files of one checkpoint, read directly from a disk or from copies of files on S3."""
 
     def __init__(self, folder: str, commit: Commit) -> None:
         self.folder = folder
         self.commit = commit
         self._stack = ExitStack()
         self._copies: Path | None = None
-        """Folder for copies from S3, gone when this is closed."""
+        """Folder for copies from S3, removed on exit."""
         self._copied: dict[str, Path] = {}
 
     def __enter__(self) -> Self:
@@ -71,9 +68,9 @@ class SavedState:
         self._stack.close()
 
     def faults(self, *, index: int, of: int) -> str:
-        """Checks the share of worker `index` of `of` against the records; what is wrong with it.
+        """Verifies the share of worker `index` of `of`; returns what is damaged, or nothing.
 
-        With as many workers as wrote it each checks its own files, which it reads then.
+        With as many workers as wrote it, each verifies the files that it reads afterwards.
         """
         found = []
         for record in self.commit.files:
@@ -85,7 +82,7 @@ class SavedState:
         return "; ".join(found)
 
     def network(self, name: str) -> PieceFiles:
-        """All tensors of a network, whoever wrote them."""
+        """The tensors of a network from all workers."""
         return PieceFiles(
             PieceFile(self._uri(record), partial(self._fetch, record))
             for record in self.commit.files
@@ -93,7 +90,7 @@ class SavedState:
         )
 
     def text(self, name: str) -> bytes:
-        """A small state that is no tensor."""
+        """A small state that is not a tensor."""
         (record,) = [record for record in self.commit.files if record.part == name]
         return self._fetch(record).read_bytes()
 
@@ -101,7 +98,7 @@ class SavedState:
         return storage.join(self.folder, record.name)
 
     def _fetch(self, record: FileRecord) -> Path:
-        """The file on this machine; one from S3 is copied here once, and checked on the way."""
+        """The file on this machine; one from S3 is copied once and verified while it is."""
         if not storage.is_remote(self.folder):
             return Path(self._uri(record))
         if record.name not in self._copied:
@@ -124,7 +121,7 @@ class SavedState:
             raise Damaged(f"{uri} was altered: its SHA-256 is not the one it was written with")
 
     def _copy(self, record: FileRecord) -> IO[bytes]:
-        """Where to put what is read: a file for what comes from S3, else nowhere."""
+        """The file to copy to: a local one for a file on S3, else the null device."""
         if not storage.is_remote(self.folder):
             return open(os.devnull, "wb")
         if self._copies is None:

@@ -1,7 +1,4 @@
-"""What a checkpoint is made of: a worker's share in memory, and the JSON records that describe it.
-
-Knows no engine and no file system.
-"""
+"""The parts of a checkpoint: a worker's share in memory, and the JSON records that describe it."""
 
 from __future__ import annotations
 
@@ -21,15 +18,15 @@ COMMIT = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker adds to a checkpoint, in host memory; nothing changes it while it is written.
+    """One worker's part of a checkpoint, in host memory; it must not change while it is written.
 
-    Together the shares hold every value once. Names of networks and texts hold no '-' or '/'.
+    Together, the shares hold every value once. Names of networks and texts hold no '-' or '/'.
     """
 
     networks: dict[str, dict[str, Tensor]]
-    """Tensors of each network by their key in its file (see `pieces`)."""
+    """Tensors of each network by their key in its file (see `tensor_files`)."""
     texts: dict[str, bytes] = field(default_factory=dict)
-    """Small states that are no tensors, by name."""
+    """Small states that are not tensors, by name."""
 
 
 class FileRecord(FrozenModel):
@@ -45,33 +42,33 @@ class FileRecord(FrozenModel):
 
 
 class ShareRecord(FrozenModel):
-    """The files of one worker, all written: what its writer tells the first worker's."""
+    """The files that one worker has written; the first worker collects these records."""
 
     files: tuple[FileRecord, ...]
 
 
 class CheckpointOrigin(FrozenModel):
-    """What a run must share with a checkpoint to go on from it."""
+    """What must be equal in a run and a checkpoint for the run to resume from it."""
 
     stage: str
     recipe_digest: str
-    """Of all that decides the result and may not be changed on the way, and so of the seed: all
-    randomness is drawn from generators seeded by (seed, stage, step, micro batch)."""
+    """Covers all settings that affect the result and must not change in a run, such as the seed:
+    randomness comes only from generators seeded by (seed, stage, step, micro batch)."""
     dataset_digest: str
 
 
 class TrainerState(FrozenModel):
-    """What a stage needs beside its networks to go on exactly, and where it was saved."""
+    """The state besides the networks that a stage needs to resume exactly, and its origin."""
 
     step: int
     images_seen: int
     consumed: dict[str, int]
     """Samples taken from each bucket: the loader's position."""
     errors: tuple[float, ...]
-    """Those of the last steps, by which the next one is judged (see `LossGuard`)."""
+    """Errors of the last steps, with which `LossGuard` compares the next one."""
     origin: CheckpointOrigin
     world_size: int
-    """Of the workers that wrote it; any number can read it, as with `zero_stage`."""
+    """Number of workers that wrote it; any number, with any `zero_stage`, can read it."""
     zero_stage: int
 
     @property
@@ -80,15 +77,14 @@ class TrainerState(FrozenModel):
 
 
 class Commit(FrozenModel):
-    """`trainer_state.json`: its presence makes the checkpoint, its digests tell whether it is
-    whole."""
+    """`trainer_state.json`: marks a checkpoint as complete; its digests detect damage."""
 
     state: TrainerState
     files: tuple[FileRecord, ...]
     saved: float
     """Seconds since the epoch."""
     sha256: str
-    """Of this record without this field: a change of the record itself is noticed too."""
+    """Digest of this record without this field, to detect a change of the record itself."""
 
     @classmethod
     def of(cls, state: TrainerState, files: tuple[FileRecord, ...]) -> Self:

@@ -1,7 +1,6 @@
-"""The checkpoints of one stage: saved beside training, kept, tidied, checked when one is loaded.
+"""Saves a stage's checkpoints while it trains, removes old ones, and restores the newest valid one.
 
-Every worker makes one and calls its methods at the same steps. Knows what is trained only through
-`snapshot` and `restore`.
+Every worker creates a `Checkpoints` and calls its methods at the same steps.
 """
 
 from __future__ import annotations
@@ -26,37 +25,37 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 LAST_WAIT = 60.0
-"""Seconds that an ending first worker waits for the other workers' shares."""
+"""Seconds that the first worker waits for the other workers' shares when it closes."""
 
 
 class Trained(Protocol):
-    """Networks and optimisers whose state can be taken and put back."""
+    """Networks and optimizers whose state can be saved and restored."""
 
     def snapshot(self) -> Share:
         """This worker's share of the state; every worker calls it at the same step."""
 
     def restore(self, saved: SavedState) -> None:
-        """Puts back what all workers' `snapshot` gave; every worker calls it."""
+        """Restores the snapshots of all workers; every worker calls it."""
 
 
 class Checkpoints:
-    """All checkpoints below a local folder or `s3://` prefix that every worker reaches."""
+    """All checkpoints in a local folder or `s3://` prefix that every worker can access."""
 
     def __init__(self, uri: str, *, keep: int, keep_every_steps: int | None = None) -> None:
         """
         Args:
-            keep: how many of the last checkpoints stay.
-            keep_every_steps: those of steps that this divides stay too.
+            keep: how many of the last checkpoints to keep.
+            keep_every_steps: also keep those whose step is a multiple of this.
         """
         self.folders = CheckpointFolders(uri)
         self.keep = keep
         self.keep_every_steps = keep_every_steps
         self.newest: Commit | None = None
-        """The last checkpoint that is there; known to the first worker only."""
+        """The last complete checkpoint; on the first worker only."""
         self.problem = ""
-        """Why the last one is not there; empty when it is."""
+        """Why the last one could not be written; empty if it was."""
         self.skipped_checkpoints = ""
-        """The damaged ones that `resume` went past; known to the first worker only."""
+        """The damaged ones that `resume` skipped; on the first worker only."""
         self.failed = 0
         """How many could not be written."""
         self._seconds = self._began = 0.0
@@ -66,10 +65,10 @@ class Checkpoints:
         self._writing: Writing | None = None
 
     def save(self, trained: Trained, state: TrainerState) -> str:
-        """Copies the state and writes it in the background, after the checkpoint before.
+        """Copies the state and writes it in the background, after the previous one.
 
         Returns:
-            Why that one could not be written, or nothing; training may go on.
+            Why the previous one could not be written, or nothing; training may continue.
         """
         problem = self.drain()
         self._began = time.monotonic()
@@ -79,19 +78,20 @@ class Checkpoints:
         return problem
 
     def drain(self) -> str:
-        """Waits until the checkpoint being written is there; what went wrong, or nothing.
+        """Waits until the current checkpoint is written.
 
-        All workers hear the same.
+        Returns:
+            The problem, or nothing; the same on all workers.
         """
         writing, self._writing = self._writing, None
         if writing is None:
             return ""
-        problem = self._told_by_all(writing.wait_for_share())
+        problem = self._from_all(writing.wait_for_share())
         if problem:
             writing.abandon()
             writing.wait_for_commit()
         else:
-            problem = self._told_by_all(writing.wait_for_commit())
+            problem = self._from_all(writing.wait_for_commit())
         if not problem:
             self.problem = ""
             return ""
@@ -101,17 +101,17 @@ class Checkpoints:
         if self.rank == 0:
             log.warning("%s", problem)
             self._remove_failed(writing)
-        dist.barrier()  # nobody may begin the next one before that
+        dist.barrier()  # no worker may start the next one before that
         return problem
 
     def metrics(self) -> dict[str, float]:
-        """How saving goes, as far as the first worker knows at once: the step that a restart would
-        go on from, how many failed since the start, and how long the last one took."""
-        told = {
+        """On the first worker: the step that a restart would resume from, the number of failures
+        since the start, and the seconds that the last checkpoint took."""
+        metrics = {
             "checkpoints/newest_step": float(self._last_step()),
             "checkpoints/failed": float(self.failed),
         }
-        return told | ({"perf/checkpoint_seconds": self._seconds} if self._seconds else {})
+        return metrics | ({"perf/checkpoint_seconds": self._seconds} if self._seconds else {})
 
     def finish(self) -> None:
         """Waits for the last checkpoint of the run.
@@ -123,25 +123,25 @@ class Checkpoints:
         if problem:
             newest = self._from_first(self._last_step)
             raise FlowmapsrError(
-                f"{problem}; run the same command again to go on from "
+                f"{problem}; run the same command again to resume from "
                 + (f"step {newest}" if newest else "the start of the stage")
             )
 
     def close(self) -> None:
-        """Ends the writing when this worker fails, alone perhaps: waits for its own share and, on
-        the first worker, for a while for the others'."""
+        """Ends the writing when this worker, perhaps alone, fails: waits for its own share and, on
+        the first worker, up to `LAST_WAIT` seconds for the others'."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.wait_for_commit(LAST_WAIT)
 
     def resume(self, trained: Trained, origin: CheckpointOrigin) -> TrainerState | None:
-        """Restores the newest whole checkpoint, or nothing where none was ever committed.
+        """Restores the newest valid checkpoint; returns None if there is none.
 
-        A damaged one is skipped for the one before, with a warning, and then removed: it would be
-        taken for the newest again.
+        Damaged ones are skipped with a warning and then removed: otherwise they would be the newest
+        again.
 
         Raises:
-            FlowmapsrError: all are damaged, or the one found is of another stage or method.
+            FlowmapsrError: all are damaged, or the newest belongs to another stage or recipe.
         """
         committed = self._from_first(self._existing)
         damages: list[str] = []
@@ -154,8 +154,8 @@ class Checkpoints:
                 return commit.state
         if damages:
             raise FlowmapsrError(
-                f"no checkpoint in {self.folders.uri} is whole: {'; '.join(damages)}. Put the "
-                "files back, or remove that folder to start the stage over"
+                f"no checkpoint in {self.folders.uri} is valid: {'; '.join(damages)}. Restore "
+                "the files, or remove that folder to start the stage over"
             )
         return None
 
@@ -171,10 +171,10 @@ class Checkpoints:
         origin: CheckpointOrigin,
         damages: list[str],
     ) -> bool:
-        """Whether a checkpoint was whole and is restored; if not, what is wrong is noted."""
+        """Restores a valid checkpoint and returns True; adds the damage of any other."""
         _check_origin(folder.uri, commit.state.origin, origin)
         with SavedState(folder.uri, commit) as saved:
-            damage = self._told_by_all(saved.faults(index=self.rank, of=self.world_size))
+            damage = self._from_all(saved.faults(index=self.rank, of=self.world_size))
             if damage:
                 damages.append(damage)
                 return False
@@ -185,7 +185,7 @@ class Checkpoints:
     def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
         self.skipped_checkpoints = "; ".join(damages)
         log.warning(
-            "%s: skipped and removed; the stage goes on from step %d",
+            "%s: skipped and removed; the stage resumes from step %d",
             self.skipped_checkpoints,
             step,
         )
@@ -193,30 +193,30 @@ class Checkpoints:
             folder.remove()
 
     def _committed(self, commit: Commit) -> None:
-        """In the writer's thread: the new checkpoint counts, older ones go."""
+        """Called in the writer's thread: records the new checkpoint and removes older ones."""
         self.newest = commit
         self._seconds = time.monotonic() - self._began
         try:
             self.folders.tidy(commit, keep=self.keep, keep_every_steps=self.keep_every_steps)
-        except FlowmapsrError as error:  # the checkpoint is there all the same
-            log.warning("older checkpoints stay for now: %s", error)
+        except FlowmapsrError as error:  # the new checkpoint is complete
+            log.warning("older checkpoints could not be removed yet: %s", error)
 
     def _remove_failed(self, writing: Writing) -> None:
-        """Makes room on a disk at once. What is left on S3 waits for the next commit: it may be out
-        of reach, and training would wait for it."""
+        """Frees disk space at once. Files on S3 are left until the next commit: S3 may be down, and
+        training would wait for it."""
         if storage.is_remote(writing.folder):
             return
         try:
             self.folders.remove_leftovers()
             storage.delete_empty_folder(writing.folder)
         except FlowmapsrError as error:
-            log.warning("what was written of it stays for now: %s", error)
+            log.warning("its files could not be removed yet: %s", error)
 
     def _last_step(self) -> int:
         return 0 if self.newest is None else self.newest.state.step
 
     def _from_first(self, call: Callable[[], T]) -> T:
-        """What the call gives on the first worker, or raises there, on all."""
+        """Calls it on the first worker; every worker returns its result or raises its error."""
         answer: list[T | None] = [None]
         error: FlowmapsrError | None = None
         if self.rank == 0:
@@ -231,15 +231,15 @@ class Checkpoints:
             raise error
         return cast(T, value)
 
-    def _told_by_all(self, text: str) -> str:
-        """What any worker has to tell, on all of them."""
+    def _from_all(self, text: str) -> str:
+        """The texts of all workers that have one, on every worker."""
         texts: list[str] = [""] * self.world_size
         dist.all_gather_object(texts, text)
-        return "; ".join(f"worker {rank}: {told}" for rank, told in enumerate(texts) if told)
+        return "; ".join(f"worker {rank}: {one}" for rank, one in enumerate(texts) if one)
 
 
 def _read_commit(folder: StepFolder) -> tuple[Commit | None, str]:
-    """A folder's commit, or what is wrong with it."""
+    """A folder's commit, or its damage."""
     try:
         return read_commit(folder.uri), ""
     except Damaged as damage:
@@ -247,11 +247,11 @@ def _read_commit(folder: StepFolder) -> tuple[Commit | None, str]:
 
 
 def _check_origin(uri: str, saved: CheckpointOrigin, wanted: CheckpointOrigin) -> None:
-    """Refuses the checkpoint of a run that computes something else."""
+    """Raises FlowmapsrError if the checkpoint belongs to another run."""
     fields = CheckpointOrigin.model_fields
     differing = [name for name in fields if getattr(saved, name) != getattr(wanted, name)]
     if differing:
         raise FlowmapsrError(
-            f"the checkpoint {uri} is one of another run (different: {', '.join(differing)}): name "
-            "another place in `checkpoints`, or remove that folder"
+            f"the checkpoint {uri} belongs to another run (different: {', '.join(differing)}): "
+            "choose another location in `checkpoints`, or remove that folder"
         )

@@ -1,7 +1,7 @@
-"""Pieces of flattened tensors to safetensors files and back to whole tensors.
+"""Writes pieces of flattened tensors to safetensors files and reads any range of them.
 
-A key is `<kind>/<parameter>@<start>`: the values of a flattened parameter from index `start` on.
-Who reads may ask for any range, however the writers cut it. Knows no engine.
+A key is `<kind>/<parameter>@<start>`: the values of a flattened parameter from index `start`.
+A reader may ask for any range, whatever the pieces are.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from datagen.io import storage
 BUFFER = "buffer"
 """Kind of a module's buffers, which are stored whole."""
 STEP = "step"
-"""Kind of an optimiser's count of updates, one number."""
+"""Kind of an optimizer's count of updates, a single number."""
 _PREFIX = 8
-"""Bytes before the header, which give its length."""
+"""Bytes before the header, which contain its length."""
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -72,11 +72,11 @@ def safetensors_chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryvie
 
 @dataclass(frozen=True)
 class PieceFile:
-    """A safetensors file of pieces, of which only the header is read until one is wanted."""
+    """A safetensors file of pieces, of which only the header is read until a piece is requested."""
 
     uri: str
     fetch: Callable[[], Path]
-    """Gives the file on this machine."""
+    """Returns the file on this machine."""
 
     def shapes(self) -> dict[str, list[int]]:
         """Shape of each tensor by its key."""
@@ -94,7 +94,7 @@ class _Piece:
 
 
 class PieceFiles:
-    """All pieces of one network, read as they are asked for."""
+    """All pieces of one network, read on request."""
 
     def __init__(self, files: Iterable[PieceFile]) -> None:
         self._opened: dict[str, Any] = {}
@@ -112,14 +112,14 @@ class PieceFiles:
         """Values `start` to `stop` of the flattened tensor, which has `numel`.
 
         Raises:
-            FlowmapsrError: they are not all there, or the stored tensor has another size.
+            FlowmapsrError: pieces are missing, or the stored tensor has another size.
         """
         pieces = self._pieces.get(f"{kind}/{name}", [])
         if sum(piece.stop - piece.start for piece in pieces) != numel:
             raise FlowmapsrError(
-                f"the checkpoint is one of another network: it holds {_size(pieces)} of "
+                f"the checkpoint belongs to another network: it holds {_size(pieces)} of "
                 f"{kind} of {name}, which has {numel} values; train with the settings it was made "
-                "with, or start over in another place"
+                "with, or start over in another folder"
             )
         values = torch.empty(stop - start)
         for piece in pieces:
@@ -142,7 +142,7 @@ class PieceFiles:
         return tensor
 
     def _open(self, piece: _Piece) -> Any:
-        """safetensors' view of the piece's file: memory-mapped, so that a slice reads no more."""
+        """The memory-mapped file of the piece: a slice reads only its own bytes."""
         if piece.file.uri not in self._opened:
             self._opened[piece.file.uri] = safe_open(piece.file.fetch(), framework="pt")
         return self._opened[piece.file.uri]

@@ -1,8 +1,8 @@
-"""A worker's share of one checkpoint to files, in a thread beside training.
+"""Writes a worker's share of a checkpoint to files, in a thread while training continues.
 
-Files first, then a record that names them; the first worker's thread waits for the records of all
-and commits. No thread talks to another worker but through the storage, and nothing is renamed, so
-that it works on a disk and on S3 alike. Knows no engine.
+Each worker writes its files, then a record that lists them; the first worker's thread waits for the
+records of all and commits. The threads communicate only through the storage, and rename nothing,
+so that disks and S3 work the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FIRST_POLL = 0.05
 LONGEST_POLL = 2.0
-"""Seconds between two looks for the records of the other workers."""
+"""Seconds between checks for the records of the other workers."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Writer:
     rank: int
     world_size: int
     attempt: str
-    """Random, and shared by the workers of one launch: files of a dead launch have another."""
+    """Random, and shared by the workers of one launch: files of an earlier launch have another."""
 
     def start(
         self, folder: str, share: Share, state: TrainerState, on_commit: Callable[[Commit], None]
     ) -> Writing:
-        """Begins to write; `on_commit` is called in the first worker's thread."""
+        """Starts writing; `on_commit` is called in the first worker's thread."""
         return Writing(self, folder, share, state, on_commit)
 
     def record_name(self, rank: int) -> str:
         return f"share-{self.attempt}-{rank:05d}.json"
 
     def file_name(self, part: str) -> str:
-        """Of this worker's file for a network or a text."""
+        """The name of this worker's file for a network or a text."""
         stem, _, suffix = part.partition(".")
         return f"{stem}-{self.attempt}-{self.rank:05d}.{suffix or 'safetensors'}"
 
@@ -81,12 +81,12 @@ class Writing:
         self._thread.start()
 
     def wait_for_share(self) -> str:
-        """Waits until this worker has written its files; what went wrong, or nothing."""
+        """Waits until this worker has written its files; returns the problem, or nothing."""
         self._shared.wait()
         return self._problem
 
     def wait_for_commit(self, timeout: float | None = None) -> str:
-        """Waits for the thread, which on the first worker commits; what went wrong, or nothing."""
+        """Waits for the thread, which commits on the first worker; returns the problem."""
         self._thread.join(timeout)
         if self._thread.is_alive():
             self.abandon()
@@ -94,18 +94,18 @@ class Writing:
         return self._problem
 
     def abandon(self) -> None:
-        """The other workers' records are no longer waited for."""
+        """Stops waiting for the other workers' records."""
         self._abandoned.set()
 
     def _run(self) -> None:
         try:
             assert self._share is not None
             self._write_share(self._share)
-            self._share = None  # as large as the state: not kept while the others write
+            self._share = None  # frees its memory before waiting for the others
             self._shared.set()
             if self._writer.rank == 0:
                 self._commit()
-        except Exception as error:  # an edge of the process: told by whoever waits for this
+        except Exception as error:  # a thread: `wait_for_*` return it to the caller
             self._problem = str(error) or repr(error)
             log.warning("checkpoint of step %d: %s", self.step, self._problem)
         finally:
@@ -149,7 +149,7 @@ class Writing:
         self._on_commit(commit)
 
     def _wait_for_all(self) -> bool:
-        """Waits for the records of all workers; False when they are no longer wanted."""
+        """Waits for the records of all workers; False if abandoned."""
         pause = FIRST_POLL
         wanted = {self._writer.record_name(rank) for rank in range(self._writer.world_size)}
         while not wanted <= set(storage.names(self.folder, f"share-{self._writer.attempt}-")):

@@ -1,7 +1,7 @@
-"""The exponential moving average of a network's master weights, kept where the masters lie.
+"""The exponential moving average of a network's master weights, on the masters' device.
 
-Works on whatever tensors an optimiser updates, whole ones or a worker's flat part of all (ZeRO), so
-no worker ever needs another's. Knows no engine and no files.
+Works on the tensors that an optimizer updates, whole ones or a worker's flat partition (ZeRO), so
+workers need not communicate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class ExponentialMovingAverage:
     """fp32 averages of tensors: a <- decay * a + (1 - decay) * w after every update of w."""
 
     def __init__(self, masters: Iterable[Tensor], *, decay: float) -> None:
-        """They start as the tensors' present values."""
+        """Initializes the averages with the tensors' current values."""
         self.decay = decay
         self._masters = list(masters)
         self._averages = {
@@ -28,7 +28,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes up the present values."""
+        """Adds the current values to the averages."""
         for master in self._masters:
             self.of(master).lerp_(master.detach(), 1 - self.decay)
 

@@ -1,7 +1,6 @@
-"""The one file that imports DeepSpeed: a module and its settings to an engine that steps, and whose
-state can be taken and put back.
+"""Wraps a module and a stage's settings in a DeepSpeed engine that trains, saves and restores it.
 
-Where DeepSpeed keeps what is known to `zero_layout`; knows no files.
+`deepspeed_patches` and `zero_layout` contain what depends on DeepSpeed's internals.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from training.settings.stage import StageSettings
 
 
 def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed configuration that a stage amounts to (also an artifact of the run).
+    """The DeepSpeed configuration of a stage (also an artifact of the run).
 
-    It has room for one batch size, the one with the most accumulation; each step may have its own.
+    It can contain only one batch size: the one with the most accumulation. `backward` handles the
+    others.
     """
     size = max(settings.batch_sizes, key=lambda one: one.accumulation(world_size))
     return {
@@ -42,12 +42,12 @@ def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, A
         "gradient_clipping": settings.gradient_clipping,
         "zero_optimization": _zero_config(settings),
         "bf16": {"enabled": settings.precision == "bf16"},
-        # ZeRO refuses torch's own AdamW without it; the compiled one would need a compiler at run
+        # ZeRO rejects torch's AdamW without it; the compiled one would need a compiler at run
         # time.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        # It would wait for the GPU twice in every micro step; `Meter` measures speed.
+        # It would synchronize with the GPU twice in every micro step; `Meter` measures speed.
         "timers": {"throughput": {"enabled": False}},
     }
 
@@ -60,22 +60,22 @@ def _zero_config(settings: StageSettings) -> dict[str, Any]:
 
 
 def start_distributed(device: torch.device) -> None:
-    """Joins the workers of the launcher; a no-op when this one has joined."""
+    """Joins the launcher's process group; does nothing if this worker has joined already."""
     import_deepspeed().init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
     )
 
 
 class Engine:
-    """A DeepSpeed engine around `module`, whose forward gets whatever this is called with."""
+    """A DeepSpeed engine around `module`, whose forward receives the arguments of a call."""
 
     def __init__(
         self, module: nn.Module, settings: StageSettings, *, device: torch.device, world_size: int
     ) -> None:
         start_distributed(device)
         deepspeed = import_deepspeed()
-        # cuDNN's default rounds the inputs of fp32 convolutions to TF32's 10 bits, in which
-        # differences of the network are lost; and the peak that MFU is a share of is fp32's own.
+        # cuDNN's default rounds the inputs of fp32 convolutions to TF32's 10 bits, which
+        # loses small differences of the network; and MFU is relative to the peak of fp32.
         torch.backends.cudnn.allow_tf32 = settings.precision != "fp32"
         config = deepspeed_config(settings, world_size=world_size)
         optimizer = torch.optim.AdamW(
@@ -107,9 +107,10 @@ class Engine:
         return self._engine(*args)
 
     def backward(self, loss: Tensor, micro: MicroStep) -> None:
-        """Accumulates the gradients of one of a step's micro batches, for the mean over all.
+        """Accumulates the gradients of one micro batch, for the mean over all of the step.
 
-        DeepSpeed is told where a step ends: its own count knows one number of micro batches only.
+        Sets where a step ends: DeepSpeed's own count assumes the same number of micro batches in
+        every step.
         """
         self._engine.set_gradient_accumulation_boundary(micro.is_last)
         self._engine.backward(loss * micro.weight / micro.count, scale_wrt_gas=False)
@@ -138,10 +139,9 @@ class Engine:
         return norm if norm >= 0 else float("inf")  # DeepSpeed also writes -1 for infinity
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
-        """Inside it the module's parameters are whole on this worker, and may be read and computed
-        with, also without the other workers.
+        """In the block, the module's parameters are whole on this worker, as in plain torch.
 
-        Every worker must enter and leave it: under ZeRO-3 they are spread over all.
+        Every worker must enter and leave it: ZeRO-3 partitions the parameters.
         """
         if self._zero_stage < 3:
             return nullcontext()
@@ -149,9 +149,9 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside it the module computes with the averages of its weights, where there are any.
+        """In the block, the module uses the averages of its weights, if there are any.
 
-        Every worker must enter and leave it; training goes on exactly afterwards.
+        Every worker must enter and leave it; the weights are restored exactly afterwards.
         """
         self._exchange()
         try:
@@ -165,24 +165,29 @@ class Engine:
             refresh_module(self._optimizer, self._zero_stage)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """This worker's share of what training has changed, in host memory.
+        """This worker's share of the trained state, in host memory.
 
-        Frozen parameters are left out: they are where they came from.
+        Frozen parameters are left out: they are loaded from their source again.
         """
         rank = torch.distributed.get_rank()
         world_size = torch.distributed.get_world_size()
-        # Without ZeRO all workers hold the same.
+        # Without ZeRO, all workers hold the same state.
         index, of = (rank, world_size) if self._zero_stage == 0 else (0, 1)
         return self._state.snapshot(index=index, of=of, with_buffers=rank == 0)
 
     def restore(self, saved: PieceFiles) -> None:
-        """Puts back what all workers' `snapshot` gave, whatever their number and ZeRO stage; every
-        worker must call it."""
+        """Restores the snapshots of all workers, for any number of workers and ZeRO stage.
+
+        Every worker must call it.
+
+        Raises:
+            FlowmapsrError: the state belongs to another network.
+        """
         self._state.restore(saved)
         refresh_module(self._optimizer, self._zero_stage)
 
     def close(self) -> None:
-        """Takes DeepSpeed's hooks and references off the module, so that its memory can go."""
+        """Removes DeepSpeed's hooks and references, so that the module's memory can be freed."""
         self._engine.destroy()
         if self._zero_stage == 3:
             forget_module(self.module)

@@ -1,7 +1,6 @@
-"""One engine's trained state on this worker: masters, their average and AdamW's moments.
+"""Copies an engine's trained state (masters, their average, AdamW's moments) to the host and back.
 
-Turns it into tensors in host memory and back, the same whatever the number of workers and the ZeRO
-stage. Knows neither DeepSpeed nor where the tensors go.
+The format does not depend on the number of workers or the ZeRO stage.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from training.engine.zero_layout import Fragment
 MASTER = "master"
 AVERAGE = "average"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's, by its own names."""
+"""AdamW's names for its moments."""
 
 
 class EngineState:
-    """What `snapshot` takes and `restore` puts back."""
+    """The state that a checkpoint saves and restores."""
 
     def __init__(
         self,
@@ -40,9 +39,9 @@ class EngineState:
         """This worker's share by key, copied to host memory.
 
         Args:
-            index, of: where all workers hold the same (ZeRO-0), which part of it to take; 0 and 1
-                where each holds its own.
-            with_buffers: whether to take the module's buffers, which all workers hold.
+            index, of: which part to take if all workers hold the same state (ZeRO-0); 0 and 1 if
+                each worker has its own partition.
+            with_buffers: whether to include the module's buffers, which all workers hold.
         """
         copies = _HostCopies()
         share: dict[str, Tensor] = {}
@@ -62,10 +61,10 @@ class EngineState:
         return share
 
     def restore(self, saved: PieceFiles) -> None:
-        """Puts back this worker's part of what all workers saved.
+        """Restores this worker's part of the state that all workers saved.
 
         Raises:
-            FlowmapsrError: it is the state of another network.
+            FlowmapsrError: the state belongs to another network.
         """
         by_owner: dict[int, list[Fragment]] = {}
         for fragment in self.fragments:
@@ -78,17 +77,17 @@ class EngineState:
             buffer.copy_(saved.whole(BUFFER, name))
 
     def _restore_step(self, group: list[Fragment], saved: PieceFiles) -> None:
-        """The moments of one tensor of the optimiser at zero, and how often it was updated.
+        """Restores the step count of one of the optimizer's tensors and sets its moments to zero.
 
-        ZeRO-0 counts for each parameter, and has no moments of one that never got a gradient. A
-        flat tensor has a single count: the most that any of its parameters was updated.
+        ZeRO-0 has a count for each parameter, and no moments for one that never had a gradient. A
+        flat tensor has a single count: the maximum over its parameters.
         """
         owner = group[0].owner
         self.optimizer.state.pop(owner, None)
         steps = [saved.number(STEP, f.name) for f in group if saved.has(STEP, f.name)]
         if not steps:
             return
-        # The counter lies where torch's AdamW puts it.
+        # On the device where torch's AdamW keeps the count.
         device = owner.device if self.optimizer.defaults["fused"] else torch.device("cpu")
         state = self.optimizer.state[owner]
         state["step"] = torch.tensor(max(steps), dtype=torch.float32, device=device)
@@ -109,7 +108,7 @@ class EngineState:
             fragment.write(tensor, values)
 
     def _tensors(self, owner: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """What belongs to a tensor of the optimiser, by kind; all laid out as it is."""
+        """The state of one of the optimizer's tensors by kind, all in the same layout."""
         yield MASTER, owner
         if owner in self.optimizer.state:
             for name in MOMENTS:
@@ -119,13 +118,13 @@ class EngineState:
 
 
 class _HostCopies:
-    """Copies of tensors in host memory, one of each: many fragments lie in the same one."""
+    """Copies each tensor to host memory once: many fragments share one."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Tensor] = {}
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The copy, which may still be under way until `wait`."""
+        """The copy, which may be incomplete until `wait`."""
         if id(tensor) not in self._copies:
             pinned = tensor.is_cuda  # as fast as the bus; torch keeps the memory for the next time
             copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
@@ -138,7 +137,7 @@ class _HostCopies:
 
 
 def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that belong to a module's state, by their full names."""
+    """The persistent buffers of a module by their full names."""
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name not in part._non_persistent_buffers_set:

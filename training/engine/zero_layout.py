@@ -1,8 +1,8 @@
-"""Where a DeepSpeed optimiser keeps the fp32 master values of each parameter on this worker.
+"""Finds the fp32 master values of each parameter in a DeepSpeed optimizer on this worker.
 
-Turns a wrapped optimiser into `Fragment`s that look the same under ZeRO 0 to 3, with and without
-bf16, on the accelerator or offloaded. What is known here of DeepSpeed's insides is known nowhere
-else; it is not imported. Knows no files.
+Describes them as `Fragment`s that look the same under ZeRO 0 to 3, with and without bf16, on the
+accelerator or offloaded. Reads private attributes of DeepSpeed's optimizers, which
+tests/training/engine/test_deepspeed_patches.py checks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Fragment:
-    """A range of one flattened parameter whose master values lie on this worker."""
+    """A range of one flattened parameter whose master values are on this worker."""
 
     name: str
     numel: int
-    """Values of the whole parameter."""
+    """Number of values of the whole parameter."""
     start: int
     length: int
     owner: Tensor
-    """What the optimiser updates: the parameter's own master, or one flat tensor for many."""
+    """The tensor that the optimizer updates: a master, or a flat tensor of many."""
     owner_start: int
     """Index of the first value in the flattened owner."""
 
@@ -33,13 +33,13 @@ class Fragment:
         return self.start + self.length
 
     def within(self, like_owner: Tensor) -> Tensor:
-        """This range of a tensor laid out as the owner is, flat; a view where the owner is flat."""
+        """This range of a tensor that is laid out like the owner; a view if that is flat."""
         flat = like_owner.detach().reshape(-1)
         return flat[self.owner_start : self.owner_start + self.length]
 
     @torch.no_grad()
     def write(self, like_owner: Tensor, values: Tensor) -> None:
-        """Puts flat values into this range of a tensor laid out as the owner is."""
+        """Writes flat values to this range of a tensor that is laid out like the owner."""
         if self.length == like_owner.numel():
             like_owner.copy_(values.view(like_owner.shape))
         else:
@@ -50,12 +50,12 @@ def fragments(module: nn.Module, optimizer: Any, zero_stage: int) -> tuple[Fragm
     """The fragments of all trained parameters on this worker, in the parameters' order.
 
     Args:
-        module: as its engine holds it, with `requires_grad` set on what is trained.
+        module: as its engine holds it, with `requires_grad` set on the trained parameters.
         optimizer: what `deepspeed.initialize` returned.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if zero_stage == 3:
-        return tuple(_spread(name, p, optimizer) for name, p in trained.items())
+        return tuple(_partitioned(name, p, optimizer) for name, p in trained.items())
     if zero_stage > 0:
         found = (_linked(name, p, optimizer) for name, p in trained.items())
         return tuple(fragment for fragment in found if fragment is not None)
@@ -66,7 +66,7 @@ def fragments(module: nn.Module, optimizer: Any, zero_stage: int) -> tuple[Fragm
 
 
 def _masters(optimizer: Any) -> dict[int, Tensor]:
-    """ZeRO-0: the fp32 copy of each bf16 parameter, by its identity; none in fp32."""
+    """ZeRO-0: the fp32 copy of each bf16 parameter, by its id; empty in fp32."""
     if not hasattr(optimizer, "fp16_groups"):
         return {}
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
@@ -78,7 +78,7 @@ def _whole(name: str, master: Tensor) -> Fragment:
 
 
 def _linked(name: str, parameter: Any, optimizer: Any) -> Fragment | None:
-    """ZeRO-1 and 2: one flat tensor a worker; None where it holds nothing of the parameter."""
+    """ZeRO-1 and 2: one flat tensor per worker; None if it has nothing of the parameter."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -87,8 +87,8 @@ def _linked(name: str, parameter: Any, optimizer: Any) -> Fragment | None:
     return Fragment(name, parameter.numel(), low.start, low.numel, owner, high.start)
 
 
-def _spread(name: str, parameter: Any, optimizer: Any) -> Fragment:
-    """ZeRO-3: every parameter is cut into equal parts, the last one padded."""
+def _partitioned(name: str, parameter: Any, optimizer: Any) -> Fragment:
+    """ZeRO-3: every parameter is split into equal parts, the last one padded."""
     group, owner_start, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
     owner = optimizer.fp32_partitioned_groups_flat[group]
     numel = parameter.ds_numel
@@ -97,8 +97,7 @@ def _spread(name: str, parameter: Any, optimizer: Any) -> Fragment:
 
 
 def refresh_module(optimizer: Any, zero_stage: int) -> None:
-    """Derives the module's parameters from the masters, exactly as a step does; all workers call
-    it."""
+    """Updates the module's parameters from the masters; all workers must call it."""
     if zero_stage == 3:
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)

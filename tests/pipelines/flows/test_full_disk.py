@@ -62,7 +62,7 @@ def test_a_training_on_a_full_disk_reports_it_and_resumes_when_there_is_space(
     assert "the checkpoint of step 60 could not be written" in ended.json["error"]
     assert "No space left on device" in ended.json["error"]
     assert "free some space there" in ended.json["error"]
-    assert ended.json["error"].endswith(f"run the same command again to go on from step {kept}")
+    assert ended.json["error"].endswith(f"run the same command again to resume from step {kept}")
     assert ended.err.count("no space left on this disk; training continues") == 1  # before the end
     assert status.code == 0 and "Traceback" not in status.err
 

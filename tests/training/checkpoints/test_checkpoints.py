@@ -1,4 +1,4 @@
-"""What of a stage's checkpoints is kept, skipped, removed and refused, on a disk and on S3."""
+"""Which of a stage's checkpoints are kept, skipped, removed and rejected, on a disk and S3."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _group_of_one() -> Iterator[None]:
 
 
 class Values:
-    """The least that can be trained: one tensor and a text."""
+    """A minimal trained state: one tensor and a text."""
 
     def __init__(self, fill: float = 0.0) -> None:
         self.tensor = torch.full((SIZE,), fill)
@@ -103,7 +103,7 @@ def test_the_files_are_safetensors_and_json_named_with_their_digests(tmp_path: P
     assert {path.suffix for path in tmp_path.rglob("*.*")} == {".safetensors", ".txt", ".json"}
 
 
-def test_what_is_saved_is_the_state_at_the_call_and_comes_back(tmp_path: Path) -> None:
+def test_the_state_at_the_call_is_saved_and_restored(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=1)
     values = Values()
     values.tensor = torch.arange(SIZE) / 7
@@ -136,21 +136,21 @@ def _flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "damage", "told"),
+    ("pattern", "damage", "reported"),
     [
         ("model-*", _cut, "bytes instead of"),
         ("model-*", _flip, "was altered"),
         ("note-*", Path.unlink, "is missing"),
-        ("trainer_state.json", _cut, "is torn"),
-        ("trainer_state.json", _flip, "is torn|was altered"),
+        ("trainer_state.json", _cut, "is truncated"),
+        ("trainer_state.json", _flip, "is truncated|was altered"),
     ],
 )
-def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     pattern: str,
     damage: Callable[[Path], None],
-    told: str,
+    reported: str,
 ) -> None:
     _save(str(tmp_path), 1, 2, 3)
     damaged = _file(tmp_path, 3, pattern)
@@ -160,22 +160,22 @@ def test_a_damaged_checkpoint_is_skipped_loudly_for_the_one_before(
     assert state is not None and state.step == 2
     assert bool((values.tensor == 2).all()) and values.text == b"2"
     (warning,) = caplog.messages
-    assert str(damaged) in warning and "goes on from step 2" in warning
-    assert any(part in warning for part in told.split("|"))
+    assert str(damaged) in warning and "resumes from step 2" in warning
+    assert any(part in warning for part in reported.split("|"))
     # It would otherwise be the newest again, and push out better ones.
     assert _steps(tmp_path) == [1, 2]
 
 
-def test_no_whole_checkpoint_left_is_an_error_that_removes_nothing(tmp_path: Path) -> None:
+def test_no_valid_checkpoint_is_an_error_that_removes_nothing(tmp_path: Path) -> None:
     _save(str(tmp_path), 1, 2)
     for step in (1, 2):
         _flip(_file(tmp_path, step, "model-*"))
-    with pytest.raises(FlowmapsrError, match=r"no checkpoint .* is whole: .*start the stage over"):
+    with pytest.raises(FlowmapsrError, match=r"no checkpoint .* is valid: .*start the stage over"):
         _resumed(str(tmp_path))
     assert _steps(tmp_path) == [1, 2]
 
 
-def test_what_a_dead_launch_left_half_written_is_no_checkpoint_and_goes(tmp_path: Path) -> None:
+def test_incomplete_checkpoints_of_a_dead_launch_are_removed(tmp_path: Path) -> None:
     _save(str(tmp_path), 1)
     _save(str(tmp_path), 2)
     _file(tmp_path, 2, "trainer_state.json").unlink()
@@ -187,7 +187,7 @@ def test_what_a_dead_launch_left_half_written_is_no_checkpoint_and_goes(tmp_path
 
 
 def test_files_of_two_launches_do_not_mix(tmp_path: Path) -> None:
-    """The share of a dead launch lies where the new one writes: only the new one's counts."""
+    """The share of a dead launch is in the new one's folder: only the new one's counts."""
     _save(str(tmp_path), 4)
     dead = sorted(path.name for path in (tmp_path / "step-000004").iterdir())
     _save(str(tmp_path), 4)
@@ -197,14 +197,14 @@ def test_files_of_two_launches_do_not_mix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["stage", "recipe_digest", "dataset_digest"])
-def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, field: str) -> None:
+def test_the_checkpoint_of_another_run_is_rejected(tmp_path: Path, field: str) -> None:
     _save(str(tmp_path), 1)
     other = ORIGIN.model_copy(update={field: "other"})
     with pytest.raises(FlowmapsrError, match=rf"another run \(different: {field}\).*`checkpoints`"):
         Checkpoints(str(tmp_path), keep=1).resume(Values(), other)
 
 
-def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
+def test_a_network_of_another_size_is_rejected(tmp_path: Path) -> None:
     _save(str(tmp_path), 1)
     step = str(tmp_path / "step-000001")
     with SavedState(step, read_commit(step)) as saved:
@@ -241,9 +241,9 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_training(
     checkpoints.save(Values(3.0), _state(3))
     checkpoints.finish()
     assert _steps(tmp_path) == [1, 3]
-    told = checkpoints.metrics()
-    assert told["checkpoints/failed"] == 1 and told["checkpoints/newest_step"] == 3
-    assert 0 < told["perf/checkpoint_seconds"] < 60
+    metrics = checkpoints.metrics()
+    assert metrics["checkpoints/failed"] == 1 and metrics["checkpoints/newest_step"] == 3
+    assert 0 < metrics["perf/checkpoint_seconds"] < 60
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
@@ -252,7 +252,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
     checkpoints = _save(str(tmp_path), 1)
     full_disk(True)
     checkpoints.save(Values(2.0), _state(2))
-    with pytest.raises(FlowmapsrError, match=r"step 2 .*File too large.* go on from step 1"):
+    with pytest.raises(FlowmapsrError, match=r"step 2 .*File too large.* resume from step 1"):
         checkpoints.finish()
 
 
@@ -265,14 +265,14 @@ def _keys(s3: FaultyS3) -> set[str]:
     return {entry["Key"].split("/")[2] for entry in listed}
 
 
-def test_s3_that_is_busy_for_a_while_is_waited_for_beside_training(faulty_s3: FaultyS3) -> None:
+def test_busy_s3_is_retried_while_training_continues(faulty_s3: FaultyS3) -> None:
     uri = _uri(faulty_s3)
     checkpoints = _save(uri, 1, 2, keep=1)
     faulty_s3.fail("delay", "PUT", seconds=0.5)
     faulty_s3.fail("status", "PUT", times=3)
     faulty_s3.fail("reset", "PUT")
     checkpoints.save(Values(3.0), _state(3))
-    # Back before anything is there.
+    # `save` returns before anything is written.
     assert storage.size(storage.join(uri, "step-000003", "trainer_state.json")) is None
     checkpoints.finish()
     assert all(fault.times == 0 for fault in faulty_s3.faults)
@@ -283,7 +283,7 @@ def test_s3_that_is_busy_for_a_while_is_waited_for_beside_training(faulty_s3: Fa
     assert state == _state(3) and bool((values.tensor == 3).all())
 
 
-def test_s3_that_is_gone_costs_a_checkpoint_but_not_the_training(
+def test_s3_that_is_down_costs_a_checkpoint_but_not_the_training(
     faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = _save(_uri(faulty_s3), 1)
@@ -313,7 +313,7 @@ def test_a_checkpoint_on_s3_is_checked_and_skipped_like_any_other(
     assert _keys(faulty_s3) == {"step-000001"}
 
 
-def test_a_place_that_cannot_be_reached_is_no_reason_to_skip(
+def test_an_unreachable_location_is_no_reason_to_skip(
     faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _save(_uri(faulty_s3), 1)
@@ -324,7 +324,7 @@ def test_a_place_that_cannot_be_reached_is_no_reason_to_skip(
     assert _keys(faulty_s3) == {"step-000001"}
 
 
-def test_pieces_come_back_in_any_range_and_type(tmp_path: Path) -> None:
+def test_pieces_are_read_in_any_range_and_type(tmp_path: Path) -> None:
     from training.checkpoints.tensor_files import PieceFile, PieceFiles, safetensors_chunks
 
     whole = torch.randn(100)

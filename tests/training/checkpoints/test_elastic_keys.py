@@ -1,4 +1,4 @@
-"""Every sample once an epoch though a worker dies in it and other numbers of workers go on."""
+"""Every sample once an epoch although a worker dies and another number of workers continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that is loaded from a checkpoint goes on bit for bit, wherever it is loaded."""
+"""Training resumed from a checkpoint continues bit for bit, for any number of workers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_average_is_that_of_the_weights_of_all_steps(
 def test_a_checkpoint_loads_with_other_workers_stage_and_precision(
     results: dict[str, Any], move: str
 ) -> None:
-    """The state is the same bit for bit, and training goes on as where it was saved."""
+    """The state is the same bit for bit, and training continues as where it was saved."""
     source, target = (MOVES | MOVES_TO_ONE)[move]
     result = results[move]
     assert result["same names"] and result["differences"] == []

@@ -65,7 +65,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def started() -> dict[str, bool]:
-    """What is so in a process in which engines of both precisions have started."""
+    """State of a process in which engines of both precisions have started."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run(
