@@ -137,7 +137,7 @@ def drop_dry_run_step(optimizer: Any) -> None:
     """Undoes the step that DeepSpeed's bf16 optimizer takes when ZeRO-0 builds it.
 
     Why: that step has zero gradients, but counts in AdamW's bias correction.
-    Noticed by: test_zero.py and test_exact_resume.py, whose first bf16 updates would differ.
+    Noticed by: test_zero.py::test_an_engine_has_taken_no_step_when_it_is_built.
     """
     if hasattr(optimizer, "fp16_groups"):
         optimizer.refresh_fp32_params()

@@ -58,6 +58,9 @@ for precision in ("bf16", "fp32"):
     engine = Engine(torch.nn.Linear(3, 3), settings, device=cpu, world_size=1)
     found["compiler"] |= "torch._inductor.compile_fx" in sys.modules
     found[precision] = torch.backends.cudnn.allow_tf32
+settings = stage(0).model_copy(update={"precision": "bf16"})
+whole = Engine(torch.nn.Linear(3, 3), settings, device=cpu, world_size=1)
+found["stepped"] = bool(whole._state.optimizer.state)
 found["timer"] = engine._engine.tput_timer.config.enabled
 print(json.dumps(found))
 """
@@ -89,3 +92,7 @@ def test_an_engine_does_not_wait_for_the_device_to_time_it(started: dict[str, bo
 
 def test_fp32_convolutions_are_fp32_on_a_gpu_too(started: dict[str, bool]) -> None:
     assert started["bf16"] and not started["fp32"]
+
+
+def test_an_engine_has_taken_no_step_when_it_is_built(started: dict[str, bool]) -> None:
+    assert not started["stepped"]
