@@ -186,7 +186,7 @@ def _scan(
     _update_known(found, moved)
     photos = [
         PhotoVariants(photo.file, photo.width, photo.height, 0, recipe.samples_per_photo)
-        # By content: neighbors in a folder are often alike, and where a photo lies must not matter.
+        # By content: neighbors in a folder are often alike, and a photo's location must not matter.
         for photo in sorted(result.photos, key=lambda photo: (photo.head, photo.file.uri))
     ]
     return photos, rejected

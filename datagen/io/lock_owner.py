@@ -18,7 +18,7 @@ class LockOwner:
     """The owner of a lock; `started` and `heartbeat` are seconds since 1970 by its own clock.
 
     Process numbers can be compared only if `machine` (host or container) is the same; then
-    `process_started` (seconds after boot) tells a living process from a later one with its number.
+    `process_started` (seconds after boot) separates a process from a later one of that number.
     `replaces` is the token of the owner that was replaced.
     """
 

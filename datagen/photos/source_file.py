@@ -1,4 +1,4 @@
-"""One image file of a source: where its bytes are, in a file of its own or within an archive."""
+"""One image file of a source: where its bytes are, in a separate file or within an archive."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class TrainingRecipe(Settings):
     @classmethod
     def _local(cls, output: str) -> str:
         if "://" in output:
-            raise ValueError("a training run lies in a local folder; its dataset may be on S3")
+            raise ValueError("a training run must be in a local folder; its dataset may be on S3")
         return output
 
     @field_validator("checkpoints")
