@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from datagen.dataset.manifest import Manifest
 from datagen.io.redaction import redacted
@@ -23,6 +23,9 @@ class Begin(FrozenModel):
 
 
 class Metrics(FrozenModel):
+    # Else a value that is not finite is written as null, and the line cannot be read again.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     kind: Literal["metrics"] = "metrics"
     step: int
     time_ms: int

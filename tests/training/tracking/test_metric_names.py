@@ -1,0 +1,46 @@
+"""The names of all metrics of a stage: dashboards and comparisons of runs depend on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.run_dir.paths import StagePaths
+from training.settings.recipe import TrainingRecipe
+from training.tracking.journal import read_metrics
+from training.tracking.tracker import Tracker
+
+LOSSES = {
+    "warmup": {"loss/total", "loss/fm", "loss/weighting"},
+    "distill": {"loss/total", "loss/fm", "loss/sd", "loss/perceptual", "loss/weighting"},
+}
+EVERY_STAGE = {
+    *("optim/gradient_norm", "optim/learning_rate"),
+    *("perf/images_per_second", "perf/data_wait_fraction", "perf/memory_gb", "perf/tflops"),
+    *("perf/checkpoint_seconds", "perf/worker_hours", "restarts"),
+    *("checkpoints/failed", "checkpoints/newest_step", "data/skipped_samples"),
+}
+PER_START_AND_HOST = ("start/", "system/")
+"""Seconds of each phase of a start, and the load of each host."""
+
+
+@pytest.mark.parametrize("stage", ["warmup", "distill"])
+def test_a_stage_reports_these_metrics_and_no_others(
+    undisturbed: TrainingRecipe, stage: str
+) -> None:
+    names = set(read_metrics(StagePaths(Path(undisturbed.output), stage).root))
+    named = {name for name in names if not name.startswith(PER_START_AND_HOST)}
+    assert named == LOSSES[stage] | EVERY_STAGE
+    assert {name.split("/")[0] for name in names - named} == {"start", "system"}
+
+
+def test_a_value_that_is_not_finite_leaves_the_others_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracker = Tracker(tmp_path / "run", experiment="tests", stage="warmup")
+    tracker.metrics(1, {"loss/total": 0.5, "perf/tflops": float("nan")})
+    assert tracker.close("FINISHED")
+    found = read_metrics(StagePaths(tmp_path / "run", "warmup").root)
+    assert list(found["loss/total"].values) == [0.5]
