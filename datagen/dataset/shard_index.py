@@ -46,16 +46,6 @@ class ShardIndex:
 
 
 @dataclass(frozen=True)
-class SampleBytes:
-    """The members of a sample, as they are in a shard."""
-
-    key: str
-    latents: memoryview
-    meta: memoryview
-    hq_jpeg: memoryview | None
-
-
-@dataclass(frozen=True)
 class _Header:
     key: str
     name: str
@@ -80,11 +70,11 @@ def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
     data = storage.read_bytes(uri)
     index = index_shard([data], uri=uri, sha256=sha256)
     extents = (index.extent(number) for number in range(len(index)))
-    parts = (memoryview(data)[extent.start : extent.start + extent.length] for extent in extents)
-    return [_copied(sample_bytes(part, uri=uri)) for part in parts]
+    parts = (data[extent.start : extent.start + extent.length] for extent in extents)
+    return [sample_bytes(part, uri=uri) for part in parts]
 
 
-def find_sample(stream: IO[bytes], key: str, *, uri: str) -> SampleBytes | None:
+def find_sample(stream: IO[bytes], key: str, *, uri: str) -> ShardSample | None:
     """The sample with a key, skipping the members of others; None if it is not in the shard.
 
     Raises:
@@ -102,7 +92,7 @@ def find_sample(stream: IO[bytes], key: str, *, uri: str) -> SampleBytes | None:
     if start is None:
         return None
     stream.seek(start)
-    return sample_bytes(memoryview(stream.read(at - start)), uri=uri)
+    return sample_bytes(stream.read(at - start), uri=uri)
 
 
 def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str | None) -> ShardIndex:
@@ -135,16 +125,16 @@ def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str | None) -> Sha
     return ShardIndex(np.array(starts, dtype=np.int64))
 
 
-def sample_bytes(data: memoryview, *, uri: str) -> SampleBytes:
-    """The members of the sample whose extent `data` is; nothing is copied.
+def sample_bytes(data: bytes, *, uri: str) -> ShardSample:
+    """The members of the sample whose extent `data` is.
 
     Raises:
         DamagedShard: a member is missing or damaged.
     """
-    members: dict[str, memoryview] = {}
+    members: dict[str, bytes] = {}
     key, at = "", 0
     while at < len(data):
-        header = _header(bytes(data[at : at + _BLOCK]), uri)
+        header = _header(data[at : at + _BLOCK], uri)
         if header.name in members:
             raise DamagedShard(f"{uri}: sample {header.key} has {header.name} twice; {RESTORE}")
         members[header.name] = data[at + _BLOCK : at + _BLOCK + header.size]
@@ -154,12 +144,7 @@ def sample_bytes(data: memoryview, *, uri: str) -> SampleBytes:
         what = ", ".join(sorted(missing)) or "end"
         raise DamagedShard(f"{uri}: sample {key} has no {what}; {RESTORE}")
     jpeg = members.get(shards.HQ_IMAGE)
-    return SampleBytes(key, members[shards.LATENTS], members[shards.META], jpeg)
-
-
-def _copied(sample: SampleBytes) -> ShardSample:
-    jpeg = None if sample.hq_jpeg is None else bytes(sample.hq_jpeg)
-    return ShardSample(sample.key, bytes(sample.latents), bytes(sample.meta), jpeg)
+    return ShardSample(key, members[shards.LATENTS], members[shards.META], jpeg)
 
 
 def _header(block: bytes, uri: str) -> _Header:

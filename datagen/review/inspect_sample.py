@@ -19,8 +19,8 @@ from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import REJECTED
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
-from datagen.dataset.shard_index import SampleBytes, find_sample
-from datagen.dataset.shards import Latents
+from datagen.dataset.shard_index import find_sample
+from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.samples.codecs import DecodedSample, decode_latents, load_codec
@@ -50,8 +50,8 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
     whole, split = _resolve(root, manifest, key)
     record, sample = _find(root, manifest, whole, split)
     try:
-        drawn = DrawnSample.model_validate_json(bytes(sample.meta))
-        latents = Latents.from_bytes(bytes(sample.latents))
+        drawn = DrawnSample.model_validate_json(sample.meta)
+        latents = Latents.from_bytes(sample.latents)
     except ValidationError as error:
         raise FlowmapsrError(
             f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
@@ -117,7 +117,7 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, Split]:
     return found[0], split_of(keys[found[0]], recipe.validation_fraction)
 
 
-def _find(root: str, manifest: Manifest, key: str, split: Split) -> tuple[ShardRecord, SampleBytes]:
+def _find(root: str, manifest: Manifest, key: str, split: Split) -> tuple[ShardRecord, ShardSample]:
     """The first shard that has the sample, and the sample; stops reading once found."""
     records = [record for record in manifest.shards if record.split == split]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
@@ -133,7 +133,7 @@ def _find(root: str, manifest: Manifest, key: str, split: Split) -> tuple[ShardR
     )
 
 
-def _read(root: str, record: ShardRecord, key: str) -> SampleBytes | None:
+def _read(root: str, record: ShardRecord, key: str) -> ShardSample | None:
     uri = storage.join(root, record.path)
     with storage.open_random(uri) as stream:
         return find_sample(stream, key, uri=uri)

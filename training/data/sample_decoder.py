@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from datagen.dataset.shard_index import SampleBytes
+from datagen.dataset.shards import ShardSample
 
 
 class DamagedSample(Exception):
@@ -40,7 +40,7 @@ class BatchFields:
     pixels: bool
 
 
-def holds(sample: SampleBytes) -> BatchFields:
+def holds(sample: ShardSample) -> BatchFields:
     """The optional fields that a sample has."""
     return BatchFields(neg="neg" in _tensors(sample), pixels=sample.hq_jpeg is not None)
 
@@ -66,7 +66,7 @@ class BatchBuffer:
         self._latents = {name: x.numpy() for name, x in latents.items() if x is not None}
         self._pixels = None if self.pixels is None else self.pixels.numpy()
 
-    def put(self, row: int, sample: SampleBytes) -> None:
+    def put(self, row: int, sample: ShardSample) -> None:
         """Copies a sample's fields into a row.
 
         Raises:
@@ -80,10 +80,10 @@ class BatchBuffer:
             self._pixels[row] = _pixels(sample, self._shape).transpose(2, 0, 1)
 
 
-def _tensors(sample: SampleBytes) -> dict[str, dict[str, Any]]:
+def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
     """Data type, shape and bytes of each tensor by its name."""
     try:
-        return dict(safetensors.deserialize(bytes(sample.latents)))
+        return dict(safetensors.deserialize(sample.latents))
     except safetensors.SafetensorError as error:
         raise DamagedSample(f"its latents are not a safetensors file ({error})") from error
 
@@ -103,7 +103,7 @@ def _latent(name: str, found: dict[str, Any] | None, shape: SampleShape) -> np.n
     return values.reshape(shape.latents)
 
 
-def _pixels(sample: SampleBytes, shape: SampleShape) -> np.ndarray:
+def _pixels(sample: ShardSample, shape: SampleShape) -> np.ndarray:
     if sample.hq_jpeg is None:
         raise DamagedSample("it has no hq.jpg")
     rgb = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)

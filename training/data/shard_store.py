@@ -10,8 +10,8 @@ import logging
 import threading
 
 from datagen.dataset.records import ShardRecord
-from datagen.dataset.shard_index import SampleBytes, ShardIndex, index_shard, sample_bytes
-from datagen.dataset.shards import DamagedShard
+from datagen.dataset.shard_index import ShardIndex, index_shard, sample_bytes
+from datagen.dataset.shards import DamagedShard, ShardSample
 from datagen.io import storage
 from training.data.schedule import SampleLocation
 from training.data.shard_cache import CacheUnusable, ShardCache
@@ -35,7 +35,7 @@ class ShardStore:
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def read(self, location: SampleLocation) -> SampleBytes:
+    def read(self, location: SampleLocation) -> ShardSample:
         """The members of a sample.
 
         Raises:
@@ -45,7 +45,7 @@ class ShardStore:
         index = self.prepare(location.shard)
         extent = index.extent(location.index)
         data = self._read(location.shard, start=extent.start, length=extent.length)
-        return sample_bytes(memoryview(data), uri=self._uri(location.shard))
+        return sample_bytes(data, uri=self._uri(location.shard))
 
     def fetch(self, shard: ShardRecord) -> None:
         """Checks a shard and caches it before its samples are needed."""
