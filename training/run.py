@@ -54,11 +54,7 @@ def run_stages(
     records = []
     for stage in recipe.stages:
         record = run_stage(
-            recipe,
-            stage.name,
-            stop_requested=stop_requested,
-            stalled=stalled,
-            system_of=system_of,
+            recipe, stage.name, stop_requested=stop_requested, stalled=stalled, system_of=system_of
         )
         if record is None:
             return None
@@ -89,10 +85,7 @@ def _train_first(
         write_recipe(recipe, on_replace=reset_tracking)
         with parent_run(recipe) as parent:
             return run_stages(
-                recipe,
-                stop_requested=stop_requested,
-                stalled=parent.stalled,
-                system_of=system_of,
+                recipe, stop_requested=stop_requested, stalled=parent.stalled, system_of=system_of
             )
 
 

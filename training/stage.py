@@ -99,10 +99,7 @@ def _train(
 
 @contextmanager
 def build_stage(
-    recipe: TrainingRecipe,
-    folder: StagePaths,
-    system: System,
-    watchdog: Watchdog,
+    recipe: TrainingRecipe, folder: StagePaths, system: System, watchdog: Watchdog
 ) -> Iterator[Stage]:
     """The parts of a stage on this worker, closed when the block or the building fails or ends.
 
@@ -211,10 +208,7 @@ class Stage:
         return StageReporter(self.folder, report.tracker, self.attempt)
 
     def _loop(
-        self,
-        reporter: Reporter,
-        peak: Peak | None,
-        stop_requested: Callable[[], bool],
+        self, reporter: Reporter, peak: Peak | None, stop_requested: Callable[[], bool]
     ) -> Loop:
         inputs, recipe = self.inputs, self.inputs.recipe
         settings, manifest = inputs.settings, inputs.dataset.manifest
@@ -237,10 +231,7 @@ class Stage:
             ),
             trainer=self.built.trainer,
             loader=LatentLoader(
-                reader,
-                rank=self.rank,
-                world_size=inputs.world_size,
-                threads=recipe.loader_threads,
+                reader, rank=self.rank, world_size=inputs.world_size, threads=recipe.loader_threads
             ),
             checkpoints=Checkpoints(
                 storage.join(recipe.checkpoints, settings.name)

@@ -55,13 +55,9 @@ def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def two_step_prediction(u: Velocity, x1: Tensor) -> Tensor:
-    """x0_hat by the steps 1 -> 1/2 -> 0, with the state at 1/2 detached (eq. 13 with NFE 2).
+    """x0_hat of LQ latents x1 (B, ...) by the steps 1 -> 1/2 -> 0 (eq. 13 with NFE 2).
 
-    Two evaluations of u, the first without gradient.
-
-    Args:
-        u: average velocity u(x, t, s).
-        x1: LQ latents (B, ...).
+    Two evaluations of u, the first without gradient: the state at 1/2 is detached.
     """
     one, half, zero = (x1.new_full((len(x1),), time) for time in (1.0, 0.5, 0.0))
     with torch.no_grad():

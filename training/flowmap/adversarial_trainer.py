@@ -18,11 +18,7 @@ from training.checkpoints.reader import SavedState
 from training.checkpoints.records import Share
 from training.data.loader import Batch
 from training.engine.engine import Engine
-from training.flowmap.adversarial import (
-    discriminator_loss,
-    generator_loss,
-    two_step_prediction,
-)
+from training.flowmap.adversarial import discriminator_loss, generator_loss, two_step_prediction
 from training.flowmap.conditions import usual_guidance
 from training.flowmap.objective import TOTAL, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings, ConvergenceSettings
@@ -42,8 +38,6 @@ def turn(step: int, *, warmup: int) -> Literal["generator", "discriminator"]:
 
 
 class AdversarialTrainer:
-    """Generator and discriminator of an adversarial stage."""
-
     headline = DISCRIMINATOR_LOSS
     """Steps of both networks have it; the objective's losses belong to the generator's alone."""
 
@@ -132,10 +126,7 @@ class AdversarialTrainer:
         }
 
     def snapshot(self) -> Share:
-        networks = {
-            GENERATOR: self.engine.snapshot(),
-            DISCRIMINATOR: self.discriminator.snapshot(),
-        }
+        networks = {GENERATOR: self.engine.snapshot(), DISCRIMINATOR: self.discriminator.snapshot()}
         return Share(networks, {SCORES: self.scores.to_json()} if dist.get_rank() == 0 else {})
 
     def restore(self, saved: SavedState) -> None:
@@ -187,7 +178,6 @@ class ScoreAverages:
         self._fake: deque[float] = deque(maxlen=settings.window)
 
     def add(self, *, real: float, fake: float) -> None:
-        """One step's means over the global batch."""
         self._real.append(real)
         self._fake.append(fake)
 
@@ -203,7 +193,6 @@ class ScoreAverages:
         return json.dumps({"real": list(self._real), "fake": list(self._fake)}).encode()
 
     def restore(self, data: bytes) -> None:
-        """Takes up what `to_json` gave; floats survive JSON exactly."""
-        values = json.loads(data)
+        values = json.loads(data)  # floats survive JSON exactly
         self._real.extend(values["real"])
         self._fake.extend(values["fake"])

@@ -62,46 +62,33 @@ def _linear(
     return forward_ad.make_dual(layer(x, weight, bias, *args), layer(dx, weight, None, *args))
 
 
-def _group_norm(
+def _norm(
     layer: Layer,
     input: Tensor,
-    num_groups: int,
+    over: int | Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """weight * normalized(x) + bias. The Jacobian of the normalization is symmetric, so that its
-    backward pass, one fused kernel, also multiplies by it from the other side."""
+    """weight * normalized(x) + bias, over a number of groups or the last dimensions of that shape.
+
+    The Jacobian of the normalization is symmetric, so that its backward pass, one fused kernel,
+    also multiplies by it from the other side.
+    """
     x, dx = forward_ad.unpack_dual(input)
     if dx is None or not _are_constant(weight, bias):
-        return layer(input, num_groups, weight, bias, eps)
+        return layer(input, over, weight, bias, eps)
     x, dx = _precise(x), _precise(dx)
     weight, bias = (None if w is None else _precise(w) for w in (weight, bias))
-    n, channels = x.shape[:2]
-    sizes = (n, channels, x.numel() // (n * channels), num_groups)
-    value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
-    slope = _aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, _OF_INPUT)[0]
-    if weight is not None:
-        slope = slope * weight.view(-1, *[1] * (x.ndim - 2))
-    return forward_ad.make_dual(value.to(input.dtype), slope.to(input.dtype))
-
-
-def _layer_norm(
-    layer: Layer,
-    input: Tensor,
-    shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    """As `_group_norm`."""
-    x, dx = forward_ad.unpack_dual(input)
-    if dx is None or not _are_constant(weight, bias):
-        return layer(input, shape, weight, bias, eps)
-    x, dx = _precise(x), _precise(dx)
-    weight, bias = (None if w is None else _precise(w) for w in (weight, bias))
-    value, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-    slope = _aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, _OF_INPUT)[0]
+    if isinstance(over, int):
+        n, channels = x.shape[:2]
+        sizes = (n, channels, x.numel() // (n * channels), over)
+        value, mean, rstd = torch.native_group_norm(x, weight, bias, *sizes, eps)
+        slope = _aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, _OF_INPUT)[0]
+        weight = None if weight is None else weight.view(-1, *[1] * (x.ndim - 2))
+    else:
+        value, mean, rstd = torch.native_layer_norm(x, over, weight, bias, eps)
+        slope = _aten.native_layer_norm_backward(dx, x, over, mean, rstd, None, None, _OF_INPUT)[0]
     if weight is not None:
         slope = slope * weight
     return forward_ad.make_dual(value.to(input.dtype), slope.to(input.dtype))
@@ -141,8 +128,8 @@ _OF_INPUT = [True, False, False]
 _RULES: dict[Any, Layer] = {
     functional.conv2d: _linear,
     functional.linear: _linear,
-    functional.group_norm: _group_norm,
-    functional.layer_norm: _layer_norm,
+    functional.group_norm: _norm,
+    functional.layer_norm: _norm,
     functional.scaled_dot_product_attention: _attention,
     Tensor.__truediv__: _quotient,
 }

@@ -10,10 +10,9 @@ import torch
 from datagen.errors import FlowmapsrError
 from training.flowmap.model_folder import FlowMapConfig, load_net
 from training.flowmap.network import FlowMapNet
-from training.flowmap.prompts import PROMPTS_FILE, Prompts, read_prompts, stand_in
-from training.flowmap.text_encoders import encode_once
+from training.flowmap.prompts import PROMPTS_FILE, Prompts, encode_once, read_prompts, stand_in
 from training.run_dir.paths import StagePaths
-from training.settings.model import StandInPrompts, TextEncoderPrompts
+from training.settings.model import TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
 from training.weights.initialize import LoadReport, fetch_weights, fill, weights_path
 from training.weights.model_folder import WEIGHTS, load_config
@@ -25,8 +24,6 @@ WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_embedding_scale")
 
 @dataclass(frozen=True)
 class InitialNetwork:
-    """What a stage starts from."""
-
     net: FlowMapNet
     prompts: Prompts
     report: LoadReport | None
@@ -88,12 +85,10 @@ def _open_model(folder: Path) -> WeightSource:
 def _prompts(recipe: TrainingRecipe, folder: StagePaths, source: WeightSource | None) -> Prompts:
     """The recipe's text encoders decide, else a model that is trained further keeps its prompts."""
     channels = recipe.model.prompt_channels
-    match recipe.prompts:
-        case TextEncoderPrompts():
-            return encode_once(folder.run, recipe.prompts, channels=channels)
-        case StandInPrompts():
-            if source is not None and source.model_folder is not None:
-                theirs = read_prompts(source.model_folder / PROMPTS_FILE)
-                if theirs.embeddings.shape[1] == channels:
-                    return theirs
-            return stand_in(channels)
+    if isinstance(recipe.prompts, TextEncoderPrompts):
+        return encode_once(folder.run, recipe.prompts, channels=channels)
+    if source is not None and source.model_folder is not None:
+        theirs = read_prompts(source.model_folder / PROMPTS_FILE)
+        if theirs.embeddings.shape[1] == channels:
+            return theirs
+    return stand_in(channels)

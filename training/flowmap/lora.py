@@ -84,12 +84,7 @@ def split_weights(net: FlowMapNet) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 @torch.no_grad()
 def merge_lora(
-    net: FlowMapNet,
-    weights: dict[str, Tensor],
-    *,
-    rank: int,
-    targets: Sequence[str],
-    scale: float,
+    net: FlowMapNet, weights: dict[str, Tensor], *, rank: int, targets: Sequence[str], scale: float
 ) -> None:
     """Adds `scale` times the LoRA to the layers of a plain network: W + scale * B A, in place.
 

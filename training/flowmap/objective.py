@@ -108,10 +108,6 @@ class FlowMapObjective:
         perceptual_loss: PatchPerceptualLoss | None,
         gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """
-        Args:
-            gathered_parameters: the engine's, around the passes of the targets.
-        """
         self.settings = settings
         self.perceptual_loss = perceptual_loss
         self.teacher = Teacher(settings, gathered_parameters)
@@ -143,9 +139,8 @@ class FlowMapObjective:
             rows = (~conditions.is_negative).nonzero().squeeze(1)
             x0_prediction = select_rows(x_t - per_sample(t, x_t) * u, rows)
             pixels = select_rows(batch.require_pixels(), rows)
-            perceptual = self.perceptual_loss(
-                x0_prediction, pixels, select_rows(t, rows), generator
-            )
+            t_rows = select_rows(t, rows)
+            perceptual = self.perceptual_loss(x0_prediction, pixels, t_rows, generator)
             total = total + perceptual.sum() / len(squared)
         if batch.micro.weight:  # else this worker only keeps pace with the others
             self.time_map.add(t, s, squared)

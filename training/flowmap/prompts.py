@@ -1,9 +1,9 @@
 """The two prompt embeddings of FlowMapSR, positive (c+) and negative (c-), that condition the
 model, and the `prompts.safetensors` that keeps them.
 
-Without a text encoder they are a named deterministic stand-in: two fixed random
-directions, which serve a model trained from scratch just as well, because only these two conditions
-exist.
+They are made by the CLIP text encoders of an SDXL-like checkpoint, once per run. Without one they
+are two fixed random directions, which serve a model trained from scratch just as well, because only
+these two conditions exist. Only safetensors are read, never a pickle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -18,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 from datagen.io import storage
-from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 
 POSITIVE = 0
 NEGATIVE = 1
@@ -28,12 +29,11 @@ PROMPTS = (POSITIVE_PROMPT, NEGATIVE_PROMPT)
 STAND_IN = "sha256-normal-v1"
 """Name written to the model's config when no text encoder made the embeddings."""
 PROMPTS_FILE = "prompts.safetensors"
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Both prompts and their embeddings."""
-
     made_by: str
     """The text encoders, or STAND_IN."""
     texts: tuple[str, str]
@@ -56,11 +56,7 @@ def stand_in(channels: int) -> Prompts:
 
 
 def write_prompts(path: Path, prompts: Prompts) -> None:
-    """Writes `prompts.safetensors` completely or not at all.
-
-    Raises:
-        FlowmapsrError: it cannot be written.
-    """
+    """Writes `prompts.safetensors`. Raises `FlowmapsrError` when it cannot be written."""
     positive, negative = prompts.texts
     metadata = {"made_by": prompts.made_by, "positive": positive, "negative": negative}
     tensors = {"embeddings": prompts.embeddings.detach().cpu().float().contiguous()}
@@ -68,11 +64,7 @@ def write_prompts(path: Path, prompts: Prompts) -> None:
 
 
 def read_prompts(path: Path) -> Prompts:
-    """Reads what `write_prompts` wrote.
-
-    Raises:
-        FlowmapsrError: there is no such file, or it holds something else.
-    """
+    """Raises `FlowmapsrError` when there is no such file, or it holds something else."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -80,3 +72,67 @@ def read_prompts(path: Path) -> Prompts:
             return Prompts(metadata["made_by"], texts, file.get_tensor("embeddings"))
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise FlowmapsrError(f"{path} does not hold prompt embeddings: {error}") from error
+
+
+def encode_once(run: Path, settings: TextEncoderPrompts, *, channels: int) -> Prompts:
+    """The run's prompts (2, channels), encoded if the run folder does not have them yet.
+
+    Raises:
+        FlowmapsrError: no such encoders, or their embeddings have another width.
+    """
+    path = run / PROMPTS_FILE
+    if not path.is_file():
+        run.mkdir(parents=True, exist_ok=True)
+        write_prompts(path, encode_prompts(settings))
+    prompts = read_prompts(path)
+    width = prompts.embeddings.shape[1]
+    if width != channels:
+        raise FlowmapsrError(
+            f"the text encoders of {settings.source} make prompt embeddings of width {width}, "
+            f"but the network takes {channels}: set model.prompt_channels={width}"
+        )
+    return prompts
+
+
+@torch.no_grad()
+def encode_prompts(settings: TextEncoderPrompts) -> Prompts:
+    """Both prompts' pooled embeddings, concatenated over the encoders."""
+    texts = (settings.positive, settings.negative)
+    pooled = [_pooled(settings.source, name, texts) for name in settings.encoders]
+    made_by = f"{settings.source} {'+'.join(settings.encoders)}"
+    return Prompts(made_by, texts, torch.cat(pooled, dim=1).float())
+
+
+def _pooled(source: str, encoder: str, texts: tuple[str, str]) -> Tensor:
+    tokenizer, model = _load(source, encoder)
+    tokens = tokenizer(
+        list(texts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    output = model(tokens.input_ids)
+    # An encoder with a projection has `text_embeds`, SDXL's pooled embedding.
+    return output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
+
+
+def _load(source: str, encoder: str) -> tuple[Any, Any]:
+    from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=TOKENIZERS[encoder])
+        config = AutoConfig.from_pretrained(source, subfolder=encoder)
+        projects = "CLIPTextModelWithProjection" in (config.architectures or ())
+        kind = CLIPTextModelWithProjection if projects else CLIPTextModel
+        model = kind.from_pretrained(
+            source, subfolder=encoder, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise FlowmapsrError(
+            f"prompts.source: {source} has no text encoder {encoder!r} with its tokenizer "
+            f"{TOKENIZERS[encoder]!r} ({first_line(error)}); give the hub id or folder of an "
+            "SDXL-like checkpoint with safetensors files (a folder starts with '/', '.' or '~'), "
+            "or remove prompts"
+        ) from error
+    return tokenizer, model.eval()

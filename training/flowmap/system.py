@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,15 +19,10 @@ from training.flowmap.conditions import usual_guidance
 from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
 from training.flowmap.interpolant import sample
 from training.flowmap.lora import add_lora, check_targets
-from training.flowmap.model_folder import (
-    FlowMapConfig,
-    load_matching_codec,
-    load_net,
-    save_model,
-)
+from training.flowmap.model_folder import FlowMapConfig, load_matching_codec, load_net, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
-from training.flowmap.pictures import NOTE, render_pictures
+from training.flowmap.time_maps import draw_time_map, grid_times
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
@@ -34,6 +30,7 @@ from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import StageInputs, Strengths
+from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
 
@@ -42,7 +39,11 @@ class FlowMapSystem:
     """Flow maps on latents: u(x, t, s) between LQ and HQ (FlowMapSR)."""
 
     name = "flowmapsr"
-    pictures_note = NOTE
+    pictures_note = (
+        "`samples` has a row for each photo: LQ, the model's 1, 2 and 4 steps, the original. "
+        "`loss_over_times` is log10 of the loss over the times (t, s), `weighting_over_times` the "
+        "learned weighting phi."
+    )
 
     def batch_fields(self, stage: StageSettings) -> BatchFields:
         return BatchFields(
@@ -122,19 +123,26 @@ class FlowMapStage:
             settings=adversarial,
         )
 
+    @torch.no_grad()
     def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
         loss_over_times = self.objective.time_map.take(self.inputs.device)
         if preview is None:
             return {}
         model = self.trainer.engine.module
         assert isinstance(model, FlowMapStageModel)
-        return render_pictures(
-            model.net.velocity(self.guidance),
-            preview,
-            self.inputs.codec,
-            loss_over_times=loss_over_times,
-            weighting=model.weighting,
-        )
+        u = model.net.velocity(self.guidance)
+        restored = (sample(u, preview.lq, steps) for steps in (1, 2, 4))
+        columns = [self.inputs.codec.decode(each) for each in (preview.lq, *restored, preview.hq)]
+        images = {SAMPLES: image_grid(columns)}
+        if np.isfinite(loss_over_times).any():  # there were steps since the last pictures
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logarithm = np.log10(loss_over_times)
+            images["loss_over_times"] = draw_time_map(logarithm, "log10 of the loss")
+        if model.weighting is not None:
+            t, s = (times.to(self.inputs.device) for times in grid_times())
+            phi = model.weighting(t, s).view(loss_over_times.shape).cpu().numpy()
+            images["weighting_over_times"] = draw_time_map(phi, "phi")
+        return images
 
     def save(self, folder: Path) -> None:
         net, adversarial = self.initial.net, self.inputs.settings.adversarial

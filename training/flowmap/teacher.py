@@ -49,73 +49,60 @@ class Teacher:
             times: t and s on the device of x_t; which samples train what, like `conditions`, in
                 host memory: a device that was asked would make the host wait at every evaluation.
         """
-        if isinstance(self.settings, FlowMatching) and self.settings.guidance is None:
-            return v
         settings, follows_path = self.settings, times.is_flow_matching
+        if isinstance(settings, FlowMatching) and settings.guidance is None:
+            return v
         if isinstance(settings, SelfDistillation) and settings.formulation == "eulerian":
             follows_path = torch.ones_like(follows_path)
         with self.gathered_parameters():
-            if settings.guidance is not None:
-                v = self._guided(net, x_t, times.t, v, conditions, follows_path)
+            v = _guided(net, x_t, times.t, v, conditions, follows_path)
             if isinstance(settings, FlowMatching):
                 return v
-            distill = self._distiller(settings, net, x_t, v, times, conditions)
+
+            def distill(rows: Tensor) -> Tensor:
+                x, t, s, own_v = (select_rows(each, rows) for each in (x_t, times.t, times.s, v))
+                return _distilled(settings, net, x, t, s, own_v, conditions.at(rows))
+
             return _filled(v, ~times.is_flow_matching, distill)
 
-    def _distiller(
-        self,
-        settings: SelfDistillation,
-        net: Network,
-        x_t: Tensor,
-        v: Tensor,
-        times: Times,
-        conditions: Conditions,
-    ) -> Callable[[Tensor], Tensor]:
-        """The target of the formulation as a function of the rows that it is wanted for."""
 
-        def distill(rows: Tensor) -> Tensor:
-            x, t, s = (select_rows(each, rows) for each in (x_t, times.t, times.s))
-            own = conditions.at(rows)
-            u = own.velocity(net)
-            match settings.formulation, settings.lsd_velocity:
-                case "shortcut", _:
-                    return shortcut_target(grounded(u, 2.0**-settings.time_grid_levels), x, t, s)
-                case "eulerian", _:
-                    return eulerian_target(u, x, t, s, select_rows(v, rows))
-                case "lagrangian", "model":
-                    return lagrangian_target(u, x, t, s, lambda x_s, s: u(x_s, s, s))
-                case _:
-                    velocity = self._path_velocity(net, select_rows(v, rows), own)
-                    return lagrangian_target(u, x, t, s, velocity)
+def _distilled(
+    settings: SelfDistillation,
+    net: Network,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    v: Tensor,
+    conditions: Conditions,
+) -> Tensor:
+    """The formulation's target (n, ...) of samples that are all distilled."""
+    u = conditions.velocity(net)
+    match settings.formulation, settings.lsd_velocity:
+        case "shortcut", _:
+            return shortcut_target(grounded(u, 2.0**-settings.time_grid_levels), x, t, s)
+        case "eulerian", _:
+            return eulerian_target(u, x, t, s, v)
+        case "lagrangian", "model":
+            return lagrangian_target(u, x, t, s, lambda x_s, s: u(x_s, s, s))
+        case _:
+            # The paper's first term: v, guided where the step ends.
+            all_of_them = torch.ones_like(conditions.is_guided)
+            return lagrangian_target(
+                u, x, t, s, lambda x_s, s: _guided(net, x_s, s, v, conditions, all_of_them)
+            )
 
-        return distill
 
-    def _path_velocity(
-        self, net: Network, v: Tensor, conditions: Conditions
-    ) -> Tensor | Callable[[Tensor, Tensor], Tensor]:
-        """The paper's first term of the Lagrangian target: v, guided where the step ends."""
-        if self.settings.guidance is None:
-            return v
-        everywhere = torch.ones_like(conditions.is_guided)
-        return lambda x_s, s: self._guided(net, x_s, s, v, conditions, everywhere)
+def _guided(
+    net: Network, x: Tensor, time: Tensor, v: Tensor, conditions: Conditions, wanted: Tensor
+) -> Tensor:
+    """v^w = w v + (1 - w) u(x, time, time, c-) on guided samples among `wanted`, else v."""
 
-    def _guided(
-        self,
-        net: Network,
-        x: Tensor,
-        time: Tensor,
-        v: Tensor,
-        conditions: Conditions,
-        wanted: Tensor,
-    ) -> Tensor:
-        """v^w = w v + (1 - w) u(x, time, time, c-) on guided samples among `wanted`, else v."""
+    def guide(rows: Tensor) -> Tensor:
+        own, at_time = conditions.at(rows), select_rows(time, rows)
+        negative = own.negated().velocity(net)(select_rows(x, rows), at_time, at_time)
+        return guided_velocity(select_rows(v, rows), negative, own.on(v.device).w)
 
-        def guide(rows: Tensor) -> Tensor:
-            own, at_time = conditions.at(rows), select_rows(time, rows)
-            negative = own.negated().velocity(net)(select_rows(x, rows), at_time, at_time)
-            return guided_velocity(select_rows(v, rows), negative, own.on(v.device).w)
-
-        return _filled(v, wanted & conditions.is_guided, guide)
+    return _filled(v, wanted & conditions.is_guided, guide)
 
 
 def _filled(base: Tensor, mask: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:

@@ -52,9 +52,7 @@ class PatchPerceptualLoss:
         latents = x0[..., top : top + side_h, left : left + side_w]
         prediction: Tensor = checkpoint(self.codec.decode, latents, use_reentrant=False)
         window = pixels[
-            ...,
-            factor * top : factor * (top + side_h),
-            factor * left : factor * (left + side_w),
+            ..., factor * top : factor * (top + side_h), factor * left : factor * (left + side_w)
         ]
         original = window.to(prediction) / 127.5 - 1
         return self.strength * (1 - t) * self.distance(prediction, original)

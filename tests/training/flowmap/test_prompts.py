@@ -19,8 +19,14 @@ from transformers import (
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import MODEL
 from training.flowmap.initial import fetch_inputs, initial_network
-from training.flowmap.prompts import PROMPTS_FILE, read_prompts, stand_in, write_prompts
-from training.flowmap.text_encoders import encode_once, encode_prompts
+from training.flowmap.prompts import (
+    PROMPTS_FILE,
+    encode_once,
+    encode_prompts,
+    read_prompts,
+    stand_in,
+    write_prompts,
+)
 from training.run_dir.paths import StagePaths
 from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 from training.settings.recipe import TrainingRecipe
