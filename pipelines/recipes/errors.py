@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pipelines.recipes.overrides import did_you_mean, nearest
@@ -16,20 +17,26 @@ _LONGEST_VALUE = 90
 _Location = tuple[int | str, ...]
 _WRONG_TYPE = ("_type", "_parsing", "literal_error", "none_required")
 """How pydantic's error types for a value of the wrong type end."""
-_TYPE_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    NoneType: "null",
-    Any: "another type of value",
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "bool": "true or false",
+    "none": "null",
 }
+"""By the first word of such an error type, what the value should have been."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> list[str]:
     """One line for each error: `stages.distill.steps = 0: must be greater than or equal to 1`."""
-    faults = _without_branches(error.errors(include_url=False), model, data)
-    return [_line(fault, model, data) for fault in faults if not _follows(fault, faults)]
+    kept: list[ErrorDetails] = []
+    unions: dict[_Location, list[ErrorDetails]] = {}
+    for fault in error.errors(include_url=False):
+        union = _walk(fault["loc"], model, data).union
+        (kept if union is None else unions.setdefault(union, [])).append(fault)
+    for union, branches in unions.items():
+        kept += _of_fitting_branches(branches, union, _walk(union, model, data).models)
+    return [_line(one, _walk(one["loc"], model, data)) for one in kept if not _follows(one, kept)]
 
 
 def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
@@ -38,81 +45,77 @@ def _follows(fault: ErrorDetails, faults: list[ErrorDetails]) -> bool:
     return fault["type"] == "too_short" and fault["loc"] in deeper
 
 
-def _without_branches(
-    faults: list[ErrorDetails], model: type[BaseModel], data: Mapping[str, Any]
+def _of_fitting_branches(
+    faults: list[ErrorDetails], union: _Location, models: list[type[BaseModel]]
 ) -> list[ErrorDetails]:
-    """Of the errors in each branch of an untagged union, those where the type of the value fits, or
-    one error for the union if it fits no branch."""
-    kept: list[ErrorDetails] = []
-    unions: dict[_Location, list[ErrorDetails]] = {}
-    for fault in faults:
-        location = fault["loc"]
-        at = _branch_at(location, model, data)
-        if at is None:
-            kept.append(fault)
-        else:
-            moved = cast(ErrorDetails, {**fault, "loc": location[:at] + location[at + 1 :]})
-            unions.setdefault(location[:at], []).append(moved)
-    for location, branches in unions.items():
-        fitting = [
-            fault
-            for fault in branches
-            if fault["loc"] != location or not fault["type"].endswith(_WRONG_TYPE)
-        ]
-        choices = " or ".join(_type_words(_annotation_at(model, location)))
-        no_branch = {**branches[0], "type": "no_branch", "msg": f"must be {choices}"}
-        kept += fitting or [cast(ErrorDetails, no_branch)]
-    return kept
+    """The errors in those branches of an untagged union whose type the value has, or one error for
+    the union if it has none of them."""
+    fitting = [
+        fault
+        for fault in faults
+        if len(fault["loc"]) > len(union) + 1 or not fault["type"].endswith(_WRONG_TYPE)
+    ]
+    choices = " or ".join(dict.fromkeys(_wanted(fault, models) for fault in faults))
+    no_branch = {**faults[0], "loc": union, "type": "no_branch", "msg": f"must be {choices}"}
+    return fitting or [cast(ErrorDetails, no_branch)]
 
 
-def _branch_at(location: _Location, model: type[BaseModel], data: Any) -> int | None:
-    """Index of pydantic's name for a branch of an untagged union, which is no part of the data."""
+def _wanted(fault: ErrorDetails, models: list[type[BaseModel]]) -> str:
+    """What a branch takes, as a person writes it: `a whole number`, `'auto'`, `{min, max}`."""
+    context = fault.get("ctx", {})
+    if fault["type"] == "literal_error":
+        return str(context["expected"])
+    for model in models:
+        if model.__name__ == context.get("class_name"):
+            return f"{{{', '.join(model.model_fields)}}}"
+    return _WANTED.get(fault["type"].split("_")[0], "a list")
+
+
+@dataclass
+class _Place:
+    """A place in a recipe, found by an error's location."""
+
+    names: list[str]
+    """The path as the user writes it: stages by name, without the tags that pydantic adds."""
+    owners: list[type[BaseModel]]
+    """Models that may hold it; tags choose among the models of a union."""
+    fields: list[FieldInfo]
+    """What it may be in them."""
+    models: list[type[BaseModel]]
+    """Models that it may hold itself."""
+    union: _Location | None = None
+    """Location of the first untagged union on the way. Pydantic's name of its branch, which
+    follows there, is no part of the data."""
+
+
+def _walk(location: _Location, model: type[BaseModel], data: Any) -> _Place:
+    place = _Place([], [], [], [model])
     for index, part in enumerate(location):
-        if isinstance(data, Mapping):
-            is_tag = part not in data and data.get("kind") == part
-            if not is_tag and part not in data and part not in _fields_at(model, location[:index]):
-                return index
-            data = data if is_tag else data.get(part)
-        elif isinstance(part, str):
-            return index
-        else:
+        keys = data if isinstance(data, Mapping) else {}
+        if isinstance(part, int):
             data = data[part] if isinstance(data, list | tuple) and part < len(data) else None
-    return None
+            name = data.get("name") if isinstance(data, Mapping) else None
+            place.names.append(name if isinstance(name, str) else str(part))
+        elif part not in keys and keys.get("kind") == part:
+            place.models = [one for one in place.models if part in _kinds(one)]
+        elif part not in keys and not any(part in one.model_fields for one in place.models):
+            place.union = location[:index] if place.union is None else place.union
+        else:
+            place.names.append(part)
+            place.owners, data = place.models, keys.get(part)
+            place.fields = [m.model_fields[part] for m in place.owners if part in m.model_fields]
+            place.models = [one for field in place.fields for one in models_in(field.annotation)]
+    return place
 
 
-def _annotation_at(model: type[BaseModel], location: _Location) -> Any:
-    for candidate in _models_at(model, location[:-1]):
-        if location[-1] in candidate.model_fields:
-            return candidate.model_fields[str(location[-1])].annotation
-    return Any
-
-
-def _type_words(annotation: Any) -> Iterator[str]:
-    """Types of a union as a person writes them: `a whole number`, `'auto'`, `{min, max}`."""
-    arguments = get_args(annotation)
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        for argument in arguments:
-            yield from _type_words(argument)
-    elif origin is Annotated:
-        yield from _type_words(arguments[0])
-    elif origin is Literal:
-        yield from map(repr, arguments)
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield f"{{{', '.join(annotation.model_fields)}}}"
-    else:
-        yield _TYPE_WORDS.get(annotation, "a list")
-
-
-def _line(fault: ErrorDetails, model: type[BaseModel], data: Mapping[str, Any]) -> str:
-    location = fault["loc"]
-    path = _path(location, data) or "recipe"
+def _line(fault: ErrorDetails, place: _Place) -> str:
+    path = ".".join(place.names) or "recipe"
     kind = fault["type"]
     if kind == "missing":
-        return f"{path}: must be given{_example(path, model, location)}"
+        return f"{path}: must be given{_example(path, place.fields)}"
     if kind == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        return f"{path} = {_value(fault)}: unknown key; {nearest(location[-1], known)}"
+        known = sorted({name for owner in place.owners for name in owner.model_fields})
+        return f"{path} = {_value(fault)}: unknown key; {nearest(place.names[-1], known)}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _tag_line(fault, path)
     if kind == "literal_error":
@@ -160,55 +163,16 @@ def _value(fault: ErrorDetails) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _example(path: str, model: type[BaseModel], location: _Location) -> str:
-    """The example that the missing field brings along, as on the command line."""
-    *outer, name = location
-    fields = [one.model_fields.get(str(name)) for one in _models_at(model, tuple(outer))]
-    examples = [example for field in fields if field for example in field.examples or ()]
-    if not examples:
-        return ""
-    text = yaml.safe_dump(examples[0], default_flow_style=True, sort_keys=False, width=1000)
-    return f", for example {path}={text.strip().removesuffix('...').strip()}"
+def _example(path: str, fields: list[FieldInfo]) -> str:
+    """The example that the missing field brings along."""
+    examples = [example for field in fields for example in field.examples or ()]
+    return f", for example {path}={on_one_line(examples[0])}" if examples else ""
 
 
-def _path(location: _Location, data: Any) -> str:
-    """The location as the user writes it: stages by name, without the tags that pydantic adds."""
-    parts: list[str] = []
-    for part in location:
-        if isinstance(data, Mapping):
-            if part not in data and data.get("kind") == part:
-                continue
-            parts.append(str(part))
-            data = data.get(part)
-        elif isinstance(part, int) and isinstance(data, list | tuple) and part < len(data):
-            data = data[part]
-            named = isinstance(data, Mapping) and isinstance(data.get("name"), str)
-            parts.append(data["name"] if named else str(part))
-        else:
-            parts.append(str(part))
-    return ".".join(parts)
-
-
-def _fields_at(model: type[BaseModel], location: _Location) -> list[str]:
-    """Names of the fields at `location`."""
-    candidates = _models_at(model, location)
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
-def _models_at(model: type[BaseModel], location: _Location) -> list[type[BaseModel]]:
-    """Models that may be at `location`; tags choose among the models of a union."""
-    candidates = [model]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        deeper = [
-            inner
-            for candidate in candidates
-            if part in candidate.model_fields
-            for inner in models_in(candidate.model_fields[part].annotation)
-        ]
-        candidates = deeper or [one for one in candidates if part in _kinds(one)]
-    return candidates
+def on_one_line(value: Any) -> str:
+    """A value as YAML, as on the command line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+    return text.strip().removesuffix("...").strip()
 
 
 def _kinds(model: type[BaseModel]) -> tuple[str, ...]:

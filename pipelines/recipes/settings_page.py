@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from datagen.records import Group, group_of
-from pipelines.recipes.errors import models_in
+from pipelines.recipes.errors import models_in, on_one_line
 from pipelines.recipes.full_recipe import FullRecipe
 
 HEAD = """# Settings
@@ -85,9 +84,7 @@ def _default(field: FieldInfo) -> str:
     if any(isinstance(item, BaseModel) for item in first):
         kind = getattr(field.default, "kind", None)
         return f"`{{kind: {kind}}}`" if kind else ""
-    value = to_jsonable_python(field.default)
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
-    return f"`{text.strip().removesuffix('...').strip()}`"
+    return f"`{on_one_line(to_jsonable_python(field.default))}`"
 
 
 def _type(annotation: Any, marks: list[Any]) -> str:
