@@ -15,10 +15,8 @@ from typing import IO
 
 from datagen.errors import FlowmapsrError, NotFoundError
 
-TEMPORARY_SUFFIX = ".tmp"
-"""Suffix of files being written, and of those that a killed process leaves."""
-
-_TEMPORARY_NAME = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}")
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+"""Of a file being written, or left by a killed process."""
 _LINK_ATTEMPTS = 5
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _FIXES = {
@@ -40,15 +38,12 @@ _FIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file as listed, not opened.
-
-    `stamp` changes with the file's content: its modification time in nanoseconds on a disk, the
-    ETag on S3.
-    """
+    """One file as listed, not opened."""
 
     uri: str
     bytes: int
     stamp: str
+    """Changes with the content: modification time in nanoseconds on a disk, the ETag on S3."""
 
 
 def entry(path: str) -> Entry | None:
@@ -60,10 +55,9 @@ def entry(path: str) -> Entry | None:
 
 
 def scan(path: str) -> Iterator[Entry]:
-    """Every file below the folder in any order, or the file itself; NotFoundError if neither.
+    """Links to files are followed, links to folders are not: they may form a cycle.
 
-    Links to files are followed, links to folders are not: they may form a cycle. A broken link is
-    listed too, so that reading it names what is missing.
+    A broken link is listed too, so that reading it names what is missing.
     """
     itself = entry(path)
     if itself is not None:
@@ -98,13 +92,9 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_range(path: str, *, start: int, length: int) -> bytes:
-    with errors(path, "read"), open(path, "rb", buffering=0) as stream:
+    with errors(path, "read"), open(path, "rb") as stream:
         stream.seek(start)
-        parts = []
-        while length > 0 and (part := stream.read(length)):
-            parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
+        return stream.read(max(length, 0))
 
 
 def open_random(path: str) -> IO[bytes]:
@@ -115,19 +105,11 @@ def open_random(path: str) -> IO[bytes]:
 @contextlib.contextmanager
 def open_atomic(path: str) -> Iterator[IO[bytes]]:
     """A file to write that appears when the block ends: temporary name, fsync, rename."""
-    target = Path(path)
-    with errors(path, "write"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(target)
-        try:
-            with open(temporary, "xb") as stream:
-                yield stream
-                _sync(stream)
-            os.replace(temporary, target)
-        except BaseException:
-            _remove(temporary)
-            raise
-        _sync_folder(target.parent)
+    with errors(path, "write"), _temporary(path) as stream:
+        yield stream
+        _sync(stream)
+        os.replace(stream.name, path)
+        _sync_folder(path)
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -141,14 +123,12 @@ def create_exclusive(path: str, data: bytes) -> bool:
     Where the file system has no hard links the file is created and then filled, so that a reader
     may find it empty there.
     """
-    target = Path(path)
     with errors(path, "write"):
-        target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_LINK_ATTEMPTS):
             # Another build may delete the temporary file as a leftover.
             with contextlib.suppress(FileNotFoundError):
-                return _link_whole(target, data)
-        return _link_whole(target, data)
+                return _link_whole(path, data)
+        return _link_whole(path, data)
 
 
 def delete(path: str) -> None:
@@ -166,7 +146,6 @@ def delete_empty_folder(path: str) -> None:
 
 
 def remove_leftovers(folder: str) -> list[str]:
-    """Deletes temporary files that killed processes left below the folder; returns their paths."""
     if not os.path.isdir(folder):
         return []
     found = [item.uri for item in scan(folder) if is_temporary(item.uri)]
@@ -196,27 +175,33 @@ def _entry(path: str, status: os.stat_result) -> Entry:
     return Entry(path, status.st_size, str(status.st_mtime_ns))
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
-
-
-def _link_whole(target: Path, data: bytes) -> bool:
-    temporary = _temporary(target)
+@contextlib.contextmanager
+def _temporary(path: str) -> Iterator[IO[bytes]]:
+    """A file in the folder of `path` (which is made), removed after the block unless renamed."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as stream:
-            stream.write(data)
-            _sync(stream)
-        won = _link(temporary, target, data)
+            yield stream
     finally:
-        _remove(temporary)
+        with contextlib.suppress(OSError):  # gone, or an error that would hide the first one
+            os.unlink(temporary)
+
+
+def _link_whole(path: str, data: bytes) -> bool:
+    with _temporary(path) as stream:
+        stream.write(data)
+        _sync(stream)
+        won = _link(stream.name, path, data)
     if won:
-        _sync_folder(target.parent)
+        _sync_folder(path)
     return won
 
 
-def _link(temporary: Path, target: Path, data: bytes) -> bool:
+def _link(temporary: str, path: str, data: bytes) -> bool:
     try:
-        os.link(temporary, target)
+        os.link(temporary, path)
         return True
     except FileExistsError:
         # A network file system may repeat the call after a lost answer: two links mean success.
@@ -225,7 +210,7 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
         if error.errno not in _NO_HARD_LINKS:
             raise
     try:
-        with open(target, "xb") as stream:
+        with open(path, "xb") as stream:
             stream.write(data)
             _sync(stream)
     except FileExistsError:
@@ -233,20 +218,14 @@ def _link(temporary: Path, target: Path, data: bytes) -> bool:
     return True
 
 
-def _remove(temporary: Path) -> None:
-    # Do not mask the original error.
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-
-
 def _sync(stream: IO[bytes]) -> None:
     stream.flush()
     os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(path: str) -> None:
     """Makes the new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,8 +15,7 @@ from typing import IO, Any
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io import local
 from datagen.io.local import Entry
-from datagen.io.s3_client import body, retried, upload_in_parts
-from datagen.io.s3_errors import PRECONDITION_CODES, S3Error
+from datagen.io.s3_client import S3Error, retried, upload_in_parts
 
 SCHEME = "s3://"
 _PAGE = 1000
@@ -39,12 +38,11 @@ def exists(uri: str) -> bool:
 
 
 def scan(uri: str) -> Iterator[Entry]:
-    found = False
-    for item in _scan(uri, page=_PAGE):
-        found = True
-        yield item
-    if not found:
+    items = _scan(uri, page=_PAGE)
+    first = next(items, None)
+    if first is None:
         raise NotFoundError(f"{uri}: there is nothing under this prefix; check the address")
+    yield from chain([first], items)
 
 
 def names(folder: str, start: str) -> list[str]:
@@ -54,16 +52,18 @@ def names(folder: str, start: str) -> list[str]:
     return [item["Key"].removeprefix(prefix) for item in pages]
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole object; retried if the connection is lost half-way."""
-    return _get(uri)
+def read_bytes(uri: str, **part: str) -> bytes:
+    """The whole object, or the `Range` of it."""
+    bucket, key = _bucket_and_key(uri)
+    wanted = {"Bucket": bucket, "Key": key, **part}
+    return retried(uri, "read", lambda s3: s3.get_object(**wanted)["Body"].read())
 
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
     if length <= 0:
         return b""
     try:
-        return _get(uri, Range=f"bytes={start}-{start + length - 1}")
+        return read_bytes(uri, Range=f"bytes={start}-{start + length - 1}")
     except S3Error as error:
         if error.code == "InvalidRange":  # it starts beyond the end
             return b""
@@ -102,16 +102,12 @@ def open_atomic(uri: str, *, spool: IO[bytes] | None = None) -> Iterator[IO[byte
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
-    """Puts `data` only if there is no object; False if there is one.
-
-    An answer may be lost after the put succeeded. So a refusal counts only if the object's content
-    differs from `data`.
-    """
+    """A refusal counts only if the object is not `data`: the answer to its put may be lost."""
     bucket, key = _bucket_and_key(uri)
     try:
         _call(uri, "write", "put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
     except S3Error as error:
-        if error.code not in PRECONDITION_CODES:
+        if error.code not in ("PreconditionFailed", "412"):
             raise
         with contextlib.suppress(NotFoundError):
             return read_bytes(uri) == data
@@ -125,10 +121,10 @@ def delete(uri: str) -> None:
 
 
 def remove_leftovers(uri: str) -> list[str]:
-    """Aborts multipart uploads that killed processes left below the prefix; returns their URIs.
+    """Aborts multipart uploads; the first thousand are enough for one call.
 
-    They are invisible and only cost space (the first thousand are enough for one call). So an
-    account without permission to list them, or a server without them, is no error.
+    They are invisible and only cost space. So an account without permission to list them, or a
+    server without them, is no error.
     """
     bucket, key = _bucket_and_key(uri)
     try:
@@ -162,16 +158,12 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readall(self) -> bytes:
-        data = read_range(self._uri, start=self._position, length=self._length - self._position)
-        self._position += len(data)
-        return data
+        return self.read(max(self._length - self._position, 0)) or b""
 
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._length - self._position)
-        if wanted <= 0:
-            return 0
         data = read_range(self._uri, start=self._position, length=wanted)
-        if not data:
+        if wanted > 0 and not data:
             raise FlowmapsrError(
                 f"{self._uri}: was truncated while it was read; run the same command again"
             )
@@ -195,11 +187,6 @@ def _prefix(key: str) -> str:
 def _call(uri: str, action: str, operation: str, **arguments: Any) -> Any:
     """The answer of one of boto3's operations, retried."""
     return retried(uri, action, lambda s3: getattr(s3, operation)(**arguments))
-
-
-def _get(uri: str, **part: str) -> bytes:
-    bucket, key = _bucket_and_key(uri)
-    return retried(uri, "read", lambda s3: body(s3.get_object(Bucket=bucket, Key=key, **part)))
 
 
 def _scan(uri: str, *, page: int) -> Iterator[Entry]:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from datagen.errors import FlowmapsrError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+
+from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io.redaction import redacted
-from datagen.io.s3_errors import BUSY_CODES, EXPIRED_CODES, s3_error
 
 Answer = TypeVar("Answer")
 
@@ -28,37 +35,50 @@ PART = 64 << 20
 """Bytes in one part of a multipart upload."""
 
 _LASTING_STATUS = frozenset({501, 505, 507})
+_MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+_EXPIRED_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken",
+     "TokenRefreshRequired"}
+)  # fmt: skip
+_BUSY_CODES = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded",
+     "TooManyRequests", "RequestTimeout", "InternalError", "ServiceUnavailable", "IncompleteBody",
+     "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
+)  # fmt: skip
+_FIXES = {
+    "AccessDenied": "this account may not {action} there: give it permission or choose another "
+    "location",
+    "403": "this account may not {action} there: give it permission, check the AWS_* credentials "
+    "or choose another location",
+    "NoSuchBucket": "there is no such bucket: create it or correct the address",
+    "InvalidBucketName": "correct the name of the bucket",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "InvalidObjectState": "it is archived: restore it first",
+    "QuotaExceeded": "raise the quota there or choose another location",
+    "XMinioStorageFull": "free some space there or choose another location",
+    "NotImplemented": "this server lacks what is needed: use one with conditional puts",
+    **dict.fromkeys(
+        _EXPIRED_CODES, "the credentials have expired: renew them and run the same command again"
+    ),
+}
+
+# boto3's clients by address and attempts, shared by threads; and the addresses that answered.
+_clients: dict[tuple[str | None, int], Any] = {}
+_answered: set[str | None] = set()
+_lock = threading.Lock()
 
 
-class _Clients:
-    """boto3's clients by address; threads may share them."""
+class S3Error(FlowmapsrError):
+    """The server refused a request; `code` is its error code."""
 
-    def __init__(self) -> None:
-        self._made: dict[tuple[str | None, int], Any] = {}
-        self._answered: set[str | None] = set()
-        self._lock = threading.Lock()
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
-    def get(self, attempts: int = 1) -> Any:
-        key = (_endpoint(), attempts)
-        with self._lock:
-            if key not in self._made:
-                self._made[key] = _new_client(*key)
-            return self._made[key]
-
-    def renew(self, stale: Any) -> None:
-        """Reads the credentials again: they may have been renewed in a file or in variables."""
-        with self._lock:
-            if stale in self._made.values():
-                self._made.clear()
-
-    def note_answer(self) -> None:
-        self._answered.add(_endpoint())
-
-    def patience(self) -> float:
-        return PATIENCE if _endpoint() in self._answered else min(PATIENCE, FIRST_CONTACT)
-
-
-_clients = _Clients()
+    def __reduce__(self) -> tuple[type[S3Error], tuple[str, str]]:
+        return S3Error, (str(self), self.code)
 
 
 def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
@@ -72,20 +92,22 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
         S3Error: the server refused the request.
         FlowmapsrError: the server could not be reached. All name `uri` and contain no secret.
     """
-    client = _clients.get()
+    client = _client()
+    from botocore.parsers import ResponseParserError  # slow to import
+
     begun, pause, renewed = time.monotonic(), FIRST_PAUSE, False
     while True:
         try:
             answer = request(client)
-            _clients.note_answer()
+            _answered.add(_endpoint())
             return answer
-        except _failures() as failure:
+        except (ClientError, BotoCoreError, ResponseParserError) as failure:
             if _code(failure):
-                _clients.note_answer()
+                _answered.add(_endpoint())
             if _is_expired(failure) and not renewed:
                 renewed = True
-                _clients.renew(client)
-                client = _clients.get()
+                _forget(client)
+                client = _client()
                 continue
             left = _patience(failure) - (time.monotonic() - begun)
             if left <= 0:
@@ -93,7 +115,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
                 raise _explained(uri, action, failure) from None
         time.sleep(min(pause, left) * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
-        client = _clients.get()  # another thread may have read new credentials
+        client = _client()  # another thread may have read new credentials
 
 
 def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> None:
@@ -104,38 +126,34 @@ def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> No
 
     def upload(_: Any) -> None:
         stream.seek(0)
-        # Not closed by the transfer: it may have to be sent again.
-        _clients.get(attempts=8).upload_fileobj(_Borrowed(stream), bucket, key, Config=config)
+        _client(attempts=8).upload_fileobj(stream, bucket, key, Config=config)
 
     retried(uri, "write", upload)
-
-
-def body(answer: dict[str, Any]) -> bytes:
-    """The whole body of an answer; `retried` retries an incomplete one."""
-    from botocore.exceptions import IncompleteReadError
-
-    data: bytes = answer["Body"].read()
-    if len(data) != answer["ContentLength"]:
-        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=answer["ContentLength"])
-    return data
-
-
-class _Borrowed:
-    """A stream without its `close`."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
 
 
 def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def _client(attempts: int = 1) -> Any:
+    key = (_endpoint(), attempts)
+    with _lock:
+        if key not in _clients:
+            _clients[key] = _new_client(*key)
+        return _clients[key]
+
+
+def _forget(stale: Any) -> None:
+    """Lets the credentials be read again: they may be new in a file or in variables."""
+    with _lock:
+        if stale in _clients.values():
+            _clients.clear()
+
+
 def _new_client(endpoint: str | None, attempts: int) -> Any:
     import boto3
     import botocore.session
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
 
     if endpoint and "@" in endpoint:
         raise FlowmapsrError(
@@ -170,16 +188,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
         ) from None
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-
-    return (ClientError, BotoCoreError, ResponseParserError)
-
-
 def _code(failure: Exception) -> str:
-    from botocore.exceptions import ClientError
-
     if not isinstance(failure, ClientError):
         return ""
     return str(failure.response.get("Error", {}).get("Code", ""))
@@ -188,42 +197,29 @@ def _code(failure: Exception) -> str:
 def _is_expired(failure: Exception) -> bool:
     """Whether new credentials may help; a HEAD is answered by a status without a reason."""
     head = getattr(failure, "operation_name", "") == "HeadObject"
-    return _code(failure) in EXPIRED_CODES or (head and _code(failure) in ("400", "403"))
+    return _code(failure) in _EXPIRED_CODES or (head and _code(failure) in ("400", "403"))
 
 
 def _patience(failure: Exception) -> float:
     """Seconds for which to retry after this failure."""
-    from botocore import exceptions
-    from botocore.parsers import ResponseParserError
-
     match failure:
-        case exceptions.ClientError():
+        case ClientError():
             status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             busy = (status >= 500 and status not in _LASTING_STATUS) or status == 429
-            return PATIENCE if busy or _code(failure) in BUSY_CODES else 0.0
-        case exceptions.SSLError(kwargs={"error": error}) if _is_bad_certificate(error):
+            return PATIENCE if busy or _code(failure) in _BUSY_CODES else 0.0
+        case EndpointConnectionError() | ConnectTimeoutError():
+            return PATIENCE if _endpoint() in _answered else min(PATIENCE, FIRST_CONTACT)
+        case HTTPClientError() | IncompleteReadError():
+            return PATIENCE
+        case BotoCoreError():  # a bad certificate, for example
             return 0.0
-        case exceptions.EndpointConnectionError() | exceptions.ConnectTimeoutError():
-            return _clients.patience()
-        case exceptions.HTTPClientError() | exceptions.IncompleteReadError():
-            return PATIENCE
-        case ResponseParserError():
-            return PATIENCE
-    return 0.0
-
-
-def _is_bad_certificate(error: object) -> bool:
-    return isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(error)
+    return PATIENCE  # the answer cannot be parsed
 
 
 def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
-    from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
-
-    reason = redacted(str(failure))
     if isinstance(failure, ClientError):
-        message = str(failure.response.get("Error", {}).get("Message", ""))
-        busy = _patience(failure) > 0
-        return s3_error(uri, action, code=_code(failure), message=message, busy=busy)
+        return _refusal(uri, action, failure)
+    reason = redacted(str(failure))
     if isinstance(failure, HTTPClientError | IncompleteReadError):
         return FlowmapsrError(
             f"{uri}: cannot {action} it, S3 cannot be reached ({reason}); check AWS_ENDPOINT_URL "
@@ -232,3 +228,17 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
     return FlowmapsrError(
         f"{uri}: cannot {action} it ({reason}); check AWS_ENDPOINT_URL and the AWS_* credentials"
     )
+
+
+def _refusal(uri: str, action: str, failure: ClientError) -> FlowmapsrError:
+    code = _code(failure)
+    if code in _MISSING_CODES:
+        return NotFoundError(f"{uri}: there is no such object ({code}); check the address")
+    if code == "NoSuchBucket" and action != "write":
+        return NotFoundError(f"{uri}: there is no such bucket ({code}); check the address")
+    fix = _FIXES.get(code, "check the AWS_* variables and this account's permissions")
+    if _patience(failure) > 0:
+        fix = "the server stayed busy: run the same command again later"
+    reason = redacted(f"{code}: {failure.response.get('Error', {}).get('Message', '')}")
+    fix = fix.format(action=action)
+    return S3Error(f"{uri}: S3 refused to {action} it ({reason}); {fix}", code)

@@ -19,7 +19,7 @@ _PIECE = 4 << 20
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI is in S3; FlowmapsrError for a scheme that is neither S3 nor local."""
+    """Whether the URI is in S3; FlowmapsrError if it is not local either."""
     if uri.startswith(s3.SCHEME):
         return True
     if "://" in uri:
@@ -60,9 +60,9 @@ def scan(uri: str) -> Iterator[Entry]:
 
 
 def names(folder: str, start: str) -> list[str]:
-    """Names of the files directly in the folder that begin with `start`, sorted.
+    """Names of the files directly in the folder that begin with `start`, sorted; none if missing.
 
-    A missing folder has none. On S3 only the matching files are listed.
+    On S3 only the matching files are listed.
     """
     return sorted((s3 if is_remote(folder) else local).names(folder, start))
 
@@ -79,15 +79,11 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, *, start: int, length: int) -> bytes:
     """`length` bytes from the byte `start`, fewer where the file ends."""
-    where = s3 if is_remote(uri) else local
-    return where.read_range(uri, start=start, length=length)
+    return (s3 if is_remote(uri) else local).read_range(uri, start=start, length=length)
 
 
 def read_pieces(uri: str, *, length: int) -> Iterator[bytes]:
-    """The first `length` bytes of the file in pieces of 4 MB, fewer where the file ends.
-
-    Each piece is read, and on S3 retried, separately.
-    """
+    """The first `length` bytes in pieces of 4 MB, each read (and on S3 retried) separately."""
     for start in range(0, length, _PIECE):
         yield read_range(uri, start=start, length=min(_PIECE, length - start))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.io import s3, s3_client, s3_errors, storage
+from datagen.io import s3, s3_client, storage
 from datagen.io.redaction import redacted
 from tests.support.s3 import FaultyS3
 
@@ -346,7 +346,7 @@ def test_a_cycle_of_links_ends_and_a_broken_link_is_listed(tmp_path: Path) -> No
 
 
 def test_an_s3_error_is_picklable() -> None:
-    refused = pickle.loads(pickle.dumps(s3_errors.S3Error("s3://b/k: no", "AccessDenied")))
+    refused = pickle.loads(pickle.dumps(s3_client.S3Error("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"
 
 
