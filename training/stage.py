@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -39,15 +40,11 @@ from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, WorkerGroup
-from training.run_dir.starts import end_reason, last_line
+from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
-from training.tracking.attempt import Attempt
-from training.tracking.events import Status
-from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
-from training.tracking.stage_run import StageReport
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +128,7 @@ def build_stage(
     startup.mark("data")
     start_distributed(device)
     workers = gather_workers(device)
-    attempt = Attempt(folder, workers) if rank == 0 else None
+    connected = time.monotonic()
     startup.mark("connection")
     if rank == 0:
         system.fetch_inputs(inputs)
@@ -140,7 +137,7 @@ def build_stage(
     built = system.build(inputs)
     startup.mark("engine")
     with closing(built.trainer):
-        yield Stage(inputs, system, built, shards, preview, workers, attempt, watchdog)
+        yield Stage(inputs, system, built, shards, preview, workers, connected, watchdog)
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,8 @@ class Stage:
     preview: Batch | None
     """The samples of the pictures; None on workers that draw nothing."""
     workers: WorkerGroup
-    attempt: Attempt | None
-    """None on all workers but the first."""
+    connected: float
+    """When the workers were connected, by `time.monotonic`."""
     watchdog: Watchdog
 
     @property
@@ -171,41 +168,33 @@ class Stage:
         peak = self._peak()
         reporter = self._reporter(peak)
         loop = self._loop(reporter, peak, stop_requested)
-        status: Status = "FAILED"
-        reason: str | None = None
-        try:
-            with reporter.start_recorded(), self.watchdog.hold_errors_at_end():
-                end = loop.run()
-                status = "FINISHED" if loop.finished(end) else "KILLED"
-                if status == "FINISHED":
-                    engine = self.built.trainer.engine
-                    with engine.averaged(), engine.gathered_parameters():
-                        if self.rank == 0:
-                            self._write_results(end)
-        except BaseException as error:
-            reason = last_line(error)
-            raise
-        finally:
-            reporter.close(status, reason=reason)
+        with reporter.end_recorded(), self.watchdog.hold_errors_at_end():
+            end = loop.run()
+            if loop.finished(end):
+                engine = self.built.trainer.engine
+                with engine.averaged(), engine.gathered_parameters():
+                    if self.rank == 0:
+                        self._write_results(end)
         dist.barrier()
 
     def _reporter(self, peak: Peak | None) -> Reporter:
-        if self.attempt is None:
+        if self.rank > 0:
             return Reporter()
-        report = StageReport(self.inputs.recipe, self.folder, self.workers)
-        self.watchdog.before_end(report.stalled)
+        recipe = self.inputs.recipe
+        reporter = StageReporter(recipe, self.folder, self.workers, since=self.connected)
+        self.watchdog.before_end(reporter.stalled)
         loaded = self.built.load_report
         if loaded is not None:
             log.info("stage %s: %s", self.folder.name, loaded.summary())
-        report.describe(
+        reporter.describe(
             self.inputs.dataset,
-            source=self.inputs.recipe.initial_weights_of(self.folder.name) or "random weights",
+            source=recipe.initial_weights_of(self.folder.name) or "random weights",
             initialization=None if loaded is None else loaded.table(),
             tags=self.built.tags,
-            note=NOTE.format(pictures=self.system.pictures_note),
+            pictures=self.system.pictures_note,
             peak=peak,
         )
-        return StageReporter(self.folder, report.tracker, self.attempt)
+        return reporter
 
     def _loop(
         self, reporter: Reporter, peak: Peak | None, stop_requested: Callable[[], bool]

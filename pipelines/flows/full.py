@@ -20,7 +20,7 @@ from pipelines.recipes.full_recipe import FullRecipe
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.parent_run import comparison
+from training.tracking.stage_table import write_stage_table
 from training.tracking.tracker import Tracker
 
 
@@ -70,7 +70,6 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
         metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
         metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
     tracker.metrics(training.stages[-1].steps, metrics)
-    for event in comparison(training):
-        tracker.write(event)
+    tracker.write(*write_stage_table(training))
     tracker.close("FINISHED")
     return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datagen.errors import FlowmapsrError
+from datagen.records import Record, UnreadableRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,15 @@ def best_effort(what: str) -> Iterator[None]:
         if what not in _WARNED:
             _WARNED.add(what)
             log.warning("%s cannot be written: %s; training continues without it", what, error)
+
+
+def read_or_warn(path: Path, kind: type[Record], *, remedy: str) -> Record | None:
+    """The record in a file; one that cannot be read is a warning, and None like a missing one."""
+    try:
+        return read_record(path, kind, remedy=remedy)
+    except UnreadableRecord as error:
+        log.warning("%s", error)
+        return None
 
 
 def append_lines_atomically(path: Path, text: str) -> None:

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from pathlib import Path
 from textwrap import shorten
 
 from pydantic import ValidationError
 
+from datagen.io import storage
 from datagen.records import FrozenModel, Record, UnreadableRecord, read_record
-from training.run_dir.best_effort import append_lines_atomically
+from training.run_dir.best_effort import append_lines_atomically, best_effort, read_or_warn
 from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files, stall_reason
-
-log = logging.getLogger(__name__)
 
 MAX_REASON = 300
 """Characters; some launchers add advice to an error."""
@@ -57,9 +56,45 @@ class Failure(FrozenModel):
     """The last line of the worker's or the launcher's message."""
 
 
+def record_start(
+    stage: StagePaths, workers: WorkerGroup, step: int, skipped_checkpoints: str = ""
+) -> Start:
+    """Records that the stage continues from `step`, without the corrupt checkpoints after it."""
+    earlier = read_starts(stage)
+    start = Start(
+        time=time.time(),
+        workers=workers,
+        step=step,
+        ended_before=_ended_before(stage, earlier[-1], workers) if earlier else None,
+        skipped_checkpoints=skipped_checkpoints,
+    )
+    with best_effort("the list of starts"):
+        append_line(stage.starts, start)
+    stage.ended.unlink(missing_ok=True)
+    return start
+
+
+def _ended_before(stage: StagePaths, earlier: Start, workers: WorkerGroup) -> str:
+    reason = end_reason(stage)
+    # A launcher that can start more workers ends the current ones without an error.
+    grew = len(workers.hosts) > len(earlier.workers.hosts)
+    return f"{reason}, or ended for more workers" if reason == KILLED and grew else reason
+
+
+def record_end(stage: StagePaths, reason: str) -> None:
+    """Records how the current start ended; the next one reports it."""
+    ended = EndRecord(time=time.time(), reason=reason)
+    with best_effort("how the start ended"):
+        storage.write_bytes(str(stage.ended), ended.model_dump_json().encode())
+
+
 def read_starts(stage: StagePaths) -> list[Start]:
     """All starts of a stage, first to last."""
     return _read_lines(stage.starts, Start)
+
+
+def count_restarts(stage: StagePaths) -> int:
+    return max(0, len(read_starts(stage)) - 1)
 
 
 def read_failures(run: Path) -> list[Failure]:
@@ -136,13 +171,8 @@ def _read_lines(path: Path, record: type[Record]) -> list[Record]:
 
 
 def read_progress(stage: StagePaths) -> StageProgress | None:
-    """Last recorded progress of a stage; a corrupt file, which training soon rewrites, is a
-    warning."""
-    try:
-        return read_record(stage.progress, StageProgress, remedy="it is ignored")
-    except UnreadableRecord as error:
-        log.warning("%s", error)
-        return None
+    """Last recorded progress of a stage; a corrupt file is ignored, training soon rewrites it."""
+    return read_or_warn(stage.progress, StageProgress, remedy="it is ignored")
 
 
 def read_end(stage: StagePaths) -> EndRecord | None:

@@ -9,16 +9,15 @@ import json
 import logging
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from datagen.dataset.layout import HISTOGRAMS, PREVIEW
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset, Manifest
 from datagen.errors import first_line
 from datagen.io import storage
-from datagen.records import flatten
 from datagen.settings import DatasetRecipe
-from training.tracking.events import Artifact, Event, Metrics, Params, Tags, dataset_input
+from training.tracking.events import Artifact, Event, Metrics, described
 from training.tracking.mlflow_client import log_run, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -33,9 +32,7 @@ PICTURES = (PREVIEW, HISTOGRAMS)
 
 def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
     """Logs a finished dataset as a run with that dataset as its input."""
-    thread = threading.Thread(
-        target=_log, args=(recipe, manifest), name="mlflow-dataset", daemon=True
-    )
+    thread = threading.Thread(target=_log, args=(recipe, manifest), daemon=True)
     thread.start()
     seconds = FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS
     thread.join(timeout=seconds)
@@ -44,14 +41,22 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
 
 
 def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    name = recipe.output.rstrip("/").rsplit("/", 1)[-1]
+    dataset = Dataset(manifest, recipe.output)
+    tags = {"recipe.digest": manifest.recipe_digest, "output": recipe.output}
+    counts = {
+        "num_samples": float(manifest.num_samples),
+        "num_shards": float(manifest.num_shards),
+        "bytes": float(manifest.bytes),
+        "rejected": float(manifest.rejected.count),
+    }
     try:
         with TemporaryDirectory(prefix="flowmapsr-") as folder:
             events = [
-                *dataset_events(recipe, manifest),
-                *_files(recipe.output, manifest, Path(folder)),
+                *described(recipe.model_dump(mode="json"), dataset, tags),
+                Metrics(step=0, time_ms=int(time.time() * 1000), values=counts),
+                *_files(dataset, Path(folder)),
             ]
-            log_run(events, experiment=EXPERIMENT, name=name)
+            log_run(events, experiment=EXPERIMENT, name=PurePosixPath(recipe.output).name)
     # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
         log.warning(
@@ -61,35 +66,12 @@ def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
         )
 
 
-def dataset_events(recipe: DatasetRecipe, manifest: Manifest) -> list[Event]:
-    """Parameters, tags and counts of a dataset, without its files."""
-    counts = {
-        "num_samples": float(manifest.num_samples),
-        "num_shards": float(manifest.num_shards),
-        "bytes": float(manifest.bytes),
-        "rejected": float(manifest.rejected.count),
-    }
-    tags = {
-        "dataset.digest": manifest.digest,
-        "recipe.digest": manifest.recipe_digest,
-        "output": recipe.output,
-    }
-    return [
-        Params(values=flatten(recipe.model_dump(mode="json"))),
-        Tags(values=tags),
-        Metrics(step=0, time_ms=int(time.time() * 1000), values=counts),
-        dataset_input(manifest, recipe.output),
-    ]
-
-
-def _files(dataset: str, manifest: Manifest, folder: Path) -> list[Event]:
+def _files(dataset: Dataset, folder: Path) -> list[Event]:
     """Pictures and the manifest without its list of shards, copied to where MLflow can read."""
-    summary = manifest.model_dump(mode="json", exclude={"shards"})
-    paths = [folder / "manifest-summary.json"]
-    paths[0].write_text(json.dumps(summary, indent=2))
+    summary = dataset.manifest.model_dump(mode="json", exclude={"shards"})
+    (folder / "manifest-summary.json").write_text(json.dumps(summary, indent=2))
     for name in PICTURES:
-        uri = storage.join(dataset, name)
+        uri = storage.join(dataset.root, name)
         if storage.exists(uri):
-            paths.append(folder / name)
-            paths[-1].write_bytes(storage.read_bytes(uri))
-    return [Artifact(path=str(path)) for path in paths]
+            (folder / name).write_bytes(storage.read_bytes(uri))
+    return [Artifact(path=str(path)) for path in folder.iterdir()]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset
 from datagen.io.redaction import redacted
-from datagen.records import FrozenModel
+from datagen.records import FrozenModel, flatten
 
 Public = Annotated[str, AfterValidator(redacted)]
 """Text without secrets: passwords in addresses are removed."""
@@ -77,11 +78,18 @@ Event = Annotated[
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
-def dataset_input(manifest: Manifest, dataset: str) -> DatasetInput:
-    """The dataset at `dataset` as an input of a run."""
-    return DatasetInput(
-        name=PurePosixPath(dataset).name,
-        digest=manifest.digest,
-        source=dataset,
-        samples=manifest.num_samples,
-    )
+def described(
+    settings: Mapping[str, Any], dataset: Dataset, tags: Mapping[str, str]
+) -> list[Event]:
+    """Settings, dataset and tags of a run."""
+    manifest, root = dataset
+    return [
+        Params(values=flatten(settings)),
+        Tags(values={"dataset.digest": manifest.digest, **tags}),
+        DatasetInput(
+            name=PurePosixPath(root).name,
+            digest=manifest.digest,
+            source=root,
+            samples=manifest.num_samples,
+        ),
+    ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import statistics
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -135,30 +134,17 @@ def _parse(line: str | bytes) -> Event | None:
         return None
 
 
-def files_journal(home: Path) -> Journal:
-    """The pictures and files of a stage or a run, sent one by one and apart from the metrics,
-    which a failing file store must not delay."""
-    return Journal(home, FILES_JOURNAL, batch=1)
+def journals(home: Path) -> tuple[Journal, Journal]:
+    """The journal of a stage or a run, and that of its pictures and files. These are sent one by
+    one and apart from the metrics, which a failing file store must not delay."""
+    return Journal(home), Journal(home, FILES_JOURNAL, batch=1)
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """All values of one metric, in order of writing."""
 
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-    @property
-    def last(self) -> float:
-        return self.values[-1]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def largest(self) -> float:
-        return max(self.values)
+    steps: list[int]
+    values: list[float]
 
 
 def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
@@ -166,7 +152,7 @@ def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
     journal = home / METRICS_JOURNAL
     if not journal.is_file():
         return {}
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    found: dict[str, Series] = {}
     wanted = f'"{prefix}'
     with journal.open(errors="replace") as file:
         for line in file:
@@ -175,7 +161,7 @@ def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
                 continue
             for name, value in event.values.items():
                 if name.startswith(prefix):
-                    steps, values = found.setdefault(name, ([], []))
-                    steps.append(event.step)
-                    values.append(value)
-    return {name: Series(tuple(steps), tuple(values)) for name, (steps, values) in found.items()}
+                    series = found.setdefault(name, Series([], []))
+                    series.steps.append(event.step)
+                    series.values.append(value)
+    return found

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from pydantic import ValidationError
 
 from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
+from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths
 from training.tracking.events import (
     Artifact,
@@ -63,11 +64,6 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def clear_run_ids(run: Path) -> None:
-    """Makes the next start of a run folder create new MLflow runs."""
-    RunPaths(run).mlflow.unlink(missing_ok=True)
-
-
 def run_page(run: Path) -> str | None:
     """Address of a run folder's page, where a server has one."""
     names = _read_names(run)
@@ -79,41 +75,28 @@ def run_page(run: Path) -> str | None:
 
 
 def _read_names(run: Path) -> RunNames | None:
-    path = RunPaths(run).mlflow
-    if not path.is_file():
-        return None
-    try:
-        return RunNames.model_validate_json(path.read_bytes())
-    except ValidationError:
-        log.warning("%s is damaged: its metrics go to a new MLflow run", path)
-        return None
+    return read_or_warn(RunPaths(run).mlflow, RunNames, remedy="its metrics go to a new MLflow run")
 
 
 class MlflowRun:
     """Sends events to one MLflow run; creates experiment, parent and child when first needed."""
 
     def __init__(self, run: Path, *, experiment: str, stage: str | None) -> None:
-        self.run = run
-        self.experiment = experiment
-        self.stage = stage
-        self._client: MlflowClient | None = None
-        self._run_id = ""
+        self.run, self.experiment, self.stage = run, experiment, stage
 
     def run_id(self) -> str:
         """The run that `send` sends to; a new one where the store has none of this folder."""
-        return self._connect()[1]
+        return self._connected[1]
 
     def send(self, events: list[Event]) -> None:
-        _send(*self._connect(), events)
+        _send(*self._connected, events)
 
-    def _connect(self) -> tuple[MlflowClient, str]:
-        if self._client is None:
-            # Launcher and workers may create the runs at the same time, e.g. when a server is back.
-            with FileLock(RunPaths(self.run).mlflow_lock):
-                client = _new_client()
-                self._run_id = self._find_or_create(client)
-            self._client = client
-        return self._client, self._run_id
+    @cached_property
+    def _connected(self) -> tuple[MlflowClient, str]:
+        # Launcher and workers may create the runs at the same time, e.g. when a server is back.
+        with FileLock(RunPaths(self.run).mlflow_lock):
+            client = _new_client()
+            return client, self._find_or_create(client)
 
     def _find_or_create(self, client: MlflowClient) -> str:
         names = self._known(client) or self._new_parent(client)
@@ -127,8 +110,7 @@ class MlflowRun:
                 tags={"mlflow.parentRunId": names.parent, "stage": self.stage},
             )
             stages = names.stages | {self.stage: child.info.run_id}
-            names = names.model_copy(update={"stages": stages})
-            self._remember(names)
+            names = self._remember(names.model_copy(update={"stages": stages}))
         return names.stages[self.stage]
 
     def _known(self, client: MlflowClient) -> RunNames | None:
@@ -150,17 +132,14 @@ class MlflowRun:
         experiment_id = _experiment_id(client, self.experiment)
         # Two parts of the path: many run folders are called `run`.
         name = "/".join(self.run.absolute().parts[-2:])
-        parent = client.create_run(experiment_id, run_name=name)
-        names = RunNames(
-            tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent.info.run_id
-        )
-        self._remember(names)
-        return names
+        parent = client.create_run(experiment_id, run_name=name).info.run_id
+        names = RunNames(tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent)
+        return self._remember(names)
 
-    def _remember(self, names: RunNames) -> None:
-        storage.write_bytes(
-            str(RunPaths(self.run).mlflow), names.model_dump_json(indent=2).encode()
-        )
+    def _remember(self, names: RunNames) -> RunNames:
+        path = RunPaths(self.run).mlflow
+        storage.write_bytes(str(path), names.model_dump_json(indent=2).encode())
+        return names
 
 
 def log_run(events: list[Event], *, experiment: str, name: str) -> None:
@@ -205,6 +184,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
 
 def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
     from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
 
     metrics = [
         Metric(name, value, event.time_ms, event.step)
@@ -215,21 +195,15 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
     for event in events:
-        _send_unless_refused(client, run_id, event)
-
-
-def _send_unless_refused(client: MlflowClient, run_id: str, event: Event) -> None:
-    """Skips what MLflow will never accept: it must not block all later events."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        _send_one(client, run_id, event)
-    except FileNotFoundError as error:
-        log.warning("%s is missing and is not sent to MLflow", error.filename)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        log.warning("MLflow refuses an event, which is skipped: %s", error)
+        # What MLflow will never accept must not block all later events.
+        try:
+            _send_one(client, run_id, event)
+        except FileNotFoundError as error:
+            log.warning("%s is missing and is not sent to MLflow", error.filename)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            log.warning("MLflow refuses an event, which is skipped: %s", error)
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
@@ -262,13 +236,10 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
             client.log_artifact(run_id, event.path, event.folder)
         case DatasetInput():
             source_type = "s3" if event.source.startswith("s3://") else "local"
-            dataset = Dataset(
-                event.name,
-                event.digest[:MAX_DIGEST],
-                source_type,
-                json.dumps({"uri": event.source}),
-                profile=json.dumps({"num_samples": event.samples}),
-            )
+            source = json.dumps({"uri": event.source})
+            profile = json.dumps({"num_samples": event.samples})
+            digest = event.digest[:MAX_DIGEST]
+            dataset = Dataset(event.name, digest, source_type, source, profile=profile)
             client.log_inputs(run_id, datasets=[Input(dataset, tags=[])])
         case Begin():
             client.update_run(run_id, status="RUNNING")

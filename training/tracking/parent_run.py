@@ -12,16 +12,15 @@ from pathlib import Path
 
 from datagen.dataset.manifest import open_dataset
 from datagen.io.lock import LockLostError
-from datagen.records import flatten
 from training.run_dir.best_effort import best_effort
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import end_reason, read_progress, read_starts
+from training.run_dir.starts import count_restarts, end_reason, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Event, Params, Status, Tags, dataset_input
+from training.tracking.events import Artifact, Status, Tags, described
 from training.tracking.provenance import code_tags, launch_tags
-from training.tracking.stage_table import LOGGED_TABLES, stage_table, write_stage_table
+from training.tracking.stage_table import write_stage_table
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
 
 log = logging.getLogger(__name__)
@@ -33,23 +32,21 @@ DEAD_STAGES_SECONDS = 30.0
 @contextmanager
 def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     """The parent MLflow run, open for the block."""
-    tracker = Tracker(Path(recipe.output), experiment=recipe.mlflow_experiment)
-    parent = ParentRun(recipe, tracker)
-    parent.describe()
-    status: Status = "KILLED"
-    reason: str | None = None
-    owned = True
+    parent = ParentRun(recipe)
+    status: Status | None = "KILLED"
+    reason = None
     try:
         yield parent
-        status = "FINISHED" if finished_stages(recipe) else "KILLED"
+        if finished_stages(recipe):
+            status = "FINISHED"
     except LockLostError:
-        owned = False  # another process continues this run
+        status = None  # another process continues this run
         raise
     except Exception as error:
         status, reason = "FAILED", str(error)
         raise
     finally:
-        if owned:
+        if status is not None:
             parent.end_stages(status)
             parent.close(status, reason=reason)
 
@@ -68,56 +65,34 @@ def flush_pending(recipe: TrainingRecipe) -> None:
 
 
 class ParentRun:
-    """What is written to the parent run."""
+    """What is written to the parent run; at first settings, dataset, user and code."""
 
-    def __init__(self, recipe: TrainingRecipe, tracker: Tracker) -> None:
+    def __init__(self, recipe: TrainingRecipe) -> None:
         self.recipe = recipe
-        self.tracker = tracker
         self.run = RunPaths(Path(recipe.output))
         self.stages = stage_paths(recipe)
-
-    def describe(self) -> None:
-        """Logs settings, dataset, user and code."""
-        recipe = self.recipe
-        manifest, root = open_dataset(recipe.manifest)
-        params = flatten(recipe.model_dump(mode="json", exclude={"stages"}))
-        tags = {
-            "dataset.digest": manifest.digest,
-            "recipe.digest": recipe.digest(),
-            "stages": ", ".join(stage.name for stage in recipe.stages),
-        }
-        self._write(
-            Params(values=params),
-            Tags(values={**tags, **code_tags(), **launch_tags()}),
-            dataset_input(manifest, root),
-            Artifact(path=str(self.run.recipe)),
-        )
+        self.tracker = Tracker(self.run.root, experiment=recipe.mlflow_experiment)
+        settings = recipe.model_dump(mode="json", exclude={"stages"})
+        names = ", ".join(stage.name for stage in recipe.stages)
+        tags = {"recipe.digest": recipe.digest(), "stages": names, **code_tags(), **launch_tags()}
+        self.tracker.write(*described(settings, open_dataset(recipe.manifest), tags))
+        self.tracker.write(Artifact(path=str(self.run.recipe)))
 
     def compare_stages(self) -> None:
         """Logs the current table of the stages, and what they have cost."""
         with best_effort("the table of stages"):
-            self._write(*comparison(self.recipe))
+            self.tracker.write(*write_stage_table(self.recipe))
         starts = [start for stage in self.stages for start in read_starts(stage)]
         if not starts:
             return
         progress = [found for stage in self.stages if (found := read_progress(stage))]
-        restarts = sum(max(0, len(read_starts(stage)) - 1) for stage in self.stages)
-        last = max(starts, key=lambda start: start.time)
-        self._write(Tags(values={**last.workers.tags(), "restarts": str(restarts)}))
+        restarts = sum(map(count_restarts, self.stages))
+        workers = max(starts, key=lambda start: start.time).workers
+        self.tracker.write(Tags(values={**workers.tags(), "restarts": str(restarts)}))
         # MLflow shows the value of the largest step as the latest.
         step = sum(record.step for record in progress)
         hours = sum(record.worker_hours for record in progress)
-        self.tracker.metrics(step, {last.workers.hours_metric: hours, "restarts": float(restarts)})
-
-    def explain(self) -> None:
-        """Logs the restarts of the stages with their reasons, and the stacks of hung workers."""
-        for stage in self.stages:
-            for stacks in stack_files(stage.stacks):
-                self._write(Artifact(path=str(stacks), folder=f"stacks/{stage.name}"))
-            if stage.starts.is_file():
-                self._write(Artifact(path=str(stage.starts), folder=f"starts/{stage.name}"))
-        if self.run.failures.is_file():
-            self._write(Artifact(path=str(self.run.failures)))
+        self.tracker.metrics(step, {workers.hours_metric: hours, "restarts": float(restarts)})
 
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died before they could; no worker may be alive."""
@@ -125,31 +100,27 @@ class ParentRun:
         for stage in self.stages:
             done = stage.finished_record() is not None
             close_orphaned_run(
-                self.run.root,
+                stage,
                 experiment=self.recipe.mlflow_experiment,
-                stage=stage.name,
                 status="FINISHED" if done else status,
                 reason=None if done else end_reason(stage),
                 wait=max(1.0, deadline - time.monotonic()),
             )
 
     def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> None:
-        """Logs the final comparison and ends the run."""
+        """Ends the run with the final comparison, the restarts of the stages with their reasons,
+        and the stacks of hung workers."""
         self.compare_stages()
-        self.explain()
+        for stage in self.stages:
+            files = {path: f"stacks/{stage.name}" for path in stack_files(stage.stacks)}
+            files[stage.starts] = f"starts/{stage.name}"
+            for path, folder in files.items():
+                if path.is_file():
+                    self.tracker.write(Artifact(path=str(path), folder=folder))
+        if self.run.failures.is_file():
+            self.tracker.write(Artifact(path=str(self.run.failures)))
         self.tracker.close(status, reason=reason, wait=wait)
 
     def stalled(self, reason: str) -> None:
         """Closes the run before the watchdog ends this process."""
         self.close("FAILED", reason=reason, wait=STALL_SECONDS)
-
-    def _write(self, *events: Event) -> None:
-        for event in events:
-            self.tracker.write(event)
-
-
-def comparison(recipe: TrainingRecipe) -> list[Event]:
-    """The table of stages as files, and as the note on top of the run's page."""
-    files = [Artifact(path=str(path)) for path in write_stage_table(recipe)]
-    note = stage_table(recipe).to_markdown()
-    return [*files, Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})]

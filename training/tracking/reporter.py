@@ -1,4 +1,4 @@
-"""What a stage reports while it trains: metrics, pictures and progress.
+"""What a stage reports: how it was started, metrics, pictures and progress, and how it ended.
 
 Only rank 0 reports; the other workers have a `Reporter` that does nothing, so that all run the same
 loop.
@@ -6,19 +6,44 @@ loop.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from PIL import Image
 
+from datagen.dataset.manifest import Dataset
 from datagen.io import storage
+from training.engine.engine import deepspeed_config
+from training.monitoring.mfu import Peak
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import StageProgress
-from training.tracking.attempt import Attempt
-from training.tracking.events import Status, Tags
-from training.tracking.pictures import write_pictures
-from training.tracking.tracker import Tracker
+from training.run_dir.records import StageProgress, WorkerGroup
+from training.run_dir.stacks import stack_files
+from training.run_dir.starts import (
+    end_reason,
+    last_line,
+    read_progress,
+    read_starts,
+    record_end,
+    record_start,
+)
+from training.settings.recipe import TrainingRecipe
+from training.tracking.events import Artifact, Picture, Status, Tags, described
+from training.tracking.pictures import SAMPLES
+from training.tracking.provenance import code_tags, launch_tags
+from training.tracking.tracker import STALL_SECONDS, Tracker
+
+NOTE = """\
+**Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
+to see them large. {pictures}
+
+**Restarts** and their reasons are in `starts.jsonl` among the artifacts, stacks of a hung worker
+in `stacks`.
+"""
+"""The note at the top of a stage's page; `pictures` says what its pictures show."""
 
 
 class Reporter:
@@ -26,26 +51,22 @@ class Reporter:
 
     @property
     def worker_hours(self) -> float:
-        """What the stage has cost so far, over all its starts."""
+        """Hours of all workers together, over all starts of the stage."""
         return 0.0
 
     @contextmanager
-    def start_recorded(self) -> Iterator[None]:
-        """Records how the block ends, as the end of this start of the stage."""
+    def end_recorded(self) -> Iterator[None]:
+        """Records how the block ends, for the next start and in MLflow."""
         yield
 
     def started(self, step: int, *, skipped_checkpoints: str) -> None:
-        """The stage continues from `step`.
-
-        Args:
-            skipped_checkpoints: the damaged checkpoints before that step.
-        """
+        """The stage continues from `step`; the checkpoints after it were corrupt."""
 
     def metrics(self, step: int, *groups: Mapping[str, float]) -> None:
         """Values by the names that MLflow shows; no two groups may have the same name."""
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
-        """Pictures by name."""
+        """Pictures by name; those that cannot be written are skipped."""
 
     def checkpoint_failed(self, problem: str) -> None:
         """Why a checkpoint is missing."""
@@ -53,37 +74,118 @@ class Reporter:
     def progress(self, progress: StageProgress) -> None:
         """What `status` and the launcher show."""
 
-    def close(self, status: Status, *, reason: str | None) -> None:
-        """Ends the stage's MLflow run."""
-
 
 class StageReporter(Reporter):
     """The reporter of rank 0."""
 
-    def __init__(self, folder: StagePaths, tracker: Tracker, attempt: Attempt) -> None:
-        self.folder = folder
-        self.tracker = tracker
-        self.attempt = attempt
+    def __init__(
+        self, recipe: TrainingRecipe, folder: StagePaths, workers: WorkerGroup, *, since: float
+    ) -> None:
+        """
+        Args:
+            since: what `time.monotonic` was when the workers were connected.
+        """
+        self.recipe, self.folder, self.workers = recipe, folder, workers
+        self.tracker = Tracker(folder.run, experiment=recipe.mlflow_experiment, stage=folder.name)
+        self.restarts = 0
+        before = read_progress(folder)
+        self._hours_before = before.worker_hours if before else 0.0
+        self._since = since
 
     @property
     def worker_hours(self) -> float:
-        return self.attempt.worker_hours
+        here = (time.monotonic() - self._since) / 3600
+        return self._hours_before + here * len(self.workers.hosts)
 
-    @contextmanager
-    def start_recorded(self) -> Iterator[None]:
-        with self.attempt.end_recorded():
-            yield
+    def describe(
+        self,
+        dataset: Dataset,
+        *,
+        source: str,
+        initialization: str | None,
+        tags: Mapping[str, str],
+        pictures: str,
+        peak: Peak | None,
+    ) -> None:
+        """Logs dataset, settings, code and initial weights.
+
+        Args:
+            source: where the first weights came from.
+            initialization: a table of what was loaded from there; None for random weights.
+            tags: of the model.
+            pictures: what the pictures show.
+        """
+        settings = self.recipe.stage(self.folder.name)
+        all_tags = {
+            "recipe.digest": self.recipe.digest(),
+            "initialized_from": source,
+            "mlflow.note.content": NOTE.format(pictures=pictures),
+            **tags,
+            **code_tags(),
+            **launch_tags(),
+            **self.workers.tags(),
+            **({} if peak is None else peak.tags()),
+        }
+        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, all_tags))
+        self._show_stacks()
+        config = deepspeed_config(settings, world_size=len(self.workers.hosts))
+        self._write(self.folder.deepspeed, json.dumps(config, indent=2))
+        if initialization is not None:
+            self._write(self.folder.initialization, initialization)
+
+    def _write(self, path: Path, text: str) -> None:
+        storage.write_bytes(str(path), text.encode())
+        self.tracker.write(Artifact(path=str(path)))
+
+    def _show_stacks(self) -> None:
+        for stacks in stack_files(self.folder.stacks):
+            self.tracker.write(Artifact(path=str(stacks), folder=self.folder.stacks.name))
 
     def started(self, step: int, *, skipped_checkpoints: str) -> None:
-        for event in self.attempt.begin(step, skipped_checkpoints=skipped_checkpoints):
-            self.tracker.write(event)
+        self.restarts = len(read_starts(self.folder))
+        start = record_start(self.folder, self.workers, step, skipped_checkpoints)
+        tags = {
+            "restarts": str(self.restarts),
+            "restarted_after": start.ended_before or "",
+            "skipped_checkpoints": skipped_checkpoints,
+        }
+        self.tracker.write(Tags(values={name: value for name, value in tags.items() if value}))
+        if self.folder.starts.is_file():
+            self.tracker.write(Artifact(path=str(self.folder.starts)))
+
+    @contextmanager
+    def end_recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._end("FAILED", last_line(error), failure=last_line(error))
+            raise
+        if self.folder.done.is_file():
+            self._end("FINISHED", "finished")
+        else:
+            self._end("KILLED", "stopped on request, with a checkpoint")
+
+    def _end(self, status: Status, reason: str, *, failure: str | None = None) -> None:
+        record_end(self.folder, reason)
+        self.tracker.close(status, reason=failure)
+
+    def stalled(self) -> None:
+        """Closes the MLflow run before the watchdog ends this process."""
+        self._show_stacks()
+        self.tracker.close("FAILED", reason=end_reason(self.folder), wait=STALL_SECONDS)
 
     def metrics(self, step: int, *groups: Mapping[str, float]) -> None:
-        self.tracker.metrics(step, merge_unique(*groups, self.attempt.metrics()))
+        cost = {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
+        self.tracker.metrics(step, merge_unique(*groups, cost))
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
-        for picture in write_pictures(self.folder.images, step, images):
-            self.tracker.write(picture)
+        with best_effort(f"pictures in {self.folder.images}"):
+            for key, image in images.items():
+                name = f"step-{step:06d}.png" if key == SAMPLES else f"{key}-{step:06d}.png"
+                path = str(self.folder.images / name)
+                with storage.open_atomic(path) as file:
+                    image.save(file, format="PNG")
+                self.tracker.write(Picture(key=key, step=step, path=path))
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
@@ -92,9 +194,6 @@ class StageReporter(Reporter):
         path = str(self.folder.progress)
         with best_effort(path):
             storage.write_bytes(path, progress.model_dump_json().encode())
-
-    def close(self, status: Status, *, reason: str | None) -> None:
-        self.tracker.close(status, reason=reason)
 
 
 def merge_unique(*groups: Mapping[str, float]) -> dict[str, float]:

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from datagen.io import storage
 from training.run_dir.paths import STAGE_TABLE, RunPaths, StagePaths, stage_paths
-from training.run_dir.starts import read_progress, read_starts
+from training.run_dir.starts import count_restarts, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.journal import Series, read_metrics
+from training.tracking.events import Artifact, Event, Tags
+from training.tracking.journal import read_metrics
 
 LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": STAGE_TABLE, "type": "table"}])}
 """The tag that makes MLflow show a JSON file as a table."""
 
 Cell = str | int | float | None
 
-MEANS = {
-    "perf/images_per_second": "images/s",
-    "perf/tflops": "TFLOP/s of a worker",
-    "perf/mfu": "MFU",
-    "perf/hfu": "HFU",
-    "perf/data_wait_fraction": "data wait",
-}
-LARGEST = {"perf/memory_gb": "memory GB"}
-LAST = {"perf/gpu_hours": "GPU hours", "perf/worker_hours": "worker hours"}
 DONE, RESTARTS = ("state", "steps", "images"), "restarts"
-FINALS = ("loss", "gan", "val")
+QUALITY = ("loss", "gan", "val")
 """Groups of metrics that are shown with their last values."""
+COST: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "perf/images_per_second": ("images/s", statistics.fmean),
+    "perf/tflops": ("TFLOP/s of a worker", statistics.fmean),
+    "perf/mfu": ("MFU", statistics.fmean),
+    "perf/hfu": ("HFU", statistics.fmean),
+    "perf/data_wait_fraction": ("data wait", statistics.fmean),
+    "perf/memory_gb": ("memory GB", max),
+    "perf/gpu_hours": ("GPU hours", itemgetter(-1)),
+    "perf/worker_hours": ("worker hours", itemgetter(-1)),
+}
+"""Speed and cost: the name of the row, and what is shown of all values."""
 
 
 @dataclass(frozen=True)
@@ -51,54 +57,62 @@ class StageTable:
 def stage_table(recipe: TrainingRecipe) -> StageTable:
     """The current table of a run."""
     stages = {stage.name: _facts(recipe, stage) for stage in stage_paths(recipe)}
-    names = sorted({name for facts in stages.values() for name in facts}, key=_row_order)
+    found = {name for facts in stages.values() for name in facts}
+    quality = sorted(
+        (name for name in found if name.split("/")[0] in QUALITY),
+        key=lambda name: (QUALITY.index(name.split("/")[0]), name),
+    )
+    cost = (row for row, _ in COST.values())
+    names = [name for name in (*DONE, *quality, *cost, RESTARTS) if name in found]
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
     return StageTable(("stage", *stages), rows)
 
 
-def write_stage_table(recipe: TrainingRecipe) -> list[Path]:
-    """Writes `stages.json` and `stages.md` into the run's folder."""
+def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
+    """Writes the table to `stages.json` and `stages.md` in the run's folder.
+
+    Returns:
+        The files, and the note on top of the run's page.
+    """
     run, table = RunPaths(Path(recipe.output)), stage_table(recipe)
-    storage.write_bytes(str(run.stage_table), table.to_json())
-    storage.write_bytes(str(run.stage_table_text), table.to_markdown().encode())
-    return [run.stage_table, run.stage_table_text]
+    note = table.to_markdown()
+    files = {run.stage_table: table.to_json(), run.stage_table_text: note.encode()}
+    for path, data in files.items():
+        storage.write_bytes(str(path), data)
+    tags = Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})
+    return [*(Artifact(path=str(path)) for path in files), tags]
 
 
 def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
     """The cells of a stage by row name."""
     record = folder.finished_record()
     progress = None if record else read_progress(folder)
-    metrics, starts = read_metrics(folder.root), read_starts(folder)
+    metrics = read_metrics(folder.root)
+    started = "not finished" if read_starts(folder) else "not started"
     facts: dict[str, Cell] = {
-        "state": "done" if record else "not finished" if starts else "not started",
+        "state": "done" if record else started,
         "steps": record.steps if record else progress.step if progress else 0,
+        RESTARTS: count_restarts(folder),
     }
     if record is not None:
         facts["images"] = record.images_seen
-    finals = {name: one for name, one in metrics.items() if name.split("/")[0] in FINALS}
-    finals |= last_validation(recipe, folder)
-    facts |= {name: _rounded(series.last) for name, series in finals.items()}
-    for names, pick in ((MEANS, "mean"), (LARGEST, "largest"), (LAST, "last")):
-        found = {names[name]: metrics[name] for name in names if name in metrics}
-        facts |= {name: _rounded(getattr(series, pick)) for name, series in found.items()}
-    return facts | {RESTARTS: max(0, len(starts) - 1)}
+    last = {name: series.values[-1] for name, series in metrics.items()}
+    last |= last_validation(recipe, folder)
+    for name, value in last.items():
+        if name.split("/")[0] in QUALITY:
+            facts[name] = _rounded(value)
+    for name, (row, pick) in COST.items():
+        if name in metrics:
+            facts[row] = _rounded(pick(metrics[name].values))
+    return facts
 
 
-def last_validation(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Series]:
+def last_validation(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, float]:
     """Last validation of the stage; the run's evaluation belongs to its last stage."""
     validation = read_metrics(folder.root, prefix="val/")
-    if folder.name != recipe.stages[-1].name:
-        return validation
-    return validation | read_metrics(folder.run, prefix="val/")
-
-
-def _row_order(name: str) -> tuple[int, str]:
-    """Sort key of a row: progress, then quality, speed and cost."""
-    group = name.split("/")[0]
-    if group in FINALS:
-        return len(DONE) + FINALS.index(group), name
-    measured = [*MEANS.values(), *LARGEST.values(), *LAST.values(), RESTARTS]
-    return (DONE.index(name), "") if name in DONE else (100 + measured.index(name), "")
+    if folder.name == recipe.stages[-1].name:
+        validation |= read_metrics(folder.run, prefix="val/")
+    return {name: series.values[-1] for name, series in validation.items()}
 
 
 def _rounded(value: float) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import TRAINING, living_owner
@@ -12,7 +13,7 @@ from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, read_record
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import end_reason, read_end, read_starts
+from training.run_dir.starts import count_restarts, end_reason, read_end
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
 from training.tracking.stage_table import last_validation
@@ -70,11 +71,8 @@ def find_runs(folder_or_parent: str) -> tuple[Path, ...]:
     folder = Path(folder_or_parent).expanduser().absolute()
     if (folder / RECIPE).is_file():
         return (folder,)
-    found = {
-        path.parent
-        for pattern in (f"*/{RECIPE}", f"*/run/{RECIPE}")
-        for path in folder.glob(pattern)
-    }
+    patterns = (f"*/{RECIPE}", f"*/run/{RECIPE}")
+    found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
     if not found:
         raise FlowmapsrError(
             f"{folder} holds no training run (no {RECIPE}); give the folder that was the "
@@ -108,44 +106,38 @@ def _stage_status(
         owner: the process that trains this stage, or is about to.
     """
     stage, done = recipe.stage(folder.name), folder.finished_record()
-    restarts = max(0, len(read_starts(folder)) - 1)
+    known: dict[str, Any] = {
+        "stage": stage.name,
+        "restarts": count_restarts(folder),
+        "validation": last_validation(recipe, folder),
+    }
     if done is not None:
-        speed = read_metrics(folder.root, prefix=SPEED).get(SPEED)
-        validation = last_validation(recipe, folder)
-        return StageStatus(
-            stage=stage.name,
-            state="done",
-            step=done.steps,
-            steps=done.steps,
-            images_per_second=speed.mean if speed else None,
-            restarts=restarts,
-            validation={name: series.last for name, series in validation.items()},
-        )
+        speeds = read_metrics(folder.root, prefix=SPEED).get(SPEED)
+        speed = statistics.fmean(speeds.values) if speeds else None
+        steps = {"step": done.steps, "steps": done.steps}
+        return StageStatus(**known, **steps, state="done", images_per_second=speed)
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(folder.progress, StageProgress, remedy=remedy)
     ended = read_end(folder)
     running = owner is not None and (ended is None or ended.time < owner.started)
     if progress is None:
         state: State = "running" if running else "waiting"
-        return StageStatus(stage=stage.name, state=state, step=0, steps=stage.steps)
-    now = time.time()
+        return StageStatus(**known, state=state, step=0, steps=stage.steps)
     is_recent = owner is not None and progress.updated > owner.started
-    speed_now = progress.images_per_second if running and is_recent else 0.0
+    speed = progress.images_per_second if running and is_recent else None
     images_left = (progress.steps - progress.step) * stage.images_per_step
-    validation = last_validation(recipe, folder)
+    age = time.time() - progress.checkpoint_time
     return StageStatus(
-        stage=stage.name,
+        **known,
         state="running" if running else "stopped",
         step=progress.step,
         steps=progress.steps,
-        images_per_second=speed_now or None,
-        seconds_left=images_left / speed_now if speed_now else None,
+        images_per_second=speed or None,
+        seconds_left=images_left / speed if speed else None,
         headline=progress.headline,
         headline_value=progress.headline_value,
         checkpoint_step=progress.checkpoint_step or None,
-        checkpoint_age_seconds=now - progress.checkpoint_time if progress.checkpoint_step else None,
-        restarts=restarts,
+        checkpoint_age_seconds=age if progress.checkpoint_step else None,
         ended=None if running else end_reason(folder),
         problem=progress.problem or None,
-        validation={name: series.last for name, series in validation.items()},
     )

@@ -12,10 +12,10 @@ import threading
 import time
 from pathlib import Path
 
-from training.run_dir.paths import StagePaths
+from training.run_dir.paths import RunPaths, StagePaths
 from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
-from training.tracking.journal import Journal, files_journal
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun, clear_run_ids, tracking_uri
+from training.tracking.journal import Journal, journals
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,15 @@ STALL_SECONDS = 6.0
 
 def reset_tracking(run: Path) -> None:
     """Makes the next start of a run folder create a new MLflow run; no stage may have started."""
-    clear_run_ids(run)
-    for journal in (Journal(run), files_journal(run)):
+    RunPaths(run).mlflow.unlink(missing_ok=True)
+    for journal in journals(run):
         journal.remove()
+
+
+def fully_sent(home: Path) -> bool:
+    """Whether a run has ended, or never started, and all its events are sent."""
+    both = journals(home)
+    return both[0].ended and all(journal.all_sent for journal in both)
 
 
 class Tracker:
@@ -36,12 +42,7 @@ class Tracker:
     stage."""
 
     def __init__(
-        self,
-        run: Path,
-        *,
-        experiment: str,
-        stage: str | None = None,
-        begins: bool = True,
+        self, run: Path, *, experiment: str, stage: str | None = None, begins: bool = True
     ) -> None:
         """
         Args:
@@ -49,39 +50,43 @@ class Tracker:
         """
         home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
-        self._journal, self._files = Journal(home), files_journal(home)
-        self._journals = [self._journal, self._files]
+        self._journal, self._files = journals(home)
         self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage)
         self._closing = threading.Event()
         if begins:
             self.write(Begin())
         self._threads = [
-            self._sender("metrics", self._journal),
-            self._sender("files", self._files),
+            threading.Thread(target=self._send_all, args=each, name="mlflow", daemon=True)
+            for each in (("metrics", self._journal), ("files", self._files))
         ]
+        for thread in self._threads:
+            thread.start()
 
-    def write(self, event: Event) -> None:
-        """Appends an event; returns at once whatever the state of the server.
+    def write(self, *events: Event) -> None:
+        """Appends events; returns at once whatever the state of the server.
 
-        On a full disk it waits for the next call.
+        On a full disk they wait for the next call.
         """
-        journal = self._files if isinstance(event, Picture | Artifact) else self._journal
-        journal.append(event)
+        for event in events:
+            journal = self._files if isinstance(event, Picture | Artifact) else self._journal
+            journal.append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
 
-    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
+    def close(
+        self, status: Status | None, *, reason: str | None = None, wait: float = 60.0
+    ) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
+
+        Args:
+            status: None for a run whose end is already in the journal.
 
         Returns:
             Whether everything was sent; what was not stays in the journal for the next start.
         """
-        self.write(End(status=status, reason=None if reason is None else reason[:MAX_TAG]))
-        return self.drain(wait=wait)
-
-    def drain(self, *, wait: float = 60.0) -> bool:
-        """Like `close`, for a run whose end is already in the journal."""
+        if status is not None:
+            self.write(End(status=status, reason=None if reason is None else reason[:MAX_TAG]))
         self._closing.set()
         deadline = time.monotonic() + wait
         for thread in self._threads:
@@ -89,22 +94,16 @@ class Tracker:
         if self._journal.unwritten:
             log.warning("the last metrics are lost: %s cannot be written", self._journal.path)
             return False
-        sent = all(journal.all_sent for journal in self._journals)
-        if not sent:
+        both = (self._journal, self._files)
+        unsent = [str(journal.path) for journal in both if not journal.all_sent]
+        if unsent:
             log.warning(
                 "MLflow at %s did not accept everything; the rest waits in %s and is sent when the "
                 "same command runs again",
                 tracking_uri(),
-                ", ".join(str(journal.path) for journal in self._journals if not journal.all_sent),
+                ", ".join(unsent),
             )
-        return sent
-
-    def _sender(self, what: str, journal: Journal) -> threading.Thread:
-        thread = threading.Thread(
-            target=self._send_all, args=(what, journal), name=f"mlflow-{what}", daemon=True
-        )
-        thread.start()
-        return thread
+        return not unsent
 
     def _send_all(self, what: str, journal: Journal) -> None:
         """Sends until closed; warns once per kind of error and says when MLflow is back."""
@@ -140,31 +139,15 @@ class Tracker:
             self._closing.wait(timeout=pause)
 
 
-def fully_sent(home: Path) -> bool:
-    """Whether a run has ended, or never started, and all its events are sent."""
-    journals = [Journal(home), files_journal(home)]
-    return journals[0].ended and all(journal.all_sent for journal in journals)
-
-
 def close_orphaned_run(
-    run: Path,
-    *,
-    experiment: str,
-    stage: str,
-    status: Status,
-    reason: str | None,
-    wait: float,
+    stage: StagePaths, *, experiment: str, status: Status, reason: str | None, wait: float
 ) -> None:
     """Ends the MLflow run of a stage whose process died before it could, and sends what is unsent.
 
     Does nothing to a run that ended and whose journal is sent.
     """
-    home = StagePaths(run, stage).root
-    journal = Journal(home)
-    if fully_sent(home):
+    if fully_sent(stage.root):
         return
-    tracker = Tracker(run, experiment=experiment, stage=stage, begins=False)
-    if journal.ended:
-        tracker.drain(wait=wait)
-    else:
-        tracker.close(status, reason=reason, wait=wait)
+    has_ended = journals(stage.root)[0].ended
+    tracker = Tracker(stage.run, experiment=experiment, stage=stage.name, begins=False)
+    tracker.close(None if has_ended else status, reason=reason, wait=wait)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,8 +21,9 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.starts import KILLED, Failure, append_line, end_reason, read_starts
 from training.tracking import provenance
-from training.tracking.attempt import Attempt
+from training.tracking import reporter as reporter_module
 from training.tracking.events import Metrics, Params, Tags
+from training.tracking.reporter import StageReporter
 from training.tracking.stage_table import stage_table
 
 PACKAGE = Path(provenance.__file__).parent
@@ -109,32 +111,40 @@ def test_a_recipe_with_a_secret_is_refused(run_recipe: RunMaker, tmp_path: Path)
 WORKERS = WorkerGroup(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), on_gpus=True)
 
 
+def _reporter(stage: StagePaths, workers: WorkerGroup = WORKERS) -> StageReporter:
+    return StageReporter(Mock(), stage, workers, since=time.monotonic())
+
+
 def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_ended(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tracker = Mock()
+    monkeypatch.setattr(reporter_module, "Tracker", lambda *_, **__: tracker)
     warmup, distill = (StagePaths(tmp_path, name) for name in ("warmup", "distill"))
-    first = Attempt(warmup, WORKERS)
-    first.begin(0)
+    _reporter(warmup).started(0, skipped_checkpoints="")
     progress = StageProgress(
         stage="warmup", step=5, steps=10, images_per_second=1.0, headline="loss/total",
         headline_value=1.0, updated=0.0,
         checkpoint_step=4, checkpoint_time=0.0, worker_hours=7.5,
     )  # fmt: skip
     warmup.progress.write_text(progress.model_dump_json())
-    second = Attempt(warmup, WORKERS)  # the first was killed
-    second.begin(4)
+    second = _reporter(warmup)  # the first was killed
+    second.started(4, skipped_checkpoints="")
     assert 7.5 <= second.worker_hours < 7.6
-    assert second.metrics().keys() == {"perf/gpu_hours", "restarts"}
+    second.metrics(5, {"loss/total": 1.0})
+    step, values = tracker.metrics.call_args.args
+    assert step == 5 and values.keys() == {"loss/total", "perf/gpu_hours", "restarts"}
+    assert values["restarts"] == 1.0
     append_line(tmp_path / "failures.jsonl", Failure(time=1e12, rank=0, died=False, error="lost"))
     for rank in (1, 2):
         append_line(
             tmp_path / "failures.jsonl",
             Failure(time=1e12, rank=rank, died=True, error="node b was lost"),
         )
-    Attempt(warmup, WORKERS).begin(4)
-    fourth = Attempt(warmup, WORKERS)
+    _reporter(warmup).started(4, skipped_checkpoints="")
+    fourth = _reporter(warmup)
     with pytest.raises(ValueError, match="too small"), fourth.end_recorded():
-        fourth.begin(4)
+        fourth.started(4, skipped_checkpoints="")
         raise ValueError("too small")
     warmup.starts.open("a").write('{"time": 1')  # cut off by a kill
     starts = read_starts(warmup)
@@ -146,14 +156,15 @@ def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_
         "workers 1, 2: node b was lost",
     ]
     few = WORKERS.model_copy(update={"hosts": ("a",)})
-    Attempt(distill, few).begin(0)
+    _reporter(distill, few).started(0, skipped_checkpoints="")
     (tmp_path / "failures.jsonl").rename(tmp_path / "away")
-    Attempt(distill, WORKERS).begin(3)
+    _reporter(distill).started(3, skipped_checkpoints="")
     (tmp_path / "away").rename(tmp_path / "failures.jsonl")
     grown = read_starts(distill)[1]
     assert grown.ended_before == f"{KILLED}, or ended for more workers"
     (tmp_path / "failures.jsonl").unlink()  # without a launcher that keeps one
     assert end_reason(warmup) == "ValueError: too small"
+    tracker.close.assert_called_once_with("FAILED", reason="ValueError: too small")
     assert WORKERS.tags() == {"world_size": "3", "hosts": "a, b", "devices": "H100"}
 
 

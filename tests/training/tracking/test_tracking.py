@@ -17,6 +17,7 @@ from PIL import Image
 
 from datagen.records import flatten
 from tests.support.small_disk import DiskMaker
+from training.run_dir.paths import StagePaths
 from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
 from training.tracking.journal import Journal, read_metrics
@@ -126,7 +127,11 @@ def test_the_run_of_a_dead_process_is_closed_with_all_it_wrote_and_reopened_late
     subprocess.run([sys.executable, "-c", DEAD, str(run)], check=False, timeout=120)
     for reason in ("its host was lost", "ignored: it has ended already"):
         close_orphaned_run(
-            run, experiment="tests", stage="warmup", status="FAILED", reason=reason, wait=60
+            StagePaths(run, "warmup"),
+            experiment="tests",
+            status="FAILED",
+            reason=reason,
+            wait=60,
         )
     child = store.get_run(_names(run).stages["warmup"])
     assert child.info.status == "FAILED" and child.data.tags["failure"] == "its host was lost"
@@ -167,7 +172,7 @@ def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_
     other = Tracker(run, experiment="tests", stage="warmup", begins=False)
     for step in range(1500):
         tracker.metrics(step, {"loss/total": float(step)})
-    assert tracker.close("FINISHED") and other.drain()
+    assert tracker.close("FINISHED") and other.close(None)
     history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(1500))
 
@@ -330,7 +335,7 @@ def test_journal_lines_are_parsed_whatever_their_field_order(tmp_path: Path) -> 
     )
     assert journal.ended
     series = read_metrics(tmp_path, prefix="loss/")["loss/total"]
-    assert (series.steps, series.values) == ((3,), (2.0,))
+    assert (series.steps, series.values) == ([3], [2.0])
 
 
 def test_each_kind_of_error_is_logged_once_and_the_recovery_too(

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from training.run import main
-from training.tracking.stage_run import StageReport
+from training.tracking.reporter import StageReporter
 from training.trainer import ObjectiveTrainer
 
 STALLED_STEP = 9
@@ -31,7 +31,7 @@ def _fall_asleep(micro_step: Any) -> Any:
 
 
 def _say_late(stalled: Any) -> Any:
-    def late(report: StageReport) -> None:
+    def late(report: StageReporter) -> None:
         time.sleep(3.0)
         stalled(report)
 
@@ -40,5 +40,5 @@ def _say_late(stalled: Any) -> Any:
 
 if __name__ == "__main__":
     ObjectiveTrainer.micro_step = _fall_asleep(ObjectiveTrainer.micro_step)  # type: ignore[method-assign]
-    StageReport.stalled = _say_late(StageReport.stalled)  # type: ignore[method-assign]
+    StageReporter.stalled = _say_late(StageReporter.stalled)  # type: ignore[method-assign]
     sys.exit(main())
