@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from os import PathLike, fspath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from datagen.errors import FlowmapsrError
@@ -35,6 +36,32 @@ NonNegativeRange = Annotated[
 PositiveRange = Annotated[
     tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(ordered)
 ]
+
+
+def absolute(location: str) -> str:
+    """A local path made absolute, as workers have other folders; `s3://` and the like stay.
+
+    Raises:
+        ValueError: it begins with the home folder of an unknown user.
+    """
+    if "://" in location or not location:
+        return location
+    path = os.path.expanduser(location)
+    if path.startswith("~"):
+        raise ValueError("no such home folder; write the full path")
+    return os.path.abspath(path)
+
+
+FROM_USER = "from user"
+"""The context of validating a recipe that a user gives, not one that was stored or sent."""
+
+
+def located(location: str, info: ValidationInfo) -> str:
+    return absolute(location) if info.context == FROM_USER else location
+
+
+Location = Annotated[str, AfterValidator(located)]
+"""A path, or an address such as `s3://bucket/set`."""
 
 
 class FrozenModel(BaseModel):

@@ -5,12 +5,12 @@ Values that follow from others are derived where they are used.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from datagen.degradation.settings import DegradationSettings
-from datagen.records import Execution, Probability, Settings
+from datagen.records import Execution, Location, Probability, Settings
 
 
 class PixelBudget(Settings):
@@ -117,9 +117,9 @@ CodecSettings = Annotated[Dct8Settings | AutoencoderSettings, Field(discriminato
 class DatasetRecipe(Settings):
     """Everything that decides the bytes of a dataset, and where and how it is made."""
 
-    sources: Execution[tuple[str, ...]] = Field(min_length=1, examples=[["/path/to/photos"]])
+    sources: Execution[tuple[Location, ...]] = Field(min_length=1, examples=[["/path/to/photos"]])
     """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of these."""
-    output: Execution[str] = Field(examples=["/path/to/output"])
+    output: Execution[Location] = Field(examples=["/path/to/output"])
     """Local folder or `s3://` prefix that the dataset is written to."""
     workers: Execution[Annotated[int, Field(ge=1)] | Literal["auto"]] = "auto"
     """Processes that make shards. `auto`: one for each GPU of the cluster if the codec has weights,
@@ -158,6 +158,12 @@ class DatasetRecipe(Settings):
     """What encodes images to latents."""
     max_rejected_fraction: Execution[Probability] = 0.1
     """The build fails when more than this part of the photos is left out."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _listed(cls, sources: Any) -> Any:
+        """One source may be written without brackets."""
+        return [sources] if isinstance(sources, str) else sources
 
     @property
     def least_workers(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
 
@@ -27,13 +27,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         RecipeError: no such recipe, not YAML, a loop of `extends`, or an unknown top-level key.
     """
-    values: dict[str, Any] = {}
-    for path, content in _layers(_find(name, beside=Path.cwd()), seen=()):
-        try:
-            values = merged(values, content)
-        except RecipeError as error:
-            raise RecipeError(f"{path}: {error}") from error
-    return values
+    return _read(_find(name, beside=Path.cwd()), seen=())
 
 
 def _find(name: str, *, beside: Path) -> Path:
@@ -55,25 +49,27 @@ def _find(name: str, *, beside: Path) -> Path:
     return path.resolve()
 
 
-def _layers(path: Path, *, seen: tuple[Path, ...]) -> list[tuple[Path, dict[str, Any]]]:
-    """The recipe's own content and that of those it extends, base first, each with its file."""
+def _read(path: Path, *, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe laid over the one it extends; `seen` are those that extend it."""
     seen = (*seen, path)
     if path in seen[:-1]:
         chain = " -> ".join(map(str, seen))
         raise RecipeError(f"recipes extend each other in a loop: {chain}; remove one 'extends'")
     content = _parse(path)
     extends = content.pop("extends", None)
-    base = [] if extends is None else _layers(_base_path(extends, path), seen=seen)
-    return [*base, (path, content)]
-
-
-def _base_path(extends: Any, path: Path) -> Path:
+    if extends is None:
+        return content
     if not isinstance(extends, str):
         raise RecipeError(f"{path}: extends = {extends!r}: give the name or path of one recipe")
     try:
-        return _find(extends, beside=path.parent)
+        base_path = _find(extends, beside=path.parent)
     except RecipeError as error:
         raise RecipeError(f"{path}: extends = {extends!r}: {error}") from error
+    base = _read(base_path, seen=seen)
+    try:
+        return cast(dict[str, Any], merged(base, content))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def _mapping(value: Any, path: Path, *, what: str) -> dict[str, Any]:
@@ -93,16 +89,15 @@ def _parse(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML text: {error}") from error
     recipe = _mapping(content, path, what="the recipe")
-    for key in recipe:
+    for key, value in recipe.items():
         if key not in TOP_KEYS:
             raise RecipeError(
                 f"{path}: unknown key {key!r}; {nearest(key, TOP_KEYS)} (settings go below "
                 "'dataset:', 'training:' or 'evaluation:')"
             )
-    sections: dict[str, Any] = {
-        key: _mapping(recipe[key], path, what=key) for key in SECTIONS if key in recipe
-    }
-    return {**recipe, **sections}
+        if key in SECTIONS:
+            recipe[key] = _mapping(value, path, what=key)
+    return recipe
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

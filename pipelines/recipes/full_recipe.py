@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from datagen.dataset.layout import MANIFEST
-from datagen.records import Execution, Settings
+from datagen.records import Execution, Location, Settings
 from datagen.settings import DatasetRecipe
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -31,7 +31,7 @@ def derived_paths(output: str) -> dict[Section, dict[str, str]]:
 class FullRecipe(Settings):
     """Photos to reviewed model in one go: `<output>/dataset` and `<output>/run`."""
 
-    output: Execution[str] = Field(examples=["/path/to/output"])
+    output: Execution[Location] = Field(examples=["/path/to/output"])
     """Local folder for everything the run makes."""
     dataset: DatasetRecipe
     """How the dataset is built."""

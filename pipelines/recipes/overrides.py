@@ -10,6 +10,9 @@ import yaml
 
 from datagen.errors import FlowmapsrError, first_line
 
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`["seed=7", ...]` as on the command line, or `{"seed": 7, ...}` from code."""
+
 
 class RecipeError(FlowmapsrError):
     """A recipe or an argument that cannot be used; the command line ends with exit code 2."""
@@ -75,10 +78,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def with_overrides(base: Any, overrides: Mapping[str, Any]) -> Any:
+def with_overrides(base: Any, overrides: Overrides) -> Any:
     """`base` with each dotted key of `overrides` set, as one patch: their order does not matter."""
+    values = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     tree: Any = {}
-    for key, value in overrides.items():
+    for key, value in values.items():
         patch: Any = value
         for part in reversed(key.split(".")):
             patch = {part: patch}

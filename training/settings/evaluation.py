@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from datagen.records import Settings
+from datagen.records import Location, Settings
 
 
 class EvaluationSettings(Settings):
     """Held-out photos are degraded by the chain of the dataset at fixed scales, then restored."""
 
-    photos: str = Field(examples=["/path/to/held-out-photos"])
+    photos: Location = Field(examples=["/path/to/held-out-photos"])
     """Folder of held-out photos."""
     scales: tuple[Annotated[float, Field(ge=1)], ...] = Field((4.0, 8.0), min_length=1)
     """Factors by which photos are reduced and enlarged again; 1 keeps their size."""

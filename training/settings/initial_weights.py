@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationInfo
+
+from datagen.records import located
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REGISTRY = "models:/"
@@ -30,7 +32,7 @@ def _looks_like_path(text: str) -> bool:
     return "/" in text or text.endswith(".safetensors")
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, info: ValidationInfo) -> str:
     if is_registry(text):
         if not _MODEL_VERSION.fullmatch(text):
             raise ValueError(
@@ -44,7 +46,7 @@ def _checked(text: str) -> str:
             "give the name of an earlier stage (a-z, 0-9, '-', '_'), a run or model folder "
             "(written with a slash), a .safetensors file or models:/NAME/VERSION"
         )
-    return text
+    return located(text, info) if is_local_path(text) else text
 
 
 InitialWeights = Annotated[str, AfterValidator(_checked)]

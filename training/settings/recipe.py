@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from datagen.io.redaction import holds_secret, redacted
-from datagen.records import Execution, Probability, Settings, flatten
+from datagen.records import Execution, Location, Probability, Settings, flatten
 from training.settings.initial_weights import is_stage
 from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
 from training.settings.stage import StageSettings
@@ -32,12 +32,12 @@ class WorkerRange(Settings):
 class TrainingRecipe(Settings):
     """Everything that decides a training run, and where and how it runs."""
 
-    manifest: Execution[str] = Field(examples=["/path/to/dataset"])
+    manifest: Execution[Location] = Field(examples=["/path/to/dataset"])
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix with it. It may move while
     a run is unfinished: its digest identifies it."""
-    output: Execution[str] = Field(examples=["/path/to/output"])
+    output: Execution[Location] = Field(examples=["/path/to/output"])
     """Local folder of the run; workers on other machines must see it at the same path."""
-    checkpoints: Execution[str | None] = None
+    checkpoints: Execution[Location | None] = None
     """Local folder or `s3://` prefix for the checkpoints of all stages, which every worker must
     reach; null keeps them in `<output>/stages/<name>/checkpoints`."""
     workers: Execution[Annotated[int, Field(ge=1)] | WorkerRange] = 1

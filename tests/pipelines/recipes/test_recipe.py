@@ -185,7 +185,7 @@ def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> N
         (["sources=[]", "output=/set"], ["sources = []", "at least 1"]),
         (
             ["sources=[~nobody-here/x]", "output=/set"],
-            ["sources = '~nobody-here/x'", "home folder"],
+            ["sources.0 = '~nobody-here/x'", "home folder"],
         ),
         (["sources=[/photos]", "output=7"], ["output = 7", "string"]),
         (["sources=[/photos]", "output="], ["output = None", "string"]),
@@ -348,8 +348,12 @@ def test_places_that_stages_and_prompts_start_from_become_absolute(
             "stages.warmup.init_from=./old-run",
             "stages.distill.init_from=warmup",
             "prompts={kind: text_encoders, source: ./sdxl}",
+            "checkpoints=saved",
         ],
     )
+    assert recipe.checkpoints == str(tmp_path / "saved")
+    relative = {**recipe.model_dump(mode="json"), "output": "run"}
+    assert type(recipe).model_validate(relative).output == "run", "only users' recipes change"
     sources = [stage.init_from for stage in recipe.stages]
     assert sources == [str(tmp_path / "old-run"), "warmup"]
     assert recipe.prompts.model_dump()["source"] == str(tmp_path / "sdxl")
