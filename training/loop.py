@@ -1,4 +1,7 @@
-"""The training loop: batches to optimizer steps, checkpoints and metrics, for any trainer."""
+"""The training loop: batches to optimizer steps, checkpoints and metrics, for any trainer.
+
+The optimizer step itself is the trainer's (`training/trainer.py`).
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,9 @@ from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import best_effort
-from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.settings.stage import StageSettings
+from training.system_protocol import StageInputs
 from training.tracking.reporter import Reporter
 from training.trainer import Losses, StepTerms, Trainer
 
@@ -43,28 +46,27 @@ PROGRESS_SECONDS = 2.0
 class Loop:
     """One worker's view of a stage, ready to run."""
 
-    settings: StageSettings
-    seed: int
+    inputs: StageInputs
     origin: CheckpointOrigin
     trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
-    device: torch.device
-    paths: StagePaths
-    image_every_steps: int
     pictures: Callable[[], Mapping[str, Image.Image]]
     """Renders the pictures of the model as it is; every worker must call it."""
     reporter: Reporter
     stop_requested: Callable[[], bool]
     skipped: SkippedList
     flop_meter: FlopMeter
-    system: HostMetrics
+    hosts: HostMetrics
     watchdog: Watchdog
     guard: LossGuard
 
+    @property
+    def settings(self) -> StageSettings:
+        return self.inputs.settings
+
     def run(self) -> Position:
-        """Trains from the last checkpoint to the end of the stage, or to where a stop was
-        requested.
+        """Trains from the last checkpoint to the end of the stage, or to a requested stop.
 
         Every worker runs the same steps. A checkpoint is there whenever this returns.
 
@@ -86,21 +88,20 @@ class Loop:
     def _train(self, position: Position) -> Position:
         batches = self.loader.batches(position)
         names = self.trainer.terms
-        self.reporter.started(
-            position.step, skipped_checkpoints=self.checkpoints.skipped_checkpoints
-        )
+        skipped_checkpoints = self.checkpoints.skipped_checkpoints
+        self.reporter.started(position.step, skipped_checkpoints=skipped_checkpoints)
         if position.step == 0:
             self._draw(0)  # to compare with; MLflow's slider starts there
             startup.mark("pictures")
-        meter = Meter(self.trainer.headline)
+        meter, device = Meter(self.trainer.headline), self.inputs.device
         stopping = False
         while not stopping and not self.finished(position):
-            sums = torch.zeros(len(names), 2, dtype=torch.float64, device=self.device)
+            sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
             keys: list[str] = []
             skipped: list[SkippedSample] = []
             step, seen = position.step, position.images_seen
             while position.step == step:
-                batch = meter.waited(lambda: next(batches)).to(self.device)
+                batch = meter.waited(lambda: next(batches)).to(device)
                 skipped += self.skipped.new_ones(batch.skipped)
                 with self.flop_meter.micro_step(self.trainer.step_kind(step), batch):
                     losses = self._micro_step(batch, step)
@@ -129,7 +130,7 @@ class Loop:
                 self.checkpoints.finish()
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position.step, last)
-            if position.step % self.image_every_steps == 0 or self.finished(position):
+            if position.step % self.inputs.recipe.image_every_steps == 0 or self.finished(position):
                 self._draw(position.step)
                 self.watchdog.alive(f"the pictures of step {position.step}")
         batches.close()
@@ -142,9 +143,9 @@ class Loop:
     def _micro_step(self, batch: Batch, step: int) -> Losses:
         # Random numbers depend on the position in the global batch, not on the number of workers.
         index = batch.micro.index * self.loader.world_size + self.loader.rank
-        seed = int(seeded(self.seed, self.settings.name, step, index).integers(2**62))
+        rng = seeded(self.inputs.recipe.seed, self.settings.name, step, index)
         # All draws are small and made by the host, which would have to wait for those of a GPU.
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         with explain_out_of_memory(self.settings, batch):
             return self.trainer.micro_step(batch, generator, step=step)
 
@@ -173,7 +174,7 @@ class Loop:
         self.checkpoints.drain()
         gathered: list[list[str]] = [[] for _ in range(self.loader.world_size)]
         dist.all_gather_object(gathered, keys)
-        path = self.paths.bad_step
+        path = self.inputs.folder.bad_step
         if self.loader.rank == 0:
             keys = [key for part in gathered for key in part]
             found = {"step": step, "problem": problem, "keys": keys}
@@ -222,10 +223,10 @@ class Loop:
                 meter.metrics(),
                 self.trainer.metrics(step - 1),
                 self.flop_meter.metrics(),
-                self.system.gather(),
+                self.hosts.gather(),
                 self.checkpoints.metrics(),
                 {
-                    "perf/memory_gb": memory_gb(self.device),
+                    "perf/memory_gb": memory_gb(self.inputs.device),
                     "data/skipped_samples": float(self.skipped.samples),
                 },
             )

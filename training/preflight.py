@@ -32,9 +32,9 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
 
     Raises:
         FlowmapsrError: the run's folder holds another recipe, or stages that were trained on
-            another dataset; no dataset there; a place that
-            `init_from` or `prompts` names is missing; budgets that are not the dataset's; a
-            cache too small for it; latents too small for a discriminator.
+            another dataset; no dataset there; a place that `init_from` or `prompts` names is
+            missing; budgets that are not the dataset's; a cache too small for it; latents too
+            small for a discriminator.
     """
     check_recipe(recipe)
     manifest = open_dataset(recipe.manifest).manifest
@@ -47,9 +47,8 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
         _warn_of_partial_batches(stage, recipe.most_workers)
         draws = bucket_shares(stage, manifest)
         check_cache(recipe, manifest, draws)
-        source = stage.init_from
-        if source is not None and is_local_path(source):
-            _check_exists(source, f"stage {stage.name!r}: init_from")
+        if stage.init_from is not None and is_local_path(stage.init_from):
+            _check_exists(stage.init_from, f"stage {stage.name!r}: init_from")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):

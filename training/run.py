@@ -48,7 +48,6 @@ def run_stages(
 
     Args:
         stalled: called with the reason before the watchdog ends this process.
-        system_of: the system of the recipe's kind of model.
     """
     startup.mark("imports")
     records = []
@@ -91,23 +90,15 @@ def _train_first(
 
 def _join(stop: StopSignal) -> None:
     """Waits for all workers; the first one comes when it holds the run folder, and until then no
-    other may touch it: it may be another training's.
-
-    SIGTERM ends a worker that still waits: there is nothing to save yet.
-    """
+    other may touch it: it may be another training's."""
     start_distributed(worker_device())
-    stop.listen()
+    stop.listen()  # until now SIGTERM just ends a worker: there was nothing to save
 
 
 def main(
     recipe_type: type[TrainingRecipe] = TrainingRecipe, system_of: SystemOf = default_system_of
 ) -> int:
-    """The command line.
-
-    Args:
-        recipe_type: reads the recipe; for a system outside this package, with its own settings.
-        system_of: the system of a kind of model.
-    """
+    """The command line; a system outside this package gives its own settings and `system_of`."""
     parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__)
     parser.add_argument("recipe", type=Path, help="resolved training recipe, JSON or YAML")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # set by `deepspeed`

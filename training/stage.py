@@ -1,5 +1,4 @@
-"""One stage from recipe to model: builds the parts, resumes, runs the loop and writes what the
-stage made.
+"""One stage from recipe to model: builds the parts, runs the loop and writes what the stage made.
 
 Called on every worker of a launcher (Ray Train, torchrun or deepspeed).
 """
@@ -59,11 +58,7 @@ def run_stage(
     stalled: Callable[[str], None] | None = None,
     system_of: SystemOf = default_system_of,
 ) -> StageRecord | None:
-    """Trains one stage to its end, from its last checkpoint.
-
-    Args:
-        stalled: called with the reason before the watchdog ends this process.
-        system_of: the system of the recipe's kind of model.
+    """Trains one stage to its end, from its last checkpoint, with the arguments of `run_stages`.
 
     Returns:
         The stage's record, or None when a stop was requested first (a checkpoint is saved).
@@ -85,9 +80,8 @@ def _train(
     system: System,
 ) -> None:
     rank, world_size = launched_as()
-    with Watchdog(
-        folder.stacks, rank=rank, world_size=world_size, seconds=recipe.watchdog_seconds
-    ) as watchdog:
+    seconds = recipe.watchdog_seconds
+    with Watchdog(folder.stacks, rank=rank, world_size=world_size, seconds=seconds) as watchdog:
         if stalled is not None:
             watchdog.before_end(lambda: stalled(end_reason(folder)))
         with build_stage(recipe, folder, system, watchdog) as stage:
@@ -98,9 +92,7 @@ def _train(
 def build_stage(
     recipe: TrainingRecipe, folder: StagePaths, system: System, watchdog: Watchdog
 ) -> Iterator[Stage]:
-    """The parts of a stage on this worker, closed when the block or the building fails or ends.
-
-    Every worker must enter it at the same time.
+    """The parts of a stage, closed when the block ends; every worker must enter it together.
 
     Raises:
         FlowmapsrError: a dataset, weights or settings that do not fit each other.
@@ -211,8 +203,7 @@ class Stage:
         fields, pin = self.system.batch_fields(settings), inputs.device.type == "cuda"
         reader = BatchReader(self.shards, schedule, manifest.codec, fields=fields, pin=pin)
         return Loop(
-            settings=settings,
-            seed=recipe.seed,
+            inputs=inputs,
             origin=CheckpointOrigin(
                 stage=settings.name,
                 recipe_digest=recipe.digest(fixed=True),
@@ -229,9 +220,6 @@ class Stage:
                 keep=settings.keep_checkpoints,
                 keep_every_steps=settings.keep_every_steps,
             ),
-            device=inputs.device,
-            paths=self.folder,
-            image_every_steps=recipe.image_every_steps,
             pictures=lambda: self.built.pictures(self.preview),
             reporter=reporter,
             stop_requested=stop_requested,
@@ -246,7 +234,7 @@ class Stage:
                 checkpointed=settings.gradient_checkpointing,
                 enabled=self.rank == 0,
             ),
-            system=HostMetrics(self.folder.run, self.workers, rank=self.rank),
+            hosts=HostMetrics(self.folder.run, self.workers, rank=self.rank),
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
         )

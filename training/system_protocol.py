@@ -47,12 +47,8 @@ class StageInputs:
         return self.recipe.stage(self.folder.name)
 
     def engine(self, module: nn.Module, settings: StageSettings | None = None) -> Engine:
-        """The module on this worker's device, ready to train; every worker must call it.
-
-        Args:
-            settings: the stage's own when None.
-        """
-        own = self.settings if settings is None else settings
+        """The module on this worker's device, ready to train; every worker must call it."""
+        own = settings or self.settings
         return Engine(module, own, device=self.device, world_size=self.world_size)
 
     def config_fields(self) -> dict[str, Any]:
@@ -80,11 +76,8 @@ class SystemStage(Protocol):
         """What MLflow shows of the model beside its settings."""
 
     def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
-        """Pictures by name of the model with its current weights; every worker must call it.
-
-        Args:
-            preview: the samples to draw; None on workers that draw nothing.
-        """
+        """Pictures by name of the model with its current weights; every worker must call it, those
+        that draw nothing with None."""
 
     def save(self, folder: Path) -> None:
         """Writes the model folder, with whole parameters; only the first worker calls it."""
@@ -104,11 +97,8 @@ class Restorer(Protocol):
         """Both sides of an image must be multiples of this."""
 
     def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
-        """LQ images at their target size (B, 3, H, W) in [-1, 1] -> HQ estimates, alike.
-
-        Args:
-            steps: network evaluations, 1 or more.
-        """
+        """LQ images at their target size (B, 3, H, W) in [-1, 1] -> HQ estimates, alike, by `steps`
+        network evaluations, 1 or more."""
 
 
 @dataclass(frozen=True)

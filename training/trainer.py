@@ -38,7 +38,7 @@ class Term:
 
     @classmethod
     def of(cls, values: Tensor) -> Term:
-        """The term of single samples' values (n,); n may be 0."""
+        """The term of samples' values (n,); n may be 0."""
         return cls(values.detach().sum(), len(values))
 
 
@@ -158,7 +158,6 @@ class ObjectiveTrainer:
         return self.engine.gradient_norm
 
     def step_kind(self, step: int) -> str:
-        """Always the same: every step updates the one network."""
         return "update"
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:

@@ -71,8 +71,7 @@ def degraded_photos(
 def evaluate(
     model: str, settings: EvaluationSettings, *, system_of: SystemOf = default_system_of
 ) -> list[EvaluationRow]:
-    """The evaluation table of a model or run folder: bicubic and every number of steps, at every
-    scale.
+    """The table of a model or run folder: bicubic and every number of steps, at every scale.
 
     Raises:
         FlowmapsrError: no model or no photo there.
@@ -99,8 +98,7 @@ def _row(
         if upscaler is None:
             result = bicubic(photo.small, (width, height))
         else:
-            enlarged = upscaler.enlarge(photo.small, (width, height))
-            result = upscaler.restore(enlarged, steps=steps)
+            result = upscaler.restore(upscaler.enlarge(photo.small, (width, height)), steps=steps)
         seconds.append(time.perf_counter() - start)
         psnr.append(peak_signal_noise_ratio(photo.original, result, data_range=255))
         ssim.append(rgb_ssim(photo.original, result))
@@ -116,14 +114,5 @@ def _row(
 
 def rgb_ssim(original: np.ndarray, result: np.ndarray) -> float:
     """SSIM with the Gaussian window of Wang et al. (2004), mean over the colors."""
-    return float(
-        structural_similarity(
-            original,
-            result,
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(original, result, channel_axis=2, data_range=255, **window))

@@ -36,9 +36,8 @@ class Conditions:
 
     def on(self, device: torch.device) -> Conditions:
         """The same on `device`, for the network."""
-        return Conditions(
-            self.prompt.to(device, non_blocking=True), self.w.to(device, non_blocking=True)
-        )
+        prompt, w = (each.to(device, non_blocking=True) for each in (self.prompt, self.w))
+        return Conditions(prompt, w)
 
     def at(self, rows: Tensor) -> Conditions:
         return Conditions(self.prompt[rows], self.w[rows])

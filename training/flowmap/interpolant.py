@@ -58,18 +58,11 @@ def flow_map(u: Velocity, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(u: Velocity, x1: Tensor, steps: int) -> Tensor:
-    """Few-step inference (eq. 13): x_{k+1} = X_{t_k, t_{k+1}}(x_k) over `steps` equal intervals
-    from t = 1 to t = 0.
-
-    Args:
-        x1: LQ latents (B, C, h, w).
-        steps: network evaluations (NFE), 1 or more.
-    """
+    """Few-step inference (eq. 13): x_{k+1} = X_{t_k, t_{k+1}}(x_k) over equal intervals from t = 1
+    to t = 0, from LQ latents x1 (B, C, h, w). A step is a network evaluation (NFE)."""
     x = x1
-    grid = torch.linspace(1.0, 0.0, steps + 1).tolist()
-    for start, end in itertools.pairwise(grid):
-        t, s = x.new_full((len(x),), start), x.new_full((len(x),), end)
-        x = flow_map(u, x, t, s)
+    for start, end in itertools.pairwise(torch.linspace(1.0, 0.0, steps + 1).tolist()):
+        x = flow_map(u, x, x.new_full((len(x),), start), x.new_full((len(x),), end))
     return x
 
 
@@ -86,11 +79,8 @@ def sample_times(
     L_FM pairs have t uniform on T_k and s = t. L_SD pairs have, for kind `shortcut`, t uniform on
     T_k without 0 and s = t - 2^-k; for kind `uniform`, two different points of T_k. The share is
     kept inside the batch: n * share samples train L_FM, a fractional count being rounded up or down
-    at random so that its mean is exact.
-
-    Returns:
-        Times with shape (n,), float32, in random order, on the generator's device: the host's, as
-        the host must know which samples train what.
+    at random so that its mean is exact. Times are float32, in random order, on the generator's
+    device: the host's, as the host must know which samples train what.
     """
     device = generator.device
     rand = torch.rand(4, n, generator=generator, device=device, dtype=torch.float64)

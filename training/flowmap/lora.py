@@ -21,11 +21,8 @@ _NEAR = 3
 
 def check_targets(net: FlowMapNet, targets: Sequence[str]) -> None:
     """Raises `FlowmapsrError` for a name that matches no layer, with the names near it."""
-    layers = [
-        name
-        for name, module in net.unet.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    modules = net.unet.named_modules()
+    layers = [name for name, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)]
     known = sorted({_short(name) for name in layers})
     for target in targets:
         if any(name == target or name.endswith("." + target) for name in layers):
@@ -52,26 +49,20 @@ def add_lora(net: FlowMapNet, *, rank: int, targets: Sequence[str]) -> None:
     """
     check_targets(net, targets)
     net.requires_grad_(False)
-    _inject(net, rank=rank, targets=targets)
+    _inject(net, rank=rank, targets=targets, scale=1)
 
 
-def _inject(net: FlowMapNet, *, rank: int, targets: Sequence[str]) -> LoraModel:
+def _inject(net: FlowMapNet, *, rank: int, targets: Sequence[str], scale: float) -> LoraModel:
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    # alpha = rank: the LoRA acts at scale 1 while it is trained.
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+    config = LoraConfig(r=rank, lora_alpha=scale * rank, target_modules=list(targets))
     return LoraModel(net.unet, config, ADAPTER)
 
 
 def split_weights(net: FlowMapNet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a network with or without LoRA, detached and on the CPU.
-
-    Returns:
-        base: named as in a network without LoRA.
-        lora: `<layer>.lora_A.weight` (rank, inputs, ...) and `<layer>.lora_B.weight`; empty where
-            there is no LoRA.
-    """
+    """The weights on the CPU: those of the base, named as in a network without LoRA, and
+    `<layer>.lora_A.weight` (rank, inputs, ...) and `<layer>.lora_B.weight`, if there are any."""
     base, lora = {}, {}
     for name, tensor in net.state_dict().items():
         weights = tensor.detach().cpu().contiguous()
@@ -91,16 +82,11 @@ def merge_lora(
     Raises:
         RuntimeError: the weights are not those of this network's LoRA.
     """
-    tuner = _inject(net, rank=rank, targets=targets)
+    tuner = _inject(net, rank=rank, targets=targets, scale=scale)
     named = {name.replace(".weight", f".{ADAPTER}.weight"): w for name, w in weights.items()}
     wanted = {name for name in net.state_dict() if ".lora_" in name}
     if wanted != named.keys():
         raise RuntimeError(f"LoRA of other layers: {sorted(wanted ^ named.keys())[:_NEAR]}")
     net.load_state_dict(named, strict=False)
-    from peft.tuners.lora import LoraLayer
-
-    for module in net.modules():
-        if isinstance(module, LoraLayer):
-            module.set_scale(ADAPTER, scale)
     tuner.merge_and_unload()
     net.requires_grad_(True)

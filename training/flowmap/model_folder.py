@@ -59,10 +59,8 @@ def save_model(folder: Path, net: FlowMapNet, config: FlowMapConfig, *, prompts:
 def load_net(
     folder: Path, config: FlowMapConfig, device: torch.device, *, lora_scale: float | None = None
 ) -> FlowMapNet:
-    """The network with its weights, float32, in evaluation mode.
-
-    Args:
-        lora_scale: strength of the LoRA, which is merged into the weights; the config's when None.
+    """The network with its weights, float32, in evaluation mode; a LoRA is merged into them at
+    `lora_scale`, the config's when None.
 
     Raises:
         FlowmapsrError: files that do not fit, or a `lora_scale` for a model without LoRA.

@@ -41,7 +41,7 @@ class FlowMapNet(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, s: Tensor, prompt: Tensor | None = None, w: Tensor | None = None
     ) -> Tensor:
-        """u(x, t, s, c[, w]).
+        """u(x, t, s, c[, w]): average velocity (B, C, h, w), float32 whatever the weights are.
 
         Args:
             x: latents (B, C, h, w), h and w multiples of `downsample`.
@@ -49,9 +49,6 @@ class FlowMapNet(nn.Module):
             prompt: indices (B,) into the prompt embeddings; the positive one when None.
             w: guidance strengths (B,); 1, which is none, when None. Only used with
                 `guidance_conditioning`.
-
-        Returns:
-            Average velocity (B, C, h, w), float32 whatever the dtype of the weights.
         """
         dtype = self.unet.conv_in.weight.dtype
         if prompt is None:

@@ -1,6 +1,5 @@
-"""The regression target of every sample of a batch, by the network itself without gradient.
-
-Joins the pure targets with the network's conditions, and evaluates it only on samples that need it.
+"""The regression target of every sample of a batch, by the network itself without gradient, which
+is evaluated only on samples that need it.
 """
 
 from __future__ import annotations

@@ -13,15 +13,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import SUFFIXES
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
+FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """What can be written; photos of other formats become PNG."""
 JPEG_QUALITY = 95
 DEMO_RUN = Path("demo-output") / "run"
@@ -109,7 +101,7 @@ def upscale_all(
 
 def encode(image: Image.Image, suffix: str) -> bytes:
     """The picture in the format of `suffix`; where that has no transparency, on white."""
-    name = FORMATS[suffix.lower()]
+    name = Image.registered_extensions()[suffix.lower()]
     if name in ("JPEG", "BMP") and image.mode in ("RGBA", "LA"):
         image = _on_white(image)
     options = {"quality": JPEG_QUALITY, "subsampling": 0} if name == "JPEG" else {}

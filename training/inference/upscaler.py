@@ -1,4 +1,4 @@
-"""A photo and a scale to a larger photo: `Upscaler.from_pretrained(folder).upscale(image, scale=4,
+"""A photo and a scale to a larger one: `Upscaler.from_pretrained(folder).upscale(image, scale=4,
 steps=2)`.
 
 Resizes to the target size as in training and lets the model restore the pixels. Alpha, gray and
@@ -29,12 +29,9 @@ class Upscaler:
     """A trained model ready to enlarge pictures."""
 
     def __init__(self, restorer: Restorer, *, method: str) -> None:
-        """
-        Args:
-            method: the system's name, for tables of results.
-        """
         self.restorer = restorer
         self.method = method
+        """The system's name, for tables of results."""
         self.config = restorer.config
         self._mode = trained_resize(self.config.degradation)
 
@@ -54,7 +51,6 @@ class Upscaler:
             device: torch device; the first GPU where there is one, else the CPU.
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
-            system_of: the system of the model's kind.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -67,12 +63,8 @@ class Upscaler:
         return cls(system.load(folder, place, strengths), method=system.name)
 
     def upscale(self, image: np.ndarray, *, scale: float, steps: int) -> np.ndarray:
-        """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3).
-
-        Args:
-            scale: enlargement, 1 or more, not necessarily whole.
-            steps: network evaluations, 1 or more.
-        """
+        """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
+        from 1 on, by `steps` network evaluations."""
         height, width = image.shape[:2]
         target = (max(1, round(width * scale)), max(1, round(height * scale)))
         return self.restore(self.enlarge(image, target), steps=steps)
@@ -115,8 +107,7 @@ class Upscaler:
         if (decoded.rgb == decoded.rgb[..., :1]).all():
             picture = picture.convert("L")
         if decoded.alpha is not None:
-            size = (rgb.shape[1], rgb.shape[0])
-            picture.putalpha(Image.fromarray(bicubic(decoded.alpha, size)))
+            picture.putalpha(Image.fromarray(bicubic(decoded.alpha, picture.size)))
         return picture
 
 
@@ -146,7 +137,5 @@ def _pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
 
 def _out_of_memory(error: Exception) -> bool:
     # torch's CPU allocator says so only in the text of a RuntimeError.
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-    )
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -30,11 +30,14 @@ LINEARS_URL = (
     "vgg.pth"
 )
 DOWNLOADED = "flowmapsr-lpips-vgg16.safetensors"
+REMEDY = (
+    "set it to a safetensors file with the VGG-16 features and LPIPS layers, or set "
+    "perceptual.kind to charbonnier or none"
+)
 
 
 class LpipsDistance(nn.Module):
-    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit-normalized
-    features."""
+    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit features."""
 
     shift: Tensor
     scale: Tensor
@@ -74,17 +77,13 @@ class LpipsDistance(nn.Module):
             FlowmapsrError: no such file, or other tensors in it; names the setting.
         """
         if not Path(path).is_file():
-            raise FlowmapsrError(
-                f"perceptual.weights: no file {path}; give a safetensors file with the "
-                "VGG-16 features and LPIPS layers, or set perceptual.kind to charbonnier or none"
-            )
+            raise FlowmapsrError(f"perceptual.weights: no file {path}; {REMEDY}")
         distance = cls()
         try:
             distance.load_state_dict(safetensors.torch.load_file(path))
         except (RuntimeError, safetensors.SafetensorError) as error:
-            raise FlowmapsrError(
-                f"perceptual.weights: {path} has no LPIPS weights: {error}"
-            ) from error
+            message = f"perceptual.weights: {path} has no LPIPS weights: {error}"
+            raise FlowmapsrError(message) from error
         return distance
 
 
@@ -115,19 +114,14 @@ def _download(path: Path) -> None:
     except (OSError, URLError) as error:
         raise FlowmapsrError(
             f"perceptual.weights is not set, and the weights for {path} could not be downloaded "
-            f"({error}): set it to a safetensors file with the VGG-16 features and LPIPS layers, "
-            "or set perceptual.kind to charbonnier or none"
+            f"({error}): {REMEDY}"
         ) from error
     storage.write_bytes(str(path), safetensors.torch.save(convert_weights(vgg, linears)))
 
 
 def convert_weights(vgg: dict[str, Tensor], linears: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's VGG-16 and lpips' linear layers under the names of `LpipsDistance`.
-
-    Args:
-        vgg: `features.0.weight` ... of torchvision; its classifier is ignored.
-        linears: `lin0.model.1.weight` ... `lin4.model.1.weight` of the lpips package.
-    """
+    """torchvision's VGG-16 (`features.0.weight` ...) and the lpips package's linear layers
+    (`lin0.model.1.weight` ...) under the names of `LpipsDistance`."""
     with torch.device("meta"):
         ours = LpipsDistance().slices.state_dict()
     names = [name.removesuffix(".weight") for name in ours if name.endswith(".weight")]

@@ -6,6 +6,7 @@ Missing weights of a distance are an error; another distance never replaces it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,27 +21,23 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Prediction and original (B, 3, H, W), in [-1, 1] -> distance (B,)."""
 
 
+@dataclass(frozen=True)
 class PatchPerceptualLoss:
     """lambda(t) * distance on the same random patch of decoded prediction and HQ pixels, where
     lambda(t) = strength * (1 - t)."""
 
-    def __init__(self, distance: Distance, codec: Codec, *, strength: float, patch: int) -> None:
-        self.distance = distance
-        self.codec = codec
-        self.strength = strength
-        self.patch = patch
+    distance: Distance
+    codec: Codec
+    strength: float
+    patch: int
+    """Side, pixels."""
 
     def __call__(self, x0: Tensor, pixels: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-        """lambda(t) * distance, (B,); B may be 0.
+        """Predicted HQ latents x0 (B, C, h, w) and HQ pixels (B, 3, H, W), uint8, with
+        H = downsample * h, to lambda(t) * distance (B,); B may be 0.
 
         The decoder's activations are recomputed in the backward pass: at 512 pixels they would fill
         a GPU.
-
-        Args:
-            x0: predicted HQ latents (B, C, h, w).
-            pixels: HQ pixels (B, 3, H, W), uint8, H = downsample * h.
-            t: times (B,).
-            generator: draws the patch's position.
         """
         if not len(x0):
             return x0.new_zeros(0)

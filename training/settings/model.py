@@ -16,8 +16,6 @@ NEGATIVE_PROMPT = (
     "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, "
     "oversmooth"
 )
-
-
 DEFAULT_KIND: Literal["flowmap"] = "flowmap"
 """Kind of recipes and model folders without one, which are older than the second kind."""
 

@@ -141,18 +141,22 @@ class TrainingRecipe(Settings):
         """Where a stage's weights come from: its `init_from`, else the name of the stage before,
         else None for random ones."""
         index = [stage.name for stage in self.stages].index(name)
-        chosen = self.stages[index].init_from
-        if chosen is not None:
-            return chosen
-        return self.stages[index - 1].name if index else None
+        before = self.stages[index - 1].name if index else None
+        return self.stages[index].init_from or before
 
     def _check_order(self) -> None:
         """Raises ValueError for stages that cannot follow each other, with the fix."""
         for index, stage in enumerate(self.stages):
             earlier = [before.name for before in self.stages[:index]]
+            listed = ", ".join(earlier) or "none"
             source = self.initial_weights_of(stage.name)
             if source is not None and is_stage(source) and source not in earlier:
-                raise ValueError(_no_such_stage(stage.name, source, earlier))
+                close = difflib.get_close_matches(source, earlier, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"earlier: {listed}"
+                raise ValueError(
+                    f"stage {stage.name!r}: init_from {source!r} is no earlier stage ({hint}); "
+                    "write a folder with a slash, such as ./folder"
+                )
             if stage.adversarial is not None:
                 self._check_trained(stage.name)
 
@@ -170,12 +174,3 @@ class TrainingRecipe(Settings):
                 "two steps, and nothing before it learns steps. Put a self_distillation stage "
                 "before it, or set its init_from to a trained model"
             )
-
-
-def _no_such_stage(name: str, source: str, earlier: list[str]) -> str:
-    close = difflib.get_close_matches(source, earlier, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"earlier: {', '.join(earlier) or 'none'}"
-    return (
-        f"stage {name!r}: init_from {source!r} is no earlier stage ({hint}); write a folder "
-        "with a slash, such as ./folder"
-    )

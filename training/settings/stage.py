@@ -117,12 +117,10 @@ class StageSettings(Settings):
 
     def batch_size(self, budget: Budget | None = None) -> BatchSize:
         """The batch size of a budget's steps; of all steps where there are no budgets."""
-        own = BatchSize(self.global_batch, self.micro_batch)
         if budget is None:
-            return own
+            return BatchSize(self.global_batch, self.micro_batch)
         return BatchSize(
-            own.global_batch if budget.global_batch is None else budget.global_batch,
-            own.micro_batch if budget.micro_batch is None else budget.micro_batch,
+            budget.global_batch or self.global_batch, budget.micro_batch or self.micro_batch
         )
 
     @property
@@ -152,10 +150,7 @@ class StageSettings(Settings):
                 "offload=optimizer needs an optimizer that ZeRO shards: set a zero_stage "
                 "of 1, 2 or 3, or offload=none"
             )
-        if (
-            self.keep_every_steps is not None
-            and self.keep_every_steps % self.checkpoint_every_steps
-        ):
+        if (self.keep_every_steps or 0) % self.checkpoint_every_steps:
             raise ValueError(
                 f"keep_every_steps {self.keep_every_steps} is not a multiple of "
                 f"checkpoint_every_steps {self.checkpoint_every_steps}: no checkpoint would be "
