@@ -23,14 +23,10 @@ from datagen.settings import FilterSettings, ImageSettings
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
 )
-"""Lower-case suffixes of image files."""
-
+# Decoders allowed for untrusted input: some of Pillow's others start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""Decoders allowed for untrusted input: some of Pillow's others start programs."""
-_MAGIC = 16
-"""Bytes by which Pillow recognizes a format."""
-_MAX_PIXELS = 178_956_970
-"""Pillow's limit for decompression bombs; photos of 100 megapixels are real."""
+_MAGIC = 16  # bytes by which Pillow recognizes a format
+_MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
 _BACKGROUND = {"white": 255, "black": 0}
 _DEFAULTS = ImageSettings()
 
@@ -40,7 +36,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageRejected(FlowmapsrError):
-    """An image that cannot be used; `reason` is short, lower case and stable, for counting."""
+    """An image that cannot be used; `reason` is short and stable, for counting."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -126,10 +122,9 @@ def decode_image(data: bytes, images: ImageSettings = _DEFAULTS) -> DecodedImage
         image.load()
         alpha = alpha_of(image)
         rgb = to_srgb(image)
-    upright = np.ascontiguousarray(_upright(rgb, turn))
-    if alpha is None or int(alpha.min()) == 255:
-        return DecodedImage(upright, None)
-    return DecodedImage(upright, np.ascontiguousarray(_upright(alpha, turn)))
+    if alpha is not None:
+        alpha = None if int(alpha.min()) == 255 else _upright(alpha, turn)
+    return DecodedImage(_upright(rgb, turn), alpha)
 
 
 def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
@@ -139,7 +134,6 @@ def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
 
 
 def _header(head: bytes, complete: bool) -> ImageHeader:
-    """Raises HeaderIncomplete if the header is longer than `head`."""
     if not complete and head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         header = webp_header(head)
         if header is None:
@@ -177,7 +171,6 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
 
 
 def _known_format(start: bytes) -> bool:
-    """Whether any of the decoders accepts a file that begins like this."""
     Image.init()
     accepting = (Image.OPEN[name][1] for name in _FORMATS)
     return any(accept is not None and accept(start) is True for accept in accepting)
@@ -226,13 +219,10 @@ def _decoder_errors() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageRejected("too large") from error
     except DECODER_ERRORS as error:
-        raise ImageRejected(_reason(str(error).lower())) from error
-
-
-def _reason(message: str) -> str:
-    if "decompressed data too large" in message:  # a bomb in the text or profile of a PNG
-        return "too large"
-    return "truncated" if "truncated" in message else "corrupt"
+        message = str(error).lower()
+        if "decompressed data too large" in message:  # a bomb in the text or profile of a PNG
+            raise ImageRejected("too large") from error
+        raise ImageRejected("truncated" if "truncated" in message else "corrupt") from error
 
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
@@ -243,4 +233,4 @@ def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
         pixels = pixels[::-1]
     if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    return pixels
+    return np.ascontiguousarray(pixels)

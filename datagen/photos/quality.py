@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
+from PIL import Image, JpegImagePlugin
 
 SHARPNESS_SIDE = 512
 """Photos are shrunk to this side's square in pixels before their sharpness is measured."""
-
-# ISO/IEC 10918-1 (JPEG), table K.1, luminance, row by row.
-_STANDARD_LUMA = np.array(
-    [
-        [16, 11, 10, 16, 24, 40, 51, 61],
-        [12, 12, 14, 19, 26, 58, 60, 55],
-        [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62],
-        [18, 22, 37, 56, 68, 109, 103, 77],
-        [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101],
-        [72, 92, 95, 98, 112, 100, 103, 99],
-    ]
-).ravel()
 
 
 def sharpness(pixels: np.ndarray) -> float:
@@ -52,9 +41,13 @@ def jpeg_quality(luma_table: Sequence[int]) -> int:
     return 100 - int(np.argmin(distances[::-1]))
 
 
+@lru_cache(maxsize=1)
 def _libjpeg_tables() -> np.ndarray:
-    """float64 (100, 64): the luma table of each quality (libjpeg, jpeg_quality_scaling)."""
-    quality = np.arange(1, 101)
-    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    scaled = (_STANDARD_LUMA * percent[:, None] + 50) // 100
-    return np.clip(scaled, 1, 255).astype(np.float64)
+    """float64 (100, 64): the luma table of each quality, as libjpeg writes it."""
+    tables = []
+    for quality in range(1, 101):
+        file = io.BytesIO()
+        Image.new("L", (8, 8)).save(file, "JPEG", quality=quality)
+        file.seek(0)
+        tables.append(JpegImagePlugin.JpegImageFile(file).quantization[0])
+    return np.array(tables, np.float64)

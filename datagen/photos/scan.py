@@ -10,8 +10,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, TypeVar
 
 from datagen.io import storage
@@ -42,33 +43,30 @@ class ScannedPhoto(NamedTuple):
     """Digest of the first bytes: equal files have equal heads."""
 
 
+@dataclass(frozen=True)
 class HeaderReader:
     """Reads the header of every file of a chunk, in its order."""
 
-    def __init__(self, images: ImageSettings, filters: FilterSettings) -> None:
-        self._images = images
-        self._filters = filters
+    images: ImageSettings
+    filters: FilterSettings
 
     def __call__(self, chunk: Sequence[SourceFile]) -> list[ScannedPhoto | Rejection]:
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(self._read, chunk))
 
     def _read(self, file: SourceFile) -> ScannedPhoto | Rejection:
+        read = partial(read_header, images=self.images, filters=self.filters)
         try:
             head = read_head(file, HEAD_BYTES)
-            width, height = self._size(file, head)
+            try:
+                width, height = read(head, complete=file.bytes <= len(head))
+            except HeaderIncomplete:
+                width, height = read(read_photo(file), complete=True)
         except ImageRejected as error:
             return Rejection(uri=file.uri, reason=error.reason)
         except storage.NotFoundError:
             return Rejection(uri=file.uri, reason="missing")
         return ScannedPhoto(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
-
-    def _size(self, file: SourceFile, head: bytes) -> tuple[int, int]:
-        read = partial(read_header, images=self._images, filters=self._filters)
-        try:
-            return read(head, complete=file.bytes <= len(head))
-        except HeaderIncomplete:
-            return read(read_photo(file), complete=True)
 
 
 def hash_contents(chunk: Sequence[SourceFile]) -> list[str]:
@@ -109,9 +107,7 @@ def scan_and_dedupe(
     """Reads all headers and drops exact duplicates.
 
     Only files of equal size and equal first bytes, or of the size of known content, are hashed.
-
-    Args:
-        known_hashes: SHA-256 -> size in bytes of content that the dataset has already.
+    `known_hashes` are SHA-256 and bytes of content that the dataset has already.
     """
     scanned: list[ScannedPhoto] = []
     rejected: list[tuple[SourceFile, str]] = []
@@ -153,6 +149,5 @@ def _hashes(
         if len(group) > 1 or size in known_sizes
         for file in group
     ]
-    results = map_chunks(hash_contents, chunked(suspects))
-    digests = (digest for chunk in results for digest in chunk)
+    digests = chain.from_iterable(map_chunks(hash_contents, chunked(suspects)))
     return {file.uri: digest for file, digest in zip(suspects, digests, strict=True)}

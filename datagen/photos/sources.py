@@ -59,8 +59,8 @@ def _list_one(source: str, exclude: str | None) -> Iterator[SourceFile | Rejecti
     count = images = 0
     for item in _expand(source, exclude):
         count += 1
-        images += not isinstance(item, storage.Entry)
         if not isinstance(item, storage.Entry):
+            images += 1
             yield item
     if not images:
         raise FlowmapsrError(
@@ -79,8 +79,9 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
             continue
         name = PurePosixPath(entry.uri)
         hidden, suffix = name.name.startswith("."), name.suffix.lower()
-        if not _is_text(entry.uri):
-            readable = os.fsencode(entry.uri).decode(errors="backslashreplace")
+        # On a disk a name may be invalid UTF-8, which cannot be stored as text.
+        readable = entry.uri.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        if readable != entry.uri:
             yield Rejection(uri=readable, reason="name is not UTF-8")
         elif suffix == ARCHIVE and not hidden:
             yield from scan_archive(entry.uri, entry.stamp)
@@ -88,15 +89,6 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
             yield SourceFile(entry.uri, entry.bytes, entry.stamp)
         else:
             yield entry
-
-
-def _is_text(name: str) -> bool:
-    """Whether the name can be stored as text: on a disk it may be invalid UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection | storage.Entry]:
