@@ -10,6 +10,7 @@ less Prefect, whose loss has tests of its own.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -20,7 +21,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from datagen.build.in_process import build_in_process
@@ -34,14 +34,9 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.flows.dataset import finish_step, shards_step
 from pipelines.recipes.load import dataset_recipe
-from tests.benchmarks.chaos_processes import (
-    descendants,
-    head_words,
-    kill_tree,
-    name_cluster,
-    start_ray,
-    title,
-)
+from tests.support.ports import free_port
+from tests.support.processes import kill_tree
+from tests.support.ray_processes import head_words, ray_actors, start_node
 
 KILLS = 200
 KILLS_A_BUILD = 20
@@ -89,7 +84,13 @@ class Chaos:
         self.folder = folder
         self.rng = rng
         self.killed: Counter[str] = Counter()
-        self.node = start_node(folder)
+        self.node = self._start_cluster()
+
+    def _start_cluster(self) -> subprocess.Popen[bytes]:
+        """A cluster of one node; the environment points drivers there."""
+        address = f"127.0.0.1:{free_port()}"
+        os.environ.update(RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+        return start_node(*head_words(address), "--num-cpus=2", log=self.folder / "ray.log")
 
     def build(self, name: str, kills: int) -> int:
         """Builds under fire until it succeeds; the number of starts that took."""
@@ -101,7 +102,7 @@ class Chaos:
             driver = start_driver(path, self.folder / f"{name}.log")
             while driver.poll() is None:
                 time.sleep(self.rng.expovariate(1 / 0.5))
-                if left and self._working() and driver.poll() is None:
+                if left and ray_actors("_ShardWorker", self.node) and driver.poll() is None:
                     left -= self._kill(driver)
             if driver.returncode == 0:
                 return starts
@@ -113,7 +114,7 @@ class Chaos:
     def _kill(self, driver: subprocess.Popen[bytes]) -> int:
         victim = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
         if victim == "worker":
-            workers = self._working()
+            workers = ray_actors("_ShardWorker", self.node)
             if not workers:
                 return 0
             self.rng.choice(workers).kill()
@@ -122,12 +123,9 @@ class Chaos:
             driver.wait()
         if victim == "machine":
             kill_tree(self.node)
-            self.node = start_node(self.folder)
+            self.node = self._start_cluster()
         self.killed[victim] += 1
         return 1
-
-    def _working(self) -> list[psutil.Process]:
-        return [one for one in descendants(self.node) if "_ShardWorker" in title(one)]
 
     def stop(self) -> None:
         kill_tree(self.node)
@@ -152,12 +150,6 @@ def start_driver(path: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-
-
-def start_node(folder: Path) -> subprocess.Popen[bytes]:
-    """A cluster of one node; the environment points drivers there."""
-    address = name_cluster()
-    return start_ray(*head_words(address), "--num-cpus=2", log=folder / "ray.log")
 
 
 def write_photos(folder: Path) -> None:

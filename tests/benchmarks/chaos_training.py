@@ -29,15 +29,10 @@ import torch
 from datagen.build.in_process import build_in_process
 from datagen.io.lock import TRAINING, output_lock
 from pipelines.cluster.train_launcher import training_workers
-from tests.benchmarks.chaos_processes import (
-    descendants,
-    head_words,
-    kill_tree,
-    name_cluster,
-    start_ray,
-    title,
-    waited,
-)
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
+from tests.support.processes import kill_tree
+from tests.support.ray_processes import head_words, ray_actors, start_node
 from tests.support.tiny import DISTILL, MODEL, WARMUP, dataset_recipe, write_photos
 from training.loop import LOG_EVERY
 from training.preflight import check_run
@@ -86,14 +81,15 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = name_cluster()
+        self.address = f"127.0.0.1:{free_port()}"
+        os.environ.update(RAY_ADDRESS=self.address, RAY_AUTH_MODE="disabled")
         words = (*head_words(self.address), "--num-cpus=0")
-        self.head = start_ray(*words, log=folder / "head.log")
+        self.head = start_node(*words, log=folder / "head.log")
         self.nodes = [self._node(index) for index in range(2)]
 
     def _node(self, index: int) -> subprocess.Popen[bytes]:
         log = self.folder / f"node{index}.log"
-        return start_ray(f"--address={self.address}", "--num-cpus=1", log=log)
+        return start_node(f"--address={self.address}", "--num-cpus=1", log=log)
 
     def replace(self, index: int) -> None:
         """Takes a node away for good and lets a new one join."""
@@ -102,8 +98,7 @@ class Cluster:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
-        below = [one for node in (self.head, *self.nodes) for one in descendants(node)]
-        return [one for one in below if "RayTrainWorker" in title(one)]
+        return ray_actors("RayTrainWorker", self.head, *self.nodes)
 
     def stop(self) -> None:
         for node in (*self.nodes, self.head):
@@ -137,7 +132,7 @@ class Chaos:
 
     def _wait_for_progress(self, driver: subprocess.Popen[bytes], run: Path) -> None:
         before = _progress(run)
-        waited(lambda: driver.poll() is not None or _progress(run) != before, seconds=300)
+        eventually(lambda: driver.poll() is not None or _progress(run) != before, seconds=600)
         time.sleep(self.rng.uniform(0, 2))
 
     def _kill(self, driver: subprocess.Popen[bytes], run: Path) -> None:

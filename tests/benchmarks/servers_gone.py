@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +25,11 @@ import psutil
 from mlflow import MlflowClient
 
 from tests.benchmarks.build import build_demo_dataset
+from tests.support.eventually import eventually
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
-from tests.support.prefect_servers import Server, kill, running_server
+from tests.support.prefect_servers import Server, running_server
+from tests.support.processes import kill_tree
 from training.run_dir.paths import METRICS_JOURNAL
 from training.tracking.mlflow_client import RunNames
 
@@ -89,7 +91,7 @@ def _train(folder: Path, prefect: Server) -> tuple[list[Phase], int]:
     try:
         for _ in range(ROUNDS):
             with mlflow_server(folder, port) as mlflow:
-                _wait(lambda: _steps(run) > 60, training)
+                eventually(lambda: _steps(run) > 60, training, seconds=300, poll=1)
                 for server, name in ((mlflow, "MLflow"), (prefect.process, "Prefect")):
                     phase(BOTH)
                     with frozen(server):
@@ -98,7 +100,7 @@ def _train(folder: Path, prefect: Server) -> tuple[list[Phase], int]:
             phase("MLflow killed")
         with mlflow_server(folder, port):
             phase(BOTH)
-            kill(prefect.process)
+            kill_tree(prefect.process)
             phase("Prefect killed")
             training.send_signal(signal.SIGTERM)
             training.wait(timeout=120)
@@ -153,13 +155,6 @@ def _lost(run: Path, client: MlflowClient) -> int:
     history = client.get_metric_history(names.stages["warmup"], "perf/images_per_second")
     told, sent = [one["step"] for one in _reports(run)], [point.step for point in history]
     return 0 if told == sent else max(1, len(set(told) ^ set(sent)))
-
-
-def _wait(true: Callable[[], bool], training: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert training.poll() is None and time.monotonic() < deadline
-        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 
-
-class Running(Protocol):
-    """A `Popen` or a `ForkedLauncher`."""
-
-    def poll(self) -> int | None: ...
+from tests.support.processes import Process
 
 
 def eventually(
     condition: Callable[[], object],
-    process: Running | None = None,
+    process: Process | None = None,
     *,
     seconds: float = 240,
     poll: float = 0.05,

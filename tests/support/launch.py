@@ -18,29 +18,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
-
-import psutil
+from typing import Any
 
 from tests.support.ports import free_port
+from tests.support.processes import Process
 from training.settings.recipe import TrainingRecipe
 
 ROOT = Path(__file__).parents[2]
-
-
-class Process(Protocol):
-    """What tests do with a launcher: a real `Popen`, or `ForkedLauncher`."""
-
-    pid: int
-    returncode: int | Any
-
-    def poll(self) -> int | None: ...
-
-    def communicate(self, *, timeout: float | None = None) -> tuple[str, Any]: ...
-
-    def send_signal(self, sig: int) -> None: ...
-
-    def kill(self) -> None: ...
 
 
 class ForkedLauncher:
@@ -80,13 +64,22 @@ class ForkedLauncher:
     def poll(self) -> int | None:
         return self.returncode
 
+    def wait(self, timeout: float | None = None) -> int:
+        """The launcher's exit code, once it has ended; its workers may still run."""
+        self._join(self._waiter, timeout)
+        assert self.returncode is not None
+        return self.returncode
+
     def communicate(self, *, timeout: float | None = None) -> tuple[str, None]:
         """Everything printed, once the launcher and all its workers have ended."""
-        for thread in (self._waiter, self._reader):
-            thread.join(timeout)
-            if thread.is_alive():
-                raise subprocess.TimeoutExpired(f"forked launcher {self.pid}", timeout or 0.0)
+        self._join(self._waiter, timeout)
+        self._join(self._reader, timeout)
         return self._said.getvalue().decode(errors="replace"), None
+
+    def _join(self, thread: threading.Thread, timeout: float | None) -> None:
+        thread.join(timeout)
+        if thread.is_alive():
+            raise subprocess.TimeoutExpired(f"forked launcher {self.pid}", timeout or 0.0)
 
     def send_signal(self, sig: int) -> None:
         if self.returncode is None:
@@ -170,13 +163,6 @@ def found_by(module: str, *words: str, workers: int, results: Path) -> dict[str,
     finish(ForkedLauncher(module, [*words, str(results)], workers=workers, env=env))
     found: dict[str, Any] = json.loads(results.read_text())
     return found
-
-
-def kill_all(process: Process) -> None:
-    """kill -9 to the launcher and to its workers, which would outlive it."""
-    launcher = psutil.Process(process.pid)
-    for victim in [launcher, *launcher.children(recursive=True)]:
-        victim.kill()
 
 
 def _written(recipe: TrainingRecipe, folder: Path) -> str:

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.eventually import eventually
 
 
 @contextmanager
@@ -27,10 +28,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not _answers(port):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+        eventually(lambda: _answers(port), process)
         yield process
     finally:
         os.killpg(process.pid, signal.SIGKILL)

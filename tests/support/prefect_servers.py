@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
+from tests.support.processes import kill_tree
 
 SECONDS = 240
 
@@ -32,18 +31,6 @@ def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subproces
             start_new_session=True,
             cwd=cwd,
         )
-
-
-def kill(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL to a process and all below it."""
-    if process.poll() is None:
-        root = psutil.Process(process.pid)
-        for one in [root, *root.children(recursive=True)]:
-            try:
-                one.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        process.wait()
 
 
 class Server:
@@ -99,7 +86,7 @@ def running_server(folder: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
-        kill(server.process)
+        kill_tree(server.process)
 
 
 @contextmanager
@@ -114,4 +101,4 @@ def running_worker(
     try:
         yield worker
     finally:
-        kill(worker)
+        kill_tree(worker)

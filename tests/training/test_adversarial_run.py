@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from datagen.errors import FlowmapsrError
 from pipelines.cli import app
 from tests.support.eventually import eventually
-from tests.support.launch import kill_all, start_workers, train
+from tests.support.launch import start_workers, train
+from tests.support.processes import kill_tree
 from tests.support.tiny import STAGE, RunMaker, weights, write_photos
 from training.checkpoints.reader import SavedState, read_commit
 from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
@@ -136,7 +137,7 @@ def test_a_killed_adversarial_run_resumes_to_the_bit_identical_model(
     recipe = gan_recipe(tmp_path)
     process = start_workers(recipe, tmp_path)
     eventually((_home(recipe) / "checkpoints" / "step-000008").exists, process)
-    kill_all(process)
+    kill_tree(process)
     process.communicate(timeout=100)
     assert not (_home(recipe) / "done.json").exists()
     train(recipe, tmp_path)

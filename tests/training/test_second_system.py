@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.records import Settings
+from tests.support.eventually import eventually
 from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
 from training.data.loader import Batch
@@ -174,10 +175,9 @@ def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> i
     """Trains in workers of this module, to the end or until a checkpoint is there, and stops."""
     process = start_workers(recipe, folder, module=__name__)
     checkpoints = StagePaths(Path(recipe.output), "pixels").checkpoints
-    while stop_at is not None and process.poll() is None:
-        if (checkpoints / f"step-{stop_at:06d}" / "trainer_state.json").exists():
-            process.send_signal(signal.SIGTERM)
-            break
+    if stop_at is not None:
+        eventually((checkpoints / f"step-{stop_at:06d}" / "trainer_state.json").exists, process)
+        process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=200)
     assert stop_at is not None or process.returncode == 0, output
     return process.returncode

@@ -11,7 +11,8 @@ import pytest
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from tests.support.eventually import eventually
-from tests.support.launch import ForkedLauncher, kill_all, start_workers
+from tests.support.launch import ForkedLauncher, start_workers
+from tests.support.processes import kill_tree
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.run_dir.lock import run_lock
@@ -34,7 +35,7 @@ def first(recipe: TrainingRecipe, tmp_path: Path) -> Iterator[ForkedLauncher]:
     eventually(lambda: _step(recipe) > 0)
     yield process
     if process.poll() is None:
-        kill_all(process)
+        kill_tree(process)
     process.communicate(timeout=60)
 
 

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
+from tests.support.eventually import eventually
 
 RecipeMaker = Callable[..., DatasetRecipe]
 SEVERAL_SHARDS_A_TASK: dict[str, Any] = {
@@ -149,9 +149,7 @@ def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: 
         "build_in_process(DatasetRecipe.model_validate_json(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, other.model_dump_json()])
-    deadline = time.monotonic() + 60
-    while not list(Path(other.output).glob("shards/*/*.tar")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    eventually(lambda: list(Path(other.output).glob("shards/*/*.tar")), process, poll=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(Path(other.output).glob("shards/*/*.tar"))

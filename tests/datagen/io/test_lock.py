@@ -19,16 +19,17 @@ from datagen.errors import FlowmapsrError
 from datagen.io import lock, lock_owner, storage
 from datagen.io.lock import BUILD, OutputLock, output_lock
 from datagen.io.lock_owner import LockOwner
+from tests.support.eventually import eventually
 from tests.support.s3 import FaultyS3
 
 CONTENDER = """
-import sys, time
+import sys
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import BUILD, output_lock
-output, start = sys.argv[1], float(sys.argv[2])
-time.sleep(max(start - time.time(), 0))
+print("ready", flush=True)
+sys.stdin.readline()
 try:
-    with output_lock(output, BUILD):
+    with output_lock(sys.argv[1], BUILD):
         print("held", flush=True)
         sys.stdin.readline()
 except FlowmapsrError as error:
@@ -50,16 +51,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "STALE_AFTER", 0.3)
 
 
-def _process(output: str, *, start: float = 0.0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CONTENDER, output, str(start)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def _contenders(output: str, count: int = 1) -> list[subprocess.Popen[str]]:
+    """Processes that try to lock the output at the same moment."""
+    command = [sys.executable, "-c", CONTENDER, output]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    for process in processes:
+        assert _printed(process) == "ready"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return processes
 
 
-def _said(process: subprocess.Popen[str]) -> str:
+def _printed(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -67,8 +75,8 @@ def _said(process: subprocess.Popen[str]) -> str:
 @pytest.fixture
 def holder(output: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock."""
-    process = _process(output)
-    assert _said(process) == "held"
+    (process,) = _contenders(output)
+    assert _printed(process) == "held"
     yield process
     process.kill()
     process.wait()
@@ -142,9 +150,8 @@ def test_of_many_processes_exactly_one_wins(tmp_path: Path, stale: bool) -> None
     output = str(tmp_path / "dataset")
     if stale:
         _leave_dead_process(output)
-    start = time.time() + 3.0
-    processes = [_process(output, start=start) for _ in range(6)]
-    said = [_said(process) for process in processes]
+    processes = _contenders(output, 6)
+    said = [_printed(process) for process in processes]
     for process in processes:
         process.communicate("\n")
     assert said.count("held") == 1
@@ -154,8 +161,8 @@ def test_of_many_processes_exactly_one_wins(tmp_path: Path, stale: bool) -> None
 
 
 def _leave_dead_process(output: str) -> None:
-    process = _process(output)
-    assert _said(process) == "held"
+    (process,) = _contenders(output)
+    assert _printed(process) == "held"
     process.kill()
     process.wait()
 
@@ -186,8 +193,7 @@ def test_of_many_threads_exactly_one_wins(output: str, quick: None, stale: bool)
         threads = [threading.Thread(target=contend) for _ in range(8)]
         for thread in threads:
             thread.start()
-        while len(won) + len(refused) < 8:
-            time.sleep(0.01)
+        eventually(lambda won=won, refused=refused: len(won) + len(refused) == 8)
         done.set()
         for thread in threads:
             thread.join()
@@ -235,11 +241,8 @@ def test_a_suspended_owner_notices(
 
 def test_the_heartbeat_notices(output: str, quick: None) -> None:
     with output_lock(output, BUILD) as lost, output_lock(output, BUILD, take_over=True) as held:
-        deadline = time.monotonic() + 30
         with pytest.raises(FlowmapsrError, match="has taken over"):
-            while time.monotonic() < deadline:
-                lost.raise_if_lost()
-                time.sleep(0.02)
+            eventually(lost.raise_if_lost, seconds=30)
         held.raise_if_lost()
 
 
@@ -251,10 +254,7 @@ def test_heartbeats_reach_the_file_and_survive_storage_errors(
         first = _locked_path(output).owners()[1]
         faulty_s3.fail("status", "PUT", times=5, status=403, code="AccessDenied")
         faulty_s3.fail("reset", "PUT", times=5)
-        deadline = time.monotonic() + 30
-        while _locked_path(output).owners()[1].heartbeat == first.heartbeat:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: _locked_path(output).owners()[1].heartbeat != first.heartbeat)
         assert sum(fault.times for fault in faulty_s3.faults) == 0
         held.raise_if_lost()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,12 @@ from datagen.review.verify import verify_dataset
 from pipelines.recipes.load import dataset_recipe
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
-from tests.support.prefect_servers import kill
+from tests.support.processes import kill_tree
+from tests.support.ray_processes import head_words, start_node
 from tests.support.s3 import FaultyS3
 
 Run = Callable[..., Any]
 SETTINGS = ("samples_per_photo=6", "samples_per_shard=3", "filters.max_megapixels=1")
-
-
-@contextmanager
-def ray_node(*words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start`, as on a separate machine; killed at the end with everything it started."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-    with log.open("wb") as output:
-        node = subprocess.Popen(
-            [*command, "--object-store-memory=100000000", *words],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield node
-    finally:
-        kill(node)
 
 
 @pytest.fixture
@@ -47,12 +30,10 @@ def two_nodes(faulty_s3: FaultyS3, tmp_path: Path) -> Iterator[tuple[str, subpro
     """The cluster's address, and the node that may be lost."""
     address = f"127.0.0.1:{free_port()}"
     with ExitStack() as nodes:
-        port = address.rpartition(":")[2]
-        head = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
-        nodes.enter_context(ray_node(*head, "--include-dashboard=false", log=tmp_path / "head.log"))
-        eventually(lambda: "runtime started" in (tmp_path / "head.log").read_text())
-        other = nodes.enter_context(ray_node(f"--address={address}", log=tmp_path / "other.log"))
-        eventually(lambda: "runtime started" in (tmp_path / "other.log").read_text())
+        head = start_node(*head_words(address), "--num-cpus=1", log=tmp_path / "head.log")
+        nodes.callback(kill_tree, head)
+        other = start_node(f"--address={address}", "--num-cpus=1", log=tmp_path / "other.log")
+        nodes.callback(kill_tree, other)
         yield address, other
 
 
@@ -94,7 +75,7 @@ def test_a_lost_node_and_a_bad_network_change_no_byte(
     eventually(lambda: process.poll() is not None or objects(s3, "stormy/tasks/"))
     s3.fail("cut_download", "GET", times=2, after=1000)
     s3.fail("cut_upload", "PUT", times=2, after=1000)
-    kill(other)
+    kill_tree(other)
     ended = finished(process)
     assert ended.code == 0, ended.err
     assert ended.json["num_samples"] == 36

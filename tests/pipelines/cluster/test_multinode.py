@@ -12,6 +12,7 @@ from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
 from tests.support.launch import train
 from tests.support.network_nodes import Node, missing, network
+from tests.support.ray_processes import READY, START
 from tests.support.tiny import WARMUP, RunMaker, weights
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import Start
@@ -28,10 +29,9 @@ PORT = 6379
 
 
 def _start_ray(node: Node, *words: str, env: dict[str, str], log: Path) -> None:
-    ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
     sizes = ("--object-store-memory=100000000", f"--node-ip-address={node.address}")
-    node.start(*ray, *sizes, *words, env=env, log=log)
-    eventually(lambda: "runtime started" in log.read_text(), seconds=60)
+    node.start(*START, *sizes, *words, env=env, log=log)
+    eventually(lambda: READY in log.read_text(), seconds=60)
 
 
 def _newest(home: Path) -> int:

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 
 from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
-from tests.support.prefect_servers import kill, running_server
+from tests.support.prefect_servers import running_server
+from tests.support.processes import kill_tree
 from tests.support.tiny import MODEL, WARMUP, RunMaker
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
@@ -40,7 +41,7 @@ def test_a_training_ends_well_when_its_prefect_server_is_killed(
         eventually((run / "stages" / "warmup" / "progress.json").exists)
         (flow_run,) = server.post("/flow_runs/filter", {})
         assert flow_run["state_name"] == "Running"
-        kill(server.process)
+        kill_tree(server.process)
         assert StagePaths(run, "warmup").finished_record() is None, "it was killed too late"
         ended = finished(process)
     assert ended.code == 0, ended.err

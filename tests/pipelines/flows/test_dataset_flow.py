@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from datagen.dataset.manifest import load_manifest
 from datagen.review.verify import verify_dataset
 from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
-from tests.support.ray_actors import ray_actors
+from tests.support.eventually import eventually
+from tests.support.ray_processes import ray_actors
 
 Digests = Callable[[Path], dict[str, str]]
 Words = Callable[..., list[str]]
@@ -59,11 +59,7 @@ def reference(
 
 
 def wait_for_first_record(output: Path, process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
-    while not committed(output):
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: committed(output), process, seconds=120, poll=0.02)
 
 
 def committed(output: Path) -> list[Path]:

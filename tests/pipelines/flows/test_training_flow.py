@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from pipelines.flows.full import full
 from pipelines.flows.training import train
 from pipelines.recipes.full_recipe import FullRecipe
 from tests.pipelines.conftest import Ended, write_training
-from tests.support.ray_actors import ray_actors
+from tests.support.eventually import eventually
+from tests.support.ray_processes import ray_actors
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
 from training.checkpoints.records import COMMIT
 from training.run_dir.paths import StagePaths
@@ -34,9 +34,7 @@ pytestmark = [
 
 def _kill_workers(checkpoint: Path, killed: list[int], *, most: int = 1) -> None:
     """Once the checkpoint is there, kill -9 to workers of the Ray Train group."""
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not checkpoint.exists():
-        time.sleep(0.02)
+    eventually(checkpoint.exists, seconds=400, poll=0.02)
     for process in ray_actors("RayTrainWorker")[:most]:
         killed.append(process.pid)
         process.kill()

@@ -23,8 +23,9 @@ from pipelines.recipes.load import dataset_recipe
 from pipelines.recipes.overrides import RecipeError
 from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
-from tests.support.prefect_servers import Server, kill, running_server, running_worker
-from tests.support.ray_actors import ray_actors
+from tests.support.prefect_servers import Server, running_server, running_worker
+from tests.support.processes import kill_tree
+from tests.support.ray_processes import ray_actors
 from tests.support.tiny import MODEL, WARMUP
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
@@ -220,7 +221,7 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
     words = settings(photos, by_command, "samples_per_photo=48", "workers=1")
     process = start("dataset", "build", "demo", *words, "--json", env=env)
     eventually(lambda: records(by_command))
-    kill(server.process)
+    kill_tree(server.process)
     assert held and not (by_worker / "manifest.json").exists()
     assert not (by_command / "manifest.json").exists()
     for actor in held:

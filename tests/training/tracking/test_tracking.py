@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from datagen.records import flatten
+from tests.support.eventually import eventually
 from tests.support.small_disk import DiskMaker
 from training.run_dir.paths import StagePaths
 from training.tracking import tracker as tracker_module
@@ -146,9 +146,8 @@ def test_the_run_of_a_dead_process_is_closed_with_all_it_wrote_and_reopened_late
 
 
 def _wait_until_sent(run: Path) -> None:
-    journal, deadline = Journal(run / "stages" / "warmup"), time.monotonic() + 60
-    while not journal.all_sent and time.monotonic() < deadline:
-        time.sleep(0.05)
+    journal = Journal(run / "stages" / "warmup")
+    eventually(lambda: journal.all_sent, seconds=60)
 
 
 def test_an_end_that_is_sent_late_does_not_end_a_run_that_continues(
@@ -355,9 +354,7 @@ def test_each_kind_of_error_is_logged_once_and_the_recovery_too(
     tracker = Tracker(run, experiment="tests", stage="warmup")
     for step in range(3):
         tracker.metrics(step, {"loss/total": 1.0})
-    deadline = time.monotonic() + 30
-    while "MLflow is back" not in caplog.text and time.monotonic() < deadline:
-        time.sleep(0.05)
+    eventually(lambda: "MLflow is back" in caplog.text, seconds=30)
     assert tracker.close("FINISHED")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2 and "refused" in warnings[0] and "too old" in warnings[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.eventually import eventually
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
 from training.tracking import tracker as tracker_module
@@ -36,8 +37,7 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
     with mlflow_server(tmp_path, port):
         tracker = Tracker(run, experiment="tests", stage="warmup")
         write(0)
-        while not (run / "stages" / "warmup" / "tracking.sent").exists():
-            time.sleep(0.05)
+        eventually((run / "stages" / "warmup" / "tracking.sent").exists)
         write(POINTS)  # killed at once, most likely while some of these are being sent
     tracker.write(Tags(values={"note": "while the server was down"}))
     write(2 * POINTS)
