@@ -81,7 +81,7 @@ def _is_import(function: ast.expr) -> bool:
     return False
 
 
-def test_imports_go_one_way_and_each_library_has_one_place() -> None:
+def test_imports_go_one_way_and_each_library_is_imported_in_its_own_files() -> None:
     assert violations(ROOT) == []
 
 

@@ -60,7 +60,7 @@ def test_help_is_quick_and_lists_the_commands(flowmapsr: Run) -> None:
     assert min(seconds) < 2, "0.6 s on an idle machine"
 
 
-def test_version(invoke: Run) -> None:
+def test_version_prints_name_and_number(invoke: Run) -> None:
     assert invoke("--version").out.startswith("flowmapsr 0.")
 
 
@@ -109,7 +109,7 @@ def test_mistakes_are_answered_clearly(
 
 
 @pytest.mark.parametrize("words", [["dataset", "bild"], ["upscale", "a.png"], ["demo", "--fast"]])
-def test_unknown_words_are_wrong_usage(invoke: Run, words: list[str]) -> None:
+def test_unknown_arguments_are_usage_errors(invoke: Run, words: list[str]) -> None:
     ended = invoke(*words)
     assert (ended.code, ended.out) == (2, "")
 
@@ -127,7 +127,7 @@ def test_a_process_ends_with_the_code_and_one_object_on_stdout(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_verify_of_nothing_is_an_issue(invoke: Run) -> None:
+def test_verifying_a_missing_dataset_is_an_issue(invoke: Run) -> None:
     ended = invoke("dataset", "verify", "nowhere", "--json")
     assert ended.code == 1
     assert not ended.json["ok"] and "nowhere" in ended.json["faults"][0]["where"]

@@ -20,7 +20,7 @@ from pipelines.environment import default_tracking_uri, leave_run_logs_to_prefec
         ("10.0.0.1:6379", True, "http://host:5000", False),
     ],
 )
-def test_the_output_has_the_database_where_a_working_folder_would_be_lost(
+def test_tracking_defaults_to_the_output_where_the_working_folder_is_lost(
     address: str,
     worker: bool,
     server: str,

@@ -42,7 +42,7 @@ def test_inspect_decodes_a_sample_into_the_current_folder(
     assert all(Path(file).is_file() for file in other.json["files"])
 
 
-def test_inspect_of_no_such_key(dataset: Path, tmp_path: Path, invoke: Run) -> None:
+def test_inspect_refuses_an_unknown_key(dataset: Path, tmp_path: Path, invoke: Run) -> None:
     ended = invoke("dataset", "inspect", str(dataset), "--key", "not-a-key")
     assert ended.code == 1 and "near ones are" in ended.err
     assert not list(tmp_path.glob("*.png"))

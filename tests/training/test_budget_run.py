@@ -22,7 +22,7 @@ BUDGETS = [
 ]
 
 
-def test_every_step_has_the_size_of_its_budget_and_is_counted_so(
+def test_every_step_has_the_size_of_its_budget_and_its_samples_are_counted(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = dataset_recipe(write_photos(tmp_path / "photos", 3), tmp_path / "dataset")

@@ -120,7 +120,7 @@ def test_a_missing_folder_of_text_encoders_is_named(run_recipe: RunMaker, tmp_pa
         check_run(recipe)
 
 
-def test_a_run_that_cannot_end_does_not_begin_and_its_recipe_can_be_corrected(
+def test_a_run_that_cannot_finish_does_not_start_and_its_recipe_can_be_corrected(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -118,7 +118,7 @@ def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_model_spread_over_workers_by_zero_3_is_drawn_resumed_and_saved_whole(
+def test_a_model_sharded_by_zero_3_is_sampled_resumed_and_saved_complete(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     """Guided ESD; a second start goes on from the spread checkpoint."""
@@ -161,7 +161,7 @@ def test_a_run_folder_of_another_recipe_is_refused(run_recipe: RunMaker, tmp_pat
         check_recipe(other)
 
 
-def test_what_may_be_corrected_on_the_way_is_until_the_stage_is_finished(
+def test_correctable_settings_may_change_until_the_stage_is_finished(
     run_recipe: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"

@@ -219,7 +219,7 @@ def test_it_evaluates_and_upscales_by_its_own_name(trained: ConvRecipe, tmp_path
     assert not np.array_equal(larger, bicubic(image, (128, 128)))
 
 
-def test_a_kind_that_is_not_known_is_named(trained: ConvRecipe) -> None:
+def test_an_unknown_kind_is_named_with_the_known_ones(trained: ConvRecipe) -> None:
     with pytest.raises(FlowmapsrError, match=r"model\.kind='bicubic_conv'.*it knows flowmap"):
         Upscaler.from_pretrained(trained.output)
 

@@ -66,7 +66,7 @@ def test_the_second_of_two_launches_is_refused_and_the_first_continues(
     assert first.poll() is None
 
 
-def test_two_runs_do_not_share_a_place_for_checkpoints(
+def test_two_runs_cannot_share_a_checkpoint_location(
     recipe: TrainingRecipe, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     checkpoints = f"s3://{faulty_s3.bucket}/shared"

@@ -50,7 +50,7 @@ def _keys(root: str) -> list[str]:
     return [sample.key for shard in shards for sample in read_shard(f"{root}/{shard.path}")]
 
 
-def test_a_whole_dataset(recipe: RecipeMaker) -> None:
+def test_a_build_has_all_samples_files_and_counts(recipe: RecipeMaker) -> None:
     manifest = build_in_process(recipe())
     root = Path(recipe().output)
     assert load_manifest(str(root)) == manifest == open_dataset(f"{root}/manifest.json").manifest
@@ -258,7 +258,7 @@ def test_the_limit_holds_across_tasks(recipe: RecipeMaker) -> None:
             limit.check(record)
 
 
-def test_photos_that_fit_no_bucket(recipe: RecipeMaker) -> None:
+def test_photos_that_fit_no_bucket_are_too_small(recipe: RecipeMaker) -> None:
     buckets = BucketSettings(budgets=(PixelBudget(side=4096),))
     with pytest.raises(FlowmapsrError, match="9 too small"):
         build_in_process(recipe(buckets=buckets, max_rejected_fraction=1))

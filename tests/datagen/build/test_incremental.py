@@ -178,7 +178,7 @@ def test_photos_that_arrive_during_a_build_are_added(
     assert len(_keys(recipe().output)) == 20
 
 
-def test_photos_that_change_or_disappear_during_a_build(
+def test_photos_that_change_or_disappear_during_a_build_are_refused(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     plan = plan_dataset(recipe(samples_per_shard=4))
@@ -211,7 +211,7 @@ def test_a_new_photo_that_is_rejected_is_recorded(recipe: RecipeMaker, photos: P
     assert survey(recipe()).complete == after
 
 
-def test_damage_to_the_known_photos_is_noticed(recipe: RecipeMaker) -> None:
+def test_damage_to_the_list_of_known_photos_is_detected(recipe: RecipeMaker) -> None:
     build_in_process(recipe())
     path = Path(recipe().output, "sources.jsonl")
     whole = path.read_bytes()

@@ -76,14 +76,16 @@ def _plain(blurs: list[BlurParams | SincParams]) -> list[BlurParams]:
     return [blur for blur in blurs if isinstance(blur, BlurParams)]
 
 
-def test_scale() -> None:
+def test_scales_are_uniform() -> None:
     rng = np.random.default_rng(0)
     scales = [draw_degradation(DegradationSettings(), rng).scale for _ in range(_COUNT)]
     _assert_uniform(scales, 1, 16)
 
 
 @pytest.mark.parametrize("bounds,lowest", [((1, 16), 1), ((4, 4), 1), ((0.8, 32), 0.8)])
-def test_scale_of_the_negative(bounds: tuple[float, float], lowest: float) -> None:
+def test_the_scale_of_a_negative_is_uniform_up_to_the_lqs(
+    bounds: tuple[float, float], lowest: float
+) -> None:
     """Uniform from 1, or from the lower bound where that is less, to the LQ's."""
     settings, rng = DegradationSettings(scale=bounds), np.random.default_rng(0)
     shares = []
@@ -100,13 +102,15 @@ def test_at_scale_one_the_negative_has_scale_one() -> None:
     assert draw_negative(settings, np.random.default_rng(0), lq_scale=1).scale == 1
 
 
-def test_kernel_kinds_and_sizes(blurs: list[BlurParams | SincParams]) -> None:
+def test_kernel_kinds_and_sizes_have_their_frequencies(
+    blurs: list[BlurParams | SincParams],
+) -> None:
     _assert_frequencies([blur.kind for blur in blurs], {"sinc": 0.1, "blur": 0.9})
     _assert_frequencies([blur.shape for blur in _plain(blurs)], dict(Blur().shapes))
     _assert_frequencies([blur.size for blur in blurs], _equal(_ODD))
 
 
-def test_sigma_and_angle(blurs: list[BlurParams | SincParams]) -> None:
+def test_sigma_and_angle_are_uniform(blurs: list[BlurParams | SincParams]) -> None:
     _assert_uniform([blur.sigma_x for blur in _plain(blurs)], 0.2, 3)
     rotated = [blur for blur in _plain(blurs) if blur.shape.endswith("aniso")]
     _assert_uniform([blur.sigma_y for blur in rotated], 0.2, 3)
@@ -118,7 +122,7 @@ def test_sigma_and_angle(blurs: list[BlurParams | SincParams]) -> None:
         assert blur.shape.endswith("aniso") or (blur.sigma_x == blur.sigma_y and blur.theta == 0)
 
 
-def test_beta(blurs: list[BlurParams | SincParams]) -> None:
+def test_beta_is_uniform_on_either_side_of_one(blurs: list[BlurParams | SincParams]) -> None:
     """A coin between U(low, 1) and U(1, high), so a plateau has beta 1 half of the time."""
     by_family: dict[str, list[float]] = {"generalized": [], "plateau": [], "iso": [], "aniso": []}
     for blur in _plain(blurs):
@@ -138,7 +142,7 @@ def test_sinc_inside_a_blur_cuts_off_by_its_size() -> None:
     _assert_uniform([sinc.omega for sinc in sincs if sinc.size >= 13], math.pi / 5, math.pi)
 
 
-def test_statistics_of_kernels(blurs: list[BlurParams | SincParams]) -> None:
+def test_kernels_have_the_statistics_of_the_reference(blurs: list[BlurParams | SincParams]) -> None:
     """As measured of 4,000 kernels of the reference: sum of k x^2, and negative lobes."""
     kernels = [blur.kernel() for blur in blurs]
     widths = [_variance(kernel) for kernel in kernels]
@@ -157,12 +161,12 @@ def _variance(kernel: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("operation", [Blur(probability=0.3), Sinc(probability=0.3)])
-def test_probability_of_an_operation(operation: Blur | Sinc) -> None:
+def test_an_operation_is_skipped_with_its_probability(operation: Blur | Sinc) -> None:
     skipped = [isinstance(drawn, SkippedOperation) for drawn in _draws(operation)]
     _assert_frequencies(skipped, {True: 0.7, False: 0.3})
 
 
-def test_final_sinc() -> None:
+def test_a_final_sinc_has_uniform_sizes_and_cutoffs() -> None:
     sincs = [drawn for drawn in _draws(Sinc(probability=0.8)) if isinstance(drawn, SincParams)]
     assert abs(len(sincs) / _COUNT - 0.8) < 0.03
     _assert_frequencies([sinc.size for sinc in sincs], _equal(_ODD))
@@ -172,7 +176,9 @@ def test_final_sinc() -> None:
 
 
 @pytest.mark.parametrize("up,down,factor", [(0.2, 0.7, (0.15, 1.5)), (0.3, 0.4, (0.3, 1.2))])
-def test_resize(up: float, down: float, factor: tuple[float, float]) -> None:
+def test_resize_factors_and_modes_have_their_frequencies(
+    up: float, down: float, factor: tuple[float, float]
+) -> None:
     operation = Resize(up_probability=up, down_probability=down, factor=factor)
     drawn: list[ResizeParams] = _draws(operation)
     signs = [int(np.sign(item.factor - 1)) for item in drawn]
@@ -183,7 +189,7 @@ def test_resize(up: float, down: float, factor: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("operation", [Downscale(), ResizeBack()])
-def test_modes(operation: Downscale | ResizeBack) -> None:
+def test_interpolation_modes_are_equally_frequent(operation: Downscale | ResizeBack) -> None:
     rng = np.random.default_rng(1)
     where = 0 if isinstance(operation, Downscale) else 1
     settings = DegradationSettings(operations=(Downscale(), ResizeBack()))
@@ -191,7 +197,7 @@ def test_modes(operation: Downscale | ResizeBack) -> None:
     _assert_frequencies([item.mode for item in drawn], _equal(operation.modes))
 
 
-def test_noise() -> None:
+def test_noise_kinds_and_strengths_have_their_frequencies() -> None:
     operation = Noise(probability=0.9, gaussian_sigma=(1, 30), poisson_scale=(0.05, 3))
     drawn = _draws(operation)
     kinds = {"skipped": 0.1, "gaussian_noise": 0.45, "poisson_noise": 0.45}
@@ -206,18 +212,18 @@ def test_noise() -> None:
         assert len({item.seed for item in noises}) == len(noises)
 
 
-def test_jpeg() -> None:
+def test_jpeg_qualities_are_equally_frequent() -> None:
     qualities = [item.quality for item in _draws(Jpeg()) if isinstance(item, JpegParams)]
     _assert_frequencies(qualities, _equal(range(30, 96)))
 
 
-def test_mask() -> None:
+def test_mask_fractions_are_uniform() -> None:
     drawn: list[MaskParams] = _draws(Mask(fraction=(0.2, 0.6)))
     _assert_uniform([item.fraction for item in drawn], 0.2, 0.6)
     _assert_uniform([item.seed for item in drawn], 0, 2**31)
 
 
-def test_either_is_in_line_with_the_rest() -> None:
+def test_operations_of_an_alternative_replace_it_in_the_chain() -> None:
     first = Chain(weight=3, operations=(Downscale(), Jpeg()))
     second = Chain(operations=(Jpeg(), Mask(), Downscale()))
     settings = DegradationSettings(
@@ -253,7 +259,7 @@ def test_operations_are_drawn_independently() -> None:
     assert correlations.max() < 0.06  # 3.8 standard errors
 
 
-def test_second_order_of_real_esrgan() -> None:
+def test_the_real_esrgan_recipe_draws_the_published_chain() -> None:
     """The published chain: both orders, and the coin over the last step before the resize back."""
     recipe = dataset_recipe("realesrgan", {"sources": ["photos"], "output": "dataset"})
     rng = np.random.default_rng(0)
@@ -280,7 +286,7 @@ def test_second_order_of_real_esrgan() -> None:
     )
 
 
-def test_faces_of_elir() -> None:
+def test_the_elir_recipe_draws_the_published_chain() -> None:
     recipe = dataset_recipe("elir-faces", {"sources": ["photos"], "output": "dataset"})
     rng = np.random.default_rng(0)
     drawn: list[Any] = [draw_degradation(recipe.degradation, rng) for _ in range(_COUNT)]

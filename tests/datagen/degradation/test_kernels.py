@@ -30,7 +30,9 @@ def _mahalanobis(x: float, y: float, sigma_x: float, sigma_y: float, theta: floa
 
 @pytest.mark.parametrize("size,sigma_x,sigma_y,theta", [(7, 0.4, 2, 0.3), (21, 3, 1.2, -2.1)])
 @pytest.mark.parametrize("beta", [0.5, 1.0, 3.3])
-def test_formulas(size: int, sigma_x: float, sigma_y: float, theta: float, beta: float) -> None:
+def test_kernels_equal_their_formulas(
+    size: int, sigma_x: float, sigma_y: float, theta: float, beta: float
+) -> None:
     shape = {"sigma_x": sigma_x, "sigma_y": sigma_y, "theta": theta}
 
     def distance(x: float, y: float) -> float:
@@ -46,7 +48,7 @@ def test_formulas(size: int, sigma_x: float, sigma_y: float, theta: float, beta:
 
 @pytest.mark.parametrize("size", [7, 21, 41])
 @pytest.mark.parametrize("omega", [math.pi / 5, 2.0, math.pi])
-def test_sinc(size: int, omega: float) -> None:
+def test_the_sinc_kernel_equals_its_formula(size: int, omega: float) -> None:
     def value(x: float, y: float) -> float:
         radius = math.hypot(x, y)
         if radius == 0:
@@ -85,7 +87,7 @@ def test_fast_filters_equal_the_sum_of_taps() -> None:
         assert np.abs(blurred - expected).max() < 0.03  # TOLERANCE of 255 levels
 
 
-def test_every_way_to_filter_is_used() -> None:
+def test_every_filter_algorithm_is_used() -> None:
     """Term by term, tap by tap, in halves, by DFT: all four are compared above."""
     ways = set()
     for kernel in _drawn_kernels():

@@ -13,7 +13,7 @@ _SHAPE = (256, 256, 3)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 25.0])
-def test_gaussian(sigma: float) -> None:
+def test_gaussian_noise_has_the_moments_of_its_distribution(sigma: float) -> None:
     noise = gaussian_noise(_SHAPE, sigma=sigma, gray=False, seed=5)
     assert noise.shape == _SHAPE and noise.dtype == np.float32
     assert abs(noise.mean()) < 0.01 * sigma
@@ -28,7 +28,7 @@ def test_gaussian(sigma: float) -> None:
 
 @pytest.mark.parametrize("level", [1, 40, 128, 255])
 @pytest.mark.parametrize("scale", [0.05, 2.5])
-def test_poisson_moments(level: int, scale: float) -> None:
+def test_poisson_noise_has_the_moments_of_its_distribution(level: int, scale: float) -> None:
     """Mean 0, variance scale^2 q / vals, with vals = 256 where all levels occur."""
     pixels = np.full(_SHAPE, level, np.float32)
     pixels[0, :, :] = np.arange(256)[:, None]

@@ -25,7 +25,7 @@ def _either(*chains: list[dict[str, Any]]) -> dict[str, Any]:
         [_either([_DOWN], [_RESIZE, _either([_DOWN], [_JPEG, _DOWN])]), _BACK, _JPEG],
     ],
 )
-def test_accepted(operations: list[dict[str, Any]]) -> None:
+def test_valid_chains_are_accepted(operations: list[dict[str, Any]]) -> None:
     settings = DegradationSettings.model_validate({"operations": operations})
     assert DegradationSettings.model_validate_json(settings.model_dump_json()) == settings
 
@@ -54,7 +54,7 @@ def test_accepted(operations: list[dict[str, Any]]) -> None:
         ([_DOWN, _BACK, {"kind": "blur", "shapes": {"iso": 0}}], "at least one weight"),
     ],
 )
-def test_refused(operations: list[dict[str, Any]], message: str) -> None:
+def test_invalid_chains_are_refused(operations: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DegradationSettings.model_validate({"operations": operations})
 
@@ -65,7 +65,7 @@ def test_impossible_scales_are_refused(scale: list[float]) -> None:
         DegradationSettings.model_validate({"scale": scale})
 
 
-def test_paths() -> None:
+def test_all_paths_through_alternatives_are_listed() -> None:
     settings = DegradationSettings.model_validate(
         {
             "operations": [

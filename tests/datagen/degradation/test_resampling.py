@@ -82,7 +82,7 @@ def test_area_is_the_mean_over_each_outputs_part(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", _SIZES)
 @pytest.mark.parametrize("mode", _MODES)
-def test_blur_then_resize(size: tuple[int, int], mode: Interpolation) -> None:
+def test_blur_then_resize_equals_scipy(size: tuple[int, int], mode: Interpolation) -> None:
     blurred = ndimage.correlate(_PIXELS.astype(float), _KERNEL[..., None], mode="mirror")
     expected = resample.resized(blurred.astype(np.float32), size, mode)
     found = resample.blurred_and_resized(_PIXELS, Filter.of(_KERNEL), size, mode)
@@ -91,7 +91,7 @@ def test_blur_then_resize(size: tuple[int, int], mode: Interpolation) -> None:
 
 @pytest.mark.parametrize("size", _SIZES)
 @pytest.mark.parametrize("mode", _MODES)
-def test_resize_then_blur(size: tuple[int, int], mode: Interpolation) -> None:
+def test_resize_then_blur_equals_scipy(size: tuple[int, int], mode: Interpolation) -> None:
     large = resample.resized(_PIXELS, size, mode).astype(float)
     expected = ndimage.correlate(large, _KERNEL[..., None], mode="mirror")
     found = resample.resized_and_blurred(_PIXELS, size, mode, Filter.of(_KERNEL))

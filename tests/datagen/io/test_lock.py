@@ -222,7 +222,7 @@ def test_an_owner_elsewhere_keeps_its_lock_while_it_renews_it(output: str, quick
         assert _locks(output) == ["build-000002.lock"]
 
 
-def test_a_suspended_owner_notices(
+def test_a_suspended_owner_detects_that_it_lost_the_lock(
     output: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock.OutputLock, "start", lambda self: None)  # never renews
@@ -239,7 +239,7 @@ def test_a_suspended_owner_notices(
     assert _locks(output) == []
 
 
-def test_the_heartbeat_notices(output: str, quick: None) -> None:
+def test_the_heartbeat_detects_a_lost_lock(output: str, quick: None) -> None:
     with output_lock(output, BUILD) as lost, output_lock(output, BUILD, take_over=True) as held:
         with pytest.raises(FlowmapsrError, match="has taken over"):
             eventually(lost.raise_if_lost, seconds=30)

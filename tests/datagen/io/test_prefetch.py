@@ -46,7 +46,7 @@ def test_an_error_is_raised_in_its_place() -> None:
         next(results)
 
 
-def test_a_crew_that_is_stopped_drops_what_waits() -> None:
+def test_threads_that_are_stopped_drop_waiting_work() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def work(number: int) -> int:

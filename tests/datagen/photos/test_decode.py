@@ -47,7 +47,7 @@ def test_lossless_formats_are_exact(pixels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(pixels: np.ndarray, orientation: int, format: str) -> None:
+def test_exif_orientation_is_applied(pixels: np.ndarray, orientation: int, format: str) -> None:
     options = {"lossless": True} if format == "WEBP" else {}
     data = turned(pixels, orientation, format, **options)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -72,7 +72,7 @@ def test_gray_palette_alpha_and_bilevel_are_converted(pixels: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("make", [sixteen_bit_png, sixteen_bit_tiff])
-def test_16_bit(make: Any) -> None:
+def test_16_bits_become_8_or_are_rejected(make: Any) -> None:
     gray = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     assert np.array_equal(decode_photo(make(gray), PLAIN)[..., 1].ravel(), np.arange(256))
     color = np.random.default_rng(0).integers(0, 65536, (9, 8, 3), dtype=np.uint16)
@@ -83,7 +83,7 @@ def test_16_bit(make: Any) -> None:
     assert np.array_equal(decode_photo(make(eight), ImageSettings(sixteen_bit="reject")), eight)
 
 
-def test_16_bit_netpbm() -> None:
+def test_16_bit_netpbm_becomes_8_bit_or_is_rejected() -> None:
     data = b"P6 2 2 65535\n" + bytes(range(24))
     decode_photo(data, PLAIN)
     assert reason(data, sixteen_bit="reject") == "16 bit"
@@ -91,7 +91,7 @@ def test_16_bit_netpbm() -> None:
     assert reason(gray, sixteen_bit="reject") == "16 bit"
 
 
-def test_cmyk(pixels: np.ndarray) -> None:
+def test_cmyk_is_converted_or_rejected(pixels: np.ndarray) -> None:
     image = Image.fromarray(pixels).convert("CMYK")
     decoded = decode_photo(saved(image, "JPEG", quality=98), PLAIN)
     assert np.abs(decoded.astype(int) - pixels).mean() < 4
@@ -165,7 +165,9 @@ def test_transparency_is_kept_by_decode_image(pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0)])
-def test_transparency_over_a_background(pixels: np.ndarray, background: str, level: int) -> None:
+def test_transparency_is_composited_over_a_background(
+    pixels: np.ndarray, background: str, level: int
+) -> None:
     alpha = np.random.default_rng(2).integers(0, 256, pixels.shape[:2], dtype=np.uint8)
     data = saved(Image.fromarray(np.dstack([pixels, alpha])))
     weight = alpha[..., None] / 255
@@ -174,7 +176,7 @@ def test_transparency_over_a_background(pixels: np.ndarray, background: str, lev
     assert np.abs(decoded - expected).max() <= 0.5 + 1e-9
 
 
-def test_transparent_palettes_and_color_keys(pixels: np.ndarray) -> None:
+def test_transparent_palettes_and_color_keys_are_detected(pixels: np.ndarray) -> None:
     palette = Image.fromarray(pixels).quantize(16)
     clear = int(np.asarray(palette)[0, 0])
     key = tuple(int(level) for level in pixels[0, 0])
@@ -197,7 +199,7 @@ def test_transparent_palettes_and_color_keys(pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_animations(pixels: np.ndarray, format: str) -> None:
+def test_animations_are_rejected_or_give_their_first_frame(pixels: np.ndarray, format: str) -> None:
     data = animation(pixels, format)
     assert reason(data) == "animated"
     first = decode_photo(data, ImageSettings(animated="first_frame"))
@@ -227,7 +229,7 @@ def test_bad_files_have_stable_reasons(pixels: np.ndarray) -> None:
     assert reason(saved(Image.new("LAB", (9, 9)), "TIFF")) == "unsupported pixel format"
 
 
-def test_a_bomb_in_the_text_of_a_png(pixels: np.ndarray) -> None:
+def test_a_decompression_bomb_in_the_text_of_a_png_is_rejected(pixels: np.ndarray) -> None:
     import zlib
 
     from tests.support.picture_files import png_chunk

@@ -64,7 +64,7 @@ def _no_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF"])
-def test_a_head_is_enough(pixels: np.ndarray, format: str) -> None:
+def test_the_size_is_read_from_the_head_alone(pixels: np.ndarray, format: str) -> None:
     data = saved(Image.fromarray(pixels), format, **({"quality": 95} if format == "JPEG" else {}))
     assert size_of(data) == (260, 200)
     assert size_of(data[:20_000], complete=False) == (260, 200)
@@ -72,7 +72,9 @@ def test_a_head_is_enough(pixels: np.ndarray, format: str) -> None:
 
 @pytest.mark.parametrize("lossless", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_webp_of_every_kind(pixels: np.ndarray, mode: str, lossless: bool) -> None:
+def test_the_size_of_every_kind_of_webp_is_read(
+    pixels: np.ndarray, mode: str, lossless: bool
+) -> None:
     image = Image.fromarray(pixels).convert(mode)
     data = saved(image, "WEBP", lossless=lossless)
     profiled = saved(image, "WEBP", lossless=lossless, icc_profile=b"x" * 100)
@@ -122,7 +124,7 @@ def _outcome(head: bytes, *, complete: bool, images: dict[str, Any]) -> Any:
         return error.reason
 
 
-def test_a_large_profile_before_the_frame_header(pixels: np.ndarray) -> None:
+def test_a_large_profile_before_the_frame_header_needs_more_bytes(pixels: np.ndarray) -> None:
     data = with_segments(saved(Image.fromarray(pixels), "JPEG"), 200_000)
     with pytest.raises(HeaderIncomplete):
         size_of(data[:HEAD], complete=False)
@@ -130,7 +132,7 @@ def test_a_large_profile_before_the_frame_header(pixels: np.ndarray) -> None:
     assert reason(data[:HEAD]) == "truncated"
 
 
-def test_a_tiff_with_its_directory_at_the_end(pixels: np.ndarray) -> None:
+def test_a_tiff_with_its_directory_at_the_end_needs_all_bytes(pixels: np.ndarray) -> None:
     data = sixteen_bit_tiff(pixels.astype(np.uint16))
     if struct.unpack("<I", data[4:8])[0] < HEAD:  # move the directory behind the pixels
         data = saved(Image.fromarray(pixels), "TIFF", compression="tiff_deflate")
@@ -165,7 +167,7 @@ def test_animations_beyond_the_head_are_found_by_the_decoder(pixels: np.ndarray)
     assert size_of(webp, animated="first_frame") == (260, 200)
 
 
-def test_files_that_end_early() -> None:
+def test_files_that_end_early_are_empty_or_truncated() -> None:
     assert reason(b"") == "empty file"
     with pytest.raises(HeaderIncomplete):
         size_of(b"", complete=False)
@@ -174,7 +176,7 @@ def test_files_that_end_early() -> None:
     assert reason(one[:20]) == "truncated"
 
 
-def test_filters(pixels: np.ndarray) -> None:
+def test_filters_are_applied_to_the_header(pixels: np.ndarray) -> None:
     data = saved(Image.fromarray(pixels))
     assert reason(data, filters={"min_side": 201}) == "too small"
     assert size_of(data, filters={"min_side": 200}) == (260, 200)
@@ -193,7 +195,7 @@ def test_jpeg_quality_is_the_one_it_was_saved_with(options: dict[str, Any]) -> N
             assert reason(data, filters={"min_jpeg_quality": quality + 1}) == "jpeg quality"
 
 
-def test_jpeg_quality_of_other_tables() -> None:
+def test_jpeg_quality_is_estimated_from_a_cameras_tables() -> None:
     """Tables of a camera: quality 80 with each divisor off by up to one."""
     image = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
     tables = Image.open(io.BytesIO(saved(image, "JPEG", quality=80))).quantization

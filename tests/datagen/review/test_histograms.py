@@ -57,7 +57,7 @@ def _statistics(counts: Counts, channels: int = 4) -> Statistics:
     return Statistics(latent=latent, counts=counts)
 
 
-def test_counts_add_up() -> None:
+def test_counts_add_up_however_samples_are_grouped() -> None:
     whole = _counts(range(60))
     for cut in (1, 20, 59):
         assert _counts(range(cut)).plus(_counts(range(cut, 60))) == whole
@@ -79,7 +79,7 @@ def test_values_beyond_the_bins_are_counted() -> None:
     assert counts.photo_side[:2] == (2, 1) and counts.photo_side[-1] == 1
 
 
-def test_quantiles() -> None:
+def test_quantiles_are_edges_of_bins() -> None:
     assert quantile((0, 10, 20), (5, 0, 5), 0.5) == 0
     assert quantile((0, 10, 20), (5, 0, 5), 0.51) == 20
     assert quantile((0, 10, 20), (0, 0, 0), 0.5) is None

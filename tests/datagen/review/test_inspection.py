@@ -108,7 +108,9 @@ def _photo_keys(dataset: Path) -> list[str]:
     return [f"{sha256[:20]}-00" for sha256 in KnownPhotos.read(str(dataset)).hashes()]
 
 
-def test_samples_before_it_are_not_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_before_the_wanted_one_are_not_read(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "read_bytes", _no_tar(storage.read_bytes))
     assert inspect_sample(str(dataset), _photo_keys(dataset)[0])
 

@@ -68,7 +68,7 @@ def test_one_flipped_bit_is_found(dataset: Path, where: float) -> None:
     assert "checksum" in _only_issue(dataset) and tar.name in _only_issue(dataset)
 
 
-def test_missing_and_stray_files(dataset: Path) -> None:
+def test_missing_and_stray_files_are_issues(dataset: Path) -> None:
     tar = _first_tar(dataset)
     stray = tar.with_name("train-000099.tar")
     shutil.copy(tar, stray)
@@ -81,12 +81,12 @@ def test_missing_and_stray_files(dataset: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"]
 )
-def test_missing_lists_and_pictures(dataset: Path, name: str) -> None:
+def test_missing_lists_and_pictures_are_issues(dataset: Path, name: str) -> None:
     (dataset / name).unlink()
     assert name in _only_issue(dataset)
 
 
-def test_missing_record(dataset: Path) -> None:
+def test_a_missing_record_is_an_issue(dataset: Path) -> None:
     _first_tar(dataset).with_suffix(".json").unlink()
     assert ".json" in _only_issue(dataset) and "no such file" in _only_issue(dataset)
 
@@ -100,7 +100,9 @@ def test_missing_record(dataset: Path) -> None:
         ({"rejected": RejectedCount(count=3, by_reason={})}, "rejected.jsonl: 0 lines"),
     ],
 )
-def test_a_manifest_that_does_not_add_up(dataset: Path, changes: dict[str, Any], what: str) -> None:
+def test_a_manifest_with_wrong_sums_is_an_issue(
+    dataset: Path, changes: dict[str, Any], what: str
+) -> None:
     wrong = load_manifest(str(dataset)).model_copy(update=changes)
     (dataset / "manifest.json").write_bytes(to_json(wrong))
     assert what in _only_issue(dataset)
@@ -123,7 +125,7 @@ def test_the_checksum_is_that_of_the_content(dataset: Path) -> None:
     assert "not those that were written" in _only_issue(dataset)
 
 
-def test_a_dataset_of_version_1_is_sound(dataset: Path) -> None:
+def test_a_dataset_of_version_1_is_valid(dataset: Path) -> None:
     path = dataset / "manifest.json"
     content = {**json.loads(path.read_bytes()), "schema_version": 1}
     content["stats"]["scale"] = {"edges": [1.0, 2.0], "counts": [18]}
@@ -185,7 +187,7 @@ def test_order_and_progress_do_not_depend_on_the_threads(dataset: Path) -> None:
     assert found[0] == found[1] and len(found[0]) == len(list(dataset.rglob("*.tar"))[::2])
 
 
-def test_a_photo_in_the_wrong_split(dataset: Path) -> None:
+def test_a_photo_in_the_wrong_split_is_an_issue(dataset: Path) -> None:
     manifest = load_manifest(str(dataset))
     record = manifest.shards[0]
     other = "validation" if record.split == "train" else "train"
@@ -203,7 +205,7 @@ def test_an_open_build_is_named(dataset: Path) -> None:
     assert "a build is open" in _only_issue(dataset)
 
 
-def test_an_unreadable_manifest(dataset: Path) -> None:
+def test_an_unreadable_manifest_is_an_issue_and_refused(dataset: Path) -> None:
     path = dataset / "manifest.json"
     content = json.loads(path.read_bytes())
     issues = {
@@ -266,7 +268,7 @@ def test_every_sample_is_checked(dataset: Path) -> None:
         assert what in _only_issue(dataset) and first.key in _only_issue(dataset)
 
 
-def test_keys_are_unique(dataset: Path) -> None:
+def test_repeated_and_unknown_keys_are_issues(dataset: Path) -> None:
     last = load_manifest(str(dataset)).shards[-1]
     key = read_shard(str(dataset / last.path))[0].key
     _rewrite(dataset, lambda samples: [_replaced(samples[0], key=key), *samples[1:]])

@@ -86,7 +86,7 @@ def _save_tiny(folder: Path) -> diffusers.AutoencoderTiny:
     return model.eval()
 
 
-def test_autoencoder_kl(tmp_path: Path, pixels: torch.Tensor) -> None:
+def test_autoencoder_kl_equals_diffusers(tmp_path: Path, pixels: torch.Tensor) -> None:
     model = _save_kl(tmp_path)
     settings = AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path))
     codec = load_codec(settings)
@@ -102,7 +102,7 @@ def test_autoencoder_kl(tmp_path: Path, pixels: torch.Tensor) -> None:
     assert gradient.grad is not None and gradient.grad.abs().sum() > 0
 
 
-def test_autoencoder_tiny(tmp_path: Path, pixels: torch.Tensor) -> None:
+def test_autoencoder_tiny_equals_diffusers(tmp_path: Path, pixels: torch.Tensor) -> None:
     model = _save_tiny(tmp_path)
     settings = AutoencoderSettings(kind="autoencoder_tiny", source=str(tmp_path))
     codec = load_codec(settings)
@@ -112,7 +112,9 @@ def test_autoencoder_tiny(tmp_path: Path, pixels: torch.Tensor) -> None:
     assert codec.decode(codec.encode(pixels)).shape == pixels.shape
 
 
-def test_precision_tiling_and_slicing(tmp_path: Path, pixels: torch.Tensor) -> None:
+def test_precision_tiling_and_slicing_change_little_and_no_fingerprint(
+    tmp_path: Path, pixels: torch.Tensor
+) -> None:
     _save_kl(tmp_path)
     plain = load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
     frugal = load_codec(

@@ -27,7 +27,7 @@ def _source(width: int = 96, height: int = 80, *, sha256: str = "ab" * 32) -> Ph
     return Photo("x.png", sha256, np.zeros((height, width, 3), np.uint8))
 
 
-def test_key() -> None:
+def test_a_key_is_the_digest_and_the_variant() -> None:
     assert sample_key("0123456789abcdef0123456789", 4) == "0123456789abcdef0123-04"
 
 

@@ -82,7 +82,7 @@ def test_records_come_in_the_order_of_the_tasks(tmp_path: Path) -> None:
     assert len({record.process for record in records}) <= 2
 
 
-def test_more_workers_than_fit_the_cluster(tmp_path: Path) -> None:
+def test_more_workers_than_fit_the_cluster_run_as_slots_become_free(tmp_path: Path) -> None:
     assert len(run(Builder(tmp_path), workers=5)) == len(TASKS)
 
 
@@ -115,7 +115,7 @@ def test_a_bug_in_a_task_is_raised_as_itself(tmp_path: Path) -> None:
         run(Builder(tmp_path, accident="bug"))
 
 
-def test_what_the_caller_objects_to_stops_the_run(tmp_path: Path) -> None:
+def test_an_error_of_on_done_stops_the_run(tmp_path: Path) -> None:
     def object_to_second(task: Task, record: Record) -> None:
         if task == TASKS[1]:
             raise FlowmapsrError("too many photos left out")

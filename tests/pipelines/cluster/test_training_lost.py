@@ -51,7 +51,7 @@ def test_a_training_ends_well_when_its_prefect_server_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_training_whose_folder_is_taken_ends_and_leaves_it_alone(
+def test_a_training_whose_folder_is_taken_over_stops_and_writes_no_more(
     run_recipe: RunMaker, tmp_path: Path, start: Run, finished: Run
 ) -> None:
     run, store = tmp_path / "run", f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -66,7 +66,7 @@ def committed(output: Path) -> list[Path]:
     return [path for path in output.glob("shards/*/*.json") if ".summary" not in path.name]
 
 
-def test_the_dataset_is_sound(reference: Path) -> None:
+def test_the_dataset_is_valid(reference: Path) -> None:
     assert verify_dataset(str(reference)) == []
     assert len(committed(reference)) == 8
 
@@ -216,7 +216,7 @@ def test_bad_images_are_left_out_up_to_the_limit(
 @pytest.mark.parametrize(
     ("output", "tracked"), [("/data/set", "sqlite:////data/mlflow.db"), ("s3://bucket/set", "")]
 )
-def test_a_build_on_a_cluster_is_tracked_beside_the_dataset_by_default(
+def test_a_cluster_build_is_tracked_next_to_the_dataset_by_default(
     output: str, tracked: str, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.flows import dataset

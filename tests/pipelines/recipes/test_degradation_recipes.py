@@ -14,7 +14,7 @@ from tests.support.tiny import write_photos
 @pytest.mark.parametrize(
     "name", ["realesrgan", "elir-faces", "elir-sr8", "elir-denoising", "elir-inpainting"]
 )
-def test_builds_a_dataset(name: str, tmp_path: Path) -> None:
+def test_a_bundled_degradation_recipe_builds_a_dataset(name: str, tmp_path: Path) -> None:
     recipe = dataset_recipe(
         name,
         {

@@ -87,7 +87,7 @@ def test_values_are_yaml(argument: str, value: Any) -> None:
         (["sources=[a"], "sources = '[a'"),
     ],
 )
-def test_what_is_no_setting_is_refused(arguments: list[str], part: str) -> None:
+def test_unknown_settings_are_refused(arguments: list[str], part: str) -> None:
     with pytest.raises(RecipeError) as error:
         parse_overrides(arguments)
     assert part in str(error.value)

@@ -116,7 +116,7 @@ def test_another_kind_drops_the_fields_of_the_first() -> None:
     }
 
 
-def test_local_places_become_absolute_and_addresses_stay(
+def test_local_paths_become_absolute_and_uris_stay(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
@@ -129,7 +129,7 @@ def test_one_source_needs_no_brackets() -> None:
     assert dataset_recipe("demo", ["sources=/photos", "output=/set"]).sources == ("/photos",)
 
 
-def test_a_full_recipe_derives_where_its_parts_lie(write: Write) -> None:
+def test_a_full_recipe_derives_the_paths_of_its_parts(write: Write) -> None:
     path = write("all.yaml", FULL)
     recipe = full_recipe(path, ["output=/out", "dataset.seed=9", "training.stages.warmup.steps=3"])
     assert recipe.dataset.output == "/out/dataset"
@@ -147,7 +147,7 @@ def test_a_full_recipe_can_set_its_output_and_be_extended(write: Write) -> None:
     assert recipe.evaluation.photos == "/others"
 
 
-def test_a_place_that_follows_from_output_cannot_be_set_twice(write: Write) -> None:
+def test_a_path_that_follows_from_output_cannot_be_set(write: Write) -> None:
     path = write("all.yaml", FULL)
     text = refusal(full_recipe, path, ["output=/out", "dataset.output=/elsewhere"])
     assert "dataset.output" in text and "/elsewhere" in text and "leave" in text
@@ -253,7 +253,7 @@ def _paths(values: Any, path: str = "") -> Iterator[str]:
     ],
     ids=["dataset", "training"],
 )
-def test_no_message_holds_words_of_the_validator(recipe: BaseModel, value: Any) -> None:
+def test_no_message_uses_words_of_pydantic(recipe: BaseModel, value: Any) -> None:
     values = recipe.model_dump(mode="json")
     messages = []
     for path in _paths(values):
@@ -327,7 +327,7 @@ def test_a_missing_source_is_refused_before_anything_starts(tmp_path: Path) -> N
     assert f"sources: {tmp_path}/none does not exist" in refusal(require_sources, recipe)
 
 
-def test_evaluation_words_are_checked() -> None:
+def test_evaluation_arguments_are_checked() -> None:
     def read(scales: str, steps: str) -> Any:
         return evaluation_settings("/photos", scales=scales.split(","), steps=steps.split(","))
 
@@ -336,7 +336,7 @@ def test_evaluation_words_are_checked() -> None:
     assert "steps.0 = '0'" in refusal(read, "4", "0")
 
 
-def test_places_that_stages_and_prompts_start_from_become_absolute(
+def test_paths_that_stages_and_prompts_start_from_become_absolute(
     write: Write, tmp_path: Path
 ) -> None:
     path = write("mine.yaml", TRAINING)

@@ -120,7 +120,7 @@ def test_the_state_at_the_call_is_saved_and_restored(tmp_path: Path) -> None:
     )
 
 
-def test_the_last_ones_and_every_so_many_steps_are_kept(tmp_path: Path) -> None:
+def test_the_last_checkpoints_and_one_every_so_many_steps_are_kept(tmp_path: Path) -> None:
     assert _save(str(tmp_path), *range(1, 12), keep=2, keep_every_steps=4).newest is not None
     assert _steps(tmp_path) == [4, 8, 10, 11]
 
@@ -313,7 +313,7 @@ def test_a_checkpoint_on_s3_is_checked_and_skipped_like_any_other(
     assert _keys(faulty_s3) == {"step-000001"}
 
 
-def test_an_unreachable_location_is_no_reason_to_skip(
+def test_a_checkpoint_is_not_skipped_because_its_storage_is_unreachable(
     faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _save(_uri(faulty_s3), 1)

@@ -66,7 +66,7 @@ def _trained(
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_an_epoch_is_every_sample_once_though_other_workers_end_it(
+def test_an_epoch_has_every_sample_once_when_the_number_of_workers_changes(
     recipe: TrainingRecipe,
     larger_dataset: Path,
     undisturbed_steps: Steps,

@@ -30,7 +30,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", EXACT)
-def test_a_resumed_training_is_the_undisturbed_one_bit_for_bit(
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     results: dict[str, Any], case: str
 ) -> None:
     """Losses, weights, masters, moments, averages and buffers, though the trainer was another."""
@@ -71,7 +71,7 @@ def test_a_closed_trainer_leaves_no_tensor_behind(results: dict[str, Any], case:
     assert results[case]["alive"] == []
 
 
-def test_a_share_that_cannot_be_written_fails_the_checkpoint_of_all_and_nothing_else(
+def test_a_part_that_cannot_be_written_fails_the_checkpoint_of_all_and_nothing_else(
     results: dict[str, Any],
 ) -> None:
     result = results["one failed writer"]

@@ -138,7 +138,7 @@ def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7])
-def test_a_step_is_dealt_to_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
+def test_a_step_is_divided_among_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
     shards = with_shards(manifest, a_1=30)
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
     (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train"), 1)

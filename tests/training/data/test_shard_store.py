@@ -249,7 +249,7 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_not_kept(
     assert _copies(cache) == {f"{first.sha256}.tar"}
 
 
-def test_an_impossible_folder_is_unusable_and_a_lost_server_is_not_damage(
+def test_a_folder_that_cannot_be_made_is_unusable_and_a_lost_server_is_not_damage(
     manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -19,7 +19,7 @@ def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:
     return chosen
 
 
-def test_a_worker_trains_on_the_gpu_of_its_place_on_the_machine(
+def test_a_worker_trains_on_the_gpu_of_its_local_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = _gpus(monkeypatch, 2)
@@ -33,7 +33,7 @@ def test_a_worker_trains_on_the_gpu_of_its_place_on_the_machine(
     assert len(chosen) == 2
 
 
-def test_the_memory_peak_starts_anew_with_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_peak_is_reset_for_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {torch.device("cuda", 0): 30_000_000_000, torch.device("cuda", 1): 20_000_000_000}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.__getitem__)
     monkeypatch.setattr(

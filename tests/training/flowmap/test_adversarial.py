@@ -59,7 +59,7 @@ def test_losses_are_the_relativistic_formulas(scores: tuple[Tensor, Tensor]) -> 
 
 
 @pytest.mark.parametrize("loss", [generator_loss, discriminator_loss])
-def test_losses_are_log_two_at_equal_scores_and_blind_to_a_constant(
+def test_losses_are_log_two_at_equal_scores_and_ignore_a_constant(
     loss: type[Tensor], scores: tuple[Tensor, Tensor]
 ) -> None:
     fake, real = scores

@@ -79,7 +79,7 @@ def _distance(found: Tensor, exact: Tensor) -> float:
 
 
 @DIRECTIONS
-def test_it_equals_torchs_own(net: FlowMapNet, formulation: str) -> None:
+def test_the_derivative_equals_torchs_jvp(net: FlowMapNet, formulation: str) -> None:
     point = _point()
     along = _along(formulation, point)
     doubled = tuple(x.double() for x in point), tuple(x.double() for x in along)
@@ -105,7 +105,9 @@ def test_it_equals_two_reverse_passes_also_of_a_checkpointed_network(net: FlowMa
 
 
 @DIRECTIONS
-def test_in_bf16_it_is_as_exact_as_torchs_own(net: FlowMapNet, formulation: str) -> None:
+def test_in_bf16_the_derivative_is_as_exact_as_torchs_jvp(
+    net: FlowMapNet, formulation: str
+) -> None:
     point = _point()
     along = _along(formulation, point)
     exact = _torchs_own(net, point, along)[1]
@@ -169,7 +171,7 @@ def test_all_that_depends_on_the_point_is_differentiated(
     )
 
 
-def test_a_constant_has_no_slope() -> None:
+def test_the_derivative_of_a_constant_is_zero() -> None:
     point = _point()
     value, slope = directional_derivative(lambda x, t, s: torch.ones(2), point, point)
     assert torch.equal(value, torch.ones(2)) and torch.equal(slope, torch.zeros(2))

@@ -30,7 +30,7 @@ def test_an_untrained_model_returns_its_input(tiny_model: ModelSettings) -> None
     assert torch.equal(sample(_net(tiny_model, trained=False), x, 2), x)
 
 
-def test_t_s_and_the_prompt_all_matter(tiny_model: ModelSettings) -> None:
+def test_the_output_depends_on_t_s_and_the_prompt(tiny_model: ModelSettings) -> None:
     net, x = _net(tiny_model), torch.randn(2, 4, 8, 8)
     one, half = torch.ones(2), torch.full((2,), 0.5)
     with torch.no_grad():

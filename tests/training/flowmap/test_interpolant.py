@@ -112,7 +112,7 @@ def test_flow_matching_times_cover_each_grid_uniformly() -> None:
         assert (t == value).double().mean().item() == pytest.approx(share, abs=0.01)
 
 
-def test_the_share_is_kept_in_every_batch_and_exact_in_the_mean() -> None:
+def test_the_fraction_holds_in_every_batch_and_is_exact_in_the_mean() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def count(n: int) -> int:

@@ -157,7 +157,9 @@ def test_a_run_encodes_once_and_gives_the_embeddings_to_its_network(
     torch.testing.assert_close(initial.net.prompts, encode_prompts(_settings(sdxl)).embeddings)
 
 
-def test_embeddings_of_another_width_name_the_setting(sdxl: Path, tmp_path: Path) -> None:
+def test_embeddings_of_another_width_are_refused_with_the_setting(
+    sdxl: Path, tmp_path: Path
+) -> None:
     with pytest.raises(FlowmapsrError, match=r"width 24.*takes 8: set model\.prompt_channels=24"):
         encode_once(tmp_path, _settings(sdxl), channels=8)
 

@@ -212,7 +212,7 @@ def test_flow_matching_regresses_to_the_marginal_velocity() -> None:
     torch.testing.assert_close(predicted, PAIR.velocity(at, t[:1]), rtol=0.02, atol=0.02)
 
 
-def test_the_ladder_on_a_grounded_foot_is_euler_with_twice_the_finest_grid() -> None:
+def test_levels_from_instantaneous_velocities_are_euler_with_twice_the_finest_grid() -> None:
     """Bootstrapping levels K..0 from instantaneous velocities gives exactly 2^(K+1) Euler steps."""
     levels = 2
 

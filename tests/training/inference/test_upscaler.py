@@ -133,7 +133,7 @@ def test_orientation_is_applied(untrained: Path) -> None:
     assert result.size == (20, 40)
 
 
-def test_bytes_that_are_no_picture_are_refused(untrained: Path) -> None:
+def test_bytes_that_are_not_an_image_are_refused(untrained: Path) -> None:
     upscaler = Upscaler.from_pretrained(untrained)
     for data in (b"", b"hello", _png(Image.fromarray(_picture(8, 8)))[:60]):
         with pytest.raises(FlowmapsrError):
@@ -167,7 +167,7 @@ def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
         ({"model": {"block_channels": "wide"}}, "block_channels"),
     ],
 )
-def test_another_version_or_misfit_is_a_clear_error(
+def test_a_model_of_another_version_or_shape_is_a_clear_error(
     untrained: Path, change: dict[str, object], message: str
 ) -> None:
     path = untrained / "config.json"

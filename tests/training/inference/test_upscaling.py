@@ -33,7 +33,7 @@ def test_a_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) ->
     assert jobs_of(photo, tmp_path) == [Job(photo, tmp_path / "a.jpg")]
 
 
-def test_a_folder_keeps_its_shape_and_unwritable_formats_become_png(
+def test_a_folder_keeps_its_structure_and_unwritable_formats_become_png(
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

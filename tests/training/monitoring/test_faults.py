@@ -113,7 +113,7 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
     assert read_commit(str(checkpoints[-1])).state.images_seen == 8
 
 
-def test_a_loss_that_diverges_stops_likewise(run_recipe: RunMaker, tmp_path: Path) -> None:
+def test_a_diverging_loss_stops_training_too(run_recipe: RunMaker, tmp_path: Path) -> None:
     """With so small a growth allowed, any step above the median counts as divergence."""
     stage = {**WARMUP, "checkpoint_every_steps": 5, "max_loss_growth": 1.001}
     recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})

@@ -113,7 +113,7 @@ with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as 
 """
 
 
-def test_a_process_that_never_releases_pythons_lock_is_ended_too(tmp_path: Path) -> None:
+def test_a_process_that_never_releases_the_gil_is_killed_too(tmp_path: Path) -> None:
     start = time.monotonic()
     done = _run(FROZEN, tmp_path)
     assert done.returncode != 0 and time.monotonic() - start < 55
@@ -184,14 +184,14 @@ with watchdog.Watchdog(stacks, rank=0, world_size=1, seconds=0.5) as dog:
 """
 
 
-def test_a_folder_that_cannot_be_read_for_a_while_ends_nobody(tmp_path: Path) -> None:
+def test_a_folder_that_is_unreadable_for_a_while_ends_no_worker(tmp_path: Path) -> None:
     done = _run(UNREADABLE_FOR_A_WHILE, tmp_path)
     assert done.stdout == "continued\n"
     assert done.returncode == EXIT_CODE, "it no longer watches"
     assert len(stack_files(tmp_path / "stacks")) == 1
 
 
-def test_a_worker_that_makes_progress_is_left_alone(tmp_path: Path) -> None:
+def test_a_worker_that_makes_progress_is_not_killed(tmp_path: Path) -> None:
     """Also by the traces of an earlier start."""
     stacks = tmp_path / "stacks"
     stacks.mkdir()

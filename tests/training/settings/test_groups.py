@@ -104,7 +104,7 @@ def test_every_setting_is_in_one_group(recipe: type[BaseModel]) -> None:
                 assert model.__name__ == "StageSettings", "only a stage's settings are compared"
 
 
-def test_where_and_how_a_run_is_made_are_no_part_of_it() -> None:
+def test_settings_of_where_and_how_a_run_executes_are_not_content() -> None:
     """The folders, the number of workers, what is shown and how often, and where it is tracked."""
     names = {name for name, group, _ in _changes(RECIPES[1]) if group is Group.EXECUTION}
     assert names >= {

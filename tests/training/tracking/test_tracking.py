@@ -205,7 +205,7 @@ def test_an_incomplete_line_is_sent_once_it_is_complete(
     assert sent == [first, second]
 
 
-def test_a_run_has_a_page_where_a_server_shows_it(tmp_path: Path) -> None:
+def test_only_a_run_on_a_server_has_a_page(tmp_path: Path) -> None:
     assert run_page(tmp_path) is None
     names = RunNames(tracking_uri="sqlite:///mlflow.db", experiment="tests", parent="abc")
     (tmp_path / "mlflow.json").write_text(names.model_dump_json())

@@ -340,7 +340,7 @@ def test_an_adversarial_stage_refuses_a_base_that_is_partly_random(tmp_path: Pat
         _initial(tmp_path, tmp_path / "sdxl", **adversarial)
 
 
-def test_a_stage_that_is_not_finished_cannot_be_gone_on_from(tmp_path: Path) -> None:
+def test_an_unfinished_stage_cannot_be_a_starting_point(tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, None, ATTENDING)
     second = recipe.stages[0].model_copy(update={"name": "two"})
     recipe = recipe.model_copy(update={"stages": (*recipe.stages, second)})
