@@ -1,4 +1,4 @@
-"""What all tests share: an environment that touches nothing of the user's, one Prefect, one Ray."""
+"""What all tests share: an isolated environment, one Prefect, one Ray."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ os.environ.update(
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
     RAY_AUTH_MODE="disabled",
     RAY_USAGE_STATS_ENABLED="0",
-    RAY_worker_niceness="0",  # else the tests' own processes come first
+    RAY_worker_niceness="0",  # else the tests' processes come first
 )
 for _address in ("PREFECT_API_URL", "PREFECT_API_KEY", "RAY_ADDRESS"):
     os.environ.pop(_address, None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs, also from all processes that tests start: what is tested is the same everywhere,
+    """Hides GPUs from all processes that tests start, so that results are the same everywhere,
     and bit for bit. Only `pytest -m gpu` sees them."""
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,4 +1,4 @@
-"""Enforces the one-way street pipelines -> training -> datagen and each library's one place."""
+"""Enforces imports pipelines -> training -> datagen and the files that may import a library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TORCH_FREE = (
 
 
 def violations(root: Path) -> list[str]:
-    """Every breach of the import rules below `root`, as `path:line: what`."""
+    """Every violation of the import rules below `root`, as `path:line: what`."""
     return [
         f"{path}:{line}: {what}"
         for layer in LAYERS
@@ -89,7 +89,7 @@ def circles(root: Path, *, of_folders: bool) -> list[list[str]]:
     """Groups of files, or of folders and the files beside them, that import each other in a circle.
 
     Lazy and type-only imports count: a reader has to follow those too. A file directly inside a
-    layer (`training/loop.py`) stands for itself.
+    layer (`training/loop.py`) is a group alone.
     """
     files = {
         file.relative_to(root).with_suffix("").as_posix().replace("/", "."): file

@@ -1,7 +1,7 @@
 """Measures a dataset build against its own degradation and encoding, and two workers against one.
 
 Run as `python -m tests.benchmarks.build`. The codec is an `AutoencoderTiny` of the published size
-with random weights, so a sample costs what a real one costs; `dct8` is shown beside it.
+with random weights, so a sample costs what a real one costs; `dct8` is shown for comparison.
 The overhead is in CPU seconds of one process; workers are real Ray actors and wall seconds.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _overhead(recipe: DatasetRecipe) -> None:
-    """Both are repeated in turns; the ratio is that of the sums."""
+    """Alternates both; the ratio is that of the sums."""
     plan = plan_dataset(recipe)
     builder = ShardBuilder(recipe)
     builder(plan.tasks[0])
@@ -114,7 +114,7 @@ def _made_in(recipe: DatasetRecipe) -> float:
     run_shard_tasks(
         builder, tasks, workers=workers, on_done=lambda task, record: done.append(time.monotonic())
     )
-    # Starting Python and torch is left out: the first result of each worker is where it begins.
+    # The start of Python and torch is excluded: timing starts at each worker's first result.
     measured = done[workers.count - 1 :]
     return (measured[-1] - measured[0]) * len(tasks) / (len(measured) - 1)
 
@@ -182,10 +182,10 @@ def write_photos(folder: Path) -> None:
 
 
 def build_demo_dataset(folder: Path) -> None:
-    """The demo's kind of dataset at `dataset` below the folder, for those who time training."""
+    """Builds a demo dataset in `folder/dataset`, for benchmarks of training."""
     write_photos(folder / "photos")
-    places = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
-    build_in_process(dataset_recipe("demo", {**places, "samples_per_photo": 24}))
+    paths = {"sources": [str(folder / "photos")], "output": str(folder / "dataset")}
+    build_in_process(dataset_recipe("demo", {**paths, "samples_per_photo": 24}))
 
 
 def _many_photos(folder: Path) -> str:

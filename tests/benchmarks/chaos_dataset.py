@@ -2,9 +2,9 @@
 
 Run as `python -m tests.benchmarks.chaos_dataset [KILLS] [SEED]`. Victims are a worker, the driver,
 or the whole machine (the Ray cluster and the driver at once), all by SIGKILL. A build that ends is
-started again by the same command until it has finished by itself; then the SHA-256 of every file is
-compared with a build that nothing disturbed. The driver does what `flowmapsr dataset build` does,
-less Prefect, whose loss has tests of its own.
+started again by the same command until it finishes; then the SHA-256 of every file is compared with
+an undisturbed build. The driver does what `flowmapsr dataset build` does, without Prefect, whose
+loss is tested separately.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 class Chaos:
-    """A Ray cluster, a driver, and a hand that kills."""
+    """A Ray cluster and a driver, parts of which are killed at random."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ class Chaos:
         return start_node(*head_words(address), "--num-cpus=2", log=self.folder / "ray.log")
 
     def build(self, name: str, kills: int) -> int:
-        """Builds under fire until it succeeds; the number of starts that took."""
+        """Builds while killing until it succeeds; returns the number of starts."""
         starts, left = 0, kills
         path = self.folder / f"{name}.json"
         path.write_text(recipe_for(self.folder, name).model_dump_json())

@@ -1,13 +1,13 @@
-"""Disturbs one training at random until 30 kills are done, and compares what it made at the end.
+"""Disturbs one training at random until 30 kills are done, and compares the resulting models.
 
 Run as `python -m tests.benchmarks.chaos_training [KILLS] [SEED]`. On a Ray cluster of a head and
 two nodes it kills a worker, a node (a new one joins) or the driver (the same command is run again)
 by SIGKILL, sends the driver SIGTERM, or damages the newest checkpoint and then kills a worker. The
-weights must be bit-identical to those of a run that nothing disturbed, and so must be the loss of
+weights must be bit-identical to those of an undisturbed run, and so must be the loss of
 every report. Reports are means over ten steps; the first one after a start may cover fewer and is
 left out.
 
-The driver does what `flowmapsr train` does, less Prefect, whose loss has tests of its own.
+The driver does what `flowmapsr train` does, without Prefect, whose loss is tested separately.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def main() -> None:
         build_in_process(dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset"))
         cluster = Cluster(folder)
         try:
-            quiet, stormy = recipe_for(folder, "quiet"), recipe_for(folder, "stormy")
+            reference, disturbed = recipe_for(folder, "reference"), recipe_for(folder, "disturbed")
             start = time.monotonic()
-            assert run_driver(quiet, folder / "quiet.log").wait() == 0
+            assert run_driver(reference, folder / "reference.log").wait() == 0
             undisturbed = time.monotonic() - start
             chaos = Chaos(cluster, random.Random(seed), kills)
-            chaos.run(stormy)
+            chaos.run(disturbed)
         finally:
             cluster.stop()
-        compared = compare(quiet, stormy)
+        compared = compare(reference, disturbed)
     print("\n| kills | " + " | ".join(VICTIMS) + " | starts | seconds | undisturbed |")
     print("|---" * (len(VICTIMS) + 4) + "|")
     counts = " | ".join(str(chaos.killed[victim]) for victim in VICTIMS)
@@ -92,7 +92,7 @@ class Cluster:
         return start_node(f"--address={self.address}", "--num-cpus=1", log=log)
 
     def replace(self, index: int) -> None:
-        """Takes a node away for good and lets a new one join."""
+        """Kills a node and starts a new one."""
         kill_tree(self.nodes[index])
         self.nodes[index] = self._node(index)
 
@@ -106,7 +106,7 @@ class Cluster:
 
 
 class Chaos:
-    """A hand that kills."""
+    """Kills a random part of the cluster again and again."""
 
     def __init__(self, cluster: Cluster, rng: random.Random, kills: int) -> None:
         self.cluster = cluster
@@ -117,9 +117,9 @@ class Chaos:
         self.seconds = 0.0
 
     def run(self, recipe: TrainingRecipe) -> None:
-        """Trains under fire until all stages are done."""
+        """Trains while killing until all stages are done."""
         begin = time.monotonic()
-        log = self.cluster.folder / "stormy.log"
+        log = self.cluster.folder / "disturbed.log"
         while finished_stages(recipe) is None:
             self.starts += 1
             driver = run_driver(recipe, log)
@@ -159,7 +159,7 @@ class Chaos:
         print(f"{victim} ({self.left} left)", file=sys.stderr, flush=True)
 
     def _damage_newest(self, run: Path) -> None:
-        """Tears or alters a file of the newest checkpoint."""
+        """Truncates or alters a file of the newest checkpoint."""
         commits = sorted(run.glob("stages/*/checkpoints/step-*/trainer_state.json"))
         if not commits:
             return
@@ -178,11 +178,11 @@ def _progress(run: Path) -> str:
     return found[-1].read_text() if found else ""
 
 
-def compare(quiet: TrainingRecipe, stormy: TrainingRecipe) -> int:
-    """Asserts equal weights and losses of every stage; the number of losses compared."""
+def compare(reference: TrainingRecipe, disturbed: TrainingRecipe) -> int:
+    """Asserts equal weights and losses of every stage; returns the number of losses compared."""
     compared = 0
-    for stage in quiet.stages:
-        homes = [Path(recipe.output) / "stages" / stage.name for recipe in (quiet, stormy)]
+    for stage in reference.stages:
+        homes = [Path(recipe.output) / "stages" / stage.name for recipe in (reference, disturbed)]
         ours, theirs = (
             safetensors.torch.load_file(home / "model" / "model.safetensors") for home in homes
         )
@@ -196,7 +196,7 @@ def compare(quiet: TrainingRecipe, stormy: TrainingRecipe) -> int:
 
 
 def losses(home: Path) -> dict[int, float]:
-    """The last reported loss at every multiple of ten steps, less the first after each start."""
+    """The last reported loss at every multiple of ten steps, except the first after each start."""
     found: dict[int, float] = {}
     before = 0
     for line in (home / "tracking.jsonl").read_text().splitlines():

@@ -1,7 +1,7 @@
 """Measures the degradation against two reference paths.
 
-Run with `python -m tests.benchmarks.degradation`. Everything on one thread and in CPU seconds, the
-paths taking turns draw by draw, so that neighbors on the machine disturb little: trust the ratios.
+Run with `python -m tests.benchmarks.degradation`. All paths use one thread and are timed in CPU
+seconds, alternating draw by draw, so that other load on the machine hardly changes the ratios.
 """
 
 from __future__ import annotations

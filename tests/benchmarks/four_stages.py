@@ -1,6 +1,6 @@
-"""Trains the demo's four stages, larger, on a folder of photos and says what each stage does.
+"""Trains the demo's four stages, larger, on a folder of photos and measures each stage.
 
-Run as `python -m tests.benchmarks.four_stages PHOTOS HELD_OUT OUTPUT`; run it again to go on.
+Run as `python -m tests.benchmarks.four_stages PHOTOS HELD_OUT OUTPUT`; run it again to resume.
 Prints held-out PSNR, SSIM and sharpness at 1, 2 and 4 steps for every stage, and draws a picture
 for each in OUTPUT. Sharpness is the mean gradient of the luma over that of the original: 1 is as
 detailed (or as noisy), less is blurred.
@@ -71,11 +71,9 @@ def _trained(photos: Path, base: Path) -> TrainingRecipe:
         for stage, own in STAGES.items()
         for name, value in {**BATCH, **own}.items()
     }
-    places = {"manifest": str(base / "dataset"), "output": str(base / "run")}
+    paths = {"manifest": str(base / "dataset"), "output": str(base / "run")}
     network = {f"model.{name}": value for name, value in NETWORK.items()}
-    recipe = training_recipe(
-        "demo", {**places, **network, **changes, "mlflow_experiment": "photos"}
-    )
+    recipe = training_recipe("demo", {**paths, **network, **changes, "mlflow_experiment": "photos"})
     train(recipe)
     return recipe
 

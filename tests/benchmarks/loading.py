@@ -1,9 +1,9 @@
-"""Measures how fast latents are read: our loader beside webdataset, mosaicml-streaming and litdata.
+"""Measures how fast latents are read: our loader, webdataset, mosaicml-streaming and litdata.
 
 Run as `python -m tests.benchmarks.loading [ENVIRONMENT]`. All read the same latents from the local
-disk, shuffled, into batches of 16, in one process each, and take turns, so that neighbors on the
-machine disturb all alike. The last two pull in other versions of what this project needs, and are
-installed into an environment of their own, a folder that is made where there is none.
+disk, shuffled, into batches of 16, in one process each, and alternate, so that other load on the
+machine affects all alike. The last two need other versions of this project's dependencies and are
+installed into a separate virtual environment, which is created if it does not exist.
 Ours checks every shard's SHA-256 in its first epoch; the others check nothing.
 """
 
@@ -39,7 +39,7 @@ SHARD = 64
 
 @dataclass(frozen=True)
 class Kind:
-    """What is stored: latents (C, h, w) of a bucket."""
+    """A kind of stored sample: latents (C, h, w) of a bucket."""
 
     label: str
     codec: CodecRecord
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _installed(environment: Path, name: str) -> str | None:
-    """Why one of the others cannot be used; None when it can."""
+    """Why another library cannot be used, or None."""
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
@@ -84,7 +84,7 @@ def _installed(environment: Path, name: str) -> str | None:
     if subprocess.run(check, capture_output=True).returncode == 0:
         return None
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # The torchvision they bring breaks imports beside a CPU build of torch.
+    # The torchvision they install cannot be imported with a CPU build of torch.
     without = [*pip, "uninstall", "--yes", "torchvision"]
     for command in ([*pip, "install", OTHERS[name], "torch>=2.6,<2.14"], without, check):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -147,7 +147,7 @@ def _write(kind: Kind, model: Manifest, dataset: Path) -> float:
 
 
 def _copied(environment: Path, name: str, dataset: Path) -> str | None:
-    """Writes the latents in a format of one of the others; why that failed, None if it did not."""
+    """Writes the latents in another library's format; the error, or None."""
     command = [str(environment / "bin" / "python"), str(READERS), f"write-{name}", str(dataset)]
     done = subprocess.run(command, capture_output=True, text=True, env=_quiet())
     return done.stderr.strip().splitlines()[-1] if done.returncode else None

@@ -70,8 +70,8 @@ def webdataset(folder: Path) -> Epoch:
 
 
 def without_torchvision() -> None:
-    """Lets `streaming` be imported, which names torchvision for pictures that nobody reads here:
-    the one on PyPI does not load beside a CPU build of torch."""
+    """Makes `streaming` importable: it imports torchvision, which is not needed here and which
+    PyPI does not have for a CPU build of torch."""
     names = ("torchvision", "torchvision.datasets", "torchvision.transforms.functional")
     for name in (*names, "torchvision.transforms"):
         module: Any = types.ModuleType(name)

@@ -1,4 +1,4 @@
-"""Sets each operation of the degradation beside what the machine could do at best.
+"""Compares each operation of the degradation with the limits of the machine.
 
 The limits are measured in the same run: bytes moved at the speed of a large copy, multiplications
 at that of a large matrix product, random bits at that of the raw generator, the codec by itself.
@@ -27,7 +27,7 @@ _FULL = _SIDE * _SIDE * 3
 
 @dataclass(frozen=True)
 class Machine:
-    """What one core does in a second."""
+    """Limits of one core, per second."""
 
     bytes: float
     flops: float
@@ -63,7 +63,7 @@ def print_limits() -> None:
 
 
 def _best(run: Callable[[], object], *, repeats: int = 9) -> float:
-    """Least CPU seconds of a call: what is left when nobody disturbs."""
+    """Least CPU seconds of a call: the one least disturbed by other load."""
     run()
     times = []
     for _ in range(repeats):

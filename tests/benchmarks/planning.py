@@ -1,7 +1,7 @@
 """Seconds and memory of planning a million photos that exist by name only.
 
-Run as `python -m tests.benchmarks.planning [COUNT]`. Listing and headers are made up on the spot,
-so what is measured is everything else: comparing, grouping, cutting into tasks, writing the plan,
+Run as `python -m tests.benchmarks.planning [COUNT]`. Listing and headers are generated,
+so everything else is measured: comparing, grouping, cutting into tasks, writing the plan,
 and reading it again as a resumed build does.
 """
 
@@ -96,7 +96,7 @@ def _survey(recipe: DatasetRecipe, count: int) -> Survey:
 def _made_up_headers(
     function: Callable[[Sequence[Any]], list[Any]], chunks: Iterable[Sequence[Any]]
 ) -> Iterator[list[Any]]:
-    """Stands for reading them: every photo has its own head, so none is hashed."""
+    """Replaces reading them: every photo has a different header, so none is hashed."""
     for chunk in chunks:
         yield [_made_up(file) for file in chunk]
 

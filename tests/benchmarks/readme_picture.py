@@ -1,8 +1,8 @@
-"""Makes `docs/images/demo.png`: what the demo's model does to a picture that belongs to nobody.
+"""Makes `docs/images/demo.png`: the demo's model applied to a generated picture.
 
     python -m tests.benchmarks.readme_picture demo-output/run docs/images/demo.png
 
-The scene is rendered here by a small ray tracer; it is degraded by the demo's own chain at x4.
+The scene is rendered here by a small ray tracer; it is degraded by the demo's chain at x4.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.settings.evaluation import EvaluationSettings
 SIDE, SAMPLES = 512, 3
 SCALE = 4.0
 SEEDS = range(8)
-"""Degradations are drawn at random, and the gain depends on what they take."""
+"""Degradations are random, and the gain depends on them."""
 EYE = np.array([0.0, 0.9, -3.2])
 LIGHT = np.array([-0.5, 0.8, -0.45]) / np.linalg.norm([-0.5, 0.8, -0.45])
 HORIZON, ZENITH = np.array([0.78, 0.86, 0.95]), np.array([0.25, 0.45, 0.75])

@@ -1,9 +1,9 @@
-"""Compares the speed of a training while MLflow or Prefect is frozen or dead with that beside it.
+"""Compares the speed of a training with and without its MLflow and Prefect servers.
 
 Run as `python -m tests.benchmarks.servers_gone`. One training by the command line with two workers,
-an MLflow and a Prefect server on the same cores. Phases with both servers there and phases with one
-of them frozen (it takes calls and never answers) or killed take turns; a phase is compared with the
-mean of its neighbors. Afterwards MLflow must have every reported metric, once and in order.
+an MLflow and a Prefect server on the same cores. Phases with both servers running alternate with
+phases in which one is frozen (it accepts calls and never answers) or killed; a phase is compared
+with the mean of its neighbors. Finally MLflow must have every reported metric, once and in order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from training.tracking.mlflow_client import RunNames
 SECONDS = 40.0
 ROUNDS = 2
 LIMIT = 1.02
-BOTH = "both there"
+BOTH = "both running"
 
 
 class Phase(NamedTuple):
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def _train(folder: Path, prefect: Server) -> tuple[list[Phase], int]:
-    """The phases of a training, and how many of its metrics MLflow lacks in the end."""
+    """The phases of a training, and how many of its metrics MLflow lacks at the end."""
     port, run, phases = free_port(), folder / "run", list[Phase]()
     uri = f"http://127.0.0.1:{port}"
     settings = [f"manifest={folder / 'dataset'}", f"output={run}", "workers=2"]
@@ -112,7 +112,7 @@ def _train(folder: Path, prefect: Server) -> tuple[list[Phase], int]:
 
 @contextmanager
 def frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A process and all below it stand still for the block."""
+    """Suspends a process and all its descendants for the block."""
     root = psutil.Process(process.pid)
     family = [root, *root.children(recursive=True)]
     for one in family:
@@ -153,8 +153,8 @@ def _lost(run: Path, client: MlflowClient) -> int:
     """Reports that MLflow lacks, or has twice or out of order."""
     names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
     history = client.get_metric_history(names.stages["warmup"], "perf/images_per_second")
-    told, sent = [one["step"] for one in _reports(run)], [point.step for point in history]
-    return 0 if told == sent else max(1, len(set(told) ^ set(sent)))
+    reported, sent = [one["step"] for one in _reports(run)], [point.step for point in history]
+    return 0 if reported == sent else max(1, len(set(reported) ^ set(sent)))
 
 
 if __name__ == "__main__":

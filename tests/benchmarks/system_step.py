@@ -2,8 +2,8 @@
 
 Run as `python -m tests.benchmarks.system_step`. The system is Ray Train, DeepSpeed, loader,
 tracking, pictures and checkpoints; the loop is forward, backward, clipping and AdamW on one batch
-in memory, in a process of its own. Both train the demo's network by flow matching with one thread a
-worker. Loop, one worker and two take turns, as a machine's speed may drift by a tenth within
+in memory, in a separate process. Both train the demo's network by flow matching with one thread
+per worker. Loop, one worker and two alternate, as a machine's speed may drift by a tenth within
 minutes; each time is the median over reports of ten steps, each ratio the median over the rounds.
 """
 
@@ -34,7 +34,7 @@ from training.tracking.tracker import reset_tracking
 ROUNDS = 3
 STEPS = 80
 SKIPPED = 3
-"""Reports at the start, while memory is first touched."""
+"""Reports at the start that are not counted: memory is first touched in them."""
 BATCH, MICRO_BATCH = 32, 8
 LIMIT, LEAST = 1.05, 1.6
 

@@ -26,7 +26,7 @@ PAIR = GaussianPair()
 STEPS = 3500
 BATCH = 256
 LEARNING_RATE = 1e-3
-"""At 3e-3 the Lagrangian target, which holds the model's own slope, ran away in one try of four."""
+"""At 3e-3 the Lagrangian target, which has the model's derivative, diverged in 1 of 4 tries."""
 LEVELS = 6
 TOLERANCE = 0.1
 
@@ -37,7 +37,7 @@ class Row:
 
     name: str
     collapses: bool
-    """What the method says of it."""
+    """The expectation from the method."""
     deviation: float
     """Standard deviation of one-step samples over the target's."""
     seconds: float

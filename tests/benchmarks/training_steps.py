@@ -2,8 +2,8 @@
 
 Run with `python -m tests.benchmarks.training_steps`. With a forward pass F and a backward pass of
 2 F, flow matching costs 3 F. The theory counts the teacher's passes by their samples, a JVP as 2 F.
-Rounds take turns over the objectives and ratios are taken inside a round, so that neighbors on the
-machine disturb all alike. A teacher's pass over a quarter of the batch costs somewhat more than a
+Each round times all objectives and ratios are taken within a round, so that other load on the
+machine affects all alike. A teacher's pass over a quarter of the batch costs somewhat more than a
 quarter of F, most so with small batches.
 """
 
@@ -67,7 +67,7 @@ class Case:
         fm = 1.0 if self.name == "FM" else SHARE
         passes = 3 + (1 - fm) * TEACHER[self.name]
         if self.guided:
-            # Not on the distilled samples whose target takes its velocity from the model.
+            # Not for distilled samples whose target uses the model's velocity.
             velocities = fm if self.name in ("SSD", "LSD") else 1
             passes += (1 - NEGATIVE) * velocities
         return passes / 3

@@ -3,8 +3,8 @@
 Run as `python -m tests.benchmarks.utilization flowmapsr-paper --sides 512 1024`; with neither Ray
 nor Prefect, on one device. Steps are those of training (forward, targets, backward, optimizer in a
 DeepSpeed engine) on random latents; the perceptual loss is left out, as its weights are a download.
-Micro batches grow by two until memory is full, or are those of `--batches`; each side has a trainer
-of its own, as one that ran out of memory is in no state to go on. MFU is the counted operations
+Micro batches double until memory is full, or are those of `--batches`; each side has a new trainer,
+because one that ran out of memory cannot be used further. MFU is the counted operations
 over the peak of the GPU's data sheet (with checkpointing, HFU); none on CPU.
 """
 
@@ -45,7 +45,7 @@ LARGEST = 64
 
 
 class Shape(NamedTuple):
-    """Of latents: channels, and pixels of a photo's side for each of a latent's."""
+    """Of latents: channels, and the photo's side over the latents'."""
 
     channels: int
     downsample: int
@@ -105,8 +105,8 @@ def _measure(
 
 
 def _free() -> None:
-    """Lets the memory of what was measured go, and its compiled code, of which torch keeps only so
-    many versions."""
+    """Releases the trainer's memory and its compiled code, of which torch keeps a limited number
+    of versions."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.compiler.reset()
@@ -118,7 +118,7 @@ def _trainer(
     torch.manual_seed(0)
     with device:
         net = FlowMapNet(recipe.model, latent_channels=shape.channels)
-    codec = load_codec(Dct8Settings(), device="cpu")  # in place of a VAE, which no step here calls
+    codec = load_codec(Dct8Settings(), device="cpu")  # instead of a VAE, which no step here calls
     inputs = StageInputs(
         recipe=recipe.model_copy(update={"stages": (settings,)}),
         folder=StagePaths(Path(recipe.output), settings.name),

@@ -1,4 +1,4 @@
-"""Pictures made on the spot, and small recipes around them."""
+"""Generated pictures, and small recipes for them."""
 
 from __future__ import annotations
 

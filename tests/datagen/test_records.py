@@ -1,4 +1,4 @@
-"""Records are read with clear errors, compared setting by setting, and written the same always."""
+"""Records are read with clear errors, compared by setting, and always written the same way."""
 
 from __future__ import annotations
 

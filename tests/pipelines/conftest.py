@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_training(path: Path, recipe: dict[str, Any] | TrainingRecipe) -> str:
-    """Writes a recipe file with the training section alone; its path as a word."""
+    """Writes a recipe file with the training section alone; its path as an argument."""
     if isinstance(recipe, TrainingRecipe):
         recipe = recipe.model_dump(mode="json")
     path.write_text(json.dumps({"training": recipe}))
@@ -121,7 +121,7 @@ def finished() -> Callable[[subprocess.Popen[str]], Ended]:
 
 @pytest.fixture
 def build_words(photos: Path) -> Callable[..., list[str]]:
-    """The words of a small build of the photos, eight shards."""
+    """Arguments of a small build of the photos, eight shards."""
 
     def words(output: Path, *more: str) -> list[str]:
         return [

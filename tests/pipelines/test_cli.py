@@ -1,4 +1,4 @@
-"""The command line: words in, text and exit code out, in this process and as its own."""
+"""The command line: arguments in, text and exit code out, in this process and in another."""
 
 from __future__ import annotations
 

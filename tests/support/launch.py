@@ -1,4 +1,4 @@
-"""Starts modules on workers of their own, without Ray and Prefect.
+"""Starts modules in worker processes, without Ray and Prefect.
 
 `start_workers` forks them (see `fork_server.py`) and is what most tests need; `start_torchrun` runs
 the real launchers, which costs seconds more.
@@ -43,7 +43,7 @@ class ForkedLauncher:
         socket.send_fds(_server(), [json.dumps(request).encode()], [output_end, status_end])
         os.close(output_end)
         os.close(status_end)
-        self._said = io.BytesIO()
+        self._output = io.BytesIO()
         self._status = os.fdopen(status)
         self.pid = int(self._status.readline())
         self.returncode: int | None = None
@@ -55,7 +55,7 @@ class ForkedLauncher:
     def _read(self, output: int) -> None:
         with os.fdopen(output, "rb", buffering=0) as stream:
             while chunk := stream.read(1 << 16):
-                self._said.write(chunk)
+                self._output.write(chunk)
 
     def _wait(self) -> None:
         with self._status:
@@ -74,7 +74,7 @@ class ForkedLauncher:
         """Everything printed, once the launcher and all its workers have ended."""
         self._join(self._waiter, timeout)
         self._join(self._reader, timeout)
-        return self._said.getvalue().decode(errors="replace"), None
+        return self._output.getvalue().decode(errors="replace"), None
 
     def _join(self, thread: threading.Thread, timeout: float | None) -> None:
         thread.join(timeout)
@@ -95,7 +95,7 @@ def _server() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "tests.support.fork_server", str(theirs.fileno())]
     # One thread before torch is imported: sums in another order differ in their last bits, and
-    # nothing may run beside a fork, which would keep another thread's locks for ever.
+    # a fork while another thread runs would copy that thread's locks, never to be released.
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     server = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=env)
     theirs.close()
@@ -105,12 +105,12 @@ def _server() -> socket.socket:
 
 
 def torchrun(workers: int) -> list[str]:
-    """The module that launches, and its words up to the name of what it launches."""
+    """The launcher's module and arguments, up to the name of the launched module."""
     return ["torch.distributed.run", "--standalone", f"--nproc_per_node={workers}", "-m"]
 
 
 def deepspeed(workers: int) -> list[str]:
-    """The same of DeepSpeed's launcher."""
+    """The same for DeepSpeed's launcher."""
     port = f"--master_port={free_port()}"
     return ["deepspeed.launcher.runner", f"--num_gpus={workers}", port, "--module"]
 
@@ -153,8 +153,8 @@ def train(recipe: TrainingRecipe, folder: Path) -> None:
 
 def finish(process: Process) -> None:
     """Waits for a launcher that must succeed."""
-    said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
 
 
 def found_by(module: str, *words: str, workers: int, results: Path) -> dict[str, Any]:

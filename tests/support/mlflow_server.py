@@ -1,4 +1,4 @@
-"""A real MLflow server as a process, as a user starts it, on a port that it can come back to."""
+"""A real MLflow server as a process, as a user starts it, on a port that a restart can reuse."""
 
 from __future__ import annotations
 

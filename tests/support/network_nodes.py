@@ -1,4 +1,4 @@
-"""Machines in a network of their own on this one: network namespaces joined by a bridge.
+"""Simulated machines in a separate network: network namespaces joined by a bridge.
 
 Each has its own loopback and one address; they share the disk and the CPUs.
 """
@@ -51,7 +51,7 @@ class Node:
 
 
 def missing() -> str:
-    """Why no such machines can be made here, or nothing."""
+    """Why no such machines can be created here, or an empty string."""
     if shutil.which("ip") is None:
         return "there is no `ip` command (iproute2)"
     probe = f"fm-{uuid.uuid4().hex[:6]}"

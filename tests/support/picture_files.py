@@ -1,4 +1,4 @@
-"""Image files of every kind, made on the spot: profiles, orientations, animations, bombs."""
+"""Generated image files of every kind: profiles, orientations, animations, bombs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png_bomb(side: int = 60_000) -> bytes:
-    """A PNG of a few bytes whose header promises side x side pixels."""
+    """A PNG of a few bytes whose header declares side x side pixels."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)

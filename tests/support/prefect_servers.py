@@ -21,7 +21,7 @@ SECONDS = 240
 
 
 def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subprocess.Popen[bytes]:
-    """Starts a `prefect` command in a session of its own."""
+    """Starts a `prefect` command in a new session."""
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
@@ -34,7 +34,7 @@ def prefect(*words: str, env: dict[str, str], log: Path, cwd: Path) -> subproces
 
 
 class Server:
-    """A running `prefect server start`, spoken to by its REST interface."""
+    """A running `prefect server start`, called by its REST interface."""
 
     def __init__(self, folder: Path) -> None:
         port = free_port()
@@ -49,7 +49,7 @@ class Server:
 
     def post(self, path: str, body: Any) -> Any:
         answer = httpx.post(self.url + path, json=body, timeout=60)
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # its database is busy: again
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # its database is busy: try again
             time.sleep(1.0)
             answer = httpx.post(self.url + path, json=body, timeout=60)
         return answer.raise_for_status().json()
@@ -93,11 +93,11 @@ def running_server(folder: Path) -> Iterator[Server]:
 def running_worker(
     server: Server, pool: str, *, env: dict[str, str], folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in an empty folder, which has the program installed and nothing else."""
-    place = folder / "worker"
-    place.mkdir()
+    """A worker in an empty folder, with the program installed and nothing else."""
+    empty = folder / "worker"
+    empty.mkdir()
     words = ("worker", "start", "--pool", pool)
-    worker = prefect(*words, env={**server.env, **env}, log=folder / "worker.log", cwd=place)
+    worker = prefect(*words, env={**server.env, **env}, log=folder / "worker.log", cwd=empty)
     try:
         yield worker
     finally:

@@ -1,4 +1,4 @@
-"""Turns an image and drawn parameters into an LQ in the plain way, the baseline of the benchmark.
+"""Turns an image and drawn parameters into an LQ in a plain way, the baseline of the benchmark.
 
 Two paths of the Real-ESRGAN pipeline written for clarity, not speed: NumPy with OpenCV, and torch
 with a differentiable JPEG. They take the parameters that `datagen.degradation.draw` draws, so all

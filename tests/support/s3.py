@@ -1,4 +1,4 @@
-"""A real S3 server for tests and, before it, a proxy that fails in the ways that networks do."""
+"""A real S3 server for tests and, before it, a proxy that fails as networks do."""
 
 from __future__ import annotations
 

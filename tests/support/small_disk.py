@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[DiskMaker]:
 
 @contextmanager
 def _filled(disk: Path) -> Iterator[None]:
-    """Somebody else takes every byte of the disk, also what others give back, for the block."""
+    """Another writer fills the disk for the block, also with bytes that others release."""
     ballast, ended = disk / "ballast", threading.Event()
 
     def fill() -> None:
@@ -65,5 +65,5 @@ def _filled(disk: Path) -> Iterator[None]:
 
 @pytest.fixture
 def filled() -> Callable[[Path], AbstractContextManager[None]]:
-    """`with filled(disk):` leaves no byte of it to anybody."""
+    """`with filled(disk):` leaves no free byte on it."""
     return _filled

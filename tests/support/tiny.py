@@ -79,8 +79,7 @@ def dataset_recipe(photos: Path, output: Path) -> DatasetRecipe:
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first of the tests' processes to ask for it makes, for all of them to
-    read."""
+    """A folder made by the first test process that asks for it and read by all."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
     with FileLock(f"{folder}.lock"):
@@ -170,7 +169,7 @@ def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def weights(recipe: TrainingRecipe, stage: str) -> dict[str, torch.Tensor]:
-    """The weights a finished stage left behind."""
+    """The weights of a finished stage."""
     path = Path(recipe.output) / "stages" / stage / "model" / "model.safetensors"
     return safetensors.torch.load_file(path)
 

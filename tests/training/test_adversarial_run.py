@@ -143,7 +143,7 @@ def test_a_killed_adversarial_run_resumes_to_the_bit_identical_model(
     train(recipe, tmp_path)
     mine, theirs = _lora(recipe), _lora(gan)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    # The scores of every step since the warm-up: equal only if the discriminator went on exactly.
+    # The scores of every step since the warm-up: equal only if the discriminator resumed exactly.
     scores = [json.loads(_saved(r, "scores.json")[0]) for r in (recipe, gan)]
     assert scores[0] == scores[1] and len(scores[0]["real"]) == STEPS - 4
     discriminators = [_saved(r, "discriminator") for r in (recipe, gan)]

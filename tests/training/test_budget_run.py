@@ -1,4 +1,4 @@
-"""A stage that draws two pixel budgets with batch sizes of their own, under `torchrun`."""
+"""A stage that draws two pixel budgets with different batch sizes, under `torchrun`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What recipe and dataset together refuse before anything is trained."""
+"""Recipes that do not fit their dataset are refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_run_that_cannot_finish_does_not_start_and_its_recipe_can_be_corrected
 
 
 def _trained(recipe: TrainingRecipe, folder: Path) -> tuple[bool, str]:
-    """Whether the recipe could be trained, and what was said."""
+    """Whether the recipe could be trained, and the output."""
     process = start_workers(recipe, folder)
     said, _ = process.communicate()
     return process.returncode == 0, said

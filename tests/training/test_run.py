@@ -121,7 +121,7 @@ def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) 
 def test_a_model_sharded_by_zero_3_is_sampled_resumed_and_saved_complete(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
-    """Guided ESD; a second start goes on from the spread checkpoint."""
+    """Guided ESD; a second start resumes from the sharded checkpoint."""
     stage = {
         **DISTILL,
         "objective": {

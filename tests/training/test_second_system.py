@@ -1,4 +1,4 @@
-"""A second system, which no file of the package knows: it trains through the real loop and engine,
+"""A second system, defined outside of the package: it trains through the real loop and engine,
 resumes, evaluates and upscales. Run as a module, this file is its launcher."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ConvConfig(ModelConfig):
 
 
 class Corrected(nn.Module):
-    """LQ pixels at HQ size -> HQ pixels: what a convolution adds, nothing at first."""
+    """LQ pixels at HQ size -> HQ pixels: adds a convolution's output, at first 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class ConvSystem:
         return BatchFields(neg=False, pixels=True)
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
-        """It needs nothing from elsewhere."""
+        """It needs no downloads."""
 
     def build(self, inputs: StageInputs) -> ConvStage:
         return ConvStage(inputs)
@@ -172,7 +172,7 @@ def _recipe(dataset: Path, output: Path) -> ConvRecipe:
 
 
 def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> int:
-    """Trains in workers of this module, to the end or until a checkpoint is there, and stops."""
+    """Trains in workers of this module, to the end or until a checkpoint is written."""
     process = start_workers(recipe, folder, module=__name__)
     checkpoints = StagePaths(Path(recipe.output), "pixels").checkpoints
     if stop_at is not None:
@@ -185,7 +185,7 @@ def _train(recipe: ConvRecipe, folder: Path, *, stop_at: int | None = None) -> i
 
 @pytest.fixture(scope="module")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvRecipe:
-    """A run that was stopped on its way and trained to its end."""
+    """A run that was stopped, resumed and finished."""
     folder = tmp_path_factory.mktemp("second")
     recipe = _recipe(dataset, folder / "run")
     assert _train(recipe, folder, stop_at=5) == 1

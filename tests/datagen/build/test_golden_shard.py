@@ -107,7 +107,7 @@ def _build(folder: Path) -> dict[str, Any]:
 
 
 def _made_with() -> dict[str, str]:
-    """What the bytes of a shard hold for."""
+    """Processor and libraries that the bytes of a shard depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     names = ("vendor_id", "cpu family", "model")

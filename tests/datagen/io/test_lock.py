@@ -210,7 +210,7 @@ def test_an_owner_elsewhere_keeps_its_lock_while_it_renews_it(output: str, quick
             alive = replace(left, heartbeat=left.heartbeat + time.monotonic() - start)
             storage.write_bytes(_locked_path(output).lock_uri(1), lock_owner.to_bytes(alive))
 
-    thread = threading.Thread(target=live)  # its clock is an hour late
+    thread = threading.Thread(target=live)  # its clock is an hour behind
     thread.start()
     try:
         with pytest.raises(FlowmapsrError, match="host elsewhere"), output_lock(output, BUILD):

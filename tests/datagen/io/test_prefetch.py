@@ -47,16 +47,16 @@ def test_an_error_is_raised_in_its_place() -> None:
 
 
 def test_threads_that_are_stopped_drop_waiting_work() -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, proceed = threading.Event(), threading.Event()
 
     def work(number: int) -> int:
         begun.set()
-        go_on.wait(60)
+        proceed.wait(60)
         return number
 
     crew = WorkerThreads(work, threads=1, name="test")
     first, second = crew.submit(1), crew.submit(2)
     assert begun.wait(60)
     crew.stop(patience=0)
-    go_on.set()
+    proceed.set()
     assert first.result(60) == 1 and second.cancelled()

@@ -1,4 +1,4 @@
-"""Photos inside tars are found, and a hostile tar does no harm."""
+"""Photos inside tars are found, and a malicious tar does no harm."""
 
 from __future__ import annotations
 

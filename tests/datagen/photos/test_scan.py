@@ -1,4 +1,4 @@
-"""Headers give sizes and faults; equal files are found without hashing all."""
+"""Headers give sizes and errors; equal files are found without hashing all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DCT codec against SciPy's transform; the autoencoders against diffusers' own calls."""
+"""The DCT codec against SciPy's transform; the autoencoders against diffusers' calls."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TASKS = [Task(f"shards/{index}.tar") for index in range(8)]
 
 @dataclass(frozen=True)
 class Builder:
-    """Writes a file for every task; the third one meets with an `accident` first."""
+    """Writes a file for every task; the third one has an `accident` first."""
 
     folder: Path
     accident: str = "none"

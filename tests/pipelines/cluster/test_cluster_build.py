@@ -1,4 +1,4 @@
-"""The command on a Ray cluster of two nodes, from S3 to S3 over HTTP, one node lost on the way."""
+"""The command on a Ray cluster of two nodes, from S3 to S3 over HTTP; one node is lost."""
 
 from __future__ import annotations
 

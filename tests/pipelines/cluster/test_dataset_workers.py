@@ -1,4 +1,4 @@
-"""Workers of a build fit the cluster, and a cluster on which not one fits is refused."""
+"""Workers of a build fit the cluster, and a cluster on which none fits is refused."""
 
 from __future__ import annotations
 

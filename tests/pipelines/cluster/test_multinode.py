@@ -1,4 +1,4 @@
-"""Training on three machines with a network between them, one of which is lost on the way."""
+"""Training on three machines with a network between them, one of which is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training workers: what they ask of a cluster, how they find each other, and their failures."""
+"""Training workers: requests to the cluster, how they find each other, and their failures."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_an_error_for_the_user_ends_the_run_and_any_other_is_only_recorded(tmp_p
 
 
 class _OneProcess:
-    """A worker group of this process alone, until Ray asks for what needs a real one."""
+    """A worker group of this process alone, until Ray calls what needs a real one."""
 
     def execute(self, work: Callable[[], None]) -> None:
         work()

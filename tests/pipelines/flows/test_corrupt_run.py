@@ -30,7 +30,7 @@ STAGE = Path("stages", "distill")
 
 
 def _truncate(path: Path, left: str) -> None:
-    """Leaves what a killed write without a rename leaves, or a full disk."""
+    """Truncates a file, as a killed write without a rename or a full disk does."""
     os.truncate(path, path.stat().st_size // 2 if left == HALVES else 0)
 
 

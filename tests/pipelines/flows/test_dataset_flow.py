@@ -46,7 +46,7 @@ def build(words: list[str]) -> None:
 def reference(
     servers: dict[str, str], photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The dataset as one worker makes it when nothing happens."""
+    """The dataset that one undisturbed worker builds."""
     output = tmp_path_factory.mktemp("reference") / "set"
     settings = [
         f"sources=[{photos}]",
@@ -199,18 +199,18 @@ def test_bad_images_are_left_out_up_to_the_limit(
     assert (manifest.num_samples, manifest.rejected.count) == (6, 3)
     assert len((tmp_path / "lenient" / "rejected.jsonl").read_text().splitlines()) == 3
 
-    place = artifact_slug(f"{tmp_path}/lenient")
-    shown = artifacts(servers["PREFECT_API_URL"], place)
-    assert shown[f"{place}-progress"]["data"] == 100
-    assert "7 of 7 samples" in shown[f"{place}-progress"]["description"]  # one of them rejected
-    assert "**6 samples**" in shown[f"{place}-summary"]["data"]
-    assert manifest.digest in shown[f"{place}-summary"]["data"]
-    (bucket,) = json.loads(shown[f"{place}-buckets"]["data"])
+    prefix = artifact_slug(f"{tmp_path}/lenient")
+    shown = artifacts(servers["PREFECT_API_URL"], prefix)
+    assert shown[f"{prefix}-progress"]["data"] == 100
+    assert "7 of 7 samples" in shown[f"{prefix}-progress"]["description"]  # one of them rejected
+    assert "**6 samples**" in shown[f"{prefix}-summary"]["data"]
+    assert manifest.digest in shown[f"{prefix}-summary"]["data"]
+    (bucket,) = json.loads(shown[f"{prefix}-buckets"]["data"])
     assert (bucket["bucket"], bucket["samples"]) == ("128x128", 6)
-    rejected = json.loads(shown[f"{place}-rejected"]["data"])
+    rejected = json.loads(shown[f"{prefix}-rejected"]["data"])
     assert {row["reason"]: row["photos"] for row in rejected} == manifest.rejected.by_reason
     preview = (tmp_path / "lenient" / "preview.png").as_uri()
-    assert shown[f"{place}-preview"]["data"] == f"[preview.png]({preview})"
+    assert shown[f"{prefix}-preview"]["data"] == f"[preview.png]({preview})"
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_a_cluster_build_is_tracked_next_to_the_dataset_by_default(
     assert logged == [tracked]
 
 
-def artifacts(server: str, place: str) -> dict[str, dict[str, Any]]:
+def artifacts(server: str, prefix: str) -> dict[str, dict[str, Any]]:
     """The artifacts of a dataset on the Prefect server, by key."""
-    query = {"artifacts": {"key": {"like_": place}}}
+    query = {"artifacts": {"key": {"like_": prefix}}}
     found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
     return {item["key"]: item for item in found.json()}

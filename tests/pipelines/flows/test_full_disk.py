@@ -1,4 +1,4 @@
-"""The disk of a run fills up: nothing good is lost, and the error names the reason and the fix."""
+"""The disk of a run fills up: nothing valid is lost, and the error names the reason and the fix."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_a_scheduled_run_picks_up_only_new_photos(
 
     Image.open(folder / "photo0.png").rotate(180).save(folder / "new.png")
     eventually(lambda: load_manifest(str(output)).num_samples == 7)
-    deploy(*words)  # no schedule any more
+    deploy(*words)  # no longer scheduled
     shards = {path: path.stat().st_mtime_ns for path in output.glob("shards/*/*")}
     assert {path: time for path, time in shards.items() if path in before} == {
         path: time for path, time in before.items() if path in shards

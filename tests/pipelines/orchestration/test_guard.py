@@ -1,4 +1,4 @@
-"""Work whose Prefect fails before, during or after it: done once, and its own failures kept."""
+"""Prefect fails before, during or after the work: it is done once, and its errors are kept."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pipelines.recipes.load import (
 from pipelines.recipes.overrides import RecipeError, with_overrides
 
 Write = Callable[..., str]
-PLACES = ["sources=[/photos]", "output=/set"]
+PATHS = ["sources=[/photos]", "output=/set"]
 TRAINING = """
     training:
       stages:
@@ -57,7 +57,7 @@ def refusal(read: Callable[..., Any], *arguments: Any) -> str:
 
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_bundled_recipes_are_valid(name: str) -> None:
-    assert dataset_recipe(name, PLACES).output == "/set"
+    assert dataset_recipe(name, PATHS).output == "/set"
 
 
 def test_the_readmes_cluster_command_is_valid() -> None:
@@ -68,9 +68,9 @@ def test_the_readmes_cluster_command_is_valid() -> None:
 
 def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
     path = write("mine.yaml", "extends: demo\ndataset: {samples_per_photo: 2, crop: cover}")
-    recipe = dataset_recipe(path, [*PLACES, "samples_per_photo=3"])
+    recipe = dataset_recipe(path, [*PATHS, "samples_per_photo=3"])
     assert (recipe.samples_per_photo, recipe.crop) == (3, "cover")
-    assert recipe.buckets == dataset_recipe("demo", PLACES).buckets
+    assert recipe.buckets == dataset_recipe("demo", PATHS).buckets
 
 
 def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
     write("team/base.yaml", "dataset: {seed: 5, samples_per_photo: 2}")
     write("team/mid.yaml", "extends: ./base.yaml\ndataset: {samples_per_photo: 3}")
     path = write("mine.yaml", "extends: team/mid.yaml\ndataset: {workers: 4}")
-    recipe = dataset_recipe(path, PLACES)
+    recipe = dataset_recipe(path, PATHS)
     assert (recipe.seed, recipe.samples_per_photo, recipe.workers) == (5, 3, 4)
 
 
@@ -104,12 +104,12 @@ def test_a_stage_can_repeat_another_by_a_merge_key(write: Write) -> None:
 
 
 def test_a_default_can_be_changed_in_part() -> None:
-    recipe = dataset_recipe("demo", [*PLACES, "degradation.operations.3.quality=[50, 60]"])
+    recipe = dataset_recipe("demo", [*PATHS, "degradation.operations.3.quality=[50, 60]"])
     assert recipe.degradation.operations[3].model_dump() == {"kind": "jpeg", "quality": (50, 60)}
 
 
 def test_another_kind_drops_the_fields_of_the_first() -> None:
-    recipe = dataset_recipe("demo", [*PLACES, "codec.kind=autoencoder_kl", "codec.source=me/vae"])
+    recipe = dataset_recipe("demo", [*PATHS, "codec.kind=autoencoder_kl", "codec.source=me/vae"])
     assert recipe.codec.model_dump(include={"kind", "source"}) == {
         "kind": "autoencoder_kl",
         "source": "me/vae",
@@ -158,30 +158,30 @@ def test_a_path_that_follows_from_output_cannot_be_set(write: Write) -> None:
     [
         ([], ["sources: must be given", "sources=[", "output: must be given"]),
         (
-            [*PLACES, "samples_per_foto=3"],
+            [*PATHS, "samples_per_foto=3"],
             ["samples_per_foto = 3", "unknown key", "did you mean 'samples_per_photo'?"],
         ),
-        ([*PLACES, "samples_per_photo=0"], ["samples_per_photo = 0", "greater than or equal to 1"]),
-        ([*PLACES, "seed=x"], ["seed = 'x'", "valid integer"]),
+        ([*PATHS, "samples_per_photo=0"], ["samples_per_photo = 0", "greater than or equal to 1"]),
+        ([*PATHS, "seed=x"], ["seed = 'x'", "valid integer"]),
         (
-            [*PLACES, "crop=nativ"],
+            [*PATHS, "crop=nativ"],
             ["crop = 'nativ'", "'cover', 'native' or 'random'", "did you mean 'native'"],
         ),
         (
-            [*PLACES, "codec.kind=dct9"],
+            [*PATHS, "codec.kind=dct9"],
             ["codec.kind = 'dct9'", "'autoencoder_kl'", "did you mean 'dct8'"],
         ),
-        ([*PLACES, "codec=dct8"], ["codec = 'dct8'", "mapping"]),
-        ([*PLACES, "codec.kind=autoencoder_kl"], ["codec.source: must be given"]),
+        ([*PATHS, "codec=dct8"], ["codec = 'dct8'", "mapping"]),
+        ([*PATHS, "codec.kind=autoencoder_kl"], ["codec.source: must be given"]),
         (
-            [*PLACES, "degradation.operations.2.gaussian_sigma=[3, 1]"],
+            [*PATHS, "degradation.operations.2.gaussian_sigma=[3, 1]"],
             ["degradation.operations.2.gaussian_sigma = [3, 1]", "above"],
         ),
         (
-            [*PLACES, "degradation.operations.3.qualty=[1, 2]"],
+            [*PATHS, "degradation.operations.3.qualty=[1, 2]"],
             ["operations.3.qualty", "did you mean 'quality'"],
         ),
-        ([*PLACES, "buckets.budgets=[{side: 16}]"], ["buckets", "16", "step 32"]),
+        ([*PATHS, "buckets.budgets=[{side: 16}]"], ["buckets", "16", "step 32"]),
         (["sources=[]", "output=/set"], ["sources = []", "at least 1"]),
         (
             ["sources=[~nobody-here/x]", "output=/set"],
@@ -248,7 +248,7 @@ def _paths(values: Any, path: str = "") -> Iterator[str]:
 @pytest.mark.parametrize(
     "recipe",
     [
-        dataset_recipe("realesrgan", PLACES),
+        dataset_recipe("realesrgan", PATHS),
         training_recipe("flowmapsr-paper", ["manifest=/m", "output=/run"]),
     ],
     ids=["dataset", "training"],
@@ -266,7 +266,7 @@ def test_no_message_uses_words_of_pydantic(recipe: BaseModel, value: Any) -> Non
 
 
 def test_a_choice_of_a_number_or_a_word_is_explained_in_one_line() -> None:
-    text = refusal(dataset_recipe, "demo", [*PLACES, "workers=two"])
+    text = refusal(dataset_recipe, "demo", [*PATHS, "workers=two"])
     assert text.endswith("has 1 error:\n  workers = 'two': must be a whole number or 'auto'")
 
 
@@ -314,7 +314,7 @@ def test_a_wrong_file_is_refused(
 
 
 def test_an_unknown_name_is_refused_with_a_hint() -> None:
-    assert "did you mean 'demo'?" in refusal(dataset_recipe, "demoo", PLACES)
+    assert "did you mean 'demo'?" in refusal(dataset_recipe, "demoo", PATHS)
 
 
 def test_a_full_recipe_needs_all_sections(write: Write) -> None:

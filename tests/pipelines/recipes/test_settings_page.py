@@ -1,4 +1,4 @@
-"""The settings' reference names every setting and is that of the models."""
+"""The reference of settings is complete and current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meter of a build against numbers worked out by hand, and as a terminal shows it."""
+"""The meter of a build against numbers computed by hand, and as a terminal shows it."""
 
 from __future__ import annotations
 

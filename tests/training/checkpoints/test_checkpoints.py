@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     (warning,) = caplog.messages
     assert str(damaged) in warning and "resumes from step 2" in warning
     assert any(part in warning for part in reported.split("|"))
-    # It would otherwise be the newest again, and push out better ones.
+    # Otherwise it would become the newest again, and valid ones would be removed.
     assert _steps(tmp_path) == [1, 2]
 
 
@@ -187,7 +187,7 @@ def test_incomplete_checkpoints_of_a_dead_launch_are_removed(tmp_path: Path) -> 
 
 
 def test_files_of_two_launches_do_not_mix(tmp_path: Path) -> None:
-    """The share of a dead launch is in the new one's folder: only the new one's counts."""
+    """A file of a dead launch is in the new one's folder: only the new one's counts."""
     _save(str(tmp_path), 4)
     dead = sorted(path.name for path in (tmp_path / "step-000004").iterdir())
     _save(str(tmp_path), 4)

@@ -1,4 +1,4 @@
-"""Every sample once an epoch although a worker dies and another number of workers continues."""
+"""Every sample once per epoch when a worker dies and another number of workers continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def undisturbed_steps(recipe: TrainingRecipe, tmp_path_factory: pytest.TempPathF
 def _trained(
     recipe: TrainingRecipe, folder: Path, name: str, *, workers: int, killed_at: int | None = None
 ) -> Steps:
-    """The samples of each step that one launch has trained, in the order of the global batch."""
+    """The samples of each step that one launch has trained on, in the order of the global batch."""
     notes = folder / name
     notes.mkdir()
     recipe = recipe.model_copy(update={"output": str(folder / "run"), "workers": workers})

@@ -14,7 +14,7 @@ EXACT = ["one", *CASES, "gan"]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `checkpoint_workers` found with one worker, then two, then one."""
+    """Results of `checkpoint_workers` with one worker, then two, then one."""
     folder = tmp_path_factory.mktemp("exact")
     found: dict[str, Any] = {}
     for launch, workers in enumerate((1, 2, 1)):
@@ -44,7 +44,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
 def test_the_average_is_that_of_the_weights_of_all_steps(
     results: dict[str, Any], case: str
 ) -> None:
-    """Whatever part of the weights a worker holds; without `ema_decay` it is the weights."""
+    """For every part of the weights; without `ema_decay` it is the weights."""
     settings = CASES.get(case, {"ema_decay": 0.9})
     error, distance = results[case]["average's error"], results[case]["average's distance"]
     if "ema_decay" not in settings:
@@ -57,7 +57,7 @@ def test_the_average_is_that_of_the_weights_of_all_steps(
 def test_a_checkpoint_loads_with_other_workers_stage_and_precision(
     results: dict[str, Any], move: str
 ) -> None:
-    """The state is the same bit for bit, and training continues as where it was saved."""
+    """The state is the same bit for bit, and so is the training that follows."""
     source, target = (MOVES | MOVES_TO_ONE)[move]
     result = results[move]
     assert result["same names"] and result["differences"] == []

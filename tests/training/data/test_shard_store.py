@@ -55,7 +55,7 @@ def _copies(cache: ShardCache) -> set[str]:
 def test_concurrent_readers_download_each_shard_once(
     dataset: Path, manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
-    """Four stores of one folder, as of four processes: file locks do not tell the difference."""
+    """Four stores of one folder act like four processes: file locks treat them alike."""
     expected = _read(ShardStore(str(dataset)), _locations(manifest))
     faulty_s3.fail("cut_download", "GET", after=1000)  # the first one is lost half-way
     stores = [
@@ -117,12 +117,12 @@ def test_leftovers_of_a_killed_process_do_not_block_the_cache(
     reading = threading.Thread(target=store.read, args=(SampleLocation(first, 0),))
     reading.start()
     reading.join(0.3)
-    assert reading.is_alive()  # waits for whoever fetches the shard
+    assert reading.is_alive()  # waits for the process that downloads the shard
     process.send_signal(signal.SIGKILL)
     process.communicate()
     reading.join(30)
     assert not reading.is_alive()
-    store.read(SampleLocation(second, 0))  # has no room beside what the dead process began
+    store.read(SampleLocation(second, 0))  # has no space for it and the dead process's file
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in (first, second)}
 
 
@@ -142,7 +142,7 @@ def test_a_download_in_progress_is_not_taken_for_a_leftover(
 def test_a_leftover_is_removed_under_its_lock(
     manifest: Manifest, remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the process that wants that shard could go on in a file that is about to vanish."""
+    """Otherwise a process that needs that shard could use a file that is about to vanish."""
     first, second, _ = manifest.shards
     partial = tmp_path / f"{first.sha256}.part"
     partial.write_bytes(bytes(first.bytes))
@@ -193,7 +193,7 @@ def test_a_copy_that_vanishes_during_its_download_is_downloaded_again(
 def test_a_full_disk_is_reported_once_and_samples_are_still_read(
     dataset: Path, manifest: Manifest, remote: str, tmp_path: Path
 ) -> None:
-    """A limit on the size of files is the full disk that every system can have."""
+    """A limit on the size of files acts like a full disk and works on every system."""
     code = (
         "import logging, sys\n"
         "from pathlib import Path\n"

@@ -1,6 +1,6 @@
 """A micro step never makes the host wait for its device.
 
-The meta device stands in for a GPU: what lies there cannot be read by the host at all.
+The meta device stands in for a GPU: the host cannot read its tensors at all.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses every operation between host and device but copies that nobody waits for."""
+    """Refuses every operation between host and device except copies that do not wait."""
 
     copies = 0
 

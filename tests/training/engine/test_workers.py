@@ -1,4 +1,4 @@
-"""The device of a worker, on machines that this one is made to look like."""
+"""The device of a worker on CPU and GPU machines; GPUs are simulated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.monitoring.meter import memory_gb, reset_memory_peak
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:
-    """Makes torch believe in so many GPUs; those that were made the current one."""
+    """Simulates `count` GPUs; returns the list of devices that are then selected."""
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)

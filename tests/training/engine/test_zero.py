@@ -18,7 +18,7 @@ CASES = [f"zero{stage}-{name}" for stage, name in zero_update.CASES]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `zero_update` found for all cases, in one launch of two workers."""
+    """Results of `zero_update` for all cases, in one launch of two workers."""
     path = tmp_path_factory.mktemp("zero") / "results.json"
     found = found_by("tests.training.workers.zero_update", workers=2, results=path)
     assert sorted(found) == sorted([*CASES, "zero3 from zero0"])
@@ -30,9 +30,9 @@ def test_two_workers_make_the_update_of_one_on_the_whole_batch(
     results: dict[str, Any], case: str
 ) -> None:
     result = results[case]
-    assert result["difference"] < 1e-4 and result["farthest"] < 1e-4
+    assert result["difference"] < 1e-4 and result["largest_difference"] < 1e-4
     assert result["norms"] == pytest.approx(result["expected_norms"], rel=1e-4)
-    # A part of the batch makes another update, so that agreement says something.
+    # A part of the batch gives another update, so agreement is meaningful.
     assert result["difference_of_a_part"] > 0.5
 
 

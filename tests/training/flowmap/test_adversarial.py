@@ -1,4 +1,4 @@
-"""The adversarial losses against closed forms, the discriminator, and when scores have met."""
+"""The adversarial losses against closed forms, the discriminator, and converged scores."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_averages_survive_a_checkpoint_exactly() -> None:
 
 
 def test_two_engines_do_what_plain_torch_does(tmp_path: Path) -> None:
-    """ZeRO 0, 1 and 2, two workers with accumulation, clipping at work, five steps in turn."""
+    """ZeRO 0, 1 and 2, two workers with accumulation and clipping, five alternating steps."""
     target = tmp_path / "differences.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(

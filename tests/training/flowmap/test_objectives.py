@@ -75,7 +75,7 @@ def model(tiny_model: ModelSettings) -> FlowMapStageModel:
 
 
 def _naive_loss(model: FlowMapStageModel, batch: Batch, settings: Any, *, seed: int) -> Tensor:
-    """E[exp(-phi) |u - target|^2 + phi], sample by sample, as the equations stand."""
+    """E[exp(-phi) |u - target|^2 + phi], sample by sample, as in the equations."""
     generator = torch.Generator().manual_seed(seed)
     share = settings.flow_matching_fraction if isinstance(settings, SelfDistillation) else 1.0
     ssd = not isinstance(settings, SelfDistillation) or settings.formulation == "shortcut"
@@ -130,7 +130,7 @@ def _naive_target(
         first = u(x_t, t, t if foot else m)
         return first / 2 + u(x_t - (t - m) * first, m, m if foot else s) / 2
     if settings.formulation == "eulerian":
-        # By two reverse passes: nothing in common with forward mode.
+        # By two reverse passes, independent of forward mode.
         _, slope = reverse_mode_jvp(lambda x, t: u(x, t, s), (x_t, t), (at_t, torch.ones(1)))
         return at_t - (t - s) * slope
     x_s = x_t - (t - s) * u(x_t, t, s)
@@ -230,7 +230,7 @@ def test_one_student_pass_over_all_and_teacher_passes_over_the_samples_that_need
     plain = [(2, False)] * teacher
     assert calls(None) == sorted([(8, True), *plain])
     all_positive = Guidance(negative_fraction=0.0, strength=(2.0, 2.0))
-    # The paper's Lagrangian target is guided where its step ends, in a pass of its own.
+    # The paper's Lagrangian target is guided where its step ends, in a separate pass.
     guided = [*plain, (negative, False), *([(2, False)] if formulation == CONDITIONAL else [])]
     assert calls(all_positive) == sorted([(8, True), *guided])
     all_negative = Guidance(negative_fraction=1.0)

@@ -150,7 +150,7 @@ def test_a_run_encodes_once_and_gives_the_embeddings_to_its_network(
     recipe = _recipe(tmp_path / "run", source, channels=PROJECTION)
     folder = StagePaths(tmp_path / "run", "one")
     fetch_inputs(recipe, folder)
-    source.unlink()  # what was computed once needs no encoder any more
+    source.unlink()  # stored embeddings need no encoder
     fetch_inputs(recipe, folder)
     initial = initial_network(recipe, folder, latent_channels=4)
     assert torch.equal(initial.net.prompts, read_prompts(folder.run / PROMPTS_FILE).embeddings)

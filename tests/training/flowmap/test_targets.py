@@ -1,4 +1,4 @@
-"""The targets against the exact map of a Gaussian pair with rho < 1, where wrong targets show."""
+"""Targets against the exact map of a Gaussian pair with rho < 1, where wrong ones are visible."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_shortcut_residual_is_zero_at_the_exact_map() -> None:
 def test_shortcut_residual_is_not_zero_with_a_sign_flipped() -> None:
     x, t, s = _states()
     m = (t + s) / 2
-    forward = x + (t - m)[:, None] * PAIR.u(x, t, m)  # the map taken the wrong way
+    forward = x + (t - m)[:, None] * PAIR.u(x, t, m)  # the map in the wrong direction
     wrong = 0.5 * PAIR.u(x, t, m) + 0.5 * PAIR.u(forward, m, s)
     assert (wrong - PAIR.u(x, t, s)).abs().max() > 0.1
 
@@ -106,7 +106,7 @@ def test_the_papers_lagrangian_target_is_biased() -> None:
     def euler(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return PAIR.velocity(x, t)
 
-    # One Euler step, the blurred mean at s = 0, is where it comes to rest.
+    # It converges to one Euler step, the blurred mean at s = 0.
     torch.testing.assert_close(
         lagrangian_target(euler, x, t, s, PAIR.velocity(x, t)), euler(x, t, s)
     )

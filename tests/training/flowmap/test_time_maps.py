@@ -27,7 +27,7 @@ def test_the_grid_names_the_centers_of_the_cells() -> None:
 
 
 def _color(image: np.ndarray, t: int, s: int) -> tuple[int, ...]:
-    """The middle of a cell: t to the right, s upwards."""
+    """The center of a cell: t to the right, s upwards."""
     x = MARGIN + t * CELL + CELL // 2
     y = MARGIN + (INTERVALS - s) * CELL + CELL // 2
     return tuple(image[y, x].tolist())

@@ -13,7 +13,7 @@ from training.inference.files import Job, default_model, encode, plan_jobs, upsc
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two photos, one of them deeper, and a file that is none."""
+    """Two photos, one of them in a subfolder, and a file that is not an image."""
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     Image.new("RGB", (8, 6), "red").save(folder / "a.jpg")
@@ -116,7 +116,7 @@ def test_transparency_becomes_white_in_jpeg() -> None:
 
 
 class TwiceAsLarge:
-    """In the place of a trained model; the files are real."""
+    """Replaces a trained model; the files are real."""
 
     def upscale_file(self, data: bytes, *, scale: float, steps: int) -> Image.Image:
         if data == b"":

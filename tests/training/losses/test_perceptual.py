@@ -175,7 +175,7 @@ def test_published_weights_are_converted_layer_by_layer() -> None:
 def test_without_a_file_the_usual_weights_are_downloaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The publishers' files served from this disk, through torch's own download."""
+    """The published files served from this disk, through torch's download."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     for name, weights in zip(("vgg", "linears"), _published(), strict=True):
         torch.save(weights, tmp_path / f"{name}.pth")

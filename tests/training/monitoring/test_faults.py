@@ -114,7 +114,7 @@ def test_samples_that_cannot_be_used_are_skipped_and_listed_until_they_are_too_m
 
 
 def test_a_diverging_loss_stops_training_too(run_recipe: RunMaker, tmp_path: Path) -> None:
-    """With so small a growth allowed, any step above the median counts as divergence."""
+    """With such a low limit, any step above the median counts as divergence."""
     stage = {**WARMUP, "checkpoint_every_steps": 5, "max_loss_growth": 1.001}
     recipe = run_recipe(tmp_path / "run", stages=[stage]).model_copy(update={"workers": 1})
     process = start_workers(recipe, tmp_path)

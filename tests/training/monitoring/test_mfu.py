@@ -169,7 +169,7 @@ def test_the_count_is_the_same_for_every_zero_stage(counted: dict[str, Any]) -> 
     assert student < counted["zero3"]["per_image"] <= student + forward
     assert "perf/hfu" in counted["zero3"]["metrics"]
     assert "perf/mfu" not in counted["zero3"]["metrics"]
-    # A quarter of the samples is distilled: by two evaluations, or by a derivative that costs two.
+    # A quarter of the samples is distilled, by two evaluations or a derivative that costs two.
     assert counted["shortcut"]["per_image"] == student + 0.25 * 2 * forward
     assert counted["jvp"]["per_image"] == pytest.approx(student + 0.25 * 2 * forward, rel=0.01)
 

@@ -192,7 +192,7 @@ def test_a_folder_that_is_unreadable_for_a_while_ends_no_worker(tmp_path: Path) 
 
 
 def test_a_worker_that_makes_progress_is_not_killed(tmp_path: Path) -> None:
-    """Also by the traces of an earlier start."""
+    """Traces of an earlier start do not end it either."""
     stacks = tmp_path / "stacks"
     stacks.mkdir()
     (stacks / "20260101-000000-rank-1.txt").write_text("worker 1 of 2: no progress for 9 s")

@@ -114,7 +114,7 @@ def test_a_stage_starts_from_the_one_before_unless_init_from_is_given() -> None:
 
 @pytest.mark.parametrize("workers", [3, 7, 32, {"min": 8, "max": 16}])
 def test_a_number_of_workers_need_not_divide_the_global_batch(workers: Any) -> None:
-    """In `test_schedule` each sample counts alike in the mean, whatever the number of workers."""
+    """In `test_schedule` each sample has the same weight in the mean for any number of workers."""
     budgets = [{"side": 256, "probability": 1, "micro_batch": 32}]
     _recipe(workers=workers)
     _recipe(workers=workers, stages=[{**STAGE, "budgets": budgets}])

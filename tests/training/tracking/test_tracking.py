@@ -177,7 +177,7 @@ def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_
 
 
 class _Growing(io.BufferedReader):
-    """A file whose last line is written to its end as soon as a part of it was read."""
+    """A file whose last line is completed as soon as a part of it was read."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline()
@@ -229,7 +229,7 @@ def test_what_does_not_fit_on_a_full_disk_is_written_later(
     tracker = Tracker(run, experiment="tests", stage="warmup")
     tracker.metrics(0, {"loss/total": 0.0})
     with filled(run.parent):
-        for step in range(1, 200):  # more than the last page has room for
+        for step in range(1, 200):  # more than fits the last page
             tracker.metrics(step, {"loss/total": float(step)})
     journal = (run / "stages" / "warmup" / "tracking.jsonl").read_text()
     assert journal.endswith("\n") and journal.count("\n") < 200

@@ -57,9 +57,9 @@ def _initial(
     folder: Path, source: Path | str | None, model: dict[str, Any] = ATTENDING, **stage: Any
 ) -> InitialNetwork:
     recipe = _recipe(folder, None if source is None else str(source), model, **stage)
-    place = StagePaths(folder / "run", "one")
-    fetch_inputs(recipe, place)
-    return initial_network(recipe, place, latent_channels=CHANNELS)
+    paths = StagePaths(folder / "run", "one")
+    fetch_inputs(recipe, paths)
+    return initial_network(recipe, paths, latent_channels=CHANNELS)
 
 
 def _names(rows: Any) -> set[str]:
@@ -87,7 +87,7 @@ def _save_model(folder: Path, model: dict[str, Any] = ATTENDING) -> dict[str, Te
 
 
 def _sdxl_unet(**changes: Any) -> UNet2DConditionModel:
-    """SDXL's kind of U-Net in small: text tokens and no class embedding."""
+    """A small U-Net of SDXL's kind: text tokens and no class embedding."""
     torch.manual_seed(5)
     arguments: dict[str, Any] = {
         "in_channels": CHANNELS,
@@ -191,7 +191,7 @@ def test_a_diffusers_folder_of_sdxl_fills_what_it_shares(tmp_path: Path, layout:
 
 
 def test_a_file_with_a_prefix_and_other_networks_in_it_is_understood(tmp_path: Path) -> None:
-    """As bridge-matching checkpoints are: the U-Net is one part among others."""
+    """Like bridge-matching checkpoints: the U-Net is one of several networks."""
     unet = _sdxl_unet()
     vae = AutoencoderKL(block_out_channels=(32,), norm_num_groups=8)
     tensors = {f"denoiser.{name}": x for name, x in unet.state_dict().items()}
@@ -328,9 +328,9 @@ def test_other_forms_of_checkpoint_are_refused_and_named(tmp_path: Path) -> None
         _initial(tmp_path, tmp_path)
     with pytest.raises(FlowmapsrError, match="there is no file or folder"):
         _initial(tmp_path, tmp_path / "nowhere")
-    (tmp_path / "torn.safetensors").write_bytes(b"\x10")
-    with pytest.raises(FlowmapsrError, match=r"torn\.safetensors cannot be read"):
-        _initial(tmp_path, tmp_path / "torn.safetensors")
+    (tmp_path / "truncated.safetensors").write_bytes(b"\x10")
+    with pytest.raises(FlowmapsrError, match=r"truncated\.safetensors cannot be read"):
+        _initial(tmp_path, tmp_path / "truncated.safetensors")
 
 
 def test_an_adversarial_stage_refuses_a_base_that_is_partly_random(tmp_path: Path) -> None:

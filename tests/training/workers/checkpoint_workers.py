@@ -1,7 +1,7 @@
 """One worker of `test_exact_resume`: trains, saves, loads elsewhere and writes what it found.
 
 Started by torchrun with the folder for checkpoints and the file for the results. One worker writes
-first; two go on from that and run all cases; then one goes on from those.
+first; two resume from that and run all cases; then one resumes from those.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from training.trainer import ObjectiveTrainer, Trainer
 MICRO = 4
 SAVED, STEPS = 2, 4
 """The step that is saved, and the steps in all."""
-PLACES = 2
-"""Micro batches of a step, shared by the workers."""
+MICRO_BATCHES = 2
+"""Of a step, shared by the workers."""
 ORIGIN = CheckpointOrigin(stage="s", recipe_digest="r", dataset_digest="d")
 CASES: dict[str, dict[str, Any]] = {
     "zero0-fp32": {"zero_stage": 0, "ema_decay": 0.9},
@@ -79,7 +79,7 @@ def settings(name: str) -> StageSettings:
             **STAGE,
             "name": name,
             "objective": {"kind": "flow_matching", "time_grid_levels": 2},
-            "global_batch": PLACES * MICRO,
+            "global_batch": MICRO_BATCHES * MICRO,
             "micro_batch": MICRO,
             "gradient_clipping": 0.5,
             **CASES_OF_MOVES[name],
@@ -87,10 +87,10 @@ def settings(name: str) -> StageSettings:
     )
 
 
-def fresh_trainer(name: str, *, strange: bool = False) -> Trainer:
-    """A trainer before its first step; `strange`: with weights that loading must replace."""
+def fresh_trainer(name: str, *, perturbed: bool = False) -> Trainer:
+    """A trainer before its first step; `perturbed`: with weights that loading must replace."""
     model = fresh_model()
-    if strange:
+    if perturbed:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1)
@@ -100,9 +100,9 @@ def fresh_trainer(name: str, *, strange: bool = False) -> Trainer:
     return ObjectiveTrainer(engine, objective, stage)
 
 
-def fresh_gan(*, strange: bool = False) -> Trainer:
+def fresh_gan(*, perturbed: bool = False) -> Trainer:
     model, discriminator = two_engines.networks()
-    if strange:
+    if perturbed:
         with torch.no_grad():
             for parameter in (*discriminator.parameters(), *model.parameters()):
                 if parameter.requires_grad:
@@ -125,8 +125,8 @@ def train(trainer: Trainer, first: int, end: int) -> list[float]:
     losses = []
     for step in range(first, end):
         sums = torch.zeros(len(trainer.terms), 2, dtype=torch.float64)
-        for place in range(rank, places(trainer), workers):
-            batch, generator = drawn(trainer, step, place)
+        for index in range(rank, micro_batches(trainer), workers):
+            batch, generator = drawn(trainer, step, index)
             sums += trainer.micro_step(batch, generator, step=step).stacked(trainer.terms)
         dist.all_reduce(sums)
         trainer.end_step(dict(zip(trainer.terms, sums.tolist(), strict=True)), step=step)
@@ -134,18 +134,18 @@ def train(trainer: Trainer, first: int, end: int) -> list[float]:
     return losses
 
 
-def places(trainer: Trainer) -> int:
-    return two_engines.SAMPLES if isinstance(trainer, AdversarialTrainer) else PLACES
+def micro_batches(trainer: Trainer) -> int:
+    return two_engines.SAMPLES if isinstance(trainer, AdversarialTrainer) else MICRO_BATCHES
 
 
-def drawn(trainer: Trainer, step: int, place: int) -> tuple[Batch, torch.Generator]:
-    """Micro batch `place` of a step, and the generator of its draws, whoever works on it."""
+def drawn(trainer: Trainer, step: int, index: int) -> tuple[Batch, torch.Generator]:
+    """Micro batch `index` of a step and its random generator, on whichever worker."""
     if isinstance(trainer, AdversarialTrainer):
-        return two_engines.sample(step, place), two_engines.noise(step, place)
-    generator = torch.Generator().manual_seed(100 * step + place)
+        return two_engines.sample(step, index), two_engines.noise(step, index)
+    generator = torch.Generator().manual_seed(100 * step + index)
     hq, lq, neg = torch.randn(3, MICRO, CHANNELS, 4, 4, generator=generator)
     workers = dist.get_world_size()
-    micro = MicroStep(place // workers, PLACES // workers)
+    micro = MicroStep(index // workers, MICRO_BATCHES // workers)
     return Batch(tuple("abcd"), hq, lq, neg, None, Position(), micro), generator
 
 
@@ -167,12 +167,12 @@ class End:
 
     losses: list[float]
     path: list[Tensor]
-    """The masters on this worker after each step."""
+    """The master weights on this worker after each step."""
     tensors: dict[str, Tensor]
     texts: dict[str, bytes]
 
     def differences(self, other: End) -> list[str]:
-        """What is not the same, bit for bit."""
+        """Names of what differs in any bit."""
         found = ["losses"] if self.losses != other.losses else []
         found += ["texts"] if self.texts != other.texts else []
         if self.tensors.keys() != other.tensors.keys():
@@ -180,25 +180,25 @@ class End:
         return found + [n for n, t in self.tensors.items() if not torch.equal(t, other.tensors[n])]
 
 
-def go_on(trainer: Trainer) -> End:
-    """The steps after the saved one, and where they lead, on this worker."""
+def resume_training(trainer: Trainer) -> End:
+    """Trains the steps after the saved one; their result on this worker."""
     losses, path = [], []
     for step in range(SAVED, STEPS):
         losses += train(trainer, step, step + 1)
         path.append(held(trainer, "master"))
-    share = trainer.snapshot()
-    tensors = {f"{n}:{k}": t for n, part in share.networks.items() for k, t in part.items()}
+    snapshot = trainer.snapshot()
+    tensors = {f"{n}:{k}": t for n, part in snapshot.networks.items() for k, t in part.items()}
     with trainer.engine.gathered_parameters():
         for name, parameter in trainer.engine.module.named_parameters():
             tensors[f"module:{name}"] = parameter.detach().clone()
     with trainer.engine.averaged(), trainer.engine.gathered_parameters():
         for name, parameter in trainer.engine.module.named_parameters():
             tensors[f"averaged:{name}"] = parameter.detach().clone()
-    return End(losses, path, tensors, share.texts)
+    return End(losses, path, tensors, snapshot.texts)
 
 
 def held(trainer: Trainer, kind: str) -> Tensor:
-    """All that this worker would save of a kind."""
+    """All tensors of a kind that this worker would save."""
     networks = trainer.snapshot().networks.values()
     return torch.cat([t for n in networks for k, t in n.items() if k.startswith(f"{kind}/")])
 
@@ -211,8 +211,8 @@ def naive_average(path: list[Tensor], decay: float) -> Tensor:
 
 
 def exact(folder: Path, fresh: Callable[..., Trainer]) -> dict[str, Any]:
-    """An undisturbed training against one that is loaded half-way into another trainer."""
-    result = compared(folder, fresh(), fresh(strange=True))
+    """Compares an uninterrupted training with one loaded half-way into another trainer."""
+    result = compared(folder, fresh(), fresh(perturbed=True))
     gc.collect()
     alive = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.numel() > 100]
     return result | {"alive": [str(t.shape) for t in alive]}
@@ -224,31 +224,31 @@ def compared(folder: Path, trainer: Trainer, other: Trainer) -> dict[str, Any]:
         train(trainer, step, step + 1)
         path.append(held(trainer, "master"))
     checkpoints = Checkpoints(str(folder), keep=1)
-    # Written while training goes on: what is on disk must be the state at the call.
+    # Written while training continues: the files must hold the state at the call.
     checkpoints.save(trainer, state(SAVED))
-    undisturbed = go_on(trainer)
+    uninterrupted = resume_training(trainer)
     checkpoints.finish()
     restored = Checkpoints(str(folder), keep=1).resume(other, ORIGIN)
-    resumed = go_on(other)
-    with other.engine.averaged():  # which exchanges both
+    resumed = resume_training(other)
+    with other.engine.averaged():  # exchanges weights and averages
         average = held(other, "master")
-    expected = naive_average([*path, *undisturbed.path], 0.9)
+    expected = naive_average([*path, *uninterrupted.path], 0.9)
     for each in (trainer, other):
         each.close()
     found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, undisturbed.differences(resumed))
+    dist.all_gather_object(found, uninterrupted.differences(resumed))
     return {
         "restored step": restored.step if restored else None,
-        "losses": undisturbed.losses,
+        "losses": uninterrupted.losses,
         "differences": sorted(set(sum(found, []))),
-        "tensors": len(undisturbed.tensors),
+        "tensors": len(uninterrupted.tensors),
         "average's error": float((average - expected).abs().max()),
-        "average's distance": float((average - undisturbed.path[-1]).abs().max()),
+        "average's distance": float((average - uninterrupted.path[-1]).abs().max()),
     }
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Every value of a checkpoint, put together by another way than the engine's."""
+    """Every value of a checkpoint, assembled independently of the engine."""
     pieces: dict[str, dict[int, Tensor]] = {}
     step_folder = folder / f"step-{SAVED:06d}"
     for record in read_commit(str(step_folder)).files:
@@ -259,8 +259,8 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
 
 def moved(folder: Path, source: str, target: str) -> dict[str, Any]:
-    """A checkpoint loaded by another number of workers or into another ZeRO stage, and saved."""
-    trainer = fresh_trainer(target, strange=True)
+    """Loads a checkpoint with other workers, or into another ZeRO stage, and saves it."""
+    trainer = fresh_trainer(target, perturbed=True)
     assert Checkpoints(str(folder / source), keep=1).resume(trainer, ORIGIN) is not None
     copy = folder / f"{source}-in-{target}-on-{dist.get_world_size()}"
     checkpoints = Checkpoints(str(copy), keep=1)
@@ -277,7 +277,7 @@ def moved(folder: Path, source: str, target: str) -> dict[str, Any]:
 
 
 def one_failed_writer(folder: Path) -> dict[str, Any]:
-    """The second worker may write no more than a few bytes; what all of them hear of it."""
+    """The second worker can write only a few bytes; the error that each worker gets."""
     trainer = fresh_trainer("zero1-fp32")
     train(trainer, 0, 1)
     checkpoints = Checkpoints(str(folder), keep=5)

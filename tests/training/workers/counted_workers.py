@@ -1,4 +1,4 @@
-"""One worker of `test_mfu`: a few steps of every case with their work counted, and without.
+"""One worker of `test_mfu`: a few steps of every case, with and without counting FLOPs.
 
 Started by torchrun with the file for the results as its only argument.
 """
@@ -28,7 +28,7 @@ from training.trainer import ObjectiveTrainer
 
 MICRO, WORKERS, STEPS, CHANNELS = 4, 2, 3, 12
 SIDES = (4, 8, 4)
-"""Of the latents, by step."""
+"""Of the latents, for each step."""
 FLOW_MATCHING = {"kind": "flow_matching"}
 SHORTCUT = {"kind": "self_distillation", "formulation": "shortcut", "time_grid_levels": 3}
 EULERIAN = {"kind": "self_distillation", "formulation": "eulerian", "time_grid_levels": 3}
@@ -65,7 +65,7 @@ def flat(model: FlowMapStageModel) -> Tensor:
 
 
 def train(settings: StageSettings, meter: FlopMeter | None) -> tuple[Tensor, list[int]]:
-    """The weights after a few steps, and the steps after which more kinds were counted."""
+    """The weights after a few steps, and the steps in which a new kind of step was counted."""
     model = fresh_model()
     if settings.gradient_checkpointing:
         model.net.unet.enable_gradient_checkpointing()
@@ -114,7 +114,7 @@ def compare(name: str) -> dict[str, Any]:
 
 
 def by_hand() -> tuple[float, float]:
-    """Of one sample through plain torch: forward, and forward and backward."""
+    """FLOPs of one sample in plain torch: forward; forward and backward."""
     net, batch = fresh_model().net, batch_of(0)
     times = torch.ones(MICRO)
     with torch.no_grad(), FlopCounter() as forward:

@@ -1,4 +1,4 @@
-"""`training.run` whose second checkpoint has no place to go, as on a disk that is gone."""
+"""`training.run` whose second checkpoint cannot be written, as on a disk that is gone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from training.run import main
 FAILING_STEP = 20
 
 
-def _without_a_place(start: Any) -> Any:
-    def obstructed(writer: Writer, folder: str, share: Any, state: Any, on_commit: Any) -> Any:
+def _failing(start: Any) -> Any:
+    def start_failing(writer: Writer, folder: str, share: Any, state: Any, on_commit: Any) -> Any:
         if state.step == FAILING_STEP:
             Path(folder).symlink_to("a disk that is gone")
         return start(writer, folder, share, state, on_commit)
 
-    return obstructed
+    return start_failing
 
 
 if __name__ == "__main__":
-    Writer.start = _without_a_place(Writer.start)  # type: ignore[method-assign]
+    Writer.start = _failing(Writer.start)  # type: ignore[method-assign]
     sys.exit(main())

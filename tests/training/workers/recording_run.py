@@ -1,5 +1,6 @@
-"""`training.run` whose workers note the samples of every micro step they have trained on, and one
-of which kills itself when told to, as a lost machine would end.
+"""`training.run` that records the samples of every micro step.
+
+The last worker kills itself at a given step, as if its machine were lost.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from training.run import main
 from training.trainer import ObjectiveTrainer
 
 KEYS = "FLOWMAPSR_TEST_KEYS"
-"""Variable with the folder for the notes."""
+"""Environment variable: the folder for the records."""
 KILLED_AT = "FLOWMAPSR_TEST_KILLED_AT"
-"""Variable with the step in which the last worker dies."""
+"""Environment variable: the step in which the last worker dies."""
 
 
 def _recorded(micro_step: Any) -> Any:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    notes = Path(os.environ[KEYS]) / f"{rank}.jsonl"
+    records = Path(os.environ[KEYS]) / f"{rank}.jsonl"
     killed_at = int(os.environ.get(KILLED_AT, "-1"))
 
     def record(trainer: ObjectiveTrainer, batch: Batch, *arguments: Any, step: int) -> Any:
@@ -31,9 +32,9 @@ def _recorded(micro_step: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         losses = micro_step(trainer, batch, *arguments, step=step)
         if batch.micro.weight:
-            place = batch.micro.index * world_size + rank
-            with notes.open("a") as file:
-                file.write(json.dumps([step, place, batch.keys]) + "\n")
+            position = batch.micro.index * world_size + rank
+            with records.open("a") as file:
+                file.write(json.dumps([step, position, batch.keys]) + "\n")
         return losses
 
     return record

@@ -1,6 +1,6 @@
-"""`training.run` whose second worker falls asleep in a step, as on a stuck file system.
+"""`training.run` whose second worker hangs in a step, as on a stuck file system.
 
-The first worker takes its time to say so, in which the second one ends and their connection breaks.
+The first worker reports the stall late, after the second one has ended and their connection broke.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ def stuck() -> None:
     time.sleep(1000)
 
 
-def _fall_asleep(micro_step: Any) -> Any:
-    def sleepy(trainer: ObjectiveTrainer, *arguments: Any, step: int) -> Any:
+def _hang(micro_step: Any) -> Any:
+    def hanging(trainer: ObjectiveTrainer, *arguments: Any, step: int) -> Any:
         if step == STALLED_STEP and os.environ["RANK"] == "1":
             stuck()
         return micro_step(trainer, *arguments, step=step)
 
-    return sleepy
+    return hanging
 
 
-def _say_late(stalled: Any) -> Any:
-    def late(report: StageReporter) -> None:
+def _report_late(stalled: Any) -> Any:
+    def late_report(report: StageReporter) -> None:
         time.sleep(3.0)
         stalled(report)
 
-    return late
+    return late_report
 
 
 if __name__ == "__main__":
-    ObjectiveTrainer.micro_step = _fall_asleep(ObjectiveTrainer.micro_step)  # type: ignore[method-assign]
-    StageReporter.stalled = _say_late(StageReporter.stalled)  # type: ignore[method-assign]
+    ObjectiveTrainer.micro_step = _hang(ObjectiveTrainer.micro_step)  # type: ignore[method-assign]
+    StageReporter.stalled = _report_late(StageReporter.stalled)  # type: ignore[method-assign]
     sys.exit(main())

@@ -1,7 +1,8 @@
-"""Run by `torchrun` from a test: both engines of an adversarial stage against plain torch.
+"""One worker of `test_adversarial`: both engines of an adversarial stage against plain torch.
 
-Writes the largest difference of any parameter to the file it is given, for each ZeRO stage. Each
-worker sees two of the four samples of every step; the reference sees all four.
+Started by torchrun with the file for the results as its only argument: for each ZeRO stage, the
+largest difference of any parameter. Each worker sees two of the four samples of every step; the
+reference sees all four.
 """
 
 from __future__ import annotations
@@ -84,19 +85,19 @@ def networks() -> tuple[FlowMapStageModel, Discriminator]:
     )
 
 
-def sample(step: int, place: int) -> Batch:
-    generator = torch.Generator().manual_seed(100 * step + place)
+def sample(step: int, index: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * step + index)
     hq, lq, neg = torch.randn(3, 1, CHANNELS, 8, 8, generator=generator)
-    micro = MicroStep(place // WORKERS, ACCUMULATION)
+    micro = MicroStep(index // WORKERS, ACCUMULATION)
     return Batch(("key",), hq, lq, neg, None, Position(), micro)
 
 
-def noise(step: int, place: int) -> torch.Generator:
-    return torch.Generator().manual_seed(7 * step + place)
+def noise(step: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(7 * step + index)
 
 
 def with_engines(model: FlowMapStageModel, discriminator: Discriminator, zero_stage: int) -> None:
-    """STEPS steps of the trainer, in place."""
+    """Trains both networks for STEPS steps, in place."""
     settings, device = stage(zero_stage), torch.device("cpu")
     engines = [
         Engine(module, own, device=device, world_size=WORKERS)
@@ -107,13 +108,12 @@ def with_engines(model: FlowMapStageModel, discriminator: Discriminator, zero_st
     ]
     trainer = AdversarialTrainer(*engines, objective(), stage=settings, settings=ADVERSARIAL)
     for step in range(STEPS):
-        for index in range(ACCUMULATION):
-            place = index * WORKERS + dist.get_rank()
-            trainer.micro_step(sample(step, place), noise(step, place), step=step)
+        for index in range(dist.get_rank(), SAMPLES, WORKERS):
+            trainer.micro_step(sample(step, index), noise(step, index), step=step)
 
 
 def with_plain_torch(model: FlowMapStageModel, discriminator: Discriminator) -> int:
-    """The same steps with torch's optimisers on all samples, in place; how many were clipped."""
+    """Trains the same steps with torch's optimizers on all samples; how many were clipped."""
     clipped = 0
     lora = [p for p in model.parameters() if p.requires_grad]
     scores = list(discriminator.parameters())
@@ -124,14 +124,14 @@ def with_plain_torch(model: FlowMapStageModel, discriminator: Discriminator) -> 
     for step in range(STEPS):
         generators_turn = step in (1, 3)
         losses = []
-        for place in range(SAMPLES):
-            batch = sample(step, place)
+        for index in range(SAMPLES):
+            batch = sample(step, index)
             with torch.no_grad():
                 middle = batch.lq - 0.5 * model.net(batch.lq, one, half)
             predicted = middle - 0.5 * model.net(middle, half, zero)
             if generators_turn:
                 lead = discriminator(batch.hq) - discriminator(predicted)
-                original = objective()(model, batch, noise(step, place)).total
+                original = objective()(model, batch, noise(step, index)).total
                 losses.append(functional.softplus(lead).mean() + WEIGHT * original)
             else:
                 lead = discriminator(predicted.detach()) - discriminator(batch.hq)
@@ -161,7 +161,7 @@ def main(target: Path) -> None:
         with_engines(*engined, zero_stage)
         differences[zero_stage] = {
             "clipped": clipped,
-            "from plain torch": _furthest(plain, [m.state_dict() for m in engined]),
+            "from plain torch": _largest_distance(plain, [m.state_dict() for m in engined]),
             "lora moved": _distance(engined[0].state_dict(), start[0]),
             "discriminator moved": _distance(engined[1].state_dict(), start[1]),
         }
@@ -170,7 +170,9 @@ def main(target: Path) -> None:
     dist.barrier()
 
 
-def _furthest(modules: tuple[nn.Module, nn.Module], states: list[dict[str, torch.Tensor]]) -> float:
+def _largest_distance(
+    modules: tuple[nn.Module, nn.Module], states: list[dict[str, torch.Tensor]]
+) -> float:
     pairs = zip(modules, states, strict=True)
     return max(_distance(module.state_dict(), state) for module, state in pairs)
 

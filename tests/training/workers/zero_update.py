@@ -1,5 +1,4 @@
-"""One worker of `test_zero`: every case compared with plain torch on the whole batch, over three
-steps of different batch sizes.
+"""One worker of `test_zero`: compares every case with plain torch on the whole batch.
 
 Started by torchrun with the file for the results as its only argument.
 """
@@ -35,11 +34,11 @@ CASES = [
     *((zero_stage, "eulerian") for zero_stage in (1, 2)),
     *((zero_stage, "shortcut") for zero_stage in range(4)),
 ]
-"""ZeRO stage and formulation. ZeRO-3 replaces torch's linear layers, which others must not notice:
-so it comes first."""
+"""ZeRO stage and formulation. ZeRO-3 replaces torch's linear layers, which must not affect the
+others: so it comes first."""
 STEPS = ((4, 4, 4, 4), (6, 6), (2, 2, 2, 2, 2, 2), (0, 1, 1, 1))
-"""Samples of every micro batch of a step: as of three pixel budgets, and as of three samples that
-two workers share, one of them with nothing to do at first."""
+"""Samples of every micro batch of a step, as from three pixel budgets; the last step has three
+samples for two workers, one of which has none at first."""
 CHANNELS = 12
 CLIPPING, WEIGHT_DECAY = 0.5, 0.01
 
@@ -50,7 +49,7 @@ def cases() -> Iterator[StageSettings]:
             "kind": "self_distillation",
             "formulation": formulation,
             "time_grid_levels": 3,
-            # Some micro batches have no sample to distil, or none to guide.
+            # Some micro batches have no sample to distill, or none to guide.
             "flow_matching_fraction": 0.85,
             "guidance": {"negative_fraction": 0.5},
         }
@@ -85,17 +84,17 @@ def fresh_model() -> FlowMapStageModel:
     return FlowMapStageModel(net, DynamicWeighting())
 
 
-def draw(step: int, place: int) -> tuple[Batch, torch.Generator]:
-    """Micro batch `place` of a step, and the generator of its draws, whoever works on it."""
-    seed = 100 * step + place
+def draw(step: int, index: int) -> tuple[Batch, torch.Generator]:
+    """Micro batch `index` of a step and its random generator, on whichever worker."""
+    seed = 100 * step + index
     sizes = STEPS[step]
-    size = max(sizes[place], 1)
+    size = max(sizes[index], 1)
     hq, lq, neg = torch.randn(
         3, size, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(seed)
     )
     keys = tuple(map(str, range(size)))
-    weight = sizes[place] * len(sizes) / sum(sizes)
-    micro = MicroStep(place // WORKERS, len(sizes) // WORKERS, weight)
+    weight = sizes[index] * len(sizes) / sum(sizes)
+    micro = MicroStep(index // WORKERS, len(sizes) // WORKERS, weight)
     batch = Batch(keys, hq, lq, neg, None, Position(), micro)
     return batch, torch.Generator().manual_seed(seed + 50)
 
@@ -108,7 +107,7 @@ def flat(model: FlowMapStageModel) -> Tensor:
 def reference(
     objective_settings: SelfDistillation, most: int | None = None
 ) -> tuple[list[float], Tensor]:
-    """Gradient norms and weights of plain torch on all, or the first `most`, micro batches."""
+    """Gradient norms and weights of plain torch on all micro batches, or the first `most`."""
     model = fresh_model()
     objective = FlowMapObjective(objective_settings, perceptual_loss=None)
     optimizer = torch.optim.AdamW(
@@ -117,8 +116,8 @@ def reference(
     norms = []
     for step, sizes in enumerate(STEPS):
         optimizer.zero_grad()
-        for place, size in enumerate(sizes[:most]):
-            loss = objective(model, *draw(step, place)).total
+        for index, size in enumerate(sizes[:most]):
+            loss = objective(model, *draw(step, index)).total
             (loss * size / max(sum(sizes[:most]), 1)).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPING)
         norms.append(float(norm))
@@ -127,7 +126,7 @@ def reference(
 
 
 def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
-    """The same through DeepSpeed, shared by the workers, and the norm after a batch of NaN."""
+    """The same through DeepSpeed on all workers, and the norm after a batch of NaN."""
     model = fresh_model()
     engine = Engine(model, settings, device=torch.device("cpu"), world_size=WORKERS)
     objective = FlowMapObjective(
@@ -140,7 +139,7 @@ def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
         norms.append(engine.gradient_norm)
     with engine.gathered_parameters():
         weights = flat(model)
-    batch, generator = draw(1, dist.get_rank())  # of the step with one micro batch
+    batch, generator = draw(1, dist.get_rank())  # a step with one micro batch
     broken = torch.full_like(batch.hq, math.nan)
     update(engine, objective, dataclasses.replace(batch, hq=broken), generator)
     broken_norm = engine.gradient_norm
@@ -171,7 +170,7 @@ def compare(settings: StageSettings, found: dict[str, Tensor]) -> dict[str, Any]
         "expected_norms": expected_norms,
         "difference": float((weights - expected).norm() / size),
         "difference_of_a_part": float((other - expected).norm() / size),
-        "farthest": float((weights - expected).abs().max()),
+        "largest_difference": float((weights - expected).abs().max()),
         "broken_norm_is_finite": math.isfinite(broken_norm),
     }
 
