@@ -6,28 +6,71 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from datagen.errors import FlowmapsrError
 from pipelines import environment
-from pipelines.terminal import options, reports
+from pipelines.terminal import reports
 from pipelines.terminal.process_edge import VerbResult, process_edge
 
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, such as workers=2."),
+]
+Dataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
+]
+LoraScale = Annotated[
+    float | None,
+    typer.Option(min=0, help="Strength of an adversarial model's LoRA, if not the model's own."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
+]
+Flow = Literal["dataset", "training", "full"]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
+]
+
+
+class GroupsFirst(TyperGroup):
+    """Lists groups before commands: making a dataset is the first thing to do."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+
+class PlainUsage(TyperCommand):
+    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
 app = typer.Typer(
-    cls=options.GroupsFirst,
+    cls=GroupsFirst,
     help="From photos to a trained, reviewed, deployable super-resolution model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in the help are brackets
 )
-dataset_app = typer.Typer(
-    help="Make and check datasets.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(dataset_app, name="dataset")
+dataset_app = typer.Typer(name="dataset", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(dataset_app, help="Make and check datasets.")
 
 
 def main() -> None:
@@ -45,44 +88,42 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
+
+
 @app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=_print_version,
-            is_eager=True,
-            help="Print the version and exit.",
-        ),
-    ] = False,
-) -> None:
+def _options(version: _Version = False) -> None:
     pass
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def demo(
     output: Annotated[str, typer.Option(help="Folder for everything it makes.")] = "demo-output",
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Go from photos to an upscaled picture, in minutes on a CPU."""
     with process_edge(as_json=as_json) as out:
         from pipelines.demo import demo_recipe, run_demo
 
         if dry_run:
-            return out.say_recipe(demo_recipe(output).model_dump(mode="json"))
+            return out.say_recipe(demo_recipe(output))
         report = run_demo(output)
         out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
 
 
-@dataset_app.command("build", cls=options.PlainUsage)
+@dataset_app.command("build", cls=PlainUsage)
 def dataset_build(
-    recipe: options.RecipeName,
-    settings: options.Settings = None,
-    dry_run: options.DryRun = False,
-    take_over: options.TakeOver = False,
-    as_json: options.AsJson = False,
+    recipe: RecipeName,
+    settings: Settings = None,
+    dry_run: DryRun = False,
+    take_over: TakeOver = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn photos into shards of latents.
 
@@ -98,33 +139,29 @@ def dataset_build(
         resolved = dataset_recipe(recipe, settings or [])
         training = fitting_recipe(resolved.codec.kind, preferred=recipe)
         if dry_run:
-            return out.say_recipe(resolved.model_dump(mode="json"))
+            return out.say_recipe(resolved)
         require_sources(resolved)
         from datagen.build.survey import survey
         from datagen.photos.sources import list_sources
 
         listing = list_sources(resolved.sources, exclude=resolved.output)
         found = survey(resolved, listing)
-        if found.complete is not None:
-            how, manifest = "was complete already", found.complete
-            return out.say(
-                reports.built(resolved.output, manifest, found, how=how, recipe=training)
-            )
-        from pipelines.flows.dataset import build_dataset, build_listed
-        from pipelines.orchestration.guard import guarded
+        manifest = found.complete
+        if manifest is None:
+            from pipelines.flows.dataset import build_dataset, build_listed
+            from pipelines.orchestration.guard import guarded
 
-        manifest = guarded(
-            build_dataset, resolved, lambda: build_listed(resolved, listing, take_over=take_over)
-        )
-        out.say(reports.built(resolved.output, manifest, found, how="is complete", recipe=training))
+            work = partial(build_listed, resolved, listing, take_over=take_over)
+            manifest = guarded(build_dataset, resolved, work)
+        out.say(reports.built(resolved.output, manifest, found, recipe=training))
 
 
-@dataset_app.command("inspect", cls=options.PlainUsage)
+@dataset_app.command("inspect", cls=PlainUsage)
 def dataset_inspect(
-    dataset: options.Dataset,
+    dataset: Dataset,
     key: Annotated[str | None, typer.Option(help="Key of a sample, or its beginning.")] = None,
     output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Summarize a dataset, or decode one of its samples.
 
@@ -147,8 +184,8 @@ def dataset_inspect(
         out.say(reports.sample_inspected(location, sample, files))
 
 
-@dataset_app.command("verify", cls=options.PlainUsage)
-def dataset_verify(dataset: options.Dataset, as_json: options.AsJson = False) -> None:
+@dataset_app.command("verify", cls=PlainUsage)
+def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
     """Read every byte of a dataset and check it.
 
     Exit code 1 if anything differs from the manifest.
@@ -170,16 +207,16 @@ def dataset_verify(dataset: options.Dataset, as_json: options.AsJson = False) ->
         out.say(reports.verified(location, issues, recipe=training))
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def train(
-    recipe: options.RecipeName,
-    settings: options.Settings = None,
+    recipe: RecipeName,
+    settings: Settings = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")
     ] = False,
-    dry_run: options.DryRun = False,
-    take_over: options.TakeOver = False,
-    as_json: options.AsJson = False,
+    dry_run: DryRun = False,
+    take_over: TakeOver = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the stages of a recipe on a dataset.
 
@@ -199,7 +236,7 @@ def train(
 
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
-            return out.say_recipe(resolved.model_dump(mode="json"))
+            return out.say_recipe(resolved)
         from training.preflight import check_run
 
         check_run(resolved)  # refuses what cannot work before any server starts
@@ -212,7 +249,7 @@ def train(
             from pipelines.orchestration.guard import guarded
 
             records = guarded(
-                train_flow, resolved, lambda: train_stages(resolved, take_over=take_over)
+                train_flow, resolved, partial(train_stages, resolved, take_over=take_over)
             )
         else:
             from training.tracking.parent_run import flush_pending
@@ -225,7 +262,7 @@ def train(
         out.say(reports.trained(resolved.output, records, page=page))
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
@@ -233,9 +270,9 @@ def evaluate(
     photos: Annotated[str, typer.Option(help="Folder of photos that were not trained on.")],
     scales: Annotated[str, typer.Option(help="Factors to downscale by.")] = "4,8",
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
-    lora_scale: options.LoraScale = None,
-    guidance: options.Guidance = None,
-    as_json: options.AsJson = False,
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
+    as_json: AsJson = False,
 ) -> None:
     """Restore degraded photos and compare with the originals.
 
@@ -248,12 +285,9 @@ def evaluate(
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import absolute_location, evaluation_settings
 
+        factors, counts = scales.split(","), steps.split(",")
         settings = evaluation_settings(
-            photos,
-            scales=scales.split(","),
-            steps=steps.split(","),
-            lora_scale=lora_scale,
-            guidance=guidance,
+            photos, scales=factors, steps=counts, lora_scale=lora_scale, guidance=guidance
         )
         from training.evaluation.evaluate import evaluate as evaluate_model
 
@@ -261,20 +295,20 @@ def evaluate(
         out.say(reports.evaluated(location, evaluate_model(location, settings)))
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def upscale(
     source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
     model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
-    lora_scale: options.LoraScale = None,
-    guidance: options.Guidance = None,
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
     ] = False,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Enlarge a photo, or every photo of a folder.
 
@@ -300,19 +334,19 @@ def upscale(
         out.say(reports.upscaled(str(output), scale, report))
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def deploy(
-    recipe: options.RecipeName,
-    settings: options.Settings = None,
+    recipe: RecipeName,
+    settings: Settings = None,
     flow: Annotated[
-        options.Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
+        Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
     ] = "dataset",
     cron: Annotated[str | None, typer.Option(help="Schedule, such as '0 3 * * *'.")] = None,
     interval: Annotated[str | None, typer.Option(help="Time between runs, such as 6h.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
     pool: Annotated[str, typer.Option(help="Work pool; created if missing.")] = "flowmapsr",
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Register a recipe with Prefect, to run on a schedule.
 
@@ -332,17 +366,17 @@ def deploy(
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
-            return out.say_recipe(resolved.model_dump(mode="json"))
+            return out.say_recipe(resolved)
         result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
         out.say(reports.deployed(result))
 
 
-@app.command(cls=options.PlainUsage)
+@app.command(cls=PlainUsage)
 def status(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="Folder of one training run, or of several.")
     ],
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the progress of a training run from its files."""
     with process_edge(as_json=as_json) as out:

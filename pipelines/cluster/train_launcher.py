@@ -167,8 +167,8 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pipelines.cluster.torch_backend import NetworkConfig  # imports torch, which takes a while
-    from pipelines.cluster.worker_failures import FailureLog
+    # Imports torch, which takes a while.
+    from pipelines.cluster.train_hooks import FailureLog, NetworkConfig
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     callbacks: Any = [FailureLog(Path(recipe.output))]  # Ray's types know the older kind only

@@ -33,7 +33,7 @@ from datagen.io.redaction import holds_secret
 from pipelines.orchestration.guard import artifact_slug, refusal
 from pipelines.recipes.full_recipe import AnyRecipe
 from pipelines.recipes.overrides import RecipeError
-from pipelines.terminal.results import Deployed
+from pipelines.terminal.reports import Deployed
 
 POOL_TYPE = "process"
 ANCHOR = datetime(2024, 1, 1, tzinfo=UTC)

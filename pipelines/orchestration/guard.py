@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from copy import copy
@@ -91,23 +92,19 @@ class _Once(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._results: list[T] = []
-        self._failure: BaseException | None = None
+        self._end: Future[T] = Future()
 
     @property
     def started(self) -> bool:
-        return bool(self._results) or self._failure is not None
+        return self._end.done()
 
     def run(self) -> T:
         if not self.started:
             try:
-                self._results.append(self._work())
+                self._end.set_result(self._work())
             except BaseException as failure:  # kept because Prefect wraps it
-                self._failure = failure
-                raise
-        if self._failure is not None:
-            raise self._failure
-        return self._results[0]
+                self._end.set_exception(failure)
+        return self._end.result()
 
     def run_with(self, recipe: Any) -> T:
         """`run` with the signature of a flow; Prefect shows the recipe on the run's page."""
@@ -115,10 +112,11 @@ class _Once(Generic[T]):
 
     def reraise(self) -> None:
         """Raises the failure of the work, if it failed."""
-        if isinstance(self._failure, TerminationSignal):
-            raise Terminated from self._failure
-        if self._failure is not None:
-            raise self._failure
+        failure = self._end.exception() if self.started else None
+        if isinstance(failure, TerminationSignal):
+            raise Terminated from failure
+        if failure is not None:
+            raise failure
 
 
 def is_deployed() -> bool:

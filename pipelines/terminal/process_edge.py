@@ -20,7 +20,8 @@ from typing import Any
 import typer
 
 from datagen.errors import FlowmapsrError
-from pipelines.terminal.text import command
+from datagen.records import Settings
+from pipelines.terminal.text import command, yaml_lines
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
@@ -51,12 +52,10 @@ class Output:
         self._text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
         self.exit_code = 0 if result.ok else FAILED
 
-    def say_recipe(self, recipe: Mapping[str, Any]) -> None:
+    def say_recipe(self, recipe: Settings) -> None:
         """Sets the resolved recipe as the result, as YAML."""
-        import yaml
-
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, width=100, allow_unicode=True)
-        self.say(VerbResult(recipe, [text.rstrip()]))
+        values = recipe.model_dump(mode="json")
+        self.say(VerbResult(values, yaml_lines(values)))
 
     def fail(self, message: str, *, exit_code: int) -> None:
         """Prints the message on stderr, and with `--json` as the one object on stdout too."""

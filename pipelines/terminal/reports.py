@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW, REJECTED
+from datagen.records import FrozenModel
 from pipelines.terminal.process_edge import VerbResult
-from pipelines.terminal.text import command, counted, duration, human_bytes, table
+from pipelines.terminal.text import command, counted, duration, human_bytes, table, yaml_lines
 
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
@@ -18,20 +20,19 @@ if TYPE_CHECKING:
     from datagen.dataset.statistics import Counts
     from datagen.review.inspect_sample import InspectedSample
     from datagen.review.verify import DatasetIssue
-    from pipelines.terminal.results import Deployed
     from training.inference.files import UpscaleReport
     from training.run_dir.records import EvaluationRow, StageRecord
     from training.tracking.status import RunStatus, StageStatus
 
 
-def built(dataset: str, manifest: Manifest, found: Survey, *, how: str, recipe: str) -> VerbResult:
+def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> VerbResult:
     """A complete dataset.
 
     Args:
         found: the dataset and its sources before this command.
-        how: built now or found.
         recipe: the one to train with.
     """
+    how = "is complete" if found.complete is None else "was complete already"
     folder = dataset.rstrip("/")
     path = f"{folder}/{MANIFEST}"
     left_out = counted(manifest.rejected.count, "image")
@@ -97,12 +98,10 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
 
 def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> VerbResult:
     """One sample: its pictures and all values drawn for it."""
-    import yaml
-
     drawn = sample.drawn.model_dump(mode="json")
     lines = [
         f"{sample.drawn.key} in {sample.shard}",
-        *yaml.safe_dump(drawn, sort_keys=False, width=100, allow_unicode=True).splitlines(),
+        *yaml_lines(drawn),
         *(f"wrote {uri}" for uri in files),
     ]
     result = {"uri": dataset, "shard": sample.shard, "sample": drawn, "files": list(files)}
@@ -186,6 +185,19 @@ def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
         lines += [f"Left out {counted(len(failed), 'image')}:"]
         lines += [f"  {path}: {reason}" for path, reason in report.failed]
     return VerbResult(result, lines, ok=not failed)
+
+
+class Deployed(FrozenModel):
+    """A deployment as the Prefect server holds it now."""
+
+    deployment: str
+    """`<flow>/<name>`, as Prefect's commands take it."""
+    id: str
+    output: str
+    work_pool: str
+    schedule: str | None
+    schedule_id: str | None
+    next_run: datetime | None
 
 
 def deployed(found: Deployed) -> VerbResult:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
+from typing import Any
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -24,6 +25,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     with console.capture() as printed:
         console.print(grid)
     return [line.rstrip() for line in printed.get().splitlines() if line.strip()]
+
+
+def yaml_lines(values: Mapping[str, Any]) -> list[str]:
+    """A tree of values as YAML."""
+    import yaml
+
+    text = yaml.safe_dump(dict(values), sort_keys=False, width=100, allow_unicode=True)
+    return text.splitlines()
 
 
 def human_bytes(count: int) -> str:

@@ -11,8 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
-from pipelines.cluster.torch_backend import NetworkConfig, interface_of
-from pipelines.cluster.worker_failures import FailureLog
+from pipelines.cluster.train_hooks import FailureLog, NetworkConfig, interface_of
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
 from training.run_dir.starts import read_failures
 from training.settings.recipe import TrainingRecipe

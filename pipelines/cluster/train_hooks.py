@@ -1,0 +1,94 @@
+"""What Ray Train calls: set-up of torch.distributed on its workers, and a record of failures."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig
+
+from datagen.errors import FlowmapsrError
+from training.run_dir.paths import RunPaths
+from training.run_dir.starts import Failure, append_line, last_line
+
+log = logging.getLogger(__name__)
+
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
+
+
+def interface_of(address: str) -> str | None:
+    """Name of this machine's network interface with the address, or None."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            return name
+    return None
+
+
+def name_interface() -> None:
+    """Names the interface of the node's address to gloo and NCCL, unless the user has named one.
+
+    gloo would take that of the host name, which on many machines is the loopback.
+    """
+    name = interface_of(ray.util.get_node_ip_address())
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name is not None:
+            os.environ.setdefault(variable, name)
+
+
+def hide_gpus() -> None:
+    """Hides the GPUs of the node from a Ray worker that has none; Ray leaves them visible."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class _PreparedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(name_interface)
+        if backend_config.backend == "gloo":
+            # Ray's set-up, next, asks torch for GPUs, and torch keeps its first answer.
+            worker_group.execute(hide_gpus)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class NetworkConfig(TorchConfig):
+    """Ray Train's set-up of torch.distributed, with the interface named first."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _PreparedBackend
+
+
+class FailureLog(UserCallback):
+    """Appends a line to `failures.jsonl`, which the next start reads, for every failed worker.
+
+    Raises:
+        FlowmapsrError: an error meant for the user, which a restart would only repeat. Ray restarts
+            a group whose workers failed, but not one whose callback did.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = RunPaths(run).failures
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        errors = sorted(worker_exceptions.items())
+        for rank, error in errors:
+            self._append(rank, error)
+        for _, error in errors:
+            cause = getattr(error, "_base_exc", error)  # Ray gives no other way to what was raised
+            if isinstance(cause, FlowmapsrError):
+                raise cause
+
+    def _append(self, rank: int, error: Exception) -> None:
+        died, reason = isinstance(error, DEATHS), last_line(error)
+        try:
+            append_line(self.path, Failure(time=time.time(), rank=rank, died=died, error=reason))
+        except OSError as problem:  # must not keep Ray from restarting the workers
+            log.warning("%s cannot be written (%s): %s", self.path, problem, reason)
