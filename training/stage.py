@@ -43,6 +43,7 @@ from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
+from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
 
 log = logging.getLogger(__name__)
@@ -180,11 +181,13 @@ class Stage:
             log.info("stage %s: %s", self.folder.name, loaded.summary())
         reporter.describe(
             self.inputs.dataset,
-            source=recipe.initial_weights_of(self.folder.name) or "random weights",
             initialization=None if loaded is None else loaded.table(),
-            tags=self.built.tags,
-            pictures=self.system.pictures_note,
-            peak=peak,
+            tags={
+                "initialized_from": recipe.initial_weights_of(self.folder.name) or "random weights",
+                "mlflow.note.content": NOTE.format(pictures=self.system.pictures_note),
+                **self.built.tags,
+                **({} if peak is None else peak.tags()),
+            },
         )
         return reporter
 

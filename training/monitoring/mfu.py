@@ -43,11 +43,7 @@ class FlopCounter(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
@@ -157,43 +153,37 @@ class Peak(NamedTuple):
         return {"peak_tflops": f"{self.tflops:.4g} ({self.source})"}
 
 
-class _Rates(NamedTuple):
-    """Dense 10^12 FLOP/s: bf16 products with fp32 sums, and fp32 without TF32."""
-
-    bf16: float
-    fp32: float
-
-
-_GPUS: dict[str, _Rates] = {
-    "B200": _Rates(2250, 75),
-    "H200 NVL": _Rates(835, 60),
-    "H200": _Rates(989, 67),
-    "H100 NVL": _Rates(835, 60),
-    "H100 PCIe": _Rates(756, 51),
-    "H100": _Rates(989, 67),
-    "A100": _Rates(312, 19.5),
-    "L40S": _Rates(362, 91.6),
-    "L40": _Rates(181, 90.5),
-    "L4": _Rates(121, 30.3),
-    "A40": _Rates(150, 37.4),
-    "A10": _Rates(125, 31.2),
-    "RTX 4090": _Rates(165, 82.6),
-    "RTX 3090": _Rates(71, 35.6),
+_GPUS = {
+    "B200": (2250, 75),
+    "H200 NVL": (835, 60),
+    "H200": (989, 67),
+    "H100 NVL": (835, 60),
+    "H100 PCIe": (756, 51),
+    "H100": (989, 67),
+    "A100": (312, 19.5),
+    "L40S": (362, 91.6),
+    "L40": (181, 90.5),
+    "L4": (121, 30.3),
+    "A40": (150, 37.4),
+    "A10": (125, 31.2),
+    "RTX 4090": (165, 82.6),
+    "RTX 3090": (71, 35.6),
 }
-"""From the data sheets, by words of the CUDA device name; special models before general ones."""
+"""Dense 10^12 FLOP/s from the data sheets: bf16 products with fp32 sums, and fp32 without TF32. By
+words of the CUDA device name; special models before general ones."""
 
 
 def device_peak(device: torch.device, precision: Precision) -> Peak | None:
     """The peak of a GPU; None on CPU and for a GPU that is not in the table."""
-    if device.type != "cuda":
-        return None
-    return gpu_peak(torch.cuda.get_device_name(device), precision)
+    is_gpu = device.type == "cuda"
+    return gpu_peak(torch.cuda.get_device_name(device), precision) if is_gpu else None
 
 
 def gpu_peak(name: str, precision: Precision) -> Peak | None:
     """The peak of a GPU by its name, such as `NVIDIA H100 80GB HBM3`."""
     words = name.replace("-", " ").split()
-    for model, rates in _GPUS.items():
+    for model, (bf16, fp32) in _GPUS.items():
         if all(word in words for word in model.split()):
-            return Peak(getattr(rates, precision), f"data sheet of {model}, dense {precision}")
+            tflops = bf16 if precision == "bf16" else fp32
+            return Peak(tflops, f"data sheet of {model}, dense {precision}")
     return None

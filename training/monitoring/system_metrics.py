@@ -6,8 +6,8 @@ MLflow's own monitor gives up when its server is down; these samples go through 
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -22,22 +22,43 @@ MEGABYTE = 1e6
 Metrics = dict[str, float]
 
 
-class SystemSampler:
-    """Loads of CPU, memory, disk, network and GPUs; network traffic is counted from its start."""
+class HostMetrics:
+    """Loads of CPU, memory, disk, network and GPUs of all hosts, each sampled by its first worker.
 
-    def __init__(self, folder: Path, *, node: str | None = None) -> None:
+    Network traffic is counted from the start.
+    """
+
+    def __init__(self, folder: Path, workers: WorkerGroup, *, rank: int) -> None:
         """
         Args:
             folder: on the disk whose usage is reported.
-            node: name of this host among several.
         """
-        self._prefix = "system/" if node is None else f"system/{node}/"
+        host = workers.hosts[rank]
         self.folder = folder
-        self._gpus = _nvml_handles()
+        self._world_size = len(workers.hosts)
+        self._several = len(workers.machines) > 1
+        self._prefix = f"system/{host}/" if self._several else "system/"
+        self._is_first = workers.hosts.index(host) == rank
         self._network = psutil.net_io_counters()
         psutil.cpu_percent()  # the first call has nothing to compare with
 
-    def sample(self) -> Metrics:
+    def gather(self) -> Metrics:
+        """The samples of all hosts. Every worker must call it at the same step."""
+        sample: Metrics = {}
+        if self._is_first:
+            try:
+                sample = {f"{self._prefix}{name}": value for name, value in self._sample().items()}
+            # Whatever a driver or a lost disk raises must not stop training.
+            except Exception as error:
+                log.warning("system metrics of this host are no longer sampled: %s", error)
+                self._is_first = False
+        if not self._several:
+            return sample
+        gathered: list[Metrics] = [{} for _ in range(self._world_size)]
+        dist.all_gather_object(gathered, sample)
+        return {name: value for part in gathered for name, value in part.items()}
+
+    def _sample(self) -> Metrics:
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self.folder))
         network = psutil.net_io_counters()
         received = network.bytes_recv - self._network.bytes_recv
@@ -52,64 +73,17 @@ class SystemSampler:
             "network_receive_megabytes": received / MEGABYTE,
             "network_transmit_megabytes": sent / MEGABYTE,
         }
-        for index, gpu in enumerate(self._gpus):
-            metrics |= {f"gpu_{index}_{name}": value for name, value in _gpu_load(*gpu).items()}
-        return {f"{self._prefix}{name}": value for name, value in metrics.items()}
+        # torch asks NVIDIA's library, which is installed apart (nvidia-ml-py).
+        for gpu in range(torch.cuda.device_count() if find_spec("pynvml") else 0):
+            metrics |= {f"gpu_{gpu}_{name}": value for name, value in _gpu_load(gpu).items()}
+        return metrics
 
 
-def _gpu_load(nvml: Any, handle: Any) -> Metrics:
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+def _gpu_load(gpu: int) -> Metrics:
+    used = torch.cuda.device_memory_used(gpu)
     return {
-        "memory_usage_megabytes": memory.used / MEGABYTE,
-        "memory_usage_percentage": 100 * memory.used / memory.total,
-        "utilization_percentage": nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-        "power_usage_watts": nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "memory_usage_megabytes": used / MEGABYTE,
+        "memory_usage_percentage": 100 * used / torch.cuda.get_device_properties(gpu).total_memory,
+        "utilization_percentage": torch.cuda.utilization(gpu),
+        "power_usage_watts": torch.cuda.power_draw(gpu) / 1000,
     }
-
-
-def _nvml_handles() -> list[tuple[Any, Any]]:
-    """NVIDIA's library (nvidia-ml-py) and its handle of each GPU, where both exist."""
-    if not torch.cuda.is_available():
-        return []
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        return [(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]
-    except pynvml.NVMLError:
-        return []
-
-
-class HostMetrics:
-    """Samples of all hosts; the first worker of each host samples it."""
-
-    def __init__(self, folder: Path, workers: WorkerGroup, *, rank: int) -> None:
-        host = workers.hosts[rank]
-        self._world_size = len(workers.hosts)
-        self._several = len(workers.machines) > 1
-        self._sampler: SystemSampler | None = None
-        if workers.hosts.index(host) == rank:
-            self._sampler = SystemSampler(folder, node=host if self._several else None)
-
-    def gather(self) -> Metrics:
-        """The samples of all hosts. Every worker must call it at the same step."""
-        sample = self._sample()
-        if not self._several:
-            return sample
-        gathered: list[Metrics] = [{} for _ in range(self._world_size)]
-        dist.all_gather_object(gathered, sample)
-        return {name: value for part in gathered for name, value in part.items()}
-
-    def _sample(self) -> Metrics:
-        if self._sampler is None:
-            return {}
-        try:
-            return self._sampler.sample()
-        # Whatever a driver or a lost disk raises must not stop training.
-        except Exception as error:
-            log.warning("system metrics of this host are no longer sampled: %s", error)
-            self._sampler = None
-            return {}

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from datagen.io import storage
 from training.run_dir.best_effort import best_effort
 from training.run_dir.stacks import STAMP, StackHeader, keep_frozen
 
@@ -42,8 +42,7 @@ STDERR = 2
 class Watchdog:
     """Watches this process from a separate thread while the block runs.
 
-    The workers of a stage stop together: as soon as one has written its stack traces, the others
-    write theirs and all end.
+    All workers stop together: once one has written its stack traces, the others write theirs.
     """
 
     def __init__(self, folder: Path, *, rank: int, world_size: int, seconds: float) -> None:
@@ -57,7 +56,7 @@ class Watchdog:
         self.world_size = world_size
         self.seconds = seconds
         self._poll = min(2.0, seconds / 4)
-        self._allowed = self._allowed_at_most = max(LONG_FACTOR * seconds, LONG_SECONDS)
+        self._allowed = self._allowed_long = max(LONG_FACTOR * seconds, LONG_SECONDS)
         self._doing = "the start"
         self._last = time.monotonic()
         self._before_end: list[Callable[[], None]] = []
@@ -75,12 +74,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -95,14 +89,12 @@ class Watchdog:
             next_is_long: the next step may take several times as long.
         """
         self._doing = doing
-        self._allowed = self._allowed_at_most if next_is_long else self.seconds
+        self._allowed = self._allowed_long if next_is_long else self.seconds
         self._last = time.monotonic()
 
     def before_end(self, call: Callable[[], None]) -> None:
-        """Runs `call` before this process is killed, last added first.
-
-        It may take seconds, and can read the stack traces of all workers.
-        """
+        """Runs `call` before this process is killed, last added first; it may take seconds, and
+        can read the stack traces of all workers."""
         self._before_end.insert(0, call)
 
     @contextmanager
@@ -154,20 +146,21 @@ class Watchdog:
         header = StackHeader(
             rank=self.rank, world_size=self.world_size, stalled=stalled, reason=reason
         )
-        with best_effort(str(path)):  # also exits on a full disk
-            partial = path.with_name(f".{path.name}")
-            with partial.open("w") as file:
-                file.write(f"{header.model_dump_json()}\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file)
-            partial.rename(path)
+        # Also exits on a full disk.
+        with best_effort(str(path)), storage.open_atomic(str(path)) as file:
+            file.write(f"{header.model_dump_json()}\n\n".encode())
+            file.flush()
+            faulthandler.dump_traceback(file)
         log.error("worker %d: %s; stack traces are in %s", self.rank, reason, path)
         faulthandler.dump_traceback(STDERR)
         deadline = time.monotonic() + OTHERS_SECONDS
         while self._missing() and time.monotonic() < deadline:
             time.sleep(self._poll / 4)
         Path(self._frozen.name).unlink(missing_ok=True)
-        self._run_before_end()
+        # In a thread, so that the wait can be limited.
+        thread = threading.Thread(target=self._call_before_end, daemon=True)
+        thread.start()
+        thread.join(BEFORE_END_SECONDS)
         os._exit(EXIT_CODE)
 
     def _missing(self) -> int:
@@ -177,13 +170,7 @@ class Watchdog:
             written += sum(path.stat().st_size > 0 for path in self.folder.glob(".rank-*"))
         return self.world_size - written
 
-    def _run_before_end(self) -> None:
-        # In a thread, so that the wait can be limited.
-        thread = threading.Thread(target=self._call_all, name="before-end", daemon=True)
-        thread.start()
-        thread.join(BEFORE_END_SECONDS)
-
-    def _call_all(self) -> None:
+    def _call_before_end(self) -> None:
         for call in self._before_end:
             try:
                 call()

@@ -17,7 +17,6 @@ from PIL import Image
 from datagen.dataset.manifest import Dataset
 from datagen.io import storage
 from training.engine.engine import deepspeed_config
-from training.monitoring.mfu import Peak
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
@@ -35,15 +34,6 @@ from training.tracking.events import Artifact, Picture, Status, Tags, described
 from training.tracking.pictures import SAMPLES
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.tracker import STALL_SECONDS, Tracker
-
-NOTE = """\
-**Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
-to see them large. {pictures}
-
-**Restarts** and their reasons are in `starts.jsonl` among the artifacts, stacks of a hung worker
-in `stacks`.
-"""
-"""The note at the top of a stage's page; `pictures` says what its pictures show."""
 
 
 class Reporter:
@@ -83,7 +73,7 @@ class StageReporter(Reporter):
     ) -> None:
         """
         Args:
-            since: what `time.monotonic` was when the workers were connected.
+            since: when the workers were connected, by `time.monotonic`.
         """
         self.recipe, self.folder, self.workers = recipe, folder, workers
         self.tracker = Tracker(folder.run, experiment=recipe.mlflow_experiment, stage=folder.name)
@@ -98,35 +88,23 @@ class StageReporter(Reporter):
         return self._hours_before + here * len(self.workers.hosts)
 
     def describe(
-        self,
-        dataset: Dataset,
-        *,
-        source: str,
-        initialization: str | None,
-        tags: Mapping[str, str],
-        pictures: str,
-        peak: Peak | None,
+        self, dataset: Dataset, *, initialization: str | None, tags: Mapping[str, str]
     ) -> None:
-        """Logs dataset, settings, code and initial weights.
+        """Logs dataset, settings, code and workers.
 
         Args:
-            source: where the first weights came from.
-            initialization: a table of what was loaded from there; None for random weights.
+            initialization: a table of what the first weights were loaded from, if they were.
             tags: of the model.
-            pictures: what the pictures show.
         """
         settings = self.recipe.stage(self.folder.name)
-        all_tags = {
+        tags = {
             "recipe.digest": self.recipe.digest(),
-            "initialized_from": source,
-            "mlflow.note.content": NOTE.format(pictures=pictures),
             **tags,
             **code_tags(),
             **launch_tags(),
             **self.workers.tags(),
-            **({} if peak is None else peak.tags()),
         }
-        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, all_tags))
+        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, tags))
         self._show_stacks()
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
         self._write(self.folder.deepspeed, json.dumps(config, indent=2))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from datagen.io.redaction import redacted
 from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.loss_guard import MIN_STEPS, LossGuard
-from training.monitoring.system_metrics import HostMetrics, SystemSampler
+from training.monitoring.system_metrics import HostMetrics
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.starts import KILLED, Failure, append_line, end_reason, read_starts
@@ -201,7 +201,7 @@ def test_the_host_is_sampled_under_mlflows_names(
     assert host.gather().keys() == names
     assert HostMetrics(tmp_path, one_host, rank=1).gather() == {}  # rank 0 samples this host
 
-    monkeypatch.setattr(SystemSampler, "sample", Mock(side_effect=OSError("the driver failed")))
+    monkeypatch.setattr(HostMetrics, "_sample", Mock(side_effect=OSError("the driver failed")))
     assert host.gather() == host.gather() == {}
     assert caplog.text.count("the driver failed") == 1
 
