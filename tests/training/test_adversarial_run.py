@@ -20,7 +20,7 @@ from tests.support.eventually import eventually
 from tests.support.launch import start_workers, train
 from tests.support.processes import kill_tree
 from tests.support.tiny import STAGE, RunMaker, weights, write_photos
-from training.checkpoints.reader import SavedState, read_commit
+from training.checkpoints.reader import open_checkpoint, read_commit
 from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts
 from training.inference.upscaler import Upscaler
@@ -100,7 +100,7 @@ def test_the_base_stays_and_only_the_lora_is_trained(
 def test_the_model_is_made_of_the_averages_where_the_stage_keeps_them(gan: TrainingRecipe) -> None:
     folder = str(_home(gan) / "checkpoints" / f"step-{STEPS:06d}")
     lora = _lora(gan)
-    with SavedState(folder, read_commit(folder)) as saved:
+    with open_checkpoint(folder, read_commit(folder)) as saved:
         pieces = saved.network("generator")
         for name, tensor in lora.items():
             trained = f"net.{name}".replace(".weight", ".default.weight")

@@ -12,7 +12,7 @@ from datagen.errors import NotFoundError
 from datagen.io import storage
 from training.checkpoints.records import COMMIT, Commit
 
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class StepFolder:
 
     uri: str
     step: int
-    files: tuple[str, ...]
-    """Their names, sorted."""
+    files: set[str]
+    """Their names."""
 
     @property
     def is_committed(self) -> bool:
@@ -37,7 +37,7 @@ class StepFolder:
     def remove_unlisted(self, commit: Commit) -> None:
         """Removes files that the commit does not list."""
         named = {COMMIT, *(record.name for record in commit.files)}
-        for name in sorted(set(self.files) - named):
+        for name in sorted(self.files - named):
             storage.delete(storage.join(self.uri, name))
 
 
@@ -52,40 +52,34 @@ class CheckpointFolders:
 
     def all(self) -> list[StepFolder]:
         """The folders of all steps, complete or not, ordered by step."""
-        files: dict[str, list[str]] = {}
+        files: dict[int, set[str]] = {}
         try:
             for entry in storage.scan(self.uri):
                 folder, _, name = entry.uri.removeprefix(self.uri).strip("/").partition("/")
-                if _NAME.fullmatch(folder):
-                    files.setdefault(folder, []).append(name)
+                if match := _NAME.fullmatch(folder):
+                    files.setdefault(int(match[1]), set()).add(name)
         except NotFoundError:
             return []
-        found = [
-            StepFolder(
-                storage.join(self.uri, folder), int(folder.split("-")[1]), tuple(sorted(own))
-            )
-            for folder, own in files.items()
-        ]
-        return sorted(found, key=lambda folder: folder.step)
+        return [StepFolder(self.of_step(step), step, files[step]) for step in sorted(files)]
 
-    def committed(self) -> list[StepFolder]:
-        return [folder for folder in self.all() if folder.is_committed]
-
-    def remove_leftovers(self) -> None:
-        """Removes incomplete checkpoints of dead writers; only call it while nothing is written."""
+    def remove_leftovers(self) -> list[StepFolder]:
+        """Removes incomplete checkpoints of dead writers, and returns the complete ones; only call
+        it while nothing is written."""
         removed = storage.remove_leftovers(self.uri)
-        for folder in self.all():
+        folders = self.all()
+        for folder in folders:
             if not folder.is_committed:
                 folder.remove()
         for parent in {uri.rpartition("/")[0] for uri in removed}:
             storage.delete_empty_folder(parent)
+        return [folder for folder in folders if folder.is_committed]
 
     def tidy(self, commit: Commit, *, keep: int, keep_every_steps: int | None) -> None:
         """After a commit: removes older checkpoints than the last `keep`, but none of a step that
         `keep_every_steps` divides, and every leftover."""
-        committed = self.committed()
-        kept = {folder.step for folder in committed[-keep:]}
-        for folder in self.all():
+        folders = self.all()
+        kept = [folder.step for folder in folders if folder.is_committed][-keep:]
+        for folder in folders:
             forever = keep_every_steps is not None and folder.step % keep_every_steps == 0
             if not folder.is_committed or not (folder.step in kept or forever):
                 folder.remove()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io import storage
 from training.checkpoints.records import COMMIT, Commit, FileRecord
-from training.checkpoints.tensor_files import PieceFile, PieceFiles
+from training.checkpoints.tensor_files import PieceFiles
 
 CHUNK = 64 << 20
 """Bytes that are read at once, for a digest or a local copy."""
@@ -45,27 +45,21 @@ def read_commit(folder: str) -> Commit:
     return commit
 
 
+@contextmanager
+def open_checkpoint(folder: str, commit: Commit) -> Iterator[SavedState]:
+    """The files of a checkpoint, with a folder for copies from S3 that is removed afterwards."""
+    with TemporaryDirectory() if storage.is_remote(folder) else nullcontext() as copies:
+        yield SavedState(folder, commit, None if copies is None else Path(copies))
+
+
+@dataclass(frozen=True)
 class SavedState:
     """The files of one checkpoint, read directly from a disk or from copies of files on S3."""
 
-    def __init__(self, folder: str, commit: Commit) -> None:
-        self.folder = folder
-        self.commit = commit
-        self._stack = ExitStack()
-        self._copies: Path | None = None
-        """Folder for copies from S3, removed on exit."""
-        self._copied: dict[str, Path] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    folder: str
+    commit: Commit
+    copies: Path | None
+    """Folder for the copies; None on a disk."""
 
     def faults(self, *, index: int, of: int) -> str:
         """Verifies the share of worker `index` of `of`; returns what is damaged, or nothing.
@@ -74,20 +68,17 @@ class SavedState:
         """
         found = []
         for record in self.commit.files:
-            if record.writer % of == index:
-                try:
+            try:
+                if record.writer % of == index:
                     self._check(record)
-                except Damaged as damage:
-                    found.append(str(damage))
+            except Damaged as damage:
+                found.append(str(damage))
         return "; ".join(found)
 
     def network(self, name: str) -> PieceFiles:
         """The tensors of a network from all workers."""
-        return PieceFiles(
-            PieceFile(self._uri(record), partial(self._fetch, record))
-            for record in self.commit.files
-            if record.part == name
-        )
+        records = [record for record in self.commit.files if record.part == name]
+        return PieceFiles({self._uri(record): partial(self._fetch, record) for record in records})
 
     def text(self, name: str) -> bytes:
         """A small state that is not a tensor."""
@@ -99,11 +90,12 @@ class SavedState:
 
     def _fetch(self, record: FileRecord) -> Path:
         """The file on this machine; one from S3 is copied once and verified while it is."""
-        if not storage.is_remote(self.folder):
+        if self.copies is None:
             return Path(self._uri(record))
-        if record.name not in self._copied:
+        copy = self.copies / record.name
+        if not copy.exists():
             self._check(record)
-        return self._copied[record.name]
+        return copy
 
     def _check(self, record: FileRecord) -> None:
         uri = self._uri(record)
@@ -112,19 +104,10 @@ class SavedState:
             how = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
             raise Damaged(f"{uri} {how}")
         digest = hashlib.sha256()
-        with self._copy(record) as copy:
+        with open(os.devnull if self.copies is None else self.copies / record.name, "wb") as copy:
             for start in range(0, record.bytes, CHUNK):
                 chunk = storage.read_range(uri, start=start, length=CHUNK)
                 digest.update(chunk)
                 copy.write(chunk)
         if digest.hexdigest() != record.sha256:
             raise Damaged(f"{uri} was altered: its SHA-256 is not the one it was written with")
-
-    def _copy(self, record: FileRecord) -> IO[bytes]:
-        """The file to copy to: a local one for a file on S3, else the null device."""
-        if not storage.is_remote(self.folder):
-            return open(os.devnull, "wb")
-        if self._copies is None:
-            self._copies = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self._copied[record.name] = self._copies / record.name
-        return self._copied[record.name].open("wb")

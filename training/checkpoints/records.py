@@ -41,12 +41,6 @@ class FileRecord(FrozenModel):
     sha256: str
 
 
-class ShareRecord(FrozenModel):
-    """The files that one worker has written; the first worker collects these records."""
-
-    files: tuple[FileRecord, ...]
-
-
 class CheckpointOrigin(FrozenModel):
     """What must be equal in a run and a checkpoint for the run to resume from it."""
 

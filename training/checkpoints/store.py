@@ -10,14 +10,14 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch.distributed as dist
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from training.checkpoints.folders import CheckpointFolders, StepFolder
-from training.checkpoints.reader import Damaged, SavedState, read_commit
+from training.checkpoints.reader import Damaged, SavedState, open_checkpoint, read_commit
 from training.checkpoints.records import CheckpointOrigin, Commit, Share, TrainerState
 from training.checkpoints.writer import Writer, Writing
 
@@ -72,9 +72,8 @@ class Checkpoints:
         """
         problem = self.drain()
         self._began = time.monotonic()
-        self._writing = self._writer.start(
-            self.folders.of_step(state.step), trained.snapshot(), state, self._committed
-        )
+        folder, share = self.folders.of_step(state.step), trained.snapshot()
+        self._writing = Writing(self._writer, folder, share, state, self._committed)
         return problem
 
     def drain(self) -> str:
@@ -88,8 +87,7 @@ class Checkpoints:
             return ""
         problem = self._from_all(writing.wait_for_share())
         if problem:
-            writing.abandon()
-            writing.wait_for_commit()
+            writing.wait_for_commit(timeout=0)
         else:
             problem = self._from_all(writing.wait_for_commit())
         if not problem:
@@ -107,11 +105,9 @@ class Checkpoints:
     def metrics(self) -> dict[str, float]:
         """On the first worker: the step that a restart would resume from, the number of failures
         since the start, and the seconds that the last checkpoint took."""
-        metrics = {
-            "checkpoints/newest_step": float(self._last_step()),
-            "checkpoints/failed": float(self.failed),
-        }
-        return metrics | ({"perf/checkpoint_seconds": self._seconds} if self._seconds else {})
+        seconds = {"perf/checkpoint_seconds": self._seconds} if self._seconds else {}
+        newest, failed = float(self._last_step()), float(self.failed)
+        return {"checkpoints/newest_step": newest, "checkpoints/failed": failed} | seconds
 
     def finish(self) -> None:
         """Waits for the last checkpoint of the run.
@@ -143,15 +139,25 @@ class Checkpoints:
         Raises:
             FlowmapsrError: all are damaged, or the newest belongs to another stage or recipe.
         """
-        committed = self._from_first(self._existing)
+        committed = self._from_first(self.folders.remove_leftovers)
         damages: list[str] = []
         for number, folder in enumerate(reversed(committed)):
-            commit, damage = self._from_first(partial(_read_commit, folder))
-            damages += [damage] if damage else []
-            if commit is not None and self._restore(folder, commit, trained, origin, damages):
-                if self.rank == 0 and damages:
-                    self._skip(committed[-number:], damages, commit.state.step)
-                return commit.state
+            try:
+                commit = self._from_first(partial(read_commit, folder.uri))
+            except Damaged as damage:
+                damages.append(str(damage))
+                continue
+            _check_origin(folder.uri, commit.state.origin, origin)
+            with open_checkpoint(folder.uri, commit) as saved:
+                found = self._from_all(saved.faults(index=self.rank, of=self.world_size))
+                if found:
+                    damages.append(found)
+                    continue
+                trained.restore(saved)
+            self.newest = commit
+            if self.rank == 0 and damages:
+                self._skip(committed[-number:], damages, commit.state.step)
+            return commit.state
         if damages:
             raise FlowmapsrError(
                 f"no checkpoint in {self.folders.uri} is valid: {'; '.join(damages)}. Restore "
@@ -159,36 +165,10 @@ class Checkpoints:
             )
         return None
 
-    def _existing(self) -> list[StepFolder]:
-        self.folders.remove_leftovers()
-        return self.folders.committed()
-
-    def _restore(
-        self,
-        folder: StepFolder,
-        commit: Commit,
-        trained: Trained,
-        origin: CheckpointOrigin,
-        damages: list[str],
-    ) -> bool:
-        """Restores a valid checkpoint and returns True; adds the damage of any other."""
-        _check_origin(folder.uri, commit.state.origin, origin)
-        with SavedState(folder.uri, commit) as saved:
-            damage = self._from_all(saved.faults(index=self.rank, of=self.world_size))
-            if damage:
-                damages.append(damage)
-                return False
-            trained.restore(saved)
-        self.newest = commit
-        return True
-
     def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
         self.skipped_checkpoints = "; ".join(damages)
-        log.warning(
-            "%s: skipped and removed; the stage resumes from step %d",
-            self.skipped_checkpoints,
-            step,
-        )
+        what = self.skipped_checkpoints
+        log.warning("%s: skipped and removed; the stage resumes from step %d", what, step)
         for folder in folders:
             folder.remove()
 
@@ -217,33 +197,22 @@ class Checkpoints:
 
     def _from_first(self, call: Callable[[], T]) -> T:
         """Calls it on the first worker; every worker returns its result or raises its error."""
-        answer: list[T | None] = [None]
-        error: FlowmapsrError | None = None
+        message: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                answer = [call()]
-            except FlowmapsrError as raised:
-                error = raised
-        message = [(answer[0], error)]
+                message[0] = call()
+            except FlowmapsrError as error:
+                message[1] = error
         dist.broadcast_object_list(message)
-        value, error = message[0]
-        if error is not None:
-            raise error
-        return cast(T, value)
+        if message[1] is not None:
+            raise message[1]
+        return cast(T, message[0])
 
     def _from_all(self, text: str) -> str:
         """The texts of all workers that have one, on every worker."""
         texts: list[str] = [""] * self.world_size
         dist.all_gather_object(texts, text)
         return "; ".join(f"worker {rank}: {one}" for rank, one in enumerate(texts) if one)
-
-
-def _read_commit(folder: StepFolder) -> tuple[Commit | None, str]:
-    """A folder's commit, or its damage."""
-    try:
-        return read_commit(folder.uri), ""
-    except Damaged as damage:
-        return None, str(damage)
 
 
 def _check_origin(uri: str, saved: CheckpointOrigin, wanted: CheckpointOrigin) -> None:

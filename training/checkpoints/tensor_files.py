@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -45,12 +45,10 @@ def key(kind: str, name: str, start: int) -> str:
 
 
 def safetensors_chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file, one tensor at a time and without a copy of any.
+    """The bytes of a safetensors file with tensors that are contiguous and in host memory, one at a
+    time and without a copy of any.
 
     safetensors' own writer copies all tensors first, and hashing its file would read it again.
-
-    Args:
-        tensors: contiguous, in host memory.
     """
     header: dict[str, Any] = {}
     offset = 0
@@ -70,39 +68,36 @@ def safetensors_chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryvie
             yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-@dataclass(frozen=True)
-class PieceFile:
-    """A safetensors file of pieces, of which only the header is read until a piece is requested."""
-
-    uri: str
-    fetch: Callable[[], Path]
-    """Returns the file on this machine."""
-
-    def shapes(self) -> dict[str, list[int]]:
-        """Shape of each tensor by its key."""
-        (length,) = struct.unpack("<Q", storage.read_range(self.uri, start=0, length=_PREFIX))
-        header = json.loads(storage.read_range(self.uri, start=_PREFIX, length=length))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+def _shapes(uri: str) -> dict[str, list[int]]:
+    """Shape of each tensor of a safetensors file by its key; only the header is read."""
+    (length,) = struct.unpack("<Q", storage.read_range(uri, start=0, length=_PREFIX))
+    header = json.loads(storage.read_range(uri, start=_PREFIX, length=length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
 @dataclass(frozen=True)
 class _Piece:
-    file: PieceFile
+    uri: str
     key: str
     start: int
     stop: int
 
 
 class PieceFiles:
-    """All pieces of one network, read on request."""
+    """All pieces of one network; only headers of files are read until a piece is requested."""
 
-    def __init__(self, files: Iterable[PieceFile]) -> None:
+    def __init__(self, files: Mapping[str, Callable[[], Path]]) -> None:
+        """
+        Args:
+            files: by URI, what returns the file on this machine.
+        """
+        self._files = files
         self._opened: dict[str, Any] = {}
         self._pieces: dict[str, list[_Piece]] = {}
-        for file in files:
-            for name, shape in file.shapes().items():
+        for uri in files:
+            for name, shape in _shapes(uri).items():
                 label, _, start = name.rpartition("@")
-                piece = _Piece(file, name, int(start), int(start) + math.prod(shape))
+                piece = _Piece(uri, name, int(start), int(start) + math.prod(shape))
                 self._pieces.setdefault(label, []).append(piece)
 
     def has(self, kind: str, name: str) -> bool:
@@ -115,18 +110,20 @@ class PieceFiles:
             FlowmapsrError: pieces are missing, or the stored tensor has another size.
         """
         pieces = self._pieces.get(f"{kind}/{name}", [])
-        if sum(piece.stop - piece.start for piece in pieces) != numel:
+        stored = sum(piece.stop - piece.start for piece in pieces)
+        if stored != numel:
+            held = f"{stored} values" if pieces else "none"
             raise FlowmapsrError(
-                f"the checkpoint belongs to another network: it holds {_size(pieces)} of "
-                f"{kind} of {name}, which has {numel} values; train with the settings it was made "
-                "with, or start over in another folder"
+                f"the checkpoint belongs to another network: it holds {held} of {kind} of {name}, "
+                f"which has {numel} values; train with the settings it was made with, or start "
+                "over in another folder"
             )
         values = torch.empty(stop - start)
         for piece in pieces:
             first, last = max(start, piece.start), min(stop, piece.stop)
             if first < last:
-                stored = self._open(piece).get_slice(piece.key)
-                part = stored[first - piece.start : last - piece.start]
+                whole = self._open(piece).get_slice(piece.key)
+                part = whole[first - piece.start : last - piece.start]
                 values[first - start : last - start] = part
         return values
 
@@ -138,15 +135,10 @@ class PieceFiles:
     def whole(self, kind: str, name: str) -> Tensor:
         """A tensor that was stored as one piece, in its shape and type."""
         (piece,) = self._pieces[f"{kind}/{name}"]
-        tensor: Tensor = self._open(piece).get_tensor(piece.key)
-        return tensor
+        return cast(Tensor, self._open(piece).get_tensor(piece.key))
 
     def _open(self, piece: _Piece) -> Any:
         """The memory-mapped file of the piece: a slice reads only its own bytes."""
-        if piece.file.uri not in self._opened:
-            self._opened[piece.file.uri] = safe_open(piece.file.fetch(), framework="pt")
-        return self._opened[piece.file.uri]
-
-
-def _size(pieces: list[_Piece]) -> str:
-    return f"{sum(piece.stop - piece.start for piece in pieces)} values" if pieces else "none"
+        if piece.uri not in self._opened:
+            self._opened[piece.uri] = safe_open(self._files[piece.uri](), framework="pt")
+        return self._opened[piece.uri]

@@ -13,15 +13,10 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from datagen.io import storage
-from training.checkpoints.records import (
-    COMMIT,
-    Commit,
-    FileRecord,
-    Share,
-    ShareRecord,
-    TrainerState,
-)
+from training.checkpoints.records import COMMIT, Commit, FileRecord, Share, TrainerState
 from training.checkpoints.tensor_files import safetensors_chunks
 
 log = logging.getLogger(__name__)
@@ -29,6 +24,8 @@ log = logging.getLogger(__name__)
 FIRST_POLL = 0.05
 LONGEST_POLL = 2.0
 """Seconds between checks for the records of the other workers."""
+_FILES = TypeAdapter(tuple[FileRecord, ...])
+"""Of a worker's record: the files that it has written."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,6 @@ class Writer:
     world_size: int
     attempt: str
     """Random, and shared by the workers of one launch: files of an earlier launch have another."""
-
-    def start(
-        self, folder: str, share: Share, state: TrainerState, on_commit: Callable[[Commit], None]
-    ) -> Writing:
-        """Starts writing; `on_commit` is called in the first worker's thread."""
-        return Writing(self, folder, share, state, on_commit)
 
     def record_name(self, rank: int) -> str:
         return f"share-{self.attempt}-{rank:05d}.json"
@@ -66,6 +57,7 @@ class Writing:
         state: TrainerState,
         on_commit: Callable[[Commit], None],
     ) -> None:
+        """Starts writing; `on_commit` is called in the first worker's thread."""
         self.folder = folder
         self.step = state.step
         self._writer = writer
@@ -86,16 +78,14 @@ class Writing:
         return self._problem
 
     def wait_for_commit(self, timeout: float | None = None) -> str:
-        """Waits for the thread, which commits on the first worker; returns the problem."""
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            self.abandon()
-            self._thread.join()
-        return self._problem
+        """Waits for the thread, which commits on the first worker; returns the problem.
 
-    def abandon(self) -> None:
-        """Stops waiting for the other workers' records."""
+        After `timeout` seconds the first worker stops waiting for the other workers' records.
+        """
+        self._thread.join(timeout)
         self._abandoned.set()
+        self._thread.join()
+        return self._problem
 
     def _run(self) -> None:
         try:
@@ -113,14 +103,11 @@ class Writing:
             self._shared.set()
 
     def _write_share(self, share: Share) -> None:
-        files = [
-            self._write(part, safetensors_chunks(tensors))
-            for part, tensors in share.networks.items()
-        ]
-        files += [self._write(part, [data]) for part, data in share.texts.items()]
-        record = ShareRecord(files=tuple(files))
+        networks, texts = share.networks.items(), share.texts.items()
+        files = [self._write(part, safetensors_chunks(tensors)) for part, tensors in networks]
+        files += [self._write(part, [data]) for part, data in texts]
         uri = storage.join(self.folder, self._writer.record_name(self._writer.rank))
-        storage.write_bytes(uri, record.model_dump_json().encode())
+        storage.write_bytes(uri, _FILES.dump_json(tuple(files)))
 
     def _write(self, part: str, chunks: Iterable[bytes | memoryview]) -> FileRecord:
         name = self._writer.file_name(part)
@@ -130,19 +117,16 @@ class Writing:
                 stream.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
-        return FileRecord(
-            part=part,
-            writer=self._writer.rank,
-            name=name,
-            bytes=size,
-            sha256=digest.hexdigest(),
-        )
+        sha256, rank = digest.hexdigest(), self._writer.rank
+        return FileRecord(part=part, writer=rank, name=name, bytes=size, sha256=sha256)
 
     def _commit(self) -> None:
         if not self._wait_for_all():
             return
-        shares = [self._share_of(rank) for rank in range(self._writer.world_size)]
-        files = tuple(record for share in shares for record in share.files)
+        files: tuple[FileRecord, ...] = ()
+        for rank in range(self._writer.world_size):
+            uri = storage.join(self.folder, self._writer.record_name(rank))
+            files += _FILES.validate_json(storage.read_bytes(uri))
         commit = Commit.of(self._state, files)
         uri = storage.join(self.folder, COMMIT)
         storage.write_bytes(uri, commit.model_dump_json(indent=2).encode())
@@ -157,7 +141,3 @@ class Writing:
                 return False
             pause = min(2 * pause, LONGEST_POLL)
         return True
-
-    def _share_of(self, rank: int) -> ShareRecord:
-        uri = storage.join(self.folder, self._writer.record_name(rank))
-        return ShareRecord.model_validate_json(storage.read_bytes(uri))

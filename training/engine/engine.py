@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import PieceFiles
@@ -22,7 +21,6 @@ from training.engine.deepspeed_patches import (
     import_deepspeed,
     restore_linear,
 )
-from training.engine.ema import ExponentialMovingAverage
 from training.engine.state import EngineState
 from training.engine.zero_layout import fragments, refresh_module
 from training.settings.stage import StageSettings
@@ -35,28 +33,23 @@ def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, A
     others.
     """
     size = max(settings.batch_sizes, key=lambda one: one.accumulation(world_size))
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": size.micro_batch,
         "gradient_accumulation_steps": size.accumulation(world_size),
         # DeepSpeed clips at 1.0 when this is absent.
         "gradient_clipping": settings.gradient_clipping,
-        "zero_optimization": _zero_config(settings),
+        "zero_optimization": zero,
         "bf16": {"enabled": settings.precision == "bf16"},
-        # ZeRO rejects torch's AdamW without it; the compiled one would need a compiler at run
-        # time.
+        # ZeRO rejects torch's AdamW without it; DeepSpeed's would need a compiler at run time.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         # It would synchronize with the GPU twice in every micro step; `Meter` measures speed.
         "timers": {"throughput": {"enabled": False}},
     }
-
-
-def _zero_config(settings: StageSettings) -> dict[str, Any]:
-    config: dict[str, Any] = {"stage": settings.zero_stage}
-    if settings.offload == "optimizer":
-        config["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return config
 
 
 def start_distributed(device: torch.device) -> None:
@@ -90,10 +83,7 @@ class Engine:
         )
         drop_dry_run_step(self._optimizer)
         parts = fragments(self.module, self._optimizer, settings.zero_stage)
-        decay = settings.ema_decay
-        masters = {id(part.owner): part.owner for part in parts}.values()
-        self._average = None if decay is None else ExponentialMovingAverage(masters, decay=decay)
-        self._state = EngineState(self.module, optimizer, parts, self._average)
+        self._state = EngineState(self.module, optimizer, parts, ema_decay=settings.ema_decay)
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.
         self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"
@@ -124,8 +114,8 @@ class Engine:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
-        if self._average is not None and updates:
-            self._average.update()
+        if updates:
+            self._state.update_averages()
 
     @property
     def gradient_norm(self) -> float:
@@ -160,8 +150,8 @@ class Engine:
             self._exchange()
 
     def _exchange(self) -> None:
-        if self._average is not None:
-            self._average.swap()
+        if self._state.averages:
+            self._state.swap_averages()
             refresh_module(self._optimizer, self._zero_stage)
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -169,16 +159,11 @@ class Engine:
 
         Frozen parameters are left out: they are loaded from their source again.
         """
-        rank = torch.distributed.get_rank()
-        world_size = torch.distributed.get_world_size()
-        # Without ZeRO, all workers hold the same state.
-        index, of = (rank, world_size) if self._zero_stage == 0 else (0, 1)
-        return self._state.snapshot(index=index, of=of, with_buffers=rank == 0)
+        return self._state.snapshot(replicated=self._zero_stage == 0)
 
     def restore(self, saved: PieceFiles) -> None:
-        """Restores the snapshots of all workers, for any number of workers and ZeRO stage.
-
-        Every worker must call it.
+        """Restores the snapshots of all workers, for any number of workers and ZeRO stage; every
+        worker must call it.
 
         Raises:
             FlowmapsrError: the state belongs to another network.

@@ -1,4 +1,4 @@
-"""Copies an engine's trained state (masters, their average, AdamW's moments) to the host and back.
+"""An engine's trained state (masters, their average, AdamW's moments), copied to the host and back.
 
 The format does not depend on the number of workers or the ZeRO stage.
 """
@@ -6,12 +6,13 @@ The format does not depend on the number of workers or the ZeRO stage.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import BUFFER, STEP, PieceFiles, key
-from training.engine.ema import ExponentialMovingAverage
 from training.engine.zero_layout import Fragment
 
 MASTER = "master"
@@ -21,54 +22,76 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class EngineState:
-    """The state that a checkpoint saves and restores."""
+    """The state that a checkpoint saves and restores, and the average of the masters.
+
+    The average works on the tensors that the optimizer updates, on their device: whole ones or a
+    worker's flat partition (ZeRO), so workers need not communicate.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         optimizer: torch.optim.AdamW,
         fragments: tuple[Fragment, ...],
-        average: ExponentialMovingAverage | None,
+        *,
+        ema_decay: float | None,
     ) -> None:
+        """
+        Args:
+            ema_decay: None to keep no average.
+        """
         self.module = module
         self.optimizer = optimizer
         self.fragments = fragments
-        self.average = average
+        self._decay = ema_decay or 0.0
+        owners = () if ema_decay is None else dict.fromkeys(one.owner for one in fragments)
+        self.averages = {owner: owner.detach().clone() for owner in owners}
+        """fp32, by their masters; initially their values."""
 
-    def snapshot(self, *, index: int, of: int, with_buffers: bool) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def update_averages(self) -> None:
+        """a <- decay * a + (1 - decay) * w after every update of the masters w."""
+        for master, average in self.averages.items():
+            average.lerp_(master.detach(), 1 - self._decay)
+
+    @torch.no_grad()
+    def swap_averages(self) -> None:
+        """Exchanges masters and averages; a second call restores both exactly."""
+        for master, average in self.averages.items():
+            kept = master.detach().clone()
+            master.copy_(average)
+            average.copy_(kept)
+
+    def snapshot(self, *, replicated: bool) -> dict[str, Tensor]:
         """This worker's share by key, copied to host memory.
 
         Args:
-            index, of: which part to take if all workers hold the same state (ZeRO-0); 0 and 1 if
-                each worker has its own partition.
-            with_buffers: whether to include the module's buffers, which all workers hold.
+            replicated: all workers hold the same state (ZeRO-0), instead of a partition each.
         """
-        copies = _HostCopies()
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        copied = cache(_host_copy)  # many fragments share one tensor
         share: dict[str, Tensor] = {}
-        for fragment in self.fragments[index::of]:
+        for fragment in self.fragments[rank::world_size] if replicated else self.fragments:
             if not fragment.length:
                 continue
             for kind, tensor in self._tensors(fragment.owner):
-                values = fragment.within(copies.of(tensor))
+                values = fragment.within(copied(tensor))
                 share[key(kind, fragment.name, fragment.start)] = values
             if fragment.owner in self.optimizer.state:
                 step = self.optimizer.state[fragment.owner]["step"]
-                share[key(STEP, fragment.name, 0)] = copies.of(step).view(1)
-        if with_buffers:
+                share[key(STEP, fragment.name, 0)] = copied(step).view(1)
+        if rank == 0:
             for name, buffer in _stored_buffers(self.module):
-                share[key(BUFFER, name, 0)] = copies.of(buffer)
-        copies.wait()
+                share[key(BUFFER, name, 0)] = copied(buffer)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return share
 
     def restore(self, saved: PieceFiles) -> None:
-        """Restores this worker's part of the state that all workers saved.
-
-        Raises:
-            FlowmapsrError: the state belongs to another network.
-        """
-        by_owner: dict[int, list[Fragment]] = {}
+        """Restores this worker's part of the state that all workers saved."""
+        by_owner: dict[Tensor, list[Fragment]] = {}
         for fragment in self.fragments:
-            by_owner.setdefault(id(fragment.owner), []).append(fragment)
+            by_owner.setdefault(fragment.owner, []).append(fragment)
         for group in by_owner.values():
             self._restore_step(group, saved)
             for fragment in group:
@@ -98,13 +121,8 @@ class EngineState:
         for kind, tensor in self._tensors(fragment.owner):
             if kind in MOMENTS and not saved.has(kind, fragment.name):
                 continue
-            values = saved.read(
-                kind,
-                fragment.name,
-                start=fragment.start,
-                stop=fragment.stop,
-                numel=fragment.numel,
-            )
+            start, stop, numel = fragment.start, fragment.stop, fragment.numel
+            values = saved.read(kind, fragment.name, start=start, stop=stop, numel=numel)
             fragment.write(tensor, values)
 
     def _tensors(self, owner: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -113,27 +131,15 @@ class EngineState:
         if owner in self.optimizer.state:
             for name in MOMENTS:
                 yield name, self.optimizer.state[owner][name]
-        if self.average is not None:
-            yield AVERAGE, self.average.of(owner)
+        if owner in self.averages:
+            yield AVERAGE, self.averages[owner]
 
 
-class _HostCopies:
-    """Copies each tensor to host memory once: many fragments share one."""
-
-    def __init__(self) -> None:
-        self._copies: dict[int, Tensor] = {}
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The copy, which may be incomplete until `wait`."""
-        if id(tensor) not in self._copies:
-            pinned = tensor.is_cuda  # as fast as the bus; torch keeps the memory for the next time
-            copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
-            self._copies[id(tensor)] = copy.copy_(tensor.detach(), non_blocking=pinned)
-        return self._copies[id(tensor)]
-
-    def wait(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+def _host_copy(tensor: Tensor) -> Tensor:
+    """The copy, which may be incomplete until the GPU is synchronized."""
+    pinned = tensor.is_cuda  # as fast as the bus; torch keeps the memory for the next time
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
+    return copy.copy_(tensor.detach(), non_blocking=pinned)
 
 
 def _stored_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

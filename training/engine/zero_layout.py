@@ -61,20 +61,16 @@ def fragments(module: nn.Module, optimizer: Any, zero_stage: int) -> tuple[Fragm
         return tuple(fragment for fragment in found if fragment is not None)
     masters = _masters(optimizer)
     return tuple(
-        _whole(name, masters.get(id(parameter), parameter)) for name, parameter in trained.items()
+        Fragment(name, p.numel(), 0, p.numel(), masters.get(p, p), 0) for name, p in trained.items()
     )
 
 
-def _masters(optimizer: Any) -> dict[int, Tensor]:
-    """ZeRO-0: the fp32 copy of each bf16 parameter, by its id; empty in fp32."""
+def _masters(optimizer: Any) -> dict[Tensor, Tensor]:
+    """ZeRO-0: the fp32 copy of each bf16 parameter; empty in fp32."""
     if not hasattr(optimizer, "fp16_groups"):
         return {}
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-    return {id(p): m for low, high in pairs for p, m in zip(low, high, strict=True)}
-
-
-def _whole(name: str, master: Tensor) -> Fragment:
-    return Fragment(name, master.numel(), 0, master.numel(), master, 0)
+    return {p: m for low, high in pairs for p, m in zip(low, high, strict=True)}
 
 
 def _linked(name: str, parameter: Any, optimizer: Any) -> Fragment | None:
@@ -105,7 +101,6 @@ def refresh_module(optimizer: Any, zero_stage: int) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     elif zero_stage > 0:
         optimizer.update_lp_params()
-    elif hasattr(optimizer, "fp16_groups"):
-        for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for parameter, master in zip(low, high, strict=True):
-                parameter.data.copy_(master.data)
+    else:
+        for parameter, master in _masters(optimizer).items():
+            parameter.data.copy_(master.data)

@@ -17,7 +17,7 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from datagen.io import s3_client, storage
 from tests.support.s3 import FaultyS3
-from training.checkpoints.reader import SavedState, read_commit
+from training.checkpoints.reader import SavedState, open_checkpoint, read_commit
 from training.checkpoints.records import CheckpointOrigin, Share, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.checkpoints.tensor_files import key
@@ -207,7 +207,7 @@ def test_the_checkpoint_of_another_run_is_rejected(tmp_path: Path, field: str) -
 def test_a_network_of_another_size_is_rejected(tmp_path: Path) -> None:
     _save(str(tmp_path), 1)
     step = str(tmp_path / "step-000001")
-    with SavedState(step, read_commit(step)) as saved:
+    with open_checkpoint(step, read_commit(step)) as saved:
         pieces = saved.network("model")
         with pytest.raises(FlowmapsrError, match="holds 1000 values of master of w, which has 7"):
             pieces.read("master", "w", start=0, stop=7, numel=7)
@@ -325,7 +325,7 @@ def test_a_checkpoint_is_not_skipped_because_its_storage_is_unreachable(
 
 
 def test_pieces_are_read_in_any_range_and_type(tmp_path: Path) -> None:
-    from training.checkpoints.tensor_files import PieceFile, PieceFiles, safetensors_chunks
+    from training.checkpoints.tensor_files import PieceFiles, safetensors_chunks
 
     whole = torch.randn(100)
     buffer = torch.randn(3, 4).bfloat16()
@@ -334,11 +334,11 @@ def test_pieces_are_read_in_any_range_and_type(tmp_path: Path) -> None:
         {key("master", "a", 37): whole[37:38], key("step", "a", 0): torch.tensor([6.0])},
         {key("master", "a", 38): whole[38:]},
     ]
-    files = []
+    files = {}
     for number, tensors in enumerate(cuts):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(b"".join(safetensors_chunks(tensors)))
-        files.append(PieceFile(str(path), lambda path=path: path))
+        files[str(path)] = lambda path=path: path
     pieces = PieceFiles(files)
     for start, stop in ((0, 100), (10, 20), (36, 39), (37, 38), (99, 100)):
         values = pieces.read("master", "a", start=start, stop=stop, numel=100)
