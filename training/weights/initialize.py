@@ -4,37 +4,38 @@ what was loaded, what is new and what was left over."""
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from datagen.errors import FlowmapsrError
-from datagen.records import FrozenModel
 from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
-from training.weights.registry import download_model
+from training.tracking.mlflow_client import tracking_uri
 from training.weights.sources import WeightSource
 
 SHOWN = 6
 """Names in the log's short table; the file has all."""
 
 
-class Parameter(FrozenModel):
+@dataclass(frozen=True)
+class Parameter:
     """A line of the report."""
 
     name: str
     shape: tuple[int, ...]
     note: str = ""
 
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.shape)
 
-
-class LoadReport(FrozenModel):
+@dataclass(frozen=True)
+class LoadReport:
     """What a network took from its source."""
 
     source: str
@@ -47,33 +48,49 @@ class LoadReport(FrozenModel):
     def summary(self) -> str:
         """How many tensors and numbers were loaded, are new, were left over; and their modules."""
         lines = [f"weights from {self.source}"]
-        for name, rows, modules in (
-            ("loaded", self.loaded, ""),
-            ("new", self.new, _modules(self.new)),
-            ("left over", self.left_over, _modules(self.left_over)),
-        ):
-            lines.append(f"{name:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
+        parts = {"loaded": self.loaded, "new": self.new, "left over": self.left_over}
+        for part, rows in parts.items():
+            modules = "" if part == "loaded" else _modules(rows)
+            lines.append(f"{part:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
         return "\n".join(lines)
 
     def table(self) -> str:
         """The summary and a line for every parameter."""
+        parts = {"new": self.new, "left over": self.left_over, "loaded": self.loaded}
         rows = [
             f"{part:10}{str(list(row.shape)):24}{row.name}{row.note and f'  ({row.note})'}"
-            for part, parameters in (
-                ("new", self.new),
-                ("left over", self.left_over),
-                ("loaded", self.loaded),
-            )
+            for part, parameters in parts.items()
             for row in parameters
         ]
         return "\n".join([self.summary(), "", *rows]) + "\n"
 
 
 def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
-    """Downloads what a stage starts from, if it is a model version; once for all workers."""
-    source = recipe.initial_weights_of(folder.name)
-    if source is not None and is_registry(source):
-        download_model(source, folder.inputs)
+    """Downloads what a stage starts from, completely or not at all, if it is a version of a model
+    in MLflow's registry and missing; once for all workers.
+
+    Raises:
+        FlowmapsrError: no such version, or the tracking server does not provide it.
+    """
+    source, target = recipe.initial_weights_of(folder.name), folder.inputs
+    if source is None or not is_registry(source) or target.is_dir():
+        return
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    uri, partial = tracking_uri(), tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        got = download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri)
+        os.replace(got, target)
+    except (MlflowException, OSError) as error:
+        raise FlowmapsrError(
+            f"init_from: MLflow at {uri} does not provide {source} ({error}); check name, version "
+            "and MLFLOW_TRACKING_URI"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def weights_path(name: str, folder: StagePaths) -> Path:
@@ -110,26 +127,17 @@ def fill(
     """
     _check_layout(settings, source)
     parameters = dict(net.named_parameters())
-    fitting = {
-        name
-        for name, parameter in parameters.items()
-        if name in source.tensors and source.tensors[name].shape == tuple(parameter.shape)
-    }
+    mine = {name: tuple(parameter.shape) for name, parameter in sorted(parameters.items())}
+    theirs = {name: stored.shape for name, stored in sorted(source.tensors.items())}
+    notes = {name: f"there {list(shape)}" for name, shape in theirs.items()}
+    fitting = {name for name, shape in mine.items() if theirs.get(name) == shape}
     report = LoadReport(
-        source=source.place,
-        loaded=tuple(
-            Parameter(name=name, shape=parameters[name].shape) for name in sorted(fitting)
-        ),
+        source.place,
+        loaded=tuple(Parameter(name, mine[name]) for name in mine if name in fitting),
         new=tuple(
-            Parameter(name=name, shape=parameter.shape, note=_other_shape(source, name))
-            for name, parameter in sorted(parameters.items())
-            if name not in fitting
+            Parameter(name, mine[name], notes.get(name, "")) for name in mine if name not in fitting
         ),
-        left_over=tuple(
-            Parameter(name=name, shape=stored.shape)
-            for name, stored in sorted(source.tensors.items())
-            if name not in fitting
-        ),
+        left_over=tuple(Parameter(name, theirs[name]) for name in theirs if name not in fitting),
     )
     _check_share(report, least_share)
     for name in fitting:
@@ -137,12 +145,8 @@ def fill(
     return report
 
 
-def _other_shape(source: WeightSource, name: str) -> str:
-    return f"there {list(source.tensors[name].shape)}" if name in source.tensors else ""
-
-
 def _numbers(rows: tuple[Parameter, ...]) -> int:
-    return sum(row.numbers for row in rows)
+    return sum(math.prod(row.shape) for row in rows)
 
 
 def _modules(rows: tuple[Parameter, ...]) -> str:

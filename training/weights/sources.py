@@ -147,18 +147,14 @@ def _mapping(
         config = {"layers_per_block": model.layers_per_block}
         moved = convert_ldm_unet_checkpoint({name: name for name in theirs}, config)
         return {UNET + mine: name for mine, name in moved.items()}
-    prefixes = sorted(
-        {name.removesuffix(FIRST_LAYER) for name in theirs if name.endswith(FIRST_LAYER)}
-    )
-    mappings = [
-        {
-            UNET + name.removeprefix(prefix): name
-            for name in theirs
-            if name.startswith(prefix) and UNET + name.removeprefix(prefix) in names
+    best: dict[str, str] = {}
+    firsts = [name for name in theirs if name.endswith(FIRST_LAYER)]
+    for prefix in sorted(name.removesuffix(FIRST_LAYER) for name in firsts):
+        mine = {
+            UNET + name.removeprefix(prefix): name for name in theirs if name.startswith(prefix)
         }
-        for prefix in prefixes
-    ]
-    return max(mappings, key=len, default={})
+        best = max(best, {one: mine[one] for one in mine if one in names}, key=len)
+    return best
 
 
 def list_tensors(files: list[Path]) -> dict[str, StoredTensor]:
