@@ -21,7 +21,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, SampleShape, holds
+from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, holds
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedSample
@@ -78,28 +78,17 @@ class Batch:
         return replace(self, hq=hq, lq=lq, neg=neg, pixels=pixels)
 
 
+@dataclass(frozen=True)
 class BatchReader:
     """Reads planned micro batches; thread-safe."""
 
-    def __init__(
-        self,
-        store: ShardStore,
-        schedule: Schedule,
-        codec: CodecRecord,
-        *,
-        fields: BatchFields | None,
-        pin: bool = False,
-    ) -> None:
-        """
-        Args:
-            fields: None for everything the samples have.
-            pin: see `BatchBuffer`.
-        """
-        self.store = store
-        self.schedule = schedule
-        self.codec = codec
-        self.fields = fields
-        self.pin = pin
+    store: ShardStore
+    schedule: Schedule
+    codec: CodecRecord
+    fields: BatchFields | None
+    """None for everything the samples have."""
+    pin: bool = False
+    """See `BatchBuffer`."""
 
     def read(self, planned: PlannedBatch) -> Batch:
         """Reads a micro batch; an unusable sample is replaced by another of its bucket, chosen by
@@ -109,10 +98,11 @@ class BatchReader:
             FlowmapsrError: no usable sample is found, or the dataset cannot be reached.
         """
         skipped: dict[tuple[str, int | None], SkippedSample] = {}
-        shape = self._shape(planned.bucket)
-        fields = self.fields or self._stored(planned)
-        buffer = BatchBuffer(len(planned.numbers), shape, fields, pin=self.pin)
-        keys = [self._fill(row, planned, buffer, skipped) for row in range(len(planned.numbers))]
+        samples, size = len(planned.numbers), Bucket.from_name(planned.bucket)
+        fields, down = self.fields or self._stored(planned), self.codec.downsample
+        latents = (self.codec.channels, size.height // down, size.width // down)
+        buffer = BatchBuffer(samples, latents, (size.height, size.width), fields, pin=self.pin)
+        keys = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
         return Batch(
             keys=tuple(keys),
             hq=buffer.hq,
@@ -161,9 +151,8 @@ class BatchReader:
             buffer.put(row, sample)
             return key
         except (DamagedShard, DamagedSample) as error:
-            return SkippedSample(
-                shard=shard.path, index=index, key=key, samples=samples, reason=str(error)
-            )
+            name, reason = shard.path, str(error)
+            return SkippedSample(shard=name, index=index, key=key, samples=samples, reason=reason)
 
     def _stored(self, planned: PlannedBatch) -> BatchFields:
         """The fields of the first readable sample."""
@@ -173,12 +162,8 @@ class BatchReader:
                 return holds(self.store.read(location))
         return BatchFields(neg=False, pixels=False)
 
-    def _shape(self, bucket: str) -> SampleShape:
-        size, down = Bucket.from_name(bucket), self.codec.downsample
-        latents = (self.codec.channels, size.height // down, size.width // down)
-        return SampleShape(latents, (size.height, size.width))
 
-
+@dataclass(frozen=True)
 class LatentLoader:
     """Micro batches of one worker, in order, prefetched by threads.
 
@@ -186,12 +171,10 @@ class LatentLoader:
     number of threads, even where samples are replaced.
     """
 
-    def __init__(self, reader: BatchReader, *, rank: int, world_size: int, threads: int) -> None:
-        self.reader = reader
-        self.schedule = reader.schedule
-        self.rank = rank
-        self.world_size = world_size
-        self.threads = threads
+    reader: BatchReader
+    rank: int
+    world_size: int
+    threads: int
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Endless micro batches from `position` on; in each step every worker gets equally many."""
@@ -208,12 +191,12 @@ class LatentLoader:
         self, position: Position, shards: WorkerThreads[ShardRecord, None]
     ) -> Iterator[PlannedBatch]:
         """What this worker reads; shards are checked, and on S3 downloaded, some steps ahead."""
-        scout = position
+        schedule, scout = self.reader.schedule, position
         windows: dict[str, list[ShardRecord]] = {}
         while True:
             while scout.step < position.step + SHARDS_AHEAD:
-                ahead = self.schedule.step_at(scout)
-                for window in self.schedule.windows(ahead):
+                ahead = schedule.step_at(scout)
+                for window in schedule.windows(ahead):
                     if windows.get(ahead.bucket) != window:
                         windows[ahead.bucket] = window
                         # Workers of a node start with different shards.
@@ -221,7 +204,7 @@ class LatentLoader:
                         for shard in window[turn:] + window[:turn]:
                             shards.submit(shard)
                 scout = ahead.position
-            step = self.schedule.step_at(position)
+            step = schedule.step_at(position)
             yield from step.micro_batches_of(self.rank, self.world_size)
             position = step.position
 

@@ -23,16 +23,6 @@ class DamagedSample(Exception):
 
 
 @dataclass(frozen=True)
-class SampleShape:
-    """Shapes of one bucket's latents and pixels."""
-
-    latents: tuple[int, int, int]
-    """(C, h, w)"""
-    pixels: tuple[int, int]
-    """(H, W)"""
-
-
-@dataclass(frozen=True)
 class BatchFields:
     """What a batch has besides hq and lq."""
 
@@ -48,22 +38,30 @@ def holds(sample: ShardSample) -> BatchFields:
 class BatchBuffer:
     """The tensors of a micro batch, filled sample by sample."""
 
-    def __init__(self, samples: int, shape: SampleShape, fields: BatchFields, *, pin: bool) -> None:
+    def __init__(
+        self,
+        samples: int,
+        latents: tuple[int, int, int],
+        pixels: tuple[int, int],
+        fields: BatchFields,
+        *,
+        pin: bool,
+    ) -> None:
         """
         Args:
+            latents, pixels: shapes (C, h, w) and (H, W) of the bucket's samples.
             pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
 
-        self._shape = shape
-        self.hq = empty(*shape.latents, dtype=torch.float16)
-        self.lq = empty(*shape.latents, dtype=torch.float16)
-        self.neg = empty(*shape.latents, dtype=torch.float16) if fields.neg else None
-        self.pixels = empty(3, *shape.pixels, dtype=torch.uint8) if fields.pixels else None
-        latents = {"hq": self.hq, "lq": self.lq, "neg": self.neg}
-        self._latents = {name: x.numpy() for name, x in latents.items() if x is not None}
+        self.hq = empty(*latents, dtype=torch.float16)
+        self.lq = empty(*latents, dtype=torch.float16)
+        self.neg = empty(*latents, dtype=torch.float16) if fields.neg else None
+        self.pixels = empty(3, *pixels, dtype=torch.uint8) if fields.pixels else None
+        rows = {"hq": self.hq, "lq": self.lq, "neg": self.neg}
+        self._latents = {name: x.numpy() for name, x in rows.items() if x is not None}
         self._pixels = None if self.pixels is None else self.pixels.numpy()
 
     def put(self, row: int, sample: ShardSample) -> None:
@@ -75,9 +73,9 @@ class BatchBuffer:
         """
         tensors = _tensors(sample)
         for name, rows in self._latents.items():
-            rows[row] = _latent(name, tensors.get(name), self._shape)
+            rows[row] = _latent(name, tensors.get(name), rows.shape[1:])
         if self._pixels is not None:
-            self._pixels[row] = _pixels(sample, self._shape).transpose(2, 0, 1)
+            self._pixels[row] = _pixels(sample, self._pixels.shape[2:]).transpose(2, 0, 1)
 
 
 def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
@@ -88,27 +86,27 @@ def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
         raise DamagedSample(f"its latents are not a safetensors file ({error})") from error
 
 
-def _latent(name: str, found: dict[str, Any] | None, shape: SampleShape) -> np.ndarray:
+def _latent(name: str, found: dict[str, Any] | None, shape: tuple[int, ...]) -> np.ndarray:
     if found is None:
         raise DamagedSample(f"it has no tensor {name}")
-    if found["dtype"] != "F16" or found["shape"] != list(shape.latents):
+    if found["dtype"] != "F16" or found["shape"] != list(shape):
         raise DamagedSample(
             f"{name} is {found['dtype']} {found['shape']}, and its bucket's latents are "
-            f"F16 {list(shape.latents)}"
+            f"F16 {list(shape)}"
         )
     values = np.frombuffer(found["data"], np.float16)
     # As integers, infinities and NaN are the largest of their sign; far faster than isfinite.
     if values.view(np.int16).max() >= 0x7C00 or values.view(np.uint16).max() >= 0xFC00:
         raise DamagedSample(f"{name} holds values that are not finite")
-    return values.reshape(shape.latents)
+    return values.reshape(shape)
 
 
-def _pixels(sample: ShardSample, shape: SampleShape) -> np.ndarray:
+def _pixels(sample: ShardSample, shape: tuple[int, ...]) -> np.ndarray:
     if sample.hq_jpeg is None:
         raise DamagedSample("it has no hq.jpg")
     rgb = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     if rgb is None:
         raise DamagedSample("hq.jpg cannot be decoded")
-    if rgb.shape != (*shape.pixels, 3):
+    if rgb.shape != (*shape, 3):
         raise DamagedSample(f"hq.jpg is {rgb.shape[0]}x{rgb.shape[1]} pixels, not its bucket's")
     return rgb

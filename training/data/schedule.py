@@ -154,15 +154,11 @@ class Schedule:
         self._epoch = lru_cache(maxsize=2 * len(shares))(self._shuffled_epoch)
         self._window = lru_cache(maxsize=4 * len(shares))(self._shuffled_window)
 
-    def bucket(self, step: int) -> str:
-        """The bucket of a step, the same on every worker."""
-        chances = np.array([share.probability for share in self.shares.values()])
-        rng = seeded(self.seed, "bucket", step)
-        return list(self.shares)[rng.choice(len(chances), p=chances / chances.sum())]
-
     def step_at(self, position: Position) -> PlannedStep:
-        """The step at `position`."""
-        bucket = self.bucket(position.step)
+        """The step at `position`, the same on every worker."""
+        chances = np.array([share.probability for share in self.shares.values()])
+        rng = seeded(self.seed, "bucket", position.step)
+        bucket = list(self.shares)[rng.choice(len(chances), p=chances / chances.sum())]
         size = self.shares[bucket].batch
         after = position.advanced(bucket, size.global_batch)
         first = dict(position.consumed).get(bucket, 0)

@@ -31,6 +31,15 @@ class CacheUnusable(Exception):
     """No shard can be added: the disk is full, or the folder is not writable."""
 
 
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turns an OSError, which only the cache's own files can raise, into CacheUnusable."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheUnusable(str(error)) from error
+
+
 def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
     """The cache of a recipe; all processes of a node share it."""
     if recipe.cache_gb == 0:
@@ -89,6 +98,7 @@ class ShardCache:
             self._touched[shard.sha256] = now
             _note_use(self.path(shard))
 
+    @_os_errors()
     def add(self, uri: str, shard: ShardRecord) -> ShardIndex | None:
         """Copies a shard if it is not cached; of all processes that need it, one downloads.
 
@@ -112,8 +122,7 @@ class ShardCache:
                     _note_use(partial)
                     if not _is_named(stream, partial):
                         continue  # the folder was cleared meanwhile
-                    with _writing():
-                        os.replace(partial, self.path(shard))
+                    os.replace(partial, self.path(shard))
                 except BaseException:
                     partial.unlink(missing_ok=True)
                     raise
@@ -124,12 +133,10 @@ class ShardCache:
         Path(self.path(shard)).unlink(missing_ok=True)
 
     def _copy(self, uri: str, shard: ShardRecord, stream: IO[bytes]) -> ShardIndex:
-        with _writing():
-            self._reserve(stream, shard.bytes)
+        self._reserve(stream, shard.bytes)
         pieces = _written(storage.read_pieces(uri, length=shard.bytes), stream)
         index = index_shard(pieces, uri=uri, sha256=shard.sha256)
-        with _writing():
-            stream.flush()
+        stream.flush()
         return index
 
     def _reserve(self, stream: IO[bytes], size: int) -> None:
@@ -150,12 +157,9 @@ class ShardCache:
     def _locked(self, path: Path) -> Iterator[IO[bytes]]:
         """The file, created if missing, locked against all other processes and threads; the lock of
         a process that dies is released."""
-        with _writing():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        with open(descriptor, "r+b") as stream:
-            with _writing():
-                fcntl.flock(stream, fcntl.LOCK_EX)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
             yield stream
 
 
@@ -177,8 +181,7 @@ def _note_use(path: str | Path) -> None:
 
 def _written(pieces: Iterable[bytes], stream: IO[bytes]) -> Iterator[bytes]:
     for piece in pieces:
-        with _writing():
-            stream.write(piece)
+        stream.write(piece)
         yield piece
 
 
@@ -204,11 +207,3 @@ def _removed(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CacheUnusable(str(error)) from error

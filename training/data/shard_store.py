@@ -55,30 +55,24 @@ class ShardStore:
 
     def prepare(self, shard: ShardRecord) -> ShardIndex:
         """Checks a shard once; raises DamagedShard as `read` does."""
-        found = self._found.get(shard.path)
-        if found is None:
-            with self._lock:
-                lock = self._locks.setdefault(shard.path, threading.Lock())
-            with lock:
-                found = self._found.get(shard.path)
-                if found is None:
-                    found = self._found[shard.path] = self._check(shard)
+        with self._lock:
+            lock = self._locks.setdefault(shard.path, threading.Lock())
+        with lock:
+            if shard.path not in self._found:
+                self._found[shard.path] = self._check(shard)
+        found = self._found[shard.path]
         if isinstance(found, str):
             raise DamagedShard(found)
         return found
 
     def _check(self, shard: ShardRecord) -> ShardIndex | str:
         try:
-            index = self._cached(shard)
-            if index is None:
-                index = self._index(shard, self._uri(shard))
+            index = self._cached(shard) or self._index(shard, self._uri(shard))
         except (storage.NotFoundError, DamagedShard) as error:
             return str(error)
         if len(index) != shard.num_samples:
-            return (
-                f"{self._uri(shard)}: has {len(index)} samples, but its manifest says "
-                f"{shard.num_samples}"
-            )
+            has, should = f"has {len(index)} samples", f"its manifest says {shard.num_samples}"
+            return f"{self._uri(shard)}: {has}, but {should}"
         return index
 
     def _cached(self, shard: ShardRecord) -> ShardIndex | None:

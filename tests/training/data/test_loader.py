@@ -245,10 +245,10 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     needed: dict[str, list[str]] = {"32x32": [], "64x64": []}
     order, position = [], START
     for _ in range(SHARDS_AHEAD):
-        step = loader.schedule.step_at(position)
+        step = loader.reader.schedule.step_at(position)
         position = step.position
         for number in step.numbers:
-            location = loader.schedule.location(step.bucket, number)
+            location = loader.reader.schedule.location(step.bucket, number)
             if needed[step.bucket][-1:] != [location.shard.path]:
                 needed[step.bucket].append(location.shard.path)
                 order.append(location.shard.path)
