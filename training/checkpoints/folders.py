@@ -34,12 +34,6 @@ class StepFolder:
             storage.delete(storage.join(self.uri, name))
         storage.delete_empty_folder(self.uri)
 
-    def remove_unlisted(self, commit: Commit) -> None:
-        """Removes files that the commit does not list."""
-        named = {COMMIT, *(record.name for record in commit.files)}
-        for name in sorted(self.files - named):
-            storage.delete(storage.join(self.uri, name))
-
 
 @dataclass(frozen=True)
 class CheckpointFolders:
@@ -84,4 +78,5 @@ class CheckpointFolders:
             if not folder.is_committed or not (folder.step in kept or forever):
                 folder.remove()
             elif folder.step == commit.state.step:
-                folder.remove_unlisted(commit)
+                for name in folder.files - {COMMIT, *(record.name for record in commit.files)}:
+                    storage.delete(storage.join(folder.uri, name))

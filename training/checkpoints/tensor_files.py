@@ -40,7 +40,6 @@ _DTYPES = {
 
 
 def key(kind: str, name: str, start: int) -> str:
-    """The key of a piece."""
     return f"{kind}/{name}@{start}"
 
 
@@ -84,13 +83,12 @@ class _Piece:
 
 
 class PieceFiles:
-    """All pieces of one network; only headers of files are read until a piece is requested."""
+    """All pieces of one network, of which only the headers of files are read until requested.
+
+    The files are given by URI, with a function that returns each on this machine.
+    """
 
     def __init__(self, files: Mapping[str, Callable[[], Path]]) -> None:
-        """
-        Args:
-            files: by URI, what returns the file on this machine.
-        """
         self._files = files
         self._opened: dict[str, Any] = {}
         self._pieces: dict[str, list[_Piece]] = {}

@@ -75,13 +75,10 @@ def check_cache(recipe: TrainingRecipe, manifest: Manifest, shares: Iterable[Buc
 
 
 class ShardCache:
-    """The folder of copies; the least recently used ones are evicted."""
+    """The folder of copies: at most `limit` bytes, including unfinished downloads; the least
+    recently used ones are evicted."""
 
     def __init__(self, folder: Path, *, limit: int) -> None:
-        """
-        Args:
-            limit: most bytes of all copies, including unfinished downloads.
-        """
         self.folder = folder
         self.limit = limit
         self._touched: dict[str, float] = {}

@@ -20,13 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class ShardStore:
-    """Samples of one dataset."""
+    """Samples of one dataset; without a cache, every sample on S3 is a request."""
 
     def __init__(self, dataset: str, *, cache: ShardCache | None = None) -> None:
-        """
-        Args:
-            cache: of shards on S3; without one, every sample is a request.
-        """
         self.dataset = dataset
         self.cache = cache if storage.is_remote(dataset) else None
         self._cache_usable = True

@@ -39,14 +39,9 @@ class SkippedSample(FrozenModel):
 
 
 class SkippedList:
-    """Samples skipped since this start of a stage."""
+    """Samples skipped since this start of a stage; at most the fraction `limit` of all may be."""
 
     def __init__(self, path: Path, *, training_samples: int, limit: float) -> None:
-        """
-        Args:
-            path: the stage's list.
-            limit: largest fraction of the training samples that may be skipped.
-        """
         self.path = path
         self.training_samples = training_samples
         self.limit = limit
@@ -89,7 +84,6 @@ class SkippedList:
         may have been repaired."""
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         lines += [one.model_dump_json().encode() for one in self._found.values()]
+        text = b"".join(line + b"\n" for line in dict.fromkeys(lines))
         with best_effort(str(self.path)):
-            storage.write_bytes(
-                str(self.path), b"".join(line + b"\n" for line in dict.fromkeys(lines))
-            )
+            storage.write_bytes(str(self.path), text)

@@ -25,7 +25,7 @@ class EngineState:
     """The state that a checkpoint saves and restores, and the average of the masters.
 
     The average works on the tensors that the optimizer updates, on their device: whole ones or a
-    worker's flat partition (ZeRO), so workers need not communicate.
+    worker's flat partition (ZeRO), so workers need not communicate; `ema_decay` None keeps none.
     """
 
     def __init__(
@@ -36,10 +36,6 @@ class EngineState:
         *,
         ema_decay: float | None,
     ) -> None:
-        """
-        Args:
-            ema_decay: None to keep no average.
-        """
         self.module = module
         self.optimizer = optimizer
         self.fragments = fragments

@@ -94,10 +94,8 @@ def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
 
 
 def weights_path(name: str, folder: StagePaths) -> Path:
-    """The folder or file of what a stage starts from, after `fetch_weights`.
-
-    Args:
-        name: as the recipe has it: a model version, an earlier stage or a path.
+    """The folder or file of what a stage starts from, after `fetch_weights`; `name` is a model
+    version, an earlier stage or a path.
 
     Raises:
         FlowmapsrError: it is a stage that is not finished.
