@@ -86,21 +86,18 @@ class Checkpoints:
         if writing is None:
             return ""
         problem = self._from_all(writing.wait_for_share())
-        if problem:
-            writing.wait_for_commit(timeout=0)
-        else:
-            problem = self._from_all(writing.wait_for_commit())
+        commit_problem = writing.wait_for_commit(timeout=0 if problem else None)
+        problem = problem or self._from_all(commit_problem)
         if not problem:
             self.problem = ""
             return ""
+        self.problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
         self.failed += 1
-        problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
-        self.problem = problem
         if self.rank == 0:
-            log.warning("%s", problem)
+            log.warning("%s", self.problem)
             self._remove_failed(writing)
         dist.barrier()  # no worker may start the next one before that
-        return problem
+        return self.problem
 
     def metrics(self) -> dict[str, float]:
         """On the first worker: the step that a restart would resume from, the number of failures
