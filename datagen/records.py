@@ -23,19 +23,17 @@ _NOT_SET = "not set"
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     """The bounds as given; ValueError when the lower one is above the upper one."""
     if bounds[0] > bounds[1]:
         raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
     return bounds
 
 
-NonNegativeRange = Annotated[
-    tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(ordered)
-]
-PositiveRange = Annotated[
-    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(ordered)
-]
+Bound = TypeVar("Bound")
+Range = Annotated[tuple[Bound, Bound], AfterValidator(_ordered)]
+NonNegativeRange = Range[Annotated[float, Field(ge=0)]]
+PositiveRange = Range[Annotated[float, Field(gt=0)]]
 
 
 def absolute(location: str) -> str:

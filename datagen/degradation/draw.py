@@ -12,25 +12,13 @@ from typing import TypeVar
 import numpy as np
 
 from datagen.degradation import parameters as params
-from datagen.degradation.settings import (
-    Blur,
-    DegradationSettings,
-    Downscale,
-    Either,
-    Jpeg,
-    Mask,
-    Noise,
-    Operation,
-    Resize,
-    ResizeBack,
-    Sinc,
-)
+from datagen.degradation import settings as ops
 
 T = TypeVar("T")
 
 
 def draw_degradation(
-    settings: DegradationSettings, rng: np.random.Generator, *, scale: float | None = None
+    settings: ops.DegradationSettings, rng: np.random.Generator, *, scale: float | None = None
 ) -> params.DegradationParams:
     """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
     if scale is None:
@@ -39,7 +27,7 @@ def draw_degradation(
 
 
 def draw_negative(
-    settings: DegradationSettings, rng: np.random.Generator, *, lq_scale: float
+    settings: ops.DegradationSettings, rng: np.random.Generator, *, lq_scale: float
 ) -> params.DegradationParams:
     """The same chain drawn again, its scale uniform between 1 and the LQ's (FlowMapSR, 4.2).
 
@@ -50,11 +38,11 @@ def draw_negative(
 
 
 def _draw_all(
-    operations: tuple[Operation, ...], rng: np.random.Generator
+    operations: tuple[ops.Operation, ...], rng: np.random.Generator
 ) -> tuple[params.OperationParams, ...]:
     drawn: list[params.OperationParams] = []
     for operation in operations:
-        if isinstance(operation, Either):
+        if isinstance(operation, ops.Either):
             chain = _weighted_choice(operation.chains, [c.weight for c in operation.chains], rng)
             drawn += _draw_all(chain.operations, rng)
         else:
@@ -62,37 +50,32 @@ def _draw_all(
     return tuple(drawn)
 
 
-def _draw(
-    operation: Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack,
-    rng: np.random.Generator,
-) -> params.OperationParams:
+def _draw(operation: ops.Step, rng: np.random.Generator) -> params.OperationParams:
     match operation:
-        case Blur():
+        case ops.Blur() | ops.Sinc() | ops.Noise() if rng.random() >= operation.probability:
+            return params.SkippedOperation(operation=operation.kind)
+        case ops.Blur():
             return _draw_blur(operation, rng)
-        case Sinc():
-            if rng.random() >= operation.probability:
-                return params.SkippedOperation(operation="sinc")
+        case ops.Sinc():
             size = _draw_size(operation.kernel_size, rng)
             return params.SincParams(size=size, omega=float(rng.uniform(*operation.omega)))
-        case Resize():
+        case ops.Resize():
             return _draw_resize(operation, rng)
-        case Downscale():
+        case ops.Downscale():
             return params.DownscaleParams(mode=_choice(operation.modes, rng))
-        case Noise():
+        case ops.Noise():
             return _draw_noise(operation, rng)
-        case Mask():
+        case ops.Mask():
             fraction = float(rng.uniform(*operation.fraction))
             return params.MaskParams(fraction=fraction, seed=_draw_seed(rng))
-        case Jpeg():
+        case ops.Jpeg():
             low, high = operation.quality
             return params.JpegParams(quality=int(rng.integers(low, high + 1)))
-        case ResizeBack():
+        case ops.ResizeBack():
             return params.ResizeBackParams(mode=_choice(operation.modes, rng))
 
 
-def _draw_blur(blur: Blur, rng: np.random.Generator) -> params.OperationParams:
-    if rng.random() >= blur.probability:
-        return params.SkippedOperation(operation="blur")
+def _draw_blur(blur: ops.Blur, rng: np.random.Generator) -> params.AnyBlur:
     size = _draw_size(blur.kernel_size, rng)
     if rng.random() < blur.sinc_probability:
         lowest = math.pi / 3 if size < 13 else math.pi / 5
@@ -124,7 +107,7 @@ def _draw_beta(bounds: tuple[float, float], rng: np.random.Generator) -> float:
     return float(rng.uniform(low, high))
 
 
-def _draw_resize(resize: Resize, rng: np.random.Generator) -> params.ResizeParams:
+def _draw_resize(resize: ops.Resize, rng: np.random.Generator) -> params.ResizeParams:
     chance, factor = rng.random(), 1.0
     if chance < resize.up_probability:
         factor = float(rng.uniform(1, resize.factor[1]))
@@ -134,9 +117,7 @@ def _draw_resize(resize: Resize, rng: np.random.Generator) -> params.ResizeParam
     return params.ResizeParams(relative_to=resize.relative_to, factor=factor, mode=mode)
 
 
-def _draw_noise(noise: Noise, rng: np.random.Generator) -> params.OperationParams:
-    if rng.random() >= noise.probability:
-        return params.SkippedOperation(operation="noise")
+def _draw_noise(noise: ops.Noise, rng: np.random.Generator) -> params.OperationParams:
     gaussian = rng.random() < noise.gaussian_probability
     strength = float(rng.uniform(*(noise.gaussian_sigma if gaussian else noise.poisson_scale)))
     gray = bool(rng.random() < noise.gray_probability)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from datagen.records import NonNegativeRange, PositiveRange, Probability, Settings, ordered
+from datagen.records import NonNegativeRange, PositiveRange, Probability, Range, Settings
 
 Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "bicubic_antialiased"]
 """The first four are OpenCV's; the last widens the cubic when shrinking, as Pillow and
@@ -32,11 +32,7 @@ def _odd_widths(widths: tuple[int, int]) -> tuple[int, int]:
 
 
 KernelSize = Annotated[tuple[int, int], AfterValidator(_odd_widths)]
-"""Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
-Angles = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=math.pi)], Annotated[float, Field(gt=0, le=math.pi)]],
-    AfterValidator(ordered),
-]
+Angle = Annotated[float, Field(gt=0, le=math.pi)]
 
 
 class Blur(Settings):
@@ -81,7 +77,7 @@ class Sinc(Settings):
     """How often it is applied."""
     kernel_size: KernelSize = (7, 21)
     """Smallest and largest kernel width, pixels; drawn uniformly from the odd numbers between."""
-    omega: Angles = (math.pi / 3, math.pi)
+    omega: Range[Angle] = (math.pi / 3, math.pi)
     """Cut-off frequency, radians per pixel."""
 
 
@@ -137,7 +133,7 @@ class Mask(Settings):
     """Blackens random pixels, all channels together: what inpainting has to fill."""
 
     kind: Literal["mask"] = "mask"
-    fraction: Annotated[tuple[Probability, Probability], AfterValidator(ordered)] = (0.9, 0.9)
+    fraction: Range[Probability] = (0.9, 0.9)
     """Exactly this fraction of the pixels (rounded down) is lost."""
 
 
@@ -145,10 +141,7 @@ class Jpeg(Settings):
     """Saves as JPEG and reads it again."""
 
     kind: Literal["jpeg"] = "jpeg"
-    quality: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]],
-        AfterValidator(ordered),
-    ] = (30, 95)
+    quality: Range[Annotated[int, Field(ge=1, le=100)]] = (30, 95)
     """Lowest and highest quality, drawn uniformly."""
 
 
@@ -177,10 +170,8 @@ class Either(Settings):
     """The alternatives."""
 
 
-Operation = Annotated[
-    Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack | Either,
-    Field(discriminator="kind"),
-]
+Step = Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack
+Operation = Annotated[Step | Either, Field(discriminator="kind")]
 
 
 class DegradationSettings(Settings):
