@@ -28,7 +28,8 @@ def degrade(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:
     small = degrade_small(hq, drawn).astype(np.float32)
     rest = drawn.operations[_resize_back_index(drawn) :]
     size = hq.shape[1], hq.shape[0]
-    if all(_is_linear(operation) for operation in rest):
+    linear = params.AnyBlur | params.AnyResize | params.SkippedOperation
+    if all(isinstance(operation, linear) for operation in rest):
         small *= np.float32(1 / 255)
         lq = apply_operations(small, rest, scale=drawn.scale, size=size)
     else:
@@ -50,15 +51,7 @@ def degrade_small(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray
 
 def _resize_back_index(drawn: params.DegradationParams) -> int:
     """The number of operations where there is none, as in tests of single operations."""
-    back = (
-        i for i, item in enumerate(drawn.operations) if isinstance(item, params.ResizeBackParams)
-    )
-    return next(back, len(drawn.operations))
-
-
-def _is_linear(operation: params.OperationParams) -> bool:
-    """Whether the operation may be applied to pixels in any unit."""
-    return isinstance(operation, params.AnyBlur | params.AnyResize | params.SkippedOperation)
+    return [*(operation.kind for operation in drawn.operations), "resize_back"].index("resize_back")
 
 
 def apply_operations(
@@ -89,8 +82,7 @@ def apply_operations(
 
 def small_size(size: Size, scale: float) -> Size:
     """`size` over `scale`, each side rounded once and at least 1 pixel."""
-    first, second = size
-    return max(1, round(first / scale)), max(1, round(second / scale))
+    return max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
 
 
 def _target(resize: params.AnyResize, scale: float, size: Size) -> Size:

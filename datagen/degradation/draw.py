@@ -117,7 +117,7 @@ def _draw_resize(resize: ops.Resize, rng: np.random.Generator) -> params.ResizeP
     return params.ResizeParams(relative_to=resize.relative_to, factor=factor, mode=mode)
 
 
-def _draw_noise(noise: ops.Noise, rng: np.random.Generator) -> params.OperationParams:
+def _draw_noise(noise: ops.Noise, rng: np.random.Generator) -> params.AnyNoise:
     gaussian = rng.random() < noise.gaussian_probability
     strength = float(rng.uniform(*(noise.gaussian_sigma if gaussian else noise.poisson_scale)))
     gray = bool(rng.random() < noise.gray_probability)

@@ -20,6 +20,8 @@ _DIRECT_TAPS = 120
 _DIRECT_WIDTH = 15
 """Widest kernel whose halves have at most that many."""
 
+_BORDER = cv2.BORDER_REFLECT_101
+
 
 def gaussian_kernel(
     size: int, *, sigma_x: float, sigma_y: float, theta: float = 0.0, beta: float = 1.0
@@ -122,9 +124,9 @@ class Filter:
         """Filters float32 (H, W, 3) with reflect-101 borders."""
         if self.cost < self.separable_cost:
             return _filtered(pixels, self.taps)
-        columns, rows = self.applied_terms()
         total, *others = [
-            _separable(pixels, column, row) for column, row in zip(columns, rows, strict=True)
+            cv2.sepFilter2D(pixels, cv2.CV_32F, row, column, borderType=_BORDER)
+            for column, row in zip(*self.applied_terms(), strict=True)
         ]
         for other in others:
             cv2.add(total, other, dst=total)
@@ -138,20 +140,12 @@ class Filter:
 def _filtered(pixels: np.ndarray, taps: np.ndarray) -> np.ndarray:
     half = len(taps) // 2
     if taps.size <= _DIRECT_TAPS or len(taps) > _DIRECT_WIDTH:
-        return cv2.filter2D(pixels, cv2.CV_32F, taps, borderType=cv2.BORDER_REFLECT_101)
+        return cv2.filter2D(pixels, cv2.CV_32F, taps, borderType=_BORDER)
     upper, lower = taps[: half + 1], taps[half:].copy()
     lower[0] = 0  # the middle row is in the upper half
-    total = cv2.filter2D(
-        pixels, cv2.CV_32F, upper, anchor=(half, half), borderType=cv2.BORDER_REFLECT_101
-    )
-    rest = cv2.filter2D(
-        pixels, cv2.CV_32F, lower, anchor=(half, 0), borderType=cv2.BORDER_REFLECT_101
-    )
+    total = cv2.filter2D(pixels, cv2.CV_32F, upper, anchor=(half, half), borderType=_BORDER)
+    rest = cv2.filter2D(pixels, cv2.CV_32F, lower, anchor=(half, 0), borderType=_BORDER)
     return cv2.add(total, rest, dst=total)
-
-
-def _separable(pixels: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return cv2.sepFilter2D(pixels, cv2.CV_32F, row, column, borderType=cv2.BORDER_REFLECT_101)
 
 
 def _trimmed(kernel: np.ndarray) -> np.ndarray:

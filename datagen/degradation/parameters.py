@@ -97,18 +97,9 @@ class ResizeBackParams(FrozenModel):
 
 AnyBlur = BlurParams | SincParams
 AnyResize = ResizeParams | DownscaleParams | ResizeBackParams
-
+AnyNoise = GaussianNoiseParams | PoissonNoiseParams
 OperationParams = Annotated[
-    SkippedOperation
-    | BlurParams
-    | SincParams
-    | ResizeParams
-    | DownscaleParams
-    | GaussianNoiseParams
-    | PoissonNoiseParams
-    | MaskParams
-    | JpegParams
-    | ResizeBackParams,
+    SkippedOperation | AnyBlur | AnyResize | AnyNoise | MaskParams | JpegParams,
     Field(discriminator="kind"),
 ]
 
