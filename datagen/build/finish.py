@@ -21,9 +21,9 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import to_json
-from datagen.review.histograms import render_histograms
-from datagen.review.preview import PreviewRow, choose_samples, render_preview
+from datagen.review.pictures import choose_samples, render_histograms, render_preview
 from datagen.samples.codecs import decode_latents, load_codec
+from datagen.samples.sample import SamplePixels
 
 _PREVIEW_SAMPLES = 6
 
@@ -155,7 +155,9 @@ def _one_codec(plan: Plan, before: Manifest | None, records: list[TaskRecord]) -
     return first
 
 
-def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRow]:
+def _preview_rows(
+    plan: Plan, shards: tuple[ShardRecord, ...]
+) -> list[tuple[DrawnSample, SamplePixels]]:
     """The first samples of shards spread over the dataset, decoded from what was stored."""
     codec = load_codec(plan.recipe.codec)
     count = min(_PREVIEW_SAMPLES, len(shards))
@@ -168,7 +170,7 @@ def _preview_rows(plan: Plan, shards: tuple[ShardRecord, ...]) -> list[PreviewRo
         if sample is not None
     }
     return [
-        PreviewRow(
+        (
             DrawnSample.model_validate_json(samples[key].meta),
             decode_latents(codec, Latents.from_bytes(samples[key].latents)),
         )

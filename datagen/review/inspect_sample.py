@@ -23,8 +23,8 @@ from datagen.dataset.shard_index import find_sample
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.samples.codecs import DecodedSample, decode_latents, load_codec
-from datagen.samples.sample import sample_key, split_of
+from datagen.samples.codecs import decode_latents, load_codec
+from datagen.samples.sample import SamplePixels, sample_key, split_of
 
 _THREADS = 8
 _SHOWN = 5
@@ -36,7 +36,7 @@ class InspectedSample:
 
     shard: str
     drawn: DrawnSample
-    images: DecodedSample
+    images: SamplePixels
 
 
 def inspect_sample(root: str, key: str) -> InspectedSample:

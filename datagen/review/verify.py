@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,31 +22,23 @@ from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
-from datagen.records import FrozenModel, to_json
+from datagen.records import to_json
 from datagen.samples.buckets import Bucket
 from datagen.samples.sample import split_of
 
-OnShard = Callable[[int, int], None]
 _KEY = "S23"
 _PHOTO_DIGITS = 20
 
 
-class DatasetIssue(FrozenModel):
+class DatasetIssue(NamedTuple):
     """Something wrong with a dataset: the file or sample, and what."""
 
     where: str
     what: str
 
 
-@dataclass(frozen=True)
-class _ShardCheck:
-    issues: list[DatasetIssue]
-    keys: np.ndarray
-    """Of its samples, as bytes: a dataset may have millions."""
-
-
 def verify_dataset(
-    uri: str, *, workers: int = 4, on_shard: OnShard | None = None
+    uri: str, *, workers: int = 4, on_shard: Callable[[int, int], None] | None = None
 ) -> list[DatasetIssue]:
     """Checks a whole dataset, given its folder or manifest; an empty list means it is sound.
 
@@ -59,18 +52,16 @@ def verify_dataset(
     try:
         manifest, root = open_dataset(uri)
     except FlowmapsrError as error:
-        return [DatasetIssue(where=uri, what=str(error))]
+        return [DatasetIssue(uri, str(error))]
     issues = [*_manifest_issues(manifest, root), *_file_issues(manifest, root)]
     issues += _stray_files(manifest, root)
     splits = _splits(manifest, root, issues)
     keys: list[np.ndarray] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
-        checks = threads.map(
-            lambda record: _check_shard(manifest, record, root, splits), manifest.shards
-        )
-        for done, check in enumerate(checks, start=1):
-            issues += check.issues
-            keys.append(check.keys)
+        checks = threads.map(partial(_check_shard, manifest, root, splits), manifest.shards)
+        for done, (found, own_keys) in enumerate(checks, start=1):
+            issues += found
+            keys.append(own_keys)
             if on_shard is not None:
                 on_shard(done, len(manifest.shards))
     return [*issues, *_repeated_keys(manifest, root, keys)]
@@ -80,7 +71,7 @@ def _manifest_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
     """What was not checked when the manifest was read."""
     where = storage.join(root, MANIFEST)
     if manifest.schema_version > 1 and storage.read_bytes(where) != to_json(manifest):
-        yield DatasetIssue(where=where, what="its bytes are not those that were written")
+        yield DatasetIssue(where, "its bytes are not those that were written")
     totals = {
         "num_samples": (manifest.num_samples, sum(r.num_samples for r in manifest.shards)),
         "num_shards": (manifest.num_shards, len(manifest.shards)),
@@ -88,11 +79,10 @@ def _manifest_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
     }
     for name, (stated, counted) in totals.items():
         if stated != counted:
-            what = f"{name} is {stated}, its shards add up to {counted}"
-            yield DatasetIssue(where=where, what=what)
+            yield DatasetIssue(where, f"{name} is {stated}, its shards add up to {counted}")
     canonical = json.dumps(manifest.recipe, sort_keys=True, separators=(",", ":")).encode()
     if hashlib.sha256(canonical).hexdigest() != manifest.recipe_digest:
-        yield DatasetIssue(where=where, what="recipe_digest is not that of the recipe")
+        yield DatasetIssue(where, "recipe_digest is not that of the recipe")
 
 
 def _file_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
@@ -101,26 +91,26 @@ def _file_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
         try:
             data = storage.read_bytes(where)
         except FlowmapsrError as error:
-            yield DatasetIssue(where=where, what=str(error))
+            yield DatasetIssue(where, str(error))
             continue
+        counted, stated = len(data.splitlines()), manifest.rejected.count
         if hashlib.sha256(data).hexdigest() != digest:
-            yield DatasetIssue(where=where, what="its checksum is not that of the manifest")
-        elif name == REJECTED and len(data.splitlines()) != manifest.rejected.count:
-            counted, stated = len(data.splitlines()), manifest.rejected.count
-            yield DatasetIssue(where=where, what=f"{counted} lines, the manifest counts {stated}")
+            yield DatasetIssue(where, "its checksum is not that of the manifest")
+        elif name == REJECTED and counted != stated:
+            yield DatasetIssue(where, f"{counted} lines, the manifest counts {stated}")
 
 
 def _stray_files(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
     found = set(storage.list_files(root))
     if storage.join(root, PLAN) in found:
         what = "a build is open: finish it with `flowmapsr dataset build`, then verify"
-        yield DatasetIssue(where=storage.join(root, PLAN), what=what)
+        yield DatasetIssue(storage.join(root, PLAN), what)
         return
     shards = {storage.join(root, record.path) for record in manifest.shards}
     named = {storage.join(root, name) for name in (MANIFEST, SOURCES, *manifest.files)}
     for uri in sorted(found - named - shards - {record_path(shard) for shard in shards}):
         if not is_lock(uri):
-            yield DatasetIssue(where=uri, what="stray file: the manifest does not name it")
+            yield DatasetIssue(uri, "stray file: the manifest does not name it")
 
 
 def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[str, Split] | None:
@@ -129,42 +119,41 @@ def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[s
     try:
         hashes = KnownPhotos.read(root).hashes()
     except FlowmapsrError as error:
-        issues.append(DatasetIssue(where=where, what=str(error)))
+        issues.append(DatasetIssue(where, str(error)))
         return None
     if not hashes:
-        issues.append(DatasetIssue(where=where, what="missing: no photo of the samples is known"))
+        issues.append(DatasetIssue(where, "missing: no photo of the samples is known"))
         return None
     fraction = manifest.recipe["validation_fraction"]
     return {sha256[:_PHOTO_DIGITS]: split_of(sha256, fraction) for sha256 in hashes}
 
 
 def _check_shard(
-    manifest: Manifest, record: ShardRecord, root: str, splits: dict[str, Split] | None
-) -> _ShardCheck:
+    manifest: Manifest, root: str, splits: dict[str, Split] | None, record: ShardRecord
+) -> tuple[list[DatasetIssue], np.ndarray]:
+    """Also the keys of its samples, as bytes: a dataset may have millions."""
     uri = storage.join(root, record.path)
-    record_uri = record_path(uri)
     issues: list[DatasetIssue] = []
     try:
-        if storage.read_bytes(record_uri) != to_json(record):
-            what = "this record and the manifest differ"
-            issues.append(DatasetIssue(where=record_uri, what=what))
+        if storage.read_bytes(record_path(uri)) != to_json(record):
+            issues.append(DatasetIssue(record_path(uri), "this record and the manifest differ"))
     except FlowmapsrError as error:
-        issues.append(DatasetIssue(where=record_uri, what=str(error)))
+        issues.append(DatasetIssue(record_path(uri), str(error)))
     try:
         samples = read_shard(uri, sha256=record.sha256)
     except FlowmapsrError as error:
-        return _ShardCheck([*issues, DatasetIssue(where=uri, what=str(error))], np.array([], _KEY))
+        return [*issues, DatasetIssue(uri, str(error))], np.array([], _KEY)
     if len(samples) != record.num_samples:
         what = f"{len(samples)} samples, recorded are {record.num_samples}"
-        issues.append(DatasetIssue(where=uri, what=what))
+        issues.append(DatasetIssue(uri, what))
     for sample in samples:
         found = _sample_issues(manifest, record, sample)
         whats = [*found, *_split_issues(record, sample.key, splits)]
-        issues += [DatasetIssue(where=f"{uri}#{sample.key}", what=what) for what in whats]
-    return _ShardCheck(issues, np.array([sample.key for sample in samples], _KEY))
+        issues += [DatasetIssue(f"{uri}#{sample.key}", what) for what in whats]
+    return issues, np.array([sample.key for sample in samples], _KEY)
 
 
-def _split_issues(record: ShardRecord, key: str, splits: dict[str, Split] | None) -> Iterable[str]:
+def _split_issues(record: ShardRecord, key: str, splits: dict[str, Split] | None) -> Iterator[str]:
     if splits is None:
         return
     photo = key.rpartition("-")[0]
@@ -188,7 +177,7 @@ def _sample_issues(manifest: Manifest, record: ShardRecord, sample: ShardSample)
     except ValidationError as error:
         yield f"{META} is malformed ({error.error_count()} issues)"
         return
-    for name, latent in (("hq", latents.hq), ("lq", latents.lq), ("neg", latents.neg)):
+    for name, latent in vars(latents).items():
         if latent.shape != shape or latent.dtype != np.float16:
             yield f"latent {name} is {latent.dtype} {latent.shape}, not float16 {shape}"
         elif not np.isfinite(latent).all():
@@ -210,9 +199,7 @@ def _hq_issues(manifest: Manifest, sample: ShardSample, bucket: Bucket) -> Itera
             yield f"{HQ_IMAGE} is no JPEG of {bucket.name}"
 
 
-def _repeated_keys(
-    manifest: Manifest, root: str, keys: Sequence[np.ndarray]
-) -> Iterator[DatasetIssue]:
+def _repeated_keys(manifest: Manifest, root: str, keys: list[np.ndarray]) -> Iterator[DatasetIssue]:
     found, counts = np.unique(np.concatenate([*keys, np.array([], _KEY)]), return_counts=True)
     for key in found[counts > 1]:
         shards = [
@@ -221,4 +208,4 @@ def _repeated_keys(
             for _ in range(int((own == key).sum()))
         ]
         where = f"{storage.join(root, shards[0])}#{key.decode()}"
-        yield DatasetIssue(where=where, what=f"this key is in {', '.join(shards[1:])} too")
+        yield DatasetIssue(where, f"this key is in {', '.join(shards[1:])} too")

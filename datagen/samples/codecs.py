@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
+from datagen.samples.sample import SamplePixels
 from datagen.settings import AutoencoderSettings, CodecSettings, Dct8Settings
 
 if TYPE_CHECKING:
@@ -27,17 +27,12 @@ _BLOCK = 8
 class Codec(Protocol):
     """Pixels to latents and back, deterministic in both directions."""
 
-    @property
-    def channels(self) -> int:
-        """C of the latents."""
-
-    @property
-    def downsample(self) -> int:
-        """H / h and W / w."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 that changes whenever the latents would."""
+    channels: int
+    """C of the latents."""
+    downsample: int
+    """H / h and W / w."""
+    fingerprint: str
+    """SHA-256 that changes whenever the latents would."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
@@ -46,22 +41,13 @@ class Codec(Protocol):
         """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable."""
 
 
-@dataclass(frozen=True)
-class DecodedSample:
-    """uint8 (H, W, 3) each."""
-
-    hq: np.ndarray
-    lq: np.ndarray
-    neg: np.ndarray
-
-
-def decode_latents(codec: Codec, latents: Latents) -> DecodedSample:
-    """The pictures that the stored latents of a sample decode to."""
+def decode_latents(codec: Codec, latents: Latents) -> SamplePixels:
+    """The pictures that the stored latents of a sample decode to, uint8 each."""
     stacked = np.stack([latents.hq, latents.lq, latents.neg]).astype(np.float32)
     with torch.no_grad():
         images = codec.decode(torch.from_numpy(stacked)).clamp(-1, 1)
     levels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return DecodedSample(hq=levels[0], lq=levels[1], neg=levels[2])
+    return SamplePixels(*levels)
 
 
 def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:

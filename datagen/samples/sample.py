@@ -39,7 +39,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class SamplePixels:
-    """HQ uint8 (H, W, 3); LQ and negative float32 (H, W, 3) in [0, 1]."""
+    """(H, W, 3) each: uint8, but LQ and negative of `make_pixels` are float32 in [0, 1]."""
 
     hq: np.ndarray
     lq: np.ndarray

@@ -128,7 +128,7 @@ def _quantiles(counts: Counts) -> list[tuple[str, ...]]:
 
 def verified(dataset: str, faults: Sequence[DatasetIssue], *, recipe: str) -> VerbResult:
     """How a dataset compares with its manifest, and the recipe to train with."""
-    result = {"ok": not faults, "faults": [fault.model_dump(mode="json") for fault in faults]}
+    result = {"ok": not faults, "faults": [fault._asdict() for fault in faults]}
     if faults:
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]

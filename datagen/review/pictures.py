@@ -1,4 +1,4 @@
-"""Renders a few samples as one picture: HQ | LQ | negative, each with what was drawn below it."""
+"""Renders what a dataset is made of: a few samples, and the histograms of all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import io
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from datagen.dataset import statistics as bins
 from datagen.dataset.records import DrawnSample
+from datagen.dataset.statistics import Counts, LatentStatistics, Statistics
 from datagen.degradation import parameters as params
-from datagen.samples.codecs import DecodedSample
+from datagen.samples.buckets import Bucket
+from datagen.samples.sample import SamplePixels
 
 _WIDTH = 4.0
 """Of a column, inches of 100 pixels."""
@@ -21,28 +24,25 @@ _TOP = 0.4
 _LINE_HEIGHT = 0.16
 _LETTERS = 56
 """That fit below a picture."""
+_MOST_BUCKETS = 24
+_MOST_LABELS = 16
 
 
-@dataclass(frozen=True)
-class PreviewRow:
-    """One sample: its draws, and its pictures as decoded from the stored latents."""
+def render_preview(samples: Sequence[tuple[DrawnSample, SamplePixels]]) -> bytes:
+    """A PNG with a row for each sample: HQ, LQ and negative, and below each what was drawn for it.
 
-    drawn: DrawnSample
-    images: DecodedSample
-
-
-def render_preview(rows: Sequence[PreviewRow]) -> bytes:
-    """A PNG with one row for each sample; equal rows give equal bytes."""
-    captions = [_captions(row.drawn) for row in rows]
-    pictures = [_WIDTH * min(1.0, row.images.hq.shape[0] / row.images.hq.shape[1]) for row in rows]
+    Equal samples give equal bytes.
+    """
+    captions = [_captions(drawn) for drawn, _ in samples]
+    pictures = [_WIDTH * min(1.0, made.hq.shape[0] / made.hq.shape[1]) for _, made in samples]
     texts = [_LINE_HEIGHT * max(caption.count("\n") + 3 for caption in one) for one in captions]
     width, height = 3 * _WIDTH, _TOP + sum(pictures) + sum(texts)
     figure = Figure(figsize=(width, height))
     for column, title in enumerate(("HQ", "LQ", "Negative")):
         figure.text((column + 0.5) / 3, 1 - 0.5 * _TOP / height, title, ha="center", va="center")
     top = height - _TOP
-    for row, caption, picture, text in zip(rows, captions, pictures, texts, strict=True):
-        for column, image in enumerate(vars(row.images).values()):
+    for (_, made), caption, picture, text in zip(samples, captions, pictures, texts, strict=True):
+        for column, image in enumerate(vars(made).values()):
             left, bottom = column / 3 + _GAP / width, (top - picture) / height
             axes = figure.add_axes((left, bottom, 1 / 3 - 2 * _GAP / width, picture / height))
             axes.imshow(image)
@@ -51,10 +51,10 @@ def render_preview(rows: Sequence[PreviewRow]) -> bytes:
             below = bottom - 0.5 * _LINE_HEIGHT / height
             figure.text(left, below, caption[column], va="top", size="small", parse_math=False)
         top -= picture + text
-    return figure_png(figure)
+    return _png(figure)
 
 
-def figure_png(figure: Figure) -> bytes:
+def _png(figure: Figure) -> bytes:
     """The figure as a PNG without times and program names."""
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -123,3 +123,63 @@ def _describe(operation: object) -> str:
 def _sigmas(blur: params.BlurParams) -> str:
     both = f"{blur.sigma_x:.1f}", f"{blur.sigma_y:.1f}"
     return both[0] if both[0] == both[1] else " x ".join(both)
+
+
+def render_histograms(statistics: Statistics) -> bytes:
+    """A PNG that shows what a dataset is made of; equal statistics give equal bytes."""
+    counts = statistics.counts
+    # A Figure without pyplot keeps no global state and needs no display.
+    figure = Figure(figsize=(12, 12))
+    figure.suptitle(f"{sum(counts.scale):,} samples", size="x-large")
+    margins = {"left": 0.05, "right": 0.98, "bottom": 0.04, "top": 0.93}
+    grid = figure.add_gridspec(4, 2, **margins, hspace=0.5, wspace=0.12)
+    panels = [figure.add_subplot(grid[index // 2, index % 2]) for index in range(6)]
+    _bars(panels[0], "Scale: HQ size over LQ size", counts.scale, bins.SCALE)
+    _bars(panels[1], "Photos: shorter side, pixels", counts.photo_side, bins.PHOTO_SIDE)
+    _bucket_bars(panels[2], counts)
+    _bars(panels[3], "JPEG quality of the LQ", counts.jpeg_quality, bins.JPEG_QUALITY)
+    sigma = "Gaussian noise of the LQ: sigma, 8-bit levels"
+    _bars(panels[4], sigma, counts.gaussian_sigma, bins.GAUSSIAN_SIGMA)
+    poisson = "Poisson noise of the LQ: scale"
+    _bars(panels[5], poisson, counts.poisson_scale, bins.POISSON_SCALE)
+    _latent_bars(figure.add_subplot(grid[3, :]), statistics.latent)
+    return _png(figure)
+
+
+def _bars(axes: Axes, title: str, counts: Sequence[int], bounds: Sequence[float]) -> None:
+    """A bar for each bin between the first and the last used one, labeled by its lower bound."""
+    axes.set_title(title)
+    used = [index for index, count in enumerate(counts) if count]
+    if not used:
+        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
+    part = slice(used[0], used[-1] + 1)
+    shown = counts[part]
+    axes.bar(range(len(shown)), shown, align="edge", width=0.9)
+    step = -(-len(shown) // _MOST_LABELS)
+    labels = [f"{bound:g}" for bound in bounds[part][::step]]
+    axes.set_xticks(range(0, len(shown), step), labels, size="small")
+    axes.locator_params("y", integer=True)
+
+
+def _bucket_bars(axes: Axes, counts: Counts) -> None:
+    """The most common buckets, from tall to wide."""
+    common = sorted(counts.buckets, key=lambda name: (-counts.buckets[name], name))[:_MOST_BUCKETS]
+    sizes = {name: Bucket.from_name(name) for name in common}
+    shown = sorted(common, key=lambda name: (sizes[name].width / sizes[name].height, sizes[name]))
+    hidden = len(counts.buckets) - len(shown)
+    more = f", {hidden} rarer ones not shown" if hidden else ""
+    axes.set_title(f"Buckets: height x width{more}")
+    axes.bar(shown, [counts.buckets[name] for name in shown])
+    axes.tick_params("x", labelsize="small", rotation=90 if len(shown) > 6 else 0)
+    axes.locator_params("y", integer=True)
+
+
+def _latent_bars(axes: Axes, latent: LatentStatistics) -> None:
+    axes.set_title("Latents of the HQ, by channel")
+    channels = range(len(latent.std))
+    axes.bar(channels, latent.std, label="standard deviation")
+    axes.plot(channels, latent.mean, "o", markersize=4, color="tab:orange", label="mean")
+    axes.locator_params("x", integer=True)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
