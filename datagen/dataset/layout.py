@@ -17,11 +17,6 @@ PLAN = "plan.json"
 TASKS = "tasks"
 
 
-def task_path(index: int) -> str:
-    """The record of a task; its presence commits the task."""
-    return f"{TASKS}/{index:06d}.json"
-
-
 def shard_path(bucket: str, split: str, task: int) -> str:
     """The shard with a task's samples of one bucket and split."""
     return f"{SHARDS}/{bucket}/{split}-{task:06d}.tar"

@@ -23,14 +23,6 @@ _EMPTY = bytes(_BLOCK)
 
 
 @dataclass(frozen=True)
-class Extent:
-    """The bytes of one sample with all its members."""
-
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
 class ShardIndex:
     """8 bytes for each sample of a shard."""
 
@@ -40,9 +32,10 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def extent(self, index: int) -> Extent:
+    def extent(self, index: int) -> tuple[int, int]:
+        """Start and length, in bytes, of a sample with all its members."""
         start, end = self.starts[index : index + 2].tolist()
-        return Extent(start, end - start)
+        return start, end - start
 
 
 @dataclass(frozen=True)
@@ -58,10 +51,7 @@ class _Header:
 
 
 def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
-    """All samples of a shard, in order.
-
-    Args:
-        sha256: checksum of the shard; None accepts any.
+    """All samples of a shard, in order; `sha256` is its checksum, None accepts any.
 
     Raises:
         NotFoundError: it is missing.
@@ -70,8 +60,7 @@ def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
     data = storage.read_bytes(uri)
     index = index_shard([data], uri=uri, sha256=sha256)
     extents = (index.extent(number) for number in range(len(index)))
-    parts = (data[extent.start : extent.start + extent.length] for extent in extents)
-    return [sample_bytes(part, uri=uri) for part in parts]
+    return [sample_bytes(data[at : at + length], uri=uri) for at, length in extents]
 
 
 def find_sample(stream: IO[bytes], key: str, *, uri: str) -> ShardSample | None:

@@ -76,9 +76,6 @@ class _HashingFile(io.RawIOBase):
         self.digest = hashlib.sha256()
         self.size = 0
 
-    def writable(self) -> bool:
-        return True
-
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size += len(data)

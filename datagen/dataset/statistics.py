@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Counts(FrozenModel):
 
     def plus(self, other: Counts) -> Counts:
         buckets = Counter(self.buckets) + Counter(other.buckets)
-        sums = {name: _added(getattr(self, name), getattr(other, name)) for name in _BINS}
+        sums = {name: np.add(getattr(self, name), getattr(other, name)).tolist() for name in _BINS}
         return Counts.model_validate({**sums, "buckets": dict(sorted(buckets.items()))})
 
 
@@ -75,15 +76,6 @@ class PartialStatistics(FrozenModel):
     latent_square_sum: tuple[float, ...]
     counts: Counts
 
-    def plus(self, other: PartialStatistics) -> PartialStatistics:
-        return PartialStatistics(
-            codec=self.codec,
-            positions=self.positions + other.positions,
-            latent_sum=_added(self.latent_sum, other.latent_sum),
-            latent_square_sum=_added(self.latent_square_sum, other.latent_square_sum),
-            counts=self.counts.plus(other.counts),
-        )
-
     @classmethod
     def of(cls, statistics: Statistics, codec: CodecRecord) -> PartialStatistics:
         """Those of a finished dataset that is to grow."""
@@ -110,12 +102,7 @@ class StatisticsCollector:
         self._buckets: Counter[str] = Counter()
 
     def add(self, hq_latent: np.ndarray, drawn: DrawnSample, *, photo_side: int) -> None:
-        """Counts one stored sample.
-
-        Args:
-            hq_latent: (C, h, w).
-            photo_side: shorter side of its photo, pixels.
-        """
+        """Counts a stored sample: its latent (C, h, w), the shorter side of its photo in pixels."""
         latent = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
         self._positions += latent.shape[1]
         self._sum += latent.sum(axis=1, dtype=np.float64)
@@ -146,19 +133,15 @@ class StatisticsCollector:
 
 def statistics_of(parts: Iterable[PartialStatistics]) -> Statistics:
     """All of them together, added in their order; there must be at least one."""
-    whole, *others = parts
-    for other in others:
-        whole = whole.plus(other)
-    positions = max(1, whole.positions)
-    mean = np.array(whole.latent_sum) / positions
-    square = np.array(whole.latent_square_sum) / positions
+    parts = list(parts)
+    positions = sum(part.positions for part in parts)
+    mean = np.divide(sum(np.array(part.latent_sum) for part in parts), max(1, positions))
+    squares = sum(np.array(part.latent_square_sum) for part in parts)
+    square = np.divide(squares, max(1, positions))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
     return Statistics(
-        latent=LatentStatistics(
-            mean=tuple(mean.tolist()),
-            std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()),
-            positions=whole.positions,
-        ),
-        counts=whole.counts,
+        latent=LatentStatistics(mean=mean.tolist(), std=std.tolist(), positions=positions),
+        counts=reduce(Counts.plus, (part.counts for part in parts)),
     )
 
 
@@ -175,7 +158,3 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> flo
 def _counted(values: Sequence[float], bounds: Sequence[float]) -> list[int]:
     bins = np.maximum(np.searchsorted(bounds, values, side="right") - 1, 0)
     return np.bincount(bins, minlength=len(bounds)).tolist()
-
-
-def _added(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True))

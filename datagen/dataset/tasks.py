@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhoto
+from datagen.dataset.layout import TASKS
 from datagen.dataset.records import ShardRecord
 from datagen.dataset.statistics import PartialStatistics
 from datagen.photos.source_file import SourceFile
@@ -33,7 +33,7 @@ class ShardTask(FrozenModel):
     @property
     def path(self) -> str:
         """Of the TaskRecord, relative to the dataset; its presence commits the task."""
-        return layout.task_path(self.index)
+        return f"{TASKS}/{self.index:06d}.json"
 
     @property
     def num_samples(self) -> int:

@@ -9,14 +9,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-)
+from botocore import exceptions
 
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io.redaction import redacted
@@ -101,7 +94,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
             answer = request(client)
             _answered.add(_endpoint())
             return answer
-        except (ClientError, BotoCoreError, ResponseParserError) as failure:
+        except (exceptions.ClientError, exceptions.BotoCoreError, ResponseParserError) as failure:
             if _code(failure):
                 _answered.add(_endpoint())
             if _is_expired(failure) and not renewed:
@@ -181,7 +174,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
         core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         session = boto3.Session(botocore_session=core)
         return session.client("s3", endpoint_url=endpoint, config=config)
-    except (ValueError, BotoCoreError) as error:
+    except (ValueError, exceptions.BotoCoreError) as error:
         raise FlowmapsrError(
             f"S3 cannot be set up ({redacted(str(error))}); check the AWS_* variables "
             "(AWS_ENDPOINT_URL looks like http://host:port)"
@@ -189,7 +182,7 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
 
 
 def _code(failure: Exception) -> str:
-    if not isinstance(failure, ClientError):
+    if not isinstance(failure, exceptions.ClientError):
         return ""
     return str(failure.response.get("Error", {}).get("Code", ""))
 
@@ -203,24 +196,24 @@ def _is_expired(failure: Exception) -> bool:
 def _patience(failure: Exception) -> float:
     """Seconds for which to retry after this failure."""
     match failure:
-        case ClientError():
+        case exceptions.ClientError():
             status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             busy = (status >= 500 and status not in _LASTING_STATUS) or status == 429
             return PATIENCE if busy or _code(failure) in _BUSY_CODES else 0.0
-        case EndpointConnectionError() | ConnectTimeoutError():
+        case exceptions.EndpointConnectionError() | exceptions.ConnectTimeoutError():
             return PATIENCE if _endpoint() in _answered else min(PATIENCE, FIRST_CONTACT)
-        case HTTPClientError() | IncompleteReadError():
+        case exceptions.HTTPClientError() | exceptions.IncompleteReadError():
             return PATIENCE
-        case BotoCoreError():  # a bad certificate, for example
+        case exceptions.BotoCoreError():  # a bad certificate, for example
             return 0.0
     return PATIENCE  # the answer cannot be parsed
 
 
 def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
-    if isinstance(failure, ClientError):
+    if isinstance(failure, exceptions.ClientError):
         return _refusal(uri, action, failure)
     reason = redacted(str(failure))
-    if isinstance(failure, HTTPClientError | IncompleteReadError):
+    if isinstance(failure, exceptions.HTTPClientError | exceptions.IncompleteReadError):
         return FlowmapsrError(
             f"{uri}: cannot {action} it, S3 cannot be reached ({reason}); check AWS_ENDPOINT_URL "
             "and the network, then run the same command again"
@@ -230,7 +223,7 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
     )
 
 
-def _refusal(uri: str, action: str, failure: ClientError) -> FlowmapsrError:
+def _refusal(uri: str, action: str, failure: exceptions.ClientError) -> FlowmapsrError:
     code = _code(failure)
     if code in _MISSING_CODES:
         return NotFoundError(f"{uri}: there is no such object ({code}); check the address")

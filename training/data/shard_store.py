@@ -39,8 +39,8 @@ class ShardStore:
                 or the sample cannot be parsed.
         """
         index = self.prepare(location.shard)
-        extent = index.extent(location.index)
-        data = self._read(location.shard, start=extent.start, length=extent.length)
+        start, length = index.extent(location.index)
+        data = self._read(location.shard, start=start, length=length)
         return sample_bytes(data, uri=self._uri(location.shard))
 
     def fetch(self, shard: ShardRecord) -> None:

@@ -36,8 +36,8 @@ def test_every_sample_is_read_from_its_offset(shard: tuple[Path, WrittenShard], 
     expected = read_shard(str(path))
     assert len(index) == len(expected) == 7
     for number, sample in enumerate(expected):
-        extent = index.extent(number)
-        part = storage.read_range(str(path), start=extent.start, length=extent.length)
+        start, length = index.extent(number)
+        part = storage.read_range(str(path), start=start, length=length)
         assert sample_bytes(part, uri=str(path)) == sample
 
 
@@ -57,8 +57,8 @@ def test_bytes_changed_after_the_check_are_refused(
 ) -> None:
     path, written = shard
     index = index_shard([path.read_bytes()], uri=str(path), sha256=written.sha256)
-    extent = index.extent(1)
-    data = bytearray(path.read_bytes()[extent.start : extent.start + extent.length])
+    start, length = index.extent(1)
+    data = bytearray(path.read_bytes()[start : start + length])
     for damaged in (bytes(len(data)), bytes(data[:600]), bytes(data[:-512])):
         with pytest.raises(DamagedShard, match=r"a\.tar"):
             sample_bytes(damaged, uri=str(path))
