@@ -141,6 +141,7 @@ class Loop:
         return position.step >= self.settings.steps or self.trainer.converged
 
     def _micro_step(self, batch: Batch, step: int) -> Losses:
+        """One forward and backward pass; the last one of a step also updates the weights."""
         # Random numbers depend on the position in the global batch, not on the number of workers.
         index = batch.micro.index * self.loader.world_size + self.loader.rank
         rng = seeded(self.inputs.recipe.seed, self.settings.name, step, index)

@@ -78,7 +78,7 @@ class AdversarialTrainer:
         return turn(step, warmup=self.warmup)
 
     def micro_step(self, batch: Batch, generator: torch.Generator, *, step: int) -> Losses:
-        if turn(step, warmup=self.warmup) == "discriminator":
+        if self.step_kind(step) == "discriminator":
             return self._train_discriminator(batch, step)
         with without_gradients(self.discriminator.module):
             losses: Losses = self.engine(self.generator_losses, batch, generator)

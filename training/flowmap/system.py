@@ -111,13 +111,11 @@ class FlowMapStage:
             model = FlowMapStageModel(net, weighting, compiled=settings.compile)
             return ObjectiveTrainer(self.inputs.engine(model), self.objective, settings)
         add_lora(net, rank=adversarial.lora.rank, targets=adversarial.lora.target_modules)
-        discriminator = Discriminator(
-            adversarial.discriminator, latent_channels=net.latent_channels
-        )
-        own = discriminator_settings(settings, adversarial)
+        channels = net.latent_channels
+        discriminator = Discriminator(adversarial.discriminator, latent_channels=channels)
         return AdversarialTrainer(
             self.inputs.engine(FlowMapStageModel(net, None, compiled=settings.compile)),
-            self.inputs.engine(discriminator, own),
+            self.inputs.engine(discriminator, discriminator_settings(settings, adversarial)),
             self.objective,
             stage=settings,
             settings=adversarial,

@@ -82,8 +82,9 @@ class Upscaler:
         height, width = image.shape[:2]
         tensor = torch.from_numpy(image.copy()).to(self.restorer.device)
         pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
-        padded = _pad_to_multiple(pixels, self.restorer.size_multiple)
-        restored = self.restorer(padded, steps=steps)
+        multiple = self.restorer.size_multiple
+        padding = (0, -width % multiple, 0, -height % multiple)
+        restored = self.restorer(functional.pad(pixels, padding, mode="replicate"), steps=steps)
         return to_pixels(restored)[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 
     def upscale_file(self, data: bytes, *, scale: float, steps: int) -> Image.Image:
@@ -127,12 +128,6 @@ def trained_resize(degradation: DegradationSettings) -> Interpolation:
         for mode in operation.modes
     ]
     return "bicubic" if "bicubic" in modes else modes[0]
-
-
-def _pad_to_multiple(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Repeats the last rows and columns of (B, 3, H, W) until both sides are multiples."""
-    height, width = pixels.shape[-2:]
-    return functional.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
 
 def _out_of_memory(error: Exception) -> bool:
