@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.cluster.workers import WorkerPlan, WorkerRequest
+from pipelines.cluster.workers import WorkerPlan
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ PATIENCE_SECONDS = 30.0
 
 
 class Task(Protocol):
-    """A task as the pool sees it: its name for the user."""
-
     @property
     def path(self) -> str: ...
 
@@ -85,19 +83,6 @@ class _ShardWorker:
         return self._builder(task)
 
 
-def _actor_class(each: WorkerRequest) -> Any:
-    # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
-    return ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory, max_restarts=0)(
-        _ShardWorker
-    )
-
-
-@dataclass
-class _Assignment(Generic[T]):
-    actor: Any
-    task: T
-
-
 @dataclass
 class _Run(Generic[T, R]):
     """State of every task and actor."""
@@ -107,7 +92,8 @@ class _Run(Generic[T, R]):
     workers: WorkerPlan
     starting: dict[Any, Any] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
-    busy: dict[Any, _Assignment[T]] = field(default_factory=dict)
+    busy: dict[Any, tuple[Any, T]] = field(default_factory=dict)
+    """The actor and its task, by the reference of the record to come."""
     records: dict[str, R] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     failed_starts: int = 0
@@ -122,10 +108,13 @@ class _Run(Generic[T, R]):
             return
         while self.waiting and self.idle:
             actor, task = self.idle.pop(), self.waiting.popleft()
-            self.busy[actor.build.remote(task)] = _Assignment(actor, task)
+            self.busy[actor.build.remote(task)] = (actor, task)
         free = self.workers.count - len(self.busy) - len(self.starting) - len(self.idle)
+        each = self.workers.each
+        # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
+        remote: Any = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory)
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
-            started = _actor_class(self.workers.each).remote(self.builder)
+            started = remote(_ShardWorker).remote(self.builder)
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.__ray_ready__.remote()] = started
 
@@ -147,7 +136,7 @@ class _Run(Generic[T, R]):
 
     def stop(self) -> None:
         """Kills every actor; commits are atomic, so a running one leaves nothing half-written."""
-        working = [work.actor for work in self.busy.values()]
+        working = [actor for actor, _ in self.busy.values()]
         for actor in [*self.starting.values(), *self.idle, *working]:
             ray.kill(actor)
 
@@ -164,27 +153,27 @@ class _Run(Generic[T, R]):
             self.idle.append(actor)
 
     def _note_end(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
-        work = self.busy.pop(ref)
+        actor, task = self.busy.pop(ref)
         try:
             record = ray.get(ref)
-            self.idle.append(work.actor)
-            self.records[work.task.path] = record
-            on_done(work.task, record)
+            self.idle.append(actor)
+            self.records[task.path] = record
+            on_done(task, record)
         except RayTaskError as error:
-            self.idle.append(work.actor)
+            self.idle.append(actor)
             self._fail(error.cause if isinstance(error.cause, FlowmapsrError) else error)
         except RayError as error:
-            self._note_loss(work, error)
+            self._note_loss(actor, task, error)
         except FlowmapsrError as error:
             self._fail(error)
 
-    def _note_loss(self, work: _Assignment[T], error: RayError) -> None:
-        ray.kill(work.actor)  # it may be cut off but alive, and must not write any more
-        path = work.task.path
+    def _note_loss(self, actor: Any, task: T, error: RayError) -> None:
+        ray.kill(actor)  # it may be cut off but alive, and must not write any more
+        path = task.path
         self.losses[path] += 1
         log.warning("worker lost at %s: %s", path, first_line(error))
         if self.losses[path] < ATTEMPTS:
-            self.waiting.appendleft(work.task)
+            self.waiting.appendleft(task)
             return
         self._fail(
             FlowmapsrError(

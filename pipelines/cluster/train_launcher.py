@@ -159,10 +159,6 @@ class TrainJob(FrozenModel):
     """When it asked Ray for workers."""
 
 
-JOB = "job"
-"""Ray passes a dict to the workers; this key holds the `TrainJob` as JSON."""
-
-
 def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -183,7 +179,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     )
     return TorchTrainer(
         _train,
-        train_loop_config={JOB: job.model_dump_json()},
+        train_loop_config=job.model_dump(),
         torch_config=NetworkConfig(backend="nccl" if placement.each.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -200,9 +196,9 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     )
 
 
-def _train(config: dict[str, str]) -> None:
+def _train(config: dict[str, Any]) -> None:
     """Runs on every worker."""
-    job = TrainJob.model_validate_json(config[JOB])
+    job = TrainJob.model_validate(config)
     _time_start(job)
     from training.run import run_stages  # heavy, and only needed here
 

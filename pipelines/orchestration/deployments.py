@@ -131,9 +131,7 @@ def _next_run(
         limit=1,
     )
     start = runs[0].expected_start_time if runs else None
-    if start is None:
-        return None
-    return start.astimezone(ZoneInfo(schedule.timezone or "UTC"))
+    return start.astimezone(ZoneInfo(schedule.timezone or "UTC")) if start else None
 
 
 def _parse_interval(text: str) -> timedelta:
@@ -145,13 +143,9 @@ def _parse_interval(text: str) -> timedelta:
 
 
 def _describe(schedule: Schedule | None) -> str | None:
-    match schedule:
-        case CronSchedule():
-            return f"cron {schedule.cron} ({schedule.timezone})"
-        case IntervalSchedule():
-            return f"every {schedule.interval}"
-        case None:
-            return None
+    if isinstance(schedule, CronSchedule):
+        return f"cron {schedule.cron} ({schedule.timezone})"
+    return f"every {schedule.interval}" if schedule else None
 
 
 def _refuse_secrets(value: Any, field: str = "") -> None:

@@ -32,7 +32,7 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class VerbResult:
-    """The result of a command, for a program and for a person."""
+    """What a command found, for a program and for a person."""
 
     result: Mapping[str, Any]
     lines: Sequence[str]
@@ -44,12 +44,12 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._text = ""
+        self.text = ""
         self.exit_code = 0
 
     def say(self, result: VerbResult) -> None:
         """Sets the result; the exit code is 1 if it is not ok."""
-        self._text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
+        self.text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
         self.exit_code = 0 if result.ok else FAILED
 
     def say_recipe(self, recipe: Settings) -> None:
@@ -60,13 +60,8 @@ class Output:
     def fail(self, message: str, *, exit_code: int) -> None:
         """Prints the message on stderr, and with `--json` as the one object on stdout too."""
         print(message, file=sys.stderr, flush=True)
-        self._text = _json_text({"error": message}) if self._as_json else ""
+        self.text = _json_text({"error": message}) if self._as_json else ""
         self.exit_code = exit_code
-
-    def flush(self) -> None:
-        """Prints the result on the real stdout."""
-        if self._text:
-            print(self._text, flush=True)
 
 
 @contextmanager
@@ -79,14 +74,14 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
             yield output
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-            output.fail(
-                f"Stopped; nothing is lost. To continue: {command(*sys.argv[1:])}", exit_code=code
-            )
+            again = command(*sys.argv[1:])
+            output.fail(f"Stopped; nothing is lost. To continue: {again}", exit_code=code)
         except FlowmapsrError as error:
             output.fail(str(error), exit_code=getattr(error, "exit_code", FAILED))
         except Exception as error:
             output.fail(_unexpected(error), exit_code=FAILED)
-    output.flush()
+    if output.text:
+        print(output.text, flush=True)
     if output.exit_code:
         raise typer.Exit(output.exit_code)
 

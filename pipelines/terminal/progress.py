@@ -6,35 +6,40 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
 
 from pipelines.terminal.text import duration, human_bytes
 
-if TYPE_CHECKING:
-    from rich import progress as bars
-
 SECONDS_BETWEEN_LINES = 10.0
+Clock = Callable[[], float]
+Show = Callable[[int, str], None]
+"""Called with the number that are done and a note."""
 
 
-class Progress(Protocol):
+class Progress:
     """Passed to the work, which reports its progress here."""
+
+    def __init__(self, show: Show, *, done: int) -> None:
+        self._show, self._done = show, done
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         """Adds `count` to those that are done."""
+        self.reach(self._done + count, note=note)
 
     def reach(self, done: int, *, note: str = "") -> None:
         """Sets the number that are done."""
+        self._done = done
+        self._show(done, note)
 
 
 @contextmanager
 def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
     """Progress of one piece of work, of which earlier runs had done `done`."""
     if sys.stderr.isatty():
-        with _bar(title, total=total, unit=unit, done=done) as bar:
-            yield bar
+        with _bar(title, total=total, unit=unit, done=done) as show:
+            yield Progress(show, done=done)
     else:
         lines = _Lines(title, total=total, unit=unit, done=done)
-        yield lines
+        yield Progress(lines.show, done=done)
         lines.close()
 
 
@@ -46,10 +51,7 @@ class _Lines:
         self._printed = -1
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def advance(self, count: int = 1, *, note: str = "") -> None:
-        self.reach(self._done + count, note=note)
-
-    def reach(self, done: int, *, note: str = "") -> None:
+    def show(self, done: int, note: str) -> None:
         if not self._start and done > self._done_before:
             # The first one waits for workers to start, so it says nothing about the speed.
             self._done_before, self._start = done, time.monotonic()
@@ -76,7 +78,7 @@ class _Lines:
 
 
 @contextmanager
-def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
+def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Show]:
     from rich import progress as bars
     from rich.console import Console
 
@@ -91,37 +93,20 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Progress]:
     )
     with bars.Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(title, total=total, completed=done, unit=unit, note="")
-        yield _Bar(display, task)
-
-
-class _Bar:
-    def __init__(self, display: bars.Progress, task: bars.TaskID) -> None:
-        self._display, self._task = display, task
-
-    def advance(self, count: int = 1, *, note: str = "") -> None:
-        self._display.update(self._task, advance=count, note=note)
-
-    def reach(self, done: int, *, note: str = "") -> None:
-        self._display.update(self._task, completed=done, note=note)
+        yield lambda done, note: display.update(task, completed=done, note=note)
 
 
 class BuildMeter:
     """Sums over finished tasks. Written by the build, read by other threads at any time."""
 
     def __init__(
-        self,
-        *,
-        total: int,
-        done: int = 0,
-        rejected: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, total: int, done: int = 0, rejected: int = 0, clock: Clock = time.monotonic
     ) -> None:
         """`total` samples are planned; `done` and `rejected` of them in earlier runs."""
         self.total, self.done, self.rejected = total, done, rejected
         self.samples = self.bytes = 0
         self._done_before = done
-        self._clock = clock
-        self._start = clock()
+        self._clock, self._start = clock, clock()
 
     def add(self, *, planned: int, samples: int, bytes: int, rejected: int) -> None:
         """Adds one finished task: of `planned` samples, `samples` were stored."""
