@@ -90,9 +90,7 @@ def run_demo(output: str) -> DemoReport:
     recipe = demo_recipe(output)
     base = Path(recipe.output)
     use_local_services(base)
-    report = finished_report(base, recipe)
-    if report is None:
-        report = _run(base, recipe)
+    report = finished_report(base, recipe) or _run(base, recipe)
     if report.one_step_gain_db <= 0:
         raise FlowmapsrError(
             f"one step gains {report.one_step_gain_db:+.2f} dB over its input, which is no "

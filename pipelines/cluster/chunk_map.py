@@ -35,15 +35,10 @@ def map_chunks_on_cluster(
     first = list(islice(iterator, _WORTHWHILE))
     if len(first) < _WORTHWHILE:
         return map(function, first)
-    call = ray.remote(num_cpus=1)(_call)
-    shared = ray.put(function)
+    call: Any = ray.remote(num_cpus=1)(lambda chunk: function(chunk))
     most = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     rest = chain(first, iterator)
-    return in_order(rest, lambda chunk: call.remote(shared, chunk), _result, ahead=most - 1)
-
-
-def _call(function: Callable[[Any], Any], chunk: Any) -> Any:
-    return function(chunk)
+    return in_order(rest, call.remote, _result, ahead=most - 1)
 
 
 def _result(reference: Any) -> Any:

@@ -27,7 +27,7 @@ from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.artifacts import progress_artifact, show_result
 from pipelines.orchestration.guard import is_deployed, task_step
-from pipelines.terminal.progress import BuildMeter, watch_on_terminal
+from pipelines.terminal.progress import BuildMeter, show_progress
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,10 @@ def shards_step(
     meter = BuildMeter(
         total=plan.num_samples, done=plan.num_samples - missing, rejected=len(plan.rejected)
     )
-    with watch_on_terminal(meter) as refresh, page(meter):
+    with (
+        show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress,
+        page(meter),
+    ):
 
         def note(task: ShardTask, record: TaskRecord) -> None:
             meter.add(
@@ -99,7 +102,7 @@ def shards_step(
                 bytes=record.bytes,
                 rejected=len(record.rejected),
             )
-            refresh()
+            progress.reach(meter.done, note=meter.note())
             lock.raise_if_lost()
             limit.check(record)
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect import artifacts
+from rich import filesize
 
 from datagen.dataset.layout import PREVIEW, REJECTED
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord
+from datagen.errors import first_line
 from datagen.io import storage
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
 from pipelines.terminal.progress import BuildMeter
-from pipelines.terminal.text import duration, human_bytes
+from pipelines.terminal.text import duration
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class _ProgressPage:
                 pause = UPDATE_SECONDS
             except Exception as error:  # logged here: the build continues without a page
                 pause = SILENCE_SECONDS
-                warn(error)
+                warn(first_line(error))
 
     def _send(self) -> None:
         meter = self._meter
@@ -98,9 +100,11 @@ def _add_all(manifest: Manifest, dataset: str) -> None:
         artifacts.create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
         if manifest.rejected.count:
             artifacts.create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
-        artifacts.create_link_artifact(preview_link(dataset), PREVIEW, key=f"{name}-preview")
+        preview = storage.join(dataset, PREVIEW)
+        link = preview if "://" in preview else Path(preview).as_uri()
+        artifacts.create_link_artifact(link, PREVIEW, key=f"{name}-preview")
     except Exception as error:  # logged here: the dataset is complete without a page
-        warn(error)
+        warn(first_line(error))
 
 
 def summary_markdown(manifest: Manifest, dataset: str) -> str:
@@ -110,7 +114,7 @@ def summary_markdown(manifest: Manifest, dataset: str) -> str:
         f"# {dataset}",
         "",
         f"**{manifest.num_samples} samples** in {manifest.num_shards} shards, "
-        f"{human_bytes(manifest.bytes)}; {manifest.rejected.count} photos left out.",
+        f"{filesize.decimal(manifest.bytes)}; {manifest.rejected.count} photos left out.",
         "",
         f"- digest `{manifest.digest}`",
         f"- recipe `{manifest.recipe_digest}`",
@@ -145,9 +149,3 @@ def rejected_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     """Number of photos left out for each reason, largest first."""
     reasons = sorted(manifest.rejected.by_reason.items(), key=lambda item: (-item[1], item[0]))
     return [{"reason": reason, "photos": count} for reason, count in reasons]
-
-
-def preview_link(dataset: str) -> str:
-    """The preview's address: `file://` for a local dataset, else its own URI."""
-    path = storage.join(dataset, PREVIEW)
-    return path if "://" in path else Path(path).absolute().as_uri()

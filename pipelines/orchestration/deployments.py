@@ -76,11 +76,27 @@ def deploy(
         FlowmapsrError: no server, a pool of another type, or a recipe that the server refuses.
         RecipeError: the recipe holds a secret.
     """
-    _refuse_secrets({"recipe": recipe.model_dump(mode="json")})
+    parameters = {"recipe": recipe.model_dump(mode="json")}
+    _refuse_secrets(parameters)
     _require_server()
+    one_at_a_time = ConcurrencyLimitConfig(
+        limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+    )
     with _prefect_errors(), get_client(sync_client=True) as client:
         _ensure_pool(client, pool)
-        deployment_id = _apply(flow, recipe, schedule=schedule, pool=pool)
+        deployment = flow.to_deployment(
+            artifact_slug(recipe.output),
+            parameters=parameters,
+            schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
+            concurrency_limit=one_at_a_time,
+            work_pool_name=pool,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            description=f"`{recipe.output}`",
+            tags=["flowmapsr"],
+        )
+        assert isinstance(deployment, RunnerDeployment)  # Prefect's types allow for async callers
+        deployment_id = deployment.apply()
+        assert isinstance(deployment_id, UUID)
         found = client.read_deployment(deployment_id)
         due = _next_run(client, deployment_id, schedule)
     return Deployed(
@@ -92,28 +108,6 @@ def deploy(
         schedule_id=str(found.schedules[0].id) if found.schedules else None,
         next_run=due,
     )
-
-
-def _apply(
-    flow: Flow[Any, Any], recipe: AnyRecipe, *, schedule: Schedule | None, pool: str
-) -> UUID:
-    deployment = flow.to_deployment(
-        artifact_slug(recipe.output),
-        parameters={"recipe": recipe.model_dump(mode="json")},
-        schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
-        concurrency_limit=ConcurrencyLimitConfig(
-            limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
-        ),
-        work_pool_name=pool,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        description=f"`{recipe.output}`",
-        tags=["flowmapsr"],
-    )
-    # Prefect's types include those for async callers.
-    assert isinstance(deployment, RunnerDeployment)
-    deployment_id = deployment.apply()
-    assert isinstance(deployment_id, UUID)
-    return deployment_id
 
 
 def _next_run(

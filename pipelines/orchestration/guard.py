@@ -57,7 +57,7 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
         once.reraise()
         if not once.started:
             raise FlowmapsrError(refusal(error)) from error
-        warn(error)
+        warn(first_line(error))
     return once.run()
 
 
@@ -72,7 +72,7 @@ def task_step(name: str, work: Callable[[], T]) -> T:
         task(name=name, cache_policy=NO_CACHE)(once.run)()
     except Exception as error:  # Prefect's failure, unless the work failed too
         once.reraise()
-        warn(error)
+        warn(first_line(error))
     return once.run()
 
 
@@ -127,13 +127,9 @@ def is_deployed() -> bool:
     return run is not None and run.deployment_id is not None
 
 
-def warn(error: Exception) -> None:
-    """Logs a failure of Prefect, once for each kind."""
-    _warn_once(first_line(error))
-
-
 @cache
-def _warn_once(reason: str) -> None:
+def warn(reason: str) -> None:
+    """Logs a failure of Prefect, once for each reason."""
     log.warning(
         "Prefect does not answer (%s): continuing without it, its pages may be out of date", reason
     )

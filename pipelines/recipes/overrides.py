@@ -71,8 +71,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or first_line(error)
             raise RecipeError(
-                f"{key} = {text!r}: not a YAML value ({_short(error)}); quote text that holds "
+                f"{key} = {text!r}: not a YAML value ({problem}); quote text that holds "
                 f"brackets, commas, '#' or ': ', for example {key}='\"...\"'"
             ) from error
     return values
@@ -105,8 +106,3 @@ def _index_in(items: list[Any], key: object, *, path: str) -> int:
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _short(error: yaml.YAMLError) -> str:
-    problem = getattr(error, "problem", None)
-    return str(problem) if problem else first_line(error)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipelines.terminal.text import duration, human_bytes
+from rich import filesize
+
+from pipelines.terminal.text import duration
 
 SECONDS_BETWEEN_LINES = 10.0
 Clock = Callable[[], float]
@@ -128,17 +130,8 @@ class BuildMeter:
     def note(self) -> str:
         """`12.3 samples/s, 4.5 MB/s, 3 rejected`: the speed is that of this run."""
         elapsed = self._elapsed()
-        return (
-            f"{self.samples / elapsed:.1f} samples/s, {human_bytes(round(self.bytes / elapsed))}/s,"
-            f" {self.rejected} rejected"
-        )
+        speed = filesize.decimal(round(self.bytes / elapsed))
+        return f"{self.samples / elapsed:.1f} samples/s, {speed}/s, {self.rejected} rejected"
 
     def _elapsed(self) -> float:
         return max(self._clock() - self._start, 1e-3)
-
-
-@contextmanager
-def watch_on_terminal(meter: BuildMeter) -> Iterator[Callable[[], None]]:
-    """The meter as a bar or lines on stderr; call the yielded function when it has changed."""
-    with show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress:
-        yield lambda: progress.reach(meter.done, note=meter.note())

@@ -9,10 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import filesize
+
 from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW, REJECTED
 from datagen.records import FrozenModel
 from pipelines.terminal.process_edge import VerbResult
-from pipelines.terminal.text import command, counted, duration, human_bytes, table, yaml_lines
+from pipelines.terminal.text import command, counted, duration, table, yaml_lines
 
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
@@ -46,26 +48,19 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
         lines.append(f"  added     {counted(added, 'sample')}")
-    if found.missing:
-        some = ", ".join(sorted(found.missing)[:3])
+    gone, changed = sorted(found.missing), sorted(found.changed)
+    if gone:
         lines.append(
-            f"  missing   {counted(len(found.missing), 'photo')} not found any more, such as "
-            f"{some}; their samples stay"
+            f"  missing   {counted(len(gone), 'photo')} not found any more, such as "
+            f"{', '.join(gone[:3])}; their samples stay"
         )
-    if found.changed:
-        some = ", ".join(sorted(found.changed)[:3])
+    if changed:
         lines.append(
-            f"  changed   {counted(len(found.changed), 'photo')}, such as {some}; samples of the "
-            "old content stay"
+            f"  changed   {counted(len(changed), 'photo')}, such as {', '.join(changed[:3])}; "
+            "samples of the old content stay"
         )
     lines.append(f"Next: {command('train', recipe, f'manifest={path}', 'output=RUN')}")
-    result = {
-        "output": dataset,
-        "manifest": path,
-        "added": added,
-        "gone": sorted(found.missing),
-        "changed": sorted(found.changed),
-    }
+    result = {"output": dataset, "manifest": path, "added": added, "gone": gone, "changed": changed}
     return VerbResult({**result, **_summary(manifest)}, lines)
 
 
@@ -258,7 +253,7 @@ def statuses_report(folder: str, found: Sequence[RunStatus]) -> VerbResult:
 
 def _contents(manifest: Manifest) -> str:
     samples, shards = counted(manifest.num_samples, "sample"), counted(manifest.num_shards, "shard")
-    return f"{samples} in {shards}, {human_bytes(manifest.bytes)}"
+    return f"{samples} in {shards}, {filesize.decimal(manifest.bytes)}"
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Formats numbers, tables and command lines for people."""
+"""Formats times, tables and command lines for people."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def yaml_lines(values: Mapping[str, Any]) -> list[str]:
 
     text = yaml.safe_dump(dict(values), sort_keys=False, width=100, allow_unicode=True)
     return text.splitlines()
-
-
-def human_bytes(count: int) -> str:
-    """`1.4 MB`: decimal units."""
-    if count < 1000:
-        return f"{count} bytes"
-    size = count / 1000
-    for unit in ("kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def duration(seconds: float) -> str:

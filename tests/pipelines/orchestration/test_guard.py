@@ -74,7 +74,7 @@ RUNNERS = pytest.mark.parametrize("run", [_as_flow, _as_task])
 def test_prefect_failing_after_the_work_changes_nothing(
     run: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard._warn_once.cache_clear()
+    guard.warn.cache_clear()
     work = Work()
     assert run(work, FakeFlow()) == 7
     assert work.calls == 1

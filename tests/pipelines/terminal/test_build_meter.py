@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.terminal.progress import BuildMeter, watch_on_terminal
+from pipelines.terminal.progress import BuildMeter, show_progress
 
 
 def test_speed_and_time_left_are_those_of_this_run() -> None:
@@ -25,10 +25,10 @@ def test_nothing_to_make_is_all_done() -> None:
 def test_finished_tasks_are_shown_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     meter = BuildMeter(total=10, done=4, clock=lambda: now[0])
-    with watch_on_terminal(meter) as refresh:
+    with show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress:
         now[0] = 2.0
         meter.add(planned=6, samples=6, bytes=1000, rejected=0)
-        refresh()
+        progress.reach(meter.done, note=meter.note())
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "dataset: 10/10 samples  3.0 samples/s, 500 bytes/s, 0 rejected\n"
