@@ -40,6 +40,8 @@ class CheckpointFolders:
     """All folders in the location of a stage's checkpoints."""
 
     uri: str
+    keep: int
+    keep_every_steps: int | None
 
     def of_step(self, step: int) -> str:
         return storage.join(self.uri, f"step-{step:06d}")
@@ -68,13 +70,13 @@ class CheckpointFolders:
             storage.delete_empty_folder(parent)
         return [folder for folder in folders if folder.is_committed]
 
-    def tidy(self, commit: Commit, *, keep: int, keep_every_steps: int | None) -> None:
+    def tidy(self, commit: Commit) -> None:
         """After a commit: removes older checkpoints than the last `keep`, but none of a step that
         `keep_every_steps` divides, and every leftover."""
         folders = self.all()
-        kept = [folder.step for folder in folders if folder.is_committed][-keep:]
+        kept = [folder.step for folder in folders if folder.is_committed][-self.keep :]
         for folder in folders:
-            forever = keep_every_steps is not None and folder.step % keep_every_steps == 0
+            forever = self.keep_every_steps and folder.step % self.keep_every_steps == 0
             if not folder.is_committed or not (folder.step in kept or forever):
                 folder.remove()
             elif folder.step == commit.state.step:

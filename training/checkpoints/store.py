@@ -42,14 +42,8 @@ class Checkpoints:
     """All checkpoints in a local folder or `s3://` prefix that every worker can access."""
 
     def __init__(self, uri: str, *, keep: int, keep_every_steps: int | None = None) -> None:
-        """
-        Args:
-            keep: how many of the last checkpoints to keep.
-            keep_every_steps: also keep those whose step is a multiple of this.
-        """
-        self.folders = CheckpointFolders(uri)
-        self.keep = keep
-        self.keep_every_steps = keep_every_steps
+        """Keeps the last `keep` checkpoints, and those whose step `keep_every_steps` divides."""
+        self.folders = CheckpointFolders(uri, keep, keep_every_steps)
         self.newest: Commit | None = None
         """The last complete checkpoint; on the first worker only."""
         self.problem = ""
@@ -65,11 +59,8 @@ class Checkpoints:
         self._writing: Writing | None = None
 
     def save(self, trained: Trained, state: TrainerState) -> str:
-        """Copies the state and writes it in the background, after the previous one.
-
-        Returns:
-            Why the previous one could not be written, or nothing; training may continue.
-        """
+        """Copies the state and writes it in the background, after the previous one; returns why
+        that one could not be written, or nothing. Training may continue."""
         problem = self.drain()
         self._began = time.monotonic()
         folder, share = self.folders.of_step(state.step), trained.snapshot()
@@ -77,11 +68,8 @@ class Checkpoints:
         return problem
 
     def drain(self) -> str:
-        """Waits until the current checkpoint is written.
-
-        Returns:
-            The problem, or nothing; the same on all workers.
-        """
+        """Waits until the current checkpoint is written; returns the problem, or nothing: the same
+        on all workers."""
         writing, self._writing = self._writing, None
         if writing is None:
             return ""
@@ -174,7 +162,7 @@ class Checkpoints:
         self.newest = commit
         self._seconds = time.monotonic() - self._began
         try:
-            self.folders.tidy(commit, keep=self.keep, keep_every_steps=self.keep_every_steps)
+            self.folders.tidy(commit)
         except FlowmapsrError as error:  # the new checkpoint is complete
             log.warning("older checkpoints could not be removed yet: %s", error)
 

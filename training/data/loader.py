@@ -105,9 +105,9 @@ class BatchReader:
         keys = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
         return Batch(
             keys=tuple(keys),
-            hq=buffer.hq,
-            lq=buffer.lq,
-            neg=buffer.neg,
+            hq=buffer.latents["hq"],
+            lq=buffer.latents["lq"],
+            neg=buffer.latents.get("neg"),
             pixels=buffer.pixels,
             position=planned.position,
             micro=planned.micro,

@@ -56,13 +56,9 @@ class BatchBuffer:
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
 
-        self.hq = empty(*latents, dtype=torch.float16)
-        self.lq = empty(*latents, dtype=torch.float16)
-        self.neg = empty(*latents, dtype=torch.float16) if fields.neg else None
+        names = ("hq", "lq", "neg") if fields.neg else ("hq", "lq")
+        self.latents = {name: empty(*latents, dtype=torch.float16) for name in names}
         self.pixels = empty(3, *pixels, dtype=torch.uint8) if fields.pixels else None
-        rows = {"hq": self.hq, "lq": self.lq, "neg": self.neg}
-        self._latents = {name: x.numpy() for name, x in rows.items() if x is not None}
-        self._pixels = None if self.pixels is None else self.pixels.numpy()
 
     def put(self, row: int, sample: ShardSample) -> None:
         """Copies a sample's fields into a row.
@@ -72,10 +68,11 @@ class BatchBuffer:
                 the row again then.
         """
         tensors = _tensors(sample)
-        for name, rows in self._latents.items():
-            rows[row] = _latent(name, tensors.get(name), rows.shape[1:])
-        if self._pixels is not None:
-            self._pixels[row] = _pixels(sample, self._pixels.shape[2:]).transpose(2, 0, 1)
+        for name, rows in self.latents.items():
+            rows.numpy()[row] = _latent(name, tensors.get(name), rows.shape[1:])
+        if self.pixels is not None:
+            image = _pixels(sample, self.pixels.shape[2:])
+            self.pixels.numpy()[row] = image.transpose(2, 0, 1)
 
 
 def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
