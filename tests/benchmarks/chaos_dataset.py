@@ -9,7 +9,6 @@ loss is tested separately.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -34,6 +33,7 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.flows.dataset import finish_step, shards_step
 from pipelines.recipes.load import dataset_recipe
+from tests.support.files import digests
 from tests.support.ports import free_port
 from tests.support.processes import kill_tree
 from tests.support.ray_processes import head_words, ray_actors, start_node
@@ -172,14 +172,6 @@ def recipe_for(folder: Path, name: str) -> DatasetRecipe:
         *("samples_per_shard=8", "validation_fraction=0.2", "filters.max_megapixels=1"),
     )
     return dataset_recipe("demo", settings)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from mlflow import MlflowClient
 
 from tests.benchmarks.build import build_demo_dataset
 from tests.support.eventually import eventually
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
 from tests.support.prefect_servers import Server, running_server
 from tests.support.processes import kill_tree
 from training.run_dir.paths import METRICS_JOURNAL
-from training.tracking.mlflow_client import RunNames
 
 SECONDS = 40.0
 ROUNDS = 2
@@ -151,7 +151,7 @@ def _step_times(run: Path, phases: list[Phase]) -> list[float]:
 
 def _lost(run: Path, client: MlflowClient) -> int:
     """Reports that MLflow lacks, or has twice or out of order."""
-    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    names = mlflow_names(run)
     history = client.get_metric_history(names.stages["warmup"], "perf/images_per_second")
     reported, sent = [one["step"] for one in _reports(run)], [point.step for point in history]
     return 0 if reported == sent else max(1, len(set(reported) ^ set(sent)))

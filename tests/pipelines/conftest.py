@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -130,17 +129,3 @@ def build_words(photos: Path) -> Callable[..., list[str]]:
         ]
 
     return words
-
-
-@pytest.fixture
-def digests() -> Callable[[Path], dict[str, str]]:
-    """SHA-256 of every file below a folder."""
-
-    def of(folder: Path) -> dict[str, str]:
-        return {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-
-    return of

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.flowmap.interpolant import interpolate
+
 
 @dataclass(frozen=True)
 class GaussianPair:
@@ -55,3 +57,10 @@ class GaussianPair:
         x0 = self.m0 + self.s0 * noise[0]
         mixed = self.rho * noise[0] + (1 - self.rho**2) ** 0.5 * noise[1]
         return x0, self.m1 + self.s1 * mixed
+
+    def states(self, n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t (n, 1), t and s with s <= t (n,), the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        x0, x1 = self.sample(n, generator)
+        s, t = torch.rand(2, n, generator=generator, dtype=torch.float64).sort(dim=0).values
+        return interpolate(x0, x1, t), t, s

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -184,3 +185,12 @@ def faulty_s3(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> It
     yield state
     proxy.shutdown()
     proxy.server_close()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that does not exist yet on a disk, and a prefix on S3."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    faulty: FaultyS3 = request.getfixturevalue("faulty_s3")
+    return f"s3://{faulty.bucket}/root"

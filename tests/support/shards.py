@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from datagen.dataset.manifest import load_manifest
+from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import ShardSample, WrittenShard, open_shard
 
 
@@ -13,3 +15,9 @@ def write_shard(uri: str, samples: Iterable[ShardSample]) -> WrittenShard:
         for sample in samples:
             writer.add(sample)
         return writer.close()
+
+
+def sample_keys(dataset: str) -> list[str]:
+    """Keys of all samples of a dataset in their order."""
+    shards = load_manifest(dataset).shards
+    return [sample.key for shard in shards for sample in read_shard(f"{dataset}/{shard.path}")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import random
@@ -28,6 +27,8 @@ from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from tests.support.eventually import eventually
+from tests.support.files import digests
+from tests.support.shards import sample_keys
 
 RecipeMaker = Callable[..., DatasetRecipe]
 SEVERAL_SHARDS_A_TASK: dict[str, Any] = {
@@ -35,19 +36,6 @@ SEVERAL_SHARDS_A_TASK: dict[str, Any] = {
     "augmentation": {"rotate90_probability": 0.5},
     "samples_per_shard": 6,
 }
-
-
-def _hashes(root: str | Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(root).rglob("*"))
-        if path.is_file()
-    }
-
-
-def _keys(root: str) -> list[str]:
-    shards = load_manifest(root).shards
-    return [sample.key for shard in shards for sample in read_shard(f"{root}/{shard.path}")]
 
 
 def test_a_build_has_all_samples_files_and_counts(recipe: RecipeMaker) -> None:
@@ -62,7 +50,7 @@ def test_a_build_has_all_samples_files_and_counts(recipe: RecipeMaker) -> None:
         8,
     )
     assert {record.split for record in manifest.shards} == {"train", "validation"}
-    files = set(_hashes(root))
+    files = set(digests(root))
     stems = [record.path.removesuffix(".tar") for record in manifest.shards]
     shards = {stem + end for stem in stems for end in (".tar", ".json")}
     pictures = {"preview.png", "histograms.png"}
@@ -111,7 +99,7 @@ def test_bytes_do_not_depend_on_order_workers_threads_or_repetition(
     for index, task in enumerate([*tasks, *tasks[:2]]):
         builders[index % 2](task)
     finish(plan)
-    assert _hashes(recipe().output) == _hashes(other.output)
+    assert digests(recipe().output) == digests(other.output)
 
 
 def test_an_unfinished_build_continues_without_redoing_tasks(recipe: RecipeMaker) -> None:
@@ -154,7 +142,7 @@ def test_a_killed_build_ends_with_the_same_bytes(recipe: RecipeMaker, tmp_path: 
     process.wait()
     assert list(Path(other.output).glob("shards/*/*.tar"))
     build_in_process(other)
-    assert _hashes(recipe().output) == _hashes(other.output)
+    assert digests(recipe().output) == digests(other.output)
 
 
 def test_a_build_killed_after_its_commit_is_cleaned_up(
@@ -172,19 +160,19 @@ def test_a_build_killed_after_its_commit_is_cleaned_up(
 def test_a_finished_dataset_is_recognized(recipe: RecipeMaker) -> None:
     assert survey(recipe()).complete is None
     manifest = build_in_process(recipe())
-    before = _hashes(recipe().output)
+    before = digests(recipe().output)
     assert survey(recipe(workers=9)).complete == manifest == build_in_process(recipe())
-    assert _hashes(recipe().output) == before
+    assert digests(recipe().output) == before
 
 
 def test_another_recipe_is_refused_field_by_field(recipe: RecipeMaker) -> None:
     build_in_process(recipe())
-    before = _hashes(recipe().output)
+    before = digests(recipe().output)
     with pytest.raises(FlowmapsrError) as error:
         build_in_process(recipe(seed=8, samples_per_photo=1))
     assert "seed was 7, is 8" in str(error.value)
     assert "samples_per_photo was 2, is 1" in str(error.value)
-    assert _hashes(recipe().output) == before
+    assert digests(recipe().output) == before
 
 
 def test_a_foreign_output_is_refused(recipe: RecipeMaker, tmp_path: Path) -> None:
@@ -266,9 +254,9 @@ def test_photos_that_fit_no_bucket_are_too_small(recipe: RecipeMaker) -> None:
 
 def test_a_renamed_photo_gives_the_same_samples(recipe: RecipeMaker, photos: Path) -> None:
     build_in_process(recipe())
-    before = _keys(recipe().output)
+    before = sample_keys(recipe().output)
     for index, path in enumerate(sorted(photos.iterdir())):
         path.rename(photos / f"renamed{index * 7 % 9}.png")
     other = recipe(output=recipe().output + "-renamed")
     build_in_process(other)
-    assert _keys(other.output) == before  # nor does the order of samples depend on where photos are
+    assert sample_keys(other.output) == before  # in the same order too

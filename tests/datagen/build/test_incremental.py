@@ -19,12 +19,12 @@ from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import load_manifest
-from datagen.dataset.shard_index import read_shard
 from datagen.errors import FlowmapsrError
 from datagen.photos.scan import HeaderReader
 from datagen.review.verify import verify_dataset
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
+from tests.support.shards import sample_keys
 
 RecipeMaker = Callable[..., DatasetRecipe]
 
@@ -41,8 +41,7 @@ def add(photos: Path, encoded: Any, photo: Any) -> Callable[..., None]:
 
 
 def _keys(root: str) -> list[str]:
-    shards = load_manifest(root).shards
-    keys = [sample.key for shard in shards for sample in read_shard(f"{root}/{shard.path}")]
+    keys = sample_keys(root)
     assert len(keys) == len(set(keys)) == load_manifest(root).num_samples
     return keys
 

@@ -37,12 +37,9 @@ except FlowmapsrError as error:
 """
 
 
-@pytest.fixture(params=["local", "s3"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "new" / "dataset")
-    faulty: FaultyS3 = request.getfixturevalue("faulty_s3")
-    return f"s3://{faulty.bucket}/dataset"
+@pytest.fixture
+def output(root: str) -> str:
+    return f"{root}/dataset"
 
 
 @pytest.fixture

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from datagen.errors import FlowmapsrError
 from datagen.io import local, s3, s3_client, storage
-from tests.support.s3 import FaultyS3
-
-
-@pytest.fixture(params=["local", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "root")
-        return
-    faulty: FaultyS3 = request.getfixturevalue("faulty_s3")
-    yield f"s3://{faulty.bucket}/root"
 
 
 def test_what_is_written_is_read(root: str) -> None:

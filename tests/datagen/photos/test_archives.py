@@ -11,7 +11,6 @@ import struct
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,13 +49,9 @@ def _names(uri: str) -> list[str]:
     return [item.uri.partition("#")[2] for item in found if isinstance(item, SourceFile)]
 
 
-@pytest.fixture(params=["local", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "photos.tar")
-        return
-    faulty: FaultyS3 = request.getfixturevalue("faulty_s3")
-    yield f"s3://{faulty.bucket}/photos.tar"
+@pytest.fixture
+def uri(root: str) -> str:
+    return f"{root}/photos.tar"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.prefect_servers import running_server
 from tests.support.processes import kill_tree
 from tests.support.tiny import MODEL, WARMUP, RunMaker
@@ -18,7 +19,6 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_starts
 from training.tracking.journal import read_metrics
-from training.tracking.mlflow_client import RunNames
 
 Run = Callable[..., Any]
 STEPS = 300
@@ -70,7 +70,7 @@ def test_a_training_whose_folder_is_taken_over_stops_and_writes_no_more(
     starts = read_starts(stage)
     assert len(starts) == 2
     client = MlflowClient(store)
-    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    names = mlflow_names(run)
     runs = [client.get_run(one) for one in (names.parent, names.stages["warmup"])]
     assert [one.info.status for one in runs] == ["FINISHED", "FINISHED"]
     steps = read_metrics(stage.root, prefix="loss/total")["loss/total"].steps

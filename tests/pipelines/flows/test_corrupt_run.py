@@ -15,13 +15,13 @@ from mlflow import MlflowClient
 from datagen.errors import FlowmapsrError
 from tests.pipelines.conftest import write_training
 from tests.support.launch import train
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import same_weights
 from training.run_dir.paths import StagePaths, finished_stages
 from training.run_dir.recipe_guard import check_recipe
 from training.run_dir.starts import read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
-from training.tracking.mlflow_client import RunNames
 from training.weights.model_folder import find_model
 
 Run = Callable[..., Any]
@@ -127,7 +127,7 @@ def test_a_run_whose_records_are_all_corrupt_resumes_to_the_same_model(
     losses = read_metrics(home)["loss/total"]
     assert sorted(set(losses.steps)) == [10, 30, 40, 50, 60]
 
-    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    names = mlflow_names(run)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     history = client.get_metric_history(names.stages["distill"], "loss/total")
     assert {point.step for point in history} == set(losses.steps)

@@ -21,9 +21,9 @@ from datagen.review.verify import verify_dataset
 from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from tests.support.eventually import eventually
+from tests.support.files import digests
 from tests.support.ray_processes import ray_actors
 
-Digests = Callable[[Path], dict[str, str]]
 Words = Callable[..., list[str]]
 NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "127.0.0.1:9"}
 """Servers that do not answer."""
@@ -72,14 +72,14 @@ def test_the_dataset_is_valid(reference: Path) -> None:
 
 
 def test_two_workers_make_the_same_bytes(
-    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+    reference: Path, tmp_path: Path, build_words: Words
 ) -> None:
     build(build_words(tmp_path / "set", "workers=2"))
     assert digests(tmp_path / "set") == digests(reference)
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(
-    reference: Path, tmp_path: Path, build_words: Words, digests: Digests
+    reference: Path, tmp_path: Path, build_words: Words
 ) -> None:
     output, killed = tmp_path / "set", []
 
@@ -107,7 +107,6 @@ def test_a_stopped_command_continues(
     tmp_path: Path,
     servers: dict[str, str],
     build_words: Words,
-    digests: Digests,
     start: Callable[..., subprocess.Popen[str]],
     finished: Callable[..., object],
     flowmapsr: Callable[..., object],
@@ -134,7 +133,7 @@ def test_a_stopped_command_continues(
 
 
 def test_a_complete_dataset_needs_no_servers(
-    reference: Path, build_words: Words, digests: Digests, flowmapsr: Callable[..., object]
+    reference: Path, build_words: Words, flowmapsr: Callable[..., object]
 ) -> None:
     before = digests(reference)
     ended = flowmapsr(*build_words(reference, "workers=2"), env=NOWHERE)

@@ -17,14 +17,20 @@ from pipelines.flows.training import train
 from pipelines.recipes.full_recipe import FullRecipe
 from tests.pipelines.conftest import Ended, write_training
 from tests.support.eventually import eventually
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.ray_processes import ray_actors
-from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, same_weights, write_photos
+from tests.support.tiny import (
+    WARMUP,
+    RunMaker,
+    dataset_recipe,
+    same_weights,
+    write_photos,
+)
 from training.checkpoints.records import COMMIT
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_failures, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
-from training.tracking.mlflow_client import RunNames
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server", "ray_cluster_address"),
@@ -78,7 +84,7 @@ def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
     ended = flowmapsr("train", "./mine.yaml", "--json", env=env)
     assert ended.code == 0 and len(ended.json["stages"]) == 2, ended.err
     client = MlflowClient(uri)
-    names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+    names = mlflow_names(run)
     for run_id in (names.parent, *names.stages.values()):
         assert client.get_run(run_id).info.status == "FINISHED"
     losses = client.get_metric_history(names.stages["distill"], "loss/total")
@@ -103,7 +109,7 @@ def test_a_run_that_ray_gave_up_on_has_ended_in_mlflow_and_resumes_when_started_
         train(recipe)
     killer.join()
     client = MlflowClient(uri)
-    names = RunNames.model_validate_json((tmp_path / "run" / "mlflow.json").read_bytes())
+    names = mlflow_names(tmp_path / "run")
     parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
     assert "Ray gave up" in parent.data.tags["failure"]
@@ -157,7 +163,7 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert set(record.seconds) == {"dataset", "training", "evaluation"}
 
     client = MlflowClient(uri)
-    names = RunNames.model_validate_json((base / "run" / "mlflow.json").read_bytes())
+    names = mlflow_names(base / "run")
     parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)

@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.networks import ATTENTION, tiny_net
 from training.flowmap.derivatives import Point, directional_derivative
 from training.flowmap.interpolant import Velocity
 from training.flowmap.network import FlowMapNet
 from training.monitoring.mfu import FlopCounter
-from training.settings.model import ModelSettings
 
 N, CHANNELS, SIDE = 3, 12, 8
 DIRECTIONS = pytest.mark.parametrize("formulation", ["eulerian", "lagrangian"])
@@ -25,20 +25,7 @@ DIRECTIONS = pytest.mark.parametrize("formulation", ["eulerian", "lagrangian"])
 @pytest.fixture
 def net() -> FlowMapNet:
     """With attention, and no layer with an output of 0 or weights of 1."""
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        block_channels=(16, 32),
-        layers_per_block=1,
-        transformer_layers=(0, 1),
-        attention_heads=(2, 4),
-        norm_groups=8,
-        time_channels=16,
-        prompt_channels=8,
-        guidance_conditioning=False,
-        time_embedding_scale=10.0,
-    )
-    net = FlowMapNet(settings, latent_channels=CHANNELS)
-    nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    net = tiny_net(channels=CHANNELS, time_embedding_scale=10.0, **ATTENTION)
     for layer in net.modules():
         if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             nn.init.uniform_(layer.weight, 0.5, 2.0)

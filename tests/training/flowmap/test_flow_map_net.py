@@ -5,18 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.support.networks import ATTENTION, tiny_net
 from training.flowmap.interpolant import sample
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import NEGATIVE, POSITIVE, stand_in_embeddings
 from training.settings.model import ModelSettings
-
-
-def _net(settings: ModelSettings, *, trained: bool = True) -> FlowMapNet:
-    torch.manual_seed(0)
-    net = FlowMapNet(settings, latent_channels=4)
-    if trained:
-        torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
-    return net.eval()
 
 
 def test_the_full_size_model_has_2_43_billion_parameters() -> None:
@@ -27,11 +20,11 @@ def test_the_full_size_model_has_2_43_billion_parameters() -> None:
 
 def test_an_untrained_model_returns_its_input(tiny_model: ModelSettings) -> None:
     x = torch.randn(2, 4, 8, 8)
-    assert torch.equal(sample(_net(tiny_model, trained=False), x, 2), x)
+    assert torch.equal(sample(FlowMapNet(tiny_model, latent_channels=4), x, 2), x)
 
 
-def test_the_output_depends_on_t_s_and_the_prompt(tiny_model: ModelSettings) -> None:
-    net, x = _net(tiny_model), torch.randn(2, 4, 8, 8)
+def test_the_output_depends_on_t_s_and_the_prompt() -> None:
+    net, x = tiny_net(channels=4), torch.randn(2, 4, 8, 8)
     one, half = torch.ones(2), torch.full((2,), 0.5)
     with torch.no_grad():
         base = net(x, one, half)
@@ -46,10 +39,8 @@ def test_the_output_depends_on_t_s_and_the_prompt(tiny_model: ModelSettings) -> 
         assert (other - base).abs().max() > 1e-4
 
 
-def test_the_guidance_strength_is_an_input_where_the_recipe_says_so(
-    tiny_model: ModelSettings,
-) -> None:
-    net = _net(tiny_model.model_copy(update={"guidance_conditioning": True}))
+def test_the_guidance_strength_is_an_input_where_the_recipe_says_so() -> None:
+    net = tiny_net(channels=4, guidance_conditioning=True)
     x, t = torch.randn(2, 4, 8, 8), torch.ones(2)
     with torch.no_grad():
         plain, none, strong = (net(x, t, t, None, w) for w in (t, None, 3 * t))
@@ -61,21 +52,12 @@ def test_the_guidance_strength_is_an_input_where_the_recipe_says_so(
 
 
 def test_attention_blocks_run_without_text_tokens() -> None:
-    settings = ModelSettings(
-        block_channels=(16, 32),
-        layers_per_block=1,
-        transformer_layers=(0, 1),
-        attention_heads=(2, 4),
-        norm_groups=8,
-        time_channels=16,
-        prompt_channels=8,
-    )
-    net = _net(settings)
+    net = tiny_net(channels=4, **ATTENTION)
     assert net(torch.randn(1, 4, 8, 8), torch.ones(1), torch.zeros(1)).shape == (1, 4, 8, 8)
 
 
-def test_velocities_are_float32_whatever_the_weights_are(tiny_model: ModelSettings) -> None:
-    net = _net(tiny_model).to(torch.bfloat16)
+def test_velocities_are_float32_whatever_the_weights_are() -> None:
+    net = tiny_net(channels=4).to(torch.bfloat16)
     assert net(torch.randn(1, 4, 8, 8), torch.ones(1), torch.ones(1)).dtype == torch.float32
 
 

@@ -11,13 +11,6 @@ from training.flowmap.interpolant import flow_map, interpolate, sample, sample_t
 PAIR = GaussianPair()
 
 
-def _states(n: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x0, x1 = PAIR.sample(n, generator)
-    s, t = torch.rand(2, n, generator=generator, dtype=torch.float64).sort(dim=0).values
-    return interpolate(x0, x1, t), t, s
-
-
 def test_interpolant_meets_hq_at_0_and_lq_at_1() -> None:
     x0, x1 = torch.randn(2, 3, 4, 5, 5)
     assert torch.equal(interpolate(x0, x1, torch.zeros(3)), x0)
@@ -33,24 +26,24 @@ def test_samples_of_the_interpolant_have_the_closed_form_moments() -> None:
 
 
 def test_flow_map_of_the_exact_velocity_is_the_exact_map() -> None:
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     torch.testing.assert_close(flow_map(PAIR.u, x, t, s), PAIR.exact_map(x, t, s))
 
 
 def test_flow_map_is_the_identity_where_s_equals_t() -> None:
-    x, t, _ = _states()
+    x, t, _ = PAIR.states()
     assert torch.equal(flow_map(PAIR.u, x, t, t), x)
 
 
 def test_flow_maps_compose() -> None:
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     m = (t + s) / 2
     two = flow_map(PAIR.u, flow_map(PAIR.u, x, t, m), m, s)
     torch.testing.assert_close(two, flow_map(PAIR.u, x, t, s))
 
 
 def test_average_velocity_tends_to_the_instantaneous_one() -> None:
-    x, t, _ = _states()
+    x, t, _ = PAIR.states()
     torch.testing.assert_close(PAIR.u(x, t, t - 1e-6), PAIR.velocity(x, t), rtol=1e-4, atol=1e-4)
 
 

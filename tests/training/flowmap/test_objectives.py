@@ -16,12 +16,12 @@ from torch.autograd.functional import jvp as reverse_mode_jvp
 
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Dct8Codec
+from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import WARMUP
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.conditions import draw_conditions
 from training.flowmap.interpolant import sample_times
-from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import (
     DynamicWeighting,
     FlowMapObjective,
@@ -31,7 +31,6 @@ from training.flowmap.objective import (
 from training.flowmap.prompts import NEGATIVE, POSITIVE
 from training.flowmap.system import FlowMapStage
 from training.losses.perceptual import PatchPerceptualLoss, charbonnier
-from training.settings.model import ModelSettings
 from training.settings.objective import (
     FlowMatching,
     Guidance,
@@ -62,13 +61,8 @@ def batch() -> Batch:
 
 
 @pytest.fixture
-def model(tiny_model: ModelSettings) -> FlowMapStageModel:
-    torch.manual_seed(0)
-    settings = tiny_model.model_copy(
-        update={"guidance_conditioning": True, "time_embedding_scale": 10.0}
-    )
-    net = FlowMapNet(settings, latent_channels=12)
-    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+def model() -> FlowMapStageModel:
+    net = tiny_net(guidance_conditioning=True, time_embedding_scale=10.0)
     weighting = DynamicWeighting()
     torch.nn.init.normal_(weighting.last.weight, std=0.1)
     return FlowMapStageModel(net, weighting)
@@ -289,28 +283,12 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     assert (term.sum.item(), term.count) == (0, 0)
 
 
-def _with_attention() -> FlowMapNet:
-    torch.manual_seed(0)
-    settings = ModelSettings(
-        block_channels=(16, 32),
-        layers_per_block=1,
-        transformer_layers=(0, 1),
-        attention_heads=(2, 4),
-        norm_groups=8,
-        time_channels=16,
-        prompt_channels=8,
-        time_embedding_scale=10.0,
-    )
-    net = FlowMapNet(settings, latent_channels=12)
-    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
-    return net
-
-
 @FORMULATIONS
 def test_attention_with_a_checkpointed_student_trains_with_each_formulation(
     batch: Batch, formulation: dict[str, str]
 ) -> None:
-    model = FlowMapStageModel(_with_attention(), None)
+    net = tiny_net(guidance_conditioning=True, time_embedding_scale=10.0, **ATTENTION)
+    model = FlowMapStageModel(net, None)
     objective = _objective(_self_distillation(formulation, GUIDANCE))
     gradients = []
     for checkpointed in (False, True):

@@ -24,16 +24,9 @@ NEGATIVE = GaussianPair(m0=0.0, m1=0.0, s0=0.6, rho=0.2)
 W = 2.5
 
 
-def _states(n: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x0, x1 = PAIR.sample(n, generator)
-    s, t = torch.rand(2, n, generator=generator, dtype=torch.float64).sort(dim=0).values
-    return interpolate(x0, x1, t), t, s
-
-
 def _inside() -> tuple[Tensor, Tensor, Tensor]:
     """States with s well below t, where u of the closed form is smooth."""
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     return x, 0.3 + 0.7 * t, 0.25 * s
 
 
@@ -48,13 +41,13 @@ def _counted(u: Velocity) -> tuple[Velocity, list[int]]:
 
 
 def test_shortcut_residual_is_zero_at_the_exact_map() -> None:
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     target = shortcut_target(PAIR.u, x, t, s)
     torch.testing.assert_close(target, PAIR.u(x, t, s))
 
 
 def test_shortcut_residual_is_not_zero_with_a_sign_flipped() -> None:
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     m = (t + s) / 2
     forward = x + (t - m)[:, None] * PAIR.u(x, t, m)  # the map in the wrong direction
     wrong = 0.5 * PAIR.u(x, t, m) + 0.5 * PAIR.u(forward, m, s)
@@ -172,7 +165,7 @@ def test_a_derivative_is_exact_on_quadratics() -> None:
 
 
 def test_shortcut_evaluates_the_model_twice_and_detaches() -> None:
-    x, t, s = _states()
+    x, t, s = PAIR.states()
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     u, calls = _counted(lambda x, t, s: weight * PAIR.u(x, t, s))
     assert not shortcut_target(u, x, t, s).requires_grad

@@ -19,6 +19,7 @@ from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from tests.support.launch import start_workers
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import WARMUP, RunMaker, rewritten
 from training.checkpoints.reader import read_commit
 from training.data.bucket_mix import bucket_shares
@@ -32,7 +33,6 @@ from training.run_dir.starts import end_reason, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.stage import run_stage
-from training.tracking.mlflow_client import RunNames
 
 
 def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]:
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_to_mlflow(
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    names = mlflow_names(recipe.output)
     child = client.get_run(names.stages["warmup"])
     assert child.info.status == "FINISHED"
     message = child.data.tags["last_failed_checkpoint"]

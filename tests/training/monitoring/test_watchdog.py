@@ -12,12 +12,12 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support.launch import start_workers, train
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog
 from training.run_dir.paths import StagePaths
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import read_starts
-from training.tracking.mlflow_client import RunNames
 
 STAGE = {**WARMUP, "steps": 12, "checkpoint_every_steps": 4}
 
@@ -40,7 +40,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_ag
     assert output.count("in stuck") >= 1  # in the log too
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    names = mlflow_names(recipe.output)
     for run_id, folder in ((names.parent, "stacks/warmup"), (names.stages["warmup"], "stacks")):
         run = client.get_run(run_id)
         assert run.info.status == "FAILED" and "no progress for" in run.data.tags["failure"]
@@ -82,7 +82,7 @@ def test_every_machine_is_sampled_under_its_own_name(run_recipe: RunMaker, tmp_p
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    names = RunNames.model_validate_json((Path(recipe.output) / "mlflow.json").read_bytes())
+    names = mlflow_names(recipe.output)
     child = client.get_run(names.stages["warmup"])
     system = {name for name in child.data.metrics if name.startswith("system/")}
     assert system and all(name.startswith("system/machine-") for name in system)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from datagen.records import flatten
 from tests.support.eventually import eventually
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.small_disk import DiskMaker
 from training.run_dir.paths import StagePaths
 from training.tracking import tracker as tracker_module
@@ -31,10 +32,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     (tmp_path / "store").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(uri)
-
-
-def _names(run: Path) -> RunNames:
-    return RunNames.model_validate_json((run / "mlflow.json").read_bytes())
 
 
 def test_everything_written_arrives_in_parent_and_child(
@@ -58,7 +55,7 @@ def test_everything_written_arrives_in_parent_and_child(
         stage.metrics(step, {"loss/total": 1.0 / (step + 1)})
     assert stage.close("FINISHED")
 
-    names = _names(run)
+    names = mlflow_names(run)
     assert store.get_run(names.parent).data.params == {"seed": "7"}
     child = store.get_run(names.stages["warmup"])
     assert child.info.status == "FINISHED"
@@ -82,7 +79,7 @@ def test_a_restart_continues_the_same_runs(store: MlflowClient, tmp_path: Path) 
         for step in range(start, start + 10):
             tracker.metrics(step, {"loss/total": float(step)})
         assert tracker.close("KILLED" if start == 0 else "FINISHED")
-    names = _names(run)
+    names = mlflow_names(run)
     history = store.get_metric_history(names.stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(20))
     assert store.get_run(names.stages["warmup"]).info.status == "FINISHED"
@@ -104,7 +101,7 @@ def test_an_unreachable_store_stops_nothing_and_gets_everything_later(
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert Tracker(run, experiment="tests", stage="warmup").close("FINISHED")
-    names = _names(run)
+    names = mlflow_names(run)
     history = MlflowClient(uri).get_metric_history(names.stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(5)]
 
@@ -133,7 +130,7 @@ def test_the_run_of_a_dead_process_is_closed_with_all_it_wrote_and_reopened_late
             reason=reason,
             wait=60,
         )
-    child = store.get_run(_names(run).stages["warmup"])
+    child = store.get_run(mlflow_names(run).stages["warmup"])
     assert child.info.status == "FAILED" and child.data.tags["failure"] == "its host was lost"
     history = store.get_metric_history(child.info.run_id, "loss/total")
     assert [point.step for point in history] == list(range(600))
@@ -160,7 +157,7 @@ def test_an_end_that_is_sent_late_does_not_end_a_run_that_continues(
         assert not first.close("FAILED", reason="a stall", wait=30)
     second = Tracker(run, experiment="tests", stage="warmup")
     _wait_until_sent(run)
-    child = store.get_run(_names(run).stages["warmup"])
+    child = store.get_run(mlflow_names(run).stages["warmup"])
     assert child.info.status == "RUNNING" and "failure" not in child.data.tags
     assert second.close("FINISHED")
 
@@ -172,7 +169,7 @@ def test_two_senders_of_one_journal_send_nothing_twice(store: MlflowClient, tmp_
     for step in range(1500):
         tracker.metrics(step, {"loss/total": float(step)})
     assert tracker.close("FINISHED") and other.close(None)
-    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    history = store.get_metric_history(mlflow_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(1500))
 
 
@@ -235,7 +232,7 @@ def test_what_does_not_fit_on_a_full_disk_is_written_later(
     assert journal.endswith("\n") and journal.count("\n") < 200
     assert caplog.text.count("tracking.jsonl cannot be written") == 1
     assert tracker.close("FINISHED")
-    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    history = store.get_metric_history(mlflow_names(run).stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
 
 
@@ -251,7 +248,7 @@ def test_what_mlflow_never_accepts_does_not_block_what_follows(
         tracker.write(Tags(values={"": "a tag without a name"}))
         tracker.metrics(step, {"loss/total": 1.0})
         assert tracker.close("FINISHED")
-    child = store.get_run(_names(run).stages["warmup"])
+    child = store.get_run(mlflow_names(run).stages["warmup"])
     assert (child.data.params["workers"], child.data.params["seed"]) == ("2", "7")
     now = {name: value for name, value in child.data.tags.items() if name.startswith("now.")}
     assert now == {"now.workers": "2"}
@@ -277,7 +274,7 @@ def test_metrics_arrive_when_pictures_cannot(
     assert not tracker.close("FINISHED")
     assert "takes no files" in caplog.text and "files.jsonl" in caplog.text
     assert "takes no metrics" not in caplog.text
-    child = store.get_run(_names(run).stages["warmup"])
+    child = store.get_run(mlflow_names(run).stages["warmup"])
     assert child.info.status == "FINISHED"
     history = store.get_metric_history(child.info.run_id, "loss/total")
     assert [point.step for point in history] == [0, 1, 2]
@@ -307,7 +304,7 @@ def test_a_new_store_gets_all_that_was_ever_written(
     second.metrics(2, {"loss/total": 0.5})
     assert second.close("FINISHED")
     client = MlflowClient(uri)
-    child = client.get_run(_names(run).stages["warmup"])
+    child = client.get_run(mlflow_names(run).stages["warmup"])
     history = client.get_metric_history(child.info.run_id, "loss/total")
     assert [point.step for point in history] == [1, 2]
     assert child.info.status == "FINISHED"
@@ -322,7 +319,7 @@ def test_a_damaged_line_is_dropped(store: MlflowClient, tmp_path: Path) -> None:
     tracker = Tracker(run, experiment="tests", stage="warmup")
     tracker.metrics(2, {"loss/total": 2.0})
     assert tracker.close("FINISHED")
-    history = store.get_metric_history(_names(run).stages["warmup"], "loss/total")
+    history = store.get_metric_history(mlflow_names(run).stages["warmup"], "loss/total")
     assert [point.step for point in history] == [2]
 
 

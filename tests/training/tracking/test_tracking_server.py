@@ -9,11 +9,11 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.support.eventually import eventually
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
 from training.tracking import tracker as tracker_module
 from training.tracking.events import Tags
-from training.tracking.mlflow_client import RunNames
 from training.tracking.tracker import Tracker
 
 POINTS = 30
@@ -44,7 +44,7 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
     with mlflow_server(tmp_path, port):
         write(3 * POINTS)
         assert tracker.close("FINISHED", wait=60)
-        names = RunNames.model_validate_json((run / "mlflow.json").read_bytes())
+        names = mlflow_names(run)
         client = MlflowClient(uri)
         child = client.get_run(names.stages["warmup"])
         assert child.data.tags["note"] == "while the server was down"

@@ -15,14 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.support.tiny import MODEL, STAGE
+from tests.support.networks import flat, tiny_net
+from tests.support.tiny import STAGE
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.engine.engine import Engine
-from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.monitoring.mfu import FlopCounter, FlopMeter, Peak
-from training.settings.model import ModelSettings
 from training.settings.stage import StageSettings
 from training.trainer import ObjectiveTrainer
 
@@ -46,10 +45,7 @@ def settings_of(name: str) -> StageSettings:
 
 
 def fresh_model() -> FlowMapStageModel:
-    torch.manual_seed(0)
-    model = ModelSettings.model_validate({**MODEL, "transformer_layers": [0, 1]})
-    net = FlowMapNet(model, latent_channels=CHANNELS)
-    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    net = tiny_net(channels=CHANNELS, transformer_layers=[0, 1])
     return FlowMapStageModel(net, None)
 
 
@@ -58,10 +54,6 @@ def batch_of(step: int) -> Batch:
     generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
     hq, lq = torch.randn(2, MICRO, CHANNELS, side, side, generator=generator)
     return Batch(tuple(map(str, range(MICRO))), hq, lq, None, None, Position())
-
-
-def flat(model: FlowMapStageModel) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
 def train(settings: StageSettings, meter: FlopMeter | None) -> tuple[Tensor, list[int]]:

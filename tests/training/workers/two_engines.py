@@ -18,17 +18,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from tests.support.tiny import MODEL
+from tests.support.networks import tiny_net
 from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.lora import add_lora
-from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings
-from training.settings.model import ModelSettings
 from training.settings.objective import FlowMatching
 from training.settings.stage import StageSettings
 
@@ -76,9 +74,7 @@ def stage(zero_stage: int) -> StageSettings:
 
 
 def networks() -> tuple[FlowMapStageModel, Discriminator]:
-    torch.manual_seed(0)
-    net = FlowMapNet(ModelSettings.model_validate(MODEL), latent_channels=CHANNELS)
-    nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    net = tiny_net(channels=CHANNELS)
     add_lora(net, rank=2, targets=ADVERSARIAL.lora.target_modules)
     return FlowMapStageModel(net, None), Discriminator(
         ADVERSARIAL.discriminator, latent_channels=CHANNELS

@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.support.tiny import MODEL, STAGE
+from tests.support.networks import flat, tiny_net
+from tests.support.tiny import STAGE
 from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
 from training.engine.engine import Engine
-from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
-from training.settings.model import ModelSettings
 from training.settings.objective import SelfDistillation
 from training.settings.stage import StageSettings
 
@@ -75,12 +74,7 @@ def cases() -> Iterator[StageSettings]:
 
 
 def fresh_model() -> FlowMapStageModel:
-    torch.manual_seed(0)
-    settings = ModelSettings.model_validate(
-        {**MODEL, "guidance_conditioning": True, "time_embedding_scale": 10.0}
-    )
-    net = FlowMapNet(settings, latent_channels=CHANNELS)
-    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.1)
+    net = tiny_net(channels=CHANNELS, guidance_conditioning=True, time_embedding_scale=10.0)
     return FlowMapStageModel(net, DynamicWeighting())
 
 
@@ -97,10 +91,6 @@ def draw(step: int, index: int) -> tuple[Batch, torch.Generator]:
     micro = MicroStep(index // WORKERS, len(sizes) // WORKERS, weight)
     batch = Batch(keys, hq, lq, neg, None, Position(), micro)
     return batch, torch.Generator().manual_seed(seed + 50)
-
-
-def flat(model: FlowMapStageModel) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
 @lru_cache
