@@ -231,9 +231,8 @@ class Loop:
                     "data/skipped_samples": float(self.skipped.samples),
                 },
             )
-        if last or meter.seconds_since_progress() > PROGRESS_SECONDS:
+        if meter.progress_is_due(PROGRESS_SECONDS) or last:
             self.reporter.progress(self._progress(meter, step))
-            meter.progress_written()
 
     def _draw(self, step: int) -> None:
         """Pictures of the model that the stage would end with now."""

@@ -6,10 +6,8 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 
-WINDOW = 100
-"""Steps of the running median."""
-MIN_STEPS = 20
-"""Steps needed before one can be judged."""
+WINDOW, MIN_STEPS = 100, 20
+"""Steps of the running median, and steps needed before one can be judged."""
 
 
 class LossGuard:
@@ -42,8 +40,8 @@ class LossGuard:
 
     def diverged(self, error: float) -> bool:
         """Whether a step's error is too large; otherwise it is added to the baseline."""
-        can_judge = self.max_growth is not None and len(self._errors) >= MIN_STEPS
-        if can_judge and error > self.max_growth * self.median:  # type: ignore[operator]
+        can_judge = len(self._errors) >= MIN_STEPS
+        if self.max_growth is not None and can_judge and error > self.max_growth * self.median:
             return True
         self._errors.append(error)
         return False

@@ -67,12 +67,12 @@ class Meter:
         total, count = self._sums[self.headline]
         return self._images / (time.monotonic() - self._since), total / count
 
-    def seconds_since_progress(self) -> float:
-        """Seconds since `progress_written`, or since the start."""
-        return time.monotonic() - self._progress_time
-
-    def progress_written(self) -> None:
-        self._progress_time = time.monotonic()
+    def progress_is_due(self, every: float) -> bool:
+        """Whether so many seconds have passed since this was true, or since the start."""
+        is_due = time.monotonic() - self._progress_time > every
+        if is_due:
+            self._progress_time = time.monotonic()
+        return is_due
 
 
 def reset_memory_peak(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class FlopMeter:
         """
         Args:
             compiled: whether a part of the network goes through `torch.compile`.
-            checkpointed: whether forward passes are computed again during the backward pass; these
+            checkpointed: whether forward passes are computed again in the backward pass; these
                 count too, which makes the share a hardware utilization (HFU).
             enabled: False on other ranks, which count nothing.
         """
@@ -130,16 +130,12 @@ class FlopMeter:
 
 @contextmanager
 def counted_flops(*, compiled: bool) -> Iterator[FlopCounter]:
-    """Counts the FLOPs of the block, recomputed forward passes included.
-
-    Args:
-        compiled: whether a part of it goes through `torch.compile`; that must have run before.
-    """
-    with ExitStack() as stack:
-        if compiled:
-            # torch never compiles a function that it first sees while FLOPs are counted.
-            stack.enter_context(torch.compiler.set_stance("eager_on_recompile"))
-        yield stack.enter_context(FlopCounter())
+    """Counts the FLOPs of the block, recomputed forward passes included; what is compiled must have
+    run before."""
+    # torch never compiles a function that it first sees while FLOPs are counted.
+    eager = torch.compiler.set_stance("eager_on_recompile") if compiled else nullcontext()
+    with eager, FlopCounter() as counter:
+        yield counter
 
 
 class Peak(NamedTuple):

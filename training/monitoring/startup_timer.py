@@ -17,11 +17,7 @@ class StartupTimer:
         self.restart(started)
 
     def restart(self, started: float) -> None:
-        """Drops all phases.
-
-        Args:
-            started: seconds since the epoch.
-        """
+        """Drops all phases; `started` is in seconds since the epoch."""
         self._last = started
         self.seconds: dict[str, float] = {}
 
@@ -39,8 +35,7 @@ class StartupTimer:
 
 def process_started() -> float:
     """Start time of this process, in seconds since the epoch."""
-    started: float = psutil.Process().create_time()
-    return started
+    return float(psutil.Process().create_time())
 
 
 startup = StartupTimer(process_started())

@@ -42,12 +42,9 @@ def read_or_warn(path: Path, kind: type[Record], *, remedy: str) -> Record | Non
 
 
 def append_lines_atomically(path: Path, text: str) -> None:
-    """Appends lines to a file: all of them or, if they do not fit, none.
+    """Appends lines to a file: all of them or, with an OSError, none.
 
     An incomplete last line, left by a killed process, is removed first.
-
-    Raises:
-        OSError: nothing was appended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:

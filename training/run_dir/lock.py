@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 from datagen.io.lock import TRAINING, OutputLock, output_lock
 from training.settings.recipe import TrainingRecipe
 
 
-class RunLock:
+class RunLock(NamedTuple):
     """The locks of a run, held."""
 
-    def __init__(self, locks: Sequence[OutputLock]) -> None:
-        self.locks = locks
+    locks: list[OutputLock]
 
     def raise_if_lost(self) -> None:
         """Raises LockLostError once another training has taken one of the folders."""
@@ -26,8 +26,5 @@ def run_lock(recipe: TrainingRecipe, *, take_over: bool = False) -> Iterator[Run
     """Holds the locks of a run for the block; see `output_lock`."""
     locations = dict.fromkeys([recipe.output, recipe.checkpoints or recipe.output])
     with ExitStack() as stack:
-        locks = [
-            stack.enter_context(output_lock(location, TRAINING, take_over=take_over))
-            for location in locations
-        ]
-        yield RunLock(locks)
+        locks = [output_lock(location, TRAINING, take_over=take_over) for location in locations]
+        yield RunLock([stack.enter_context(lock) for lock in locks])

@@ -38,8 +38,8 @@ def write_recipe(recipe: TrainingRecipe, *, on_replace: Callable[[Path], None]) 
     """Writes the recipe into its run folder, after `check_recipe`.
 
     Args:
-        on_replace: called with the folder before another recipe in it, which has not begun to
-            train, is replaced: what was logged of it cannot be changed.
+        on_replace: called with the folder before a recipe that has not begun to train is replaced:
+            what was logged of it cannot be changed.
     """
     run = RunPaths(Path(recipe.output))
     changes = _changes(recipe)

@@ -29,10 +29,7 @@ class StackHeader(FrozenModel):
 
 
 def stack_files(folder: Path) -> list[Path]:
-    """The stack traces of a stage, in order of time.
-
-    Those of frozen processes are renamed first.
-    """
+    """The stack traces of a stage, in order of time; those of frozen processes are renamed."""
     for frozen in folder.glob(".rank-*"):
         keep_frozen(frozen)
     return sorted(folder.glob("[!.]*.txt"))

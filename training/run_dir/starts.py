@@ -18,9 +18,8 @@ from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files, stall_reason
 
-MAX_REASON = 300
-"""Characters; some launchers add advice to an error."""
-MOST_CAUSES = 3
+MAX_REASON, MOST_CAUSES = 300, 3
+"""Characters of a reason, as some launchers add advice; and errors of one failure."""
 KILLED = "killed, or its machine was lost"
 
 
@@ -61,24 +60,21 @@ def record_start(
 ) -> Start:
     """Records that the stage continues from `step`, without the corrupt checkpoints after it."""
     earlier = read_starts(stage)
+    ended_before = end_reason(stage) if earlier else None
+    # A launcher that can start more workers ends the current ones without an error.
+    if ended_before == KILLED and len(workers.hosts) > len(earlier[-1].workers.hosts):
+        ended_before = f"{KILLED}, or ended for more workers"
     start = Start(
         time=time.time(),
         workers=workers,
         step=step,
-        ended_before=_ended_before(stage, earlier[-1], workers) if earlier else None,
+        ended_before=ended_before,
         skipped_checkpoints=skipped_checkpoints,
     )
     with best_effort("the list of starts"):
         append_line(stage.starts, start)
     stage.ended.unlink(missing_ok=True)
     return start
-
-
-def _ended_before(stage: StagePaths, earlier: Start, workers: WorkerGroup) -> str:
-    reason = end_reason(stage)
-    # A launcher that can start more workers ends the current ones without an error.
-    grew = len(workers.hosts) > len(earlier.workers.hosts)
-    return f"{reason}, or ended for more workers" if reason == KILLED and grew else reason
 
 
 def record_end(stage: StagePaths, reason: str) -> None:
@@ -111,30 +107,20 @@ def end_reason(stage: StagePaths) -> str:
         return stall_reason(stacks)
     failures = [one for one in read_failures(stage.run) if one.time > since]
     # Workers that lose the connection to a dead one fail too, with longer messages.
-    causes = [one for one in failures if one.died] or failures
+    causes: dict[str, list[str]] = {}
+    for one in [one for one in failures if one.died] or failures:
+        causes.setdefault(one.error, []).append(str(one.rank))
     if causes:
-        return _causes(causes)
+        return "; ".join(
+            f"worker{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: {error}"
+            for error, ranks in list(causes.items())[:MOST_CAUSES]
+        )
     ended = read_end(stage)
     return KILLED if ended is None else ended.reason
 
 
-def _causes(failures: list[Failure]) -> str:
-    """Each error once, with the workers that had it."""
-    ranks: dict[str, list[str]] = {}
-    for one in failures:
-        ranks.setdefault(one.error, []).append(str(one.rank))
-    return "; ".join(
-        f"worker{'s' if len(where) > 1 else ''} {', '.join(where)}: {error}"
-        for error, where in list(ranks.items())[:MOST_CAUSES]
-    )
-
-
 def append_line(path: Path, record: FrozenModel) -> None:
-    """Appends a record to a file of lines, completely or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Appends a record to a file of lines, completely or not at all, with an OSError."""
     append_lines_atomically(path, record.model_dump_json() + "\n")
 
 
@@ -150,11 +136,8 @@ def last_line(error: BaseException) -> str:
 
 
 def _read_lines(path: Path, record: type[Record]) -> list[Record]:
-    """The records of a file of lines; a last line without an end was cut short by a kill.
-
-    Raises:
-        UnreadableRecord: any other line cannot be read; the file would hide what happened.
-    """
+    """The records of a file of lines; a last line without an end was cut short by a kill, and any
+    other that cannot be read raises UnreadableRecord: the file would hide what happened."""
     if not path.is_file():
         return []
     *lines, incomplete = path.read_bytes().split(b"\n")

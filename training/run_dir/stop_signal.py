@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from types import FrameType
 
 from training.run_dir.paths import RunPaths
 
@@ -20,7 +19,6 @@ class StopSignal:
         self._signaled = False
 
     def ask(self) -> None:
-        """Creates the file."""
         self._file.touch()
 
     def clear(self) -> None:
@@ -31,7 +29,7 @@ class StopSignal:
         """Installs the SIGTERM handler; only the main thread may."""
         signal.signal(signal.SIGTERM, self._handle)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, *_: object) -> None:
         self._signaled = True
 
     def __call__(self) -> bool:

@@ -23,10 +23,9 @@ from training.tracking.mlflow_client import log_run, tracking_uri
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "datasets"
-SERVER_SECONDS = 15.0
-"""How long the end of a build waits for a server, which may be down."""
-FILE_SECONDS = 120.0
-"""How long it waits for a database file, whose tables may have to be created first."""
+SERVER_SECONDS, FILE_SECONDS = 15.0, 120.0
+"""How long the end of a build waits for a server, which may be down, or for a database file, whose
+tables may have to be created first."""
 PICTURES = (PREVIEW, HISTOGRAMS)
 
 
@@ -34,8 +33,7 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
     """Logs a finished dataset as a run with that dataset as its input."""
     thread = threading.Thread(target=_log, args=(recipe, manifest), daemon=True)
     thread.start()
-    seconds = FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS
-    thread.join(timeout=seconds)
+    thread.join(FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS)
     if thread.is_alive():
         log.warning("MLflow at %s does not answer; the dataset is not logged", tracking_uri())
 
@@ -59,11 +57,8 @@ def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
             log_run(events, experiment=EXPERIMENT, name=PurePosixPath(recipe.output).name)
     # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
-        log.warning(
-            "MLflow at %s rejects the dataset (%s); it is complete but not logged",
-            tracking_uri(),
-            first_line(error),
-        )
+        message = "MLflow at %s rejects the dataset (%s); it is complete but not logged"
+        log.warning(message, tracking_uri(), first_line(error))
 
 
 def _files(dataset: Dataset, folder: Path) -> list[Event]:

@@ -20,8 +20,6 @@ from training.tracking.events import EVENT, End, Event, Metrics
 
 log = logging.getLogger(__name__)
 
-BATCH = 500
-"""Events sent at once."""
 LONGEST_END = 20_000
 """Bytes; longer than the line of any `End`."""
 
@@ -33,7 +31,7 @@ class Journal:
     new offset, so that nothing is sent twice.
     """
 
-    def __init__(self, home: Path, name: str = METRICS_JOURNAL, *, batch: int = BATCH) -> None:
+    def __init__(self, home: Path, name: str = METRICS_JOURNAL, *, batch: int = 500) -> None:
         self.batch = batch
         self.path = home / name
         self.unwritten = ""
@@ -53,8 +51,8 @@ class Journal:
 
     def remove(self) -> None:
         """Removes the file and the record of what was sent."""
-        for path in (self.path, self._offset):
-            path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._offset.unlink(missing_ok=True)
 
     @property
     def all_sent(self) -> bool:
@@ -81,11 +79,10 @@ class Journal:
             lines = self._unsent(start, self.batch)
             if not lines:
                 return 0
-            events = [_parse(line) for line in lines]
-            send([event for event in events if event is not None])
-            for line, event in zip(lines, events, strict=True):
-                if event is None:
-                    log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
+            parsed = [(line, _parse(line)) for line in lines]
+            send([event for _, event in parsed if event is not None])
+            for line in (line for line, event in parsed if event is None):
+                log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
@@ -112,7 +109,6 @@ class Journal:
         return sent if sent <= self._size() else 0
 
     def _sent_on_disk(self) -> _Sent:
-        """The record on disk."""
         try:
             return _Sent.model_validate_json(self._offset.read_bytes())
         except (OSError, ValidationError):

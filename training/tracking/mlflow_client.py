@@ -19,33 +19,20 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths
-from training.tracking.events import (
-    Artifact,
-    Begin,
-    DatasetInput,
-    End,
-    Event,
-    Metrics,
-    Params,
-    Picture,
-    Tags,
-)
+from training.tracking import events as logged
+from training.tracking.events import End, Event, Metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-MAX_PARAMS = 100
-"""MLflow's limit for one request."""
-MAX_TAG = 5000
-"""Characters of a tag that every MLflow store accepts."""
-MAX_VALUE = 6000
-"""Characters that MLflow keeps of a parameter."""
+MAX_PARAMS, MAX_METRICS = 100, 1000
+"""MLflow's limits for one request."""
+MAX_TAG, MAX_VALUE, MAX_DIGEST = 5000, 6000, 36
+"""Characters that every MLflow store keeps of a tag, a parameter and a dataset's digest."""
 NOW = "now."
 """Prefix of the tags with settings that the last start changed."""
-MAX_DIGEST = 36
-"""Characters that MLflow keeps of a dataset's digest; the whole one is a tag."""
 FAILURE = "failure"
 """The tag with the reason why a run failed; removed when the run continues."""
 
@@ -104,11 +91,8 @@ class MlflowRun:
             return names.parent
         if self.stage not in names.stages:
             experiment_id = client.get_run(names.parent).info.experiment_id
-            child = client.create_run(
-                experiment_id,
-                run_name=self.stage,
-                tags={"mlflow.parentRunId": names.parent, "stage": self.stage},
-            )
+            tags = {"mlflow.parentRunId": names.parent, "stage": self.stage}
+            child = client.create_run(experiment_id, run_name=self.stage, tags=tags)
             stages = names.stages | {self.stage: child.info.run_id}
             names = self._remember(names.model_copy(update={"stages": stages}))
         return names.stages[self.stage]
@@ -143,10 +127,8 @@ class MlflowRun:
 
 
 def log_run(events: list[Event], *, experiment: str, name: str) -> None:
-    """Logs a complete MLflow run at once, for work that ends before it is logged.
-
-    Raises what MLflow raises, within seconds when the server is down.
-    """
+    """Logs a complete MLflow run at once; raises what MLflow raises, within seconds when the server
+    is down."""
     client = _new_client()
     run = client.create_run(_experiment_id(client, experiment), run_name=name)
     _send(client, run.info.run_id, [*events, End(status="FINISHED")])
@@ -192,8 +174,8 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
         if isinstance(event, Metrics)
         for name, value in event.values.items()
     ]
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    for start in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
     for event in events:
         # What MLflow will never accept must not block all later events.
         try:
@@ -207,16 +189,14 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
-    from mlflow.entities import Dataset, Param, RunTag
-    from mlflow.entities import DatasetInput as Input
+    from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
     match event:
-        case Params():
+        case logged.Params():
             data = client.get_run(run_id).data
             values = {name: value[:MAX_VALUE] for name, value in event.values.items()}
-            params = [
-                Param(name, value) for name, value in values.items() if name not in data.params
-            ]
+            new = {name: value for name, value in values.items() if name not in data.params}
+            params = [Param(*item) for item in new.items()]
             for start in range(0, len(params), MAX_PARAMS):
                 client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
             # A parameter keeps its first value; a later start's changes become tags.
@@ -226,22 +206,23 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
                 if data.params.get(name, value) != value or NOW + name in data.tags
             ]
             client.log_batch(run_id, tags=changed)
-        case Tags():
-            client.log_batch(run_id, tags=[RunTag(k, v[:MAX_TAG]) for k, v in event.values.items()])
-        case Picture():
+        case logged.Tags():
+            tags = [RunTag(name, value[:MAX_TAG]) for name, value in event.values.items()]
+            client.log_batch(run_id, tags=tags)
+        case logged.Picture():
             from PIL import Image
 
             client.log_image(run_id, Image.open(event.path), key=event.key, step=event.step)
-        case Artifact():
+        case logged.Artifact():
             client.log_artifact(run_id, event.path, event.folder)
-        case DatasetInput():
+        case logged.DatasetInput():
             source_type = "s3" if event.source.startswith("s3://") else "local"
             source = json.dumps({"uri": event.source})
             profile = json.dumps({"num_samples": event.samples})
             digest = event.digest[:MAX_DIGEST]
             dataset = Dataset(event.name, digest, source_type, source, profile=profile)
-            client.log_inputs(run_id, datasets=[Input(dataset, tags=[])])
-        case Begin():
+            client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
+        case logged.Begin():
             client.update_run(run_id, status="RUNNING")
             if FAILURE in client.get_run(run_id).data.tags:
                 client.delete_tag(run_id, FAILURE)

@@ -24,24 +24,30 @@ LAUNCHED = "FLOWMAPSR_LAUNCHED"
 def code_tags() -> dict[str, str]:
     """Commit of the code and whether it was changed, in a checkout; versions of the package and its
     libraries."""
-    tags = {"code.version": _version(PACKAGE) or "not installed"}
-    commit = _git("rev-parse", "HEAD") if _is_tracked() else None
+    versions = {name: _version(name) for name in LIBRARIES}
+    tags = {
+        "code.version": _version(PACKAGE) or "not installed",
+        "version.python": platform.python_version(),
+        **{f"version.{name}": found for name, found in versions.items() if found},
+    }
+    # None for code that only lies in a folder inside another project's checkout.
+    tracked = _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+    commit = None if tracked is None else _git("rev-parse", "HEAD")
     if commit:
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
-        tags |= {
-            "code.commit": commit,
-            "code.dirty": str(dirty).lower(),
-            "mlflow.source.git.commit": commit,
-        }
-    tags |= {f"version.{name}": found for name in LIBRARIES if (found := _version(name))}
-    tags["version.python"] = platform.python_version()
+        tags |= {"code.commit": commit, "code.dirty": str(dirty).lower()}
+        tags["mlflow.source.git.commit"] = commit
     return tags
 
 
 def launched() -> str:
     """The command and the user who gave it, as JSON for `LAUNCHED`."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return json.dumps({"command": " ".join(words)[:MAX_COMMAND], "user": _user()})
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:MAX_COMMAND]
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return json.dumps({"command": command, "user": user})
 
 
 def launch_tags() -> dict[str, str]:
@@ -71,13 +77,6 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
-
-
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -85,17 +84,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _is_tracked() -> bool:
-    """Whether this file belongs to a checkout, not just a folder inside another project's."""
-    return _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is not None
-
-
 def _git(*words: str) -> str | None:
     """What git prints in the code's folder; None where there is no git or no checkout."""
-    folder = Path(__file__).resolve().parent
+    command, folder = ["git", *words], Path(__file__).resolve().parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=GIT_SECONDS
+            command, cwd=folder, capture_output=True, text=True, timeout=GIT_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -38,8 +38,7 @@ def fully_sent(home: Path) -> bool:
 
 
 class Tracker:
-    """Journal and sender of one MLflow run: the parent of a training run (stage None) or of one
-    stage."""
+    """Journals and senders of one MLflow run: that of a stage, or the parent of all (None)."""
 
     def __init__(
         self, run: Path, *, experiment: str, stage: str | None = None, begins: bool = True
@@ -63,10 +62,8 @@ class Tracker:
             thread.start()
 
     def write(self, *events: Event) -> None:
-        """Appends events; returns at once whatever the state of the server.
-
-        On a full disk they wait for the next call.
-        """
+        """Appends events, whatever the state of the server; on a full disk they wait for the next
+        call."""
         for event in events:
             journal = self._files if isinstance(event, Picture | Artifact) else self._journal
             journal.append(event)
@@ -74,9 +71,7 @@ class Tracker:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
 
-    def close(
-        self, status: Status | None, *, reason: str | None = None, wait: float = 60.0
-    ) -> bool:
+    def close(self, status: Status | None, *, reason: str | None = None, wait: float = 60) -> bool:
         """Ends the run and waits up to `wait` seconds for the journal to be sent.
 
         Args:
@@ -86,7 +81,7 @@ class Tracker:
             Whether everything was sent; what was not stays in the journal for the next start.
         """
         if status is not None:
-            self.write(End(status=status, reason=None if reason is None else reason[:MAX_TAG]))
+            self.write(End(status=status, reason=reason and reason[:MAX_TAG]))
         self._closing.set()
         deadline = time.monotonic() + wait
         for thread in self._threads:
@@ -126,12 +121,8 @@ class Tracker:
                     sent_since = 0
                 kind = (type(error), getattr(error, "error_code", None))
                 if kind not in warned:
-                    log.warning(
-                        "MLflow at %s takes no %s (%s); training continues and they are kept",
-                        tracking_uri(),
-                        what,
-                        error,
-                    )
+                    message = "MLflow at %s takes no %s (%s); training continues and they are kept"
+                    log.warning(message, tracking_uri(), what, error)
                 warned.add(kind)
                 pause = RETRY_SECONDS
                 if closing:
@@ -142,10 +133,8 @@ class Tracker:
 def close_orphaned_run(
     stage: StagePaths, *, experiment: str, status: Status, reason: str | None, wait: float
 ) -> None:
-    """Ends the MLflow run of a stage whose process died before it could, and sends what is unsent.
-
-    Does nothing to a run that ended and whose journal is sent.
-    """
+    """Ends the MLflow run of a stage whose process died before it could, and sends what is unsent;
+    leaves one alone that ended and is fully sent."""
     if fully_sent(stage.root):
         return
     has_ended = journals(stage.root)[0].ended
