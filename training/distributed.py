@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from platform import node as host_name
 
 import torch
 import torch.distributed as dist
 
 from datagen.errors import FlowmapsrError
 from training.run_dir.records import WorkerGroup
-from training.tracking.provenance import host_name, processor_name
+from training.tracking.provenance import processor_name
 
 
 def launched_as() -> tuple[int, int]:

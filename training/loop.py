@@ -79,7 +79,7 @@ class Loop:
         state = self.checkpoints.resume(self.trainer, self.origin)
         startup.mark("checkpoint")
         if state is not None:
-            self.guard.restore(state.errors)
+            self.guard.errors.extend(state.errors)
         try:
             return self._train(Position() if state is None else state.position)
         finally:
@@ -208,7 +208,7 @@ class Loop:
             step=position.step,
             images_seen=position.images_seen,
             consumed=dict(position.consumed),
-            errors=self.guard.errors,
+            errors=tuple(self.guard.errors),
             origin=self.origin,
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,

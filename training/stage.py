@@ -33,7 +33,7 @@ from training.engine.engine import start_distributed
 from training.loop import Loop
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import reset_memory_peak
-from training.monitoring.mfu import FlopMeter, Peak, device_peak
+from training.monitoring.mfu import FlopMeter, Peak, gpu_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
@@ -247,7 +247,7 @@ class Stage:
         device = self.inputs.device
         if self.rank > 0 or device.type != "cuda":
             return None
-        peak = device_peak(device, self.inputs.settings.precision)
+        peak = gpu_peak(torch.cuda.get_device_name(device), self.inputs.settings.precision)
         if peak is None:
             log.warning("the peak of this GPU is unknown: its utilization (MFU) is not reported")
         return peak

@@ -32,7 +32,7 @@ from training.flowmap.initial import InitialNetwork
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import stand_in
 from training.flowmap.system import FlowMapStage
-from training.monitoring.mfu import Peak, counted_flops, device_peak
+from training.monitoring.mfu import Peak, counted_flops, gpu_peak
 from training.run_dir.paths import StagePaths
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
@@ -90,7 +90,8 @@ def _measure(
     device: torch.device,
 ) -> None:
     """Prints a row for each size of micro batch, up to the first that does not fit."""
-    peak = device_peak(device, settings.precision)
+    is_gpu = device.type == "cuda"
+    peak = gpu_peak(torch.cuda.get_device_name(device), settings.precision) if is_gpu else None
     trainer = _trainer(recipe, settings, shape, device)
     try:
         for size in sizes:

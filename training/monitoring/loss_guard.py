@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable
 
 WINDOW, MIN_STEPS = 100, 20
 """Steps of the running median, and steps needed before one can be judged."""
@@ -23,25 +22,17 @@ class LossGuard:
             max_growth: largest allowed ratio of an error to the median; None disables the check.
         """
         self.max_growth = max_growth
-        self._errors: deque[float] = deque(maxlen=WINDOW)
-
-    @property
-    def errors(self) -> tuple[float, ...]:
-        """Recent errors, the baseline of the next one."""
-        return tuple(self._errors)
-
-    def restore(self, errors: Iterable[float]) -> None:
-        """Restores `errors` of a checkpoint, so that a restarted run is judged by the same ones."""
-        self._errors = deque(errors, maxlen=WINDOW)
+        self.errors: deque[float] = deque(maxlen=WINDOW)
+        """Recent errors, the baseline of the next one; a restarted run continues with them."""
 
     @property
     def median(self) -> float:
-        return statistics.median(self._errors)
+        return statistics.median(self.errors)
 
     def diverged(self, error: float) -> bool:
         """Whether a step's error is too large; otherwise it is added to the baseline."""
-        can_judge = len(self._errors) >= MIN_STEPS
+        can_judge = len(self.errors) >= MIN_STEPS
         if self.max_growth is not None and can_judge and error > self.max_growth * self.median:
             return True
-        self._errors.append(error)
+        self.errors.append(error)
         return False

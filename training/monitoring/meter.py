@@ -46,10 +46,8 @@ class Meter:
         self._images += images
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call, named as in MLflow; terms without a sample are left out.
-
-        At least one step must have been added.
-        """
+        """Means over the steps since the last call, at least one, named as in MLflow; terms without
+        a sample are left out."""
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._reported = self._so_far()
         speeds = {

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +18,6 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 from training.data.loader import Batch
 
-Precision = Literal["fp32", "bf16"]
 Kind = tuple[str, int, int]
 """Kind of step, and height and width of its latents."""
 
@@ -71,10 +70,8 @@ class FlopMeter:
                 count too, which makes the share a hardware utilization (HFU).
             enabled: False on other ranks, which count nothing.
         """
-        self.peak = peak
-        self.compiled = compiled
+        self.peak, self.compiled, self.enabled = peak, compiled, enabled
         self.share_name = "perf/hfu" if checkpointed else "perf/mfu"
-        self.enabled = enabled
         self.per_image: dict[Kind, float] = {}
         """FLOPs per sample of the kinds counted so far."""
         self._seen: set[Kind] = set()
@@ -92,26 +89,19 @@ class FlopMeter:
         kind = (step_kind, int(height), int(width))
         # A batch without weight only keeps this worker in step with the others.
         images = len(batch.keys) if batch.micro.weight else 0
-        if images and self._is_to_count(kind):
-            with counted_flops(compiled=self.compiled) as counter:
-                yield
+        is_compiled = kind in self._seen or not self.compiled
+        is_to_count = self.enabled and images and is_compiled and kind not in self.per_image
+        with counted_flops(compiled=self.compiled) if is_to_count else nullcontext() as counter:
+            yield
+        if counter is not None:
             self._flops += counter.flops
             self._counted_images += images
-        else:
-            yield
         self._images[kind] += images
         if batch.micro.is_last:
-            self._end_step(kind)
-
-    def _is_to_count(self, kind: Kind) -> bool:
-        is_compiled = kind in self._seen or not self.compiled
-        return self.enabled and is_compiled and kind not in self.per_image
-
-    def _end_step(self, kind: Kind) -> None:
-        self._seen.add(kind)
-        if self._counted_images:
-            self.per_image[kind] = self._flops / self._counted_images
-        self._flops = self._counted_images = 0
+            self._seen.add(kind)
+            if self._counted_images:
+                self.per_image[kind] = self._flops / self._counted_images
+            self._flops = self._counted_images = 0
 
     def metrics(self) -> dict[str, float]:
         """`perf/tflops` since the last call, and its share of the peak, if known.
@@ -139,10 +129,9 @@ def counted_flops(*, compiled: bool) -> Iterator[FlopCounter]:
 
 
 class Peak(NamedTuple):
-    """Peak rate of one device."""
+    """Peak rate of one device, in 10^12 FLOP/s."""
 
     tflops: float
-    """10^12 FLOP/s."""
     source: str
 
     def tags(self) -> dict[str, str]:
@@ -169,14 +158,8 @@ _GPUS = {
 words of the CUDA device name; special models before general ones."""
 
 
-def device_peak(device: torch.device, precision: Precision) -> Peak | None:
-    """The peak of a GPU; None on CPU and for a GPU that is not in the table."""
-    is_gpu = device.type == "cuda"
-    return gpu_peak(torch.cuda.get_device_name(device), precision) if is_gpu else None
-
-
-def gpu_peak(name: str, precision: Precision) -> Peak | None:
-    """The peak of a GPU by its name, such as `NVIDIA H100 80GB HBM3`."""
+def gpu_peak(name: str, precision: str) -> Peak | None:
+    """The peak of a GPU by its name, such as `NVIDIA H100 80GB HBM3`, if it is in the table."""
     words = name.replace("-", " ").split()
     for model, (bf16, fp32) in _GPUS.items():
         if all(word in words for word in model.split()):

@@ -48,9 +48,8 @@ def _remedies(settings: StageSettings, batch: Batch | None) -> str:
         changes.append(f"with several workers a zero_stage above {settings.zero_stage}")
     remedies = []
     if changes:
-        remedies.append(
-            f"To continue, repeat the command with stages.{settings.name}.{', or '.join(changes)}"
-        )
+        options = f"stages.{settings.name}.{', or '.join(changes)}"
+        remedies.append(f"To continue, repeat the command with {options}")
     if batch is not None and len(batch.keys) > 1:
         which = " for this pixel budget" if settings.budgets else ""
         remedies.append(f"A lower micro_batch{which} needs a new output")

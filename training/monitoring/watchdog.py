@@ -51,10 +51,7 @@ class Watchdog:
             folder: for the stack traces of a stage, shared by all workers.
             seconds: longest time without progress.
         """
-        self.folder = folder
-        self.rank = rank
-        self.world_size = world_size
-        self.seconds = seconds
+        self.folder, self.rank, self.world_size, self.seconds = folder, rank, world_size, seconds
         self._poll = min(2.0, seconds / 4)
         self._allowed = self._allowed_long = max(LONG_FACTOR * seconds, LONG_SECONDS)
         self._doing = "the start"
@@ -82,12 +79,8 @@ class Watchdog:
         Path(self._frozen.name).unlink(missing_ok=True)
 
     def alive(self, doing: str, *, next_is_long: bool = False) -> None:
-        """Reports progress.
-
-        Args:
-            doing: what was reached, for the message if the worker hangs after it.
-            next_is_long: the next step may take several times as long.
-        """
+        """Reports progress: what was reached, and whether the next step may take several times as
+        long."""
         self._doing = doing
         self._allowed = self._allowed_long if next_is_long else self.seconds
         self._last = time.monotonic()
@@ -99,11 +92,8 @@ class Watchdog:
 
     @contextmanager
     def hold_errors_at_end(self) -> Iterator[None]:
-        """Holds back an error of the block while the watchdog ends this process.
-
-        All workers end at the same time, so that connections break; such an error is not the
-        reason of the end and must not be reported as one.
-        """
+        """Holds back an error of the block while the watchdog ends this process: all workers end
+        at the same time, and a connection that breaks then is not the reason."""
         try:
             yield
         except BaseException:
@@ -113,8 +103,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closing.wait(self._poll):
-            # This thread needs Python's lock. If a stuck extension never releases it, a timer in C
-            # ends the process instead.
+            # If a stuck extension never releases Python's lock, a timer in C ends the process.
             self._end_after(self._allowed + FROZEN_SECONDS)
             idle = time.monotonic() - self._last
             if idle > self._allowed:

@@ -66,6 +66,5 @@ def stage_paths(recipe: TrainingRecipe) -> list[StagePaths]:
 
 def finished_stages(recipe: TrainingRecipe) -> list[StageRecord] | None:
     """The records of a run's stages, if all are finished."""
-    records = [stage.finished_record() for stage in stage_paths(recipe)]
-    done = [record for record in records if record is not None]
-    return done if len(done) == len(records) else None
+    done = [record for stage in stage_paths(recipe) if (record := stage.finished_record())]
+    return done if len(done) == len(recipe.stages) else None

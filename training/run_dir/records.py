@@ -39,7 +39,6 @@ class WorkerGroup(FrozenModel):
         return tuple(dict.fromkeys(self.hosts))
 
     def tags(self) -> dict[str, str]:
-        """MLflow tags."""
         return {
             "world_size": str(len(self.hosts)),
             "hosts": ", ".join(self.machines),
@@ -49,7 +48,7 @@ class WorkerGroup(FrozenModel):
 
 class StageProgress(FrozenModel):
     """`<run>/stages/<name>/progress.json`: progress of a running stage, rewritten every few
-    seconds."""
+    seconds. Times are in seconds since the epoch."""
 
     stage: str
     step: int
@@ -59,11 +58,9 @@ class StageProgress(FrozenModel):
     """The metric shown as progress, named as in MLflow."""
     headline_value: float
     updated: float
-    """Seconds since the epoch."""
     checkpoint_step: int
-    """Step of the newest checkpoint; 0 before the first."""
     checkpoint_time: float
-    """Seconds since the epoch; 0 before the first."""
+    """Of the newest checkpoint; both are 0 before the first."""
     worker_hours: float
     """Hours of all workers together, over all starts."""
     problem: str = ""

@@ -38,7 +38,7 @@ def stack_files(folder: Path) -> list[Path]:
 def stall_reason(files: list[Path]) -> str:
     """Why workers were ended, by the traces of one stall: the reason of one that hung itself."""
     firsts = [path.read_text().split("\n", 1)[0] for path in files]
-    headers = [header for line in firsts if (header := _header(line)) is not None]
+    headers = [header for line in firsts if (header := _header(line))]
     stalled = [header for header in headers if header.stalled]
     return str((stalled or headers or firsts)[0])
 

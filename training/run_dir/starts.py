@@ -1,6 +1,6 @@
 """The starts of a stage: when, with which workers, from which step, and how the one before ended.
 
-`<stage>/starts.jsonl` has a line for each, written by rank 0.
+`<stage>/starts.jsonl` has a line for each, by rank 0. Times are in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class Start(FrozenModel):
     """One start of a stage."""
 
     time: float
-    """Seconds since the epoch."""
     workers: WorkerGroup
     step: int
     """The step it resumed from; 0 is the beginning."""

@@ -26,7 +26,6 @@ EXPERIMENT = "datasets"
 SERVER_SECONDS, FILE_SECONDS = 15.0, 120.0
 """How long the end of a build waits for a server, which may be down, or for a database file, whose
 tables may have to be created first."""
-PICTURES = (PREVIEW, HISTOGRAMS)
 
 
 def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
@@ -65,7 +64,7 @@ def _files(dataset: Dataset, folder: Path) -> list[Event]:
     """Pictures and the manifest without its list of shards, copied to where MLflow can read."""
     summary = dataset.manifest.model_dump(mode="json", exclude={"shards"})
     (folder / "manifest-summary.json").write_text(json.dumps(summary, indent=2))
-    for name in PICTURES:
+    for name in (PREVIEW, HISTOGRAMS):
         uri = storage.join(dataset.root, name)
         if storage.exists(uri):
             (folder / name).write_bytes(storage.read_bytes(uri))

@@ -68,7 +68,6 @@ class End(FrozenModel):
     kind: Literal["end"] = "end"
     status: Status
     reason: Public | None = None
-    """Why it failed, if it did."""
 
 
 Event = Annotated[

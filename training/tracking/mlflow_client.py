@@ -31,10 +31,9 @@ MAX_PARAMS, MAX_METRICS = 100, 1000
 """MLflow's limits for one request."""
 MAX_TAG, MAX_VALUE, MAX_DIGEST = 5000, 6000, 36
 """Characters that every MLflow store keeps of a tag, a parameter and a dataset's digest."""
-NOW = "now."
-"""Prefix of the tags with settings that the last start changed."""
-FAILURE = "failure"
-"""The tag with the reason why a run failed; removed when the run continues."""
+NOW, FAILURE = "now.", "failure"
+"""Prefix of the tags with settings that the last start changed; and the tag with the reason why a
+run failed, removed when it continues."""
 
 
 class RunNames(FrozenModel):
@@ -157,11 +156,8 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         # Beside the database; MLflow's default is the worker's working folder.
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
     # Shows MLflow's table of training runs. A switch in its sidebar, as in 3.17, overrides it.
-    return client.create_experiment(
-        name,
-        artifact_location=artifacts,
-        tags={"mlflow.experimentKind": "custom_model_development"},
-    )
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    return client.create_experiment(name, artifact_location=artifacts, tags=tags)
 
 
 def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:

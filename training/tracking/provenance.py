@@ -12,10 +12,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGE = "flowmapsr"
-LIBRARIES = ("torch", "deepspeed", "diffusers", "ray", "mlflow")
-GIT_SECONDS = 10.0
-MAX_COMMAND = 2000
+PACKAGE, LIBRARIES = "flowmapsr", ("torch", "deepspeed", "diffusers", "ray", "mlflow")
+GIT_SECONDS, MAX_COMMAND = 10.0, 2000
 LAUNCHED = "FLOWMAPSR_LAUNCHED"
 """Environment variable that passes the result of `launched` to the workers."""
 
@@ -63,16 +61,10 @@ def launch_tags() -> dict[str, str]:
     }
 
 
-def host_name() -> str:
-    return platform.node()
-
-
 def processor_name() -> str:
     """From /proc/cpuinfo; the machine type where that has none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 

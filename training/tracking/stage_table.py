@@ -69,11 +69,8 @@ def stage_table(recipe: TrainingRecipe) -> StageTable:
 
 
 def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
-    """Writes the table to `stages.json` and `stages.md` in the run's folder.
-
-    Returns:
-        The files, and the note on top of the run's page.
-    """
+    """Writes `stages.json` and `stages.md` into the run's folder; they and the note on top of the
+    run's page, as events."""
     run, table = RunPaths(Path(recipe.output)), stage_table(recipe)
     note = table.to_markdown()
     files = {run.stage_table: table.to_json(), run.stage_table_text: note.encode()}

@@ -123,7 +123,7 @@ class Tracker:
                 if kind not in warned:
                     message = "MLflow at %s takes no %s (%s); training continues and they are kept"
                     log.warning(message, tracking_uri(), what, error)
-                warned.add(kind)
+                    warned.add(kind)
                 pause = RETRY_SECONDS
                 if closing:
                     return

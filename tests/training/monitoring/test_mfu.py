@@ -17,7 +17,7 @@ from tests.support.launch import found_by
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet
-from training.monitoring.mfu import FlopCounter, FlopMeter, Peak, device_peak, gpu_peak
+from training.monitoring.mfu import FlopCounter, FlopMeter, Peak, gpu_peak
 from training.settings.model import ModelSettings
 
 
@@ -110,10 +110,6 @@ def test_gpus_are_known_by_name(name: str, precision: Any, tflops: float) -> Non
 def test_a_gpu_with_a_similar_name_is_unknown() -> None:
     assert gpu_peak("NVIDIA A10G", "bf16") is None
     assert gpu_peak("NVIDIA A1000", "bf16") is None
-
-
-def test_a_cpu_has_no_peak() -> None:
-    assert device_peak(torch.device("cpu"), "fp32") is None
 
 
 def _batch(side: int) -> Batch:

@@ -174,7 +174,7 @@ def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     assert guard.diverged(101.0) and guard.median == 1.0
     assert not guard.diverged(2.0)
     again = LossGuard(100.0)
-    again.restore(guard.errors)
+    again.errors.extend(guard.errors)
     assert again.diverged(101.0) and again.errors == guard.errors
     assert not any(LossGuard(None).diverged(10.0**n) for n in range(200))
 
