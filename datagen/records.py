@@ -98,8 +98,7 @@ class Settings(FrozenModel):
     def content(self, *, fixed: bool = False) -> dict[str, Any]:
         """The settings that decide the result: not where and how it is made.
 
-        Args:
-            fixed: only those that stay the same from the first step to the last.
+        With `fixed` only those that stay the same from the first step to the last.
         """
         groups = {Group.CONTENT} if fixed else {Group.CONTENT, Group.CORRECTABLE}
         content: dict[str, Any] = _select(self, self.model_dump(mode="json"), groups)
@@ -135,11 +134,8 @@ class UnreadableRecord(FlowmapsrError):
 def read_record(path: str | PathLike[str], kind: type[Record], *, remedy: str) -> Record | None:
     """The record in a file; None where there is no file.
 
-    Args:
-        remedy: what a user does about one that cannot be read.
-
     Raises:
-        UnreadableRecord: naming the file, its first fault and the remedy.
+        UnreadableRecord: naming the file, its first fault and the `remedy`.
     """
     try:
         data = storage.read_bytes(fspath(path))

@@ -53,11 +53,7 @@ class KnownPhotos:
 
     @classmethod
     def read(cls, output: str) -> KnownPhotos:
-        """Those of a dataset, empty where there is none.
-
-        Raises:
-            FlowmapsrError: the file is damaged.
-        """
+        """Those of a dataset, empty where there is none; FlowmapsrError if the file is damaged."""
         uri = storage.join(output, SOURCES)
         if not storage.exists(uri):
             return cls()

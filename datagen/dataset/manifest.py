@@ -88,9 +88,8 @@ class Manifest(FrozenModel):
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
         """The recipe, for a dataset at `output`."""
-        return DatasetRecipe.model_validate(
-            {**self.recipe, "sources": self.sources, "output": output}
-        )
+        places = {"sources": self.sources, "output": output}
+        return DatasetRecipe.model_validate({**self.recipe, **places})
 
 
 def file_hashes(output: str, names: Iterable[str]) -> dict[str, str]:

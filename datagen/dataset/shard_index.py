@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -38,16 +38,12 @@ class ShardIndex:
         return start, end - start
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     key: str
     name: str
     size: int
-
-    @property
-    def blocks(self) -> int:
-        """Bytes to the next header."""
-        return _BLOCK + -(-self.size // _BLOCK) * _BLOCK
+    blocks: int
+    """Bytes to the next header."""
 
 
 def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
@@ -64,11 +60,7 @@ def read_shard(uri: str, *, sha256: str | None = None) -> list[ShardSample]:
 
 
 def find_sample(stream: IO[bytes], key: str, *, uri: str) -> ShardSample | None:
-    """The sample with a key, skipping the members of others; None if it is not in the shard.
-
-    Raises:
-        DamagedShard: the shard is unreadable.
-    """
+    """The sample with a key, others being skipped; None without it, DamagedShard if unreadable."""
     start, at = None, 0
     while (block := stream.read(_BLOCK)) != _EMPTY:
         header = _header(block, uri)
@@ -115,11 +107,7 @@ def index_shard(pieces: Iterable[bytes], *, uri: str, sha256: str | None) -> Sha
 
 
 def sample_bytes(data: bytes, *, uri: str) -> ShardSample:
-    """The members of the sample whose extent `data` is.
-
-    Raises:
-        DamagedShard: a member is missing or damaged.
-    """
+    """The members of the sample whose extent `data` is; DamagedShard if one is missing."""
     members: dict[str, bytes] = {}
     key, at = "", 0
     while at < len(data):
@@ -140,7 +128,8 @@ def _header(block: bytes, uri: str) -> _Header:
     try:
         key, dot, name = block[:100].rstrip(b"\0").decode("ascii").partition(".")
         if dot and block[257:262] == b"ustar":
-            return _Header(key, name, int(block[124:135], 8))
+            size = int(block[124:135], 8)
+            return _Header(key, name, size, _BLOCK + -(-size // _BLOCK) * _BLOCK)
     except ValueError:
         pass
     raise DamagedShard(f"{uri}: not a readable shard (a member's header is damaged); {RESTORE}")

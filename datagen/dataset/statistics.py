@@ -17,12 +17,10 @@ from datagen.degradation.parameters import GaussianNoiseParams, JpegParams, Pois
 from datagen.records import FrozenModel
 
 # Lower bounds of the bins; the last one takes everything above it too.
-SCALE = tuple(1 + step / 2 for step in range(63))
-"""Downscale factors of the LQ, halves."""
+SCALE = tuple(1 + step / 2 for step in range(63))  # downscale factors of the LQ, halves
 PHOTO_SIDE = (0, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 """Shorter side of the photo, pixels."""
-GAUSSIAN_SIGMA = tuple(range(51))
-"""Standard deviation of Gaussian noise, 8-bit levels."""
+GAUSSIAN_SIGMA = tuple(range(51))  # standard deviation of Gaussian noise, 8-bit levels
 POISSON_SCALE = tuple(step / 10 for step in range(41))
 JPEG_QUALITY = tuple(range(0, 100, 5))
 _BINS: dict[str, tuple[float, ...]] = {

@@ -22,10 +22,8 @@ from datagen.errors import FlowmapsrError
 from datagen.io import lock_owner, storage
 from datagen.io.lock_owner import UNKNOWN, LockOwner
 
-HEARTBEAT = 10.0
-"""Seconds between two renewals."""
-STALE_AFTER = 60.0
-"""Seconds without a renewal after which an owner may be dead."""
+HEARTBEAT = 10.0  # seconds between two renewals
+STALE_AFTER = 60.0  # seconds without a renewal after which an owner may be dead
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class LockLostError(FlowmapsrError):
 
 
 class OutputLock:
-    """A lock that is held; call `raise_if_lost()` between two pieces of work."""
+    """A lock that is held; `raise_if_lost()`, between pieces of work, may raise LockLostError."""
 
     def __init__(self, path: LockedPath, generation: int, owner: LockOwner) -> None:
         self._path = path
@@ -82,7 +80,6 @@ class OutputLock:
         self._thread = threading.Thread(target=self._beat, name="output-lock", daemon=True)
 
     def raise_if_lost(self) -> None:
-        """Raises LockLostError once another process has taken over."""
         if self._taken_by is not None:
             raise LockLostError(
                 f"{self._path.output}: this {self._path.kind.name} did not renew its lock in time "
@@ -91,7 +88,6 @@ class OutputLock:
             )
 
     def start(self) -> None:
-        """Starts the heartbeat."""
         self._thread.start()
 
     def release(self) -> None:
@@ -102,11 +98,7 @@ class OutputLock:
                 _try_to_delete(self._uri)
 
     def renew(self) -> None:
-        """Sends one heartbeat, or finds that the lock is lost.
-
-        Raises:
-            FlowmapsrError: the storage cannot be reached.
-        """
+        """Sends one heartbeat, or finds the lock lost; FlowmapsrError if storage is unreachable."""
         with self._file:
             if self._released.is_set() or self._taken_by is not None:
                 return
@@ -128,9 +120,9 @@ class OutputLock:
         for other in higher:
             if other.replaces == self._owner.token:
                 return other
-        if mine is None or mine.token != self._owner.token:
-            return mine or (higher[-1] if higher else UNKNOWN)
-        return None
+        if mine is not None and mine.token == self._owner.token:
+            return None
+        return mine or (higher[-1] if higher else UNKNOWN)
 
     def _beat(self) -> None:
         warned = ""

@@ -41,11 +41,7 @@ class WorkerThreads(Generic[Item, Result]):
         return future
 
     def stop(self, *, patience: float = 5.0) -> None:
-        """Cancels the waiting items and lets the threads finish their current ones.
-
-        Args:
-            patience: seconds to wait for them; a read that hangs is abandoned.
-        """
+        """Cancels waiting items; a call that does not end in `patience` seconds is abandoned."""
         atexit.unregister(self.stop)
         with contextlib.suppress(queue.Empty):
             while (entry := self._queue.get_nowait()) is not None:
@@ -69,10 +65,7 @@ class WorkerThreads(Generic[Item, Result]):
 def read_ahead(
     items: Iterable[Item], function: Callable[[Item], Result], *, threads: int, ahead: int
 ) -> Generator[Result, None, None]:
-    """`function(item)` of each item, in order, whatever the number of threads.
-
-    Args:
-        ahead: maximum number of prefetched results.
+    """`function(item)` of each item, in order, with up to `ahead` results prefetched.
 
     Raises:
         Exception: what `function` raises, at the item's turn.

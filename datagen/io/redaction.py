@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-HIDDEN = "***"
-
 _USER = re.compile(r"(?<=//)[^/\s@'\"]+@")
 """The userinfo part of a URI: a user, mostly with a password, or only a token."""
 _QUERY = re.compile(
@@ -16,7 +14,7 @@ _QUERY = re.compile(
 
 def redacted(text: str) -> str:
     """`text` with stars in place of what looks like a secret in an address or a setting."""
-    return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+    return _QUERY.sub(r"\g<1>***", _USER.sub("***@", text))
 
 
 def holds_secret(text: str) -> bool:

@@ -20,8 +20,7 @@ from datagen.io.s3_client import S3Error, retried, upload_in_parts
 SCHEME = "s3://"
 _PAGE = 1000
 _RANGE = 1 << 20
-_LARGEST_PUT = 4 * 10**9
-"""Bytes in one request; S3's own limit is 5 GB."""
+_LARGEST_PUT = 4 * 10**9  # bytes in one request; S3's own limit is 5 GB
 
 
 def entry(uri: str) -> Entry | None:

@@ -16,16 +16,12 @@ from datagen.io.redaction import redacted
 
 Answer = TypeVar("Answer")
 
-PATIENCE = 120.0
-"""Seconds for which a busy, stopped or unreachable server is retried."""
-FIRST_CONTACT = 15.0
-"""The same for an address that never answered this process: it is probably misspelled."""
+PATIENCE = 120.0  # seconds for which a busy, stopped or unreachable server is retried
+FIRST_CONTACT = 15.0  # the same for an address that never answered: it is probably misspelled
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
-SILENCE = 30.0
-"""Seconds without a byte after which a connection is considered lost."""
-PART = 64 << 20
-"""Bytes in one part of a multipart upload."""
+SILENCE = 30.0  # seconds without a byte after which a connection is considered lost
+PART = 64 << 20  # bytes in one part of a multipart upload
 
 _LASTING_STATUS = frozenset({501, 505, 507})
 _MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -66,12 +62,9 @@ _lock = threading.Lock()
 class S3Error(FlowmapsrError):
     """The server refused a request; `code` is its error code."""
 
-    def __init__(self, message: str, code: str) -> None:
+    def __init__(self, message: str, code: str = "") -> None:  # pickle gives the message only
         super().__init__(message)
         self.code = code
-
-    def __reduce__(self) -> tuple[type[S3Error], tuple[str, str]]:
-        return S3Error, (str(self), self.code)
 
 
 def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
@@ -153,21 +146,18 @@ def _new_client(endpoint: str | None, attempts: int) -> Any:
             "AWS_ENDPOINT_URL contains a user name or password; give only the address and use "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    # Servers other than AWS need the bucket in the path and lack the new checksums.
+    checksums = "when_required" if endpoint else None
     config = Config(
         retries={"total_max_attempts": attempts, "mode": "standard"},
         connect_timeout=5,
         read_timeout=SILENCE,
         max_pool_connections=50,
         tcp_keepalive=True,
+        s3={"addressing_style": "path"} if endpoint else None,
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
     )
-    if endpoint:  # servers other than AWS need the bucket in the path and lack the new checksums
-        config = config.merge(
-            Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            )
-        )
     try:
         core = botocore.session.Session()
         # Parsing unused dates takes half of the time of a listing.

@@ -12,9 +12,7 @@ from datagen.io import local, storage
 from datagen.photos.decode import SUFFIXES
 from datagen.photos.source_file import Rejection, SourceFile
 
-LARGEST_MEMBER = 1 << 30
-"""Bytes; a larger member is no photo: it would have to fit in a worker's memory."""
-
+LARGEST_MEMBER = 1 << 30  # bytes; a larger one is no photo: it must fit in a worker's memory
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_READ = 1 << 20  # a header with its extensions; a hostile one may request any length
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
@@ -82,12 +80,15 @@ def _headers(stream: _Guarded) -> Iterator[tarfile.TarInfo | str]:
                 yield "truncated tar"
                 return
             yield info
-        damage = _damage_at_end(stream, tar.offset)
+        # The library takes an unreadable header for the end; only zeros are a real one.
+        stream.seek(min(tar.offset, stream.length))
+        block = stream.read(_BLOCK)
+        if len(block) == _BLOCK and not any(block):
+            return
+        truncated = len(block) < _BLOCK
     except _DAMAGE:
-        at_end = stream.tell() >= stream.length
-        damage = "truncated tar" if at_end else "damaged tar"
-    if damage:
-        yield damage
+        truncated = stream.tell() >= stream.length
+    yield "truncated tar" if truncated else "damaged tar"
 
 
 def _damage_at_start(block: bytes) -> str | None:
@@ -102,15 +103,6 @@ def _damage_at_start(block: bytes) -> str | None:
     except tarfile.HeaderError:
         return "not a tar"
     return None
-
-
-def _damage_at_end(stream: _Guarded, offset: int) -> str | None:
-    """The library takes an unreadable header for the end; only zeros are a real one."""
-    stream.seek(min(offset, stream.length))
-    block = stream.read(_BLOCK)
-    if len(block) < _BLOCK:
-        return "truncated tar"
-    return "damaged tar" if any(block) else None
 
 
 def _is_photo(name: str) -> bool:

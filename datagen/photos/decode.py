@@ -71,10 +71,8 @@ def read_header(
 ) -> tuple[int, int]:
     """(width, height) as displayed, from the first bytes of a file; decodes no pixels.
 
-    64 KB are enough for most files. `decode_photo` may still reject the file.
-
-    Args:
-        complete: whether `head` is the whole file.
+    64 KB are enough for most files; `complete` if `head` is the whole file. `decode_photo` may
+    still reject it.
 
     Raises:
         HeaderIncomplete: more bytes are needed.

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-SHARPNESS_SIDE = 512
-"""Photos are shrunk to this side's square in pixels before their sharpness is measured."""
+_SHARPNESS_SIDE = 512
 
 
 def sharpness(pixels: np.ndarray) -> float:
@@ -23,7 +22,7 @@ def sharpness(pixels: np.ndarray) -> float:
     """
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     height, width = luma.shape
-    factor = SHARPNESS_SIDE / (height * width) ** 0.5
+    factor = _SHARPNESS_SIDE / (height * width) ** 0.5
     if factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         luma = cv2.resize(luma, size, interpolation=cv2.INTER_AREA)

@@ -21,10 +21,8 @@ from datagen.photos.source_file import Rejection, SourceFile, read_head, read_ph
 from datagen.settings import FilterSettings, ImageSettings
 
 HEAD_BYTES = 64 * 1024
-CHUNK = 256
-"""Files in one call."""
-DUPLICATE = "duplicate"
-"""Reason of a file with the bytes of another one: left out, but nothing is wrong with it."""
+CHUNK = 256  # files in one call
+DUPLICATE = "duplicate"  # has the bytes of another file: left out, but nothing is wrong with it
 _THREADS = 8
 
 C = TypeVar("C")

@@ -39,6 +39,4 @@ def read_photo(file: SourceFile) -> bytes:
 def read_head(file: SourceFile, length: int) -> bytes:
     """The first bytes of the file, at most `length`."""
     length = min(length, file.bytes)
-    if length == 0:
-        return b""
     return storage.read_range(file.container or file.uri, start=file.offset, length=length)

@@ -33,10 +33,7 @@ def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listi
     """Lists folders, prefixes, files, archives and lists; the order of `sources` does not matter.
 
     In folders and archives only image files count. A missing file of a list is a rejection, and so
-    is an unusable member of an archive.
-
-    Args:
-        exclude: folder or prefix to leave out: the dataset itself.
+    is an unusable member of an archive. `exclude` is a folder or prefix to leave out: the dataset.
 
     Raises:
         FlowmapsrError: a source is missing or has no image file.
