@@ -41,10 +41,6 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-LOST_SERVER = ("Unable to connect to", "Service %r failed")
-"""How Prefect's log messages about a lost server begin."""
-
-
 def leave_run_logs_to_prefect() -> None:
     """Keeps logs of flow and task runs off the terminal, where the command reports for itself.
 
@@ -53,11 +49,10 @@ def leave_run_logs_to_prefect() -> None:
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).propagate = False
+    lost = ("Unable to connect to", "Service %r failed")  # how the messages begin
     for name in ("prefect.events.clients", "prefect._internal.concurrency"):
         # Prefect's own set-up of logging would replace a level; it keeps a filter.
-        logging.getLogger(name).addFilter(
-            lambda record: not str(record.msg).startswith(LOST_SERVER)
-        )
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(lost))
 
 
 def default_tracking_uri(folder: str, *, worker: bool = False) -> None:

@@ -20,11 +20,7 @@ OBJECT_STORE_BYTES = 300_000_000
 
 @contextmanager
 def ray_cluster(*, cpus: int) -> Iterator[None]:
-    """Ray for the length of the block; a cluster that is started here is stopped at its end.
-
-    Args:
-        cpus: CPU slots of a local cluster; ignored for an existing one.
-    """
+    """Ray for the length of the block: an existing cluster, or one of `cpus` that ends with it."""
     if ray.is_initialized():
         yield
         return

@@ -58,15 +58,12 @@ class StageWatch:
     def _warn(self, current: StageProgress | None) -> None:
         """Logs why nothing can be saved while training continues: once, until it changes."""
         problem = "" if current is None or current == self._stale else current.problem
-        if not problem and self._is_full():
+        folder = self._path.parent
+        if not problem and folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
             problem = f"{self._path}: no space left on this disk"
         if problem and problem != self._warned:
             log.warning("%s; training continues, but cannot save until this is fixed", problem)
         self._warned = problem
-
-    def _is_full(self) -> bool:
-        folder = self._path.parent
-        return folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
 
     def _read(self) -> StageProgress | None:
         try:

@@ -80,15 +80,13 @@ class FailureLog(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         errors = sorted(worker_exceptions.items())
         for rank, error in errors:
-            self._append(rank, error)
+            died, reason = isinstance(error, DEATHS), last_line(error)
+            failure = Failure(time=time.time(), rank=rank, died=died, error=reason)
+            try:
+                append_line(self.path, failure)
+            except OSError as problem:  # must not keep Ray from restarting the workers
+                log.warning("%s cannot be written (%s): %s", self.path, problem, reason)
         for _, error in errors:
             cause = getattr(error, "_base_exc", error)  # Ray gives no other way to what was raised
             if isinstance(cause, FlowmapsrError):
                 raise cause
-
-    def _append(self, rank: int, error: Exception) -> None:
-        died, reason = isinstance(error, DEATHS), last_line(error)
-        try:
-            append_line(self.path, Failure(time=time.time(), rank=rank, died=died, error=reason))
-        except OSError as problem:  # must not keep Ray from restarting the workers
-            log.warning("%s cannot be written (%s): %s", self.path, problem, reason)

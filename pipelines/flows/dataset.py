@@ -45,8 +45,7 @@ def build_dataset(recipe: DatasetRecipe) -> Manifest:
 def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = False) -> Manifest:
     """Builds the dataset of photos that are listed already.
 
-    Args:
-        take_over: take the dataset from the build that holds it, even a running one.
+    `take_over` takes it from the build that holds it, even a running one.
 
     Raises:
         FlowmapsrError: another build holds the dataset, a shard cannot be made, or too many photos
@@ -73,8 +72,7 @@ def shards_step(
 ) -> None:
     """Makes the tasks that are not done yet, on the connected Ray cluster.
 
-    Args:
-        page: shows the progress for the length of a block, besides the terminal.
+    Progress goes to the terminal, and for the length of the work to a `page`.
 
     Raises:
         FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has

@@ -30,8 +30,7 @@ def train(recipe: TrainingRecipe) -> list[StageRecord]:
 def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[StageRecord]:
     """Trains the stages that are not finished.
 
-    Args:
-        take_over: take the run folder from the training that holds it, even a running one.
+    `take_over` takes the run folder from the training that holds it, even a running one.
 
     Raises:
         FlowmapsrError: another training holds the folder, or a stage cannot continue.

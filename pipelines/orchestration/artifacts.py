@@ -38,9 +38,8 @@ SUMMARY_SECONDS = 15.0
 @contextmanager
 def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
     """Updates a progress artifact of the current flow run for the length of the block."""
-    stop = threading.Event()
-    page = _ProgressPage(meter, key=f"{artifact_slug(dataset)}-progress")
-    thread = side_thread(lambda: page.follow(stop), name="prefect-progress")
+    stop, key = threading.Event(), f"{artifact_slug(dataset)}-progress"
+    thread = side_thread(lambda: _follow(meter, key, stop), name="prefect-progress")
     try:
         yield
     finally:
@@ -48,40 +47,33 @@ def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
         thread.join(timeout=LAST_SECONDS)
 
 
-class _ProgressPage:
-    def __init__(self, meter: BuildMeter, *, key: str) -> None:
-        self._meter = meter
-        self._key = key
-        self._artifact: UUID | None = None
-        self._sent = -1
+def _follow(meter: BuildMeter, key: str, stop: threading.Event) -> None:
+    """Publishes progress every few seconds if there is some, and once at the end."""
+    artifact: UUID | None = None
+    sent, pause, last = -1, 0.0, False
+    while not last:
+        last = stop.wait(timeout=pause)
+        done, pause = meter.done, UPDATE_SECONDS
+        if done == sent:
+            continue
+        try:
+            artifact = _publish(meter, done, artifact, key)
+            sent = done
+        except Exception as error:  # logged here: the build continues without a page
+            pause = SILENCE_SECONDS
+            warn(first_line(error))
 
-    def follow(self, stop: threading.Event) -> None:
-        """Publishes progress every few seconds, and once at the end."""
-        pause, last = 0.0, False
-        while not last:
-            last = stop.wait(timeout=pause)
-            try:
-                self._send()
-                pause = UPDATE_SECONDS
-            except Exception as error:  # logged here: the build continues without a page
-                pause = SILENCE_SECONDS
-                warn(first_line(error))
 
-    def _send(self) -> None:
-        meter = self._meter
-        if self._sent == meter.done:
-            return
-        done, left = meter.done, meter.seconds_left
-        text = f"{done} of {meter.total} samples, {meter.note()}"
-        if left:
-            text += f", {duration(left)} left"
-        if self._artifact is None:
-            artifact = artifacts.create_progress_artifact(meter.percent, self._key, text)
-            assert isinstance(artifact, UUID)  # not a coroutine: this thread has no event loop
-            self._artifact = artifact
-        else:
-            artifacts.update_progress_artifact(self._artifact, meter.percent, text)
-        self._sent = done
+def _publish(meter: BuildMeter, done: int, artifact: UUID | None, key: str) -> UUID:
+    left = meter.seconds_left
+    text = f"{done} of {meter.total} samples, {meter.note()}"
+    text += f", {duration(left)} left" if left else ""
+    if artifact is not None:
+        artifacts.update_progress_artifact(artifact, meter.percent, text)
+        return artifact
+    created = artifacts.create_progress_artifact(meter.percent, key, text)
+    assert isinstance(created, UUID)  # not a coroutine: this thread has no event loop
+    return created
 
 
 def show_result(manifest: Manifest, dataset: str) -> None:

@@ -49,7 +49,8 @@ class Output:
 
     def say(self, result: VerbResult) -> None:
         """Sets the result; the exit code is 1 if it is not ok."""
-        self.text = _json_text(result.result) if self._as_json else "\n".join(result.lines)
+        lines = [json.dumps(result.result, ensure_ascii=False)] if self._as_json else result.lines
+        self.text = "\n".join(lines)
         self.exit_code = 0 if result.ok else FAILED
 
     def say_recipe(self, recipe: Settings) -> None:
@@ -60,7 +61,7 @@ class Output:
     def fail(self, message: str, *, exit_code: int) -> None:
         """Prints the message on stderr, and with `--json` as the one object on stdout too."""
         print(message, file=sys.stderr, flush=True)
-        self.text = _json_text({"error": message}) if self._as_json else ""
+        self.say(VerbResult({"error": message}, []))
         self.exit_code = exit_code
 
 
@@ -84,10 +85,6 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
         print(output.text, flush=True)
     if output.exit_code:
         raise typer.Exit(output.exit_code)
-
-
-def _json_text(result: Mapping[str, Any]) -> str:
-    return json.dumps(result, ensure_ascii=False)
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> None:

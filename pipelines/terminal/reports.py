@@ -28,12 +28,7 @@ if TYPE_CHECKING:
 
 
 def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> VerbResult:
-    """A complete dataset.
-
-    Args:
-        found: the dataset and its sources before this command.
-        recipe: the one to train with.
-    """
+    """A complete dataset, what this command `found` of it before, and a recipe to train with."""
     how = "is complete" if found.complete is None else "was complete already"
     folder = dataset.rstrip("/")
     path = f"{folder}/{MANIFEST}"
