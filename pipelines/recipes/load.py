@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from datagen.records import FROM_USER, absolute
 from datagen.settings import DatasetRecipe
-from pipelines.recipes.errors import describe
+from pipelines.recipes.errors import describe, models_in
 from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import AnyRecipe, FullRecipe, Section
 from pipelines.recipes.overrides import Overrides, RecipeError, merged, with_overrides
@@ -22,11 +22,6 @@ from pipelines.terminal.text import counted
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
-MODELS: dict[Section, type[BaseModel]] = {
-    "dataset": DatasetRecipe,
-    "training": TrainingRecipe,
-    "evaluation": EvaluationSettings,
-}
 STARTING_RECIPES = {"dct8": "demo", "autoencoder_kl": "flowmapsr-small"}
 """Bundled recipe to train first on latents of a kind of codec."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -52,9 +47,10 @@ def _section(recipe: Mapping[str, Any], section: Section, name: str) -> dict[str
     if section not in recipe:
         held = ", ".join(key for key in SECTIONS if key in recipe) or "none"
         raise RecipeError(f"recipe {name!r} has no {section!r} section; its sections: {held}")
+    (model,) = models_in(FullRecipe.model_fields[section].annotation)
     defaults = {
         field: to_jsonable_python(info.default)
-        for field, info in MODELS[section].model_fields.items()
+        for field, info in model.model_fields.items()
         if not info.is_required()
     }
     values: dict[str, Any] = merged(defaults, recipe[section])
