@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen.build.in_process import build_in_process
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
@@ -19,19 +17,6 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import to_json
 from datagen.review.inspect_sample import inspect_sample, save_pictures
-from datagen.settings import DatasetRecipe
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("built") / "dataset"
-
-
-@pytest.fixture
-def dataset(recipe: Callable[..., DatasetRecipe], built: Path) -> Path:
-    if not built.exists():
-        build_in_process(recipe(output=str(built), hq_jpeg_quality=100))
-    return Path(shutil.copytree(built, recipe().output))
 
 
 def _keys(dataset: Path) -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shard_index import read_shard
@@ -21,24 +20,7 @@ from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.records import as_json, to_json
 from datagen.review.verify import verify_dataset
-from datagen.settings import DatasetRecipe
 from tests.support.shards import write_shard
-
-RecipeMaker = Callable[..., DatasetRecipe]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of this module's dataset, empty until it is built."""
-    return tmp_path_factory.mktemp("built") / "dataset"
-
-
-@pytest.fixture
-def dataset(recipe: RecipeMaker, built: Path) -> Path:
-    """A copy to damage."""
-    if not built.exists():
-        build_in_process(recipe(output=str(built)))
-    return Path(shutil.copytree(built, recipe().output))
 
 
 def _only_issue(dataset: Path) -> str:
