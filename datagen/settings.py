@@ -5,7 +5,7 @@ Values that follow from others are derived where they are used.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -90,6 +90,7 @@ class Dct8Settings(Settings):
     """The built-in codec: an orthonormal 8x8 block DCT, lossless and without weights."""
 
     kind: Literal["dct8"] = "dct8"
+    batch: ClassVar[int] = 1
 
 
 class AutoencoderSettings(Settings):

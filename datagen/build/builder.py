@@ -12,7 +12,6 @@ from dataclasses import replace
 import cv2
 import torch
 
-from datagen.build.memory import encoding_batch
 from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.layout import record_path, shard_path
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
@@ -29,12 +28,8 @@ from datagen.settings import DatasetRecipe
 
 
 class ShardBuilder:
-    """Makes the shards of a task; the codec is loaded for the first one and then kept.
-
-    Args:
-        device: where the codec runs.
-        threads: how many threads read, decode and degrade beside it.
-    """
+    """Makes the shards of a task; the codec is loaded on `device` for the first one and then kept,
+    and `threads` threads read, decode and degrade beside it."""
 
     def __init__(self, recipe: DatasetRecipe, *, device: str = "cpu", threads: int = 1) -> None:
         self._recipe = recipe
@@ -55,10 +50,10 @@ class ShardBuilder:
         """
         if self._codec is None:
             self._codec = load_codec(self._recipe.codec, self._device)
-        batch = encoding_batch(self._recipe)
         with _one_core(), ExitStack() as published:
             shards = _OpenShards(self._recipe, task, self._codec, published)
             prepared = prepare(task, self._recipe, threads=self._threads)
+            batch = self._recipe.codec.batch
             for result in encode(prepared, self._codec, batch=batch, device=self._device):
                 shards.add(result)
             record = shards.close()
@@ -78,12 +73,17 @@ class _OpenShards:
         self._output = recipe.output
         self._task = task
         self._published = published
-        self._stats = StatisticsCollector(_codec_record(recipe, codec))
+        record = CodecRecord(
+            kind=recipe.codec.kind,
+            fingerprint=codec.fingerprint,
+            channels=codec.channels,
+            downsample=codec.downsample,
+        )
+        self._stats = StatisticsCollector(record)
         self._writers: dict[tuple[str, Split], ShardWriter] = {}
-        files = [photo.file for photo in task.photos]
         self._photos = {
             file.uri: KnownPhoto(file.uri, file.bytes, file.stamp, sha256=None, reason=None)
-            for file in files
+            for file in (photo.file for photo in task.photos)
         }
 
     def add(self, result: SampleResult) -> None:
@@ -96,12 +96,7 @@ class _OpenShards:
         self._photos[drawn.source] = replace(self._photos[drawn.source], sha256=result.sha256)
         self._stats.add(latents.hq, drawn, photo_side=result.photo_side)
         self._writer(drawn.bucket, result.split).add(
-            ShardSample(
-                key=drawn.key,
-                latents=latents.to_bytes(),
-                meta=to_json(drawn),
-                hq_jpeg=result.hq_jpeg,
-            )
+            ShardSample(drawn.key, latents.to_bytes(), to_json(drawn), result.hq_jpeg)
         )
 
     def _writer(self, bucket: str, split: Split) -> ShardWriter:
@@ -126,15 +121,6 @@ class _OpenShards:
             photos=tuple(self._photos.values()),
             stats=self._stats.result(),
         )
-
-
-def _codec_record(recipe: DatasetRecipe, codec: Codec) -> CodecRecord:
-    return CodecRecord(
-        kind=recipe.codec.kind,
-        fingerprint=codec.fingerprint,
-        channels=codec.channels,
-        downsample=codec.downsample,
-    )
 
 
 @contextmanager

@@ -42,11 +42,7 @@ class RejectionLimit:
         self._rejected: set[str] = set()
 
     def check(self, record: TaskRecord) -> None:
-        """Counts the rejections of a finished task.
-
-        Raises:
-            FlowmapsrError: the limit is exceeded.
-        """
+        """Counts the rejections of a finished task; FlowmapsrError if there are too many."""
         if record.rejected:
             self._rejected |= set(record.rejected)
             enforce_limit(self._plan, self._rejected)

@@ -11,14 +11,20 @@ from datagen.io.lock import BUILD, output_lock
 from datagen.settings import DatasetRecipe
 
 
-def build_in_process(recipe: DatasetRecipe) -> Manifest:
-    """Builds or extends a dataset, or finishes an interrupted build."""
+def build_in_process(recipe: DatasetRecipe, *, device: str = "cpu", threads: int = 1) -> Manifest:
+    """Builds or extends a dataset, or finishes an interrupted build.
+
+    Args:
+        device: where the codec runs, such as `cuda`; a GPU may round latents differently.
+        threads: how many threads read, decode and degrade beside it; any number gives the same
+            bytes, and `datagen.build.memory.worker_memory` tells the memory.
+    """
     complete = survey(recipe).complete
     if complete is not None:
         return complete
     with output_lock(recipe.output, BUILD) as lock:
         plan = plan_dataset(recipe)
-        builder = ShardBuilder(recipe)
+        builder = ShardBuilder(recipe, device=device, threads=threads)
         limit = RejectionLimit(plan)
         for task in pending_tasks(plan):
             lock.raise_if_lost()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datagen.settings import AutoencoderSettings, DatasetRecipe
+from datagen.settings import DatasetRecipe
 
 _LIBRARIES = 700_000_000
 """Python, torch, OpenCV, diffusers and the codec's tables, bytes."""
@@ -27,16 +27,10 @@ def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
     """
     photo = recipe.filters.max_megapixels * 1e6
     sample = max(budget.side for budget in recipe.buckets.budgets) ** 2
-    batch = encoding_batch(recipe)
-    waiting = threads + 2 + 2 * batch
+    waiting = threads + 2 + 2 * recipe.codec.batch
     return int(
         _LIBRARIES
         + threads * (photo * _BYTES_DECODING + sample * _BYTES_MAKING)
         + waiting * sample * _BYTES_WAITING
-        + batch * sample * _BYTES_ENCODING[recipe.codec.kind]
+        + recipe.codec.batch * sample * _BYTES_ENCODING[recipe.codec.kind]
     )
-
-
-def encoding_batch(recipe: DatasetRecipe) -> int:
-    """Samples that the codec encodes together."""
-    return recipe.codec.batch if isinstance(recipe.codec, AutoencoderSettings) else 1

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from datagen.dataset.known_photos import KnownPhoto, KnownPhotos
+from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import MANIFEST, PLAN, record_path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
@@ -26,15 +26,6 @@ _PLAN_REMEDY = "build into another output, or finish this build with the version
 
 
 @dataclass(frozen=True)
-class OpenBuild:
-    """A build that was started and is not finished."""
-
-    plan: Plan
-    finished: dict[int, TaskRecord]
-    """Records of the finished tasks, by index."""
-
-
-@dataclass(frozen=True)
 class Survey:
     """A dataset compared with its sources."""
 
@@ -42,7 +33,10 @@ class Survey:
     manifest: Manifest | None
     base: str | None
     """SHA-256 of the manifest's file."""
-    open_build: OpenBuild | None
+    open_plan: Plan | None
+    """Of a build that was started and is not finished."""
+    finished: dict[int, TaskRecord]
+    """Records of its finished tasks, by index."""
     cleanup_pending: bool
     """Whether a build died after its commit, before it had cleaned up."""
     known: KnownPhotos
@@ -57,7 +51,7 @@ class Survey:
     @property
     def complete(self) -> Manifest | None:
         """The manifest, if the dataset is finished and there is nothing new."""
-        to_do = self.open_build or self.cleanup_pending or self.new or self.new_rejections
+        to_do = self.open_plan or self.cleanup_pending or self.new or self.new_rejections
         return None if to_do else self.manifest
 
     @property
@@ -77,23 +71,24 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
     manifest, base, plan = _records(recipe)
     # A build writes the manifest, then deletes its plan; one that died in between left both.
     cleanup_pending = plan is not None and plan.base != base
-    open_build = OpenBuild(plan, finished_tasks(plan)) if plan and not cleanup_pending else None
+    open_plan = None if cleanup_pending else plan
     known = KnownPhotos.read(recipe.output)
     if listing is None:
         listing = list_sources(recipe.sources, exclude=recipe.output)
-    current = known.current()
-    new = tuple(file for file in listing.files if not _same(current.get(file.uri), file))
+    current = {line.uri: (line.bytes, line.stamp) for line in known.lines if line.stamp}
+    new = [file for file in listing.files if current.get(file.uri) != (file.bytes, file.stamp)]
     listed = {file.uri for file in listing.files}
     made = [line for line in known.lines if line.sha256 is not None and line.stamp]
     return Survey(
         recipe=recipe,
         manifest=manifest,
         base=base,
-        open_build=open_build,
+        open_plan=open_plan,
+        finished=finished_tasks(open_plan) if open_plan else {},
         cleanup_pending=cleanup_pending,
         known=known,
         listing=listing,
-        new=new,
+        new=tuple(new),
         changed=frozenset({line.uri for line in made} & {file.uri for file in new}),
         missing=frozenset(line.uri for line in made if line.uri not in listed),
     )
@@ -123,10 +118,6 @@ def _is_complete(output: str, task: ShardTask, record: TaskRecord, sizes: dict[s
     )
 
 
-def _same(known: KnownPhoto | None, file: SourceFile) -> bool:
-    return known is not None and (known.bytes, known.stamp) == (file.bytes, file.stamp)
-
-
 def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan | None]:
     """The output's manifest, the SHA-256 of its file, and the plan."""
     output = recipe.output
@@ -143,17 +134,13 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
     if plan is not None:
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
     if manifest is None and plan is None:
-        _refuse_other_content(output)
+        for entry in storage.scan(output):
+            if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
+                raise FlowmapsrError(
+                    f"{output}: the output is not empty and not a dataset (it holds {entry.uri}); "
+                    "give a new folder"
+                )
     return manifest, base, plan
-
-
-def _refuse_other_content(output: str) -> None:
-    for entry in storage.scan(output):
-        if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
-            raise FlowmapsrError(
-                f"{output}: the output is not empty and not a dataset (it holds {entry.uri}); "
-                "give a new folder"
-            )
 
 
 def _refuse_other_recipe(output: str, found: dict[str, Any], recipe: DatasetRecipe) -> None:

@@ -84,10 +84,6 @@ class KnownPhotos:
         """Reason by URI."""
         return {line.uri: line.reason for line in self.lines if line.reason is not None}
 
-    def current(self) -> dict[str, KnownPhoto]:
-        """By URI, the photo last seen there."""
-        return {line.uri: line for line in self.lines if line.stamp}
-
     def hashes(self) -> dict[str, int]:
         """Size in bytes of each content that has samples, by SHA-256."""
         return {line.sha256: line.bytes for line in self.lines if line.sha256 is not None}

@@ -7,6 +7,7 @@ draws decide the bytes of every dataset, so they must not change.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +24,8 @@ def draw_degradation(
     """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
     if scale is None:
         scale = float(rng.uniform(*settings.scale))
-    return params.DegradationParams(scale=scale, operations=_draw_all(settings.operations, rng))
+    operations = tuple(_draw_all(settings.operations, rng))
+    return params.DegradationParams(scale=scale, operations=operations)
 
 
 def draw_negative(
@@ -39,15 +41,13 @@ def draw_negative(
 
 def _draw_all(
     operations: tuple[ops.Operation, ...], rng: np.random.Generator
-) -> tuple[params.OperationParams, ...]:
-    drawn: list[params.OperationParams] = []
+) -> Iterator[params.OperationParams]:
     for operation in operations:
         if isinstance(operation, ops.Either):
             chain = _weighted_choice(operation.chains, [c.weight for c in operation.chains], rng)
-            drawn += _draw_all(chain.operations, rng)
+            yield from _draw_all(chain.operations, rng)
         else:
-            drawn.append(_draw(operation, rng))
-    return tuple(drawn)
+            yield _draw(operation, rng)
 
 
 def _draw(operation: ops.Step, rng: np.random.Generator) -> params.OperationParams:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_left
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from datagen.dataset.shard_index import find_sample
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.io.prefetch import read_ahead
 from datagen.samples.codecs import decode_latents, load_codec
 from datagen.samples.sample import SamplePixels, sample_key, split_of
 
@@ -52,7 +53,7 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
     try:
         drawn = DrawnSample.model_validate_json(sample.meta)
         latents = Latents.from_bytes(sample.latents)
-    except ValidationError as error:
+    except (ValidationError, FlowmapsrError) as error:
         raise FlowmapsrError(
             f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
             "`flowmapsr dataset verify` lists all damage"
@@ -105,10 +106,11 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, Split]:
     }
     found = sorted(name for name in keys if name.startswith(key))
     if not found:
-        names = [sample_key(sha256, 0) for sha256 in photos]
+        names = sorted(sample_key(sha256, 0) for sha256 in photos)
+        index = bisect_left(names, key)  # names beside it share most of its first digits
+        near = sorted(keys) or names[max(0, index - 2) : index + 2]
         raise FlowmapsrError(
-            f"{root}: no sample has a key that begins with {key!r}; near ones are "
-            f"{_some(sorted(keys) or _neighbors(sorted(names), key))}"
+            f"{root}: no sample has a key that begins with {key!r}; near ones are {_some(near)}"
         )
     if len(found) > 1:
         raise FlowmapsrError(
@@ -119,30 +121,21 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, Split]:
 
 def _find(root: str, manifest: Manifest, key: str, split: Split) -> tuple[ShardRecord, ShardSample]:
     """The first shard that has the sample, and the sample; stops reading once found."""
+
+    def read(record: ShardRecord) -> ShardSample | None:
+        uri = storage.join(root, record.path)
+        with storage.open_random(uri) as stream:
+            return find_sample(stream, key, uri=uri)
+
     records = [record for record in manifest.shards if record.split == split]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="inspect") as threads:
-        for start in range(0, len(records), _THREADS):
-            some = records[start : start + _THREADS]
-            found = threads.map(lambda record: _read(root, record, key), some)
-            for record, sample in zip(some, found, strict=True):
-                if sample is not None:
-                    return record, sample
+    with closing(read_ahead(records, read, threads=_THREADS, ahead=_THREADS)) as samples:
+        for record, sample in zip(records, samples, strict=True):
+            if sample is not None:
+                return record, sample
     raise FlowmapsrError(
         f"{root}: no shard holds {key}; this variant of its photo was rejected "
         f"(see {REJECTED}), or a shard is damaged (see `flowmapsr dataset verify`)"
     )
-
-
-def _read(root: str, record: ShardRecord, key: str) -> ShardSample | None:
-    uri = storage.join(root, record.path)
-    with storage.open_random(uri) as stream:
-        return find_sample(stream, key, uri=uri)
-
-
-def _neighbors(names: Sequence[str], key: str) -> Sequence[str]:
-    """Those before and after the key in sorted order, which share most of its first digits."""
-    index = bisect_left(names, key)
-    return names[max(0, index - 2) : index + 2]
 
 
 def _some(names: Sequence[str]) -> str:

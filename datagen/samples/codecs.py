@@ -16,7 +16,7 @@ import torch
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.samples.sample import SamplePixels
-from datagen.settings import AutoencoderSettings, CodecSettings, Dct8Settings
+from datagen.settings import AutoencoderSettings, CodecSettings
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
@@ -56,11 +56,9 @@ def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
     Raises:
         FlowmapsrError: its weights cannot be loaded.
     """
-    match settings:
-        case Dct8Settings():
-            return Dct8Codec(device)
-        case AutoencoderSettings():
-            return AutoencoderCodec(settings, device)
+    if isinstance(settings, AutoencoderSettings):
+        return AutoencoderCodec(settings, device)
+    return Dct8Codec(device)
 
 
 def _dct_matrix() -> torch.Tensor:

@@ -55,16 +55,6 @@ def _encoded(samples: list[PreparedSample], codec: Codec, device: str) -> list[S
     # The builder works on one core, but OpenMP counts threads for each thread that calls it: in
     # this one a convolution would take all cores (measured: 2.0 of 2 busy, 1.0 with this line).
     torch.set_num_threads(1)
-    return [
-        Rejection(sample.drawn.source, NOT_FINITE)
-        if latents is None
-        else replace(sample, latents=latents)
-        for sample, latents in zip(samples, _latents(samples, codec, device), strict=True)
-    ]
-
-
-def _latents(samples: list[PreparedSample], codec: Codec, device: str) -> list[Latents | None]:
-    """Of each sample; None where they do not fit float16."""
     images = samples[0].images if len(samples) == 1 else np.concatenate([s.images for s in samples])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # channels last in memory
     latents = codec.encode(pixels.to(device)).unflatten(0, (len(samples), 3))
@@ -72,6 +62,8 @@ def _latents(samples: list[PreparedSample], codec: Codec, device: str) -> list[L
     fits = (latents.abs().flatten(1).amax(dim=1) <= _FLOAT16_MAX).tolist()
     stored = latents.to(torch.float16).cpu().contiguous().numpy()
     return [
-        Latents(hq=one[0], lq=one[1], neg=one[2]) if fit else None
-        for one, fit in zip(stored, fits, strict=True)
+        replace(sample, latents=Latents(*one))
+        if fit
+        else Rejection(sample.drawn.source, NOT_FINITE)
+        for sample, one, fit in zip(samples, stored, fits, strict=True)
     ]

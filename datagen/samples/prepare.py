@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -51,69 +50,71 @@ def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator
     Raises:
         FlowmapsrError: a photo changed after planning, or cannot be read.
     """
-    jobs = _jobs(task, recipe)
-    return read_ahead(jobs, lambda job: job(), threads=threads, ahead=threads + 1)
+    return read_ahead(
+        _jobs(task, recipe),
+        lambda job: _sample(recipe, job[0].get(), job[1]),
+        threads=threads,
+        ahead=threads + 1,
+    )
 
 
-def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[Callable[[], SampleResult]]:
+def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[tuple[_CachedPhoto, int]]:
     for photo in task.photos:
         cached = _CachedPhoto(photo.file, recipe)
         for variant in range(photo.first, photo.first + photo.variants):
-            yield partial(_result, recipe, cached, variant)
-
-
-def _result(recipe: DatasetRecipe, photo: _CachedPhoto, variant: int) -> SampleResult:
-    try:
-        return _sample(recipe, photo.get(), variant)
-    except ImageRejected as error:
-        return Rejection(photo.file.uri, error.reason)
+            yield cached, variant
 
 
 class _CachedPhoto:
     """A photo that is decoded when its first variant asks for it, and freed after the last."""
 
     def __init__(self, file: SourceFile, recipe: DatasetRecipe) -> None:
-        self.file = file
+        self._file = file
         self._recipe = recipe
         self._lock = threading.Lock()
-        self._result: Photo | ImageRejected | None = None
+        self._result: Photo | Rejection | None = None
 
-    def get(self) -> Photo:
-        """The decoded photo; every call raises ImageRejected if the file cannot be used."""
+    def get(self) -> Photo | Rejection:
+        """The decoded photo, or why its file cannot be used."""
         with self._lock:
             if self._result is None:
-                self._result = self._read()
-        if isinstance(self._result, ImageRejected):
-            raise ImageRejected(self._result.reason)
-        return self._result
-
-    def _read(self) -> Photo | ImageRejected:
-        data = self._bytes()
-        try:
-            pixels = decode_photo(data, self._recipe.images)
-            check_pixels(pixels, self._recipe.filters)
-        except ImageRejected as error:
-            return error
-        return Photo(self.file.uri, hashlib.sha256(data).hexdigest(), pixels)
-
-    def _bytes(self) -> bytes:
-        again = "run the same command again: finished shards are kept, the rest is replanned"
-        try:
-            data = read_photo(self.file)
-        except storage.NotFoundError as error:
-            raise FlowmapsrError(
-                f"{self.file.uri}: this photo disappeared after planning; {again}"
-            ) from error
-        if len(data) != self.file.bytes:
-            raise FlowmapsrError(
-                f"{self.file.uri}: this photo changed after planning "
-                f"({self.file.bytes} bytes then, {len(data)} now); {again}"
-            )
-        return data
+                self._result = _decoded(self._file, self._recipe)
+            return self._result
 
 
-def _sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> PreparedSample:
-    drawn = draw_sample(recipe, photo, variant)
+def _decoded(file: SourceFile, recipe: DatasetRecipe) -> Photo | Rejection:
+    data = _planned_bytes(file)
+    try:
+        pixels = decode_photo(data, recipe.images)
+        check_pixels(pixels, recipe.filters)
+    except ImageRejected as error:
+        return Rejection(file.uri, error.reason)
+    return Photo(file.uri, hashlib.sha256(data).hexdigest(), pixels)
+
+
+def _planned_bytes(file: SourceFile) -> bytes:
+    again = "run the same command again: finished shards are kept, the rest is replanned"
+    try:
+        data = read_photo(file)
+    except storage.NotFoundError as error:
+        raise FlowmapsrError(
+            f"{file.uri}: this photo disappeared after planning; {again}"
+        ) from error
+    if len(data) != file.bytes:
+        raise FlowmapsrError(
+            f"{file.uri}: this photo changed after planning "
+            f"({file.bytes} bytes then, {len(data)} now); {again}"
+        )
+    return data
+
+
+def _sample(recipe: DatasetRecipe, photo: Photo | Rejection, variant: int) -> SampleResult:
+    if isinstance(photo, Rejection):
+        return photo
+    try:
+        drawn = draw_sample(recipe, photo, variant)
+    except ImageRejected as error:
+        return Rejection(photo.uri, error.reason)
     made = make_pixels(photo.pixels, drawn)
     return PreparedSample(
         sha256=photo.sha256,

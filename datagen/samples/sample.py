@@ -68,13 +68,8 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
     rng = _generator(recipe.seed, key)
     orientation = _draw_orientation(recipe.augmentation, rng)
     rotated = orientation.quarter_turns % 2 == 1
-    width, height = photo.width, photo.height
-    bucket = draw_bucket(
-        recipe.buckets,
-        rng,
-        width=height if rotated else width,
-        height=width if rotated else height,
-    )
+    width, height = (photo.height, photo.width) if rotated else (photo.width, photo.height)
+    bucket = draw_bucket(recipe.buckets, rng, width=width, height=height)
     crop = _draw_crop(recipe, rng, photo, _transposed(bucket) if rotated else bucket)
     lq = draw_degradation(recipe.degradation, rng)
     neg = draw_negative(recipe.degradation, rng, lq_scale=lq.scale)

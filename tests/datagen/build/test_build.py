@@ -25,7 +25,9 @@ from datagen.dataset.manifest import load_manifest, open_dataset
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
-from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
+from datagen.samples.codecs import Codec, load_codec
+from datagen.samples.prepare import prepare
+from datagen.settings import BucketSettings, CodecSettings, DatasetRecipe, PixelBudget
 from tests.support.eventually import eventually
 from tests.support.files import digests
 from tests.support.shards import sample_keys
@@ -99,6 +101,29 @@ def test_bytes_do_not_depend_on_order_workers_threads_or_repetition(
     for index, task in enumerate([*tasks, *tasks[:2]]):
         builders[index % 2](task)
     finish(plan)
+    assert digests(recipe().output) == digests(other.output)
+
+
+def test_an_in_process_build_has_the_asked_device_and_threads(
+    recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_in_process(recipe(), threads=1)
+    devices: list[str] = []
+    threads: list[int] = []
+
+    def load(settings: CodecSettings, device: str) -> Codec:
+        devices.append(device)
+        return load_codec(settings, device)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        threads.append(kwargs["threads"])
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr("datagen.build.builder.load_codec", load)
+    monkeypatch.setattr("datagen.build.builder.prepare", counting)
+    other = recipe(output=str(tmp_path / "other"))
+    build_in_process(other, device="cpu:0", threads=2)
+    assert devices == ["cpu:0"] and set(threads) == {2}
     assert digests(recipe().output) == digests(other.output)
 
 
