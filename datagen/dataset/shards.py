@@ -115,7 +115,6 @@ class ShardWriter:
 
 @contextmanager
 def open_shard(uri: str) -> Iterator[ShardWriter]:
-    """A shard to add samples to and to close in the block; it appears at `uri` when the block ends,
-    not at all if it raises."""
+    """A shard to fill and close in the block; it appears at `uri` at its end unless it raises."""
     with storage.open_atomic(uri) as stream:
         yield ShardWriter(stream)

@@ -145,12 +145,9 @@ def statistics_of(parts: Iterable[PartialStatistics]) -> Statistics:
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
     """The lower bound of the bin in which that part of the counts is reached; None without any."""
-    reached, wanted = 0, part * sum(counts)
-    for bound, count in zip(bounds, counts, strict=True):
-        reached += count
-        if count and reached >= wanted:
-            return bound
-    return None
+    reached = np.cumsum(counts)
+    hits = np.flatnonzero((reached >= part * reached[-1]) & (reached > 0))
+    return bounds[hits[0]] if hits.size else None
 
 
 def _counted(values: Sequence[float], bounds: Sequence[float]) -> list[int]:

@@ -17,7 +17,6 @@ from datagen.errors import FlowmapsrError, NotFoundError
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Of a file being written, or left by a killed process."""
-_LINK_ATTEMPTS = 5
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _FIXES = {
     errno.ENOSPC: "free some space there or choose another location",
@@ -118,13 +117,9 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def create_exclusive(path: str, data: bytes) -> bool:
-    """Publishes the whole of `data` if nothing is at the path; False if something is.
-
-    Where the file system has no hard links the file is created and then filled, so that a reader
-    may find it empty there.
-    """
+    """Without hard links the file is created, then filled: a reader may find it empty there."""
     with errors(path, "write"):
-        for _ in range(_LINK_ATTEMPTS):
+        for _ in range(5):
             # Another build may delete the temporary file as a leftover.
             with contextlib.suppress(FileNotFoundError):
                 return _link_whole(path, data)

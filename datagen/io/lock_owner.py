@@ -89,7 +89,6 @@ def machine() -> str:
 
 
 def to_bytes(owner: LockOwner) -> bytes:
-    """The content of the lock's file."""
     return json.dumps(asdict(owner), indent=1).encode()
 
 

@@ -23,8 +23,6 @@ LONGEST_PAUSE = 15.0
 SILENCE = 30.0  # seconds without a byte after which a connection is considered lost
 PART = 64 << 20  # bytes in one part of a multipart upload
 
-_LASTING_STATUS = frozenset({501, 505, 507})
-_MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
 _EXPIRED_CODES = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken",
      "TokenRefreshRequired"}
@@ -188,7 +186,7 @@ def _patience(failure: Exception) -> float:
     match failure:
         case exceptions.ClientError():
             status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            busy = (status >= 500 and status not in _LASTING_STATUS) or status == 429
+            busy = (status >= 500 and status not in (501, 505, 507)) or status == 429
             return PATIENCE if busy or _code(failure) in _BUSY_CODES else 0.0
         case exceptions.EndpointConnectionError() | exceptions.ConnectTimeoutError():
             return PATIENCE if _endpoint() in _answered else min(PATIENCE, FIRST_CONTACT)
@@ -215,7 +213,7 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
 
 def _refusal(uri: str, action: str, failure: exceptions.ClientError) -> FlowmapsrError:
     code = _code(failure)
-    if code in _MISSING_CODES:
+    if code in ("404", "NoSuchKey", "NotFound"):
         return NotFoundError(f"{uri}: there is no such object ({code}); check the address")
     if code == "NoSuchBucket" and action != "write":
         return NotFoundError(f"{uri}: there is no such bucket ({code}); check the address")

@@ -158,7 +158,9 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
     start = stream.getbuffer()[:_MAGIC].tobytes()
     if not start:
         raise ImageRejected("empty file")
-    if not _known_format(start):
+    Image.init()
+    accepting = (Image.OPEN[name][1] for name in _FORMATS)
+    if not any(accept is not None and accept(start) is True for accept in accepting):
         raise ImageRejected("not an image")
     try:
         image = Image.open(stream, formats=_FORMATS)
@@ -166,12 +168,6 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
         raise ImageRejected("truncated" if stream.cut else "corrupt") from error
     _check_size(*image.size)
     return image
-
-
-def _known_format(start: bytes) -> bool:
-    Image.init()
-    accepting = (Image.OPEN[name][1] for name in _FORMATS)
-    return any(accept is not None and accept(start) is True for accept in accepting)
 
 
 def _check_size(width: int, height: int) -> None:
