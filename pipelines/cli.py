@@ -36,6 +36,10 @@ Guidance = Annotated[
     float | None,
     typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
 ]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
+]
 Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
@@ -272,6 +276,7 @@ def evaluate(
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
+    precision: Precision = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Restore degraded photos and compare with the originals.
@@ -287,7 +292,12 @@ def evaluate(
 
         factors, counts = scales.split(","), steps.split(",")
         settings = evaluation_settings(
-            photos, scales=factors, steps=counts, lora_scale=lora_scale, guidance=guidance
+            photos,
+            scales=factors,
+            steps=counts,
+            lora_scale=lora_scale,
+            guidance=guidance,
+            precision=precision,
         )
         from training.evaluation.evaluate import evaluate as evaluate_model
 
@@ -304,6 +314,7 @@ def upscale(
     model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
+    precision: Precision = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -329,6 +340,7 @@ def upscale(
                 steps=steps,
                 lora_scale=lora_scale,
                 guidance=guidance,
+                precision=precision,
                 on_done=lambda source: progress.advance(note=source.name),
             )
         out.say(reports.upscaled(str(output), scale, report))

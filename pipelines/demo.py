@@ -174,6 +174,7 @@ def draw_comparison(recipe: FullRecipe, path: Path) -> None:
         recipe.training.output,
         lora_scale=recipe.evaluation.lora_scale,
         guidance=recipe.evaluation.guidance,
+        precision=recipe.evaluation.precision,
     )
     photos = list(degraded_photos(recipe.evaluation, upscaler.config.degradation, COMPARISON_SCALE))
     with storage.open_atomic(str(path)) as file:

@@ -22,6 +22,7 @@ from training.data.loader import Batch
 from training.data.sample_decoder import BatchFields
 from training.engine.engine import Engine
 from training.run_dir.paths import StagePaths
+from training.settings.evaluation import Precision
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.trainer import Trainer
@@ -102,12 +103,21 @@ class Restorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Strengths:
-    """What may be chosen when a model is loaded; None leaves the model's own value. A system
-    refuses those that it does not have."""
+class LoadOptions:
+    """What may be chosen when a model is loaded. A system refuses strengths that it does not have;
+    None leaves the model's own."""
 
     lora_scale: float | None = None
     guidance: float | None = None
+    precision: Precision = "auto"
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Of the network's weights and activations; `auto` is bfloat16 on a GPU that computes in
+        it, else float32."""
+        if self.precision != "auto":
+            return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
 
 
 class System(Protocol):
@@ -135,7 +145,7 @@ class System(Protocol):
                 turn out not to fit the network.
         """
 
-    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> Restorer:
+    def load(self, folder: Path, device: torch.device, options: LoadOptions) -> Restorer:
         """The model in a model folder.
 
         Raises:

@@ -31,7 +31,7 @@ from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import StageInputs, Strengths, System
+from training.system_protocol import LoadOptions, StageInputs, System
 from training.tracking.journal import read_metrics
 from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
@@ -141,7 +141,7 @@ class ConvSystem:
     def build(self, inputs: StageInputs) -> ConvStage:
         return ConvStage(inputs)
 
-    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> ConvRestorer:
+    def load(self, folder: Path, device: torch.device, options: LoadOptions) -> ConvRestorer:
         return ConvRestorer(folder, device)
 
 

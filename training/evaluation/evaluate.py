@@ -77,7 +77,11 @@ def evaluate(
         FlowmapsrError: no model or no photo there.
     """
     upscaler = Upscaler.from_pretrained(
-        model, lora_scale=settings.lora_scale, guidance=settings.guidance, system_of=system_of
+        model,
+        lora_scale=settings.lora_scale,
+        guidance=settings.guidance,
+        precision=settings.precision,
+        system_of=system_of,
     )
     rows = []
     for scale in settings.scales:

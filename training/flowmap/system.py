@@ -29,7 +29,7 @@ from training.monitoring.startup_timer import startup
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import StageInputs, Strengths
+from training.system_protocol import LoadOptions, StageInputs
 from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
@@ -62,15 +62,16 @@ class FlowMapSystem:
         startup.mark("network")
         return FlowMapStage(inputs, initial)
 
-    def load(self, folder: Path, device: torch.device, strengths: Strengths) -> FlowMapRestorer:
+    def load(self, folder: Path, device: torch.device, options: LoadOptions) -> FlowMapRestorer:
         config = load_config(folder, FlowMapConfig)
-        guidance = strengths.guidance
+        guidance = options.guidance
         if guidance is not None and not config.model.guidance_conditioning:
             raise FlowmapsrError(
                 f"the model in {folder} does not take the guidance strength as an input, so there "
                 "is none to choose: leave it out, or train with model.guidance_conditioning=true"
             )
-        net = load_net(folder, config, device, lora_scale=strengths.lora_scale)
+        net = load_net(folder, config, device, lora_scale=options.lora_scale)
+        net.to(options.dtype(device))
         if guidance is None:
             guidance = config.guidance_strength
         return FlowMapRestorer(net, load_matching_codec(config, device), config, guidance)

@@ -12,6 +12,7 @@ from PIL import Image
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import SUFFIXES
+from training.settings.evaluation import Precision
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """What can be written; photos of other formats become PNG."""
@@ -79,13 +80,16 @@ def upscale_all(
     steps: int,
     lora_scale: float | None = None,
     guidance: float | None = None,
+    precision: Precision = "auto",
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others are done."""
     from training.inference.upscaler import Upscaler
 
     report = UpscaleReport()
-    upscaler = Upscaler.from_pretrained(model, lora_scale=lora_scale, guidance=guidance)
+    upscaler = Upscaler.from_pretrained(
+        model, lora_scale=lora_scale, guidance=guidance, precision=precision
+    )
     for job in jobs:
         try:
             data = storage.read_bytes(str(job.source))

@@ -19,7 +19,8 @@ from datagen.degradation.resample import resized
 from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
-from training.system_protocol import Restorer, Strengths, SystemOf
+from training.settings.evaluation import Precision
+from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
 from training.tracking.pictures import to_pixels
 from training.weights.model_folder import find_model, model_kind
@@ -43,6 +44,7 @@ class Upscaler:
         device: str | None = None,
         lora_scale: float | None = None,
         guidance: float | None = None,
+        precision: Precision = "auto",
         system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
@@ -51,6 +53,7 @@ class Upscaler:
             device: torch device; the first GPU where there is one, else the CPU.
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
+            precision: of the network; `auto` is bf16 on a GPU that computes in it, else fp32.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -59,8 +62,8 @@ class Upscaler:
         folder = find_model(path)
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        strengths = Strengths(lora_scale=lora_scale, guidance=guidance)
-        return cls(system.load(folder, place, strengths), method=system.name)
+        options = LoadOptions(lora_scale, guidance, precision)
+        return cls(system.load(folder, place, options), method=system.name)
 
     def upscale(self, image: np.ndarray, *, scale: float, steps: int) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale

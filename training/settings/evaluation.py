@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from datagen.records import Location, Settings
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class EvaluationSettings(Settings):
@@ -24,3 +26,5 @@ class EvaluationSettings(Settings):
     """Strength of the LoRA of an adversarial model; null takes the model's default."""
     guidance: float | None = Field(None, ge=0)
     """Guidance strength w of a model that takes it as an input; null takes the model's default."""
+    precision: Precision = "auto"
+    """Of the network; `auto` is bf16 on a GPU that computes in it, else fp32."""

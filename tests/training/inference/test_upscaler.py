@@ -91,6 +91,17 @@ def test_a_model_folder_gives_back_the_same_network(
     assert not np.array_equal(first, bicubic(image, (24, 24)))
 
 
+def test_bf16_changes_a_picture_by_rounding_only(trained: Path) -> None:
+    image = _picture(12, 12)
+    precise = Upscaler.from_pretrained(trained, precision="fp32")
+    rounded = Upscaler.from_pretrained(trained, precision="bf16")
+    expected = precise.upscale(image, scale=2, steps=2).astype(int)
+    result = rounded.upscale(image, scale=2, steps=2).astype(int)
+    assert 0 < np.abs(result - expected).max() <= 12 and np.abs(result - expected).mean() < 1
+    default = Upscaler.from_pretrained(trained, device="cpu").upscale(image, scale=2, steps=2)
+    assert np.array_equal(default, expected)
+
+
 def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
     tmp_path: Path, trained: Path, tiny_model: ModelSettings
 ) -> None:
