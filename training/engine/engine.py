@@ -42,7 +42,9 @@ def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, A
         # DeepSpeed clips at 1.0 when this is absent.
         "gradient_clipping": settings.gradient_clipping,
         "zero_optimization": zero,
-        "bf16": {"enabled": settings.precision == "bf16"},
+        # `gradient_norm` tells of gradients that are not finite; DeepSpeed's own check reads all of
+        # them once more and waits for the GPU.
+        "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": False},
         # ZeRO rejects torch's AdamW without it; DeepSpeed's would need a compiler at run time.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
