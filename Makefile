@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-all check format bench gpu-bundle clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -70,6 +70,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.servers_gone
 	$(BIN)/python -m tests.benchmarks.loading
 
+# make gpu-bundle PHOTOS=FOLDER   packs .gpu/ for a machine with a GPU and no network; see tests/benchmarks/gpu
+gpu-bundle: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.gpu.bundle $(if $(PHOTOS),--photos "$(PHOTOS)")
+
 clean:
-	rm -rf $(VENV) .venv-loaders $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-loaders .gpu $(DEMO_OUTPUT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

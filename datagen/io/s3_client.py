@@ -7,12 +7,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any, TypeVar
-
-from botocore import exceptions
 
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io.redaction import redacted
+
+with suppress(ImportError):  # machines that use local files only need no boto3
+    from botocore import exceptions
 
 Answer = TypeVar("Answer")
 

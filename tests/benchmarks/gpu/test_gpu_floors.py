@@ -1,0 +1,74 @@
+"""Counted operations of networks, and the floors that follow from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.gpu.floors import (
+    PRODUCT,
+    UPDATE_BYTES,
+    evaluation,
+    evaluations,
+    flow_matching_step,
+    network,
+    parameters,
+    vae_flops,
+)
+from training.flowmap.network import FlowMapNet
+from training.settings.model import ModelSettings
+
+
+@pytest.fixture(scope="module")
+def paper() -> FlowMapNet:
+    return network(ModelSettings())
+
+
+def test_the_papers_network(paper: FlowMapNet) -> None:
+    assert parameters(paper) == 2_430_165_764
+    assert UPDATE_BYTES * parameters(paper) == pytest.approx(73e9, rel=0.01)
+    costs = evaluation(paper, 256)
+    assert costs.all.flops == pytest.approx(0.406e12, rel=0.002)
+    assert costs.all.flops == sum(group.flops for group in costs.groups.values())
+    # No operation is faster than the best product.
+    assert costs.all.seconds >= costs.all.flops / PRODUCT
+
+
+def test_a_backward_pass_costs_two_and_checkpointing_one_more() -> None:
+    small = ModelSettings(
+        block_channels=(32, 64),
+        layers_per_block=1,
+        transformer_layers=(0, 1),
+        attention_heads=(2, 4),
+        norm_groups=8,
+    )
+    net = network(small)
+    once = evaluation(net, 256).all.flops
+    plain, again = (
+        flow_matching_step(net, 256, 2, checkpointing=checkpointing).all.flops
+        for checkpointing in (False, True)
+    )
+    # Flash attention computes the scores again: five products instead of four.
+    assert plain / (2 * once) == pytest.approx(3, rel=0.02)
+    assert again / (2 * once) == pytest.approx(4, rel=0.02)
+
+
+def test_the_vae() -> None:
+    encode, decode = vae_flops(256)
+    assert encode == pytest.approx(0.273e12, rel=0.002)
+    assert decode == pytest.approx(0.622e12, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    ("objective", "guided", "expected"),
+    [
+        ("FM", False, 3),
+        ("SSD", False, 3.5),
+        ("ESD", False, 3.5),
+        ("LSD", False, 3.75),
+        ("SSD", True, 4.175),
+        ("ESD", True, 4.4),
+        ("LSD", True, 4.425),
+    ],
+)
+def test_evaluations_of_a_step(objective: str, guided: bool, expected: float) -> None:
+    assert evaluations(objective, guided=guided) == pytest.approx(expected)
