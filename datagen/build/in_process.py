@@ -13,7 +13,6 @@ from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io.lock import BUILD, output_lock
 from datagen.settings import DatasetRecipe
 
-
 RunTasks = Callable[[ShardBuilder, list[ShardTask]], Iterable[TaskRecord]]
 
 

@@ -47,9 +47,9 @@ def test_a_backward_pass_costs_two_and_checkpointing_one_more() -> None:
         flow_matching_step(net, 256, 2, checkpointing=checkpointing).all.flops
         for checkpointing in (False, True)
     )
-    # Flash attention computes the scores again: five products instead of four.
-    assert plain / (2 * once) == pytest.approx(3, rel=0.02)
-    assert again / (2 * once) == pytest.approx(4, rel=0.02)
+    # A little more: flash attention computes its scores again.
+    assert 3 <= plain / (2 * once) < 3.1
+    assert again - plain == pytest.approx(2 * once, rel=0.02)
 
 
 def test_the_vae() -> None:
