@@ -14,8 +14,8 @@ absent=(pydantic pydantic-core annotated-types typing-inspection)  # others' dep
 
 if ! [ -e "$folder/environment/.complete" ]; then
   "$python" -m venv --clear "$folder/environment"
-  "$folder/environment/bin/pip" install --quiet --no-compile -r "$project/tests/benchmarks/gpu/image.txt"
-  "$folder/environment/bin/pip" uninstall --quiet --yes "${absent[@]}"
+  "$folder/environment/bin/python" -m pip install --quiet --no-compile -r "$project/tests/benchmarks/gpu/image.txt"
+  "$folder/environment/bin/python" -m pip uninstall --quiet --yes "${absent[@]}"
   touch "$folder/environment/.complete"
 fi
 PATH=$folder/environment/bin:$PATH
