@@ -40,6 +40,11 @@ read, the latter three and the bf16 weight are written."""
 HELD_BYTES = 20
 """Kept for each parameter: bf16 weight and gradient; fp32 master weight, gradient and moments."""
 LATENT_SIDES = {256: 32, 512: 64, 1024: 128}
+PLANS = (
+    *((512, 4, False), (512, 16, True), (512, 32, True)),
+    *((1024, 1, False), (1024, 4, False), (1024, 4, True), (1024, 8, True)),
+)
+"""Side, micro batch and checkpointing of steps that `measure` takes too."""
 GROUPS = {
     "convolution": "convolutions",
     "convolution_backward": "convolutions",
@@ -186,6 +191,7 @@ def main() -> None:
     paper = nets["flowmapsr-paper"]
     _print_objectives(paper)
     _print_operations(paper, side=1024, batch=4)
+    _print_largest_mfu(paper)
     _print_pictures(paper)
 
 
@@ -227,6 +233,24 @@ def _print_operations(net: FlowMapNet, *, side: int, batch: int) -> None:
         print(
             f"| {name} | {cost.flops / 1e12:.1f} | {cost.bytes / 1e9:.0f} | {cost.launches or '-'} "
             f"| {1000 * cost.seconds:.0f} | not measured |"
+        )
+
+
+def _print_largest_mfu(net: FlowMapNet) -> None:
+    columns = (
+        *("FM, micro batch", "checkpointing", "ms: floor", "images/s"),
+        *("MFU at most", "without update", "measured"),
+    )
+    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for side, batch, checkpointing in PLANS:
+        step = flow_matching_step(net, side, batch, checkpointing=checkpointing)
+        without = step.all.seconds
+        seconds = without + update_seconds(net)
+        counted_ones = 3 * batch * evaluation(net, side).all.flops / PEAK
+        print(
+            f"| {batch} of {side}² | {'yes' if checkpointing else 'no'} | {1000 * seconds:.0f} "
+            f"| {batch / seconds:.1f} | {100 * counted_ones / seconds:.0f} % "
+            f"| {100 * counted_ones / without:.0f} % | not measured |"
         )
 
 

@@ -26,8 +26,9 @@ def paper() -> FlowMapNet:
 def test_the_papers_network(paper: FlowMapNet) -> None:
     assert parameters(paper) == 2_430_165_764
     assert UPDATE_BYTES * parameters(paper) == pytest.approx(73e9, rel=0.01)
+    tflops = {side: evaluation(paper, side).all.flops / 1e12 for side in (256, 512, 1024)}
+    assert tflops == pytest.approx({256: 0.406, 512: 1.693, 1024: 7.898}, rel=0.002)
     costs = evaluation(paper, 256)
-    assert costs.all.flops == pytest.approx(0.406e12, rel=0.002)
     assert costs.all.flops == sum(group.flops for group in costs.groups.values())
     # No operation is faster than the best product.
     assert costs.all.seconds >= costs.all.flops / PRODUCT
@@ -53,10 +54,11 @@ def test_a_backward_pass_costs_two_and_checkpointing_one_more() -> None:
     assert 0.5 < (again - plain) / (2 * once) < 1
 
 
-def test_the_vae() -> None:
-    encode, decode = vae_flops(256)
-    assert encode == pytest.approx(0.273e12, rel=0.002)
-    assert decode == pytest.approx(0.622e12, rel=0.002)
+@pytest.mark.parametrize(
+    ("side", "encode", "decode"), [(256, 0.273, 0.622), (512, 1.117, 2.515), (1024, 4.88, 10.47)]
+)
+def test_the_vae(side: int, encode: float, decode: float) -> None:
+    assert vae_flops(side) == pytest.approx((encode * 1e12, decode * 1e12), rel=0.002)
 
 
 @pytest.mark.parametrize(
