@@ -169,8 +169,8 @@ def rate(flops: float, seconds: float, device: torch.device, precision: str) -> 
 
 
 def free_memory(device: torch.device) -> None:
-    """Frees what nothing refers to, and starts the next `peak_memory`."""
-    gc.collect()
+    """Frees a GPU's memory that nothing refers to, and starts the next `peak_memory`."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -46,7 +46,7 @@ def main() -> int:
     folder.mkdir()
     shutil.copy(Path(__file__).with_name("run.sh"), folder)
     if given.photos is not None:
-        shutil.copytree(given.photos, folder / "photos")
+        _copy_photos(given.photos, folder / "photos")
     with tempfile.TemporaryDirectory() as name:
         packages = Path(name) / "packages"
         _install(Path(name) / "wheels", packages, tree / "constraints.txt")
@@ -54,6 +54,16 @@ def main() -> int:
         with tarfile.open(folder / "packages.tar.xz", "w:xz") as tar:
             tar.add(packages, ".")
     return report(tree)
+
+
+def _copy_photos(photos: Path, folder: Path) -> None:
+    """Copies the files with their folders, but not the folders' modes: a read-only one could not be
+    removed by the next call."""
+    for path in sorted(photos.rglob("*")):
+        if path.is_file():
+            copy = folder / path.relative_to(photos)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def report(tree: Path, *, limit: int = LIMIT) -> int:
