@@ -18,7 +18,7 @@ from datagen.errors import first_line
 from datagen.io import storage
 from datagen.settings import DatasetRecipe
 from training.tracking.events import Artifact, Event, Metrics, described
-from training.tracking.mlflow_client import log_run, tracking_uri
+from training.tracking.mlflow_client import log_run, mlflow_installed, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ tables may have to be created first."""
 
 def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
     """Logs a finished dataset as a run with that dataset as its input."""
+    if not mlflow_installed():
+        log.warning("MLflow is not installed: the dataset is complete but not logged")
+        return
     thread = threading.Thread(target=_log, args=(recipe, manifest), daemon=True)
     thread.start()
     thread.join(FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS)

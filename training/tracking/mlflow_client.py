@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ class RunNames(FrozenModel):
     experiment: str
     parent: str
     stages: dict[str, str] = {}
+
+
+def mlflow_installed() -> bool:
+    """Whether MLflow can be imported; finds it without the seconds that an import takes."""
+    return find_spec("mlflow") is not None
 
 
 def tracking_uri() -> str:

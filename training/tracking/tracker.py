@@ -2,7 +2,7 @@
 
 An event is appended to `tracking.jsonl` or `files.jsonl`, and a thread sends the lines and saves
 its offset. So a slow or lost tracking server never stops or slows training: unsent lines wait in
-the journal for the next start of the same command.
+the journal for the next start of the same command. Where MLflow is not installed, all lines do.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
 from training.run_dir.paths import RunPaths, StagePaths
 from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
 from training.tracking.journal import Journal, journals
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun, tracking_uri
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun, mlflow_installed, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,16 @@ def fully_sent(home: Path) -> bool:
     return both[0].ended and all(journal.all_sent for journal in both)
 
 
+@cache
+def _say_that_all_waits(run: Path) -> None:
+    """Once for each run, not again for its stages and their ends."""
+    log.warning(
+        "MLflow is not installed: training goes on, and metrics and pictures wait in %s; the same "
+        "command with mlflow installed sends all of them",
+        run,
+    )
+
+
 class Tracker:
     """Journals and senders of one MLflow run: that of a stage, or the parent of all (None)."""
 
@@ -54,9 +65,13 @@ class Tracker:
         self._closing = threading.Event()
         if begins:
             self.write(Begin())
+        self._sends = mlflow_installed()
+        if not self._sends:
+            _say_that_all_waits(run)
         self._threads = [
             threading.Thread(target=self._send_all, args=each, name="mlflow", daemon=True)
             for each in (("metrics", self._journal), ("files", self._files))
+            if self._sends
         ]
         for thread in self._threads:
             thread.start()
@@ -91,7 +106,7 @@ class Tracker:
             return False
         both = (self._journal, self._files)
         unsent = [str(journal.path) for journal in both if not journal.all_sent]
-        if unsent:
+        if unsent and self._sends:
             log.warning(
                 "MLflow at %s did not accept everything; the rest waits in %s and is sent when the "
                 "same command runs again",

@@ -18,7 +18,7 @@ from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.mlflow_client import tracking_uri
+from training.tracking.mlflow_client import mlflow_installed, tracking_uri
 from training.weights.sources import WeightSource
 
 SHOWN = 6
@@ -75,6 +75,11 @@ def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
     source, target = recipe.initial_weights_of(folder.name), folder.inputs
     if source is None or not is_registry(source) or target.is_dir():
         return
+    if not mlflow_installed():
+        raise FlowmapsrError(
+            f"init_from: {source} needs MLflow, which is not installed: install it, or give "
+            "the folder of a model"
+        )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
