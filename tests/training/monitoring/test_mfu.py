@@ -14,10 +14,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.launch import found_by
+from tests.support.networks import ATTENTION, tiny_net
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet
-from training.monitoring.mfu import FlopCounter, FlopMeter, Peak, gpu_peak
+from training.monitoring.mfu import FlopCounter, FlopMeter, Peak, counted_flops, gpu_peak
 from training.settings.model import ModelSettings
 
 
@@ -89,6 +90,21 @@ def test_a_whole_network_costs_the_sum_of_its_layers(tiny_model: ModelSettings) 
     forward.clear()
     backward.clear()
     assert _count(lambda: net(x, times, times)) == sum(forward) + sum(backward)
+
+
+def test_inference_mode_counts_the_same_and_changes_no_bit() -> None:
+    net, x, times = tiny_net(**ATTENTION), torch.randn(2, 12, 8, 8), torch.rand(2)
+    with torch.no_grad(), counted_flops(compiled=False) as expected:
+        net(x, times, times)
+    with torch.inference_mode():
+        plain = net(x, times, times)
+        with counted_flops(compiled=False) as found:
+            counted = net(x, times, times)
+    assert found.flops == expected.flops > 0
+    assert torch.equal(counted, plain)
+    with counted_flops(compiled=False) as around, torch.inference_mode():
+        net(x, times, times)
+    assert around.flops == expected.flops
 
 
 @pytest.mark.parametrize(
