@@ -6,7 +6,6 @@ MLflow's own monitor gives up when its server is down; these samples go through 
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -39,6 +38,7 @@ class HostMetrics:
         self._several = len(workers.machines) > 1
         self._prefix = f"system/{host}/" if self._several else "system/"
         self._is_first = workers.hosts.index(host) == rank
+        self._samples_gpus = True
         self._network = psutil.net_io_counters()
         psutil.cpu_percent()  # the first call has nothing to compare with
 
@@ -63,7 +63,7 @@ class HostMetrics:
         network = psutil.net_io_counters()
         received = network.bytes_recv - self._network.bytes_recv
         sent = network.bytes_sent - self._network.bytes_sent
-        metrics = {
+        host = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / MEGABYTE,
             "system_memory_usage_percentage": memory.percent,
@@ -73,13 +73,23 @@ class HostMetrics:
             "network_receive_megabytes": received / MEGABYTE,
             "network_transmit_megabytes": sent / MEGABYTE,
         }
-        # torch asks NVIDIA's library, which is installed apart (nvidia-ml-py).
-        for gpu in range(torch.cuda.device_count() if find_spec("pynvml") else 0):
-            metrics |= {f"gpu_{gpu}_{name}": value for name, value in _gpu_load(gpu).items()}
-        return metrics
+        return host | self._gpu_loads()
+
+    def _gpu_loads(self) -> Metrics:
+        if not self._samples_gpus:
+            return {}
+        try:
+            loads = {gpu: _gpu_load(gpu) for gpu in range(torch.cuda.device_count())}
+        # Whatever the driver or its Python package raises: only these metrics are missing then.
+        except Exception as error:
+            log.warning("GPU metrics need NVIDIA's driver library and nvidia-ml-py: %s", error)
+            self._samples_gpus = False
+            return {}
+        return {f"gpu_{gpu}_{name}": load[name] for gpu, load in loads.items() for name in load}
 
 
 def _gpu_load(gpu: int) -> Metrics:
+    """Read by torch from NVIDIA's library through nvidia-ml-py, which is installed apart."""
     used = torch.cuda.device_memory_used(gpu)
     return {
         "memory_usage_megabytes": used / MEGABYTE,

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from datagen.io.redaction import redacted
@@ -204,6 +205,34 @@ def test_the_host_is_sampled_under_mlflows_names(
     monkeypatch.setattr(HostMetrics, "_sample", Mock(side_effect=OSError("the driver failed")))
     assert host.gather() == host.gather() == {}
     assert caplog.text.count("the driver failed") == 1
+
+
+def test_without_nvidias_library_only_the_gpus_metrics_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = HostMetrics(tmp_path, WorkerGroup(hosts=("a",), devices=("H100",), on_gpus=True), rank=0)
+    without_gpus = host.gather().keys()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    missing = Mock(side_effect=ModuleNotFoundError("no NVML shared library"))
+    monkeypatch.setattr(torch.cuda, "device_memory_used", missing)
+    assert host.gather().keys() == host.gather().keys() == without_gpus
+    assert caplog.text.count("no NVML shared library") == missing.call_count == 1
+
+
+def test_the_gpus_are_sampled_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda gpu: 20e9 * (gpu + 1))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _: 97)
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda _: 650_000)
+    workers = WorkerGroup(hosts=("a", "a"), devices=("H100", "H100"), on_gpus=True)
+    sampled = HostMetrics(tmp_path, workers, rank=0).gather()
+    assert {name: value for name, value in sampled.items() if "gpu_1" in name} == {
+        "system/gpu_1_memory_usage_megabytes": 40e3,
+        "system/gpu_1_memory_usage_percentage": 50.0,
+        "system/gpu_1_utilization_percentage": 97,
+        "system/gpu_1_power_usage_watts": 650.0,
+    }
 
 
 def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) -> None:
