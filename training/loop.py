@@ -118,7 +118,7 @@ class Loop:
             self.trainer.end_step(terms, step=step)
             if "first_step" not in startup.seconds:  # the last phase of a start
                 startup.mark("first_step")
-                self.reporter.metrics(position.step, startup.metrics())
+                self.reporter.first_step(position.step, startup.metrics())
             meter.add(terms, images=position.images_seen - seen)
             last = stopping or self.finished(position)
             if last or position.step % self.settings.checkpoint_every_steps == 0:
@@ -232,7 +232,7 @@ class Loop:
                 },
             )
         if meter.progress_is_due(PROGRESS_SECONDS) or last:
-            self.reporter.progress(self._progress(meter, step))
+            self.reporter.progress(self._progress(meter, step), last=last)
 
     def _draw(self, step: int) -> None:
         """Pictures of the model that the stage would end with now."""
@@ -242,17 +242,19 @@ class Loop:
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:
         newest = self.checkpoints.newest
-        images_per_second, value = meter.speed_and_headline()
+        recent = meter.recent()
         return StageProgress(
             stage=self.settings.name,
             step=step,
             steps=self.settings.steps,
-            images_per_second=images_per_second,
+            images_per_second=recent.images_per_second,
             headline=self.trainer.headline,
-            headline_value=value,
+            headline_value=recent.headline,
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,
             worker_hours=self.reporter.worker_hours,
             problem=self.checkpoints.problem,
+            data_wait_fraction=recent.data_wait_fraction,
+            memory_gb=memory_gb(self.inputs.device),
         )

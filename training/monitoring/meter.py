@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
 
 T = TypeVar("T")
+
+
+class Recent(NamedTuple):
+    """What progress shows of the last report."""
+
+    images_per_second: float
+    data_wait_fraction: float
+    headline: float
 
 
 class Meter:
@@ -21,7 +29,7 @@ class Meter:
             headline: the term shown as progress; it has samples at every step.
         """
         self.headline = headline
-        self._reported: tuple[float, float] | None = None
+        self._reported: Recent | None = None
         self._progress_time = time.monotonic()
         self._start()
 
@@ -51,19 +59,20 @@ class Meter:
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._reported = self._so_far()
         speeds = {
-            "perf/images_per_second": self._reported[0],
-            "perf/data_wait_fraction": self._waited / (time.monotonic() - self._since),
+            "perf/images_per_second": self._reported.images_per_second,
+            "perf/data_wait_fraction": self._reported.data_wait_fraction,
         }
         self._start()
         return means | speeds
 
-    def speed_and_headline(self) -> tuple[float, float]:
-        """Images per second and mean of the headline in the last report; before it, so far."""
+    def recent(self) -> Recent:
+        """Speed, waiting and mean of the headline in the last report; before it, so far."""
         return self._reported or self._so_far()
 
-    def _so_far(self) -> tuple[float, float]:
+    def _so_far(self) -> Recent:
         total, count = self._sums[self.headline]
-        return self._images / (time.monotonic() - self._since), total / count
+        elapsed = time.monotonic() - self._since
+        return Recent(self._images / elapsed, self._waited / elapsed, total / count)
 
     def progress_is_due(self, every: float) -> bool:
         """Whether so many seconds have passed since this was true, or since the start."""

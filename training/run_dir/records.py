@@ -65,6 +65,15 @@ class StageProgress(FrozenModel):
     """Hours of all workers together, over all starts."""
     problem: str = ""
     """Why the last checkpoint is missing; empty if it is not."""
+    data_wait_fraction: float = 0.0
+    """Part of the time that the first worker waited for data."""
+    memory_gb: float = 0.0
+    """Of the first worker: the peak on its GPU, or what is resident, in 10^9 bytes."""
+
+    def seconds_left(self, images_per_step: float) -> float | None:
+        """At the present speed; None when that is not known."""
+        images_left = (self.steps - self.step) * images_per_step
+        return images_left / self.images_per_second if self.images_per_second else None
 
 
 class EvaluationRow(FrozenModel):

@@ -17,6 +17,7 @@ from PIL import Image
 from datagen.dataset.manifest import Dataset
 from datagen.io import storage
 from training.engine.engine import deepspeed_config
+from training.monitoring.progress_lines import ProgressLines
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
@@ -61,8 +62,11 @@ class Reporter:
     def checkpoint_failed(self, problem: str) -> None:
         """Why a checkpoint is missing."""
 
-    def progress(self, progress: StageProgress) -> None:
-        """What `status` and the launcher show."""
+    def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
+        """The first step of this start has ended; seconds of its phases, named as in MLflow."""
+
+    def progress(self, progress: StageProgress, *, last: bool) -> None:
+        """What `status`, the launcher and the log show; `last` if training ends here."""
 
 
 class StageReporter(Reporter):
@@ -77,6 +81,7 @@ class StageReporter(Reporter):
         """
         self.recipe, self.folder, self.workers = recipe, folder, workers
         self.tracker = Tracker(folder.run, experiment=recipe.mlflow_experiment, stage=folder.name)
+        self._lines = ProgressLines(recipe.stage(folder.name), on_gpus=workers.on_gpus)
         self.restarts = 0
         before = read_progress(folder)
         self._hours_before = before.worker_hours if before else 0.0
@@ -168,7 +173,12 @@ class StageReporter(Reporter):
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
 
-    def progress(self, progress: StageProgress) -> None:
+    def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
+        self.metrics(step, seconds)
+        self._lines.first_step(step, seconds["start/seconds"])
+
+    def progress(self, progress: StageProgress, *, last: bool) -> None:
+        self._lines.show(progress, last=last)
         path = str(self.folder.progress)
         with best_effort(path):
             storage.write_bytes(path, progress.model_dump_json().encode())

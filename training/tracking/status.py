@@ -124,16 +124,15 @@ def _stage_status(
         state: State = "running" if running else "waiting"
         return StageStatus(**known, state=state, step=0, steps=stage.steps)
     is_recent = owner is not None and progress.updated > owner.started
-    speed = progress.images_per_second if running and is_recent else None
-    images_left = (progress.steps - progress.step) * stage.images_per_step
+    known_speed = running and is_recent
     age = time.time() - progress.checkpoint_time
     return StageStatus(
         **known,
         state="running" if running else "stopped",
         step=progress.step,
         steps=progress.steps,
-        images_per_second=speed or None,
-        seconds_left=images_left / speed if speed else None,
+        images_per_second=(progress.images_per_second or None) if known_speed else None,
+        seconds_left=progress.seconds_left(stage.images_per_step) if known_speed else None,
         headline=progress.headline,
         headline_value=progress.headline_value,
         checkpoint_step=progress.checkpoint_step or None,
