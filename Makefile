@@ -44,10 +44,10 @@ demo: $(INSTALLED)
 	$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 
 test: $(INSTALLED)
-	$(TESTS) -m "not slow" $(PYTEST_ARGS)
+	$(TESTS) -m "not slow and not gpu" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
-	$(TESTS) $(PYTEST_ARGS)
+	$(TESTS) -m "not gpu" $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

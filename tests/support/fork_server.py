@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +38,8 @@ GRACE_SECONDS = 30.0
 def serve(requests: socket.socket) -> None:
     """Answers requests until the other end is closed."""
     for name in PRELOADED:
-        import_module(name)
+        with suppress(ModuleNotFoundError):  # MLflow, where nothing is tracked
+            import_module(name)
     import_deepspeed()
     threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     own = Path("/proc/self/comm").read_text().strip()

@@ -1,4 +1,7 @@
-"""A real S3 server for tests and, before it, a proxy that fails as networks do."""
+"""A real S3 server for tests and, before it, a proxy that fails as networks do.
+
+Every test imports this file, and machines without S3 have neither boto3 nor moto.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from datagen.io import s3_client
 
@@ -160,6 +161,8 @@ class _Server(ThreadingHTTPServer):
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[str, int]]:
     """moto's S3 over HTTP on loopback, one for the session; its host and port."""
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     yield server.get_host_and_port()
@@ -169,6 +172,8 @@ def s3_server() -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def faulty_s3(s3_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """An empty bucket behind a proxy that fails on demand; the environment points there."""
+    import boto3
+
     state = FaultyS3(bucket=f"bucket-{os.urandom(4).hex()}")
     proxy = _Server(("127.0.0.1", 0), _handler(state, s3_server))
     threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()

@@ -1,0 +1,108 @@
+"""Upscaling on a GPU against the CPU, and what a full memory says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datagen.degradation.settings import DegradationSettings
+from datagen.errors import FlowmapsrError
+from datagen.samples.codecs import load_codec
+from datagen.settings import Dct8Settings
+from tests.support.networks import ATTENTION, tiny_net
+from tests.support.tiny import STAGE
+from training.data.loader import Batch
+from training.data.schedule import Position
+from training.flowmap.model_folder import FlowMapConfig, save_model
+from training.flowmap.prompts import STAND_IN, stand_in
+from training.inference.upscaler import Upscaler
+from training.monitoring.out_of_memory import explain_out_of_memory
+from training.settings.evaluation import Precision
+from training.settings.stage import StageSettings
+
+SAME_LEVELS = 2
+"""Largest difference of fp32, of 255."""
+ROUNDED_LEVELS, ROUNDED_MEAN = 12, 1.0
+"""The same of bf16, and on average."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    net = tiny_net(channels=192, **ATTENTION)
+    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.02)
+    config = FlowMapConfig(
+        model=net.settings,
+        latent_channels=192,
+        codec=Dct8Settings(),
+        codec_fingerprint=load_codec(Dct8Settings()).fingerprint,
+        prompt_embeddings=STAND_IN,
+        degradation=DegradationSettings(scale=(1, 8)),
+        stage="warmup",
+        recipe_digest="0",
+        dataset_digest="0",
+    )
+    save_model(tmp_path / "model", net, config, prompts=stand_in(net.settings.prompt_channels))
+    return tmp_path / "model"
+
+
+def _levels(folder: Path, device: torch.device, precision: Precision) -> np.ndarray:
+    upscaler = Upscaler.from_pretrained(folder, device=str(device), precision=precision)
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (31, 22), interpolation=cv2.INTER_CUBIC)
+    return upscaler.upscale(image, scale=2.5, steps=2).astype(int)
+
+
+def test_fp32_is_the_cpus_picture(device: torch.device, folder: Path) -> None:
+    found, expected = (_levels(folder, one, "fp32") for one in (device, torch.device("cpu")))
+    assert np.abs(found - expected).max() <= SAME_LEVELS
+
+
+def test_bf16_rounds_the_picture_only(device: torch.device, folder: Path) -> None:
+    expected = _levels(folder, torch.device("cpu"), "fp32")
+    apart = np.abs(_levels(folder, device, "bf16") - expected)
+    assert 0 < apart.max() <= ROUNDED_LEVELS and apart.mean() < ROUNDED_MEAN
+
+
+def test_the_usual_precision_is_bf16_on_a_gpu_and_fp32_on_a_cpu(
+    device: torch.device, folder: Path
+) -> None:
+    usual: Precision = "bf16" if device.type == "cuda" else "fp32"
+    assert np.array_equal(_levels(folder, device, "auto"), _levels(folder, device, usual))
+
+
+@pytest.mark.gpu
+def test_a_real_full_memory_is_explained_and_leaves_room_for_what_fits() -> None:
+    stage = StageSettings.model_validate(
+        {**STAGE, "name": "distill", "objective": {"kind": "flow_matching"}}
+    )
+    device = torch.device("cuda")
+    total = torch.cuda.get_device_properties(device).total_memory
+    latents = torch.zeros(2, 4, 16, 16, device=device)
+    batch = Batch(("a", "b"), latents, latents, None, None, Position())
+    with (
+        pytest.raises(FlowmapsrError, match=r"2 samples with latents of 16x16.*CUDA out of memory"),
+        explain_out_of_memory(stage, batch),
+    ):
+        torch.empty(2 * total, dtype=torch.uint8, device=device)
+    assert float(torch.ones(1000, device=device).sum()) == 1000
+
+
+@pytest.mark.gpu
+def test_a_picture_that_is_too_large_for_the_gpu_is_refused(folder: Path) -> None:
+    upscaler = Upscaler.from_pretrained(folder, device="cuda")
+    photo = cv2.imencode(".png", np.zeros((256, 256, 3), np.uint8))[1].tobytes()
+    torch.cuda.empty_cache()
+    share = (torch.cuda.memory_reserved() + 2**26) / torch.cuda.get_device_properties(
+        0
+    ).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        with pytest.raises(FlowmapsrError, match="256x256 at scale 8 does not fit into memory"):
+            upscaler.upscale_file(photo, scale=8, steps=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert upscaler.upscale_file(photo, scale=1, steps=1).size == (256, 256)
