@@ -133,12 +133,13 @@ def start_torchrun(
     folder: Path,
     *,
     launcher: Callable[[int], list[str]] = torchrun,
+    module: str = "training.run",
     words: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Starts a recipe under a real launcher, torchrun unless another is given."""
     path = _written(recipe, folder)
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher(recipe.most_workers), "training.run", path, *words],
+        [sys.executable, "-m", *launcher(recipe.most_workers), module, path, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -86,6 +86,11 @@ class Commit(FrozenModel):
         return unsigned.model_copy(update={"sha256": unsigned._digest()})
 
     @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.bytes for file in self.files)
+
+    @property
     def is_intact(self) -> bool:
         return self.sha256 == self._digest()
 

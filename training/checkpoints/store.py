@@ -19,6 +19,7 @@ from datagen.io import storage
 from training.checkpoints.folders import CheckpointFolders, StepFolder
 from training.checkpoints.reader import Damaged, SavedState, open_checkpoint, read_commit
 from training.checkpoints.records import CheckpointOrigin, Commit, Share, TrainerState
+from training.checkpoints.stop_time import report_first_checkpoint
 from training.checkpoints.writer import Writer, Writing
 
 T = TypeVar("T")
@@ -89,10 +90,15 @@ class Checkpoints:
 
     def metrics(self) -> dict[str, float]:
         """On the first worker: the step that a restart would resume from, the number of failures
-        since the start, and the seconds that the last checkpoint took."""
-        seconds = {"perf/checkpoint_seconds": self._seconds} if self._seconds else {}
+        since the start, and the seconds and 10^9 bytes of the last checkpoint."""
+        cost: dict[str, float] = {}
+        if self._seconds and self.newest is not None:
+            cost = {
+                "perf/checkpoint_seconds": self._seconds,
+                "perf/checkpoint_gb": self.newest.bytes / 1e9,
+            }
         newest, failed = float(self._last_step()), float(self.failed)
-        return {"checkpoints/newest_step": newest, "checkpoints/failed": failed} | seconds
+        return {"checkpoints/newest_step": newest, "checkpoints/failed": failed} | cost
 
     def finish(self) -> None:
         """Waits for the last checkpoint of the run.
@@ -159,8 +165,10 @@ class Checkpoints:
 
     def _committed(self, commit: Commit) -> None:
         """Called in the writer's thread: records the new checkpoint and removes older ones."""
-        self.newest = commit
+        self.newest, is_first = commit, not self._seconds
         self._seconds = time.monotonic() - self._began
+        if is_first:
+            report_first_checkpoint(commit, seconds=self._seconds)
         try:
             self.folders.tidy(commit)
         except FlowmapsrError as error:  # the new checkpoint is complete

@@ -18,7 +18,7 @@ LOSSES = {
 EVERY_STAGE = {
     *("optim/gradient_norm", "optim/learning_rate"),
     *("perf/images_per_second", "perf/data_wait_fraction", "perf/memory_gb", "perf/tflops"),
-    *("perf/checkpoint_seconds", "perf/worker_hours", "restarts"),
+    *("perf/checkpoint_seconds", "perf/checkpoint_gb", "perf/worker_hours", "restarts"),
     *("checkpoints/failed", "checkpoints/newest_step", "data/skipped_samples"),
 }
 PER_START_AND_HOST = ("start/", "system/")
