@@ -121,6 +121,31 @@ def demo(
         out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
 
 
+@app.command(cls=PlainUsage)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Show this recipe's settings.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes, or the settings of one.
+
+    Each with its value, meaning, type, default, and whether it may change.
+
+    \b
+    Examples:
+      flowmapsr recipes
+      flowmapsr recipes flowmapsr-small
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.recipes import catalog, catalog_report
+
+        if name is None:
+            return out.say(catalog_report.recipes_listed(catalog.summaries()))
+        found = catalog.settings_of(name)
+        out.say(catalog_report.recipe_described(catalog.summary(name), found))
+
+
 @dataset_app.command("build", cls=PlainUsage)
 def dataset_build(
     recipe: RecipeName,

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 import yaml
 
 from pipelines.recipes.full_recipe import Section
-from pipelines.recipes.overrides import RecipeError, merged, nearest
+from pipelines.recipes.overrides import RecipeError, did_you_mean, merged, nearest
 
 BUNDLED = Path(__file__).parent
 SECTIONS: tuple[Section, ...] = get_args(Section)
@@ -30,14 +30,25 @@ def read_recipe(name: str) -> dict[str, Any]:
     return _read(_find(name, beside=Path.cwd()), seen=())
 
 
+def purpose(name: str) -> str:
+    """What a recipe is for: its first line, if that is a comment; else nothing.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    first = _find(name, beside=Path.cwd()).read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
 def _find(name: str, *, beside: Path) -> Path:
     if "/" not in name and not name.endswith((".yaml", ".yml")):
         path = BUNDLED / f"{name}.yaml"
         if path.is_file():
             return path
+        known = bundled_recipes()
         raise RecipeError(
-            f"there is no recipe {name!r}; {nearest(name, bundled_recipes())} "
-            f"(give your own recipe by its path, such as ./{name}.yaml)"
+            f"there is no recipe {name!r}{did_you_mean(name, known) or '.'} Those that come with "
+            f"flowmapsr: {', '.join(known)} (give your own by its path, such as ./{name}.yaml)"
         )
     path = beside / Path(name).expanduser()
     if not path.is_file():

@@ -57,6 +57,21 @@ def _section(recipe: Mapping[str, Any], section: Section, name: str) -> dict[str
     return values
 
 
+def unfinished_section(name: str, section: Section) -> tuple[BaseModel, frozenset[str]]:
+    """A section with examples for what the recipe leaves to the command line; the names of those.
+
+    Raises `RecipeError`.
+    """
+    values = _section(read_recipe(name), section, name)
+    (model,) = models_in(FullRecipe.model_fields[section].annotation)
+    examples = {
+        key: field.examples[0]
+        for key, field in model.model_fields.items()
+        if field.is_required() and field.examples and key not in values
+    }
+    return validated(model, {**values, **examples}, title=name), frozenset(examples)
+
+
 def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     """The checked recipe of a whole run; overrides start with a section. Raises `RecipeError`."""
     values = read_recipe(name)

@@ -57,10 +57,7 @@ def _sections(
     choice = f" with `kind: {'` or `'.join(get_args(kind.annotation))}`" if kind else ""
     yield f"{'#' * level} `{path}`{choice}\n\n{' '.join((model.__doc__ or '').split())}\n"
     fields = {name: field for name, field in model.model_fields.items() if name != "kind"}
-    groups = {
-        name: outer if outer is Group.EXECUTION else group_of(field)
-        for name, field in fields.items()
-    }
+    groups = {name: decides(field, inside=outer) for name, field in fields.items()}
     if fields:
         yield "| setting | type | default | meaning | decides |\n|---|---|---|---|---|"
         yield "\n".join(_row(name, fields[name], groups[name]) for name in fields) + "\n"
@@ -71,9 +68,19 @@ def _sections(
                 yield from _sections(inner, deeper, groups[name], shown)
 
 
+def decides(field: FieldInfo, *, inside: Group) -> Group:
+    """What a field of settings that themselves are `inside` a group decides."""
+    return inside if inside is Group.EXECUTION else group_of(field)
+
+
+def meaning(field: FieldInfo) -> str:
+    """What is written below a field, on one line."""
+    return " ".join((field.description or "").split())
+
+
 def _row(name: str, field: FieldInfo, group: Group) -> str:
-    meaning = " ".join((field.description or "").split())
-    cells = (f"`{name}`", _type(field.annotation, field.metadata), _default(field), meaning)
+    words = type_words(field.annotation, field.metadata)
+    cells = (f"`{name}`", words, _default(field), meaning(field))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*cells, group.value)) + " |"
 
 
@@ -87,23 +94,23 @@ def _default(field: FieldInfo) -> str:
     return f"`{on_one_line(to_jsonable_python(field.default))}`"
 
 
-def _type(annotation: Any, marks: list[Any]) -> str:
+def type_words(annotation: Any, marks: list[Any]) -> str:
     """The type as a person reads it, with its bounds: `integer, ≥ 1 or null`."""
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
         inner = [one for mark in arguments[1:] for one in getattr(mark, "metadata", [mark])]
-        return _type(arguments[0], [*inner, *marks])
+        return type_words(arguments[0], [*inner, *marks])
     if origin in (Union, UnionType):
-        words = [_type(one, [] if one is NoneType else marks) for one in arguments]
+        words = [type_words(one, [] if one is NoneType else marks) for one in arguments]
         return " or ".join(dict.fromkeys(words))
     if origin is Literal:
         return " or ".join(f"`{argument}`" for argument in arguments)
     if origin is tuple and arguments[-1] is not Ellipsis:
-        return f"[{', '.join(_type(argument, []) for argument in arguments)}]"
+        return f"[{', '.join(type_words(argument, []) for argument in arguments)}]"
     if origin is tuple:
-        return f"list of {_type(arguments[0], [])}"
+        return f"list of {type_words(arguments[0], [])}"
     if origin is dict:
-        return f"mapping to {_type(arguments[1], [])}"
+        return f"mapping to {type_words(arguments[1], [])}"
     name = _TYPES.get(annotation, "settings")
     return ", ".join([name, *(bound for mark in marks for bound in _bounds(mark))])
 

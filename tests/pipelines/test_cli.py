@@ -38,6 +38,7 @@ def modules_loaded_by(*words: str) -> set[str]:
         ("--help",),
         ("dataset", "build", "--help"),
         ("dataset", "build", "demo", "sources=[a]", "output=b", "--dry-run"),
+        ("recipes", "demo"),
         ("train", "demo", "manifset=a"),
         ("evaluate", "model", "--photos", "x", "--scales", "a"),
     ],
@@ -55,7 +56,7 @@ def test_help_is_quick_and_lists_the_commands(flowmapsr: Run) -> None:
         ended = flowmapsr("--help")
         seconds.append(time.perf_counter() - begun)
     assert ended.code == 0
-    for name in ("demo", "dataset", "train", "evaluate", "upscale", "status"):
+    for name in ("demo", "recipes", "dataset", "train", "evaluate", "upscale", "status"):
         assert name in ended.out
     assert min(seconds) < 2, "0.6 s on an idle machine"
 
