@@ -24,6 +24,7 @@ from datagen.io.lock import LockLostError
 from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
+from training.monitoring.watchdog import connection_timeout
 from training.preflight import check_run
 from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
@@ -68,7 +69,7 @@ def _train_first(
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe)
     with run_lock(recipe, take_over=take_over) as lock:
-        _join(stop)
+        _join(recipe, stop)
 
         def stop_requested() -> bool:
             try:
@@ -88,10 +89,10 @@ def _train_first(
             )
 
 
-def _join(stop: StopSignal) -> None:
+def _join(recipe: TrainingRecipe, stop: StopSignal) -> None:
     """Waits for all workers; the first one comes when it holds the run folder, and until then no
     other may touch it: it may be another training's."""
-    start_distributed(worker_device())
+    start_distributed(worker_device(), timeout=connection_timeout(recipe.watchdog_seconds))
     stop.listen()  # until now SIGTERM just ends a worker: there was nothing to save
 
 
@@ -118,7 +119,7 @@ def main(
         if launched_as()[0] == 0:
             records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
         else:
-            _join(stop)
+            _join(recipe, stop)
             records = run_stages(recipe, stop_requested=stop, system_of=system_of)
     except FlowmapsrError as error:
         print(error, file=sys.stderr)

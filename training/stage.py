@@ -36,7 +36,7 @@ from training.monitoring.meter import reset_memory_peak
 from training.monitoring.mfu import FlopMeter, Peak, gpu_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
-from training.monitoring.watchdog import Watchdog
+from training.monitoring.watchdog import Watchdog, connection_timeout
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
@@ -119,7 +119,7 @@ def build_stage(
         world_size=world_size,
     )
     startup.mark("data")
-    start_distributed(device)
+    start_distributed(device, timeout=connection_timeout(recipe.watchdog_seconds))
     workers = gather_workers(device)
     connected = time.monotonic()
     startup.mark("connection")

@@ -13,9 +13,11 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 CHECKED_VERSION = "0.19"
@@ -54,6 +56,21 @@ def _import_muon_uncompiled() -> None:
         from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
     finally:
         compiler.compile = compiled
+
+
+def clone_workers_group(timeout: timedelta) -> None:
+    """Makes the clone of the workers' group in which DeepSpeed reduces gradients; once for all
+    stages, by all workers together.
+
+    Why: DeepSpeed makes it without a timeout, and torch's is ten minutes for NCCL, whatever that of
+    the workers' group is.
+    Noticed by: test_workers.py::test_all_groups_wait_longer_than_the_watchdog.
+    """
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        ranks = range(dist.get_world_size())
+        groups._WORLD_GROUP = dist.new_group(ranks=ranks, timeout=timeout)
 
 
 @contextmanager

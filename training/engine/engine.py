@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from training.checkpoints.tensor_files import PieceFiles
 from training.data.schedule import MicroStep
 from training.engine.deepspeed_patches import (
+    clone_workers_group,
     drop_dry_run_step,
     forget_module,
     gathered_parameters,
@@ -54,11 +56,18 @@ def deepspeed_config(settings: StageSettings, *, world_size: int) -> dict[str, A
     }
 
 
-def start_distributed(device: torch.device) -> None:
-    """Joins the launcher's process group; does nothing if this worker has joined already."""
-    import_deepspeed().init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
-    )
+def start_distributed(device: torch.device, *, timeout: timedelta = timedelta(0)) -> None:
+    """Joins the launcher's process group; does nothing if this worker has joined already.
+
+    Args:
+        timeout: of the workers' waiting for each other, if it is longer than DeepSpeed's ten
+            minutes (or `DEEPSPEED_TIMEOUT`).
+    """
+    deepspeed = import_deepspeed()
+    timeout = max(timeout, deepspeed.constants.default_pg_timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout)
+    clone_workers_group(timeout)
 
 
 class Engine:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -33,10 +34,23 @@ BEFORE_END_SECONDS = 15.0
 FROZEN_SECONDS = 10.0
 """How much later a worker that holds Python's lock is killed, while the others wait for its stack
 traces."""
+LAST_TRACES_SECONDS = 60.0
+"""More than all of these together: how much later a worker that waits for another may fail."""
 EXIT_CODE = 70
 _STACKS_NAME = re.compile(r"[\d-]+-rank-\d+\.txt")
 STDERR = 2
 """File descriptor; `sys.stderr` may be an object without one."""
+
+
+def longest_allowance(seconds: float) -> float:
+    """The longest time without progress that a watchdog of so many seconds ever allows."""
+    return max(LONG_FACTOR * seconds, LONG_SECONDS)
+
+
+def connection_timeout(seconds: float) -> timedelta:
+    """How long workers may wait for each other under such a watchdog: a bit longer than it does,
+    so that the stack traces of all come before the error of a lost connection."""
+    return timedelta(seconds=longest_allowance(seconds) + LAST_TRACES_SECONDS)
 
 
 class Watchdog:
@@ -53,7 +67,7 @@ class Watchdog:
         """
         self.folder, self.rank, self.world_size, self.seconds = folder, rank, world_size, seconds
         self._poll = min(2.0, seconds / 4)
-        self._allowed = self._allowed_long = max(LONG_FACTOR * seconds, LONG_SECONDS)
+        self._allowed = self._allowed_long = longest_allowance(seconds)
         self._doing = "the start"
         self._last = time.monotonic()
         self._before_end: list[Callable[[], None]] = []

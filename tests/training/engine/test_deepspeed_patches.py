@@ -22,6 +22,7 @@ from training.engine.deepspeed_patches import (
 READ_BY_NAME = {
     "runtime.fp16.unfused_optimizer": ("fp16_groups", "fp32_groups", "refresh_fp32_params"),
     "runtime.zero.stage_1_and_2": ("_hp_mapping", "update_lp_params"),
+    "utils.groups": ("_WORLD_GROUP = dist.new_group(ranks=range(dist.get_world_size()))",),
     "utils.tensor_fragment": (
         "param_group_index",
         "lp_fragment_address",

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from datagen.errors import FlowmapsrError
+from tests.support.launch import found_by
 from training.distributed import worker_device
 from training.monitoring.meter import memory_gb, reset_memory_peak
+from training.monitoring.watchdog import (
+    BEFORE_END_SECONDS,
+    FROZEN_SECONDS,
+    OTHERS_SECONDS,
+    longest_allowance,
+)
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[torch.device]:
@@ -51,3 +60,15 @@ def test_without_gpus_all_workers_train_on_the_cpu(monkeypatch: pytest.MonkeyPat
     _gpus(monkeypatch, 0)
     monkeypatch.setenv("LOCAL_RANK", "7")
     assert worker_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("watchdog", "timeout"), [(600.0, 1860), (1.0, 600)])
+def test_all_groups_wait_longer_than_the_watchdog(
+    watchdog: float, timeout: float, tmp_path: Path
+) -> None:
+    """Else the error of a waiting worker comes before the stack traces of the one that hangs."""
+    module, results = "tests.training.workers.group_timeouts", tmp_path / "results.json"
+    found = found_by(module, str(watchdog), workers=1, results=results)
+    assert found == {"workers": timeout, "gradients": timeout}
+    ending = OTHERS_SECONDS + BEFORE_END_SECONDS + FROZEN_SECONDS
+    assert timeout > longest_allowance(watchdog) + ending
