@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from datagen.build.builder import ShardBuilder
 from datagen.build.finish import RejectionLimit, finish, pending_tasks
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.io.lock import BUILD, OutputLock, output_lock
 from datagen.photos.sources import Listing, list_sources
@@ -25,9 +26,12 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
-from pipelines.orchestration.artifacts import progress_artifact, show_result
+from pipelines.orchestration.artifacts import progress_artifact, progress_line, show_result
+from pipelines.orchestration.build_report import BuildReport
 from pipelines.orchestration.guard import is_deployed, task_step
+from pipelines.orchestration.run_report import Tenths, conclude, reported, say
 from pipelines.terminal.progress import BuildMeter, show_progress
+from pipelines.terminal.text import counted
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
@@ -36,10 +40,19 @@ ProgressPage = Callable[[BuildMeter], AbstractContextManager[object]]
 
 
 @flow(name="dataset", flow_run_name="{recipe.output}")
+@reported
 def build_dataset(recipe: DatasetRecipe) -> Manifest:
-    """Photos to shards of latents with a manifest; run it again to continue where it stopped."""
+    """Photos to shards of latents with a manifest; run it again to continue where it stopped.
+
+    Args:
+        recipe: Which photos, what is made of them, and where the dataset is written.
+    """
     listing = list_sources(recipe.sources, exclude=recipe.output)
-    return survey(recipe, listing).complete or build_listed(recipe, listing)
+    complete = survey(recipe, listing).complete
+    if complete is None:
+        return build_listed(recipe, listing)
+    conclude("nothing new")
+    return complete
 
 
 def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = False) -> Manifest:
@@ -51,6 +64,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         FlowmapsrError: another build holds the dataset, a shard cannot be made, or too many photos
             are left out.
     """
+    start = time.monotonic()
     with (
         output_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
@@ -59,35 +73,51 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             "plan",
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
         )
+        before = load_manifest(recipe.output) if plan.base is not None else None
         page = partial(progress_artifact, dataset=recipe.output)
-        task_step("shards", lambda: shards_step(recipe, plan, lock, page))
+        shards_start = time.monotonic()
+        meter = task_step("shards", lambda: shards_step(recipe, plan, lock, page))
+        shards_seconds = time.monotonic() - shards_start
         manifest = task_step("finish", lambda: finish_step(plan, lock))
-    show_result(manifest, recipe.output)
-    _track(recipe, manifest)
+    report = BuildReport(
+        dataset=recipe.output,
+        before=before,
+        after=manifest,
+        new_photos=len({photo.file.uri for task in plan.tasks for photo in task.photos}),
+        samples=meter.samples,
+        bytes=meter.bytes,
+        shards_seconds=shards_seconds,
+        seconds=time.monotonic() - start,
+        mlflow=_track(recipe, manifest),
+    )
+    conclude(report.message())
+    show_result(report)
     return manifest
 
 
 def shards_step(
     recipe: DatasetRecipe, plan: Plan, lock: OutputLock, page: ProgressPage = nullcontext
-) -> None:
-    """Makes the tasks that are not done yet, on the connected Ray cluster.
+) -> BuildMeter:
+    """Makes the tasks that are not done yet, on the connected Ray cluster; what it has made.
 
-    Progress goes to the terminal, and for the length of the work to a `page`.
+    Progress goes to the terminal, to the run's log, and for the length of the work to a `page`.
 
     Raises:
         FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has
             taken over the dataset.
     """
     pending = pending_tasks(plan)
-    if not pending:
-        return
-    workers = plan_workers(recipe, cluster_nodes())
-    builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
-    limit = RejectionLimit(plan)
     missing = sum(task.num_samples for task in pending)
     meter = BuildMeter(
         total=plan.num_samples, done=plan.num_samples - missing, rejected=len(plan.rejected)
     )
+    say(_plan_line(plan, pending))
+    if not pending:
+        return meter
+    workers = plan_workers(recipe, cluster_nodes())
+    builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
+    limit = RejectionLimit(plan)
+    tenths = Tenths(meter.total, done=meter.done)
     with (
         show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress,
         page(meter),
@@ -101,10 +131,22 @@ def shards_step(
                 rejected=len(record.rejected),
             )
             progress.reach(meter.done, note=meter.note())
+            tenths.reach(meter.done, lambda: progress_line(meter))
             lock.raise_if_lost()
             limit.check(record)
 
         run_shard_tasks(builder, pending, workers=workers, on_done=note)
+    return meter
+
+
+def _plan_line(plan: Plan, pending: Sequence[ShardTask]) -> str:
+    photos = {photo.file.uri for task in plan.tasks for photo in task.photos}
+    done = len(plan.tasks) - len(pending)
+    return (
+        f"plan: {counted(plan.num_samples, 'sample')} of {counted(len(photos), 'new photo')} in "
+        f"{counted(len(plan.tasks), 'task')}, {done} of them done before; "
+        f"{counted(len(plan.rejected), 'photo')} left out already"
+    )
 
 
 def finish_step(plan: Plan, lock: OutputLock) -> Manifest:
@@ -114,11 +156,14 @@ def finish_step(plan: Plan, lock: OutputLock) -> Manifest:
     return finish(plan)
 
 
-def _track(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    """Logs to MLflow; the default database of a worker is a file beside the dataset."""
+def _track(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
+    """Logs to MLflow and returns where, if it was.
+
+    The default database of a worker is a file beside the dataset.
+    """
     if "://" not in recipe.output:
         default_tracking_uri(str(Path(recipe.output).parent), worker=is_deployed())
     elif is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
-        return
-    log_dataset(recipe, manifest)
+        return None
+    return log_dataset(recipe, manifest)

@@ -41,7 +41,11 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 @flow(name="full", flow_run_name="{recipe.output}")
 def full(recipe: FullRecipe) -> FullRecord:
-    """Photos to an evaluated model; run it again to continue where it stopped."""
+    """Photos to an evaluated model; run it again to continue where it stopped.
+
+    Args:
+        recipe: The dataset, the training and the evaluation, and where all of it is written.
+    """
     default_tracking_uri(recipe.output, worker=is_deployed())
     seconds: dict[str, float] = {}
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):

@@ -23,7 +23,11 @@ from training.tracking.tracker import reset_tracking
 
 @flow(name="training", flow_run_name="{recipe.output}")
 def train(recipe: TrainingRecipe) -> list[StageRecord]:
-    """Trains every stage in order; run it again to continue from the last checkpoint."""
+    """Trains every stage in order; run it again to continue from the last checkpoint.
+
+    Args:
+        recipe: The dataset, the model, the stages to train, and where the run is written.
+    """
     return train_stages(recipe)
 
 

@@ -5,21 +5,23 @@ Everything is sent from side threads with a time limit: a slow or lost server co
 
 from __future__ import annotations
 
+import base64
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from io import BytesIO
 from uuid import UUID
 
+from PIL import Image
 from prefect import artifacts
-from rich import filesize
 
-from datagen.dataset.layout import PREVIEW, REJECTED
+from datagen.dataset.layout import PREVIEW
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord
 from datagen.errors import first_line
 from datagen.io import storage
+from pipelines.orchestration.build_report import BuildReport, by_count
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
 from pipelines.terminal.progress import BuildMeter
 from pipelines.terminal.text import duration
@@ -32,7 +34,9 @@ SILENCE_SECONDS = 30.0
 LAST_SECONDS = 5.0
 """How long a finished build waits for its last progress."""
 SUMMARY_SECONDS = 15.0
-"""How long a finished build waits for its summary."""
+"""How long finished work waits for its summary."""
+PICTURE_WIDTH, PICTURE_HEIGHT = 900, 2700
+"""Most pixels of a picture that is shown on a page: mostly below 100 kB."""
 
 
 @contextmanager
@@ -57,17 +61,15 @@ def _follow(meter: BuildMeter, key: str, stop: threading.Event) -> None:
         if done == sent:
             continue
         try:
-            artifact = _publish(meter, done, artifact, key)
+            artifact = _publish(meter, artifact, key)
             sent = done
         except Exception as error:  # logged here: the build continues without a page
             pause = SILENCE_SECONDS
             warn(first_line(error))
 
 
-def _publish(meter: BuildMeter, done: int, artifact: UUID | None, key: str) -> UUID:
-    left = meter.seconds_left
-    text = f"{done} of {meter.total} samples, {meter.note()}"
-    text += f", {duration(left)} left" if left else ""
+def _publish(meter: BuildMeter, artifact: UUID | None, key: str) -> UUID:
+    text = progress_line(meter)
     if artifact is not None:
         artifacts.update_progress_artifact(artifact, meter.percent, text)
         return artifact
@@ -76,48 +78,59 @@ def _publish(meter: BuildMeter, done: int, artifact: UUID | None, key: str) -> U
     return created
 
 
-def show_result(manifest: Manifest, dataset: str) -> None:
-    """Adds summary, tables and a link to the preview to the current flow run's page."""
-    thread = side_thread(lambda: _add_all(manifest, dataset), name="prefect-artifacts")
+def progress_line(meter: BuildMeter) -> str:
+    """`12 of 24 samples, 12.3 samples/s, 4.5 MB/s, 3 rejected, 45 s left`."""
+    left = meter.seconds_left
+    text = f"{meter.done} of {meter.total} samples, {meter.note()}"
+    return text + (f", {duration(left)} left" if left else "")
+
+
+def show_result(report: BuildReport) -> None:
+    """Adds summary, tables and the preview to the current flow run's page."""
+    show("the summary of the dataset", lambda: _add_all(report))
+
+
+def show(what: str, add: Callable[[], None]) -> None:
+    """Adds artifacts to the current flow run's page, and waits for them some seconds."""
+
+    def work() -> None:
+        try:
+            add()
+        except Exception as error:  # logged here: the work is complete without a page
+            warn(first_line(error))
+
+    thread = side_thread(work, name="prefect-artifacts")
     thread.join(timeout=SUMMARY_SECONDS)
     if thread.is_alive():
-        log.warning("Prefect accepts the summary of the dataset too slowly; not waiting for it")
+        log.warning("Prefect accepts %s too slowly; not waiting for it", what)
 
 
-def _add_all(manifest: Manifest, dataset: str) -> None:
-    name = artifact_slug(dataset)
-    try:
-        summary = summary_markdown(manifest, dataset)
-        artifacts.create_markdown_artifact(summary, key=f"{name}-summary")
-        artifacts.create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
-        if manifest.rejected.count:
-            artifacts.create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
-        preview = storage.join(dataset, PREVIEW)
-        link = preview if "://" in preview else Path(preview).as_uri()
-        artifacts.create_link_artifact(link, PREVIEW, key=f"{name}-preview")
-    except Exception as error:  # logged here: the dataset is complete without a page
-        warn(first_line(error))
-
-
-def summary_markdown(manifest: Manifest, dataset: str) -> str:
-    """The dataset on half a page."""
-    codec = manifest.codec
-    lines = [
-        f"# {dataset}",
-        "",
-        f"**{manifest.num_samples} samples** in {manifest.num_shards} shards, "
-        f"{filesize.decimal(manifest.bytes)}; {manifest.rejected.count} photos left out.",
-        "",
-        f"- digest `{manifest.digest}`",
-        f"- recipe `{manifest.recipe_digest}`",
-        f"- codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
-        f"- preview `{storage.join(dataset, PREVIEW)}`",
-    ]
+def _add_all(report: BuildReport) -> None:
+    name, manifest = artifact_slug(report.dataset), report.after
+    artifacts.create_markdown_artifact(
+        report.markdown(), key=f"{name}-summary", description=report.message()
+    )
+    artifacts.create_table_artifact(bucket_rows(manifest), key=f"{name}-buckets")
     if manifest.rejected.count:
-        lines += [f"- left out: `{storage.join(dataset, REJECTED)}`", "", "| reason | photos |"]
-        lines += ["|---|---:|"]
-        lines += [f"| {row['reason']} | {row['photos']} |" for row in rejected_rows(manifest)]
-    return "\n".join(lines)
+        artifacts.create_table_artifact(rejected_rows(manifest), key=f"{name}-rejected")
+    preview = storage.join(report.dataset, PREVIEW)
+    add_picture(storage.read_bytes(preview), key=f"{name}-preview", description=f"`{preview}`")
+
+
+def add_picture(data: bytes, *, key: str, description: str) -> None:
+    """Adds a picture, given its file, small enough to be kept by Prefect itself."""
+    artifacts.create_image_artifact(
+        picture_address(data), key=key, description=f"{description}, made smaller"
+    )
+
+
+def picture_address(data: bytes) -> str:
+    """A picture's file -> an address that holds it; browsers open none of a disk from a page."""
+    image = Image.open(BytesIO(data)).convert("RGB")
+    image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))
+    small = BytesIO()
+    image.save(small, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
 def bucket_rows(manifest: Manifest) -> list[dict[str, str | int]]:
@@ -139,5 +152,5 @@ def bucket_rows(manifest: Manifest) -> list[dict[str, str | int]]:
 
 def rejected_rows(manifest: Manifest) -> list[dict[str, str | int]]:
     """Number of photos left out for each reason, largest first."""
-    reasons = sorted(manifest.rejected.by_reason.items(), key=lambda item: (-item[1], item[0]))
+    reasons = by_count(manifest.rejected.by_reason)
     return [{"reason": reason, "photos": count} for reason, count in reasons]

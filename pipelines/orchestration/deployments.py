@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import holds_secret
+from pipelines.orchestration.deployment_text import description
 from pipelines.orchestration.guard import artifact_slug, refusal
 from pipelines.recipes.full_recipe import AnyRecipe
 from pipelines.recipes.overrides import RecipeError
@@ -82,16 +83,17 @@ def deploy(
     one_at_a_time = ConcurrencyLimitConfig(
         limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
     )
+    name = artifact_slug(recipe.output)
     with _prefect_errors(), get_client(sync_client=True) as client:
         _ensure_pool(client, pool)
         deployment = flow.to_deployment(
-            artifact_slug(recipe.output),
+            name,
             parameters=parameters,
             schedules=[DeploymentScheduleCreate(schedule=schedule)] if schedule else [],
             concurrency_limit=one_at_a_time,
             work_pool_name=pool,
             entrypoint_type=EntrypointType.MODULE_PATH,
-            description=f"`{recipe.output}`",
+            description=description(recipe, f"{flow.name}/{name}"),
             tags=["flowmapsr"],
         )
         assert isinstance(deployment, RunnerDeployment)  # Prefect's types allow for async callers

@@ -15,6 +15,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from copy import copy
 from functools import cache, partial
+from inspect import unwrap
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -26,6 +27,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
+from pipelines.orchestration.run_report import reported
 from pipelines.terminal.process_edge import Terminated
 
 log = logging.getLogger(__name__)
@@ -46,9 +48,9 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     """
     if not is_deployed():
         _hide_lost_logs()
-    once = _Once(work or partial(flow.fn, recipe))
+    once = _Once(work or partial(unwrap(flow.fn), recipe))
     run = copy(flow)
-    run.fn = once.run_with
+    run.fn = reported(once.run_with)
     try:
         run(recipe)
     except TerminationSignal as stop:

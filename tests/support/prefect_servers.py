@@ -39,7 +39,11 @@ class Server:
     def __init__(self, folder: Path) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/api"
-        self.env = {"PREFECT_API_URL": self.url, "PREFECT_HOME": str(folder / "prefect")}
+        self.env = {
+            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_UI_API_URL": self.url,
+            "PREFECT_HOME": str(folder / "prefect"),
+        }
         words = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
         self.process = prefect(*words, env=self.env, log=folder / "server.log", cwd=folder)
         eventually(self._healthy)

@@ -28,19 +28,25 @@ SERVER_SECONDS, FILE_SECONDS = 15.0, 120.0
 tables may have to be created first."""
 
 
-def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> None:
-    """Logs a finished dataset as a run with that dataset as its input."""
+def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
+    """Logs a finished dataset as a run with that dataset as its input.
+
+    Returns where the run is, as `log_run` does; None if it was not logged.
+    """
     if not mlflow_installed():
         log.warning("MLflow is not installed: the dataset is complete but not logged")
-        return
-    thread = threading.Thread(target=_log, args=(recipe, manifest), daemon=True)
+        return None
+    where: list[str] = []
+    thread = threading.Thread(target=_log, args=(recipe, manifest, where), daemon=True)
     thread.start()
     thread.join(FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS)
     if thread.is_alive():
         log.warning("MLflow at %s does not answer; the dataset is not logged", tracking_uri())
+    return where[0] if where else None
 
 
-def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
+def _log(recipe: DatasetRecipe, manifest: Manifest, where: list[str]) -> None:
+    """Adds to `where` the run that it made."""
     dataset = Dataset(manifest, recipe.output)
     tags = {"recipe.digest": manifest.recipe_digest, "output": recipe.output}
     counts = {
@@ -56,7 +62,8 @@ def _log(recipe: DatasetRecipe, manifest: Manifest) -> None:
                 Metrics(step=0, time_ms=int(time.time() * 1000), values=counts),
                 *_files(dataset, Path(folder)),
             ]
-            log_run(events, experiment=EXPERIMENT, name=PurePosixPath(recipe.output).name)
+            name = PurePosixPath(recipe.output).name
+            where.append(log_run(events, experiment=EXPERIMENT, name=name))
     # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
         message = "MLflow at %s rejects the dataset (%s); it is complete but not logged"

@@ -61,9 +61,13 @@ def run_page(run: Path) -> str | None:
     names = _read_names(run)
     if names is None or not names.tracking_uri.startswith(("http://", "https://")):
         return None
+    return _page(names.tracking_uri, names.parent)
+
+
+def _page(uri: str, run_id: str) -> str:
     # Without the experiment: MLflow would open it in the view that the browser used last, by
     # default the one for language models.
-    return f"{redacted(names.tracking_uri).rstrip('/')}/#/runs/{names.parent}"
+    return f"{redacted(uri).rstrip('/')}/#/runs/{run_id}"
 
 
 def _read_names(run: Path) -> RunNames | None:
@@ -131,12 +135,16 @@ class MlflowRun:
         return names
 
 
-def log_run(events: list[Event], *, experiment: str, name: str) -> None:
+def log_run(events: list[Event], *, experiment: str, name: str) -> str:
     """Logs a complete MLflow run at once; raises what MLflow raises, within seconds when the server
-    is down."""
+    is down. Returns the address of its page, or where there is no server its ID and store."""
     client = _new_client()
     run = client.create_run(_experiment_id(client, experiment), run_name=name)
-    _send(client, run.info.run_id, [*events, End(status="FINISHED")])
+    run_id, uri = run.info.run_id, tracking_uri()
+    _send(client, run_id, [*events, End(status="FINISHED")])
+    if uri.startswith(("http://", "https://")):
+        return _page(uri, run_id)
+    return f"{run_id} in {redacted(uri)}"
 
 
 def _new_client() -> MlflowClient:

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import threading
+from base64 import b64decode
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +204,30 @@ def test_bad_images_are_left_out_up_to_the_limit(
     shown = artifacts(servers["PREFECT_API_URL"], prefix)
     assert shown[f"{prefix}-progress"]["data"] == 100
     assert "7 of 7 samples" in shown[f"{prefix}-progress"]["description"]  # one of them rejected
-    assert "**6 samples**" in shown[f"{prefix}-summary"]["data"]
-    assert manifest.digest in shown[f"{prefix}-summary"]["data"]
+    summary = shown[f"{prefix}-summary"]["data"]
+    assert "**6 samples added, 3 photos left out**" in summary and "**6 samples**" in summary
+    assert "| new photos | 7 |" in summary and "none: the dataset is new" in summary
+    assert f"| digest after | `{manifest.digest}` |" in summary and "mlflow.db |" in summary
+    for reason in manifest.rejected.by_reason:
+        assert f"| {reason} | 1 |" in summary
     (bucket,) = json.loads(shown[f"{prefix}-buckets"]["data"])
     assert (bucket["bucket"], bucket["samples"]) == ("128x128", 6)
     rejected = json.loads(shown[f"{prefix}-rejected"]["data"])
     assert {row["reason"]: row["photos"] for row in rejected} == manifest.rejected.by_reason
-    preview = (tmp_path / "lenient" / "preview.png").as_uri()
-    assert shown[f"{prefix}-preview"]["data"] == f"[preview.png]({preview})"
+    kind, picture = shown[f"{prefix}-preview"]["data"].split(",")
+    assert kind == "data:image/webp;base64"
+    with Image.open(BytesIO(b64decode(picture))) as small:
+        assert small.format == "WEBP" and small.width <= 900
+    assert len(picture) < 300_000  # noise, which no format makes small
+
+    run = last_run(servers["PREFECT_API_URL"], str(tmp_path / "lenient"))
+    assert run["state"]["message"] == "6 samples added, 3 photos left out"
+    lines = log_lines(servers["PREFECT_API_URL"], run["id"], wanted="6 samples added")
+    assert any(line.startswith("plan: 7 samples of 7 new photos in ") for line in lines), lines
+    assert any(line.startswith("100 %: 7 of 7 samples, ") for line in lines)
+    build([*words[:-1], f"output={tmp_path}/lenient", "max_rejected_fraction=0.5"])
+    again = last_run(servers["PREFECT_API_URL"], str(tmp_path / "lenient"))
+    assert again["id"] != run["id"] and again["state"]["message"] == "nothing new"
 
 
 @pytest.mark.parametrize(
@@ -236,3 +254,24 @@ def artifacts(server: str, prefix: str) -> dict[str, dict[str, Any]]:
     query = {"artifacts": {"key": {"like_": prefix}}}
     found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
     return {item["key"]: item for item in found.json()}
+
+
+def last_run(server: str, name: str) -> dict[str, Any]:
+    """The newest flow run of that name."""
+    query = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1}
+    (run,) = httpx.post(f"{server}/flow_runs/filter", json=query, timeout=60).json()
+    return dict(run)
+
+
+def log_lines(server: str, run: str, *, wanted: str) -> list[str]:
+    """The log of a flow run, which comes a few seconds late, once it has the `wanted` words."""
+    query = {"logs": {"flow_run_id": {"any_": [run]}}}
+    lines: list[str] = []
+
+    def complete() -> bool:
+        found = httpx.post(f"{server}/logs/filter", json=query, timeout=60).json()
+        lines[:] = [line["message"] for line in found]
+        return any(wanted in line for line in lines)
+
+    eventually(complete)
+    return lines

@@ -18,8 +18,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from datagen.dataset.manifest import load_manifest
 from datagen.review.verify import verify_dataset
+from pipelines.flows.full import FLOWS
+from pipelines.orchestration.deployment_text import description
 from pipelines.orchestration.guard import artifact_slug
-from pipelines.recipes.load import dataset_recipe
+from pipelines.recipes.load import RECIPE_OF_FLOW, dataset_recipe
 from pipelines.recipes.overrides import RecipeError
 from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
@@ -92,6 +94,9 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     assert held["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert server.get(f"/work_pools/{POOL}")["type"] == "process"
     assert SECRET not in json.dumps(held)
+    for words_shown in (f"from `{photos}`", f"to `{tmp_path}/My Set`", "prefect flow-run cancel"):
+        assert words_shown in held["description"]
+    assert f"prefect deployment run 'dataset/{name}'" in held["description"]
 
     eventually(lambda: server.runs(deployed["id"], "Scheduled"))
     first = server.runs(deployed["id"], "Scheduled")[0]["expected_start_time"]
@@ -138,6 +143,8 @@ def test_a_scheduled_run_picks_up_only_new_photos(
         path: time for path, time in before.items() if path in shards
     }
     assert len(shards) == 2 + len([path for path in before if path.parent.parent.name == "shards"])
+    said = [run["state"]["message"] for run in server.runs(deployed["id"], "Completed")]
+    assert said[0] == "6 samples added" and "nothing new" in said
     assert verify_dataset(str(output)) == []
     assert not server.runs(deployed["id"], "Failed", "Crashed")
 
@@ -265,6 +272,35 @@ def test_a_server_that_does_not_answer_is_named(
     ended = flowmapsr("deploy", "demo", *settings(photos, tmp_path / "set"), env=env)
     assert (ended.code, ended.out) == (1, "")
     assert "PREFECT_API_URL=http://127.0.0.1:9" in ended.err and "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("flow", ["dataset", "training", "full"])
+def test_every_field_of_the_form_has_a_description(flow: str) -> None:
+    form = FLOWS[flow].parameters.model_dump()
+    models = [form, *form["definitions"].values()]
+    fields = {name: field for model in models for name, field in model["properties"].items()}
+    assert len(fields) > 20
+    bare = {name for name, field in fields.items() if not field.get("description")}
+    assert bare <= {"kind"}, bare  # which has one value, or says which model it is
+
+
+@pytest.mark.parametrize(
+    ("flow", "shown"),
+    [
+        ("dataset", ["from `/photos`", "to `/out`", " a photo, side"]),
+        ("training", ["from `/set`", "to `/out`", "warmup ("]),
+        ("full", ["from `/photos`", "to `/out`", " a photo, side", "warmup (", "`/held-out`"]),
+    ],
+)
+def test_a_deployment_says_from_where_to_where(flow: str, shown: list[str]) -> None:
+    given = {
+        "dataset": ["sources=[/photos]", "output=/out"],
+        "training": ["manifest=/set", "output=/out"],
+        "full": ["dataset.sources=[/photos]", "output=/out", "evaluation.photos=/held-out"],
+    }
+    text = description(RECIPE_OF_FLOW[flow]("demo", given[flow]), f"{flow}/out-1")
+    for words in (*shown, f"prefect deployment run '{flow}/out-1'", "flowmapsr deploy"):
+        assert words in text
 
 
 def test_a_dry_run_needs_no_server(photos: Path, tmp_path: Path, invoke: Run) -> None:
