@@ -45,6 +45,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
 ]
@@ -236,13 +237,19 @@ def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
         out.say(reports.verified(location, issues, recipe=training))
 
 
+def _require_address(cluster: bool) -> None:
+    if cluster and not os.environ.get("RAY_ADDRESS"):
+        raise FlowmapsrError(
+            "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such "
+            "as 10.0.0.1:6379, or leave --cluster out to work on this machine"
+        )
+
+
 @app.command(cls=PlainUsage)
 def train(
     recipe: RecipeName,
     settings: Settings = None,
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")
-    ] = False,
+    cluster: Cluster = False,
     dry_run: DryRun = False,
     take_over: TakeOver = False,
     as_json: AsJson = False,
@@ -256,11 +263,7 @@ def train(
       flowmapsr train demo manifest=/data/set output=/data/run workers=2
     """
     with process_edge(as_json=as_json) as out:
-        if cluster and not os.environ.get("RAY_ADDRESS"):
-            raise FlowmapsrError(
-                "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such "
-                "as 10.0.0.1:6379, or leave --cluster out to train on this machine"
-            )
+        _require_address(cluster)
         from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
@@ -289,6 +292,47 @@ def train(
 
         page = run_page(Path(resolved.output))
         out.say(reports.trained(resolved.output, records, page=page))
+
+
+@app.command(cls=PlainUsage)
+def run(
+    recipe: RecipeName,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, such as training.workers=2."),
+    ] = None,
+    cluster: Cluster = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset, train on it, evaluate the model.
+
+    All of it goes below one output. Run it again to continue where it stopped.
+
+    \b
+    Example:
+      flowmapsr run demo output=OUT dataset.sources=[A] evaluation.photos=B
+    """
+    with process_edge(as_json=as_json) as out:
+        _require_address(cluster)
+        from pipelines.recipes.load import full_recipe, require_photos, require_sources
+
+        resolved = full_recipe(recipe, settings or [])
+        if dry_run:
+            return out.say_recipe(resolved)
+        require_sources(resolved.dataset, section="dataset")
+        require_photos(resolved.evaluation)
+        from training.run_dir.recipe_guard import check_recipe
+
+        check_recipe(resolved.training)  # before the dataset is built, not after
+        from pipelines.flows.full import full
+        from pipelines.orchestration.guard import guarded
+
+        record = guarded(full, resolved)
+        from training.tracking.mlflow_client import run_page
+
+        page = run_page(Path(resolved.training.output))
+        out.say(reports.all_done(resolved.training, record.rows, record.seconds, page=page))
 
 
 @app.command(cls=PlainUsage)

@@ -122,12 +122,26 @@ def absolute_location(location: str, *, field: str) -> str:
         raise RecipeError(f"{field} = {location!r}: {error}") from error
 
 
-def require_sources(recipe: DatasetRecipe) -> None:
-    """Checks local sources before any server is started.
+def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) -> None:
+    """Checks local sources before any server is started; `section` where the recipe has several.
 
     Raises:
         RecipeError: one does not exist.
     """
+    field = f"{section}.sources" if section else "sources"
     for source in recipe.sources:
-        if "://" not in source and not os.path.exists(source):
-            raise RecipeError(f"sources: {source} does not exist; give a folder or file of photos")
+        _require(source, field, "give a folder or file of photos")
+
+
+def require_photos(settings: EvaluationSettings) -> None:
+    """Checks the held-out photos of a whole run before anything is made.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    _require(settings.photos, "evaluation.photos", "give a folder of photos")
+
+
+def _require(location: str, field: str, fix: str) -> None:
+    if "://" not in location and not os.path.exists(location):
+        raise RecipeError(f"{field}: {location} does not exist; {fix}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datagen.review.verify import DatasetIssue
     from training.inference.files import UpscaleReport
     from training.run_dir.records import EvaluationRow, StageRecord
+    from training.settings.recipe import TrainingRecipe
     from training.tracking.status import RunStatus, StageStatus
 
 
@@ -141,6 +142,31 @@ def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> Ve
     stages = [record.model_dump(mode="json") for record in records]
     result = {"run": run, "model": model, "page": page, "stages": stages}
     return VerbResult(result, lines)
+
+
+def all_done(
+    recipe: TrainingRecipe,
+    rows: Sequence[EvaluationRow],
+    seconds: Mapping[str, float],
+    *,
+    page: str | None,
+) -> VerbResult:
+    """A whole run, the `seconds` that its parts took, and where to review it."""
+    from training.run_dir.paths import stage_paths
+
+    model = str(stage_paths(recipe)[-1].model)
+    lines = [
+        *evaluation_table(rows),
+        f"Made in {', '.join(f'{duration(took)} ({part})' for part, took in seconds.items())}:",
+        f"  manifest  {recipe.manifest}",
+        f"  run       {recipe.output}",
+        f"  model     {model}",
+        *([] if page is None else [f"  review    {page}"]),
+        f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
+    ]
+    result = {"manifest": recipe.manifest, "run": recipe.output, "model": model, "page": page}
+    table = {"rows": [row.model_dump(mode="json") for row in rows], "seconds": dict(seconds)}
+    return VerbResult({**result, **table}, lines)
 
 
 def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:

@@ -21,6 +21,9 @@ Run = Callable[..., object]
 HEAVY = ("torch", "ray", "prefect", "mlflow", "deepspeed", "diffusers", "albumentations", "cv2")
 
 
+WHOLE = ["run", "demo", "output=x", "evaluation.photos=b", "dataset.sources=[a]"]
+
+
 def modules_loaded_by(*words: str) -> set[str]:
     code = (
         "import sys; from pipelines.cli import main\n"
@@ -76,6 +79,34 @@ def test_dry_run_prints_the_resolved_recipe(invoke: Run, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_everything_prints_all_sections(invoke: Run, tmp_path: Path) -> None:
+    recipe = invoke(*WHOLE, "training.stages.warmup.steps=7", "--dry-run", "--json").json
+    assert recipe == yaml.safe_load(
+        invoke(*WHOLE, "training.stages.warmup.steps=7", "--dry-run").out
+    )
+    assert recipe["training"]["manifest"] == f"{tmp_path}/x/dataset/manifest.json"
+    assert recipe["training"]["stages"][0]["steps"] == 7
+    assert recipe["evaluation"]["photos"] == f"{tmp_path}/b"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_of_another_recipe_is_refused_before_the_dataset_is_built(
+    invoke: Run, tmp_path: Path
+) -> None:
+    words = ("run", "demo", "output=x", f"dataset.sources=[{tmp_path}]", "evaluation.photos=/")
+    recipe = yaml.safe_load(invoke(*words, "training.seed=8", "--dry-run").out)["training"]
+    stage = tmp_path / "x" / "run" / "stages" / "warmup"
+    stage.mkdir(parents=True)
+    (tmp_path / "x" / "run" / "recipe.json").write_text(json.dumps(recipe))
+    done = StageRecord(
+        stage="warmup", steps=1, images_seen=8, recipe_digest="a", dataset_digest="b", model="m"
+    )
+    (stage / "done.json").write_text(done.model_dump_json())
+    ended = invoke(*words)
+    assert ended.code in (1, 2) and "seed was 8, is 7" in ended.err
+    assert not (tmp_path / "x" / "dataset").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "parts"),
     [
@@ -95,6 +126,17 @@ def test_dry_run_prints_the_resolved_recipe(invoke: Run, tmp_path: Path) -> None
             ["scales.0 = '0'", "greater than or equal to 1"],
         ),
         (["upscale", "none.jpg", "-o", "out.png"], 1, ["none.jpg does not exist"]),
+        (
+            ["run", "demo", "output=x"],
+            2,
+            ["dataset.sources: must be given", "evaluation.photos: must be given"],
+        ),
+        (["run", "realesrgan", "output=x"], 2, ["no 'training' section; its sections: dataset"]),
+        ([*WHOLE, "workers=2"], 2, ["workers = 2: unknown key", "training"]),
+        ([*WHOLE, "training.output=y"], 2, ["follows from output", "leave training.output out"]),
+        (WHOLE, 2, ["dataset.sources: ", "/a does not exist"]),
+        ([*WHOLE[:-1], "dataset.sources=[/]"], 2, ["evaluation.photos: ", "/b does not exist"]),
+        ([*WHOLE, "--cluster"], 1, ["RAY_ADDRESS is not set"]),
         (["status", "nowhere"], 1, ["no training run", "recipe.json"]),
     ],
 )
