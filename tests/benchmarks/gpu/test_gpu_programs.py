@@ -10,8 +10,10 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from tests.benchmarks.gpu.__main__ import main
 from tests.benchmarks.gpu.cases import CASES, FP32, FP32_ON_CPU, recipe_of
@@ -24,6 +26,13 @@ from training.run_dir.paths import StagePaths
 
 ABSENT = ("ray", "prefect", "mlflow", "boto3", "botocore", "moto")
 """Packages that the machine with the GPU lacks."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Several would wait for each other on cores that other tests use."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def _forked(module: str, words: Sequence[str], env: Mapping[str, str]) -> ForkedLauncher:
