@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ from training.settings.stage import StageSettings
 from training.system_protocol import StageInputs
 from training.tracking.reporter import Reporter
 from training.trainer import Losses, StepTerms, Trainer
+
+log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 PROGRESS_SECONDS = 2.0
@@ -121,6 +124,9 @@ class Loop:
                 self.reporter.first_step(position.step, startup.metrics())
             meter.add(terms, images=position.images_seen - seen)
             last = stopping or self.finished(position)
+            if stopping and self.loader.rank == 0:
+                name = self.settings.name
+                log.info("%s: stopping, with a checkpoint of step %d", name, position.step)
             if last or position.step % self.settings.checkpoint_every_steps == 0:
                 # The one before may still be on its way to a slow or busy storage.
                 self.watchdog.alive(f"step {step}, its checkpoint", next_is_long=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -96,8 +97,9 @@ def test_torchrun_stopped_by_sigterm_resumes_from_s3_to_the_bit_identical_model(
     process = start_torchrun(recipe, tmp_path)
     eventually(lambda: storage.exists(f"{checkpoints}/step-000010"), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=100)
     assert process.returncode != 0
+    assert re.search(r"^warmup: stopping, with a checkpoint of step \d+$", output, re.MULTILINE)
     assert not (stage / "done.json").exists()
     with pytest.raises(FlowmapsrError, match="different: seed"):
         check_recipe(recipe.model_copy(update={"seed": 4}))
