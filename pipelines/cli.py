@@ -6,6 +6,7 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,7 +64,7 @@ class PlainUsage(TyperCommand):
     """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
 
 
 app = typer.Typer(
@@ -454,18 +455,28 @@ def deploy(
 
 @app.command(cls=PlainUsage)
 def status(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Folder of one training run, or of several.")
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Folders of training runs, or a folder of several."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show the progress of a training run from its files."""
-    with process_edge(as_json=as_json) as out:
-        from training.tracking.status import find_runs, run_status
+    """Show a training's progress, or compare several trainings.
 
-        found = [run_status(folder) for folder in find_runs(run)]
-        one = len(found) == 1
-        out.say(reports.status_report(found[0]) if one else reports.statuses_report(run, found))
+    Several are shown side by side, with the settings that differ.
+
+    \b
+    Examples:
+      flowmapsr status /data/run
+      flowmapsr status /data/first /data/second
+    """
+    with process_edge(as_json=as_json) as out:
+        from training.tracking.status import compare_runs, find_runs, run_status
+
+        found = find_runs(runs)
+        if len(found) == 1:
+            return out.say(reports.status_report(run_status(found[0])))
+        out.say(reports.comparison_report(compare_runs(found)))
 
 
 if __name__ == "__main__":

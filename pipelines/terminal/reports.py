@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import filesize
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from training.inference.files import UpscaleReport
     from training.run_dir.records import EvaluationRow, StageRecord
     from training.settings.recipe import TrainingRecipe
-    from training.tracking.status import RunStatus, StageStatus
+    from training.tracking.status import RunComparison, RunStatus, StageStatus
+
+Found = TypeVar("Found")
+RUNS_ABREAST = 6
+"""Columns of a comparison; more runs go below."""
+LONGEST_CELL = 40
 
 
 def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> VerbResult:
@@ -263,13 +269,85 @@ def status_report(found: RunStatus) -> VerbResult:
     return VerbResult(found.model_dump(mode="json"), lines)
 
 
-def statuses_report(folder: str, found: Sequence[RunStatus]) -> VerbResult:
-    """Progress of several training runs, one line each."""
-    base = Path(folder).expanduser().absolute()
-    rows = [(str(Path(run.run).relative_to(base)), *_stage_cells(run.current)) for run in found]
-    headings = ("run", "stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
-    lines = [*table(headings, rows), f"Next: {command('status', found[0].run)}"]
-    return VerbResult({"runs": [run.model_dump(mode="json") for run in found]}, lines)
+def comparison_report(found: RunComparison) -> VerbResult:
+    """Several training runs, a column each."""
+    names = _short_names([run.run for run in found.runs])
+    lines: list[str] = []
+    for start in range(0, len(found.runs), RUNS_ABREAST):
+        runs = found.runs[start : start + RUNS_ABREAST]
+        rows = [*_run_rows(runs), *_validation_rows(runs), *_setting_rows(runs, found.settings)]
+        lines += table(("", *(names[run.run] for run in runs)), rows)
+        lines.append("")
+    if not found.settings:
+        lines.insert(-1, "No setting differs.")
+    if found.left_out:
+        lines.append(f"Left out {counted(len(found.left_out), 'run')}:")
+        lines += [f"  {one.reason}" for one in found.left_out]
+    lines.append(f"Next: {command('status', found.runs[0].run)}")
+    return VerbResult(found.model_dump(mode="json"), lines, ok=not found.left_out)
+
+
+def _short_names(runs: Sequence[str]) -> dict[str, str]:
+    """Each run's folder without what all have in common."""
+    base = os.path.commonpath([Path(run).parent for run in runs])
+    return {run: str(Path(run).relative_to(base)) for run in runs}
+
+
+def _run_rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
+    stages = [run.current for run in runs]
+    known = {stage.on_gpus for run in runs for stage in run.stages} - {None}
+    hours = "GPU hours" if known == {True} else "worker hours"
+    return [
+        ("state", *(stage.state for stage in stages)),
+        ("stage", *(stage.stage for stage in stages)),
+        ("step", *(f"{stage.step}/{stage.steps}" for stage in stages)),
+        ("step of all stages", *(f"{run.step}/{run.steps}" for run in runs)),
+        ("left", *(_cell(stage.seconds_left, duration) for stage in stages)),
+        ("headline", *(_headline(stage) for stage in stages)),
+        ("images/s", *(_cell(stage.images_per_second, "{:.1f}".format) for stage in stages)),
+        (hours, *(_cell(run.worker_hours, "{:.4g}".format) for run in runs)),
+        ("restarts", *(str(sum(stage.restarts for stage in run.stages)) for run in runs)),
+    ]
+
+
+def _headline(stage: StageStatus) -> str:
+    return "-" if stage.headline is None else f"{stage.headline} {stage.headline_value:.4g}"
+
+
+def _validation_rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
+    names = sorted({name for run in runs for name in run.validation})
+    return _under(
+        "last evaluation",
+        [
+            (name, *(_cell(run.validation.get(name), "{:.4g}".format) for run in runs))
+            for name in names
+        ],
+    )
+
+
+def _setting_rows(
+    runs: Sequence[RunStatus], settings: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, ...]]:
+    return _under(
+        "settings that differ",
+        [
+            (name, *(_cell(values.get(run.run), _shortened) for run in runs))
+            for name, values in settings.items()
+        ],
+    )
+
+
+def _under(heading: str, rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows below a row that only names them."""
+    return [(heading,), *((f"  {name}", *cells) for name, *cells in rows)] if rows else []
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 3]}..."
+
+
+def _cell(value: Found | None, text: Callable[[Found], str]) -> str:
+    return "-" if value is None else text(value)
 
 
 def _contents(manifest: Manifest) -> str:
@@ -283,14 +361,13 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def _stage_cells(stage: StageStatus) -> tuple[str, ...]:
-    speed, left = stage.images_per_second, stage.seconds_left
     age = stage.checkpoint_age_seconds
     return (
         stage.stage,
         stage.state,
         f"{stage.step}/{stage.steps}",
-        "-" if speed is None else f"{speed:.1f}",
-        "-" if left is None else duration(left),
+        _cell(stage.images_per_second, "{:.1f}".format),
+        _cell(stage.seconds_left, duration),
         "-" if age is None else f"step {stage.checkpoint_step}, {duration(age)} ago",
         str(stage.restarts),
     )

@@ -239,12 +239,27 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
     assert "psnr_x4 28.5" in text and "distill stopped: worker 1: OSError: full" in text
 
     shutil.copytree(run, tmp_path / "other")
-    runs = invoke("status", str(tmp_path), "--json").json["runs"]
-    assert [Path(one["run"]).name for one in runs] == ["other", "run"]
-    lines = invoke("status", str(tmp_path)).out.splitlines()
-    assert [line.split()[:4] for line in lines[1:3]] == [
-        [name, "distill", "stopped", "40/100"] for name in ("other", "run")
-    ]
+    recipe["seed"] = 5
+    (tmp_path / "other" / "recipe.json").write_text(json.dumps(recipe))
+    compared = invoke("status", str(tmp_path), "--json").json
+    assert [Path(one["run"]).name for one in compared["runs"]] == ["other", "run"]
+    assert compared["settings"] == {"seed": {str(tmp_path / "other"): "5", str(run): "0"}}
+    text = invoke("status", "other", "run", "other").out
+    rows = {line.strip()[:19].strip(): line.split()[-2:] for line in text.splitlines() if line}
+    assert text.splitlines()[0].split() == ["other", "run"]
+    assert (rows["state"], rows["step"]) == (["stopped"] * 2, ["40/100"] * 2)
+    assert (rows["val/psnr_x4"], rows["seed"]) == (["28.5"] * 2, ["5", "0"])
+
+    (tmp_path / "other" / "recipe.json").write_text('{"manifest": 3}')
+    broken = invoke("status", str(tmp_path), "--json")
+    assert (broken.code, len(broken.json["runs"])) == (1, 1)
+    assert "other/recipe.json is corrupt" in broken.json["left_out"][0]["reason"]
+    assert "Left out 1 run:" in invoke("status", str(tmp_path)).out
+    alone = invoke("status", str(tmp_path / "other"))
+    assert alone.code == 1 and "other/recipe.json is corrupt" in alone.err
+    (tmp_path / "nothing").mkdir()
+    missing = invoke("status", str(run), str(tmp_path / "nothing"))
+    assert missing.code == 1 and "nothing holds no training run" in missing.err
     shutil.rmtree(tmp_path / "other")
 
     (run / "stages" / "distill" / "progress.json").write_text("{}")

@@ -1,24 +1,28 @@
-"""Reads the progress of a training run from its folder; needs no server."""
+"""Reads the progress of a training run from its folder, and lays several runs side by side; needs
+no server."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import TRAINING, living_owner
 from datagen.io.lock_owner import LockOwner
-from datagen.records import FrozenModel, read_record
+from datagen.records import FrozenModel, flatten, read_record
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import count_restarts, end_reason, read_end
+from training.run_dir.starts import end_reason, read_end, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
 from training.tracking.stage_table import last_validation
 
 SPEED = "perf/images_per_second"
+PLACES = {"output", "checkpoints"}
+"""Settings that are always another one in another run."""
 
 State = Literal["done", "running", "stopped", "waiting"]
 
@@ -31,7 +35,7 @@ class StageStatus(FrozenModel):
     step: int
     steps: int
     images_per_second: float | None = None
-    """Recent speed; of a finished stage, the average."""
+    """Recent speed; of a stage that is not running, the average."""
     seconds_left: float | None = None
     headline: str | None = None
     """The term that the stage is watched by, named as in MLflow."""
@@ -39,6 +43,9 @@ class StageStatus(FrozenModel):
     checkpoint_step: int | None = None
     checkpoint_age_seconds: float | None = None
     restarts: int = 0
+    worker_hours: float | None = None
+    """Of all workers together, over all starts."""
+    on_gpus: bool | None = None
     ended: str | None = None
     """Why it stopped, where that is known."""
     problem: str | None = None
@@ -61,16 +68,56 @@ class RunStatus(FrozenModel):
         unfinished = [stage for stage in self.stages if stage.state != "done"]
         return unfinished[0] if unfinished else self.stages[-1]
 
+    @property
+    def step(self) -> int:
+        """Steps of all stages so far."""
+        return sum(stage.step for stage in self.stages)
 
-def find_runs(folder_or_parent: str) -> tuple[Path, ...]:
-    """The run with this folder, or all runs with folders in it (e.g. of a demo).
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def worker_hours(self) -> float | None:
+        """Of all stages, where that is known of one."""
+        known = [stage.worker_hours for stage in self.stages if stage.worker_hours is not None]
+        return sum(known) if known else None
+
+    @property
+    def validation(self) -> dict[str, float]:
+        """The last values of `val/...`, of the last stage that has some."""
+        return next((one.validation for one in reversed(self.stages) if one.validation), {})
+
+
+class LeftOut(FrozenModel):
+    """A run that cannot be read."""
+
+    run: str
+    reason: str
+
+
+class RunComparison(FrozenModel):
+    """Several runs side by side."""
+
+    runs: tuple[RunStatus, ...]
+    settings: dict[str, dict[str, str]]
+    """The settings that differ: by name, the value of each run's folder that has one."""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def find_runs(folders: Sequence[str]) -> tuple[Path, ...]:
+    """The runs with these folders, each once; of a folder that holds several (e.g. of a demo), all.
 
     Raises:
-        FlowmapsrError: there is none.
+        FlowmapsrError: there is none in one of them.
     """
-    folder = Path(folder_or_parent).expanduser().absolute()
+    found = (run for folder in folders for run in _runs_in(Path(folder).expanduser().absolute()))
+    return tuple(dict.fromkeys(found))
+
+
+def _runs_in(folder: Path) -> list[Path]:
     if (folder / RECIPE).is_file():
-        return (folder,)
+        return [folder]
     patterns = (f"*/{RECIPE}", f"*/run/{RECIPE}")
     found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
     if not found:
@@ -78,7 +125,55 @@ def find_runs(folder_or_parent: str) -> tuple[Path, ...]:
             f"{folder} holds no training run (no {RECIPE}); give the folder that was the "
             f"'output' of flowmapsr train, or one that holds several of them"
         )
-    return tuple(sorted(found))
+    return sorted(found)
+
+
+def compare_runs(folders: Sequence[Path]) -> RunComparison:
+    """Runs side by side, without those that cannot be read.
+
+    Raises:
+        FlowmapsrError: none of them can be read.
+    """
+    runs: list[RunStatus] = []
+    recipes: dict[str, TrainingRecipe] = {}
+    left_out: list[LeftOut] = []
+    for folder in folders:
+        try:
+            runs.append(run_status(folder))
+            recipes[str(folder)] = _recipe(folder)
+        except FlowmapsrError as error:
+            left_out.append(LeftOut(run=str(folder), reason=str(error)))
+    if not runs:
+        raise FlowmapsrError("\n".join(one.reason for one in left_out))
+    settings = differing_settings(recipes)
+    return RunComparison(runs=tuple(runs), settings=settings, left_out=tuple(left_out))
+
+
+def differing_settings(recipes: Mapping[str, TrainingRecipe]) -> dict[str, dict[str, str]]:
+    """The settings that are not the same in all recipes, by dotted name; stages that some recipes
+    do not have are only named."""
+    names = {run: [stage.name for stage in recipe.stages] for run, recipe in recipes.items()}
+    shared = set.intersection(*map(set, names.values()))
+    values: dict[str, dict[str, str]] = {}
+    for run, recipe in recipes.items():
+        tree = recipe.model_dump(mode="json", exclude={*PLACES, "stages"})
+        dumped = {stage.name: stage.model_dump(mode="json") for stage in recipe.stages}
+        tree["stages"] = {name: stage for name, stage in dumped.items() if name in shared}
+        for name, value in {"stages": ", ".join(names[run]), **flatten(tree)}.items():
+            values.setdefault(name, {})[run] = value
+    return {
+        name: found
+        for name, found in values.items()
+        if len(found) < len(recipes) or len(set(found.values())) > 1
+    }
+
+
+def _recipe(folder: Path) -> TrainingRecipe:
+    remedy = "the command that made this run writes it again, once it is removed"
+    recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
+    if recipe is None:
+        raise FlowmapsrError(f"{folder / RECIPE} is gone; was the run removed just now?")
+    return recipe
 
 
 def run_status(folder: Path) -> RunStatus:
@@ -87,9 +182,7 @@ def run_status(folder: Path) -> RunStatus:
     Raises:
         FlowmapsrError: one of its records cannot be read.
     """
-    remedy = "the command that made this run writes it again, once it is removed"
-    recipe = read_record(folder / RECIPE, TrainingRecipe, remedy=remedy)
-    assert recipe is not None
+    recipe = _recipe(folder)
     holder = living_owner(str(folder), TRAINING)
     stages: list[StageStatus] = []
     for one in recipe.stages:
@@ -105,17 +198,19 @@ def _stage_status(
     Args:
         owner: the process that trains this stage, or is about to.
     """
-    stage, done = recipe.stage(folder.name), folder.finished_record()
+    stage, done, starts = recipe.stage(folder.name), folder.finished_record(), read_starts(folder)
     known: dict[str, Any] = {
         "stage": stage.name,
-        "restarts": count_restarts(folder),
+        "restarts": max(0, len(starts) - 1),
+        "on_gpus": starts[-1].workers.on_gpus if starts else None,
         "validation": last_validation(recipe, folder),
     }
     if done is not None:
-        speeds = read_metrics(folder.root, prefix=SPEED).get(SPEED)
-        speed = statistics.fmean(speeds.values) if speeds else None
         steps = {"step": done.steps, "steps": done.steps}
-        return StageStatus(**known, **steps, state="done", images_per_second=speed)
+        last = read_progress(folder)
+        if last is not None:
+            known |= _reported(last)
+        return StageStatus(**known, **steps, state="done", images_per_second=_mean_speed(folder))
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(folder.progress, StageProgress, remedy=remedy)
     ended = read_end(folder)
@@ -125,18 +220,28 @@ def _stage_status(
         return StageStatus(**known, state=state, step=0, steps=stage.steps)
     is_recent = owner is not None and progress.updated > owner.started
     known_speed = running and is_recent
+    recent_speed = (progress.images_per_second or None) if known_speed else None
+    speed = recent_speed if running else _mean_speed(folder)
     age = time.time() - progress.checkpoint_time
     return StageStatus(
         **known,
+        **_reported(progress),
         state="running" if running else "stopped",
         step=progress.step,
         steps=progress.steps,
-        images_per_second=(progress.images_per_second or None) if known_speed else None,
+        images_per_second=speed,
         seconds_left=progress.seconds_left(stage.images_per_step) if known_speed else None,
-        headline=progress.headline,
-        headline_value=progress.headline_value,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=age if progress.checkpoint_step else None,
         ended=None if running else end_reason(folder),
         problem=progress.problem or None,
     )
+
+
+def _reported(progress: StageProgress) -> dict[str, Any]:
+    return progress.model_dump(include={"headline", "headline_value", "worker_hours"})
+
+
+def _mean_speed(folder: StagePaths) -> float | None:
+    speeds = read_metrics(folder.root, prefix=SPEED).get(SPEED)
+    return statistics.fmean(speeds.values) if speeds else None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pipelines.recipes.load import training_recipe
-from pipelines.terminal.reports import all_done
+from pipelines.terminal.reports import RUNS_ABREAST, all_done, comparison_report
 from training.run_dir.records import BICUBIC, EvaluationRow
+from training.tracking.status import LeftOut, RunComparison, RunStatus, StageStatus
 
 
 def test_a_whole_run_ends_with_table_times_places_and_the_next_command() -> None:
@@ -22,3 +26,42 @@ def test_a_whole_run_ends_with_table_times_places_and_the_next_command() -> None
     assert ended.result["manifest"] == "/out/dataset/manifest.json"
     assert ended.result["model"] == "/out/run/stages/adversarial/model"
     assert [row["psnr"] for row in ended.result["rows"]] == [25, 26.5]
+
+
+def stage(**values: Any) -> StageStatus:
+    known = {"stage": "warmup", "state": "running", "step": 40, "steps": 100}
+    return StageStatus.model_validate({**known, **values})
+
+
+def cells(lines: Sequence[str], row: str) -> list[str]:
+    (line,) = [line for line in lines if line.strip().startswith(f"{row} ")]
+    return line.strip().removeprefix(row).split()
+
+
+def test_trainings_stand_side_by_side_with_what_differs() -> None:
+    fast = stage(images_per_second=9.51, seconds_left=120, worker_hours=1.25, on_gpus=True)
+    slow = stage(headline="loss/fm", headline_value=0.5, validation={"val/psnr_x4_nfe1": 27.123})
+    runs = (RunStatus(run="/x/a/run", stages=(fast,)), RunStatus(run="/x/b", stages=(slow,)))
+    settings = {"seed": {"/x/a/run": "1"}, "manifest": {"/x/a/run": "m" * 90, "/x/b": "n"}}
+    ended = comparison_report(RunComparison(runs=runs, settings=settings))
+    lines = ended.lines
+    assert ended.ok and lines[0].split() == ["a/run", "b"]
+    assert cells(lines, "images/s") == ["9.5", "-"] and cells(lines, "left") == ["2", "min", "-"]
+    assert cells(lines, "headline") == ["-", "loss/fm", "0.5"]
+    assert cells(lines, "GPU hours") == ["1.25", "-"]
+    assert cells(lines, "val/psnr_x4_nfe1") == ["-", "27.12"]
+    assert cells(lines, "seed") == ["1", "-"] and max(map(len, lines)) < 80
+    assert lines[-1] == "Next: flowmapsr status /x/a/run"
+
+
+def test_many_trainings_go_below_each_other_and_damaged_ones_are_named() -> None:
+    runs = [
+        RunStatus(run=f"/x/{i}", stages=(stage(on_gpus=False),)) for i in range(RUNS_ABREAST + 1)
+    ]
+    left_out = (LeftOut(run="/x/bad", reason="/x/bad/recipe.json is corrupt"),)
+    ended = comparison_report(RunComparison(runs=tuple(runs), settings={}, left_out=left_out))
+    headings = [line.split() for line in ended.lines if line.split()[:1] in (["0"], ["6"])]
+    assert headings == [["0", "1", "2", "3", "4", "5"], ["6"]] and not ended.ok
+    text = "\n".join(ended.lines)
+    assert "No setting differs." in text and "worker hours" in text
+    assert "Left out 1 run:\n  /x/bad/recipe.json is corrupt" in text
