@@ -88,9 +88,9 @@ def test_losses_and_gradients_equal_the_cpus(device: torch.device, name: str) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["fm", "ssd-guided", "esd"])
-def test_a_compiled_student_equals_the_cpus(name: str) -> None:
-    """test_objectives.py rehearses it with a backend that needs no compiler."""
-    torch.compiler.reset()
-    compiled = _trained(OBJECTIVES[name], torch.device("cuda"), compiled="student")
-    _assert_same(compiled, _trained(OBJECTIVES[name], CPU))
+def test_a_compiled_student_equals_the_cpus() -> None:
+    """test_objectives.py rehearses it with a backend that needs no compiler. One objective is
+    enough, as the student's pass is that of all; compiling it may take a minute."""
+    settings = OBJECTIVES["esd-guided"]
+    compiled = _trained(settings, torch.device("cuda"), compiled="student")
+    _assert_same(compiled, _trained(settings, CPU))

@@ -59,6 +59,8 @@ LARGEST_LOSS_DIFFERENCE = 1e-3
 LARGEST_LEVEL_DIFFERENCE = 3
 """Between the pictures that CPU and GPU upscale in fp32, of 255."""
 GPU_TESTS = Path(__file__).parents[2] / "gpu"
+GPU_TESTS_SECONDS = 300.0
+"""Their limit."""
 
 
 @dataclass
@@ -216,7 +218,7 @@ class Checks:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=self.limit,
+            timeout=max(self.limit, GPU_TESTS_SECONDS),
         )
         if done.returncode:
             raise RuntimeError(done.stdout)
