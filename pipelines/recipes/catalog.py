@@ -79,7 +79,7 @@ def settings_of(name: str) -> list[Setting]:
         values, to_give = unfinished_section(name, section)
         found += [
             setting.model_copy(update={"given": False, "value": None})
-            if setting.name in to_give
+            if setting.name.split(".")[0] in to_give
             else setting
             for setting in _settings(section, "", values, Group.CONTENT)
         ]

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import typer
+from pydantic_core import to_json
 
 from datagen.errors import FlowmapsrError
 from datagen.records import Settings
@@ -49,7 +50,7 @@ class Output:
 
     def say(self, result: VerbResult) -> None:
         """Sets the result; the exit code is 1 if it is not ok."""
-        lines = [json.dumps(result.result, ensure_ascii=False)] if self._as_json else result.lines
+        lines = [_strict_json(result.result)] if self._as_json else result.lines
         self.text = "\n".join(lines)
         self.exit_code = 0 if result.ok else FAILED
 
@@ -63,6 +64,15 @@ class Output:
         print(message, file=sys.stderr, flush=True)
         self.say(VerbResult({"error": message}, []))
         self.exit_code = exit_code
+
+
+def _strict_json(result: Mapping[str, Any]) -> str:
+    """One line; a number that is not finite, which JSON does not have, is null."""
+    try:
+        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        finite = to_json(result, inf_nan_mode="null")
+        return json.dumps(json.loads(finite), ensure_ascii=False)
 
 
 @contextmanager

@@ -94,6 +94,8 @@ def test_a_file_of_ones_own_is_shown_too(tmp_path: Path) -> None:
     assert by_name(str(path), "dataset")["samples_per_photo"].value == 3
     path.write_text("dataset: {}\n")
     assert summary(str(path)).purpose == "" and described(str(path)).startswith(f"{path} dataset")
+    path.write_text("training: {}\n")
+    assert not by_name(str(path), "training")["stages.warmup.steps"].given
     path.write_text("evaluation: {scales: [0]}\n")
     with pytest.raises(RecipeError, match=r"scales\.0 = 0"):
         settings_of(str(path))
