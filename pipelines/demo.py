@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import FrozenModel
-from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.recipes.load import full_recipe
 from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import command
@@ -36,8 +35,6 @@ TRAINING_PHOTOS = (
 HELD_OUT_PHOTOS = (("skimage", "data/astronaut.png"), ("skimage", "data/coffee.png"))
 """Never trained on."""
 REPORT = "report.json"
-COMPARISON = "comparison.png"
-COMPARISON_SCALE = 4.0
 
 
 class DemoReport(FrozenModel):
@@ -128,14 +125,11 @@ def _run(base: Path, recipe: FullRecipe) -> DemoReport:
     copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
     copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")
     record = guarded(full, recipe)
-    start = time.monotonic()
-    draw_comparison(recipe, base / COMPARISON)
-    seconds = {**record.seconds, "comparison": round(time.monotonic() - start, 3)}
     report = DemoReport(
         output=str(base),
         recipe_digest=_digest(recipe),
         rows=record.rows,
-        seconds=seconds,
+        seconds=record.seconds,
         one_step_gain_db=one_step_gain(record.rows),
     )
     storage.write_bytes(str(base / REPORT), report.model_dump_json(indent=2).encode())
@@ -162,20 +156,3 @@ def one_step_gain(rows: tuple[EvaluationRow, ...]) -> float:
         row.psnr - bicubic[row.scale] for row in rows if row.method != BICUBIC and row.steps == 1
     ]
     return sum(gains) / len(gains)
-
-
-def draw_comparison(recipe: FullRecipe, path: Path) -> None:
-    """Upscales the held-out photos and shows every number of steps beside bicubic and original."""
-    from training.evaluation.comparison import comparison
-    from training.evaluation.evaluate import degraded_photos
-    from training.inference.upscaler import Upscaler
-
-    upscaler = Upscaler.from_pretrained(
-        recipe.training.output,
-        lora_scale=recipe.evaluation.lora_scale,
-        guidance=recipe.evaluation.guidance,
-        precision=recipe.evaluation.precision,
-    )
-    photos = list(degraded_photos(recipe.evaluation, upscaler.config.degradation, COMPARISON_SCALE))
-    with storage.open_atomic(str(path)) as file:
-        comparison(upscaler, photos, recipe.evaluation.steps).save(file, format="PNG")

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -26,10 +25,10 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
-from pipelines.orchestration.artifacts import progress_artifact, progress_line, show_result
+from pipelines.orchestration.artifacts import build_progress, progress_artifact, show_result
 from pipelines.orchestration.build_report import BuildReport
-from pipelines.orchestration.guard import is_deployed, task_step
-from pipelines.orchestration.run_report import Tenths, conclude, reported, say
+from pipelines.orchestration.guard import artifact_slug, is_deployed, task_step
+from pipelines.orchestration.run_report import conclude, reported, say
 from pipelines.terminal.progress import BuildMeter, show_progress
 from pipelines.terminal.text import counted
 from training.tracking.dataset_run import log_dataset
@@ -74,7 +73,10 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
         )
         before = load_manifest(recipe.output) if plan.base is not None else None
-        page = partial(progress_artifact, dataset=recipe.output)
+
+        def page(meter: BuildMeter) -> AbstractContextManager[None]:
+            return progress_artifact(lambda: build_progress(meter), artifact_slug(recipe.output))
+
         shards_start = time.monotonic()
         meter = task_step("shards", lambda: shards_step(recipe, plan, lock, page))
         shards_seconds = time.monotonic() - shards_start
@@ -117,7 +119,6 @@ def shards_step(
     workers = plan_workers(recipe, cluster_nodes())
     builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
     limit = RejectionLimit(plan)
-    tenths = Tenths(meter.total, done=meter.done)
     with (
         show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress,
         page(meter),
@@ -131,7 +132,6 @@ def shards_step(
                 rejected=len(record.rejected),
             )
             progress.reach(meter.done, note=meter.note())
-            tenths.reach(meter.done, lambda: progress_line(meter))
             lock.raise_if_lost()
             limit.check(record)
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow, flow
 
+from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.environment import default_tracking_uri
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
+from pipelines.orchestration.full_page import show_full
 from pipelines.orchestration.guard import guarded, is_deployed, task_step
-from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.orchestration.run_report import reported
+from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.stage_table import write_stage_table
 from training.tracking.tracker import Tracker
+
+COMPARED_PHOTOS = 6
+"""Most photos in the picture."""
 
 
 class FullRecord(FrozenModel):
@@ -40,6 +47,7 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 
 @flow(name="full", flow_run_name="{recipe.output}")
+@reported
 def full(recipe: FullRecipe) -> FullRecord:
     """Photos to an evaluated model; run it again to continue where it stopped.
 
@@ -55,6 +63,10 @@ def full(recipe: FullRecipe) -> FullRecord:
             guarded(train, recipe.training)
     with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
+    picture = Path(recipe.output) / COMPARISON
+    with _timed(seconds, "comparison"):
+        task_step("compare", lambda: draw_comparison(recipe, picture))
+    show_full(recipe, rows, seconds, picture)
     return FullRecord(rows=tuple(rows), seconds=seconds)
 
 
@@ -77,3 +89,22 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     tracker.write(*write_stage_table(training))
     tracker.close("FINISHED")
     return rows
+
+
+def draw_comparison(recipe: FullRecipe, path: Path) -> None:
+    """Upscales held-out photos and shows every number of steps beside bicubic and original."""
+    from training.evaluation.comparison import comparison  # heavy: not before it is needed
+    from training.evaluation.evaluate import degraded_photos
+    from training.inference.upscaler import Upscaler
+
+    settings = recipe.evaluation
+    upscaler = Upscaler.from_pretrained(
+        recipe.training.output,
+        lora_scale=settings.lora_scale,
+        guidance=settings.guidance,
+        precision=settings.precision,
+    )
+    photos = degraded_photos(settings, upscaler.config.degradation, settings.scales[0])
+    picture = comparison(upscaler, list(islice(photos, COMPARED_PHOTOS)), settings.steps)
+    with storage.open_atomic(str(path)) as file:
+        picture.save(file, format="PNG")

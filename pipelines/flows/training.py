@@ -12,6 +12,8 @@ from prefect import flow
 from pipelines.cluster.train_launcher import TrainingWorkers, training_workers
 from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.guard import is_deployed, task_step
+from pipelines.orchestration.run_report import reported
+from pipelines.orchestration.training_page import training_page
 from training.preflight import check_run
 from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
@@ -22,6 +24,7 @@ from training.tracking.tracker import reset_tracking
 
 
 @flow(name="training", flow_run_name="{recipe.output}")
+@reported
 def train(recipe: TrainingRecipe) -> list[StageRecord]:
     """Trains every stage in order; run it again to continue from the last checkpoint.
 
@@ -42,7 +45,11 @@ def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
         task_step("prepare", lambda: _prepare(recipe))
-        with parent_run(recipe) as parent, training_workers(recipe, lock) as workers:
+        with (
+            training_page(recipe),
+            parent_run(recipe) as parent,
+            training_workers(recipe, lock) as workers,
+        ):
             names = [stage.name for stage in recipe.stages]
             return [task_step(name, partial(_finished, name, workers, parent)) for name in names]
 

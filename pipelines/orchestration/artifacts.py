@@ -1,4 +1,4 @@
-"""Shows a build on the page of its Prefect run: progress while it runs, and a summary at the end.
+"""Shows work on the page of its Prefect run: progress while it runs, and a summary at the end.
 
 Everything is sent from side threads with a time limit: a slow or lost server costs a warning.
 """
@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import NamedTuple
 from uuid import UUID
 
 from PIL import Image
@@ -23,6 +24,7 @@ from datagen.errors import first_line
 from datagen.io import storage
 from pipelines.orchestration.build_report import BuildReport, by_count
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
+from pipelines.orchestration.run_report import Tenths
 from pipelines.terminal.progress import BuildMeter
 from pipelines.terminal.text import duration
 
@@ -39,11 +41,27 @@ PICTURE_WIDTH, PICTURE_HEIGHT = 900, 2700
 """Most pixels of a picture that is shown on a page: mostly below 100 kB."""
 
 
+class Seen(NamedTuple):
+    """How far some work is."""
+
+    done: int
+    percent: float
+    text: str
+
+
+def build_progress(meter: BuildMeter) -> Seen:
+    """`12 of 24 samples, 12.3 samples/s, 4.5 MB/s, 3 rejected, 45 s left`."""
+    left = meter.seconds_left
+    text = f"{meter.done} of {meter.total} samples, {meter.note()}"
+    return Seen(meter.done, meter.percent, text + (f", {duration(left)} left" if left else ""))
+
+
 @contextmanager
-def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
-    """Updates a progress artifact of the current flow run for the length of the block."""
-    stop, key = threading.Event(), f"{artifact_slug(dataset)}-progress"
-    thread = side_thread(lambda: _follow(meter, key, stop), name="prefect-progress")
+def progress_artifact(look: Callable[[], Seen], name: str) -> Iterator[None]:
+    """Shows progress on the page of the current flow run for the length of the block: in an
+    artifact, and each tenth of the work in the log."""
+    stop = threading.Event()
+    thread = side_thread(lambda: _follow(look, f"{name}-progress", stop), name="prefect-progress")
     try:
         yield
     finally:
@@ -51,38 +69,34 @@ def progress_artifact(meter: BuildMeter, dataset: str) -> Iterator[None]:
         thread.join(timeout=LAST_SECONDS)
 
 
-def _follow(meter: BuildMeter, key: str, stop: threading.Event) -> None:
+def _follow(look: Callable[[], Seen], key: str, stop: threading.Event) -> None:
     """Publishes progress every few seconds if there is some, and once at the end."""
     artifact: UUID | None = None
+    tenths: Tenths | None = None
     sent, pause, last = -1, 0.0, False
     while not last:
         last = stop.wait(timeout=pause)
-        done, pause = meter.done, UPDATE_SECONDS
-        if done == sent:
-            continue
+        pause = UPDATE_SECONDS
         try:
-            artifact = _publish(meter, artifact, key)
-            sent = done
-        except Exception as error:  # logged here: the build continues without a page
+            seen = look()
+            tenths = tenths or Tenths(seen.percent)
+            if seen.done == sent:
+                continue
+            tenths.reach(seen.percent, seen.text)
+            artifact = _publish(seen, artifact, key)
+            sent = seen.done
+        except Exception as error:  # logged here: the work continues without a page
             pause = SILENCE_SECONDS
             warn(first_line(error))
 
 
-def _publish(meter: BuildMeter, artifact: UUID | None, key: str) -> UUID:
-    text = progress_line(meter)
+def _publish(seen: Seen, artifact: UUID | None, key: str) -> UUID:
     if artifact is not None:
-        artifacts.update_progress_artifact(artifact, meter.percent, text)
+        artifacts.update_progress_artifact(artifact, seen.percent, seen.text)
         return artifact
-    created = artifacts.create_progress_artifact(meter.percent, key, text)
+    created = artifacts.create_progress_artifact(seen.percent, key, seen.text)
     assert isinstance(created, UUID)  # not a coroutine: this thread has no event loop
     return created
-
-
-def progress_line(meter: BuildMeter) -> str:
-    """`12 of 24 samples, 12.3 samples/s, 4.5 MB/s, 3 rejected, 45 s left`."""
-    left = meter.seconds_left
-    text = f"{meter.done} of {meter.total} samples, {meter.note()}"
-    return text + (f", {duration(left)} left" if left else "")
 
 
 def show_result(report: BuildReport) -> None:

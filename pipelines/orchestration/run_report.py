@@ -65,20 +65,16 @@ def say(line: str) -> None:
 
 
 class Tenths:
-    """Says how far the work is, once for each tenth of it."""
+    """Says how far the work is, once for each tenth of it that is done from now on."""
 
-    def __init__(self, total: int, *, done: int = 0) -> None:
-        self._total = total
-        self._said = self._tenth(done)
+    def __init__(self, percent: float) -> None:
+        self._said = int(percent / 10)
 
-    def reach(self, done: int, line: Callable[[], str]) -> None:
-        """Says the `line` if another tenth is done."""
-        if self._tenth(done) > self._said:
-            self._said = self._tenth(done)
-            say(f"{10 * self._said} %: {line()}")
-
-    def _tenth(self, done: int) -> int:
-        return 10 * done // self._total if self._total else 10
+    def reach(self, percent: float, text: str) -> None:
+        """Says the `text` if another tenth is done."""
+        if int(percent / 10) > self._said:
+            self._said = int(percent / 10)
+            say(f"{10 * self._said} %: {text}")
 
 
 def _log(level: int, line: str) -> None:

@@ -18,6 +18,9 @@ from training.settings.recipe import TrainingRecipe
 
 Section = Literal["dataset", "training", "evaluation"]
 
+COMPARISON = "comparison.png"
+"""Held-out photos below the output of a full run: LQ, bicubic, restored, original."""
+
 
 def derived_paths(output: str) -> dict[Section, dict[str, str]]:
     """Paths of the parts of a full run below its `output`."""

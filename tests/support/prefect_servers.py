@@ -106,3 +106,31 @@ def running_worker(
         yield worker
     finally:
         kill_tree(worker)
+
+
+def artifacts(server: str, prefix: str) -> dict[str, dict[str, Any]]:
+    """The artifacts on the Prefect server whose keys begin so, by key."""
+    query = {"artifacts": {"key": {"like_": prefix}}}
+    found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
+    return {item["key"]: item for item in found.json()}
+
+
+def last_run(server: str, name: str) -> dict[str, Any]:
+    """The newest flow run of that name."""
+    query = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1}
+    (run,) = httpx.post(f"{server}/flow_runs/filter", json=query, timeout=60).json()
+    return dict(run)
+
+
+def log_lines(server: str, run: str, *, wanted: str) -> list[str]:
+    """The log of a flow run, which comes a few seconds late, once it has the `wanted` words."""
+    query = {"logs": {"flow_run_id": {"any_": [run]}}}
+    lines: list[str] = []
+
+    def complete() -> bool:
+        found = httpx.post(f"{server}/logs/filter", json=query, timeout=60).json()
+        lines[:] = [line["message"] for line in found]
+        return any(wanted in line for line in lines)
+
+    eventually(complete)
+    return lines

@@ -11,9 +11,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -24,6 +22,7 @@ from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from tests.support.eventually import eventually
 from tests.support.files import digests
+from tests.support.prefect_servers import artifacts, last_run, log_lines
 from tests.support.ray_processes import ray_actors
 
 Words = Callable[..., list[str]]
@@ -247,31 +246,3 @@ def test_a_cluster_build_is_tracked_next_to_the_dataset_by_default(
     recipe = dataset_recipe("demo", ["sources=[/photos]", f"output={output}"])
     dataset._track(recipe, load_manifest(str(reference)))
     assert logged == [tracked]
-
-
-def artifacts(server: str, prefix: str) -> dict[str, dict[str, Any]]:
-    """The artifacts of a dataset on the Prefect server, by key."""
-    query = {"artifacts": {"key": {"like_": prefix}}}
-    found = httpx.post(f"{server}/artifacts/filter", json=query, timeout=60).raise_for_status()
-    return {item["key"]: item for item in found.json()}
-
-
-def last_run(server: str, name: str) -> dict[str, Any]:
-    """The newest flow run of that name."""
-    query = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1}
-    (run,) = httpx.post(f"{server}/flow_runs/filter", json=query, timeout=60).json()
-    return dict(run)
-
-
-def log_lines(server: str, run: str, *, wanted: str) -> list[str]:
-    """The log of a flow run, which comes a few seconds late, once it has the `wanted` words."""
-    query = {"logs": {"flow_run_id": {"any_": [run]}}}
-    lines: list[str] = []
-
-    def complete() -> bool:
-        found = httpx.post(f"{server}/logs/filter", json=query, timeout=60).json()
-        lines[:] = [line["message"] for line in found]
-        return any(wanted in line for line in lines)
-
-    eventually(complete)
-    return lines

@@ -14,10 +14,12 @@ from datagen.dataset.manifest import load_manifest
 from datagen.errors import FlowmapsrError
 from pipelines.flows.full import full
 from pipelines.flows.training import train
+from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.full_recipe import FullRecipe
 from tests.pipelines.conftest import Ended, write_training
 from tests.support.eventually import eventually
 from tests.support.mlflow_runs import mlflow_names
+from tests.support.prefect_servers import artifacts, last_run, log_lines
 from tests.support.ray_processes import ray_actors
 from tests.support.tiny import (
     WARMUP,
@@ -47,7 +49,7 @@ def _kill_workers(checkpoint: Path, killed: list[int], *, most: int = 1) -> None
 
 
 def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
-    run_recipe: RunMaker, undisturbed: TrainingRecipe, tmp_path: Path
+    run_recipe: RunMaker, undisturbed: TrainingRecipe, prefect_server: str, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     checkpoint = tmp_path / "run" / "stages" / "warmup" / "checkpoints" / "step-000010" / COMMIT
@@ -56,6 +58,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     killer.start()
     (record,) = train(recipe)
     killer.join()
+    _assert_told(prefect_server, recipe, tmp_path / "run")
     assert len(killed) == 1, "no worker was found to kill"
     assert (record.stage, record.steps, record.images_seen) == ("warmup", 60, 240)
     assert same_weights(recipe, undisturbed, "warmup")
@@ -68,6 +71,26 @@ def test_a_killed_worker_is_replaced_and_the_model_is_that_of_torchrun(
     # A start that Ray made counts from its own process, not from the command.
     took = read_metrics(run / "stages" / "warmup", prefix="start/")
     assert len(took["start/seconds"].values) == 2 > len(took["start/command_seconds"].values) == 1
+
+
+def _assert_told(server: str, recipe: TrainingRecipe, run: Path) -> None:
+    """What Prefect's page shows of a training of one stage that was restarted."""
+    model = run / "stages" / "warmup" / "model"
+    shown = last_run(server, str(run))
+    assert shown["state"]["message"] == f"warmup 60/60; model in {model}"
+    lines = log_lines(server, shown["id"], wanted="warmup 60/60")
+    assert "plan: steps of warmup 60; 0 of 60 are done" in lines
+    assert any(line.startswith("100 %: 60 of 60 steps") for line in lines), lines
+    assert any("continues from step" in line for line in lines), "the warning of the restart"
+    prefix = artifact_slug(str(run))
+    found = artifacts(server, prefix)
+    assert found[f"{prefix}-progress"]["data"] == 100
+    summary = found[f"{prefix}-summary"]["data"]
+    assert (
+        "| steps by this run | 60 of 60 |" in summary and "| restarts of all runs | 1 |" in summary
+    )
+    assert load_manifest(str(Path(recipe.manifest).parent)).digest in summary
+    assert found[f"{prefix}-pictures"]["data"].startswith("data:image/webp;base64,")
 
 
 def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
@@ -137,7 +160,7 @@ def test_a_corrupt_shard_ends_training_with_its_name_and_without_retries(
 
 
 def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
-    run_recipe: RunMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_recipe: RunMaker, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -160,15 +183,23 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
         ("flowmapsr", 1),
         ("flowmapsr", 2),
     ]
-    assert set(record.seconds) == {"dataset", "training", "evaluation"}
+    assert set(record.seconds) == {"dataset", "training", "evaluation", "comparison"}
+    best = max(record.rows[1:], key=lambda row: row.psnr).psnr
+    message = last_run(prefect_server, str(base))["state"]["message"]
+    assert message.startswith(f"x2 {best:.2f} dB in ") and ", bicubic " in message
+    assert "samples added" in last_run(prefect_server, str(base / "dataset"))["state"]["message"]
+    prefix = artifact_slug(str(base))
+    shown = artifacts(prefect_server, prefix)
+    assert "| bicubic | x2 | - |" in shown[f"{prefix}-summary"]["data"]
+    assert shown[f"{prefix}-comparison"]["data"].startswith("data:image/webp;base64,")
 
     client = MlflowClient(uri)
     names = mlflow_names(base / "run")
     parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
-    artifacts = {item.path for item in client.list_artifacts(names.parent)}
-    assert {"recipe.json", "stages.json", "stages.md", "starts"} <= artifacts
+    logged = {item.path for item in client.list_artifacts(names.parent)}
+    assert {"recipe.json", "stages.json", "stages.md", "starts"} <= logged
     tags = parent.data.tags
     assert "| state | done |" in tags["mlflow.note.content"]
     assert "| val/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
@@ -192,3 +223,6 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     again = full(recipe)
     assert done.stat().st_mtime_ns == before
     assert [row.psnr for row in again.rows] == [row.psnr for row in record.rows]
+    assert last_run(prefect_server, str(base / "dataset"))["state"]["message"] == "nothing new"
+    said = last_run(prefect_server, str(base / "run"))["state"]["message"]
+    assert said.startswith("nothing new, all stages are done; model in ")
