@@ -25,10 +25,10 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
-from pipelines.orchestration.artifacts import build_progress, progress_artifact, show_result
+from pipelines.orchestration.artifacts import build_progress, progress_artifact, show_result, tell
 from pipelines.orchestration.build_report import BuildReport
 from pipelines.orchestration.guard import artifact_slug, is_deployed, task_step
-from pipelines.orchestration.run_report import conclude, reported, say
+from pipelines.orchestration.run_report import reported, say
 from pipelines.terminal.progress import BuildMeter, show_progress
 from pipelines.terminal.text import counted
 from training.tracking.dataset_run import log_dataset
@@ -50,7 +50,7 @@ def build_dataset(recipe: DatasetRecipe) -> Manifest:
     complete = survey(recipe, listing).complete
     if complete is None:
         return build_listed(recipe, listing)
-    conclude("nothing new")
+    tell("nothing new")
     return complete
 
 
@@ -92,7 +92,6 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         seconds=time.monotonic() - start,
         mlflow=_track(recipe, manifest),
     )
-    conclude(report.message())
     show_result(report)
     return manifest
 

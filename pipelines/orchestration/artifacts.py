@@ -10,12 +10,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import NamedTuple
 from uuid import UUID
 
 from PIL import Image
 from prefect import artifacts
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 
 from datagen.dataset.layout import PREVIEW
 from datagen.dataset.manifest import Manifest
@@ -24,7 +27,7 @@ from datagen.errors import first_line
 from datagen.io import storage
 from pipelines.orchestration.build_report import BuildReport, by_count
 from pipelines.orchestration.guard import artifact_slug, side_thread, warn
-from pipelines.orchestration.run_report import Tenths
+from pipelines.orchestration.run_report import Tenths, conclude
 from pipelines.terminal.progress import BuildMeter
 from pipelines.terminal.text import duration
 
@@ -100,23 +103,35 @@ def _publish(seen: Seen, artifact: UUID | None, key: str) -> UUID:
 
 
 def show_result(report: BuildReport) -> None:
-    """Adds summary, tables and the preview to the current flow run's page."""
-    show("the summary of the dataset", lambda: _add_all(report))
+    """Tells what a build did, with a summary, tables and the preview."""
+    tell(report.message(), partial(_add_all, report))
 
 
-def show(what: str, add: Callable[[], None]) -> None:
-    """Adds artifacts to the current flow run's page, and waits for them some seconds."""
+def tell(message: str, add: Callable[[], None] | None = None) -> None:
+    """Says what the current flow run did, and adds artifacts; waits for Prefect some seconds.
+
+    The message is in its last state and in its name, as Prefect's list of runs shows no messages.
+    """
+    conclude(message)
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    run = context.flow_run
+    name = f"{run.name}: {message.partition('; model in ')[0]}"
 
     def work() -> None:
         try:
-            add()
+            with get_client(sync_client=True) as client:
+                client.update_flow_run(run.id, name=name)
+            if add is not None:
+                add()
         except Exception as error:  # logged here: the work is complete without a page
             warn(first_line(error))
 
     thread = side_thread(work, name="prefect-artifacts")
     thread.join(timeout=SUMMARY_SECONDS)
     if thread.is_alive():
-        log.warning("Prefect accepts %s too slowly; not waiting for it", what)
+        log.warning("Prefect accepts the summary of the run too slowly; not waiting for it")
 
 
 def _add_all(report: BuildReport) -> None:

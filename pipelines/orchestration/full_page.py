@@ -8,9 +8,8 @@ from pathlib import Path
 from prefect import artifacts
 
 from datagen.io import storage
-from pipelines.orchestration.artifacts import add_picture, show
+from pipelines.orchestration.artifacts import add_picture, tell
 from pipelines.orchestration.guard import artifact_slug
-from pipelines.orchestration.run_report import conclude
 from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.terminal.text import duration
 from training.run_dir.records import BICUBIC, EvaluationRow
@@ -24,7 +23,6 @@ def show_full(
 ) -> None:
     """Shows the `rows` of the evaluation, the time of each part, and the picture."""
     message = full_message(rows)
-    conclude(message)
 
     def add() -> None:
         name = artifact_slug(recipe.output)
@@ -33,7 +31,7 @@ def show_full(
         data = storage.read_bytes(str(comparison))
         add_picture(data, key=f"{name}-comparison", description=f"`{comparison}`")
 
-    show("the summary of the run", add)
+    tell(message, add)
 
 
 def full_message(rows: Sequence[EvaluationRow]) -> str:

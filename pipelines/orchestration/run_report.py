@@ -53,7 +53,7 @@ def reported(work: Callable[[R], T]) -> Callable[[R], T]:
 
 
 def conclude(message: str) -> None:
-    """Sets what the list of runs shows of the current flow run once it is completed."""
+    """Sets the message of the last state of the current flow run, if it is completed."""
     conclusions = _CONCLUSIONS.get(None)
     if conclusions is not None:
         conclusions[:] = [message]

@@ -10,9 +10,9 @@ from pathlib import Path
 from prefect import artifacts
 
 from datagen.io import storage
-from pipelines.orchestration.artifacts import Seen, add_picture, progress_artifact, show
+from pipelines.orchestration.artifacts import Seen, add_picture, progress_artifact, tell
 from pipelines.orchestration.guard import artifact_slug
-from pipelines.orchestration.run_report import conclude, say
+from pipelines.orchestration.run_report import say
 from pipelines.terminal.text import counted, duration
 from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
@@ -34,8 +34,8 @@ def training_page(recipe: TrainingRecipe) -> Iterator[None]:
     if records is None:
         return
     message = training_message(recipe, records, was_done=was_done)
-    conclude(message)
     if was_done:
+        tell(message)
         return
     trained, seconds = _total(recipe) - before, time.monotonic() - begin
 
@@ -48,7 +48,7 @@ def training_page(recipe: TrainingRecipe) -> Iterator[None]:
             data = storage.read_bytes(str(picture))
             add_picture(data, key=f"{name}-pictures", description=f"`{picture}`")
 
-    show("the summary of the training", add)
+    tell(message, add)
 
 
 def training_message(

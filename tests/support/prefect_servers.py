@@ -116,8 +116,8 @@ def artifacts(server: str, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def last_run(server: str, name: str) -> dict[str, Any]:
-    """The newest flow run of that name."""
-    query = {"flow_runs": {"name": {"any_": [name]}}, "sort": "START_TIME_DESC", "limit": 1}
+    """The newest flow run of that name, to which it has added what it did."""
+    query = {"flow_runs": {"name": {"like_": f"{name}: "}}, "sort": "START_TIME_DESC", "limit": 1}
     (run,) = httpx.post(f"{server}/flow_runs/filter", json=query, timeout=60).json()
     return dict(run)
 

@@ -221,6 +221,7 @@ def test_bad_images_are_left_out_up_to_the_limit(
 
     run = last_run(servers["PREFECT_API_URL"], str(tmp_path / "lenient"))
     assert run["state"]["message"] == "6 samples added, 3 photos left out"
+    assert run["name"] == f"{tmp_path}/lenient: 6 samples added, 3 photos left out"
     lines = log_lines(servers["PREFECT_API_URL"], run["id"], wanted="6 samples added")
     assert any(line.startswith("plan: 7 samples of 7 new photos in ") for line in lines), lines
     assert any(line.startswith("100 %: 7 of 7 samples, ") for line in lines)
