@@ -86,11 +86,17 @@ class FilterSettings(Settings):
     """Least quality of JPEG files, as libjpeg counts it, estimated from the luma table."""
 
 
-class Dct8Settings(Settings):
-    """The built-in codec: an orthonormal 8x8 block DCT, lossless and without weights."""
+class DctSettings(Settings):
+    """The built-in codecs: an orthonormal block DCT, lossless and without weights."""
 
-    kind: Literal["dct8"] = "dct8"
+    kind: Literal["dct8", "dct4"] = "dct8"
+    """Blocks of 8x8 pixels (192 channels at 1/8 of the size) or 4x4 (48 at 1/4)."""
     batch: ClassVar[int] = 1
+
+    @property
+    def block(self) -> int:
+        """Side of a block, pixels."""
+        return 8 if self.kind == "dct8" else 4
 
 
 class AutoencoderSettings(Settings):
@@ -112,7 +118,7 @@ class AutoencoderSettings(Settings):
     differently in a batch of another size."""
 
 
-CodecSettings = Annotated[Dct8Settings | AutoencoderSettings, Field(discriminator="kind")]
+CodecSettings = Annotated[DctSettings | AutoencoderSettings, Field(discriminator="kind")]
 
 
 class DatasetRecipe(Settings):
@@ -155,7 +161,7 @@ class DatasetRecipe(Settings):
     """Flips and turns."""
     degradation: DegradationSettings = DegradationSettings()
     """The chain that makes the LQ image and the negative out of the HQ image."""
-    codec: CodecSettings = Dct8Settings()
+    codec: CodecSettings = DctSettings()
     """What encodes images to latents."""
     max_rejected_fraction: Execution[Probability] = 0.1
     """The build fails when more than this part of the photos is left out."""

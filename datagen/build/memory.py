@@ -15,7 +15,7 @@ _BYTES_MAKING = 110
 """For each pixel of a sample while it is degraded: float32 copies of HQ, LQ and negative."""
 _BYTES_WAITING = 40
 """For each pixel of a sample that waits for the codec: three float32 images and a JPEG."""
-_BYTES_ENCODING = {"dct8": 120, "autoencoder_tiny": 1_200, "autoencoder_kl": 6_000}
+_BYTES_ENCODING = {"dct8": 120, "dct4": 120, "autoencoder_tiny": 1_200, "autoencoder_kl": 6_000}
 """For each pixel of a sample inside the codec on a CPU."""
 
 

@@ -22,7 +22,7 @@ from pipelines.terminal.text import counted
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
-STARTING_RECIPES = {"dct8": "demo", "autoencoder_kl": "flowmapsr-small"}
+STARTING_RECIPES = {"dct8": "demo", "dct4": "flowmapsr-tiny", "autoencoder_kl": "flowmapsr-small"}
 """Bundled recipe to train first on latents of a kind of codec."""
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from datagen.samples.codecs import load_codec
-from datagen.settings import Dct8Settings
+from datagen.settings import DctSettings
 from tests.support.ports import free_port
 from training.data.loader import Batch
 from training.data.schedule import MicroStep, Position
@@ -86,7 +86,7 @@ def new_trainer(
         folder=StagePaths(Path(recipe.output), settings.name),
         dataset=None,  # type: ignore[arg-type]
         dataset_recipe=None,  # type: ignore[arg-type]
-        codec=load_codec(Dct8Settings()),  # instead of a VAE, which no step here calls
+        codec=load_codec(DctSettings()),  # instead of a VAE, which no step here calls
         device=device,
         world_size=1,
     )

@@ -12,7 +12,7 @@ from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
 from datagen.samples.codecs import Codec, load_codec
-from datagen.settings import AutoencoderSettings, CodecSettings, Dct8Settings
+from datagen.settings import AutoencoderSettings, CodecSettings, DctSettings
 from tests.benchmarks.gpu.dataset import random_vae
 from tests.support.distance import distance
 from tests.support.tiny import dataset_recipe, write_photos
@@ -56,7 +56,7 @@ def _assert_same(settings: CodecSettings, device: torch.device) -> None:
 
 
 def test_the_dct_equals_the_cpus(device: torch.device) -> None:
-    _assert_same(Dct8Settings(), device)
+    _assert_same(DctSettings(), device)
 
 
 def test_an_autoencoder_equals_the_cpus(device: torch.device, vae: AutoencoderSettings) -> None:

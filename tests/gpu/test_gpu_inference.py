@@ -12,7 +12,7 @@ import torch
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import load_codec
-from datagen.settings import Dct8Settings
+from datagen.settings import DctSettings
 from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import STAGE
 from training.data.loader import Batch
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
     config = FlowMapConfig(
         model=net.settings,
         latent_channels=192,
-        codec=Dct8Settings(),
-        codec_fingerprint=load_codec(Dct8Settings()).fingerprint,
+        codec=DctSettings(),
+        codec_fingerprint=load_codec(DctSettings()).fingerprint,
         prompt_embeddings=STAND_IN,
         degradation=DegradationSettings(scale=(1, 8)),
         stage="warmup",

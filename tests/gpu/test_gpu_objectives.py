@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from datagen.samples.codecs import Dct8Codec
+from datagen.samples.codecs import DctCodec
 from tests.support.distance import distance, gradient
 from tests.support.networks import ATTENTION, tiny_net
 from training.data.loader import Batch
@@ -64,7 +64,7 @@ def _trained(
 ) -> tuple[Losses, torch.Tensor]:
     """Losses and gradient of a batch, with a perceptual loss beside the objective."""
     perceptual = PatchPerceptualLoss(
-        partial(charbonnier, epsilon=1e-3), Dct8Codec(str(place)), strength=10.0, patch=16
+        partial(charbonnier, epsilon=1e-3), DctCodec(device=str(place)), strength=10.0, patch=16
     )
     model = _model(place, compiled)
     objective = FlowMapObjective(settings, perceptual_loss=perceptual)

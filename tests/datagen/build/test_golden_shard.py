@@ -25,7 +25,7 @@ from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
-from datagen.samples.codecs import Dct8Codec, decode_latents
+from datagen.samples.codecs import DctCodec, decode_latents
 from datagen.settings import DatasetRecipe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_shard.json"
@@ -117,7 +117,7 @@ def _made_with() -> dict[str, str]:
 
 def _pixels(latents: bytes) -> dict[str, str]:
     """Some of each picture's pixels as decoded, RGB in hexadecimal digits."""
-    images = decode_latents(Dct8Codec(), Latents.from_bytes(latents))
+    images = decode_latents(DctCodec(), Latents.from_bytes(latents))
     return {
         name: pixels[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].tobytes().hex()
         for name, pixels in vars(images).items()

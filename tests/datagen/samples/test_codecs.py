@@ -12,8 +12,8 @@ import scipy.fft
 import torch
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Dct8Codec, load_codec
-from datagen.settings import AutoencoderSettings, Dct8Settings
+from datagen.samples.codecs import Codec, load_codec
+from datagen.settings import AutoencoderSettings, DctSettings
 
 
 @pytest.fixture
@@ -21,19 +21,25 @@ def pixels() -> torch.Tensor:
     return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_dct8_is_scipys_dct(pixels: torch.Tensor) -> None:
-    codec = load_codec(Dct8Settings())
+@pytest.fixture(params=["dct8", "dct4"])
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return load_codec(DctSettings(kind=request.param))
+
+
+def test_the_dct_is_scipys(codec: Codec, pixels: torch.Tensor) -> None:
+    n = codec.downsample
     latents = codec.encode(pixels)
-    assert latents.shape == (2, 192, 4, 6) and (codec.channels, codec.downsample) == (192, 8)
+    assert latents.shape == (2, 3 * n * n, 32 // n, 48 // n) and codec.channels == 3 * n * n
     for color, row, column in [(0, 0, 0), (2, 3, 5), (1, 2, 4)]:
-        block = pixels[1, color, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].numpy()
+        block = pixels[1, color, n * row : n * row + n, n * column : n * column + n].numpy()
         expected = scipy.fft.dctn(block, norm="ortho")
-        found = latents[1, 64 * color : 64 * color + 64, row, column].reshape(8, 8)
+        found = latents[1, n * n * color : n * n * (color + 1), row, column].reshape(n, n)
         assert np.allclose(found, expected, atol=1e-5)
 
 
-def test_dct8_is_lossless_and_keeps_the_squared_error(pixels: torch.Tensor) -> None:
-    codec = Dct8Codec()
+def test_the_dct_is_lossless_and_keeps_the_squared_error(
+    codec: Codec, pixels: torch.Tensor
+) -> None:
     assert (codec.decode(codec.encode(pixels)) - pixels).abs().max() < 1e-5
     other = pixels.flip(0)
     pixel_error = (pixels - other).square().mean()
@@ -41,20 +47,23 @@ def test_dct8_is_lossless_and_keeps_the_squared_error(pixels: torch.Tensor) -> N
     assert torch.isclose(latent_error, pixel_error, rtol=1e-4)
 
 
-def test_dct8_decode_is_differentiable(pixels: torch.Tensor) -> None:
-    codec = Dct8Codec()
+def test_decoding_the_dct_is_differentiable(codec: Codec, pixels: torch.Tensor) -> None:
     latents = codec.encode(pixels).requires_grad_()
     codec.decode(latents).square().sum().backward()
     assert latents.grad is not None
     assert torch.allclose(latents.grad, 2 * codec.encode(pixels), atol=1e-4)
 
 
-def test_dct8_does_not_depend_on_threads_or_batch(pixels: torch.Tensor) -> None:
-    codec = Dct8Codec()
+def test_the_dct_does_not_depend_on_threads_or_batch(codec: Codec, pixels: torch.Tensor) -> None:
     whole = codec.encode(pixels)
     torch.set_num_threads(2)
     assert torch.equal(codec.encode(pixels), whole)
     assert torch.equal(codec.encode(pixels[1:]), whole[1:])
+
+
+def test_the_fingerprint_of_dct8_is_that_of_earlier_datasets() -> None:
+    assert load_codec(DctSettings()).fingerprint.startswith("8a6e0581d2878ac2")
+    assert load_codec(DctSettings(kind="dct4")).fingerprint.startswith("52afbec1a7b67710")
 
 
 def _save_kl(folder: Path) -> diffusers.AutoencoderKL:

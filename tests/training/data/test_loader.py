@@ -19,7 +19,7 @@ from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads
-from datagen.samples.codecs import Dct8Codec
+from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader, preview_batch
@@ -63,7 +63,7 @@ def test_batches_hold_float32_latents_and_registered_pixels(
     assert batch.hq.dtype == torch.float32 and torch.equal(batch.hq, stored.hq.float())
     pixels = batch.require_pixels()
     assert pixels.shape == (4, 3, 32, 32) and pixels.dtype == torch.uint8
-    decoded = (Dct8Codec().decode(batch.hq) + 1) * 127.5
+    decoded = (DctCodec().decode(batch.hq) + 1) * 127.5
     # hq.jpg is the same crop, but for JPEG at quality 95; another sample's is far away.
     assert (decoded - pixels.float()).abs().mean() < 4
     assert (decoded - pixels.float().roll(1, dims=0)).abs().mean() > 20

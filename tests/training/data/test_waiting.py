@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datagen.samples.codecs import Dct8Codec
+from datagen.samples.codecs import DctCodec
 from training.data.loader import Batch
 from training.data.schedule import Position
 from training.flowmap.network import FlowMapNet
@@ -73,7 +73,7 @@ def test_the_host_decides_alone_what_a_micro_step_computes(
     pixels = torch.empty(N, 3, 32, 32, dtype=torch.uint8)
     batch = Batch(tuple("abcdefgh"), hq, lq, neg, pixels, Position()).to(DEVICE)
     perceptual_loss = PatchPerceptualLoss(
-        LpipsDistance().to(DEVICE), Dct8Codec(str(DEVICE)), strength=1.0, patch=16
+        LpipsDistance().to(DEVICE), DctCodec(device=str(DEVICE)), strength=1.0, patch=16
     )
     objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)
     with NoWaiting() as mode:

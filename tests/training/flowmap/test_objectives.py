@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp as reverse_mode_jvp
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Dct8Codec
+from datagen.samples.codecs import DctCodec
 from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import WARMUP
 from training.data.loader import Batch
@@ -269,7 +269,7 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     """With p_neg = 1 the loss does not see HQ, neither its latents nor its pixels."""
     model.weighting = None
     perceptual_loss = PatchPerceptualLoss(
-        partial(charbonnier, epsilon=1e-3), Dct8Codec(), strength=10.0, patch=512
+        partial(charbonnier, epsilon=1e-3), DctCodec(), strength=10.0, patch=512
     )
     settings = FlowMatching(time_grid_levels=LEVELS, guidance=Guidance(negative_fraction=1.0))
     objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)

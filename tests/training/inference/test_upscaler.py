@@ -16,7 +16,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import load_codec
-from datagen.settings import Dct8Settings
+from datagen.settings import DctSettings
 from training.evaluation.evaluate import degraded_photos, evaluate
 from training.flowmap.model_folder import FlowMapConfig, save_model
 from training.flowmap.network import FlowMapNet
@@ -35,8 +35,8 @@ def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
     config = FlowMapConfig(
         model=settings,
         latent_channels=192,
-        codec=Dct8Settings(),
-        codec_fingerprint=load_codec(Dct8Settings()).fingerprint,
+        codec=DctSettings(),
+        codec_fingerprint=load_codec(DctSettings()).fingerprint,
         prompt_embeddings=STAND_IN,
         degradation=DegradationSettings(scale=(1, 8)),
         stage="warmup",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Dct8Codec
+from datagen.samples.codecs import DctCodec
 from training.losses import lpips
 from training.losses.lpips import DOWNLOADED, VGG16_URL, LpipsDistance, convert_weights
 from training.losses.perceptual import (
@@ -34,14 +34,14 @@ def test_charbonnier_is_the_formula_and_zero_at_equality() -> None:
 
 def _pixels_and_latents() -> tuple[Tensor, Tensor]:
     pixels = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
-    return pixels, Dct8Codec().encode(pixels.float() / 127.5 - 1)
+    return pixels, DctCodec().encode(pixels.float() / 127.5 - 1)
 
 
 @pytest.mark.parametrize("patch", [8, 16, 512])
 def test_patches_of_latents_and_pixels_match(patch: int) -> None:
     pixels, latents = _pixels_and_latents()
     perceptual_loss = PatchPerceptualLoss(
-        partial(charbonnier, epsilon=1e-3), Dct8Codec(), strength=10.0, patch=patch
+        partial(charbonnier, epsilon=1e-3), DctCodec(), strength=10.0, patch=patch
     )
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
@@ -52,18 +52,16 @@ def test_patches_of_latents_and_pixels_match(patch: int) -> None:
 def test_lambda_falls_from_strength_to_zero() -> None:
     pixels, latents = _pixels_and_latents()
     perceptual_loss = PatchPerceptualLoss(
-        partial(charbonnier, epsilon=1e-3), Dct8Codec(), strength=10.0, patch=512
+        partial(charbonnier, epsilon=1e-3), DctCodec(), strength=10.0, patch=512
     )
     t = torch.tensor([0.0, 0.5, 1.0])
     wrong = latents + 0.5 * torch.randn_like(latents[:1])
     loss = perceptual_loss(wrong, pixels, t, torch.Generator())
-    plain = partial(charbonnier, epsilon=1e-3)(
-        Dct8Codec().decode(wrong), pixels.float() / 127.5 - 1
-    )
+    plain = partial(charbonnier, epsilon=1e-3)(DctCodec().decode(wrong), pixels.float() / 127.5 - 1)
     torch.testing.assert_close(loss, 10 * (1 - t) * plain, rtol=1e-4, atol=1e-5)
 
 
-class _CountingCodec(Dct8Codec):
+class _CountingCodec(DctCodec):
     decoded = 0
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -123,17 +121,17 @@ def test_lpips_is_the_weighted_distance_of_unit_features(tmp_path: Path) -> None
 def test_missing_or_wrong_weights_name_file_and_setting(tmp_path: Path) -> None:
     missing = Lpips(weights=str(tmp_path / "none.safetensors"))
     with pytest.raises(FlowmapsrError, match=r"perceptual\.weights.*none\.safetensors"):
-        load_perceptual_loss(missing, Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(missing, DctCodec(), torch.device("cpu"))
     wrong = tmp_path / "wrong.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, wrong)
     with pytest.raises(FlowmapsrError, match=r"perceptual\.weights.*wrong\.safetensors"):
-        load_perceptual_loss(Lpips(weights=str(wrong)), Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(Lpips(weights=str(wrong)), DctCodec(), torch.device("cpu"))
 
 
 def test_the_recipe_chooses_the_loss() -> None:
     device = torch.device("cpu")
-    assert load_perceptual_loss(NoPerceptual(), Dct8Codec(), device) is None
-    charbonnier = load_perceptual_loss(Charbonnier(strength=2.0), Dct8Codec(), device)
+    assert load_perceptual_loss(NoPerceptual(), DctCodec(), device) is None
+    charbonnier = load_perceptual_loss(Charbonnier(strength=2.0), DctCodec(), device)
     assert charbonnier is not None and charbonnier.strength == 2.0
 
 
@@ -181,12 +179,12 @@ def test_without_a_file_the_usual_weights_are_downloaded_once(
         torch.save(weights, tmp_path / f"{name}.pth")
     monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "vgg.pth").as_uri())
     monkeypatch.setattr(lpips, "LINEARS_URL", (tmp_path / "linears.pth").as_uri())
-    first = load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))
+    first = load_perceptual_loss(Lpips(), DctCodec(), torch.device("cpu"))
     assert first is not None and first.patch == 512
     assert (tmp_path / "home" / "hub" / "checkpoints" / DOWNLOADED).is_file()
     (tmp_path / "vgg.pth").unlink()
     (tmp_path / "home" / "hub" / "checkpoints" / Path(VGG16_URL).name).unlink()
-    load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))
+    load_perceptual_loss(Lpips(), DctCodec(), torch.device("cpu"))
 
 
 def test_a_download_that_fails_names_file_and_setting(
@@ -195,4 +193,4 @@ def test_a_download_that_fails_names_file_and_setting(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(lpips, "VGG16_URL", (tmp_path / "nothing.pth").as_uri())
     with pytest.raises(FlowmapsrError, match=rf"perceptual\.weights.*{DOWNLOADED}"):
-        load_perceptual_loss(Lpips(), Dct8Codec(), torch.device("cpu"))
+        load_perceptual_loss(Lpips(), DctCodec(), torch.device("cpu"))

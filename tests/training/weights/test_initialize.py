@@ -16,7 +16,7 @@ from torch import Tensor
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import load_codec
-from datagen.settings import Dct8Settings
+from datagen.settings import DctSettings
 from tests.support.small_disk import DiskMaker
 from tests.support.tiny import MODEL
 from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
@@ -74,8 +74,8 @@ def _save_model(folder: Path, model: dict[str, Any] = ATTENDING) -> dict[str, Te
     config = FlowMapConfig(
         model=settings,
         latent_channels=CHANNELS,
-        codec=Dct8Settings(),
-        codec_fingerprint=load_codec(Dct8Settings()).fingerprint,
+        codec=DctSettings(),
+        codec_fingerprint=load_codec(DctSettings()).fingerprint,
         prompt_embeddings=PROMPT.made_by,
         degradation=DegradationSettings(scale=(1, 4)),
         stage="warmup",
