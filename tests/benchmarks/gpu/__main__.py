@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "train", parents=[shared, with_photos], help="trains a model", description=train.__doc__
     )
     three.add_argument("seconds", type=float, help="until the training is stopped")
-    three.add_argument("--recipe", default=str(train.RECIPE), help="name or file")
+    three.add_argument("--recipe", default=train.RECIPE, help="name or file")
     for section in ("dataset", "training"):
         three.add_argument(
             f"--{section}", nargs="+", default=[], metavar="a.b=value", help="its settings"

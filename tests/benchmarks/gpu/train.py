@@ -32,7 +32,7 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.stage_table import stage_table
 from training.tracking.status import run_status
 
-RECIPE = Path(__file__).with_name("photos.yaml")
+RECIPE = "flowmapsr-tiny"
 SCALES, NFE = (4.0, 8.0), (1, 2, 4)
 HELD_OUT, TINY_HELD_OUT = 8, 1
 """Photos, of the largest."""
@@ -65,7 +65,7 @@ class Training:
 
     options: Options
     seconds: float
-    recipe: str = str(RECIPE)
+    recipe: str = RECIPE
     changes: Sequence[str] = ()
     """Settings of the training, `a.b=value`."""
     dataset_changes: Sequence[str] = ()

@@ -70,7 +70,7 @@ def test_what_the_command_line_must_give_has_no_value() -> None:
 def test_settings_inside_settings_follow_the_kind_that_the_recipe_chose() -> None:
     codec = by_name(SMALL, "dataset")
     assert (codec["codec.kind"].value, codec["codec.kind"].default) == ("autoencoder_kl", "dct8")
-    assert codec["codec.kind"].type == "`dct8` or `autoencoder_kl` or `autoencoder_tiny`"
+    assert codec["codec.kind"].type == "`dct8` or `dct4` or `autoencoder_kl` or `autoencoder_tiny`"
     assert codec["codec.batch"].value == 16
     assert "codec.batch" not in by_name("demo", "dataset")
     operations = by_name("elir-sr8", "dataset")["degradation.operations"].value
