@@ -41,7 +41,7 @@ LAST_SECONDS = 5.0
 SUMMARY_SECONDS = 15.0
 """How long finished work waits for its summary."""
 PICTURE_WIDTH, PICTURE_HEIGHT = 900, 2700
-"""Most pixels of a picture that is shown on a page: mostly below 100 kB."""
+"""Most pixels of a picture that is shown on a page: some 100 to 200 kB."""
 
 
 class Seen(NamedTuple):
