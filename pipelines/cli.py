@@ -6,66 +6,31 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 from __future__ import annotations
 
 import os
-import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from datagen.errors import FlowmapsrError
 from pipelines import environment
+from pipelines.dataset_cli import dataset_app
 from pipelines.terminal import reports
+from pipelines.terminal.options import (
+    AsJson,
+    Cluster,
+    DryRun,
+    Flow,
+    GroupsFirst,
+    Guidance,
+    LoraScale,
+    PlainUsage,
+    Precision,
+    RecipeName,
+    Settings,
+    TakeOver,
+)
 from pipelines.terminal.process_edge import VerbResult, process_edge
-
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, such as workers=2."),
-]
-Dataset = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
-]
-LoraScale = Annotated[
-    float | None,
-    typer.Option(min=0, help="Strength of an adversarial model's LoRA, if not the model's own."),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
-]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16"],
-    typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
-]
-Flow = Literal["dataset", "training", "full"]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
-Cluster = Annotated[bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
-]
-
-
-class GroupsFirst(TyperGroup):
-    """Lists groups before commands: making a dataset is the first thing to do."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
-
-
-class PlainUsage(TyperCommand):
-    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
-
 
 app = typer.Typer(
     cls=GroupsFirst,
@@ -75,7 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # brackets in the help are brackets
 )
-dataset_app = typer.Typer(name="dataset", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dataset_app, help="Make and check datasets.")
 
 
@@ -146,96 +110,6 @@ def recipes(
             return out.say(catalog_report.recipes_listed(catalog.summaries()))
         found = catalog.settings_of(name)
         out.say(catalog_report.recipe_described(catalog.summary(name), found))
-
-
-@dataset_app.command("build", cls=PlainUsage)
-def dataset_build(
-    recipe: RecipeName,
-    settings: Settings = None,
-    dry_run: DryRun = False,
-    take_over: TakeOver = False,
-    as_json: AsJson = False,
-) -> None:
-    """Turn photos into shards of latents.
-
-    Run it again to continue, or to add new photos.
-
-    \b
-    Example:
-      flowmapsr dataset build demo sources=[/photos] output=/data/set workers=2
-    """
-    with process_edge(as_json=as_json) as out:
-        from pipelines.recipes.load import dataset_recipe, fitting_recipe, require_sources
-
-        resolved = dataset_recipe(recipe, settings or [])
-        training = fitting_recipe(resolved.codec.kind, preferred=recipe)
-        if dry_run:
-            return out.say_recipe(resolved)
-        require_sources(resolved)
-        from datagen.build.survey import survey
-        from datagen.photos.sources import list_sources
-
-        listing = list_sources(resolved.sources, exclude=resolved.output)
-        found = survey(resolved, listing)
-        manifest = found.complete
-        if manifest is None:
-            from pipelines.flows.dataset import build_dataset, build_listed
-            from pipelines.orchestration.guard import guarded
-
-            work = partial(build_listed, resolved, listing, take_over=take_over)
-            manifest = guarded(build_dataset, resolved, work)
-        out.say(reports.built(resolved.output, manifest, found, recipe=training))
-
-
-@dataset_app.command("inspect", cls=PlainUsage)
-def dataset_inspect(
-    dataset: Dataset,
-    key: Annotated[str | None, typer.Option(help="Key of a sample, or its beginning.")] = None,
-    output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
-    as_json: AsJson = False,
-) -> None:
-    """Summarize a dataset, or decode one of its samples.
-
-    \b
-    Examples:
-      flowmapsr dataset inspect /data/set
-      flowmapsr dataset inspect /data/set --key 156fd9 --output pictures
-    """
-    with process_edge(as_json=as_json) as out:
-        from datagen.dataset.manifest import open_dataset
-        from pipelines.recipes.load import absolute_location
-
-        manifest, location = open_dataset(absolute_location(dataset, field="DATASET"))
-        if key is None:
-            return out.say(reports.inspected(location, manifest))
-        from datagen.review.inspect_sample import inspect_sample, save_pictures
-
-        sample = inspect_sample(location, key)
-        files = save_pictures(sample, absolute_location(output, field="--output"))
-        out.say(reports.sample_inspected(location, sample, files))
-
-
-@dataset_app.command("verify", cls=PlainUsage)
-def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
-    """Read every byte of a dataset and check it.
-
-    Exit code 1 if anything differs from the manifest.
-    """
-    with process_edge(as_json=as_json) as out:
-        from datagen.dataset.manifest import open_dataset
-        from datagen.review.verify import verify_dataset
-        from pipelines.recipes.load import absolute_location, fitting_recipe
-        from pipelines.terminal.progress import show_progress
-
-        location = absolute_location(dataset, field="DATASET")
-        try:
-            manifest, _ = open_dataset(location)
-        except FlowmapsrError:  # an issue, which the verification names
-            return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
-        with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
-            issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
-        training = fitting_recipe(manifest.codec.kind)
-        out.say(reports.verified(location, issues, recipe=training))
 
 
 def _require_address(cluster: bool) -> None:

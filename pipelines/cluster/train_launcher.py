@@ -24,6 +24,7 @@ from pipelines.cluster.stage_watch import StageWatch
 from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import process_started, startup
+from training.monitoring.watchdog import connection_timeout
 from training.run_dir.lock import RunLock
 from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
@@ -180,7 +181,10 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     return TorchTrainer(
         _train,
         train_loop_config=job.model_dump(),
-        torch_config=NetworkConfig(backend="nccl" if placement.each.gpus else "gloo"),
+        torch_config=NetworkConfig(
+            backend="nccl" if placement.each.gpus else "gloo",
+            timeout_s=round(connection_timeout(recipe.watchdog_seconds).total_seconds()),
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=placement.each.gpus > 0,

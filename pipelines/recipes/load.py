@@ -22,7 +22,11 @@ from pipelines.terminal.text import counted
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
-STARTING_RECIPES = {"dct8": "demo", "dct4": "flowmapsr-tiny", "autoencoder_kl": "flowmapsr-small"}
+STARTING_RECIPES = {
+    "dct8": "demo",
+    "dct4": "flowmapsr-tiny",
+    "autoencoder_kl": "flowmapsr-small",
+}
 """Bundled recipe to train first on latents of a kind of codec."""
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -92,7 +96,8 @@ def fitting_recipe(codec: str, *, preferred: str | None = None) -> str:
     """A recipe to train with on latents of this codec: `preferred` if it has a training section."""
     if preferred is not None and "training" in read_recipe(preferred):
         return preferred
-    return STARTING_RECIPES[codec]
+    # Small autoencoders have the latents of those they were distilled from.
+    return STARTING_RECIPES.get(codec, STARTING_RECIPES["autoencoder_kl"])
 
 
 def evaluation_settings(photos: str, **options: Any) -> EvaluationSettings:

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from pydantic_core import to_json
 
 from datagen.errors import FlowmapsrError
-from datagen.records import Settings
 from pipelines.terminal.text import command, yaml_lines
+
+if TYPE_CHECKING:
+    from datagen.records import Settings
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
@@ -71,6 +72,8 @@ def _strict_json(result: Mapping[str, Any]) -> str:
     try:
         return json.dumps(result, ensure_ascii=False, allow_nan=False)
     except ValueError:
+        from pydantic_core import to_json
+
         finite = to_json(result, inf_nan_mode="null")
         return json.dumps(json.loads(finite), ensure_ascii=False)
 

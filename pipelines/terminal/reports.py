@@ -6,6 +6,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich import filesize
 
 from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW, REJECTED
-from datagen.records import FrozenModel
 from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command, counted, duration, table, yaml_lines
 
@@ -209,7 +209,8 @@ def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
     return VerbResult(result, lines, ok=not failed)
 
 
-class Deployed(FrozenModel):
+@dataclass(frozen=True)
+class Deployed:
     """A deployment as the Prefect server holds it now."""
 
     deployment: str
@@ -244,7 +245,8 @@ def deployed(found: Deployed) -> VerbResult:
         "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
         f"Next: {commands['worker']}",
     ]
-    return VerbResult({**found.model_dump(mode="json"), "commands": commands}, lines)
+    due_at = found.next_run and found.next_run.isoformat()
+    return VerbResult({**asdict(found), "next_run": due_at, "commands": commands}, lines)
 
 
 def status_report(found: RunStatus) -> VerbResult:

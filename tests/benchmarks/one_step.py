@@ -27,7 +27,7 @@ from training.flowmap.initial import InitialNetwork
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import stand_in
 from training.flowmap.system import FlowMapStage
-from training.monitoring.mfu import gpu_peak
+from training.monitoring.mfu import counted_flops, gpu_peak
 from training.run_dir.paths import StagePaths
 from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
@@ -54,6 +54,16 @@ class Cost(NamedTuple):
 
     name: str
     ms: float
+
+
+class Measured(NamedTuple):
+    """A work, done once."""
+
+    seconds: float
+    memory: str
+    """Peak, GB."""
+    flops: float
+    costs: list[Cost]
 
 
 def join_as_only_worker() -> None:
@@ -143,6 +153,18 @@ def largest_costs(work: Callable[[], object], device: torch.device) -> list[Cost
         for one in run.key_averages()
     ]
     return sorted(costs, key=lambda cost: -cost.ms)
+
+
+def measured(
+    work: Callable[[], object], device: torch.device, *, warm: int, timed: int
+) -> Measured:
+    """Times a work that is not compiled, then counts it, then looks where its time goes."""
+    free_memory(device)
+    seconds = median_seconds(work, device, warm=warm, timed=timed)
+    memory = peak_memory(device)
+    with counted_flops(compiled=False) as counter:
+        work()
+    return Measured(seconds, memory, counter.flops, largest_costs(work, device))
 
 
 def shares(costs: list[Cost], shown: int) -> str:

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import load_codec
-from datagen.settings import DctSettings
+from tests.support.models import saved_model
 from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import STAGE
 from training.data.loader import Batch
 from training.data.schedule import Position
-from training.flowmap.model_folder import FlowMapConfig, save_model
-from training.flowmap.prompts import STAND_IN, stand_in
 from training.inference.upscaler import Upscaler
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.settings.evaluation import Precision
@@ -32,21 +28,8 @@ ROUNDED_LEVELS, ROUNDED_MEAN = 12, 1.0
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    net = tiny_net(channels=192, **ATTENTION)
-    torch.nn.init.normal_(net.unet.conv_out.weight, std=0.02)
-    config = FlowMapConfig(
-        model=net.settings,
-        latent_channels=192,
-        codec=DctSettings(),
-        codec_fingerprint=load_codec(DctSettings()).fingerprint,
-        prompt_embeddings=STAND_IN,
-        degradation=DegradationSettings(scale=(1, 8)),
-        stage="warmup",
-        recipe_digest="0",
-        dataset_digest="0",
-    )
-    save_model(tmp_path / "model", net, config, prompts=stand_in(net.settings.prompt_channels))
-    return tmp_path / "model"
+    settings = tiny_net(channels=192, **ATTENTION).settings
+    return saved_model(tmp_path / "model", settings, trained=True)
 
 
 def _levels(folder: Path, device: torch.device, precision: Precision) -> np.ndarray:

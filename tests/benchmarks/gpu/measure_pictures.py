@@ -25,7 +25,7 @@ from tests.benchmarks.gpu.options import Precision, device, device_name
 from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.one_step import (
     free_memory,
-    largest_costs,
+    measured,
     median_seconds,
     new_network,
     peak_memory,
@@ -36,7 +36,6 @@ from training.flowmap.model_folder import FlowMapConfig
 from training.flowmap.prompts import STAND_IN
 from training.flowmap.system import FlowMapRestorer
 from training.inference.upscaler import Upscaler
-from training.monitoring.mfu import counted_flops
 from training.settings.model import ModelSettings
 
 VAE_BATCHES = {256: (16, 64), 512: (4, 16), 768: (2, 8), 1024: (1, 4)}
@@ -82,15 +81,10 @@ class PictureParts:
         self, name: str, side: int, size: int, work: Callable[[], object], numbers: Precision
     ) -> None:
         place = device()
-        free_memory(place)
-        seconds = median_seconds(work, place, **self.times)
-        memory = peak_memory(place)
-        with counted_flops(compiled=False) as counter:
-            work()
-        costs = largest_costs(work, place)
+        seconds, memory, flops, costs = measured(work, place, **self.times)
         self.results.row(
             *(name, side, size, f"{1000 * seconds / size:.2f}", f"{size / seconds:.1f}"),
-            *rate(counter.flops, seconds, place, numbers),
+            *rate(flops, seconds, place, numbers),
             *(memory, shares(costs, SHOWN_COSTS)),
             costs=costs[:KEPT_COSTS],
         )

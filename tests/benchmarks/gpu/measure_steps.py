@@ -16,6 +16,7 @@ from tests.benchmarks.one_step import (
     Shape,
     free_memory,
     largest_costs,
+    measured,
     median_seconds,
     new_trainer,
     now,
@@ -198,17 +199,12 @@ class StepParts:
         self, trainer: Trainer, turn: str, side: int, size: int, number: int
     ) -> None:
         place = device()
-        free_memory(place)
         batch = random_batch(size, side, SHAPE, place)
         step = partial(train_step, trainer, batch, step=number)
-        seconds = median_seconds(step, place, **self.times)
-        memory = peak_memory(place)
-        with counted_flops(compiled=False) as counter:
-            step()
-        costs = largest_costs(step, place)
+        seconds, memory, flops, costs = measured(step, place, **self.times)
         self.results.row(
             *(turn, side, size, f"{1000 * seconds:.0f}", f"{size / seconds:.2f}"),
-            *rate(counter.flops, seconds, place, precision(place)),
+            *rate(flops, seconds, place, precision(place)),
             *(memory, shares(costs, SHOWN_COSTS)),
             costs=costs[:KEPT_COSTS],
         )

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from datagen.build.memory import worker_memory
 from pipelines.recipes.files import bundled_recipes
 from pipelines.recipes.load import (
     dataset_recipe,
     evaluation_settings,
+    fitting_recipe,
     full_recipe,
     require_sources,
     training_recipe,
@@ -385,3 +387,14 @@ def test_a_strength_for_a_lora_that_is_never_trained_is_refused(write: Write) ->
     path = write("mine.yaml", FULL)
     text = refusal(full_recipe, path, ["output=/out", "evaluation.lora_scale=1.0"])
     assert "evaluation.lora_scale is given, but the last stage, 'warmup', trains no LoRA" in text
+
+
+@pytest.mark.parametrize("codec", ["dct8", "dct4", "autoencoder_kl", "autoencoder_tiny"])
+def test_latents_of_every_codec_have_a_recipe_to_start_with(codec: str) -> None:
+    source = {} if codec.startswith("dct") else {"source": "owner/name"}
+    changes = {"sources": ["/a"], "output": "/b", "codec": {"kind": codec, **source}}
+    recipe = dataset_recipe("realesrgan", changes)
+    assert training_recipe(
+        fitting_recipe(recipe.codec.kind, preferred="realesrgan"), ["manifest=/a", "output=/b"]
+    )
+    assert worker_memory(recipe, threads=1) > 0

@@ -9,52 +9,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import load_codec
-from datagen.settings import DctSettings
+from tests.support.models import saved_model
 from training.evaluation.evaluate import degraded_photos, evaluate
-from training.flowmap.model_folder import FlowMapConfig, save_model
-from training.flowmap.network import FlowMapNet
-from training.flowmap.prompts import STAND_IN, stand_in
 from training.inference.upscaler import Upscaler, bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 from training.weights.model_folder import find_model
 
 
-def _save(folder: Path, settings: ModelSettings, *, trained: bool) -> Path:
-    torch.manual_seed(0)
-    net = FlowMapNet(settings, latent_channels=192)
-    if trained:
-        torch.nn.init.normal_(net.unet.conv_out.weight, std=0.02)
-    config = FlowMapConfig(
-        model=settings,
-        latent_channels=192,
-        codec=DctSettings(),
-        codec_fingerprint=load_codec(DctSettings()).fingerprint,
-        prompt_embeddings=STAND_IN,
-        degradation=DegradationSettings(scale=(1, 8)),
-        stage="warmup",
-        recipe_digest="0",
-        dataset_digest="0",
-    )
-    save_model(folder, net, config, prompts=stand_in(settings.prompt_channels))
-    return folder
-
-
 @pytest.fixture
 def untrained(tmp_path: Path, tiny_model: ModelSettings) -> Path:
-    return _save(tmp_path / "model", tiny_model, trained=False)
+    return saved_model(tmp_path / "model", tiny_model, trained=False)
 
 
 @pytest.fixture
 def trained(tmp_path: Path, tiny_model: ModelSettings) -> Path:
-    return _save(tmp_path / "trained", tiny_model, trained=True)
+    return saved_model(tmp_path / "trained", tiny_model, trained=True)
 
 
 def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -106,7 +81,7 @@ def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
     tmp_path: Path, trained: Path, tiny_model: ModelSettings
 ) -> None:
     settings = tiny_model.model_copy(update={"guidance_conditioning": True})
-    guided = _save(tmp_path / "guided", settings, trained=True)
+    guided = saved_model(tmp_path / "guided", settings, trained=True)
     path = guided / "config.json"
     config = {**json.loads(path.read_text()), "guidance_strength": 2.25}
     path.write_text(json.dumps(config))

@@ -1,0 +1,116 @@
+"""The commands `flowmapsr dataset ...`. Imports nothing heavy at the top, like `cli.py`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from datagen.errors import FlowmapsrError
+from pipelines.terminal import reports
+from pipelines.terminal.options import (
+    AsJson,
+    DryRun,
+    PlainUsage,
+    RecipeName,
+    Settings,
+    TakeOver,
+)
+from pipelines.terminal.process_edge import process_edge
+
+Dataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
+]
+
+dataset_app = typer.Typer(name="dataset", no_args_is_help=True, rich_markup_mode=None)
+
+
+@dataset_app.command("build", cls=PlainUsage)
+def dataset_build(
+    recipe: RecipeName,
+    settings: Settings = None,
+    dry_run: DryRun = False,
+    take_over: TakeOver = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn photos into shards of latents.
+
+    Run it again to continue, or to add new photos.
+
+    \b
+    Example:
+      flowmapsr dataset build demo sources=[/photos] output=/data/set workers=2
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.recipes.load import dataset_recipe, fitting_recipe, require_sources
+
+        resolved = dataset_recipe(recipe, settings or [])
+        training = fitting_recipe(resolved.codec.kind, preferred=recipe)
+        if dry_run:
+            return out.say_recipe(resolved)
+        require_sources(resolved)
+        from datagen.build.survey import survey
+        from datagen.photos.sources import list_sources
+
+        listing = list_sources(resolved.sources, exclude=resolved.output)
+        found = survey(resolved, listing)
+        manifest = found.complete
+        if manifest is None:
+            from pipelines.flows.dataset import build_dataset, build_listed
+            from pipelines.orchestration.guard import guarded
+
+            work = partial(build_listed, resolved, listing, take_over=take_over)
+            manifest = guarded(build_dataset, resolved, work)
+        out.say(reports.built(resolved.output, manifest, found, recipe=training))
+
+
+@dataset_app.command("inspect", cls=PlainUsage)
+def dataset_inspect(
+    dataset: Dataset,
+    key: Annotated[str | None, typer.Option(help="Key of a sample, or its beginning.")] = None,
+    output: Annotated[str, typer.Option(help="Folder for the pictures of --key.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Summarize a dataset, or decode one of its samples.
+
+    \b
+    Examples:
+      flowmapsr dataset inspect /data/set
+      flowmapsr dataset inspect /data/set --key 156fd9 --output pictures
+    """
+    with process_edge(as_json=as_json) as out:
+        from datagen.dataset.manifest import open_dataset
+        from pipelines.recipes.load import absolute_location
+
+        manifest, location = open_dataset(absolute_location(dataset, field="DATASET"))
+        if key is None:
+            return out.say(reports.inspected(location, manifest))
+        from datagen.review.inspect_sample import inspect_sample, save_pictures
+
+        sample = inspect_sample(location, key)
+        files = save_pictures(sample, absolute_location(output, field="--output"))
+        out.say(reports.sample_inspected(location, sample, files))
+
+
+@dataset_app.command("verify", cls=PlainUsage)
+def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
+    """Read every byte of a dataset and check it.
+
+    Exit code 1 if anything differs from the manifest.
+    """
+    with process_edge(as_json=as_json) as out:
+        from datagen.dataset.manifest import open_dataset
+        from datagen.review.verify import verify_dataset
+        from pipelines.recipes.load import absolute_location, fitting_recipe
+        from pipelines.terminal.progress import show_progress
+
+        location = absolute_location(dataset, field="DATASET")
+        try:
+            manifest, _ = open_dataset(location)
+        except FlowmapsrError:  # an issue, which the verification names
+            return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
+        with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
+            issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
+        training = fitting_recipe(manifest.codec.kind)
+        out.say(reports.verified(location, issues, recipe=training))

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share, and how help shows commands."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, such as workers=2."),
+]
+LoraScale = Annotated[
+    float | None,
+    typer.Option(min=0, help="Strength of an adversarial model's LoRA, if not the model's own."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(min=0, help="Guidance strength (1 is none), if not the model's own."),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
+]
+Flow = Literal["dataset", "training", "full"]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe.")]
+Cluster = Annotated[bool, typer.Option("--cluster", help="Require the Ray cluster at RAY_ADDRESS.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
+]
+
+
+class GroupsFirst(TyperGroup):
+    """Lists groups before commands: making a dataset is the first thing to do."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+
+class PlainUsage(TyperCommand):
+    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
