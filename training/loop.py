@@ -135,7 +135,7 @@ class Loop:
             if last:
                 self.checkpoints.finish()
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
-            self._report(meter, position.step, last)
+            self._report(meter, position, last)
             if position.step % self.inputs.recipe.image_every_steps == 0 or self.finished(position):
                 self._draw(position.step)
                 self.watchdog.alive(f"the pictures of step {position.step}")
@@ -223,7 +223,8 @@ class Loop:
         if problem:
             self.reporter.checkpoint_failed(problem)
 
-    def _report(self, meter: Meter, step: int, last: bool) -> None:
+    def _report(self, meter: Meter, position: Position, last: bool) -> None:
+        step = position.step
         if step % LOG_EVERY == 0 or last:
             self.reporter.metrics(
                 step,
@@ -234,6 +235,7 @@ class Loop:
                 self.checkpoints.metrics(),
                 {
                     "perf/memory_gb": memory_gb(self.inputs.device),
+                    "data/images_seen": float(position.images_seen),
                     "data/skipped_samples": float(self.skipped.samples),
                 },
             )

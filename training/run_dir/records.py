@@ -29,11 +29,6 @@ class WorkerGroup(FrozenModel):
     on_gpus: bool
 
     @property
-    def hours_metric(self) -> str:
-        """Name of the metric of their cost."""
-        return "perf/gpu_hours" if self.on_gpus else "perf/worker_hours"
-
-    @property
     def machines(self) -> tuple[str, ...]:
         """The hosts, each once."""
         return tuple(dict.fromkeys(self.hosts))

@@ -53,6 +53,9 @@ class TrainingRecipe(Settings):
     """Seed of initial weights, of the order of samples and of all random draws."""
     mlflow_experiment: Execution[str] = "flowmapsr"
     """MLflow experiment of a new run; one that MLflow knows already stays where it is."""
+    hourly_price: Execution[float | None] = Field(None, ge=0)
+    """Price of one worker for an hour, in your currency: what the training has cost is then shown
+    beside its hours."""
     model: ModelSettings = ModelSettings()
     """The network."""
     prompts: PromptSettings = StandInPrompts()
@@ -136,6 +139,11 @@ class TrainingRecipe(Settings):
 
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
+
+    def numbered(self, name: str) -> str:
+        """A stage's name after its number: `2 distill`."""
+        names = [stage.name for stage in self.stages]
+        return f"{names.index(name) + 1} {name}"
 
     def initial_weights_of(self, name: str) -> str | None:
         """Where a stage's weights come from: its `init_from`, else the name of the stage before,

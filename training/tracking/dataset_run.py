@@ -48,7 +48,7 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
 def _log(recipe: DatasetRecipe, manifest: Manifest, where: list[str]) -> None:
     """Adds to `where` the run that it made."""
     dataset = Dataset(manifest, recipe.output)
-    tags = {"recipe.digest": manifest.recipe_digest, "output": recipe.output}
+    tags = {"role": "dataset", "recipe.digest": manifest.recipe_digest, "output": recipe.output}
     counts = {
         "num_samples": float(manifest.num_samples),
         "num_shards": float(manifest.num_shards),

@@ -15,7 +15,12 @@ from pydantic import ValidationError
 from datagen.io import storage
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import append_lines_atomically, best_effort
-from training.run_dir.paths import FILES_JOURNAL, METRICS_JOURNAL
+from training.run_dir.paths import (
+    CURVES_JOURNAL,
+    FILES_JOURNAL,
+    METRICS_JOURNAL,
+    PICTURES_JOURNAL,
+)
 from training.tracking.events import EVENT, End, Event, Metrics
 
 log = logging.getLogger(__name__)
@@ -130,10 +135,24 @@ def _parse(line: str | bytes) -> Event | None:
         return None
 
 
-def journals(home: Path) -> tuple[Journal, Journal]:
-    """The journal of a stage or a run, and that of its pictures and files. These are sent one by
-    one and apart from the metrics, which a failing file store must not delay."""
-    return Journal(home), Journal(home, FILES_JOURNAL, batch=1)
+class Journals(NamedTuple):
+    """The journals of a stage's or a run's folder. Pictures and files are sent one by one and apart
+    from the metrics, which a failing file store must not delay."""
+
+    metrics: Journal
+    files: Journal
+    curves: Journal
+    """Of a run: what rank 0 of its stages adds, as its `metrics` are the launcher's."""
+    pictures: Journal
+
+
+def journals(home: Path) -> Journals:
+    return Journals(
+        metrics=Journal(home),
+        files=Journal(home, FILES_JOURNAL, batch=1),
+        curves=Journal(home, CURVES_JOURNAL),
+        pictures=Journal(home, PICTURES_JOURNAL, batch=1),
+    )
 
 
 class Series(NamedTuple):
@@ -143,9 +162,9 @@ class Series(NamedTuple):
     values: list[float]
 
 
-def read_metrics(home: Path, *, prefix: str = "") -> dict[str, Series]:
+def read_metrics(home: Path, *, prefix: str = "", name: str = METRICS_JOURNAL) -> dict[str, Series]:
     """The metrics below `home`, a run's or a stage's folder, whose names start with `prefix`."""
-    journal = home / METRICS_JOURNAL
+    journal = home / name
     if not journal.is_file():
         return {}
     found: dict[str, Series] = {}

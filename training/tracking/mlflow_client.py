@@ -5,6 +5,7 @@ Beside the model registry, this is the only code that calls MLflow.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ MAX_TAG, MAX_VALUE, MAX_DIGEST = 5000, 6000, 36
 NOW, FAILURE = "now.", "failure"
 """Prefix of the tags with settings that the last start changed; and the tag with the reason why a
 run failed, removed when it continues."""
+PARENT = "mlflow.parentRunId"
+DELETED = "the MLflow run of %s was deleted there: a new one is made and gets all that was logged"
 
 
 class RunNames(FrozenModel):
@@ -77,15 +80,25 @@ def _read_names(run: Path) -> RunNames | None:
 class MlflowRun:
     """Sends events to one MLflow run; creates experiment, parent and child when first needed."""
 
-    def __init__(self, run: Path, *, experiment: str, stage: str | None) -> None:
-        self.run, self.experiment, self.stage = run, experiment, stage
+    def __init__(self, run: Path, *, experiment: str, stage: str | None, label: str | None) -> None:
+        """
+        Args:
+            label: what a stage's run is called, after the name of its parent; null its own name.
+        """
+        self.run, self.experiment, self.stage, self.label = run, experiment, stage, label
 
     def run_id(self) -> str:
-        """The run that `send` sends to; a new one where the store has none of this folder."""
+        """The run that `send` sends to; a new one where the store has none of this folder, or only
+        one that was deleted there."""
         return self._connected[1]
 
     def send(self, events: list[Event]) -> None:
-        _send(*self._connected, events)
+        try:
+            _send(*self._connected, events)
+        except Exception:
+            # Looked for again before the next try: it may just have been deleted in MLflow.
+            self.__dict__.pop("_connected", None)
+            raise
 
     @cached_property
     def _connected(self) -> tuple[MlflowClient, str]:
@@ -95,44 +108,71 @@ class MlflowRun:
             return client, self._find_or_create(client)
 
     def _find_or_create(self, client: MlflowClient) -> str:
-        names = self._known(client) or self._new_parent(client)
-        if self.stage is None:
-            return names.parent
-        if self.stage not in names.stages:
-            experiment_id = client.get_run(names.parent).info.experiment_id
-            tags = {"mlflow.parentRunId": names.parent, "stage": self.stage}
-            child = client.create_run(experiment_id, run_name=self.stage, tags=tags)
-            stages = names.stages | {self.stage: child.info.run_id}
-            names = self._remember(names.model_copy(update={"stages": stages}))
-        return names.stages[self.stage]
-
-    def _known(self, client: MlflowClient) -> RunNames | None:
-        """The runs of an earlier start, if this store has them."""
-        from mlflow.exceptions import MlflowException
-
         names = _read_names(self.run)
         if names is None or names.tracking_uri != tracking_uri():
-            return None
-        try:
-            client.get_run(names.parent)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return names
+            names = self._new_parent(client, stages={})
+        elif not _is_active(client, names.parent):
+            log.warning(DELETED, self.run)
+            names = self._new_parent(client, names.stages)
+        if self.stage is None:
+            return names.parent
+        known = names.stages.get(self.stage)
+        if known is not None and _is_active(client, known):
+            return known
+        if known is not None:
+            log.warning(DELETED, f"stage {self.stage!r} of {self.run}")
+        parent = client.get_run(names.parent).info
+        tags = {"role": "stage", "stage": self.stage, PARENT: names.parent}
+        name = f"{parent.run_name} · {self.label or self.stage}"
+        child = client.create_run(parent.experiment_id, run_name=name, tags=tags).info.run_id
+        self._remember(names.model_copy(update={"stages": {**names.stages, self.stage: child}}))
+        return child
 
-    def _new_parent(self, client: MlflowClient) -> RunNames:
+    def _new_parent(self, client: MlflowClient, stages: dict[str, str]) -> RunNames:
+        """
+        Args:
+            stages: the runs of an earlier parent.
+        """
         experiment_id = _experiment_id(client, self.experiment)
         # Two parts of the path: many run folders are called `run`.
-        name = "/".join(self.run.absolute().parts[-2:])
-        parent = client.create_run(experiment_id, run_name=name).info.run_id
-        names = RunNames(tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent)
-        return self._remember(names)
+        name = _free_name(client, experiment_id, "/".join(self.run.absolute().parts[-2:]))
+        run = client.create_run(experiment_id, run_name=name, tags={"role": "training"})
+        parent = run.info.run_id
+        kept = {stage: child for stage, child in stages.items() if _is_active(client, child)}
+        for child in kept.values():
+            client.set_tag(child, PARENT, parent)
+        names = RunNames(
+            tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent, stages=kept
+        )
+        self._remember(names)
+        return names
 
-    def _remember(self, names: RunNames) -> RunNames:
+    def _remember(self, names: RunNames) -> None:
         path = RunPaths(self.run).mlflow
         storage.write_bytes(str(path), names.model_dump_json(indent=2).encode())
-        return names
+
+
+def _is_active(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has a run, not marked as deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _free_name(client: MlflowClient, experiment_id: str, name: str) -> str:
+    """The name, numbered if the experiment has a run of that name: in the legend of a chart names
+    are all that tells trainings apart."""
+    if '"' in name:
+        return name  # cannot be searched for
+    found = client.search_runs([experiment_id], f'attributes.run_name LIKE "{name}%"')
+    taken = {run.info.run_name for run in found}
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
 def log_run(events: list[Event], *, experiment: str, name: str) -> str:
@@ -193,7 +233,8 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
         except FileNotFoundError as error:
             log.warning("%s is missing and is not sent to MLflow", error.filename)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
+            # Of a deleted run nothing is accepted, and all goes to the next one.
+            if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, run_id):
                 raise
             log.warning("MLflow refuses an event, which is skipped: %s", error)
 

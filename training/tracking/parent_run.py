@@ -16,7 +16,7 @@ from training.run_dir.best_effort import best_effort
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import count_restarts, end_reason, read_progress, read_starts
+from training.run_dir.starts import count_restarts, end_reason, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Status, Tags, described
 from training.tracking.provenance import code_tags, launch_tags
@@ -79,20 +79,15 @@ class ParentRun:
         self.tracker.write(Artifact(path=str(self.run.recipe)))
 
     def compare_stages(self) -> None:
-        """Logs the current table of the stages, and what they have cost."""
+        """Logs the current table of the stages, and who trains them."""
         with best_effort("the table of stages"):
             self.tracker.write(*write_stage_table(self.recipe))
         starts = [start for stage in self.stages for start in read_starts(stage)]
         if not starts:
             return
-        progress = [found for stage in self.stages if (found := read_progress(stage))]
         restarts = sum(map(count_restarts, self.stages))
         workers = max(starts, key=lambda start: start.time).workers
         self.tracker.write(Tags(values={**workers.tags(), "restarts": str(restarts)}))
-        # MLflow shows the value of the largest step as the latest.
-        step = sum(record.step for record in progress)
-        hours = sum(record.worker_hours for record in progress)
-        self.tracker.metrics(step, {workers.hours_metric: hours, "restarts": float(restarts)})
 
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died before they could; no worker may be alive."""
@@ -102,6 +97,7 @@ class ParentRun:
             close_orphaned_run(
                 stage,
                 experiment=self.recipe.mlflow_experiment,
+                label=self.recipe.numbered(stage.name),
                 status="FINISHED" if done else status,
                 reason=None if done else end_reason(stage),
                 wait=max(1.0, deadline - time.monotonic()),

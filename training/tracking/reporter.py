@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -23,10 +24,10 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import (
+    count_restarts,
     end_reason,
     last_line,
     read_progress,
-    read_starts,
     record_end,
     record_start,
 )
@@ -34,6 +35,7 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Picture, Status, Tags, described
 from training.tracking.pictures import SAMPLES
 from training.tracking.provenance import code_tags, launch_tags
+from training.tracking.run_curves import RunCurves
 from training.tracking.tracker import STALL_SECONDS, Tracker
 
 
@@ -80,12 +82,21 @@ class StageReporter(Reporter):
             since: when the workers were connected, by `time.monotonic`.
         """
         self.recipe, self.folder, self.workers = recipe, folder, workers
-        self.tracker = Tracker(folder.run, experiment=recipe.mlflow_experiment, stage=folder.name)
+        self.tracker = Tracker(
+            folder.run,
+            experiment=recipe.mlflow_experiment,
+            stage=folder.name,
+            label=recipe.numbered(folder.name),
+        )
         self._lines = ProgressLines(recipe.stage(folder.name), on_gpus=workers.on_gpus)
-        self.restarts = 0
         before = read_progress(folder)
         self._hours_before = before.worker_hours if before else 0.0
         self._since = since
+
+    @cached_property
+    def _curves(self) -> RunCurves:
+        """Made when this start is recorded, which counts."""
+        return RunCurves(self.recipe, self.folder, self.workers, hours=self.worker_hours)
 
     @property
     def worker_hours(self) -> float:
@@ -125,10 +136,9 @@ class StageReporter(Reporter):
             self.tracker.write(Artifact(path=str(stacks), folder=self.folder.stacks.name))
 
     def started(self, step: int, *, skipped_checkpoints: str) -> None:
-        self.restarts = len(read_starts(self.folder))
         start = record_start(self.folder, self.workers, step, skipped_checkpoints)
         tags = {
-            "restarts": str(self.restarts),
+            "restarts": str(count_restarts(self.folder)),
             "restarted_after": start.ended_before or "",
             "skipped_checkpoints": skipped_checkpoints,
         }
@@ -158,8 +168,9 @@ class StageReporter(Reporter):
         self.tracker.close("FAILED", reason=end_reason(self.folder), wait=STALL_SECONDS)
 
     def metrics(self, step: int, *groups: Mapping[str, float]) -> None:
-        cost = {self.workers.hours_metric: self.worker_hours, "restarts": float(self.restarts)}
-        self.tracker.metrics(step, merge_unique(*groups, cost))
+        values = merge_unique(*groups)
+        self.tracker.metrics(step, values)
+        self._curves.metrics(step, values, hours=self.worker_hours)
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
         with best_effort(f"pictures in {self.folder.images}"):
@@ -169,6 +180,7 @@ class StageReporter(Reporter):
                 with storage.open_atomic(path) as file:
                     image.save(file, format="PNG")
                 self.tracker.write(Picture(key=key, step=step, path=path))
+                self._curves.picture(key, step, path)
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))

@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 from datagen.io import storage
@@ -24,17 +23,17 @@ Cell = str | int | float | None
 DONE, RESTARTS = ("state", "steps", "images"), "restarts"
 QUALITY = ("loss", "gan", "val")
 """Groups of metrics that are shown with their last values."""
-COST: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+SPEED: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "perf/images_per_second": ("images/s", statistics.fmean),
     "perf/tflops": ("TFLOP/s of a worker", statistics.fmean),
     "perf/mfu": ("MFU", statistics.fmean),
     "perf/hfu": ("HFU", statistics.fmean),
     "perf/data_wait_fraction": ("data wait", statistics.fmean),
     "perf/memory_gb": ("memory GB", max),
-    "perf/gpu_hours": ("GPU hours", itemgetter(-1)),
-    "perf/worker_hours": ("worker hours", itemgetter(-1)),
 }
-"""Speed and cost: the name of the row, and what is shown of all values."""
+"""Speed: the name of the row, and what is shown of all values."""
+HOURS = {True: "GPU hours", False: "worker hours"}
+"""Of all workers together, by whether they are GPUs."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ def stage_table(recipe: TrainingRecipe) -> StageTable:
         (name for name in found if name.split("/")[0] in QUALITY),
         key=lambda name: (QUALITY.index(name.split("/")[0]), name),
     )
-    cost = (row for row, _ in COST.values())
-    names = [name for name in (*DONE, *quality, *cost, RESTARTS) if name in found]
+    speed = (row for row, _ in SPEED.values())
+    rows_of_all = (*DONE, *quality, *speed, *HOURS.values(), RESTARTS)
+    names = [name for name in rows_of_all if name in found]
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
     return StageTable(("stage", *stages), rows)
 
@@ -83,9 +83,9 @@ def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
 def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
     """The cells of a stage by row name."""
     record = folder.finished_record()
-    progress = None if record else read_progress(folder)
+    starts, progress = read_starts(folder), read_progress(folder)
     metrics = read_metrics(folder.root)
-    started = "not finished" if read_starts(folder) else "not started"
+    started = "not finished" if starts else "not started"
     facts: dict[str, Cell] = {
         "state": "done" if record else started,
         "steps": record.steps if record else progress.step if progress else 0,
@@ -98,7 +98,9 @@ def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
     for name, value in last.items():
         if name.split("/")[0] in QUALITY:
             facts[name] = _rounded(value)
-    for name, (row, pick) in COST.items():
+    if starts and progress:
+        facts[HOURS[starts[-1].workers.on_gpus]] = _rounded(progress.worker_hours)
+    for name, (row, pick) in SPEED.items():
         if name in metrics:
             facts[row] = _rounded(pick(metrics[name].values))
     return facts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def reset_tracking(run: Path) -> None:
 
 def fully_sent(home: Path) -> bool:
     """Whether a run has ended, or never started, and all its events are sent."""
-    both = journals(home)
-    return both[0].ended and all(journal.all_sent for journal in both)
+    all_of_them = journals(home)
+    return all_of_them.metrics.ended and all(journal.all_sent for journal in all_of_them)
 
 
 @cache
@@ -52,16 +53,23 @@ class Tracker:
     """Journals and senders of one MLflow run: that of a stage, or the parent of all (None)."""
 
     def __init__(
-        self, run: Path, *, experiment: str, stage: str | None = None, begins: bool = True
+        self,
+        run: Path,
+        *,
+        experiment: str,
+        stage: str | None = None,
+        label: str | None = None,
+        begins: bool = True,
     ) -> None:
         """
         Args:
+            label: what a stage's run is called, after the name of its parent; null its own name.
             begins: the run starts now; False only sends what is unsent.
         """
         home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
-        self._journal, self._files = journals(home)
-        self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage)
+        self._journals = journals(home)
+        self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage, label=label)
         self._closing = threading.Event()
         if begins:
             self.write(Begin())
@@ -70,7 +78,10 @@ class Tracker:
             _say_that_all_waits(run)
         self._threads = [
             threading.Thread(target=self._send_all, args=each, name="mlflow", daemon=True)
-            for each in (("metrics", self._journal), ("files", self._files))
+            for each in (
+                ("metrics", (self._journals.curves, self._journals.metrics)),
+                ("files", (self._journals.pictures, self._journals.files)),
+            )
             if self._sends
         ]
         for thread in self._threads:
@@ -80,8 +91,8 @@ class Tracker:
         """Appends events, whatever the state of the server; on a full disk they wait for the next
         call."""
         for event in events:
-            journal = self._files if isinstance(event, Picture | Artifact) else self._journal
-            journal.append(event)
+            is_file = isinstance(event, Picture | Artifact)
+            (self._journals.files if is_file else self._journals.metrics).append(event)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
@@ -101,11 +112,11 @@ class Tracker:
         deadline = time.monotonic() + wait
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
-        if self._journal.unwritten:
-            log.warning("the last metrics are lost: %s cannot be written", self._journal.path)
+        if self._journals.metrics.unwritten:
+            lost = self._journals.metrics.path
+            log.warning("the last metrics are lost: %s cannot be written", lost)
             return False
-        both = (self._journal, self._files)
-        unsent = [str(journal.path) for journal in both if not journal.all_sent]
+        unsent = [str(journal.path) for journal in self._journals if not journal.all_sent]
         if unsent and self._sends:
             log.warning(
                 "MLflow at %s did not accept everything; the rest waits in %s and is sent when the "
@@ -115,17 +126,25 @@ class Tracker:
             )
         return not unsent
 
-    def _send_all(self, what: str, journal: Journal) -> None:
-        """Sends until closed; warns once per kind of error and says when MLflow is back."""
+    def _send_all(self, what: str, in_order: Sequence[Journal]) -> None:
+        """Sends until closed; warns once per kind of error and says when MLflow is back.
+
+        A journal is sent once those before it are: what the launcher writes at the end of a run
+        replaces what its workers wrote.
+        """
         warned: set[tuple[type[Exception], str | None]] = set()
         sent_since = 0
         while True:
             closing = self._closing.is_set()
             pause = 0.2
             try:
-                sent = journal.send(self._mlflow_run.send, run_id=self._mlflow_run.run_id())
+                sent = 0
+                for journal in in_order:
+                    sent += journal.send(self._mlflow_run.send, run_id=self._mlflow_run.run_id())
+                    if not journal.all_sent:
+                        break
                 sent_since += sent
-                if warned and journal.all_sent:
+                if warned and all(journal.all_sent for journal in in_order):
                     log.info("MLflow is back, %d events of %s sent", sent_since, what)
                     warned.clear()
                 if closing and not sent:
@@ -146,12 +165,18 @@ class Tracker:
 
 
 def close_orphaned_run(
-    stage: StagePaths, *, experiment: str, status: Status, reason: str | None, wait: float
+    stage: StagePaths,
+    *,
+    experiment: str,
+    label: str | None = None,
+    status: Status,
+    reason: str | None,
+    wait: float,
 ) -> None:
     """Ends the MLflow run of a stage whose process died before it could, and sends what is unsent;
     leaves one alone that ended and is fully sent."""
     if fully_sent(stage.root):
         return
-    has_ended = journals(stage.root)[0].ended
-    tracker = Tracker(stage.run, experiment=experiment, stage=stage.name, begins=False)
+    has_ended = journals(stage.root).metrics.ended
+    tracker = Tracker(stage.run, experiment=experiment, stage=stage.name, label=label, begins=False)
     tracker.close(None if has_ended else status, reason=reason, wait=wait)

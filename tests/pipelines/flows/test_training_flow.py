@@ -206,7 +206,7 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
     assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
     assert child.data.tags["command"] == tags["command"]
-    assert parent.data.metrics["perf/worker_hours"] > 0 == parent.data.metrics["restarts"]
+    assert parent.data.metrics["cost/worker_hours"] > 0 == parent.data.metrics["cost/restarts"]
     assert {"perf/tflops", "system/cpu_utilization_percentage"} <= set(child.data.metrics)
     assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
     assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(

@@ -57,8 +57,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_ag
     stacks = {item.path for item in client.list_artifacts(child.info.run_id, "stacks")}
     assert stacks == {f"stacks/{path.name}" for path in (first, second)}
     assert child.info.status == "FINISHED" and "failure" not in child.data.tags
-    assert child.data.metrics["restarts"] == 1
-    assert child.data.metrics["perf/worker_hours"] > 0
+    assert child.data.tags["restarts"] == "1"
     assert child.data.metrics["perf/tflops"] > 0
     assert "perf/mfu" not in child.data.metrics  # a CPU has no peak to compare with
     assert child.data.metrics["system/cpu_utilization_percentage"] >= 0
@@ -66,13 +65,13 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_ag
     assert child.data.tags["mlflow.source.name"].startswith("run.py")
     parent = client.get_run(names.parent)
     assert "failure" not in parent.data.tags
-    assert parent.info.status == "FINISHED" and parent.data.metrics["restarts"] == 1
+    assert parent.info.status == "FINISHED" and parent.data.metrics["cost/restarts"] == 1
     assert "| restarts | 1 |" in parent.data.tags["mlflow.note.content"]
     stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
     assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
     progress = json.loads(stage.progress.read_text())
     assert progress["worker_hours"] == pytest.approx(
-        child.data.metrics["perf/worker_hours"], abs=0.01
+        parent.data.metrics["cost/worker_hours"], abs=0.01
     )
 
 

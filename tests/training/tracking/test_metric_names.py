@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from tests.support.mlflow_runs import mlflow_names
 from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
@@ -18,8 +20,12 @@ LOSSES = {
 EVERY_STAGE = {
     *("optim/gradient_norm", "optim/learning_rate"),
     *("perf/images_per_second", "perf/data_wait_fraction", "perf/memory_gb", "perf/tflops"),
-    *("perf/checkpoint_seconds", "perf/checkpoint_gb", "perf/worker_hours", "restarts"),
-    *("checkpoints/failed", "checkpoints/newest_step", "data/skipped_samples"),
+    *("perf/checkpoint_seconds", "perf/checkpoint_gb"),
+    *("checkpoints/failed", "checkpoints/newest_step"),
+    *("data/skipped_samples", "data/images_seen"),
+}
+COSTS = {
+    *("cost/images_seen", "cost/worker_hours", "cost/restarts", "cost/data_wait_fraction"),
 }
 PER_START_AND_HOST = ("start/", "system/")
 """Seconds of each phase of a start, and the load of each host."""
@@ -33,6 +39,26 @@ def test_a_stage_reports_these_metrics_and_no_others(
     named = {name for name in names if not name.startswith(PER_START_AND_HOST)}
     assert named == LOSSES[stage] | EVERY_STAGE
     assert {name.split("/")[0] for name in names - named} == {"start", "system"}
+
+
+def test_the_parent_run_has_the_curves_of_both_stages_over_one_step(
+    undisturbed: TrainingRecipe,
+) -> None:
+    run = Path(undisturbed.output)
+    client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+    names = mlflow_names(run)
+    parent = client.get_run(names.parent)
+    curves = {"optim/gradient_norm", "perf/images_per_second", "perf/data_wait_fraction"}
+    losses = LOSSES["warmup"] | LOSSES["distill"]
+    assert parent.data.metrics.keys() == losses | curves | COSTS
+    for name in ("loss/fm", "perf/images_per_second", "cost/worker_hours"):
+        history = client.get_metric_history(names.parent, name)
+        assert [point.step for point in history] == list(range(10, 121, 10))
+    assert parent.data.metrics["cost/images_seen"] == 2 * 60 * 4
+    assert parent.data.tags["role"] == "training"
+    stage = client.get_run(names.stages["distill"])
+    assert stage.data.tags["role"] == "stage"
+    assert stage.info.run_name == f"{parent.info.run_name} · 2 distill"
 
 
 def test_a_value_that_is_not_finite_leaves_the_others_of_its_step(
