@@ -10,16 +10,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from training.checkpoints.reader import Damaged
 from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch, LatentLoader
@@ -33,11 +33,14 @@ from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import best_effort
-from training.run_dir.records import StageProgress
+from training.run_dir.records import ChosenStep, StageProgress
 from training.settings.stage import StageSettings
 from training.system_protocol import StageInputs
 from training.tracking.reporter import Reporter
 from training.trainer import Losses, StepTerms, Trainer
+from training.validation.best import BestSoFar
+from training.validation.figures import draw_figures, over_time_table
+from training.validation.validator import Validation
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +57,9 @@ class Loop:
     trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
-    pictures: Callable[[], Mapping[str, Image.Image]]
-    """Renders the pictures of the model as it is; every worker must call it."""
+    validate: Callable[[], Validation]
+    """Measures the model that the stage would end with now; every worker must call it."""
+    best: BestSoFar
     reporter: Reporter
     stop_requested: Callable[[], bool]
     skipped: SkippedList
@@ -83,6 +87,7 @@ class Loop:
         startup.mark("checkpoint")
         if state is not None:
             self.guard.errors.extend(state.errors)
+            self.best.restore(state.best)
         try:
             return self._train(Position() if state is None else state.position)
         finally:
@@ -93,10 +98,10 @@ class Loop:
         names = self.trainer.terms
         skipped_checkpoints = self.checkpoints.skipped_checkpoints
         self.reporter.started(position.step, skipped_checkpoints=skipped_checkpoints)
-        if position.step == 0:
-            self._draw(0)  # to compare with; MLflow's slider starts there
-            startup.mark("pictures")
         meter, device = Meter(self.trainer.headline), self.inputs.device
+        if position.step == 0:
+            self._validate(position, meter)  # to compare with; MLflow's slider starts there
+            startup.mark("validation")
         stopping = False
         while not stopping and not self.finished(position):
             sums = torch.zeros(len(names), 2, dtype=torch.float64, device=device)
@@ -123,11 +128,15 @@ class Loop:
                 startup.mark("first_step")
                 self.reporter.first_step(position.step, startup.metrics())
             meter.add(terms, images=position.images_seen - seen)
+            improved = False
+            if position.step % self.settings.validate_every_steps == 0 or self.finished(position):
+                improved = self._validate(position, meter)
             last = stopping or self.finished(position)
             if stopping and self.loader.rank == 0:
                 name = self.settings.name
                 log.info("%s: stopping, with a checkpoint of step %d", name, position.step)
-            if last or position.step % self.settings.checkpoint_every_steps == 0:
+            due = position.step % self.settings.checkpoint_every_steps == 0
+            if last or improved or due:
                 # The one before may still be on its way to a slow or busy storage.
                 self.watchdog.alive(f"step {step}, its checkpoint", next_is_long=True)
                 self._save(position)
@@ -136,15 +145,30 @@ class Loop:
                 self.checkpoints.finish()
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position, last)
-            if position.step % self.inputs.recipe.image_every_steps == 0 or self.finished(position):
-                self._draw(position.step)
-                self.watchdog.alive(f"the pictures of step {position.step}")
         batches.close()
         return position
 
     def finished(self, position: Position) -> bool:
-        """Whether the stage is done at `position`, by its steps or by convergence."""
-        return position.step >= self.settings.steps or self.trainer.converged
+        """Whether the stage is done at `position`, by its steps, convergence or early stopping."""
+        ended = self.trainer.converged or self.best.exhausted
+        return ended or position.step >= self.settings.steps
+
+    def choose_model(self, end: Position) -> ChosenStep:
+        """After the last step: restores the checkpoint that becomes the model, if that is not the
+        state at `end`; every worker must call it."""
+        best, metric = self.best.best, self.settings.best_metric
+        if self.settings.model_from == "last" or best is None:
+            return ChosenStep(end.step, "last")
+        why = f"best {metric}: {best.value:.6g}"
+        if best.step == end.step:
+            return ChosenStep(end.step, why)
+        try:
+            self.checkpoints.restore_step(self.trainer, best.step, self.origin)
+        except Damaged as damage:
+            if self.loader.rank == 0:
+                log.warning("the model is that of the last step, not of the best: %s", damage)
+            return ChosenStep(end.step, f"last, as the best one cannot be read: {damage}")
+        return ChosenStep(best.step, why)
 
     def _micro_step(self, batch: Batch, step: int) -> Losses:
         """One forward and backward pass; the last one of a step also updates the weights."""
@@ -215,6 +239,7 @@ class Loop:
             images_seen=position.images_seen,
             consumed=dict(position.consumed),
             errors=tuple(self.guard.errors),
+            best=self.best.found,
             origin=self.origin,
             world_size=self.loader.world_size,
             zero_stage=self.settings.zero_stage,
@@ -242,11 +267,21 @@ class Loop:
         if meter.progress_is_due(PROGRESS_SECONDS) or last:
             self.reporter.progress(self._progress(meter, step), last=last)
 
-    def _draw(self, step: int) -> None:
-        """Pictures of the model that the stage would end with now."""
-        with self.trainer.engine.averaged():
-            images = self.pictures()
-        self.reporter.pictures(step, images)
+    def _validate(self, position: Position, meter: Meter) -> bool:
+        """Validates, and reports it; returns whether a watched metric has a new best value."""
+        step = position.step
+        self.watchdog.alive(f"step {step}", next_is_long=True)
+        with meter.validation():
+            found = self.validate()
+        self.watchdog.alive(f"the validation of step {step}")
+        self.best.check(found.metrics)
+        improved = step > 0 and self.best.add(step, found.metrics)
+        if self.loader.rank == 0:
+            self.reporter.metrics(step, found.metrics)
+            self.reporter.validated(step, found.headline, table=over_time_table(found.over_time))
+            figures = draw_figures(found) if self.finished(position) else {}
+            self.reporter.pictures(step, {**found.pictures, **figures})
+        return improved
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:
         newest = self.checkpoints.newest

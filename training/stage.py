@@ -11,7 +11,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from datagen.samples.codecs import load_codec
 from training.checkpoints.records import CheckpointOrigin
 from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
-from training.data.loader import Batch, BatchReader, LatentLoader, preview_batch
+from training.data.held_out import held_out_groups, held_out_reader
+from training.data.loader import Batch, BatchReader, LatentLoader
 from training.data.schedule import Position, Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
@@ -38,17 +40,17 @@ from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog, connection_timeout
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import StageRecord, WorkerGroup
+from training.run_dir.records import ChosenStep, StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
 from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
+from training.validation.best import BestSoFar
+from training.validation.validator import Validation, Validator
 
 log = logging.getLogger(__name__)
-
-IMAGES_IN_GRID = 4
 
 
 def run_stage(
@@ -103,11 +105,12 @@ def build_stage(
     device = worker_device()
     reset_memory_peak(device)
     shards = ShardStore(dataset.root, cache=recipe_cache(recipe))
-    preview = None
-    # Under ZeRO-3 the other workers must help to evaluate the network.
-    if rank == 0 or recipe.stage(folder.name).zero_stage == 3:
-        preview = preview_batch(shards, dataset.manifest, IMAGES_IN_GRID).to(device)
-        check_dataset(recipe, system, preview)
+    reader = held_out_reader(shards, dataset.manifest)
+    groups = held_out_groups(dataset.manifest, recipe.validation_samples)
+    if rank == 0:
+        check_dataset(recipe, system, reader.read(groups[0]))
+        if reader.schedule.split == "train":
+            _say_that_nothing_is_held_out(dataset.root)
     dataset_recipe = dataset.manifest.dataset_recipe(dataset.root)
     inputs = StageInputs(
         recipe=recipe,
@@ -130,7 +133,18 @@ def build_stage(
     built = system.build(inputs)
     startup.mark("engine")
     with closing(built.trainer):
-        yield Stage(inputs, system, built, shards, preview, workers, connected, watchdog)
+        validator = Validator(reader, groups, codec=inputs.codec, device=device)
+        yield Stage(inputs, system, built, shards, validator, workers, connected, watchdog)
+
+
+@cache
+def _say_that_nothing_is_held_out(dataset: str) -> None:
+    """Once for all stages."""
+    log.warning(
+        "%s holds no samples out, so quality is not measured while training, and the pictures show "
+        "training samples; build the dataset with validation_fraction=0.02 to measure it",
+        dataset,
+    )
 
 
 @dataclass(frozen=True)
@@ -141,8 +155,7 @@ class Stage:
     system: System
     built: SystemStage
     shards: ShardStore
-    preview: Batch | None
-    """The samples of the pictures; None on workers that draw nothing."""
+    validator: Validator
     workers: WorkerGroup
     connected: float
     """When the workers were connected, by `time.monotonic`."""
@@ -164,11 +177,25 @@ class Stage:
         with reporter.end_recorded(), self.watchdog.hold_errors_at_end():
             end = loop.run()
             if loop.finished(end):
-                engine = self.built.trainer.engine
-                with engine.averaged(), engine.gathered_parameters():
+                chosen = loop.choose_model(end)
+                with self._whole_model():
                     if self.rank == 0:
-                        self._write_results(end)
+                        self._write_results(end, chosen)
         dist.barrier()
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[None]:
+        """In the block, the networks have the weights that the model would have now, whole on every
+        worker; all workers must enter it."""
+        engine = self.built.trainer.engine
+        with engine.averaged(), engine.gathered_parameters():
+            yield
+
+    def validate(self) -> Validation:
+        """Measures and shows the model that the stage would end with now; all workers call it."""
+        with self._whole_model():
+            found = self.validator.validate(self.built)
+            return replace(found, pictures={**found.pictures, **self.built.pictures()})
 
     def _reporter(self, peak: Peak | None) -> Reporter:
         if self.rank > 0:
@@ -223,7 +250,8 @@ class Stage:
                 keep=settings.keep_checkpoints,
                 keep_every_steps=settings.keep_every_steps,
             ),
-            pictures=lambda: self.built.pictures(self.preview),
+            validate=self.validate,
+            best=BestSoFar(settings),
             reporter=reporter,
             stop_requested=stop_requested,
             skipped=SkippedList(
@@ -252,10 +280,10 @@ class Stage:
             log.warning("the peak of this GPU is unknown: its utilization (MFU) is not reported")
         return peak
 
-    def _write_results(self, end: Position) -> None:
+    def _write_results(self, end: Position, chosen: ChosenStep) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
         inputs, folder = self.inputs, self.folder
-        self.built.save(folder.model)
+        self.built.save(folder.model, chosen)
         record = StageRecord(
             stage=folder.name,
             steps=end.step,

@@ -22,10 +22,11 @@ from training.data.loader import Batch
 from training.data.sample_decoder import BatchFields
 from training.engine.engine import Engine
 from training.run_dir.paths import StagePaths
+from training.run_dir.records import ChosenStep
 from training.settings.evaluation import Precision
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.trainer import Trainer
+from training.trainer import Losses, Trainer
 from training.weights.initialize import LoadReport
 from training.weights.model_folder import ModelConfig
 
@@ -52,11 +53,13 @@ class StageInputs:
         own = settings or self.settings
         return Engine(module, own, device=self.device, world_size=self.world_size)
 
-    def config_fields(self) -> dict[str, Any]:
+    def config_fields(self, chosen: ChosenStep) -> dict[str, Any]:
         """The fields of a `ModelConfig` that say what the model was trained on."""
         return {
             "degradation": self.dataset_recipe.degradation,
             "stage": self.folder.name,
+            "step": chosen.step,
+            "chosen": chosen.why,
             "recipe_digest": self.recipe.digest(),
             "dataset_digest": self.dataset.manifest.digest,
         }
@@ -76,12 +79,22 @@ class SystemStage(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What MLflow shows of the model beside its settings."""
 
-    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
-        """Pictures by name of the model with its current weights; every worker must call it, those
-        that draw nothing with None."""
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """The stage's losses of held-out samples; draws and terms as in training."""
 
-    def save(self, folder: Path) -> None:
-        """Writes the model folder, with whole parameters; only the first worker calls it."""
+    def restored(self, batch: Batch, *, steps: int) -> Tensor:
+        """HQ estimates of a batch's LQ by `steps` network evaluations, pixels (B, 3, H, W) in
+        [-1, 1], as the model would restore them now."""
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Pictures by name beside those of restored samples; every worker must call it."""
+
+    def save(self, folder: Path, chosen: ChosenStep) -> None:
+        """Writes the model folder, with whole parameters; only the first worker calls it.
+
+        Args:
+            chosen: the step whose weights the networks hold.
+        """
 
 
 class Restorer(Protocol):
@@ -129,7 +142,7 @@ class System(Protocol):
 
     @property
     def pictures_note(self) -> str:
-        """What the pictures of a stage show, for its page in MLflow (Markdown)."""
+        """What `SystemStage.pictures` shows, for the stage's page in MLflow (Markdown)."""
 
     def batch_fields(self, stage: StageSettings) -> BatchFields:
         """What the batches of a stage must hold."""

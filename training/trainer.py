@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +50,8 @@ class Losses:
     """Scalar with gradient."""
     terms: Mapping[str, Term]
     """By the names that MLflow shows, `loss/...`."""
+    over_time: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Of the terms that depend on a time t: each sample's t and value, (n,) each."""
 
     def stacked(self, names: Sequence[str]) -> Tensor:
         """Sums and counts (len(names), 2), float64, so that one all-reduce carries all of them.

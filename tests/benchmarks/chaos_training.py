@@ -239,7 +239,6 @@ def recipe_for(folder: Path, name: str) -> TrainingRecipe:
             "workers": 2,
             "model": MODEL,
             "stages": STAGES,
-            "image_every_steps": 500,
             "max_failures": 10 * KILLS,
         }
     )

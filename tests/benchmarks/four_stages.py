@@ -13,13 +13,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio
 
 from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import DegradedPhoto, degraded_photos, rgb_ssim
+from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
 from training.inference.upscaler import Upscaler, bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -92,10 +91,8 @@ def _print(
         image = bicubic(photo.small, (width, height))
         if upscaler is not None and steps is not None:
             image = upscaler.restore(image, steps=steps)
-        psnr = peak_signal_noise_ratio(photo.original, image, data_range=255)
-        rows.append(
-            (psnr, rgb_ssim(photo.original, image), _gradient(image) / _gradient(photo.original))
-        )
+        sharpness = _gradient(image) / _gradient(photo.original)
+        rows.append((*quality(photo.original, image), sharpness))
     psnr, similarity, sharpness = np.mean(rows, axis=0)
     print(
         f"| {name} | x{scale:g} | {steps or '-'} | {psnr:.2f} | {similarity:.4f} | "

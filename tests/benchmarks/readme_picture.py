@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio
 
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import DegradedPhoto, degraded_photos
+from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
 from training.inference.upscaler import Upscaler, bicubic
 from training.settings.evaluation import EvaluationSettings
 
@@ -138,7 +137,7 @@ def _gain(upscaler: Upscaler, photo: DegradedPhoto) -> float:
 
 
 def _psnr(photo: DegradedPhoto, image: np.ndarray) -> float:
-    return float(peak_signal_noise_ratio(photo.original, image, data_range=255))
+    return quality(photo.original, image).psnr
 
 
 if __name__ == "__main__":

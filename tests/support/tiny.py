@@ -46,6 +46,7 @@ STAGE = {
     "learning_rate": 1e-3,
     "precision": "fp32",
     "checkpoint_every_steps": 10,
+    "validate_every_steps": 30,
 }
 WARMUP = {"name": "warmup", "objective": {"kind": "flow_matching"}, **STAGE}
 DISTILL = {
@@ -146,7 +147,6 @@ def run_recipe(dataset: Path) -> RunMaker:
                 "mlflow_experiment": "tests",
                 "model": {**MODEL, **model},
                 "stages": stages,
-                "image_every_steps": 30,
             }
         )
 

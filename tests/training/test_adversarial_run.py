@@ -163,7 +163,7 @@ def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path:
     record = json.loads((_home(recipe) / "done.json").read_text())
     assert (record["steps"], record["images_seen"]) == (7, 28)  # 4 of warm-up, a window of 3
     assert (_home(recipe) / "checkpoints" / "step-000007").is_dir()
-    assert (_home(recipe) / "images" / "step-000007.png").is_file()
+    assert (_home(recipe) / "images" / "pictures-photo_1-000007.png").is_file()
 
 
 def test_the_loras_strength_is_chosen_at_inference(gan: TrainingRecipe) -> None:

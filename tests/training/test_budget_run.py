@@ -33,7 +33,7 @@ def test_every_step_has_the_size_of_its_budget_and_its_samples_are_counted(
     manifest = load_manifest(recipe.output)
     stage = {**WARMUP, "steps": STEPS, "budgets": BUDGETS}
     training = run_recipe(tmp_path / "run", stages=[stage])
-    training = training.model_copy(update={"manifest": recipe.output, "image_every_steps": STEPS})
+    training = training.model_copy(update={"manifest": recipe.output})
     train(training, tmp_path)
 
     draws = bucket_shares(training.stages[0], manifest)

@@ -74,7 +74,7 @@ def test_a_run_continues_with_the_same_dataset_at_another_address_only(
     )
     (home / "done.json").write_text(record.model_dump_json())
     shutil.copytree(Path(recipe.manifest).parent, tmp_path / "moved")
-    moved = {"manifest": str(tmp_path / "moved"), "image_every_steps": 7, "mlflow_experiment": "b"}
+    moved = {"manifest": str(tmp_path / "moved"), "validation_samples": 7, "mlflow_experiment": "b"}
     moved_recipe = recipe.model_copy(update=moved)
     assert check_run(moved_recipe).digest == digest
     write_recipe(moved_recipe, on_replace=reset_tracking)

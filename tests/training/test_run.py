@@ -28,6 +28,7 @@ from training.run_dir.starts import Start, append_line
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
+from training.tracking.pictures import PHOTO
 from training.tracking.tracker import reset_tracking
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_run_loss.json"
@@ -46,14 +47,15 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
     for name in ("warmup", "distill"):
         record = json.loads((stages / name / "done.json").read_text())
         assert (record["steps"], record["images_seen"]) == (60, 240)
-        for picture in ("step", "loss_over_times", "weighting_over_times"):
+        for picture in ("pictures-photo_1", "loss_over_times", "weighting_over_times"):
             assert (stages / name / "images" / f"{picture}-000060.png").is_file()
+        photos = [PHOTO.format(number) for number in range(1, 5)]
         journal = (stages / name / "files.jsonl").read_text().splitlines()
         pictures = [event for event in map(json.loads, journal) if event["kind"] == "picture"]
         assert [(event["key"], event["step"]) for event in pictures] == [
             (key, step)
             for step in (0, 30, 60)
-            for key in ("samples", "loss_over_times", "weighting_over_times")
+            for key in (*photos, "loss_over_times", "weighting_over_times")
             if (key, step) != ("loss_over_times", 0)
         ]
         checkpoints = sorted(p.name for p in (stages / name / "checkpoints").glob("step-*"))
@@ -134,14 +136,14 @@ def test_a_model_sharded_by_zero_3_is_sampled_resumed_and_saved_complete(
         "zero_stage": 3,
         "steps": 6,
         "checkpoint_every_steps": 3,
+        "validate_every_steps": 3,
     }
     model = {"guidance_conditioning": True, "time_embedding_scale": 10.0}
     recipe = run_recipe(tmp_path / "run", stages=[stage], **model)
-    recipe = recipe.model_copy(update={"image_every_steps": 3})
     train(recipe, tmp_path)
     home = Path(recipe.output) / "stages" / "distill"
     saved = weights(recipe, "distill")
-    assert (home / "images" / "step-000003.png").is_file()
+    assert (home / "images" / "pictures-photo_1-000003.png").is_file()
     upscaler = Upscaler.from_pretrained(recipe.output)
     assert upscaler.restorer.guidance == upscaler.config.guidance_strength == 2.5
     (home / "done.json").unlink()

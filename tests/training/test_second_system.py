@@ -27,13 +27,13 @@ from training.evaluation.evaluate import evaluate
 from training.inference.upscaler import Upscaler, bicubic
 from training.run import main
 from training.run_dir.paths import StagePaths
+from training.run_dir.records import ChosenStep
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import LoadOptions, StageInputs, System
 from training.tracking.journal import read_metrics
-from training.tracking.pictures import SAMPLES, image_grid
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
 from training.weights.model_folder import (
     WEIGHTS,
@@ -102,15 +102,17 @@ class ConvStage:
         engine = inputs.engine(StageModel(self.net))
         self.trainer = ObjectiveTrainer(engine, PixelObjective(inputs), inputs.settings)
 
-    @torch.no_grad()
-    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
-        if preview is None:
-            return {}
-        lq = self.inputs.codec.decode(preview.lq)
-        return {SAMPLES: image_grid([lq, self.net(lq)])}
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        return PixelObjective(self.inputs)(StageModel(self.net), batch, generator)
 
-    def save(self, folder: Path) -> None:
-        config = ConvConfig(model=ConvModel(), **self.inputs.config_fields())
+    def restored(self, batch: Batch, *, steps: int) -> Tensor:
+        return self.net(self.inputs.codec.decode(batch.lq))
+
+    def pictures(self) -> dict[str, Image.Image]:
+        return {}
+
+    def save(self, folder: Path, chosen: ChosenStep) -> None:
+        config = ConvConfig(model=ConvModel(), **self.inputs.config_fields(chosen))
         with new_model_folder(folder, config) as new:
             safetensors.torch.save_file(self.net.state_dict(), new / WEIGHTS)
 
@@ -130,7 +132,7 @@ class ConvRestorer:
 
 class ConvSystem:
     name = "bicubic and a convolution"
-    pictures_note = "`samples` has LQ and the model's."
+    pictures_note = ""
 
     def batch_fields(self, stage: StageSettings) -> BatchFields:
         return BatchFields(neg=False, pixels=True)
@@ -166,7 +168,6 @@ def _recipe(dataset: Path, output: Path) -> ConvRecipe:
             "mlflow_experiment": "tests",
             "model": {},
             "stages": [stage],
-            "image_every_steps": 30,
         }
     )
 
@@ -201,7 +202,7 @@ def test_it_trains_stops_and_resumes(trained: ConvRecipe) -> None:
     # Sixty steps lower it by less than batches differ; that weights change is seen when upscaling.
     losses = read_metrics(home)["loss/mse"].values
     assert len(losses) >= 6 and all(0 < loss < 0.1 for loss in losses)
-    assert (home / "images" / "step-000060.png").is_file()
+    assert (home / "images" / "pictures-photo_1-000060.png").is_file()
     progress = json.loads((home / "progress.json").read_text())
     assert progress["headline"] == "loss/mse" and progress["headline_value"] > 0
 

@@ -72,9 +72,10 @@ class CheckpointFolders:
 
     def tidy(self, commit: Commit) -> None:
         """After a commit: removes older checkpoints than the last `keep`, but none of a step that
-        `keep_every_steps` divides, and every leftover."""
+        `keep_every_steps` divides and none of the best, and every leftover."""
         folders = self.all()
-        kept = [folder.step for folder in folders if folder.is_committed][-self.keep :]
+        kept = set([folder.step for folder in folders if folder.is_committed][-self.keep :])
+        kept |= {best.step for best in commit.state.best.values()}
         for folder in folders:
             forever = self.keep_every_steps and folder.step % self.keep_every_steps == 0
             if not folder.is_committed or not (folder.step in kept or forever):

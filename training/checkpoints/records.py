@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from pydantic import ConfigDict
 from torch import Tensor
 
 from datagen.records import FrozenModel
@@ -51,6 +52,17 @@ class CheckpointOrigin(FrozenModel):
     dataset_digest: str
 
 
+class BestValue(FrozenModel):
+    """The best value of a held-out metric in a stage so far."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # of a model that diverged
+
+    value: float
+    step: int
+    waited: int = 0
+    """Validations since then."""
+
+
 class TrainerState(FrozenModel):
     """The state besides the networks that a stage needs to resume exactly, and its origin."""
 
@@ -60,6 +72,8 @@ class TrainerState(FrozenModel):
     """Samples taken from each bucket: the loader's position."""
     errors: tuple[float, ...]
     """Errors of the last steps, with which `LossGuard` compares the next one."""
+    best: dict[str, BestValue] = {}
+    """By held-out metric; the checkpoints of these steps are kept."""
     origin: CheckpointOrigin
     world_size: int
     """Number of workers that wrote it; any number, with any `zero_stage`, can read it."""

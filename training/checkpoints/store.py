@@ -134,17 +134,10 @@ class Checkpoints:
         damages: list[str] = []
         for number, folder in enumerate(reversed(committed)):
             try:
-                commit = self._from_first(partial(read_commit, folder.uri))
+                commit = self._restore(trained, folder.uri, origin)
             except Damaged as damage:
                 damages.append(str(damage))
                 continue
-            _check_origin(folder.uri, commit.state.origin, origin)
-            with open_checkpoint(folder.uri, commit) as saved:
-                found = self._from_all(saved.faults(index=self.rank, of=self.world_size))
-                if found:
-                    damages.append(found)
-                    continue
-                trained.restore(saved)
             self.newest = commit
             if self.rank == 0 and damages:
                 self._skip(committed[-number:], damages, commit.state.step)
@@ -155,6 +148,25 @@ class Checkpoints:
                 "the files, or remove that folder to start the stage over"
             )
         return None
+
+    def restore_step(self, trained: Trained, step: int, origin: CheckpointOrigin) -> None:
+        """Restores the checkpoint of a step, with the arguments of `resume`.
+
+        Raises:
+            Damaged: it is missing or damaged, and nothing was restored.
+        """
+        self._restore(trained, self.folders.of_step(step), origin)
+
+    def _restore(self, trained: Trained, uri: str, origin: CheckpointOrigin) -> Commit:
+        """Verifies a checkpoint, then restores it; raises `Damaged` on all workers or none."""
+        commit = self._from_first(partial(read_commit, uri))
+        _check_origin(uri, commit.state.origin, origin)
+        with open_checkpoint(uri, commit) as saved:
+            found = self._from_all(saved.faults(index=self.rank, of=self.world_size))
+            if found:
+                raise Damaged(found)
+            trained.restore(saved)
+        return commit
 
     def _skip(self, folders: list[StepFolder], damages: list[str], step: int) -> None:
         self.skipped_checkpoints = "; ".join(damages)

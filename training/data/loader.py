@@ -14,18 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from datagen.dataset.manifest import Manifest
-from datagen.dataset.records import CodecRecord, ShardRecord, Split
-from datagen.dataset.shards import DamagedShard
+from datagen.dataset.records import CodecRecord, ShardRecord
+from datagen.dataset.shards import DamagedShard, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
-from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, holds
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedSample
-from training.settings.stage import BatchSize
 
 AHEAD = 8
 """Batches prefetched."""
@@ -52,6 +49,8 @@ class Batch:
     micro: MicroStep = MicroStep()
     skipped: tuple[SkippedSample, ...] = ()
     """Samples that were unusable and are replaced in this batch."""
+    meta: tuple[bytes, ...] = ()
+    """Each sample's `meta.json`."""
 
     def require_pixels(self) -> Tensor:
         if self.pixels is None:
@@ -102,9 +101,9 @@ class BatchReader:
         fields, down = self.fields or self._stored(planned), self.codec.downsample
         latents = (self.codec.channels, size.height // down, size.width // down)
         buffer = BatchBuffer(samples, latents, (size.height, size.width), fields, pin=self.pin)
-        keys = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
+        read = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
         return Batch(
-            keys=tuple(keys),
+            keys=tuple(sample.key for sample in read),
             hq=buffer.latents["hq"],
             lq=buffer.latents["lq"],
             neg=buffer.latents.get("neg"),
@@ -112,6 +111,7 @@ class BatchReader:
             position=planned.position,
             micro=planned.micro,
             skipped=tuple(skipped.values()),
+            meta=tuple(sample.meta for sample in read),
         )
 
     def _fill(
@@ -120,15 +120,15 @@ class BatchReader:
         planned: PlannedBatch,
         buffer: BatchBuffer,
         skipped: dict[tuple[str, int | None], SkippedSample],
-    ) -> str:
-        """Fills a row of the batch with its sample or a replacement, and returns the key."""
+    ) -> ShardSample:
+        """Fills a row of the batch with its sample or a replacement, which is returned."""
         number = planned.numbers[row]
         own = self.schedule.location(planned.bucket, number)
         others = self.schedule.replacements(planned.bucket, number)
         tried: set[tuple[str, int | None]] = set()
         for location in itertools.chain([own], others):
             found = self._put(row, location, buffer)
-            if isinstance(found, str):
+            if isinstance(found, ShardSample):
                 return found
             skipped[found.place] = found
             tried.add(found.place)
@@ -139,7 +139,9 @@ class BatchReader:
             f"Last one: {found}. Check the dataset with 'flowmapsr dataset verify'"
         )
 
-    def _put(self, row: int, location: SampleLocation, buffer: BatchBuffer) -> str | SkippedSample:
+    def _put(
+        self, row: int, location: SampleLocation, buffer: BatchBuffer
+    ) -> ShardSample | SkippedSample:
         shard = location.shard
         index, samples = None, shard.num_samples
         key = None
@@ -149,7 +151,7 @@ class BatchReader:
             sample = self.store.read(location)
             key = sample.key
             buffer.put(row, sample)
-            return key
+            return sample
         except (DamagedShard, DamagedSample) as error:
             name, reason = shard.path, str(error)
             return SkippedSample(shard=name, index=index, key=key, samples=samples, reason=reason)
@@ -207,13 +209,3 @@ class LatentLoader:
             step = schedule.step_at(position)
             yield from step.micro_batches_of(self.rank, self.world_size)
             position = step.position
-
-
-def preview_batch(store: ShardStore, manifest: Manifest, size: int) -> Batch:
-    """The same few samples at every call, with all fields; validation samples if there are any."""
-    splits = {shard.split for shard in manifest.shards if shard.num_samples}
-    split: Split = "validation" if "validation" in splits else "train"
-    shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(size, size))
-    schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=1, split=split)
-    (planned,) = schedule.step_at(Position()).micro_batches_of(rank=0, world_size=1)
-    return BatchReader(store, schedule, manifest.codec, fields=None).read(planned)

@@ -141,6 +141,7 @@ class Schedule:
         """
         self.shares = {share.bucket: share for share in shares}
         self.seed = seed
+        self.split = split
         self.shuffle_window_shards = shuffle_window_shards
         self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.shares}
         for shard in manifest.shards:

@@ -5,38 +5,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from skimage.metrics import peak_signal_noise_ratio
+from PIL import Image
 
-from training.evaluation.evaluate import DegradedPhoto
+from training.evaluation.evaluate import DegradedPhoto, quality
 from training.inference.upscaler import Upscaler, bicubic
+from training.tracking.pictures import Panel, panel_row
 
 CROP = 192
 """Side of the shown part of each photo, pixels."""
-ZOOM = 2
-MARGIN = 8
-LABEL = 44
-BACKGROUND = (250, 250, 250)
-INK = (30, 30, 30)
-
-
-@dataclass(frozen=True)
-class Panel:
-    label: str
-    image: np.ndarray
-    """RGB uint8 (H, W, 3) at the size of the original."""
-    note: str
 
 
 def comparison(
     upscaler: Upscaler, photos: Sequence[DegradedPhoto], steps: Sequence[int]
 ) -> Image.Image:
     """A row for each photo; below every panel its name and its PSNR over the whole photo."""
-    rows = [_row(_panels(upscaler, photo, steps)) for photo in photos]
-    return Image.fromarray(np.concatenate(rows))
+    rows = [panel_row(_panels(upscaler, photo, steps), crop=CROP) for photo in photos]
+    return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
 
 
 def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> list[Panel]:
@@ -57,25 +43,4 @@ def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> l
 
 
 def _psnr(photo: DegradedPhoto, image: np.ndarray) -> str:
-    return f"{peak_signal_noise_ratio(photo.original, image, data_range=255):.2f} dB"
-
-
-def _row(panels: Sequence[Panel]) -> np.ndarray:
-    side = CROP * ZOOM
-    width = MARGIN + len(panels) * (side + MARGIN)
-    row = Image.new("RGB", (width, MARGIN + side + LABEL), BACKGROUND)
-    draw = ImageDraw.Draw(row)
-    font = ImageFont.load_default(16)
-    for index, panel in enumerate(panels):
-        left = MARGIN + index * (side + MARGIN)
-        row.paste(_crop(panel.image).resize((side, side), Image.Resampling.NEAREST), (left, MARGIN))
-        text = f"{panel.label}   {panel.note}"
-        draw.text((left, MARGIN + side + 8), text, fill=INK, font=font)
-    return np.asarray(row)
-
-
-def _crop(image: np.ndarray) -> Image.Image:
-    """The middle of the picture."""
-    height, width = image.shape[:2]
-    top, left = max(0, (height - CROP) // 2), max(0, (width - CROP) // 2)
-    return Image.fromarray(image[top : top + CROP, left : left + CROP])
+    return f"{quality(photo.original, image).psnr:.2f} dB"

@@ -1,7 +1,7 @@
 """Held-out photos, degraded by the model's own chain at fixed scales, restored and compared with
 the originals.
 
-PSNR and SSIM are scikit-image's. The degradation of a photo depends only on seed, photo and scale,
+The degradation of a photo depends only on seed, photo and scale,
 so every model and every number of steps sees the same LQ image.
 """
 
@@ -11,9 +11,10 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+import torch
 
 from datagen.degradation.apply import degrade_small
 from datagen.degradation.draw import draw_degradation
@@ -24,14 +25,12 @@ from datagen.photos.source_file import read_photo
 from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
 from training.data.schedule import seeded
+from training.evaluation.metrics import WINDOW, psnr, ssim
 from training.inference.upscaler import Upscaler, bicubic
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
-
-MIN_SIDE = 16
-"""Pixels; below it SSIM's window does not fit."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def degraded_photos(
         except ImageRejected as error:
             raise FlowmapsrError(f"{source.uri}: {error}; take it out of the folder") from error
         height, width = (int(side // scale * scale) for side in photo.shape[:2])
-        if min(height, width) < MIN_SIDE:
+        if min(height, width) < WINDOW:
             raise FlowmapsrError(
                 f"{source.uri}: {photo.shape[1]}x{photo.shape[0]} is too small to evaluate at "
                 f"scale {scale:g}; take it out of the folder or leave this scale out"
@@ -95,7 +94,7 @@ def _row(
     upscaler: Upscaler | None, steps: int, scale: float, photos: list[DegradedPhoto]
 ) -> EvaluationRow:
     """Means over the photos; without an upscaler the row of bicubic."""
-    psnr, ssim, seconds = [], [], []
+    qualities, seconds = [], []
     for photo in photos:
         height, width = photo.original.shape[:2]
         start = time.perf_counter()
@@ -104,19 +103,25 @@ def _row(
         else:
             result = upscaler.restore(upscaler.enlarge(photo.small, (width, height)), steps=steps)
         seconds.append(time.perf_counter() - start)
-        psnr.append(peak_signal_noise_ratio(photo.original, result, data_range=255))
-        ssim.append(rgb_ssim(photo.original, result))
+        qualities.append(quality(photo.original, result))
     return EvaluationRow(
         method=BICUBIC if upscaler is None else upscaler.method,
         scale=scale,
         steps=steps,
-        psnr=float(np.mean(psnr)),
-        ssim=float(np.mean(ssim)),
+        psnr=float(np.mean([one.psnr for one in qualities])),
+        ssim=float(np.mean([one.ssim for one in qualities])),
         seconds=float(np.mean(seconds)),
     )
 
 
-def rgb_ssim(original: np.ndarray, result: np.ndarray) -> float:
-    """SSIM with the Gaussian window of Wang et al. (2004), mean over the colors."""
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(original, result, channel_axis=2, data_range=255, **window))
+class Quality(NamedTuple):
+    """How close a restored photo is to its original."""
+
+    psnr: float
+    ssim: float
+
+
+def quality(original: np.ndarray, result: np.ndarray) -> Quality:
+    """Of two images, RGB uint8 (H, W, 3)."""
+    both = [torch.from_numpy(image.copy()).permute(2, 0, 1)[None] for image in (original, result)]
+    return Quality(float(psnr(*both)), float(ssim(*both)))

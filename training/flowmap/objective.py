@@ -144,16 +144,19 @@ class FlowMapObjective:
             total = total + perceptual.sum() / len(squared)
         if batch.micro.weight:  # else this worker only keeps pace with the others
             self.time_map.add(t, s, squared)
-        is_fm, nothing = times.is_flow_matching, squared[:0]
+        over_time = {}
+        for name, mask in ((FM, times.is_flow_matching), (SD, ~times.is_flow_matching)):
+            rows = mask.nonzero().squeeze(1)
+            over_time[name] = (select_rows(t, rows), select_rows(squared.detach(), rows))
+        nothing = squared[:0]
         # A part that the recipe leaves out counts no sample, so it is not reported.
         values = {
             TOTAL: total.detach().expand(len(squared)),
-            FM: select_rows(squared, is_fm.nonzero().squeeze(1)),
-            SD: select_rows(squared, (~is_fm).nonzero().squeeze(1)),
+            **{name: by_sample for name, (_, by_sample) in over_time.items()},
             PERCEPTUAL: nothing if perceptual is None else perceptual,
             WEIGHTING: nothing if phi is None else phi,
         }
-        return Losses(total, {name: Term.of(each) for name, each in values.items()})
+        return Losses(total, {name: Term.of(each) for name, each in values.items()}, over_time)
 
     def _times(self, n: int, generator: torch.Generator) -> Times:
         kind: TimeKind = "shortcut"

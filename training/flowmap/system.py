@@ -26,12 +26,12 @@ from training.flowmap.time_maps import draw_time_map, grid_times
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
+from training.run_dir.records import ChosenStep
 from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import LoadOptions, StageInputs
-from training.tracking.pictures import SAMPLES, image_grid
-from training.trainer import ObjectiveTrainer, Trainer
+from training.trainer import Losses, ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
 
 
@@ -40,7 +40,6 @@ class FlowMapSystem:
 
     name = "flowmapsr"
     pictures_note = (
-        "`samples` has a row for each photo: LQ, the model's 1, 2 and 4 steps, the original. "
         "`loss_over_times` is log10 of the loss over the times (t, s), `weighting_over_times` the "
         "learned weighting phi."
     )
@@ -93,12 +92,15 @@ class FlowMapStage:
         self.load_report = initial.report
         self.tags = {"prompt_embeddings": initial.prompts.made_by}
         self.guidance = usual_guidance(settings.objective.guidance)
+        perceptual = load_perceptual_loss(settings.perceptual, inputs.codec, inputs.device)
         self.objective = FlowMapObjective(
             settings.objective,
-            perceptual_loss=load_perceptual_loss(settings.perceptual, inputs.codec, inputs.device),
+            perceptual_loss=perceptual,
             # Called in training steps only, when there is a trainer.
             gathered_parameters=lambda: self.trainer.engine.gathered_parameters(),
         )
+        # One that gathers no parameters, as workers do not call it equally often.
+        self._held_out_objective = FlowMapObjective(settings.objective, perceptual_loss=perceptual)
         with explain_out_of_memory(settings):
             self.trainer = self._trainer(settings, initial.net)
 
@@ -122,28 +124,36 @@ class FlowMapStage:
             settings=adversarial,
         )
 
+    @property
+    def model(self) -> FlowMapStageModel:
+        module = self.trainer.engine.module
+        assert isinstance(module, FlowMapStageModel)
+        return module
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        # Not compiled, as it would be once more for every size of a group.
+        plain = FlowMapStageModel(self.model.net, self.model.weighting)
+        return self._held_out_objective(plain, batch, generator)
+
+    def restored(self, batch: Batch, *, steps: int) -> Tensor:
+        latents = sample(self.model.net.velocity(self.guidance), batch.lq, steps)
+        return self.inputs.codec.decode(latents)
+
     @torch.no_grad()
-    def pictures(self, preview: Batch | None) -> dict[str, Image.Image]:
+    def pictures(self) -> dict[str, Image.Image]:
         loss_over_times = self.objective.time_map.take(self.inputs.device)
-        if preview is None:
-            return {}
-        model = self.trainer.engine.module
-        assert isinstance(model, FlowMapStageModel)
-        u = model.net.velocity(self.guidance)
-        restored = (sample(u, preview.lq, steps) for steps in (1, 2, 4))
-        columns = [self.inputs.codec.decode(each) for each in (preview.lq, *restored, preview.hq)]
-        images = {SAMPLES: image_grid(columns)}
+        images = {}
         if np.isfinite(loss_over_times).any():  # there were steps since the last pictures
             with np.errstate(divide="ignore", invalid="ignore"):
                 logarithm = np.log10(loss_over_times)
             images["loss_over_times"] = draw_time_map(logarithm, "log10 of the loss")
-        if model.weighting is not None:
+        if self.model.weighting is not None:
             t, s = (times.to(self.inputs.device) for times in grid_times())
-            phi = model.weighting(t, s).view(loss_over_times.shape).cpu().numpy()
+            phi = self.model.weighting(t, s).view(loss_over_times.shape).cpu().numpy()
             images["weighting_over_times"] = draw_time_map(phi, "phi")
         return images
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, chosen: ChosenStep) -> None:
         net, adversarial = self.initial.net, self.inputs.settings.adversarial
         config = FlowMapConfig(
             model=net.settings,
@@ -153,7 +163,7 @@ class FlowMapStage:
             guidance_strength=self.guidance,
             prompt_embeddings=self.initial.prompts.made_by,
             lora=None if adversarial is None else adversarial.lora,
-            **self.inputs.config_fields(),
+            **self.inputs.config_fields(chosen),
         )
         save_model(folder, net, config, prompts=self.initial.prompts)
 

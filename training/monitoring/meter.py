@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import psutil
@@ -30,7 +31,8 @@ class Meter:
         """
         self.headline = headline
         self._reported: Recent | None = None
-        self._progress_time = time.monotonic()
+        self._began = self._progress_time = time.monotonic()
+        self._validated = 0.0
         self._start()
 
     def _start(self) -> None:
@@ -46,6 +48,15 @@ class Meter:
         self._waited += time.monotonic() - start
         return value
 
+    @contextmanager
+    def validation(self) -> Iterator[None]:
+        """Counts the block's duration as validation, not as training."""
+        start = time.monotonic()
+        yield
+        seconds = time.monotonic() - start
+        self._validated += seconds
+        self._since += seconds
+
     def add(self, terms: Mapping[str, tuple[float, float]], *, images: int) -> None:
         """Adds one step's terms, as sum and count over all workers, and its samples."""
         for name, (total, count) in terms.items():
@@ -55,12 +66,13 @@ class Meter:
 
     def metrics(self) -> dict[str, float]:
         """Means over the steps since the last call, at least one, named as in MLflow; terms without
-        a sample are left out."""
+        a sample are left out. The part of validation is that of all time so far."""
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._reported = self._so_far()
         speeds = {
             "perf/images_per_second": self._reported.images_per_second,
             "perf/data_wait_fraction": self._reported.data_wait_fraction,
+            "perf/validation_fraction": self._validated / (time.monotonic() - self._began),
         }
         self._start()
         return means | speeds

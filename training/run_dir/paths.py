@@ -45,6 +45,7 @@ class StagePaths:
         self.bad_step = self.root / "bad_step.json"
         self.deepspeed = self.root / "deepspeed.json"
         self.initialization = self.root / "initialization.txt"
+        self.loss_over_time = self.root / "loss_over_time.json"
         self.inputs = self.root / "inputs"
         self.images = self.root / "images"
         self.stacks = self.root / "stacks"

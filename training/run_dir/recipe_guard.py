@@ -54,7 +54,7 @@ def _is_correction(change: Change, recipe: TrainingRecipe) -> bool:
     """Whether a run that has begun may continue with the change."""
     first, _, rest = change.name.partition(".")
     stage, _, field = rest.partition(".")
-    if first != "stages" or field not in CORRECTABLE:
+    if first != "stages" or field.split(".")[0] not in CORRECTABLE:
         return False
     return StagePaths(Path(recipe.output), stage).finished_record() is None
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
 """Method of the baseline rows of an evaluation."""
+
+
+class ChosenStep(NamedTuple):
+    """The step whose weights are a stage's model."""
+
+    step: int
+    why: str
+    """Such as `last`, or `best val/psnr_nfe1: 24.3`."""
 
 
 class StageRecord(FrozenModel):

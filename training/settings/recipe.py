@@ -80,8 +80,9 @@ class TrainingRecipe(Settings):
     """Largest part of the training samples that may be skipped as unreadable or invalid; more end
     the run. So one damaged shard in a thousand does not end weeks of training, and in a dataset of
     less than a thousand samples the first bad one does."""
-    image_every_steps: Execution[int] = Field(500, ge=1)
-    """Steps between pictures of samples."""
+    validation_samples: Execution[int] = Field(64, ge=1)
+    """Largest number of held-out samples that each validation restores: the same ones in every
+    training on a dataset. A dataset without a validation split has none."""
     max_failures: Execution[int] = Field(3, ge=0)
     """How often workers may die and be restarted from the last checkpoint before the run fails."""
     watchdog_seconds: Execution[float] = Field(600.0, ge=1)

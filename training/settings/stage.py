@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from datagen.records import Correctable, Execution, Group, Probability, Settings, group_of
 from training.settings.adversarial import AdversarialSettings
@@ -48,6 +49,33 @@ class Budget(Settings):
     """Samples of one of its steps; null takes that of the stage."""
     micro_batch: int | None = Field(None, ge=1)
     """Samples that a worker processes at once; null takes that of the stage."""
+
+
+HIGHER_IS_BETTER, LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
+"""First words of the names of held-out metrics, after `val/`."""
+
+
+def _held_out(metric: str) -> str:
+    words = re.split(r"[/_]", metric.removeprefix("val/"))
+    if not metric.startswith("val/") or words[0] not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
+        raise ValueError(
+            f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, "
+            "val/gain_nfe1 or val/loss/fm"
+        )
+    return metric
+
+
+HeldOutMetric = Annotated[str, AfterValidator(_held_out)]
+"""The name of a metric of validation, as in MLflow."""
+
+
+class EarlyStopping(Settings):
+    """Ends a stage when a held-out metric has stopped improving."""
+
+    metric: HeldOutMetric = Field(examples=["val/psnr_nfe1"])
+    """The metric that is watched."""
+    patience: int = Field(ge=1, examples=[5])
+    """How many validations in a row may bring no new best."""
 
 
 class StageSettings(Settings):
@@ -108,6 +136,18 @@ class StageSettings(Settings):
     """Ends the stage at a step whose squared error is this many times the median of the last 100;
     null ends it only where the error is not finite. Single steps with small batches reach tens of
     times, and a loss that diverges soon passes 1000."""
+    validate_every_steps: Execution[int] = Field(500, ge=1)
+    """Steps between validations, beside one at the start and one at the end: held-out losses, PSNR
+    and SSIM of the weights that the model would have now, and pictures."""
+    keep_best: Correctable[HeldOutMetric | None] = None
+    """Also keeps the checkpoint with the best value of this metric of validation, such as
+    val/psnr_x4_nfe1."""
+    early_stopping: Correctable[EarlyStopping | None] = None
+    """Ends the stage when a metric of validation has stopped improving, whose best checkpoint is
+    kept too; null trains all steps."""
+    model_from: Correctable[Literal["last", "best"]] = "last"
+    """The checkpoint that becomes the stage's model, from which the next stage starts: the last
+    one, or the best by `keep_best` (by `early_stopping` where that is null)."""
     checkpoint_every_steps: Execution[int] = Field(500, ge=1)
     """Steps between checkpoints. Training waits for a copy to memory only, not for the files."""
     keep_checkpoints: Execution[int] = Field(2, ge=1)
@@ -129,6 +169,13 @@ class StageSettings(Settings):
         if self.budgets is None:
             return (self.batch_size(),)
         return tuple(self.batch_size(one) for one in self.budgets if one.probability > 0)
+
+    @property
+    def best_metric(self) -> str | None:
+        """The held-out metric by which a checkpoint is the best one."""
+        if self.keep_best is not None or self.early_stopping is None:
+            return self.keep_best
+        return self.early_stopping.metric
 
     @property
     def images_per_step(self) -> float:
@@ -171,6 +218,11 @@ class StageSettings(Settings):
             )
         if self.adversarial is not None:
             self._check_adversarial(self.adversarial)
+        if self.model_from == "best" and self.best_metric is None:
+            raise ValueError(
+                "model_from=best needs a metric to be best by: set keep_best, such as "
+                "keep_best=val/psnr_nfe1"
+            )
         return self
 
     def _check_budgets(self, budgets: tuple[Budget, ...]) -> None:

@@ -1,16 +1,17 @@
-"""Pictures of a stage while it trains: decoded samples side by side."""
+"""Pictures of restored samples: panels side by side, each with its name and a note."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SAMPLES = "samples"
-"""The picture of restored samples, which every system draws."""
+PHOTO = "pictures/photo_{}"
+"""Names of the pictures of restored samples in MLflow, numbered from 1."""
 NOTE = """\
 **Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
 to see them large. {pictures}
@@ -19,12 +20,46 @@ to see them large. {pictures}
 in `stacks`.
 """
 """The note at the top of a stage's page; `pictures` says what its pictures show."""
+SIDE = 384
+"""Side of a panel, pixels."""
+MARGIN = 8
+LABEL = 30
+BACKGROUND = (250, 250, 250)
+INK = (30, 30, 30)
 
 
-def image_grid(columns: Sequence[Tensor]) -> Image.Image:
-    """Batches of images (B, 3, H, W) in [-1, 1] as one picture: a row for each sample."""
-    rows = torch.cat([to_pixels(images) for images in columns], dim=3)
-    return Image.fromarray(np.concatenate(list(rows.permute(0, 2, 3, 1).cpu().numpy()), axis=0))
+@dataclass(frozen=True)
+class Panel:
+    """An image and what is written below it."""
+
+    label: str
+    image: np.ndarray
+    """RGB uint8 (H, W, 3); all panels of a row have one size."""
+    note: str
+
+
+def panel_row(panels: Sequence[Panel], *, crop: int) -> Image.Image:
+    """The panels side by side: of each image at most `crop` pixels in the middle, enlarged by a
+    whole factor."""
+    height, width = panels[0].image.shape[:2]
+    shown = (min(width, crop), min(height, crop))
+    zoom = max(1, SIDE // max(shown))
+    size = (zoom * shown[0], zoom * shown[1])
+    total = MARGIN + len(panels) * (size[0] + MARGIN)
+    row = Image.new("RGB", (total, MARGIN + size[1] + LABEL), BACKGROUND)
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(15)
+    for index, panel in enumerate(panels):
+        left = MARGIN + index * (size[0] + MARGIN)
+        middle = _middle(panel.image, *shown).resize(size, Image.Resampling.NEAREST)
+        row.paste(middle, (left, MARGIN))
+        text = f"{panel.label}   {panel.note}"
+        draw.text((left, MARGIN + size[1] + 6), text, fill=INK, font=font)
+    return row
+
+
+def _middle(image: np.ndarray, width: int, height: int) -> Image.Image:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return Image.fromarray(image[top : top + height, left : left + width])
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ loop.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,10 +34,11 @@ from training.run_dir.starts import (
 )
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Picture, Status, Tags, described
-from training.tracking.pictures import SAMPLES
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
 from training.tracking.tracker import STALL_SECONDS, Tracker
+
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -60,6 +62,9 @@ class Reporter:
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
         """Pictures by name; those that cannot be written are skipped."""
+
+    def validated(self, step: int, summary: str, *, table: str) -> None:
+        """A validation in words, and its losses by time as a JSON table; both may be empty."""
 
     def checkpoint_failed(self, problem: str) -> None:
         """Why a checkpoint is missing."""
@@ -175,12 +180,19 @@ class StageReporter(Reporter):
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
         with best_effort(f"pictures in {self.folder.images}"):
             for key, image in images.items():
-                name = f"step-{step:06d}.png" if key == SAMPLES else f"{key}-{step:06d}.png"
+                name = f"{key.replace('/', '-')}-{step:06d}.png"
                 path = str(self.folder.images / name)
                 with storage.open_atomic(path) as file:
                     image.save(file, format="PNG")
                 self.tracker.write(Picture(key=key, step=step, path=path))
                 self._curves.picture(key, step, path)
+
+    def validated(self, step: int, summary: str, *, table: str) -> None:
+        if summary:
+            log.info("%s: step %d, %s", self.folder.name, step, summary)
+        if table:
+            with best_effort(str(self.folder.loss_over_time)):
+                self._write(self.folder.loss_over_time, table)
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))

@@ -35,6 +35,10 @@ class ModelConfig(FrozenModel):
     degradation: DegradationSettings
     """The chain behind the training pairs; evaluation degrades with the same."""
     stage: str
+    step: int | None = None
+    """Of the stage, whose weights these are; null in models written before it was kept."""
+    chosen: str = "last"
+    """Why that step: the last one, or the best by a held-out metric."""
     recipe_digest: str
     dataset_digest: str
 

@@ -96,7 +96,6 @@ def recipe_of(case: str, work: Path, *, tiny: bool) -> TrainingRecipe:
             "seed": 3,
             "mlflow_experiment": "first",
             "model": TINY_MODEL if tiny else MODEL,
-            "image_every_steps": STAGE["steps"],
             "stages": [{**stage, **small} for stage in CASES[case]],
         }
     )

@@ -22,7 +22,7 @@ from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader, preview_batch
+from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader
 from training.data.sample_decoder import BatchFields
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
@@ -223,11 +223,6 @@ def test_a_bucket_without_a_usable_sample_is_an_error(
 ) -> None:
     with pytest.raises(FlowmapsrError, match=r"bucket 32x32: 3 samples or shards in a row cannot"):
         _take(tmp_path, manifest, 1)
-
-
-def test_pictures_always_show_the_same_samples(dataset: Path, manifest: Manifest) -> None:
-    first, second = (preview_batch(ShardStore(str(dataset)), manifest, 3) for _ in range(2))
-    assert first.keys == second.keys and len(first.keys) == 3
 
 
 def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Manifest) -> None:

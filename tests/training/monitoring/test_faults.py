@@ -23,7 +23,8 @@ from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import WARMUP, RunMaker, rewritten
 from training.checkpoints.reader import read_commit
 from training.data.bucket_mix import bucket_shares
-from training.data.loader import Batch, preview_batch
+from training.data.held_out import held_out_groups, held_out_reader
+from training.data.loader import Batch
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.monitoring.loss_guard import MIN_STEPS
@@ -240,6 +241,7 @@ def test_guidance_without_negatives_is_refused_before_any_stage_trains(
 
 def test_a_dataset_without_negatives_can_be_read(without_negatives: Path) -> None:
     store = ShardStore(str(without_negatives))
-    batch = preview_batch(store, load_manifest(str(without_negatives)), 2)
+    manifest = load_manifest(str(without_negatives))
+    batch = held_out_reader(store, manifest).read(held_out_groups(manifest, 2)[0])
     assert batch.neg is None and batch.to(torch.device("cpu")).neg is None
     assert batch.hq.shape == batch.lq.shape

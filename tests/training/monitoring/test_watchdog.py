@@ -27,7 +27,7 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_ag
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[STAGE])
-    recipe = recipe.model_copy(update={"watchdog_seconds": 5.0, "image_every_steps": 100})
+    recipe = recipe.model_copy(update={"watchdog_seconds": 5.0})
     process = start_workers(recipe, tmp_path, module="tests.training.workers.stalling_run")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0

@@ -17,6 +17,7 @@ from training.settings.recipe import TrainingRecipe
 
 TEXT = {"kind": "text_encoders", "source": "/encoders"}
 GUIDED = {"kind": "self_distillation", "guidance": {}}
+BEST = {"early_stopping": {"metric": "val/psnr_nfe1", "patience": 3}}
 GAN = {**DISTILL, "name": "gan", "steps": 900, "dynamic_weighting": False, "adversarial": {}}
 RECIPES = (
     DatasetRecipe.model_validate(
@@ -34,7 +35,7 @@ RECIPES = (
             "prompts": TEXT,
             "stages": [
                 {**WARMUP, "budgets": [{"side": 32, "probability": 1}]},
-                {**DISTILL, "perceptual": {"kind": "lpips"}, "objective": GUIDED},
+                {**DISTILL, "perceptual": {"kind": "lpips"}, "objective": GUIDED, **BEST},
                 GAN,
             ],
         }
@@ -48,7 +49,7 @@ Change = tuple[str, Group, BaseModel]
 def _changes(model: BaseModel, outer: Group = Group.CONTENT) -> Iterator[Change]:
     """Every setting at any depth: its name, its group and the model with another value of it."""
     for name, field in type(model).model_fields.items():
-        group = outer if outer is Group.EXECUTION else group_of(field)
+        group = outer if outer is not Group.CONTENT else group_of(field)
         value = getattr(model, name)
         inner = value if isinstance(value, tuple) else (value,)
         if not any(isinstance(item, BaseModel) for item in inner):
@@ -109,13 +110,15 @@ def test_settings_of_where_and_how_a_run_executes_are_not_content() -> None:
     names = {name for name, group, _ in _changes(RECIPES[1]) if group is Group.EXECUTION}
     assert names >= {
         *("manifest", "output", "checkpoints", "cache_dir", "workers.max", "placement"),
-        *("image_every_steps", "mlflow_experiment", "watchdog_seconds", "max_failures"),
-        *("stages.zero_stage", "stages.checkpoint_every_steps"),
+        *("validation_samples", "mlflow_experiment", "watchdog_seconds", "max_failures"),
+        *("stages.zero_stage", "stages.checkpoint_every_steps", "stages.validate_every_steps"),
     }
     correctable = {name for name, group, _ in _changes(RECIPES[1]) if group is Group.CORRECTABLE}
     assert correctable == {
         *("stages.learning_rate", "stages.lr_final_fraction", "stages.lr_warmup_steps"),
-        "stages.gradient_clipping",
+        *("stages.gradient_clipping", "stages.keep_best", "stages.model_from"),
+        *("stages.early_stopping", "stages.early_stopping.metric"),
+        "stages.early_stopping.patience",
     }
 
 

@@ -1,0 +1,73 @@
+"""Which validation was the best one so far, and whether that was too long ago."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from datagen.errors import FlowmapsrError
+from training.checkpoints.records import BestValue
+from training.settings.stage import HIGHER_IS_BETTER, StageSettings
+
+
+class BestSoFar:
+    """The best value of every watched metric of a stage; the same on all workers."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self.settings = settings
+        early = settings.early_stopping
+        named = (settings.keep_best, None if early is None else early.metric)
+        self.watched = tuple(dict.fromkeys(name for name in named if name is not None))
+        self.found: dict[str, BestValue] = {}
+
+    def restore(self, found: Mapping[str, BestValue]) -> None:
+        """Continues from what a checkpoint has; metrics that are watched only now begin anew."""
+        self.found = {name: found[name] for name in self.watched if name in found}
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Compares a validation; returns whether a watched metric has a new best value."""
+        improved = False
+        for name in self.watched:
+            value, best = metrics[name], self.found.get(name)
+            if best is None or _is_better(name, value, best.value):
+                self.found[name] = BestValue(value=value, step=step)
+                improved = True
+            else:
+                self.found[name] = best.model_copy(update={"waited": best.waited + 1})
+        return improved
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Refuses a watched metric that validation does not measure, at its first one.
+
+        Raises:
+            FlowmapsrError: naming it and those that are measured.
+        """
+        for name in self.watched:
+            if not metrics:
+                raise FlowmapsrError(
+                    f"stage {self.settings.name!r} watches {name}, but the dataset holds nothing "
+                    "out: build it with validation_fraction=0.02, or remove keep_best and "
+                    "early_stopping"
+                )
+            if name not in metrics:
+                raise FlowmapsrError(
+                    f"stage {self.settings.name!r} watches {name}, which is not measured on this "
+                    f"dataset; there are {', '.join(sorted(metrics))}"
+                )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the stage ends early."""
+        early = self.settings.early_stopping
+        best = None if early is None else self.found.get(early.metric)
+        return early is not None and best is not None and best.waited >= early.patience
+
+    @property
+    def best(self) -> BestValue | None:
+        """By the metric that chooses the stage's model."""
+        return self.found.get(self.settings.best_metric or "")
+
+
+def _is_better(name: str, value: float, best: float) -> bool:
+    """NaN is never better."""
+    higher = name.removeprefix("val/").startswith(HIGHER_IS_BETTER)
+    return value > best if higher else value < best

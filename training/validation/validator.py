@@ -1,0 +1,231 @@
+"""Validation while training: losses and quality of the present model on held-out samples.
+
+Every worker measures its share of the groups, and all get the same result, which does not depend
+on how many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from datagen.samples.codecs import Codec
+from training.data.loader import Batch, BatchReader
+from training.data.schedule import PlannedBatch, seeded
+from training.evaluation.metrics import psnr, ssim
+from training.tracking.pictures import PHOTO, Panel, panel_row, to_pixels
+from training.trainer import Losses, StepTerms
+from training.validation.samples import HeldOutGroup, read_group
+from training.validation.spectrum import power_spectrum
+
+STEPS = (1, 2, 4)
+"""Network evaluations of a restored image."""
+BICUBIC, ORIGINAL = "bicubic", "original"
+MOST_DB = 100.0
+"""PSNR of an image without any error, which would be infinite."""
+SHOWN = 256
+"""Largest side of the shown part of a sample, pixels."""
+PICTURES = 4
+"""Most samples of the first group that are shown."""
+
+Points = Sequence[tuple[float, float]]
+
+
+class Model(Protocol):
+    """A stage's model with its present weights; see `SystemStage`."""
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses: ...
+
+    def restored(self, batch: Batch, *, steps: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was measured, the same on every worker; where nothing is held out, only pictures."""
+
+    metrics: Mapping[str, float]
+    """By the names that MLflow shows, `val/...`."""
+    over_time: Mapping[str, Points]
+    """Of each loss that depends on a time: t and value of every sample."""
+    spectra: Mapping[str, np.ndarray]
+    """Of bicubic, restored and original images: the mean power in each band of frequency."""
+    pictures: Mapping[str, Image.Image]
+    """By name; on the first worker only."""
+
+    @property
+    def headline(self) -> str:
+        """For a person; empty where nothing is held out."""
+        quality, gain = (self.metrics.get(f"val/{name}_nfe1") for name in ("psnr", "gain"))
+        if quality is None or gain is None:
+            return ""
+        return f"held out: one step {quality:.2f} dB, {gain:+.2f} over bicubic"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The values of a group."""
+
+    number: int
+    scales: tuple[int, ...]
+    terms: StepTerms
+    over_time: dict[str, Points]
+    psnr: dict[str, np.ndarray]
+    """Each sample's, by method; so are the other two."""
+    ssim: dict[str, np.ndarray]
+    spectra: dict[str, np.ndarray]
+
+
+class Validator:
+    """The held-out samples of one worker, read at the first validation."""
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        groups: Sequence[PlannedBatch],
+        *,
+        codec: Codec,
+        device: torch.device,
+    ) -> None:
+        """
+        Args:
+            groups: all of them, on every worker.
+        """
+        self._reader = reader
+        self._codec = codec
+        self._device = device
+        self._held_out = reader.schedule.split == "validation"
+        rank, workers = dist.get_rank(), dist.get_world_size()
+        numbers = range(rank, len(groups) if self._held_out else 1, workers)
+        self._planned = {number: groups[number] for number in numbers}
+        self._groups: list[HeldOutGroup] | None = None
+
+    @torch.no_grad()
+    def validate(self, model: Model) -> Validation:
+        """Measures the model; every worker must call it, with whole parameters."""
+        if self._groups is None:
+            self._groups = [
+                read_group(self._reader, planned, number, codec=self._codec, device=self._device)
+                for number, planned in self._planned.items()
+            ]
+        mine: list[_Measured] = []
+        pictures: dict[str, Image.Image] = {}
+        for group in self._groups:
+            images = {BICUBIC: group.bicubic}
+            for steps in STEPS:
+                images[f"nfe{steps}"] = to_pixels(model.restored(group.batch, steps=steps))
+            if self._held_out:
+                mine.append(_measure(group, images, model))
+            if group.number == 0:
+                pictures = _pictures(group, images)
+        everyone: list[list[_Measured]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, mine)
+        found = sorted((one for each in everyone for one in each), key=lambda one: one.number)
+        return Validation(
+            metrics=_metrics(found),
+            over_time=_joined(one.over_time for one in found),
+            spectra=_mean_spectra(found),
+            pictures=pictures,
+        )
+
+
+def _measure(group: HeldOutGroup, images: Mapping[str, Tensor], model: Model) -> _Measured:
+    # The noise of a group is the same at every validation, in every training.
+    seed = int(seeded("validation", group.number).integers(2**62))
+    losses = model.losses(group.batch, torch.Generator().manual_seed(seed))
+    original = group.originals
+    compared = {**images, ORIGINAL: original}
+    return _Measured(
+        number=group.number,
+        scales=group.scales,
+        terms={name: (float(term.sum), term.count) for name, term in losses.terms.items()},
+        over_time={
+            name: list(zip(t.tolist(), values.tolist(), strict=True))
+            for name, (t, values) in losses.over_time.items()
+        },
+        psnr={name: _array(psnr(original, one).clamp(max=MOST_DB)) for name, one in images.items()},
+        ssim={name: _array(ssim(original, one)) for name, one in images.items()},
+        spectra={name: _array(power_spectrum(one)) for name, one in compared.items()},
+    )
+
+
+def _array(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.cpu().numpy()
+    return array
+
+
+def _metrics(found: Sequence[_Measured]) -> dict[str, float]:
+    """`val/loss/...`, and PSNR, SSIM and gain over bicubic of all samples and of each group of
+    scale: `val/psnr_nfe1`, `val/psnr_x4_nfe1`, `val/gain_x4_nfe1`."""
+    if not found:
+        return {}
+    metrics = {}
+    for name in found[0].terms:
+        total, count = (
+            sum(parts) for parts in zip(*(one.terms[name] for one in found), strict=True)
+        )
+        if count:
+            metrics[f"val/{name}"] = total / count
+    scales = np.array([scale for one in found for scale in one.scales])
+    rows = {"": np.ones(len(scales), bool)}
+    rows |= {f"_x{scale}": scales == scale for scale in sorted(set(scales.tolist()))}
+    for method in found[0].psnr:
+        values = {
+            "psnr": np.concatenate([one.psnr[method] for one in found]),
+            "ssim": np.concatenate([one.ssim[method] for one in found]),
+        }
+        if method != BICUBIC:
+            base = np.concatenate([one.psnr[BICUBIC] for one in found])
+            values["gain"] = values["psnr"] - base
+        metrics |= {
+            f"val/{measure}{group}_{method}": float(each[chosen].mean())
+            for measure, each in values.items()
+            for group, chosen in rows.items()
+        }
+    return metrics
+
+
+def _joined(parts: Iterable[Mapping[str, Points]]) -> dict[str, Points]:
+    joined: dict[str, Points] = {}
+    for part in parts:
+        for name, points in part.items():
+            joined[name] = [*joined.get(name, ()), *points]
+    return joined
+
+
+def _mean_spectra(found: Sequence[_Measured]) -> dict[str, np.ndarray]:
+    methods = found[0].spectra if found else ()
+    return {
+        method: np.concatenate([one.spectra[method] for one in found]).mean(axis=0)
+        for method in methods
+    }
+
+
+def _pictures(group: HeldOutGroup, images: Mapping[str, Tensor]) -> dict[str, Image.Image]:
+    """A row for each of a few samples, of different photos first: LQ, bicubic, restored, HQ."""
+    photos = [key.partition("-")[0] for key in group.batch.keys]
+    order = sorted(range(len(photos)), key=lambda index: photos[:index].count(photos[index]))
+    pictures = {}
+    for number, index in enumerate(order[:PICTURES], start=1):
+        original, small = group.originals[index], group.small[index]
+        height, width = original.shape[1:]
+        enlarged = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
+        panels = [Panel("LQ", np.asarray(enlarged), f"{small.shape[1]}x{small.shape[0]}")]
+        for name, batch in images.items():
+            quality = float(psnr(original[None], batch[index : index + 1]))
+            label = name if name == BICUBIC else f"NFE {name.removeprefix('nfe')}"
+            panels.append(Panel(label, _pixels(batch[index]), f"{quality:.2f} dB"))
+        panels.append(Panel("HQ", _pixels(original), f"{width}x{height}"))
+        pictures[PHOTO.format(number)] = panel_row(panels, crop=SHOWN)
+    return pictures
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) -> (H, W, 3) in host memory."""
+    return _array(image.permute(1, 2, 0))
