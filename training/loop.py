@@ -126,7 +126,7 @@ class Loop:
             self.trainer.end_step(terms, step=step)
             if "first_step" not in startup.seconds:  # the last phase of a start
                 startup.mark("first_step")
-                self.reporter.first_step(position.step, startup.metrics())
+                self.reporter.first_step(position.step, startup.seconds)
             meter.add(terms, images=position.images_seen - seen)
             improved = False
             if position.step % self.settings.validate_every_steps == 0 or self.finished(position):
@@ -296,6 +296,7 @@ class Loop:
             updated=time.time(),
             checkpoint_step=newest.state.step if newest else 0,
             checkpoint_time=newest.saved if newest else 0.0,
+            checkpoint_gb=newest.bytes / 1e9 if newest else 0.0,
             worker_hours=self.reporter.worker_hours,
             problem=self.checkpoints.problem,
             data_wait_fraction=recent.data_wait_fraction,

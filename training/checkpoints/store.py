@@ -90,13 +90,8 @@ class Checkpoints:
 
     def metrics(self) -> dict[str, float]:
         """On the first worker: the step that a restart would resume from, the number of failures
-        since the start, and the seconds and 10^9 bytes of the last checkpoint."""
-        cost: dict[str, float] = {}
-        if self._seconds and self.newest is not None:
-            cost = {
-                "perf/checkpoint_seconds": self._seconds,
-                "perf/checkpoint_gb": self.newest.bytes / 1e9,
-            }
+        since the start, and the seconds that the last checkpoint took."""
+        cost = {"perf/checkpoint_seconds": self._seconds} if self._seconds else {}
         newest, failed = float(self._last_step()), float(self.failed)
         return {"checkpoints/newest_step": newest, "checkpoints/failed": failed} | cost
 

@@ -20,17 +20,13 @@ class StartupTimer:
         """Drops all phases; `started` is in seconds since the epoch."""
         self._last = started
         self.seconds: dict[str, float] = {}
+        """Of each phase, in order."""
 
     def mark(self, phase: str, *, at: float | None = None) -> None:
         """Ends a phase, now or `at` seconds since the epoch."""
         now = time.time() if at is None else at
         self.seconds[phase] = max(0.0, now - self._last)
         self._last = now
-
-    def metrics(self) -> dict[str, float]:
-        """Seconds of each phase and in total, named as in MLflow."""
-        phases = {f"start/{phase}_seconds": value for phase, value in self.seconds.items()}
-        return phases | {"start/seconds": sum(self.seconds.values())}
 
 
 def process_started() -> float:

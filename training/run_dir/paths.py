@@ -40,6 +40,8 @@ class StagePaths:
         self.checkpoints = self.root / "checkpoints"
         self.progress = self.root / "progress.json"
         self.starts = self.root / "starts.jsonl"
+        self.start_seconds = self.root / "start_seconds.jsonl"
+        self.start_table = self.root / "starts.json"
         self.ended = self.root / "ended.json"
         self.skipped = self.root / "skipped.jsonl"
         self.bad_step = self.root / "bad_step.json"

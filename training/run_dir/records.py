@@ -74,6 +74,8 @@ class StageProgress(FrozenModel):
     """Part of the time that the first worker waited for data."""
     memory_gb: float = 0.0
     """Of the first worker: the peak on its GPU, or what is resident, in 10^9 bytes."""
+    checkpoint_gb: float = 0.0
+    """Size of the newest checkpoint, 10^9 bytes."""
 
     def seconds_left(self, images_per_step: float) -> float | None:
         """At the present speed; None when that is not known."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 
@@ -34,6 +35,15 @@ class Start(FrozenModel):
     """Why the start before this one ended; None for the first."""
     skipped_checkpoints: str = ""
     """Corrupt checkpoints that were skipped, with the reasons."""
+
+
+class StartSeconds(FrozenModel):
+    """A line of `start_seconds.jsonl`: where the time before the first step of a start went."""
+
+    start: int
+    """Its number, from 1."""
+    seconds: dict[str, float]
+    """Of each phase, in order."""
 
 
 class EndRecord(FrozenModel):
@@ -76,6 +86,13 @@ def record_start(
     return start
 
 
+def record_seconds(stage: StagePaths, seconds: Mapping[str, float]) -> None:
+    """Records how long the phases of the current start took."""
+    with best_effort("the seconds of a start"):
+        found = StartSeconds(start=len(read_starts(stage)), seconds=dict(seconds))
+        append_line(stage.start_seconds, found)
+
+
 def record_end(stage: StagePaths, reason: str) -> None:
     """Records how the current start ended; the next one reports it."""
     ended = EndRecord(time=time.time(), reason=reason)
@@ -86,6 +103,11 @@ def record_end(stage: StagePaths, reason: str) -> None:
 def read_starts(stage: StagePaths) -> list[Start]:
     """All starts of a stage, first to last."""
     return _read_lines(stage.starts, Start)
+
+
+def read_seconds(stage: StagePaths) -> dict[int, dict[str, float]]:
+    """Seconds of the phases of each start that came to its first step, by the start's number."""
+    return {one.start: one.seconds for one in _read_lines(stage.start_seconds, StartSeconds)}
 
 
 def count_restarts(stage: StagePaths) -> int:

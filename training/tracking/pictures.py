@@ -16,7 +16,7 @@ NOTE = """\
 **Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
 to see them large. {pictures}
 
-**Restarts** and their reasons are in `starts.jsonl` among the artifacts, stacks of a hung worker
+**Restarts** and their reasons are in `starts.json` among the artifacts, stacks of a hung worker
 in `stacks`.
 """
 """The note at the top of a stage's page; `pictures` says what its pictures show."""

@@ -30,12 +30,14 @@ from training.run_dir.starts import (
     last_line,
     read_progress,
     record_end,
+    record_seconds,
     record_start,
 )
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Picture, Status, Tags, described
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
+from training.tracking.stage_table import shown_as_table, start_table
 from training.tracking.tracker import STALL_SECONDS, Tracker
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class Reporter:
         """Why a checkpoint is missing."""
 
     def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
-        """The first step of this start has ended; seconds of its phases, named as in MLflow."""
+        """The first step of this start has ended, after so many seconds of each phase."""
 
     def progress(self, progress: StageProgress, *, last: bool) -> None:
         """What `status`, the launcher and the log show; `last` if training ends here."""
@@ -148,8 +150,13 @@ class StageReporter(Reporter):
             "skipped_checkpoints": skipped_checkpoints,
         }
         self.tracker.write(Tags(values={name: value for name, value in tags.items() if value}))
-        if self.folder.starts.is_file():
-            self.tracker.write(Artifact(path=str(self.folder.starts)))
+        self._show_starts()
+
+    def _show_starts(self) -> None:
+        path = self.folder.start_table
+        with best_effort(str(path)):
+            storage.write_bytes(str(path), start_table(self.folder).to_json())
+            self.tracker.write(Artifact(path=str(path)), shown_as_table(path.name))
 
     @contextmanager
     def end_recorded(self) -> Iterator[None]:
@@ -198,8 +205,9 @@ class StageReporter(Reporter):
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))
 
     def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
-        self.metrics(step, seconds)
-        self._lines.first_step(step, seconds["start/seconds"])
+        record_seconds(self.folder, seconds)
+        self._show_starts()
+        self._lines.first_step(step, sum(seconds.values()))
 
     def progress(self, progress: StageProgress, *, last: bool) -> None:
         self._lines.show(progress, last=last)

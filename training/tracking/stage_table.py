@@ -1,4 +1,4 @@
-"""A table that compares the stages of a run, read from its folder, for people and for MLflow."""
+"""Tables that compare the stages of a run, and the starts of a stage, read from their folders."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from datagen.io import storage
-from training.run_dir.paths import STAGE_TABLE, RunPaths, StagePaths, stage_paths
-from training.run_dir.starts import count_restarts, read_progress, read_starts
+from training.run_dir.paths import RunPaths, StagePaths, stage_paths
+from training.run_dir.starts import count_restarts, read_progress, read_seconds, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Tags
 from training.tracking.journal import read_metrics
-
-LOGGED_TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": STAGE_TABLE, "type": "table"}])}
-"""The tag that makes MLflow show a JSON file as a table."""
 
 Cell = str | int | float | None
 
@@ -36,9 +34,14 @@ HOURS = {True: "GPU hours", False: "worker hours"}
 """Of all workers together, by whether they are GPUs."""
 
 
+def shown_as_table(name: str) -> Tags:
+    """The tag that makes MLflow show a JSON file as a table."""
+    return Tags(values={"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+
+
 @dataclass(frozen=True)
-class StageTable:
-    """A column for each stage and a row for each measure that any stage has."""
+class Table:
+    """Rows of equal length, with a name for each column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -53,8 +56,8 @@ class StageTable:
         return "".join(f"| {' | '.join(map(_text, line))} |\n" for line in lines)
 
 
-def stage_table(recipe: TrainingRecipe) -> StageTable:
-    """The current table of a run."""
+def stage_table(recipe: TrainingRecipe) -> Table:
+    """The current table of a run: a column for each stage, a row for each measure that any has."""
     stages = {stage.name: _facts(recipe, stage) for stage in stage_paths(recipe)}
     found = {name for facts in stages.values() for name in facts}
     quality = sorted(
@@ -65,7 +68,24 @@ def stage_table(recipe: TrainingRecipe) -> StageTable:
     rows_of_all = (*DONE, *quality, *speed, *HOURS.values(), RESTARTS)
     names = [name for name in rows_of_all if name in found]
     rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
-    return StageTable(("stage", *stages), rows)
+    return Table(("stage", *stages), rows)
+
+
+def start_table(stage: StagePaths) -> Table:
+    """A row for each start of a stage: when, where, why, and how long its phases took."""
+    starts, seconds = read_starts(stage), read_seconds(stage)
+    phases = list(dict.fromkeys(phase for one in seconds.values() for phase in one))
+    rows = []
+    for number, start in enumerate(starts, 1):
+        began = datetime.fromtimestamp(start.time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        hosts, took = ", ".join(start.workers.machines), seconds.get(number, {})
+        before = "; ".join(filter(None, (start.ended_before, start.skipped_checkpoints)))
+        place = (number, began, len(start.workers.hosts), hosts, start.step, before)
+        total = round(sum(took.values()), 1) if took else None
+        split = (round(took[phase], 1) if phase in took else None for phase in phases)
+        rows.append((*place, total, *split))
+    columns = ("start", "began", "workers", "hosts", "from step", "before", "seconds to first step")
+    return Table((*columns, *phases), tuple(rows))
 
 
 def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
@@ -76,8 +96,9 @@ def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
     files = {run.stage_table: table.to_json(), run.stage_table_text: note.encode()}
     for path, data in files.items():
         storage.write_bytes(str(path), data)
-    tags = Tags(values={**LOGGED_TABLES, "mlflow.note.content": note})
-    return [*(Artifact(path=str(path)) for path in files), tags]
+    tags = Tags(values={"mlflow.note.content": note})
+    shown = shown_as_table(run.stage_table.name)
+    return [*(Artifact(path=str(path)) for path in files), shown, tags]
 
 
 def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
