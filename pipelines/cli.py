@@ -81,10 +81,12 @@ def demo(
     with process_edge(as_json=as_json) as out:
         from pipelines.demo import demo_recipe, run_demo
 
+        recipe = demo_recipe(output)
         if dry_run:
-            return out.say_recipe(demo_recipe(output))
+            return out.say_recipe(recipe)
         report = run_demo(output)
-        out.say(VerbResult(report.model_dump(mode="json"), report.lines()))
+        result = VerbResult(report.model_dump(mode="json"), report.lines())
+        out.say(reports.with_unsent(result, recipe.training))
 
 
 @app.command(cls=PlainUsage)
@@ -166,7 +168,8 @@ def train(
         from training.tracking.mlflow_client import run_page
 
         page = run_page(Path(resolved.output))
-        out.say(reports.trained(resolved.output, records, page=page))
+        result = reports.trained(resolved.output, records, page=page)
+        out.say(reports.with_unsent(result, resolved))
 
 
 @app.command(cls=PlainUsage)
@@ -207,7 +210,8 @@ def run(
         from training.tracking.mlflow_client import run_page
 
         page = run_page(Path(resolved.training.output))
-        out.say(reports.all_done(resolved.training, record.rows, record.seconds, page=page))
+        result = reports.all_done(resolved.training, record.rows, record.seconds, page=page)
+        out.say(reports.with_unsent(result, resolved.training))
 
 
 @app.command(cls=PlainUsage)

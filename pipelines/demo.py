@@ -20,6 +20,7 @@ from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
 from training.run_dir.records import BICUBIC, EvaluationRow
+from training.tracking.parent_run import flush_pending
 
 TRAINING_PHOTOS = (
     ("skimage", "data/chelsea.png"),
@@ -87,7 +88,11 @@ def run_demo(output: str) -> DemoReport:
     recipe = demo_recipe(output)
     base = Path(recipe.output)
     use_local_services(base)
-    report = finished_report(base, recipe) or _run(base, recipe)
+    report = finished_report(base, recipe)
+    if report is None:
+        report = _run(base, recipe)
+    else:
+        flush_pending(recipe.training)
     if report.one_step_gain_db <= 0:
         raise FlowmapsrError(
             f"one step gains {report.one_step_gain_db:+.2f} dB over its input, which is no "

@@ -36,6 +36,7 @@ from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
 from training.tracking.tracker import reset_tracking
+from training.tracking.unsent import unsent_events, unsent_lines
 
 
 def run_stages(
@@ -84,9 +85,12 @@ def _train_first(
         stop.clear()
         write_recipe(recipe, on_replace=reset_tracking)
         with parent_run(recipe) as parent:
-            return run_stages(
+            records = run_stages(
                 recipe, stop_requested=stop_requested, stalled=parent.stalled, system_of=system_of
             )
+    for line in unsent_lines(unsent_events(recipe), again="run the same command again"):
+        print(line, file=sys.stderr)
+    return records
 
 
 def _join(recipe: TrainingRecipe, stop: StopSignal) -> None:

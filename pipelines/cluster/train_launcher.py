@@ -20,7 +20,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
-from pipelines.cluster.stage_watch import StageWatch
+from pipelines.cluster.stage_watch import StageWatch, WorkerWarnings, keep_warnings
 from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import process_started, startup
@@ -71,6 +71,7 @@ class TrainingWorkers:
         self.lock = lock
         self.run = Path(recipe.output)
         self._stop = StopSignal(self.run)
+        self._warnings = WorkerWarnings(self.run)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
         # makes a thread seem ended.
@@ -97,6 +98,7 @@ class TrainingWorkers:
                 while folder.finished_record() is None and not self._ended.wait(POLL_SECONDS):
                     self.lock.raise_if_lost()
                     watch.update()
+                    self._warnings.show()
         record = folder.finished_record()
         if record is None:
             raise self._failure(folder)
@@ -117,6 +119,7 @@ class TrainingWorkers:
                 "checkpoint will be repeated",
                 SAVE_SECONDS,
             )
+        self._warnings.show()
         self._stop.clear()
 
     def _waiting(self) -> str:
@@ -204,10 +207,14 @@ def _train(config: dict[str, Any]) -> None:
     """Runs on every worker."""
     job = TrainJob.model_validate(config)
     _time_start(job)
-    from training.run import run_stages  # heavy, and only needed here
+    # Heavy, and only needed here.
+    from training.distributed import launched_as
+    from training.run import run_stages
 
     os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
     os.environ[LAUNCHED] = job.launched
+    if launched_as()[0] == 0:
+        keep_warnings(Path(job.recipe.output))
     try:
         run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)))
     except FlowmapsrError as error:

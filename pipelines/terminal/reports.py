@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -173,6 +174,15 @@ def all_done(
     result = {"manifest": recipe.manifest, "run": recipe.output, "model": model, "page": page}
     table = {"rows": [row.model_dump(mode="json") for row in rows], "seconds": dict(seconds)}
     return VerbResult({**result, **table}, lines)
+
+
+def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
+    """The result of a command that trained, with what MLflow has not got yet as its last line."""
+    from training.tracking.unsent import unsent_events, unsent_lines
+
+    unsent = unsent_events(recipe)
+    last = unsent_lines(unsent, again=command(*sys.argv[1:]))
+    return VerbResult({**found.result, "unsent": unsent}, [*found.lines, *last])
 
 
 def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:

@@ -23,6 +23,7 @@ class RunPaths:
         self.recipe = root / RECIPE
         self.stop = root / "stop"
         self.failures = root / "failures.jsonl"
+        self.warnings = root / "warnings.log"
         self.stage_table = root / STAGE_TABLE
         self.stage_table_text = root / "stages.md"
         self.mlflow = root / "mlflow.json"

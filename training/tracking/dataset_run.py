@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 
 from datagen.dataset.layout import HISTOGRAMS, PREVIEW
 from datagen.dataset.manifest import Dataset, Manifest
-from datagen.errors import first_line
 from datagen.io import storage
+from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
 from training.tracking.events import Artifact, Event, Metrics, described
 from training.tracking.mlflow_client import log_run, mlflow_installed, tracking_uri
+from training.tracking.unsent import error_reason
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
     thread.start()
     thread.join(FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS)
     if thread.is_alive():
-        log.warning("MLflow at %s does not answer; the dataset is not logged", tracking_uri())
+        message = "MLflow at %s does not answer: the dataset is complete but not logged"
+        log.warning(message, redacted(tracking_uri()))
     return where[0] if where else None
 
 
@@ -66,8 +68,8 @@ def _log(recipe: DatasetRecipe, manifest: Manifest, where: list[str]) -> None:
             where.append(log_run(events, experiment=EXPERIMENT, name=name))
     # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
-        message = "MLflow at %s rejects the dataset (%s); it is complete but not logged"
-        log.warning(message, tracking_uri(), first_line(error))
+        message = "MLflow at %s rejects the dataset (%s): it is complete but not logged"
+        log.warning(message, redacted(tracking_uri()), error_reason(error))
 
 
 def _files(dataset: Dataset, folder: Path) -> list[Event]:

@@ -62,8 +62,17 @@ class Journal:
     @property
     def all_sent(self) -> bool:
         """Whether all complete lines are sent."""
-        run_id = self._sent.run_id or self._sent_on_disk().run_id
-        return not self._unsent(self._sent_to(run_id), 1)
+        return not self._unsent(self._sent_to_last(), 1)
+
+    @property
+    def unsent(self) -> int:
+        """The number of complete lines that are not sent."""
+        start = self._sent_to_last()
+        if self._size() == start:
+            return 0
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return sum(line.endswith(b"\n") for line in file)
 
     @property
     def ended(self) -> bool:
@@ -112,6 +121,10 @@ class Journal:
         known = (self._sent, self._sent_on_disk())
         sent = max((one.bytes for one in known if one.run_id == run_id), default=0)
         return sent if sent <= self._size() else 0
+
+    def _sent_to_last(self) -> int:
+        """Bytes sent to the run that was last sent to."""
+        return self._sent_to(self._sent.run_id or self._sent_on_disk().run_id)
 
     def _sent_on_disk(self) -> _Sent:
         try:

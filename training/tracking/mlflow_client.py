@@ -197,8 +197,18 @@ def _new_client() -> MlflowClient:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # repeats what is raised
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    _require_folder(tracking_uri())
     return MlflowClient(tracking_uri())
+
+
+def _require_folder(uri: str) -> None:
+    """Raises OSError if a database file cannot be made: MLflow would try to for minutes."""
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{folder} is missing or read only")
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 from training.run_dir.paths import RunPaths, StagePaths
 from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
 from training.tracking.journal import Journal, journals
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun, mlflow_installed, tracking_uri
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun, mlflow_installed
+from training.tracking.unsent import OUTAGES
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Tracker:
         """
         home = run if stage is None else StagePaths(run, stage).root
         home.mkdir(parents=True, exist_ok=True)
+        self._home = home
         self._journals = journals(home)
         self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage, label=label)
         self._closing = threading.Event()
@@ -112,28 +114,20 @@ class Tracker:
         deadline = time.monotonic() + wait
         for thread in self._threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        OUTAGES.forget(self._home)
         if self._journals.metrics.unwritten:
             lost = self._journals.metrics.path
             log.warning("the last metrics are lost: %s cannot be written", lost)
             return False
-        unsent = [str(journal.path) for journal in self._journals if not journal.all_sent]
-        if unsent and self._sends:
-            log.warning(
-                "MLflow at %s did not accept everything; the rest waits in %s and is sent when the "
-                "same command runs again",
-                tracking_uri(),
-                ", ".join(unsent),
-            )
-        return not unsent
+        return all(journal.all_sent for journal in self._journals)
 
     def _send_all(self, what: str, in_order: Sequence[Journal]) -> None:
-        """Sends until closed; warns once per kind of error and says when MLflow is back.
+        """Sends until closed; tells when MLflow is away and when it is back.
 
         A journal is sent once those before it are: what the launcher writes at the end of a run
         replaces what its workers wrote.
         """
-        warned: set[tuple[type[Exception], str | None]] = set()
-        sent_since = 0
+        failing, events = False, 0
         while True:
             closing = self._closing.is_set()
             pause = 0.2
@@ -143,21 +137,18 @@ class Tracker:
                     sent += journal.send(self._mlflow_run.send, run_id=self._mlflow_run.run_id())
                     if not journal.all_sent:
                         break
-                sent_since += sent
-                if warned and all(journal.all_sent for journal in in_order):
-                    log.info("MLflow is back, %d events of %s sent", sent_since, what)
-                    warned.clear()
+                events += sent
+                if failing and all(journal.all_sent for journal in in_order):
+                    OUTAGES.ended(self._home, what, events)
+                    failing = False
                 if closing and not sent:
                     return
             # Whatever MLflow raises must end neither this thread nor training.
             except Exception as error:
-                if not warned:
-                    sent_since = 0
-                kind = (type(error), getattr(error, "error_code", None))
-                if kind not in warned:
-                    message = "MLflow at %s takes no %s (%s); training continues and they are kept"
-                    log.warning(message, tracking_uri(), what, error)
-                    warned.add(kind)
+                events = events if failing else 0
+                if not all(journal.all_sent for journal in in_order):
+                    failing = True
+                    OUTAGES.failed(self._home, what, error)
                 pause = RETRY_SECONDS
                 if closing:
                     return

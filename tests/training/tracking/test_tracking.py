@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_an_unreachable_store_stops_nothing_and_gets_everything_later(
     for step in range(5):
         tracker.metrics(step, {"loss/total": float(step)})
     assert not tracker.close("FINISHED", wait=30)
-    assert "training continues" in caplog.text and "tracking.jsonl" in caplog.text
+    assert "training continues" in caplog.text and str(run) in caplog.text
 
     (tmp_path / "store").mkdir()
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
@@ -272,7 +274,7 @@ def test_metrics_arrive_when_pictures_cannot(
         tracker.write(Artifact(path=str(pictures[-1]), folder="files"))
         tracker.metrics(step, {"loss/total": 1.0})
     assert not tracker.close("FINISHED")
-    assert "takes no files" in caplog.text and "files.jsonl" in caplog.text
+    assert "takes no files" in caplog.text
     assert "takes no metrics" not in caplog.text
     child = store.get_run(mlflow_names(run).stages["warmup"])
     assert child.info.status == "FINISHED"
@@ -337,7 +339,6 @@ def test_journal_lines_are_parsed_whatever_their_field_order(tmp_path: Path) -> 
 def test_each_kind_of_error_is_logged_once_and_the_recovery_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
     answers = iter([OSError("refused"), OSError("refused"), ValueError("too old"), OSError("x")])
 
     def send(run: MlflowRun, events: list[Event]) -> None:
@@ -353,9 +354,49 @@ def test_each_kind_of_error_is_logged_once_and_the_recovery_too(
         tracker.metrics(step, {"loss/total": 1.0})
     eventually(lambda: "MLflow is back" in caplog.text, seconds=30)
     assert tracker.close("FINISHED")
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 2 and "refused" in warnings[0] and "too old" in warnings[1]
-    assert caplog.text.count("MLflow is back, 4 events of metrics sent") == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3 and "refused" in said[0] and "too old" in said[1]
+    assert said[2] == "MLflow is back: 4 events of metrics sent"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(404, "error code 404"), (200, "not in a valid JSON"), (401, "401")]
+)
+def test_an_address_that_is_not_mlflows_is_named_once_without_its_password(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    reason: str,
+) -> None:
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"<!doctype html>\n<html>no such page</html>")
+
+    run, picture = tmp_path / "run", tmp_path / "grid.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://me:secret@127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        tracker = Tracker(run, experiment="tests", stage="warmup")
+        tracker.metrics(1, {"loss/total": 1.0})
+        tracker.write(Picture(key="samples", step=5, path=str(picture)))
+        assert not tracker.close("FINISHED", wait=30)
+        server.shutdown()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert reason in said and "***@127.0.0.1" in said and "secret" not in said
+    assert "\n" not in said
+
+
+def test_a_store_that_cannot_be_made_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
+    assert not Tracker(tmp_path / "run", experiment="tests").close("FINISHED", wait=10)
+    assert f"{tmp_path}/none is missing or read only" in caplog.text
 
 
 def test_nested_settings_become_dotted_parameters() -> None:

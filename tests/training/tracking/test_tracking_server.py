@@ -21,7 +21,10 @@ POINTS = 30
 
 @pytest.mark.timeout(300)
 def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -55,4 +58,6 @@ def test_a_server_killed_during_a_run_gets_every_metric_once_and_in_order(
             times = [point.timestamp for point in history]
             assert times == sorted(times)
         assert len(client.search_runs([child.info.experiment_id])) == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert "MLflow at" in said[0] and "MLflow is back: " in said[-1], said
     assert capfd.readouterr().out == ""  # which belongs to --json
