@@ -77,9 +77,9 @@ def _root(error: BaseException) -> BaseException:
 
 
 def error_reason(error: Exception) -> str:
-    """The first line of an error of MLflow, without addresses' secrets and what wraps the cause."""
-    line = redacted(first_line(error)).rpartition("(Caused by ")[2]
-    return shorten(line, MAX_REASON, placeholder=" ...")
+    """What an error of MLflow began with, in one line without secrets of addresses."""
+    line = getattr(_root(error), "strerror", None) or redacted(first_line(error))
+    return shorten(line.rpartition("(Caused by ")[2], MAX_REASON, placeholder=" ...")
 
 
 def unsent_events(recipe: TrainingRecipe) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from pipelines.cluster.stage_watch import WorkerWarnings, keep_warnings
 from pipelines.cluster.train_hooks import FailureLog, NetworkConfig, interface_of
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
 from training.run_dir.starts import read_failures
@@ -137,3 +139,24 @@ def test_workers_without_gpus_see_none_before_ray_asks_torch(
 def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.7") is None
+
+
+def test_warnings_of_the_first_worker_are_shown_where_the_command_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("training")
+    handlers = list(logger.handlers)
+    keep_warnings(tmp_path)
+    (kept,) = [handler for handler in logger.handlers if handler not in handlers]
+    try:
+        logging.getLogger("training.data").warning("of a start before")
+        shown = WorkerWarnings(tmp_path)
+        logging.getLogger("training.data").warning("sample %s skipped", "a-01")
+        caplog.clear()
+        shown.show()
+        shown.show()
+    finally:
+        for name in ("training", "datagen"):
+            logging.getLogger(name).removeHandler(kept)
+        kept.close()
+    assert [record.getMessage() for record in caplog.records] == ["sample a-01 skipped"]

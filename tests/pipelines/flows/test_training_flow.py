@@ -101,10 +101,18 @@ def test_the_command_of_a_finished_run_sends_what_mlflow_has_missed(
         sent.unlink()  # as if no server had ever answered
     recipe = undisturbed.model_copy(update={"output": str(run)})
     write_training(tmp_path / "mine.yaml", recipe)
+    ended = flowmapsr("train", "./mine.yaml", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert ended.code == 0 and "Connection refused" in ended.err
+    last = ended.out.splitlines()[-1]
+    assert last.startswith("Not sent to MLflow at http://127.0.0.1:9 yet: ")
+    assert f" events in {run}/stages/distill" in last
+    assert last.endswith("To send them: flowmapsr train ./mine.yaml")
+
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     env = {"MLFLOW_TRACKING_URI": uri}
     ended = flowmapsr("train", "./mine.yaml", "--json", env=env)
     assert ended.code == 0 and len(ended.json["stages"]) == 2, ended.err
+    assert ended.json["unsent"] == {}
     client = MlflowClient(uri)
     names = mlflow_names(run)
     for run_id in (names.parent, *names.stages.values()):
