@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from datagen.errors import FlowmapsrError
@@ -68,6 +69,8 @@ class BestSoFar:
 
 
 def _is_better(name: str, value: float, best: float) -> bool:
-    """NaN is never better."""
+    """NaN is never better, and everything else is better than it."""
+    if math.isnan(best):
+        return not math.isnan(value)
     higher = name.removeprefix("val/").startswith(HIGHER_IS_BETTER)
     return value > best if higher else value < best
