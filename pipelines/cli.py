@@ -225,6 +225,9 @@ def evaluate(
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     precision: Precision = "auto",
+    track: Annotated[
+        bool, typer.Option("--track", help="Log the results to the training's MLflow run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Restore degraded photos and compare with the originals.
@@ -232,8 +235,9 @@ def evaluate(
     Bicubic interpolation is compared too.
 
     \b
-    Example:
+    Examples:
       flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
+      flowmapsr evaluate /data/run --photos /held-out --track
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import absolute_location, evaluation_settings
@@ -247,10 +251,19 @@ def evaluate(
             guidance=guidance,
             precision=precision,
         )
+        location = absolute_location(model, field="MODEL")
+        from training.tracking.evaluation_log import finished_training, log_evaluation
+
+        training = finished_training(location) if track else None
         from training.evaluation.evaluate import evaluate as evaluate_model
 
-        location = absolute_location(model, field="MODEL")
-        out.say(reports.evaluated(location, evaluate_model(location, settings)))
+        rows = evaluate_model(location, settings)
+        result = reports.evaluated(location, rows)
+        if training is not None:
+            environment.default_tracking_uri(location)
+            log_evaluation(training, settings, rows)
+            result = reports.with_unsent(result, training)
+        out.say(result)
 
 
 @app.command(cls=PlainUsage)

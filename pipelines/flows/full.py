@@ -21,11 +21,10 @@ from pipelines.orchestration.full_page import show_full
 from pipelines.orchestration.guard import guarded, is_deployed, task_step
 from pipelines.orchestration.run_report import reported
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
-from training.run_dir.records import BICUBIC, EvaluationRow
+from training.run_dir.records import EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.stage_table import write_stage_table
-from training.tracking.tracker import Tracker
+from training.tracking.evaluation_log import log_evaluation
 
 COMPARED_PHOTOS = 6
 """Most photos in the picture."""
@@ -79,15 +78,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     from training.evaluation.evaluate import evaluate  # heavy: not before it is needed
 
     rows = evaluate(training.output, settings)
-    tracker = Tracker(Path(training.output), experiment=training.mlflow_experiment)
-    metrics: dict[str, float] = {}
-    for row in rows:
-        name = BICUBIC if row.method == BICUBIC else f"nfe{row.steps}"
-        metrics[f"val/psnr_x{row.scale:g}_{name}"] = row.psnr
-        metrics[f"val/ssim_x{row.scale:g}_{name}"] = row.ssim
-    tracker.metrics(training.stages[-1].steps, metrics)
-    tracker.write(*write_stage_table(training))
-    tracker.close("FINISHED")
+    log_evaluation(training, settings, rows)
     return rows
 
 

@@ -172,8 +172,7 @@ def all_done(
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
     ]
     result = {"manifest": recipe.manifest, "run": recipe.output, "model": model, "page": page}
-    table = {"rows": [row.model_dump(mode="json") for row in rows], "seconds": dict(seconds)}
-    return VerbResult({**result, **table}, lines)
+    return VerbResult({**result, **_rows(rows), "seconds": dict(seconds)}, lines)
 
 
 def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
@@ -188,12 +187,20 @@ def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
 def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:
     """The evaluation table of a model."""
     next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
-    result = {"model": model, "rows": [row.model_dump(mode="json") for row in rows]}
+    result = {"model": model, **_rows(rows)}
     return VerbResult(result, [*evaluation_table(rows), f"Next: {next_step}"])
 
 
+def _rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    from training.run_dir.records import CONVENTION
+
+    return {"rows": [row.model_dump(mode="json") for row in rows], "convention": CONVENTION}
+
+
 def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
-    """Lines of the table that compares methods."""
+    """Lines of the table that compares methods, and what its numbers mean."""
+    from training.run_dir.records import CONVENTION
+
     cells = [
         (
             row.method,
@@ -205,7 +212,8 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
         )
         for row in rows
     ]
-    return table(("method", "scale", "steps", "PSNR dB", "SSIM", "seconds"), cells)
+    headings = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds")
+    return [*table(headings, cells), f"{CONVENTION}."]
 
 
 def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
@@ -267,18 +275,21 @@ def status_report(found: RunStatus) -> VerbResult:
         if stage.headline is not None:
             lines.append(f"{stage.stage} {stage.headline}: {stage.headline_value:.4g}")
         if stage.validation:
-            values = ", ".join(
-                f"{name.removeprefix('val/')} {value:.4g}"
-                for name, value in stage.validation.items()
-            )
-            lines.append(f"{stage.stage}: last validation {values}")
+            lines.append(f"{stage.stage}: last validation {_values(stage.validation)}")
         if stage.ended:
             lines.append(f"{stage.stage} stopped: {stage.ended}")
         if stage.problem:
             lines.append(f"{stage.stage}: {stage.problem}")
+    if found.evaluation:
+        lines.append(f"last evaluation on photos: {_values(found.evaluation)}")
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
     return VerbResult(found.model_dump(mode="json"), lines)
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    """`psnr_x4_nfe1 27.1, ...`, without the group that all are of."""
+    return ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in metrics.items())
 
 
 def comparison_report(found: RunComparison) -> VerbResult:
@@ -287,7 +298,7 @@ def comparison_report(found: RunComparison) -> VerbResult:
     lines: list[str] = []
     for start in range(0, len(found.runs), RUNS_ABREAST):
         runs = found.runs[start : start + RUNS_ABREAST]
-        rows = [*_run_rows(runs), *_validation_rows(runs), *_setting_rows(runs, found.settings)]
+        rows = [*_run_rows(runs), *_quality_rows(runs), *_setting_rows(runs, found.settings)]
         lines += table(("", *(names[run.run] for run in runs)), rows)
         lines.append("")
     if not found.settings:
@@ -326,15 +337,23 @@ def _headline(stage: StageStatus) -> str:
     return "-" if stage.headline is None else f"{stage.headline} {stage.headline_value:.4g}"
 
 
-def _validation_rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
-    names = sorted({name for run in runs for name in run.validation})
-    return _under(
-        "last evaluation",
-        [
-            (name, *(_cell(run.validation.get(name), "{:.4g}".format) for run in runs))
-            for name in names
-        ],
-    )
+def _quality_rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
+    """The last validation while training, and the last evaluation of the model."""
+    groups = {
+        "last validation": [run.validation for run in runs],
+        "last evaluation on photos": [run.evaluation for run in runs],
+    }
+    return [
+        row
+        for heading, found in groups.items()
+        for row in _under(
+            heading,
+            [
+                (name, *(_cell(metrics.get(name), "{:.4g}".format) for metrics in found))
+                for name in sorted({name for metrics in found for name in metrics})
+            ],
+        )
+    ]
 
 
 def _setting_rows(

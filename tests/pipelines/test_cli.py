@@ -127,6 +127,11 @@ def test_everything_of_another_recipe_is_refused_before_the_dataset_is_built(
             2,
             ["scales.0 = '0'", "greater than or equal to 1"],
         ),
+        (
+            ["evaluate", "model", "--photos", "p", "--track"],
+            1,
+            ["model is not the folder of a finished training"],
+        ),
         (["upscale", "none.jpg", "-o", "out.png"], 1, ["none.jpg does not exist"]),
         (
             ["run", "demo", "output=x"],

@@ -8,6 +8,11 @@ from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
 """Method of the baseline rows of an evaluation."""
+CONVENTION = (
+    "PSNR and SSIM on RGB, 8 bits, the whole image without a cropped border; SSIM with a Gaussian "
+    "window of 11 pixels, sigma 1.5; means over the photos"
+)
+"""What the numbers of an evaluation mean: those of papers are often of luma, with a border cut."""
 
 
 class ChosenStep(NamedTuple):
@@ -92,7 +97,7 @@ class EvaluationRow(FrozenModel):
     steps: int
     """Network evaluations; 0 for bicubic."""
     psnr: float
-    """dB against the original, RGB."""
+    """dB against the original; see `CONVENTION`."""
     ssim: float
     seconds: float
     """Mean seconds per photo."""

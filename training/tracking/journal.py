@@ -193,3 +193,9 @@ def read_metrics(home: Path, *, prefix: str = "", name: str = METRICS_JOURNAL) -
                     series.steps.append(event.step)
                     series.values.append(value)
     return found
+
+
+def last_values(home: Path, *, prefix: str) -> dict[str, float]:
+    """The last value of each metric of a run or a stage whose name starts with `prefix`."""
+    found = read_metrics(home, prefix=prefix)
+    return {name: series.values[-1] for name, series in found.items()}

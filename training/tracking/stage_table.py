@@ -14,12 +14,14 @@ from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.run_dir.starts import count_restarts, read_progress, read_seconds, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Tags
-from training.tracking.journal import read_metrics
+from training.tracking.journal import last_values, read_metrics
 
 Cell = str | int | float | None
 
 DONE, RESTARTS = ("state", "steps", "images"), "restarts"
-QUALITY = ("loss", "gan", "val")
+EVALUATION = "eval/"
+"""Begins the metrics of an evaluation on photos, which a run has."""
+QUALITY = ("loss", "gan", "val", "eval")
 """Groups of metrics that are shown with their last values."""
 SPEED: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "perf/images_per_second": ("images/s", statistics.fmean),
@@ -115,7 +117,8 @@ def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
     if record is not None:
         facts["images"] = record.images_seen
     last = {name: series.values[-1] for name, series in metrics.items()}
-    last |= last_validation(recipe, folder)
+    if folder.name == recipe.stages[-1].name:  # whose model was evaluated
+        last |= last_values(folder.run, prefix=EVALUATION)
     for name, value in last.items():
         if name.split("/")[0] in QUALITY:
             facts[name] = _rounded(value)
@@ -125,14 +128,6 @@ def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
         if name in metrics:
             facts[row] = _rounded(pick(metrics[name].values))
     return facts
-
-
-def last_validation(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, float]:
-    """Last validation of the stage; the run's evaluation belongs to its last stage."""
-    validation = read_metrics(folder.root, prefix="val/")
-    if folder.name == recipe.stages[-1].name:
-        validation |= read_metrics(folder.run, prefix="val/")
-    return {name: series.values[-1] for name, series in validation.items()}
 
 
 def _rounded(value: float) -> float:

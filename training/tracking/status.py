@@ -17,8 +17,8 @@ from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
 from training.run_dir.starts import end_reason, read_end, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.journal import read_metrics
-from training.tracking.stage_table import last_validation
+from training.tracking.journal import last_values, read_metrics
+from training.tracking.stage_table import EVALUATION
 
 SPEED = "perf/images_per_second"
 PLACES = {"output", "checkpoints"}
@@ -57,6 +57,8 @@ class StageStatus(FrozenModel):
 class RunStatus(FrozenModel):
     run: str
     stages: tuple[StageStatus, ...]
+    evaluation: dict[str, float] = {}
+    """The last evaluation of the finished model on photos, `eval/...`."""
 
     @property
     def done(self) -> bool:
@@ -188,7 +190,8 @@ def run_status(folder: Path) -> RunStatus:
     for one in recipe.stages:
         owner = holder if all(before.state == "done" for before in stages) else None
         stages.append(_stage_status(recipe, StagePaths(folder, one.name), owner))
-    return RunStatus(run=str(folder), stages=tuple(stages))
+    evaluation = last_values(folder, prefix=EVALUATION)
+    return RunStatus(run=str(folder), stages=tuple(stages), evaluation=evaluation)
 
 
 def _stage_status(
@@ -203,7 +206,7 @@ def _stage_status(
         "stage": stage.name,
         "restarts": max(0, len(starts) - 1),
         "on_gpus": starts[-1].workers.on_gpus if starts else None,
-        "validation": last_validation(recipe, folder),
+        "validation": last_values(folder.root, prefix="val/"),
     }
     if done is not None:
         steps = {"step": done.steps, "steps": done.steps}

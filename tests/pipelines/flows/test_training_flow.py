@@ -167,7 +167,11 @@ def test_a_corrupt_shard_ends_training_with_its_name_and_without_retries(
 
 
 def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
-    run_recipe: RunMaker, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_recipe: RunMaker,
+    prefect_server: str,
+    invoke: Callable[..., Ended],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -204,12 +208,12 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     names = mlflow_names(base / "run")
     parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
-    assert parent.data.metrics["val/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
+    assert parent.data.metrics["eval/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
     logged = {item.path for item in client.list_artifacts(names.parent)}
     assert {"recipe.json", "stages.json", "stages.md", "starts"} <= logged
     tags = parent.data.tags
     assert "| state | done |" in tags["mlflow.note.content"]
-    assert "| val/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
+    assert "| eval/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
     assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
     assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
     assert child.data.tags["command"] == tags["command"]
@@ -233,3 +237,14 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert last_run(prefect_server, str(base / "dataset"))["state"]["message"] == "nothing new"
     said = last_run(prefect_server, str(base / "run"))["state"]["message"]
     assert said.startswith("nothing new, all stages are done; model in ")
+
+    words = ("evaluate", str(base / "run"), "--photos", str(photos), "--scales", "2")
+    ended = invoke(*words, "--steps", "1", "--track", "--json")
+    assert ended.code == 0 and ended.json["unsent"] == {} and "RGB" in ended.json["convention"]
+    history = client.get_metric_history(names.parent, "eval/psnr_x2_nfe1")
+    assert [(point.step, point.value) for point in history] == [(4, record.rows[1].psnr)] * 3
+    parent = client.get_run(names.parent)
+    assert (parent.info.status, parent.data.tags["eval.photos"]) == ("FINISHED", str(photos))
+    assert invoke("status", str(base / "run"), "--json").json["evaluation"] == {
+        name: value for name, value in parent.data.metrics.items() if name.startswith("eval/")
+    }

@@ -250,7 +250,7 @@ def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) 
     ]
     (home / "tracking.jsonl").write_text("\n".join(journal) + '\n{"kind":"metrics","st')
     (tmp_path / "run" / "tracking.jsonl").write_text(
-        '{"kind":"metrics","step":60,"time_ms":1,"values":{"val/psnr_x4_nfe2":27.0}}\n'
+        '{"kind":"metrics","step":60,"time_ms":1,"values":{"eval/psnr_x4_nfe2":27.0}}\n'
     )
     table = stage_table(recipe)
     assert table.columns == ("stage", "warmup", "polish")
@@ -259,7 +259,7 @@ def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) 
     assert found["loss/total"] == [1.0, None]
     assert found["images/s"] == [15.0, None] and found["memory GB"] == [3.0, None]
     assert found["restarts"] == [0, 0] and "MFU" not in found
-    assert found["val/psnr_x4_nfe2"] == [None, 27.0]
+    assert found["eval/psnr_x4_nfe2"] == [None, 27.0]
     written = json.loads(table.to_json())
     assert written["columns"] == list(table.columns) and len(written["data"]) == len(found)
     lines = table.to_markdown().splitlines()
