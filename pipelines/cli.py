@@ -370,5 +370,46 @@ def status(
         out.say(reports.comparison_report(compare_runs(found)))
 
 
+@app.command(cls=PlainUsage)
+def review(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN... | EXPERIMENT]", help="Folders of runs, or an experiment."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 0,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="Show a database that has no server.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compare trainings on a page of MLflow.
+
+    Where MLflow is a database without a server, it serves the page until Ctrl-C.
+
+    \b
+    Examples:
+      flowmapsr review /data/run
+      flowmapsr review /data/first /data/second
+      flowmapsr review datasets
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.terminal.review_report import experiments_listed, reviewed
+        from training.tracking.review import Review, chosen, make_review
+
+        place = chosen(what or [])
+        found = make_review(place)
+        if not isinstance(found, Review):
+            return out.say(experiments_listed(found))
+        if as_json or not serve or found.has_address:
+            return out.say(reviewed(found))
+        from pipelines.terminal.mlflow_page import serve_page
+
+        serve_page(
+            place.uri,
+            port=port,
+            on_ready=lambda base: print(*reviewed(found.at(base)).lines, sep="\n"),
+        )
+
+
 if __name__ == "__main__":
     main()

@@ -16,7 +16,10 @@ HOMES = {
     "prefect": ("pipelines/orchestration/", "pipelines/flows/", "pipelines/environment.py"),
     "ray": ("pipelines/cluster/",),
     "deepspeed": ("training/engine/",),
-    "mlflow": ("training/tracking/mlflow_client.py", "training/weights/initialize.py"),
+    "mlflow": (
+        *("training/tracking/mlflow_client.py", "training/tracking/review.py"),
+        "training/weights/initialize.py",
+    ),
     "boto3": ("datagen/io/s3_client.py",),
     "botocore": ("datagen/io/",),
     "webdataset": (),

@@ -47,6 +47,8 @@ class RunNames(FrozenModel):
     experiment: str
     parent: str
     stages: dict[str, str] = {}
+    review: str | None = None
+    """Address of the page that compares the training with others, once a server has one."""
 
 
 def mlflow_installed() -> bool:
@@ -59,12 +61,24 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a store is a server, not a database."""
+    return uri.startswith(("http://", "https://"))
+
+
 def run_page(run: Path) -> str | None:
     """Address of a run folder's page, where a server has one."""
     names = _read_names(run)
-    if names is None or not names.tracking_uri.startswith(("http://", "https://")):
+    if names is None or not is_server(names.tracking_uri):
         return None
     return _page(names.tracking_uri, names.parent)
+
+
+def review_page(run: Path) -> str | None:
+    """Address of the page that compares a run folder's training with others, where that is known;
+    else `flowmapsr review` makes it."""
+    names = _read_names(run)
+    return None if names is None else names.review
 
 
 def _page(uri: str, run_id: str) -> str:
@@ -104,7 +118,7 @@ class MlflowRun:
     def _connected(self) -> tuple[MlflowClient, str]:
         # Launcher and workers may create the runs at the same time, e.g. when a server is back.
         with FileLock(RunPaths(self.run).mlflow_lock):
-            client = _new_client()
+            client = new_client()
             return client, self._find_or_create(client)
 
     def _find_or_create(self, client: MlflowClient) -> str:
@@ -178,16 +192,17 @@ def _free_name(client: MlflowClient, experiment_id: str, name: str) -> str:
 def log_run(events: list[Event], *, experiment: str, name: str) -> str:
     """Logs a complete MLflow run at once; raises what MLflow raises, within seconds when the server
     is down. Returns the address of its page, or where there is no server its ID and store."""
-    client = _new_client()
+    client = new_client()
     run = client.create_run(_experiment_id(client, experiment), run_name=name)
     run_id, uri = run.info.run_id, tracking_uri()
     _send(client, run_id, [*events, End(status="FINISHED")])
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return _page(uri, run_id)
     return f"{run_id} in {redacted(uri)}"
 
 
-def _new_client() -> MlflowClient:
+def new_client(uri: str | None = None) -> MlflowClient:
+    """A client of a store, else of the one in use, that waits seconds for a server, not minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -199,16 +214,17 @@ def _new_client() -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # repeats what is raised
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    _require_folder(tracking_uri())
-    return MlflowClient(tracking_uri())
+    uri = uri or tracking_uri()
+    _require_folder(uri)
+    return MlflowClient(uri)
 
 
 def _require_folder(uri: str) -> None:
     """Raises OSError if a database file cannot be made: MLflow would try to for minutes."""
     if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).parent
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"{folder} is missing or read only")
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not path.is_file() and not os.access(path.parent, os.W_OK):
+            raise OSError(f"{path.parent} is missing or read only")
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

@@ -1,0 +1,47 @@
+"""What `flowmapsr review` prints: the compared runs, and the address of their page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.terminal.process_edge import VerbResult
+from pipelines.terminal.text import command, counted, table
+
+if TYPE_CHECKING:
+    from training.tracking.review import Choice, Review
+
+MOST_ROWS = 10
+
+
+def reviewed(found: Review) -> VerbResult:
+    """A comparison of runs, the best first, and where to look at it."""
+    names = list(dict.fromkeys(name for run in found.runs for name in run.metrics))
+    cells = [
+        (run.name, *(f"{run.metrics[name]:.4g}" if name in run.metrics else "-" for name in names))
+        for run in found.runs[:MOST_ROWS]
+    ]
+    more = len(found.runs) - len(cells)
+    order = "newest first" if found.sorted_by is None else f"by {found.sorted_by}"
+    what = counted(len(found.runs), found.role)
+    lines = [
+        f"{what} of experiment {found.experiment}, {order}:",
+        *table(("", *names), cells),
+        *([f"and {more} more"] if more else []),
+        *(f"Note: {problem}" for problem in found.problems),
+        f"  table   {found.table}",
+        f"  charts  {found.charts}",
+    ]
+    if not found.has_address:
+        lines.append(f"They follow the address of an MLflow server of {found.store}.")
+    return VerbResult(found.model_dump(mode="json"), lines)
+
+
+def experiments_listed(found: Sequence[Choice]) -> VerbResult:
+    """Several experiments that could be reviewed, and how to choose one."""
+    rows = [(one.experiment, str(one.trainings), one.newest) for one in found]
+    lines = [
+        *table(("experiment", "trainings", "newest"), rows),
+        f"Next: {command('review', found[0].experiment)}",
+    ]
+    return VerbResult({"experiments": [one.model_dump(mode="json") for one in found]}, lines)

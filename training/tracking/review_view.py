@@ -1,0 +1,202 @@
+"""By what runs are compared: from what they logged to the columns and charts of a page.
+
+Trainings are compared by what they reach on held-out samples, datasets by what they hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from datagen.records import Group, group_of
+from datagen.settings import DatasetRecipe
+from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
+from training.tracking import view_format as page
+from training.tracking.run_curves import HELD_OUT, HIGHER_IS_BETTER
+from training.tracking.view_format import Section, View
+
+Role = Literal["training", "dataset"]
+"""The tag `role` of the runs that can be compared."""
+
+QUALITY, LOSS = "best/psnr_nfe1", "loss/total"
+"""What trainings are sorted by if their stages name nothing else; and without held-out samples."""
+COSTS = ("cost/price", "cost/images_seen", "cost/restarts")
+HOLDINGS = ("num_samples", "rejected", "seconds", "bytes", "num_shards")
+CURVES = {
+    "Optimization": ("optim/gradient_norm", "optim/learning_rate"),
+    "Speed": ("perf/images_per_second", "perf/data_wait_fraction"),
+}
+MOST_SETTINGS, MOST_SCATTERS = 8, 3
+NO_RESULT = {"sources", "name"} | {
+    name
+    for model in (TrainingRecipe, StageSettings, DatasetRecipe)
+    for name, setting in model.model_fields.items()
+    if group_of(setting) is Group.EXECUTION
+}
+"""Settings that say where and how a run is made, not what comes out."""
+
+
+class LoggedRun(NamedTuple):
+    """A run as MLflow knows it, with the last values of its metrics."""
+
+    run_id: str
+    name: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+class Pictures(NamedTuple):
+    """Pictures to compare, and the step at which the page shows them first."""
+
+    keys: tuple[str, ...]
+    step: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of one role, the best or newest first, and what they are compared by."""
+
+    role: Role
+    runs: tuple[LoggedRun, ...]
+    by: str | None
+    """The metric that they are sorted by; None: their age."""
+    metrics: tuple[str, ...]
+    """The columns of the table, of which none is empty."""
+    settings: tuple[str, ...]
+    """Those that differ."""
+
+    @property
+    def ascending(self) -> bool:
+        return self.by is not None and not _name(self.by).startswith(HIGHER_IS_BETTER)
+
+    @property
+    def logged(self) -> set[str]:
+        """All metrics that one of the runs has."""
+        return {name for run in self.runs for name in run.metrics}
+
+
+def compare(role: Role, runs: Sequence[LoggedRun]) -> Comparison:
+    """Compares runs, of which the newest come first."""
+    settings = _differing_settings(runs)
+    if role == "dataset":
+        return Comparison(role, tuple(runs), None, _filled(HOLDINGS, runs), settings)
+    by = _headline(runs)
+    quality = "" if by is None else _name(by)
+    gain = quality.replace("psnr", "gain").replace("ssim", "gain")
+    on_gpus = all("cost/gpu_hours" in run.metrics for run in runs)
+    hours = "cost/gpu_hours" if on_gpus else "cost/worker_hours"
+    metrics = _filled((by or "", f"last/{quality}", f"best/{gain}", hours, *COSTS), runs)
+    found = Comparison(role, tuple(runs), by, metrics, settings)
+    if by is None:
+        return found
+    sign, worst = (1 if found.ascending else -1), float("inf")
+    best = sorted(runs, key=lambda run: sign * run.metrics[by] if by in run.metrics else worst)
+    return Comparison(role, tuple(best), by, metrics, settings)
+
+
+def _name(metric: str) -> str:
+    """What is measured: `psnr_nfe1` of `best/psnr_nfe1`."""
+    return metric.rpartition("/")[2]
+
+
+def _headline(runs: Sequence[LoggedRun]) -> str | None:
+    """What most trainings keep their best checkpoint by, else quality, else the loss."""
+    kept = Counter(
+        f"best/{value.removeprefix(HELD_OUT)}"
+        for run in runs
+        for name, value in run.params.items()
+        if name.endswith(".keep_best")
+    )
+    logged = {name for run in runs for name in run.metrics}
+    quality = sorted(name for name in logged if name.startswith("best/psnr_"))
+    wanted = (*(name for name, _ in kept.most_common()), QUALITY, *quality, LOSS)
+    return next((name for name in wanted if name in logged), None)
+
+
+def _filled(names: Sequence[str], runs: Sequence[LoggedRun]) -> tuple[str, ...]:
+    """Each metric once, without those that are nowhere or 0 everywhere."""
+    return tuple(
+        name for name in dict.fromkeys(names) if any(run.metrics.get(name) for run in runs)
+    )
+
+
+def _differing_settings(runs: Sequence[LoggedRun]) -> tuple[str, ...]:
+    """The first of the settings in which runs differ; those that all runs have come first."""
+    values: dict[str, list[str]] = {}
+    for run in runs:
+        for name, value in run.params.items():
+            values.setdefault(name, []).append(value)
+    differing = [
+        name
+        for name, found in values.items()
+        if (len(found) < len(runs) or len(set(found)) > 1) and not NO_RESULT & set(name.split("."))
+    ]
+    differing.sort(key=lambda name: (-len(values[name]), name))
+    return tuple(differing[:MOST_SETTINGS])
+
+
+def view_of(found: Comparison, *, filter: str, pictures: Pictures | None) -> View:
+    """The page of a comparison; `filter` finds its runs in MLflow."""
+    tags = (page.tag("buckets"), page.tag("left_out")) if found.role == "dataset" else ()
+    # Two trainings of one name are told apart by their folders.
+    alike = len({run.name for run in found.runs}) < len(found.runs)
+    sections = _training_charts(found) if found.role == "training" else _dataset_charts(found)
+    if pictures is not None:
+        grid = page.pictures(pictures.keys, pictures.step)
+        sections.insert(1, Section("Pictures by step", (grid,), across=1, height=800))
+    return View(
+        filter=filter,
+        order=page.START_TIME if found.by is None else page.metric(found.by),
+        ascending=found.ascending,
+        columns=(
+            page.DATASET,
+            *map(page.metric, found.metrics),
+            *tags,
+            *map(page.param, found.settings),
+            *([page.param("output")] if alike else []),
+        ),
+        sections=(*sections, *_rest(sections, found)),
+    )
+
+
+def _training_charts(found: Comparison) -> list[Section]:
+    logged, by = found.logged, found.by
+    quality = HELD_OUT + _name(by or "")
+    gain = quality.replace("psnr", "gain")
+    scales = (f"{HELD_OUT}psnr_x", f"{HELD_OUT}ssim_x")
+    one_step = sorted(name for name in logged if name.startswith(scales) and "_nfe1" in name)
+    curves = {
+        "Quality on held-out photos": dict.fromkeys((quality, gain, *one_step)),
+        "Losses": sorted(name for name in logged if name.startswith(("loss/", "gan/"))),
+        **CURVES,
+    }
+    sections = [
+        Section(title, tuple(_curve(name, logged) for name in names if name in logged))
+        for title, names in curves.items()
+    ]
+    if by is not None and found.settings:
+        charts = [page.scatter(name, by) for name in found.settings[:MOST_SCATTERS]]
+        charts += [page.parallel(found.settings, by)] if len(found.settings) > 1 else []
+        sections.append(Section("Settings", tuple(charts)))
+    return [section for section in sections if section.charts]
+
+
+def _curve(name: str, logged: set[str]) -> page.Chart:
+    """A metric over the step, with the same measured on held-out samples where there is that."""
+    held_out = [HELD_OUT + name] if HELD_OUT + name in logged else []
+    return page.line(name, *held_out, log=name == LOSS)
+
+
+def _dataset_charts(found: Comparison) -> list[Section]:
+    return [Section("What datasets hold", tuple(map(page.bar, found.metrics)))]
+
+
+def _rest(sections: Sequence[Section], found: Comparison) -> list[Section]:
+    """Closed sections for what has no chart: MLflow adds one for each metric and picture, in a
+    section named like the beginning of its name, which would be open."""
+    charted = {chart.get("metricKey") for section in sections for chart in section.charts}
+    names = {page.section_of(name) for name in found.logged - charted} | {"pictures"}
+    return [Section(name, is_open=False) for name in sorted(names)]
