@@ -374,7 +374,7 @@ def status(
 def review(
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN... | EXPERIMENT]", help="Folders of runs, or an experiment."),
+        typer.Argument(metavar="RUN | EXPERIMENT", help="Folders of runs, or an experiment."),
     ] = None,
     port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 0,
     serve: Annotated[

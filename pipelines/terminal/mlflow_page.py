@@ -15,13 +15,14 @@ from contextlib import suppress
 from typing import IO
 
 from datagen.errors import FlowmapsrError
+from pipelines.terminal.process_edge import Terminated
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 
 
 def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serves a store until it is interrupted, and leaves no process behind.
+    """Serves a store until Ctrl-C, and leaves no process behind.
 
     Args:
         port: 0 takes a free one.
@@ -50,6 +51,9 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
                 on_ready(address)
                 server.wait()
             raise FlowmapsrError(f"MLflow's server has ended: {_last_line(log)}")
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):
+                raise
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

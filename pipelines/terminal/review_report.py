@@ -11,14 +11,14 @@ from pipelines.terminal.text import command, counted, table
 if TYPE_CHECKING:
     from training.tracking.review import Choice, Review
 
-MOST_ROWS = 10
+MOST_ROWS, MOST_COLUMNS = 10, 5
 
 
 def reviewed(found: Review) -> VerbResult:
     """A comparison of runs, the best first, and where to look at it."""
-    names = list(dict.fromkeys(name for run in found.runs for name in run.metrics))
+    names = list(dict.fromkeys(name for run in found.runs for name in run.metrics))[:MOST_COLUMNS]
     cells = [
-        (run.name, *(f"{run.metrics[name]:.4g}" if name in run.metrics else "-" for name in names))
+        (run.name, *(f"{run.metrics[name]:.5g}" if name in run.metrics else "-" for name in names))
         for run in found.runs[:MOST_ROWS]
     ]
     more = len(found.runs) - len(cells)

@@ -29,7 +29,7 @@ from training.tracking.mlflow_client import (
     tracking_uri,
 )
 from training.tracking.review_view import LoggedRun, Pictures, Role, compare, view_of
-from training.tracking.view_format import READ_BY, TAG, View, address, written
+from training.tracking.view_format import COLOR, COLORS, READ_BY, TAG, View, address, written
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -287,7 +287,9 @@ def _reviewed(
         key = f"flowmapsr-{hashlib.sha256(shown.encode()).hexdigest()[:10]}"
     pictures = _pictures(client, [run.run_id for run in found.runs[:PICTURED]])
     view = view_of(found, filter=shown, pictures=pictures)
-    kept, problem = _keep(client, experiment, key, view, major)
+    by_id = {run.info.run_id: run for run in runs}
+    charted = [by_id[run.run_id] for run in found.runs[: len(COLORS)]]
+    kept, problem = _keep(client, experiment, key, view, charted, major)
     base = redacted(what.uri).rstrip("/") if is_server(what.uri) else ""
     table, charts = (
         base + address(experiment.experiment_id, view, kept, charts=charts, major=major or READ_BY)
@@ -317,10 +319,15 @@ def _logged(run: Run) -> LoggedRun:
 
 
 def _keep(
-    client: MlflowClient, experiment: Experiment, key: str, view: View, major: int | None
+    client: MlflowClient,
+    experiment: Experiment,
+    key: str,
+    view: View,
+    shown: Sequence[Run],
+    major: int | None,
 ) -> tuple[str | None, str | None]:
-    """Keeps a view in MLflow. The key of the view that the page can open, if there is one; and why
-    it is not the current one, if it is not."""
+    """Keeps a view in MLflow, in which the runs whose charts it shows can be told apart. The key of
+    the view that the page can open, if there is one; and why it is not this one, if it is not."""
     from mlflow.exceptions import MlflowException
 
     if major != READ_BY:
@@ -328,12 +335,22 @@ def _keep(
         return None, f"no view: the server has MLflow {READ_BY} not, but {found}"
     try:
         client.set_experiment_tag(experiment.experiment_id, TAG + key, written(view))
+        _color(client, shown)
     except MlflowException as error:
         why = first_line(error)
         if TAG + key in experiment.tags:
             return key, f"the view is an earlier one: it cannot be made anew ({why})"
         return None, f"no view: MLflow does not keep it ({why})"
     return key, None
+
+
+def _color(client: MlflowClient, runs: Sequence[Run]) -> None:
+    """Gives each run that has no color one that no other of them has."""
+    taken = {run.data.tags.get(COLOR) for run in runs}
+    free = iter([color for color in COLORS if color not in taken])
+    for run in runs:
+        if COLOR not in run.data.tags:
+            client.set_tag(run.info.run_id, COLOR, next(free))
 
 
 def _pictures(client: MlflowClient, run_ids: Sequence[str]) -> Pictures | None:

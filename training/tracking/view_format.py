@@ -18,6 +18,13 @@ READ_BY = 3
 """The major version of MLflow whose pages read the format. The pages of 2 have no view of trainings
 to open; those of 4 are not known."""
 TAG = "mlflow.sharedViewState."
+COLOR = "mlflow.runColor"
+"""The tag with a run's color; without it the page draws one by lot, and two runs may look alike."""
+COLORS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
+)
+"""As many as the page shows charts of at once."""
 ABREAST = 3
 """Charts of a section beside each other."""
 
