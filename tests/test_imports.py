@@ -17,7 +17,7 @@ HOMES = {
     "ray": ("pipelines/cluster/",),
     "deepspeed": ("training/engine/",),
     "mlflow": (
-        *("training/tracking/mlflow_client.py", "training/tracking/review.py"),
+        *(f"training/tracking/{name}.py" for name in ("mlflow_client", "logged_models", "review")),
         "training/weights/initialize.py",
     ),
     "boto3": ("datagen/io/s3_client.py",),

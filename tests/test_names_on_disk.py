@@ -20,7 +20,8 @@ NAMES = {
         *("recipe.json", "failures.jsonl", "stages.json", "stages.md", "mlflow.json", "stages/"),
         *("done.json", "progress.json", "starts.jsonl", "ended.json", "skipped.jsonl"),
         *("bad_step.json", "deepspeed.json", "initialization.txt", "tracking.jsonl", "files.jsonl"),
-        *("curves.jsonl", "pictures.jsonl", "starts.json", "start_seconds.jsonl", "warnings.log"),
+        *("curves.jsonl", "pictures.jsonl", "models.jsonl"),
+        *("starts.json", "start_seconds.jsonl", "warnings.log"),
     ),
     "training/checkpoints/records.py": ("trainer_state.json",),
 }

@@ -180,7 +180,7 @@ class Stage:
                 chosen = loop.choose_model(end)
                 with self._whole_model():
                     if self.rank == 0:
-                        self._write_results(end, chosen)
+                        self._write_results(end, chosen, reporter)
         dist.barrier()
 
     @contextmanager
@@ -249,6 +249,7 @@ class Stage:
                 else str(self.folder.checkpoints),
                 keep=settings.keep_checkpoints,
                 keep_every_steps=settings.keep_every_steps,
+                changed=reporter.checkpoints_changed,
             ),
             validate=self.validate,
             best=BestSoFar(settings),
@@ -280,10 +281,11 @@ class Stage:
             log.warning("the peak of this GPU is unknown: its utilization (MFU) is not reported")
         return peak
 
-    def _write_results(self, end: Position, chosen: ChosenStep) -> None:
+    def _write_results(self, end: Position, chosen: ChosenStep, reporter: Reporter) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
         inputs, folder = self.inputs, self.folder
         self.built.save(folder.model, chosen)
+        reporter.model_written(chosen)
         record = StageRecord(
             stage=folder.name,
             steps=end.step,

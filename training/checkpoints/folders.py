@@ -70,16 +70,22 @@ class CheckpointFolders:
             storage.delete_empty_folder(parent)
         return [folder for folder in folders if folder.is_committed]
 
-    def tidy(self, commit: Commit) -> None:
+    def tidy(self, commit: Commit) -> dict[int, str]:
         """After a commit: removes older checkpoints than the last `keep`, but none of a step that
-        `keep_every_steps` divides and none of the best, and every leftover."""
+        `keep_every_steps` divides and none of the best, and every leftover. Returns why each step
+        that is left is kept."""
         folders = self.all()
-        kept = set([folder.step for folder in folders if folder.is_committed][-self.keep :])
-        kept |= {best.step for best in commit.state.best.values()}
+        steps = [folder.step for folder in folders if folder.is_committed]
+        kept = dict.fromkeys(steps[-self.keep :], "one of the last")
+        if self.keep_every_steps:
+            every = f"every {self.keep_every_steps} steps"
+            kept |= {step: every for step in steps if step % self.keep_every_steps == 0}
+        best = commit.state.best.items()
+        kept |= {one.step: f"best {metric}" for metric, one in best if one.step in steps}
         for folder in folders:
-            forever = self.keep_every_steps and folder.step % self.keep_every_steps == 0
-            if not folder.is_committed or not (folder.step in kept or forever):
+            if folder.step not in kept or not folder.is_committed:
                 folder.remove()
             elif folder.step == commit.state.step:
                 for name in folder.files - {COMMIT, *(record.name for record in commit.files)}:
                     storage.delete(storage.join(folder.uri, name))
+        return kept

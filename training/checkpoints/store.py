@@ -23,6 +23,8 @@ from training.checkpoints.stop_time import report_first_checkpoint
 from training.checkpoints.writer import Writer, Writing
 
 T = TypeVar("T")
+Changed = Callable[[int, str, dict[int, str]], None]
+"""Takes the step and the address of a new checkpoint, and why each step's is kept now."""
 log = logging.getLogger(__name__)
 
 LAST_WAIT = 60.0
@@ -42,9 +44,22 @@ class Trained(Protocol):
 class Checkpoints:
     """All checkpoints in a local folder or `s3://` prefix that every worker can access."""
 
-    def __init__(self, uri: str, *, keep: int, keep_every_steps: int | None = None) -> None:
-        """Keeps the last `keep` checkpoints, and those whose step `keep_every_steps` divides."""
+    def __init__(
+        self,
+        uri: str,
+        *,
+        keep: int,
+        keep_every_steps: int | None = None,
+        changed: Changed | None = None,
+    ) -> None:
+        """
+        Args:
+            keep: how many of the last checkpoints are kept.
+            keep_every_steps: also those whose step this divides.
+            changed: called in the first worker's writing thread after each commit.
+        """
         self.folders = CheckpointFolders(uri, keep, keep_every_steps)
+        self._changed = changed
         self.newest: Commit | None = None
         """The last complete checkpoint; on the first worker only."""
         self.problem = ""
@@ -177,7 +192,9 @@ class Checkpoints:
         if is_first:
             report_first_checkpoint(commit, seconds=self._seconds)
         try:
-            self.folders.tidy(commit)
+            kept = self.folders.tidy(commit)
+            if self._changed is not None:
+                self._changed(commit.state.step, self.folders.of_step(commit.state.step), kept)
         except FlowmapsrError as error:  # the new checkpoint is complete
             log.warning("older checkpoints could not be removed yet: %s", error)
 

@@ -11,6 +11,8 @@ from training.settings.recipe import TrainingRecipe
 RECIPE, STAGE_TABLE = "recipe.json", "stages.json"
 METRICS_JOURNAL, FILES_JOURNAL = "tracking.jsonl", "files.jsonl"
 """Events for MLflow, in the folder of a run and of each of its stages."""
+MODELS_JOURNAL = "models.jsonl"
+"""Events of a stage about its models, whose files may take long to send."""
 CURVES_JOURNAL, PICTURES_JOURNAL = "curves.jsonl", "pictures.jsonl"
 """Events of a run that its workers write, beside those of its launcher."""
 

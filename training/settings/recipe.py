@@ -53,6 +53,10 @@ class TrainingRecipe(Settings):
     """Seed of initial weights, of the order of samples and of all random draws."""
     mlflow_experiment: Execution[str] = "flowmapsr"
     """MLflow experiment of a new run; one that MLflow knows already stays where it is."""
+    upload_models_gb: Execution[float] = Field(2.0, ge=0)
+    """Largest model of a stage that MLflow gets a copy of, 10^9 bytes, so that a registered version
+    of it loads on any machine. A larger one stays in the run's folder, and MLflow says where: its
+    server takes a file in one request, and keeps the model of each stage of each training."""
     hourly_price: Execution[float | None] = Field(None, ge=0)
     """Price of one worker for an hour, in your currency: what the training has cost is then shown
     beside its hours."""

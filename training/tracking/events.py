@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
@@ -63,6 +63,47 @@ class DatasetInput(FrozenModel):
     source: Public
     samples: int
 
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        manifest, root = dataset
+        return cls(
+            name=PurePosixPath(root).name,
+            digest=manifest.digest,
+            source=root,
+            samples=manifest.num_samples,
+        )
+
+    @property
+    def short_digest(self) -> str:
+        """As many characters as every MLflow store keeps."""
+        return self.digest[:36]
+
+
+class Model(FrozenModel):
+    """A checkpoint or the model of a finished stage, for MLflow's page of models."""
+
+    kind: Literal["model"] = "model"
+    name: str
+    type: Literal["checkpoint", "stage model"]
+    step: int
+    path: Public
+    """Where its files are."""
+    upload: bool
+    """Whether MLflow gets a copy of them."""
+    params: dict[str, Public]
+    tags: dict[str, Public]
+    dataset: DatasetInput
+    held_out: Metrics | None = None
+    """What was measured of it on the dataset's held-out samples."""
+
+
+class KeptCheckpoints(FrozenModel):
+    """The checkpoints of a stage that are on disk."""
+
+    kind: Literal["kept checkpoints"] = "kept checkpoints"
+    reasons: dict[int, str]
+    """By step, why each is kept."""
+
 
 class End(FrozenModel):
     kind: Literal["end"] = "end"
@@ -71,7 +112,16 @@ class End(FrozenModel):
 
 
 Event = Annotated[
-    Begin | Metrics | Params | Tags | Picture | Artifact | DatasetInput | End,
+    Begin
+    | Metrics
+    | Params
+    | Tags
+    | Picture
+    | Artifact
+    | DatasetInput
+    | Model
+    | KeptCheckpoints
+    | End,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
@@ -81,14 +131,8 @@ def described(
     settings: Mapping[str, Any], dataset: Dataset, tags: Mapping[str, str]
 ) -> list[Event]:
     """Settings, dataset and tags of a run."""
-    manifest, root = dataset
     return [
         Params(values=flatten(settings)),
-        Tags(values={"dataset.digest": manifest.digest, **tags}),
-        DatasetInput(
-            name=PurePosixPath(root).name,
-            digest=manifest.digest,
-            source=root,
-            samples=manifest.num_samples,
-        ),
+        Tags(values={"dataset.digest": dataset.manifest.digest, **tags}),
+        DatasetInput.of(dataset),
     ]

@@ -19,6 +19,7 @@ from training.run_dir.paths import (
     CURVES_JOURNAL,
     FILES_JOURNAL,
     METRICS_JOURNAL,
+    MODELS_JOURNAL,
     PICTURES_JOURNAL,
 )
 from training.tracking.events import EVENT, End, Event, Metrics
@@ -149,14 +150,15 @@ def _parse(line: str | bytes) -> Event | None:
 
 
 class Journals(NamedTuple):
-    """The journals of a stage's or a run's folder. Pictures and files are sent one by one and apart
-    from the metrics, which a failing file store must not delay."""
+    """The journals of a stage's or a run's folder. Pictures, files and models are sent one by one
+    and apart from the metrics, which a failing file store must not delay."""
 
     metrics: Journal
     files: Journal
     curves: Journal
     """Of a run: what rank 0 of its stages adds, as its `metrics` are the launcher's."""
     pictures: Journal
+    models: Journal
 
 
 def journals(home: Path) -> Journals:
@@ -165,6 +167,7 @@ def journals(home: Path) -> Journals:
         files=Journal(home, FILES_JOURNAL, batch=1),
         curves=Journal(home, CURVES_JOURNAL),
         pictures=Journal(home, PICTURES_JOURNAL, batch=1),
+        models=Journal(home, MODELS_JOURNAL, batch=1),
     )
 
 
@@ -199,3 +202,18 @@ def last_values(home: Path, *, prefix: str) -> dict[str, float]:
     """The last value of each metric of a run or a stage whose name starts with `prefix`."""
     found = read_metrics(home, prefix=prefix)
     return {name: series.values[-1] for name, series in found.items()}
+
+
+def metrics_at(home: Path, step: int, *, prefix: str) -> Metrics | None:
+    """The last event of a step with metrics whose names start with `prefix`, without others."""
+    journal = home / METRICS_JOURNAL
+    if not journal.is_file():
+        return None
+    found, wanted = None, (f'"step":{step},', f'"{prefix}')
+    with journal.open(errors="replace") as file:
+        for line in file:
+            event = _parse(line) if all(text in line for text in wanted) else None
+            if isinstance(event, Metrics) and event.step == step:
+                values = {name: x for name, x in event.values.items() if name.startswith(prefix)}
+                found = event.model_copy(update={"values": values})
+    return found

@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import os
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,8 @@ from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths
 from training.tracking import events as logged
-from training.tracking.events import End, Event, Metrics
+from training.tracking.events import End, Event, KeptCheckpoints, Metrics, Model
+from training.tracking.logged_models import keep_checkpoints, send_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,11 +32,12 @@ log = logging.getLogger(__name__)
 
 MAX_PARAMS, MAX_METRICS = 100, 1000
 """MLflow's limits for one request."""
-MAX_TAG, MAX_VALUE, MAX_DIGEST = 5000, 6000, 36
-"""Characters that every MLflow store keeps of a tag, a parameter and a dataset's digest."""
+MAX_TAG, MAX_VALUE = 5000, 6000
+"""Characters that every MLflow store keeps of a tag and a parameter."""
 NOW, FAILURE = "now.", "failure"
 """Prefix of the tags with settings that the last start changed; and the tag with the reason why a
 run failed, removed when it continues."""
+NO_SUCH_REQUEST = "ENDPOINT_NOT_FOUND"
 PARENT = "mlflow.parentRunId"
 DELETED = "the MLflow run of %s was deleted there: a new one is made and gets all that was logged"
 
@@ -260,9 +262,21 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
             log.warning("%s is missing and is not sent to MLflow", error.filename)
         except MlflowException as error:
             # Of a deleted run nothing is accepted, and all goes to the next one.
+            if isinstance(event, Model | KeptCheckpoints) and error.error_code == NO_SUCH_REQUEST:
+                _say_without_models()
+                continue
             if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, run_id):
                 raise
             log.warning("MLflow refuses an event, which is skipped: %s", error)
+
+
+@cache
+def _say_without_models() -> None:
+    log.warning(
+        "MLflow at %s is older than 3.0 and has no models of runs: checkpoints and stages' models "
+        "are not listed there, all else is",
+        redacted(tracking_uri()),
+    )
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
@@ -296,9 +310,12 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
             source_type = "s3" if event.source.startswith("s3://") else "local"
             source = json.dumps({"uri": event.source})
             profile = json.dumps({"num_samples": event.samples})
-            digest = event.digest[:MAX_DIGEST]
-            dataset = Dataset(event.name, digest, source_type, source, profile=profile)
+            dataset = Dataset(event.name, event.short_digest, source_type, source, profile=profile)
             client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
+        case logged.Model():
+            send_model(client, run_id, event)
+        case logged.KeptCheckpoints():
+            keep_checkpoints(client, run_id, event)
         case logged.Begin():
             client.update_run(run_id, status="RUNNING")
             if FAILURE in client.get_run(run_id).data.tags:

@@ -25,8 +25,8 @@ from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run
 
 log = logging.getLogger(__name__)
 
-DEAD_STAGES_SECONDS = 30.0
-"""How long to wait for the unsent events of dead workers."""
+DEAD_STAGES_SECONDS, MODELS_SECONDS = 30.0, 600.0
+"""How long to wait for the unsent events of dead workers, and for the last models of a training."""
 
 
 @contextmanager
@@ -91,7 +91,8 @@ class ParentRun:
 
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died before they could; no worker may be alive."""
-        deadline = time.monotonic() + DEAD_STAGES_SECONDS
+        seconds = MODELS_SECONDS if status == "FINISHED" else DEAD_STAGES_SECONDS
+        deadline = time.monotonic() + seconds
         for stage in self.stages:
             done = stage.finished_record() is not None
             close_orphaned_run(

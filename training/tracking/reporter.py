@@ -22,7 +22,7 @@ from training.engine.engine import deepspeed_config
 from training.monitoring.progress_lines import ProgressLines
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import StageProgress, WorkerGroup
+from training.run_dir.records import ChosenStep, StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import (
     count_restarts,
@@ -34,7 +34,16 @@ from training.run_dir.starts import (
     record_start,
 )
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Picture, Status, Tags, described
+from training.tracking.events import (
+    Artifact,
+    DatasetInput,
+    KeptCheckpoints,
+    Picture,
+    Status,
+    Tags,
+    described,
+)
+from training.tracking.model_events import checkpoint, stage_model
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
 from training.tracking.stage_table import shown_as_table, start_table
@@ -68,8 +77,14 @@ class Reporter:
     def validated(self, step: int, summary: str, *, table: str) -> None:
         """A validation in words, and its losses by time as a JSON table; both may be empty."""
 
+    def checkpoints_changed(self, step: int, uri: str, kept: dict[int, str]) -> None:
+        """A checkpoint was written; the steps whose checkpoints are on disk now, and why."""
+
     def checkpoint_failed(self, problem: str) -> None:
         """Why a checkpoint is missing."""
+
+    def model_written(self, chosen: ChosenStep) -> None:
+        """The stage's model folder is there, with the weights of that step."""
 
     def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
         """The first step of this start has ended, after so many seconds of each phase."""
@@ -119,6 +134,7 @@ class StageReporter(Reporter):
             initialization: a table of what the first weights were loaded from, if they were.
             tags: of the model.
         """
+        self._dataset = DatasetInput.of(dataset)
         settings = self.recipe.stage(self.folder.name)
         tags = {
             "recipe.digest": self.recipe.digest(),
@@ -200,6 +216,15 @@ class StageReporter(Reporter):
         if table:
             with best_effort(str(self.folder.loss_over_time)):
                 self._write(self.folder.loss_over_time, table)
+
+    def checkpoints_changed(self, step: int, uri: str, kept: dict[int, str]) -> None:
+        with best_effort("the list of checkpoints"):
+            new = checkpoint(self.recipe, self.folder, self._dataset, step=step, uri=uri)
+            self.tracker.write(new, KeptCheckpoints(reasons=kept))
+
+    def model_written(self, chosen: ChosenStep) -> None:
+        with best_effort("the entry of the model"):
+            self.tracker.write(stage_model(self.recipe, self.folder, self._dataset, chosen))
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))

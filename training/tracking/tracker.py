@@ -15,7 +15,17 @@ from functools import cache
 from pathlib import Path
 
 from training.run_dir.paths import RunPaths, StagePaths
-from training.tracking.events import Artifact, Begin, End, Event, Metrics, Picture, Status
+from training.tracking.events import (
+    Artifact,
+    Begin,
+    End,
+    Event,
+    KeptCheckpoints,
+    Metrics,
+    Model,
+    Picture,
+    Status,
+)
 from training.tracking.journal import Journal, journals
 from training.tracking.mlflow_client import MAX_TAG, MlflowRun, mlflow_installed
 from training.tracking.unsent import OUTAGES
@@ -23,6 +33,7 @@ from training.tracking.unsent import OUTAGES
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
+MODELS = "models"
 STALL_SECONDS = 6.0
 """How long to wait for the server when the watchdog is about to end this process."""
 
@@ -78,48 +89,68 @@ class Tracker:
         self._sends = mlflow_installed()
         if not self._sends:
             _say_that_all_waits(run)
-        self._threads = [
-            threading.Thread(target=self._send_all, args=each, name="mlflow", daemon=True)
+        self._threads = {
+            each[0]: threading.Thread(target=self._send_all, args=each, name="mlflow", daemon=True)
             for each in (
                 ("metrics", (self._journals.curves, self._journals.metrics)),
                 ("files", (self._journals.pictures, self._journals.files)),
+                (MODELS, (self._journals.models,)),
             )
             if self._sends
-        ]
-        for thread in self._threads:
+        }
+        for thread in self._threads.values():
             thread.start()
 
     def write(self, *events: Event) -> None:
         """Appends events, whatever the state of the server; on a full disk they wait for the next
         call."""
         for event in events:
-            is_file = isinstance(event, Picture | Artifact)
-            (self._journals.files if is_file else self._journals.metrics).append(event)
+            self._journal_of(event).append(event)
+
+    def _journal_of(self, event: Event) -> Journal:
+        match event:
+            case Picture() | Artifact():
+                return self._journals.files
+            case Model() | KeptCheckpoints():
+                return self._journals.models
+        return self._journals.metrics
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self.write(Metrics(step=step, time_ms=int(time.time() * 1000), values=values))
 
-    def close(self, status: Status | None, *, reason: str | None = None, wait: float = 60) -> bool:
-        """Ends the run and waits up to `wait` seconds for the journal to be sent.
+    def close(
+        self,
+        status: Status | None,
+        *,
+        reason: str | None = None,
+        wait: float = 60,
+        models: bool = False,
+    ) -> bool:
+        """Ends the run and waits up to `wait` seconds for the journals to be sent.
 
         Args:
             status: None for a run whose end is already in the journal.
+            models: also for that of the models, whose files may be large; else the thread that
+                sends them goes on while this process trains the next stage.
 
         Returns:
-            Whether everything was sent; what was not stays in the journal for the next start.
+            Whether everything was sent; what was not stays in the journals for the next start.
         """
         if status is not None:
             self.write(End(status=status, reason=reason and reason[:MAX_TAG]))
         self._closing.set()
         deadline = time.monotonic() + wait
-        for thread in self._threads:
+        for what, thread in self._threads.items():
+            if what == MODELS and not models:
+                continue
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
         OUTAGES.forget(self._home)
         if self._journals.metrics.unwritten:
             lost = self._journals.metrics.path
             log.warning("the last metrics are lost: %s cannot be written", lost)
             return False
-        return all(journal.all_sent for journal in self._journals)
+        waited_for = [one for one in self._journals if models or one is not self._journals.models]
+        return all(journal.all_sent for journal in waited_for)
 
     def _send_all(self, what: str, in_order: Sequence[Journal]) -> None:
         """Sends until closed; tells when MLflow is away and when it is back.
@@ -170,4 +201,4 @@ def close_orphaned_run(
         return
     has_ended = journals(stage.root).metrics.ended
     tracker = Tracker(stage.run, experiment=experiment, stage=stage.name, label=label, begins=False)
-    tracker.close(None if has_ended else status, reason=reason, wait=wait)
+    tracker.close(None if has_ended else status, reason=reason, wait=wait, models=True)

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from datagen.errors import FlowmapsrError
+from datagen.io.redaction import redacted
 from training.run_dir.paths import StagePaths
-from training.settings.initial_weights import is_registry, is_stage
+from training.settings.initial_weights import REGISTRY, is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import mlflow_installed, tracking_uri
+from training.weights.model_folder import CONFIG, model_kind
 from training.weights.sources import WeightSource
 
 SHOWN = 6
@@ -80,22 +82,62 @@ def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
             f"init_from: {source} needs MLflow, which is not installed: install it, or give "
             "the folder of a model"
         )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        got = _download(source, partial)
+        kind = model_kind(got)
+        if kind != recipe.model.kind:
+            raise FlowmapsrError(
+                f"init_from: {source} is a model of kind {kind!r}, and model.kind is "
+                f"{recipe.model.kind!r}: name a version of that kind"
+            )
+        os.replace(got, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download(source: str, folder: Path) -> Path:
+    """A model version's files, in `folder` or below it; none of them is opened."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    uri, partial = tracking_uri(), tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    uri = tracking_uri()
     try:
-        got = download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri)
-        os.replace(got, target)
-    except (MlflowException, OSError) as error:
+        got = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
+        names = sorted(path.name for path in got.rglob("*") if path.is_file())
+        if names:
+            return _with_safetensors(got, source, names)
+        # A model whose files stayed where it was trained.
+        client = MlflowClient(uri)
+        version = client.get_model_version(*source.removeprefix(REGISTRY).split("/"))
+        model = client.get_logged_model(version.source.removeprefix(REGISTRY))
+        if model.model_type == "checkpoint":
+            raise FlowmapsrError(
+                f"init_from: {source} is a checkpoint, from which only its own training continues: "
+                "register the model of a finished stage"
+            )
+        kept = Path(model.tags["files"])
+        if not (kept / CONFIG).is_file():
+            raise FileNotFoundError(f"MLflow has no copy, and there is no {kept / CONFIG}")
+        return Path(shutil.copytree(kept, folder / kept.name))
+    except (MlflowException, OSError, KeyError) as error:
         raise FlowmapsrError(
-            f"init_from: MLflow at {uri} does not provide {source} ({error}); check name, version "
-            "and MLFLOW_TRACKING_URI"
+            f"init_from: MLflow at {redacted(uri)} does not provide {source} ({error}); check "
+            "name, version and MLFLOW_TRACKING_URI, and whether its files are still there"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _with_safetensors(folder: Path, source: str, names: list[str]) -> Path:
+    if any(name.endswith(".safetensors") for name in names):
+        return folder
+    raise FlowmapsrError(
+        f"init_from: {source} holds no .safetensors file, the only weights that are read (it holds "
+        f"{', '.join(names)}): name a version that was made by flowmapsr or holds a diffusers U-Net"
+    )
 
 
 def weights_path(name: str, folder: StagePaths) -> Path:

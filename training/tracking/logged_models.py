@@ -1,0 +1,120 @@
+"""Checkpoints and stages' models as models of MLflow 3, with their metrics, files and runs.
+
+Each is looked up by its name and the run that made it, so that one that is sent again, or was left
+half sent, is completed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.tracking.events import KeptCheckpoints, Model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+log = logging.getLogger(__name__)
+
+UPLOAD_SECONDS = 600
+"""How long the server may take to answer after a file: it first passes it on to its own store."""
+KEPT = "kept"
+"""The tag that says why a checkpoint is kept."""
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+def send_model(client: MlflowClient, run_id: str, event: Model) -> None:
+    """Creates or completes the model in MLflow; it is READY once all of it is there."""
+    from mlflow.entities import LoggedModelStatus
+
+    files = sorted(Path(event.path).iterdir()) if event.upload else []
+    run = client.get_run(run_id)
+    found = _models_of(client, run, f"name = '{event.name}'")
+    model = found[0] if found else _create(client, run, event)
+    for maker in _makers(client, run, event):
+        _link(client, maker, model.model_id, event.step)
+    _log_metrics(client, run_id, model.model_id, event)
+    if model.status == LoggedModelStatus.READY:
+        return
+    with _patience():
+        for path in files:
+            client.log_model_artifact(model.model_id, str(path))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def keep_checkpoints(client: MlflowClient, run_id: str, event: KeptCheckpoints) -> None:
+    """Removes the checkpoints of a stage that are not on disk anymore, and says of the others why
+    they are."""
+    for model in _models_of(client, client.get_run(run_id), "model_type = 'checkpoint'"):
+        reason = event.reasons.get(int(model.params["step"]))
+        if reason is None:
+            client.delete_logged_model(model.model_id)
+        elif model.tags.get(KEPT) != reason:
+            client.set_logged_model_tags(model.model_id, {KEPT: reason})
+
+
+def _models_of(client: MlflowClient, run: Run, which: str) -> list[LoggedModel]:
+    query = f"source_run_id = '{run.info.run_id}' AND {which}"
+    return list(client.search_logged_models([run.info.experiment_id], filter_string=query))
+
+
+def _create(client: MlflowClient, run: Run, event: Model) -> LoggedModel:
+    return client.create_logged_model(
+        run.info.experiment_id,
+        name=event.name,
+        source_run_id=run.info.run_id,
+        model_type=event.type,
+        params=event.params,
+        tags=event.tags,
+    )
+
+
+def _makers(client: MlflowClient, run: Run, event: Model) -> Iterator[Run]:
+    """The runs whose pages list the model: its stage's, and the training's if it is no checkpoint,
+    of which there may be many."""
+    yield run
+    parent = run.data.tags.get("mlflow.parentRunId")
+    if parent is not None and event.type == "stage model":
+        yield client.get_run(parent)
+
+
+def _link(client: MlflowClient, run: Run, model_id: str, step: int) -> None:
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if all(output.model_id != model_id for output in outputs):
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model_id, step)])
+
+
+def _log_metrics(client: MlflowClient, run_id: str, model_id: str, event: Model) -> None:
+    """The same values at the same time as in the run, where they are not logged again then."""
+    from mlflow.entities import Metric
+
+    if event.held_out is None:
+        return
+    time_ms, step = event.held_out.time_ms, event.held_out.step
+    of = {
+        "model_id": model_id,
+        "dataset_name": event.dataset.name,
+        "dataset_digest": event.dataset.short_digest,
+        "run_id": run_id,
+    }
+    values = event.held_out.values.items()
+    client.log_batch(run_id, [Metric(name, value, time_ms, step, **of) for name, value in values])
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Lets MLflow's client wait longer for the server inside the block; it asks the environment at
+    each request."""
+    before = os.environ[_TIMEOUT]
+    os.environ[_TIMEOUT] = str(max(UPLOAD_SECONDS, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = before
