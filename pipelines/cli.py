@@ -165,10 +165,7 @@ def train(
 
             environment.default_tracking_uri(resolved.output)
             flush_pending(resolved)
-        from training.tracking.mlflow_client import run_page
-
-        page = run_page(Path(resolved.output))
-        result = reports.trained(resolved.output, records, page=page)
+        result = reports.trained(resolved.output, records)
         out.say(reports.with_unsent(result, resolved))
 
 
@@ -207,10 +204,7 @@ def run(
         from pipelines.orchestration.guard import guarded
 
         record = guarded(full, resolved)
-        from training.tracking.mlflow_client import run_page
-
-        page = run_page(Path(resolved.training.output))
-        result = reports.all_done(resolved.training, record.rows, record.seconds, page=page)
+        result = reports.all_done(resolved.training, record.rows, record.seconds)
         out.say(reports.with_unsent(result, resolved.training))
 
 

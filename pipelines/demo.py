@@ -16,7 +16,7 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.recipes.load import full_recipe
-from pipelines.terminal.reports import evaluation_table
+from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
 from training.run_dir.records import BICUBIC, EvaluationRow
@@ -50,7 +50,7 @@ class DemoReport(FrozenModel):
 
     def lines(self) -> list[str]:
         """The results, for a person."""
-        base, python = Path(self.output), Path(sys.executable).parent
+        base, prefect = Path(self.output), Path(sys.executable).parent / "prefect"
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
         return [
             *evaluation_table(self.rows),
@@ -61,9 +61,8 @@ class DemoReport(FrozenModel):
             f"Dataset   {base / 'dataset'}",
             f"Run       {base / 'run'}",
             f"Report    {base / REPORT}",
-            "Review it in MLflow, and see the flows in Prefect:",
-            f"  {python / 'mlflow'} ui --backend-store-uri {os.environ['MLFLOW_TRACKING_URI']}",
-            f"  PREFECT_HOME={os.environ['PREFECT_HOME']} {python / 'prefect'} server start",
+            f"Review    {review_of(str(base / 'run'))}",
+            f"Prefect   PREFECT_HOME={os.environ['PREFECT_HOME']} {prefect} server start",
             f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', str(base / 'run'))}",
         ]
 

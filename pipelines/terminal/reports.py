@@ -136,18 +136,25 @@ def verified(dataset: str, faults: Sequence[DatasetIssue], *, recipe: str) -> Ve
     return VerbResult(result, lines)
 
 
-def trained(run: str, records: Sequence[StageRecord], *, page: str | None) -> VerbResult:
+def review_of(run: str) -> str:
+    """Where a run is compared with others: the address of a page, or the command that shows it."""
+    from training.tracking.mlflow_client import review_page
+
+    return review_page(Path(run)) or command("review", run)
+
+
+def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
     """A finished training run, and where to review it."""
     model = f"{run}/{records[-1].model}"
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
         *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
         f"  model  {model}",
-        *([] if page is None else [f"  review {page}"]),
+        f"  review {review_of(run)}",
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
     ]
     stages = [record.model_dump(mode="json") for record in records]
-    result = {"run": run, "model": model, "page": page, "stages": stages}
+    result = {"run": run, "model": model, "review": review_of(run), "stages": stages}
     return VerbResult(result, lines)
 
 
@@ -155,8 +162,6 @@ def all_done(
     recipe: TrainingRecipe,
     rows: Sequence[EvaluationRow],
     seconds: Mapping[str, float],
-    *,
-    page: str | None,
 ) -> VerbResult:
     """A whole run, the `seconds` that its parts took, and where to review it."""
     from training.run_dir.paths import stage_paths
@@ -168,10 +173,11 @@ def all_done(
         f"  manifest  {recipe.manifest}",
         f"  run       {recipe.output}",
         f"  model     {model}",
-        *([] if page is None else [f"  review    {page}"]),
+        f"  review    {review_of(recipe.output)}",
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
     ]
-    result = {"manifest": recipe.manifest, "run": recipe.output, "model": model, "page": page}
+    result = {"manifest": recipe.manifest, "run": recipe.output, "model": model}
+    result["review"] = review_of(recipe.output)
     return VerbResult({**result, **_rows(rows), "seconds": dict(seconds)}, lines)
 
 
@@ -282,9 +288,10 @@ def status_report(found: RunStatus) -> VerbResult:
             lines.append(f"{stage.stage}: {stage.problem}")
     if found.evaluation:
         lines.append(f"last evaluation on photos: {_values(found.evaluation)}")
+    lines.append(f"Review: {review_of(found.run)}")
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
-    return VerbResult(found.model_dump(mode="json"), lines)
+    return VerbResult({**found.model_dump(mode="json"), "review": review_of(found.run)}, lines)
 
 
 def _values(metrics: Mapping[str, float]) -> str:
@@ -306,7 +313,7 @@ def comparison_report(found: RunComparison) -> VerbResult:
     if found.left_out:
         lines.append(f"Left out {counted(len(found.left_out), 'run')}:")
         lines += [f"  {one.reason}" for one in found.left_out]
-    lines.append(f"Next: {command('status', found.runs[0].run)}")
+    lines.append(f"Next: {command('review', *(run.run for run in found.runs[:RUNS_ABREAST]))}")
     return VerbResult(found.model_dump(mode="json"), lines, ok=not found.left_out)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SQLITE = "sqlite:///"
 MAX_PARAMS, MAX_METRICS = 100, 1000
 """MLflow's limits for one request."""
 MAX_TAG, MAX_VALUE = 5000, 6000
@@ -59,13 +60,21 @@ def mlflow_installed() -> bool:
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a SQLite file in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the working folder; a path in it is absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    path = database_file(uri)
+    return uri if path is None else f"{SQLITE}{path}"
 
 
 def is_server(uri: str) -> bool:
     """Whether a store is a server, not a database."""
     return uri.startswith(("http://", "https://"))
+
+
+def database_file(uri: str) -> Path | None:
+    """The absolute path of a SQLite file, where a store is one."""
+    is_path = uri.startswith(SQLITE) and "?" not in uri
+    return Path(uri.removeprefix(SQLITE)).absolute() if is_path else None
 
 
 def run_page(run: Path) -> str | None:
@@ -223,20 +232,19 @@ def new_client(uri: str | None = None) -> MlflowClient:
 
 def _require_folder(uri: str) -> None:
     """Raises OSError if a database file cannot be made: MLflow would try to for minutes."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        if not path.is_file() and not os.access(path.parent, os.W_OK):
-            raise OSError(f"{path.parent} is missing or read only")
+    path = database_file(uri)
+    if path is not None and not path.is_file() and not os.access(path.parent, os.W_OK):
+        raise OSError(f"{path.parent} is missing or read only")
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found:
         return found.experiment_id
-    uri, artifacts = tracking_uri(), None
-    if uri.startswith("sqlite:///"):
+    path, artifacts = database_file(tracking_uri()), None
+    if path is not None:
         # Beside the database; MLflow's default is the worker's working folder.
-        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "artifacts").as_uri()
+        artifacts = (path.parent / "artifacts").as_uri()
     # Shows MLflow's table of training runs. A switch in its sidebar, as in 3.17, overrides it.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     return client.create_experiment(name, artifact_location=artifacts, tags=tags)

@@ -20,6 +20,7 @@ from training.run_dir.starts import count_restarts, end_reason, read_starts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Status, Tags, described
 from training.tracking.provenance import code_tags, launch_tags
+from training.tracking.review import refresh_review
 from training.tracking.stage_table import write_stage_table
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
 
@@ -48,7 +49,8 @@ def parent_run(recipe: TrainingRecipe) -> Iterator[ParentRun]:
     finally:
         if status is not None:
             parent.end_stages(status)
-            parent.close(status, reason=reason)
+            if parent.close(status, reason=reason):
+                refresh_review(parent.run.root)
 
 
 def flush_pending(recipe: TrainingRecipe) -> None:
@@ -73,6 +75,7 @@ class ParentRun:
         self.stages = stage_paths(recipe)
         self.tracker = Tracker(self.run.root, experiment=recipe.mlflow_experiment)
         settings = recipe.model_dump(mode="json", exclude={"stages"})
+        settings |= {stage.name: stage.content() for stage in recipe.stages}
         names = ", ".join(stage.name for stage in recipe.stages)
         tags = {"recipe.digest": recipe.digest(), "stages": names, **code_tags(), **launch_tags()}
         self.tracker.write(*described(settings, open_dataset(recipe.manifest), tags))
@@ -104,9 +107,9 @@ class ParentRun:
                 wait=max(1.0, deadline - time.monotonic()),
             )
 
-    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> None:
+    def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
         """Ends the run with the final comparison, the restarts of the stages with their reasons,
-        and the stacks of hung workers."""
+        and the stacks of hung workers. Returns whether MLflow has all of it."""
         self.compare_stages()
         for stage in self.stages:
             files = {path: f"stacks/{stage.name}" for path in stack_files(stage.stacks)}
@@ -116,7 +119,7 @@ class ParentRun:
                     self.tracker.write(Artifact(path=str(path), folder=folder))
         if self.run.failures.is_file():
             self.tracker.write(Artifact(path=str(self.run.failures)))
-        self.tracker.close(status, reason=reason, wait=wait)
+        return self.tracker.close(status, reason=reason, wait=wait)
 
     def stalled(self, reason: str) -> None:
         """Closes the run before the watchdog ends this process."""

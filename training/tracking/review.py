@@ -20,9 +20,11 @@ from datagen.errors import FlowmapsrError, first_line
 from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.records import FrozenModel, read_record
+from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import RunPaths
 from training.tracking.mlflow_client import (
     RunNames,
+    database_file,
     is_server,
     mlflow_installed,
     new_client,
@@ -42,7 +44,6 @@ MOST_RUNS = 1000
 PICTURED = 3
 """How many of the best runs are asked for their pictures."""
 ANSWER_SECONDS = 5
-SQLITE = "sqlite:///"
 PICTURE = re.compile(r"(.+?)[+%]step[+%](\d+)[+%]")
 """How the file of a logged picture is called: its key, with another sign for the slash, its step
 and more."""
@@ -169,7 +170,8 @@ def _errors_in_a_line(uri: str) -> Iterator[None]:
     where = redacted(uri)
     if not mlflow_installed():
         raise FlowmapsrError("MLflow is not installed: pip install mlflow")
-    if uri.startswith(SQLITE) and "?" not in uri and not Path(uri.removeprefix(SQLITE)).is_file():
+    path = database_file(uri)
+    if path is not None and not path.is_file():
         raise FlowmapsrError(
             f"there is no MLflow store at {where}: give the folder of a run, or set "
             "MLFLOW_TRACKING_URI"
@@ -331,8 +333,8 @@ def _keep(
     from mlflow.exceptions import MlflowException
 
     if major != READ_BY:
-        found = "a version that it does not tell" if major is None else f"version {major}"
-        return None, f"no view: the server has MLflow {READ_BY} not, but {found}"
+        found = "tells no version" if major is None else f"has MLflow {major}"
+        return None, f"no view of MLflow {READ_BY}: the server {found}"
     try:
         client.set_experiment_tag(experiment.experiment_id, TAG + key, written(view))
         _color(client, shown)
@@ -380,16 +382,18 @@ def _picture_steps(client: MlflowClient, run_id: str) -> dict[str, set[int]]:
 
 
 def refresh_review(run: Path) -> None:
-    """Makes the page anew when a training has ended, if its MLflow has a server; a failure is a
-    warning. The caller knows that the server has just answered."""
-    names = _names(run)
-    if not is_server(names.tracking_uri):
-        return
+    """Makes the page anew at the end of a training, of which the server has just got all; where
+    there is a database, `flowmapsr review` does. A failure is a warning."""
     try:
+        names = _names(run)
+        if not is_server(names.tracking_uri):
+            return
         found = make_review(Chosen(names.tracking_uri, experiment=names.experiment))
     except FlowmapsrError as error:
         log.warning("the page that compares trainings is not made anew: %s", error)
-    else:
-        if isinstance(found, Review):
+        return
+    if isinstance(found, Review):
+        path = RunPaths(run).mlflow
+        with best_effort(str(path)):
             names = names.model_copy(update={"review": found.table})
-            storage.write_bytes(str(RunPaths(run).mlflow), names.model_dump_json(indent=2).encode())
+            storage.write_bytes(str(path), names.model_dump_json(indent=2).encode())

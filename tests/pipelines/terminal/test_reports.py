@@ -18,10 +18,10 @@ def test_a_whole_run_ends_with_table_times_places_and_the_next_command() -> None
     ]
     seconds = {"dataset": 30.0, "training": 7200.0, "evaluation": 120.0}
     recipe = training_recipe("demo", ["manifest=/out/dataset/manifest.json", "output=/out/run"])
-    ended = all_done(recipe, rows, seconds, page="http://mlflow/#/runs/1")
+    ended = all_done(recipe, rows, seconds)
     text = "\n".join(ended.lines)
     assert "26.50" in text and "30 s (dataset), 2.0 h (training), 2 min (evaluation)" in text
-    assert "review    http://mlflow/#/runs/1" in text
+    assert "review    flowmapsr review /out/run" in text
     assert ended.lines[-1] == "Next: flowmapsr upscale PHOTO -o OUT.png --model /out/run"
     assert ended.result["manifest"] == "/out/dataset/manifest.json"
     assert ended.result["model"] == "/out/run/stages/adversarial/model"
@@ -51,7 +51,7 @@ def test_trainings_stand_side_by_side_with_what_differs() -> None:
     assert cells(lines, "GPU hours") == ["1.25", "-"]
     assert cells(lines, "val/psnr_x4_nfe1") == ["-", "27.12"]
     assert cells(lines, "seed") == ["1", "-"] and max(map(len, lines)) < 80
-    assert lines[-1] == "Next: flowmapsr status /x/a/run"
+    assert lines[-1] == "Next: flowmapsr review /x/a/run /x/b"
 
 
 def test_many_trainings_go_below_each_other_and_damaged_ones_are_named() -> None:
