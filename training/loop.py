@@ -39,7 +39,7 @@ from training.system_protocol import StageInputs
 from training.tracking.reporter import Reporter
 from training.trainer import Losses, StepTerms, Trainer
 from training.validation.best import BestSoFar
-from training.validation.figures import draw_figures, over_time_table
+from training.validation.figures import over_time_table
 from training.validation.validator import Validation
 
 log = logging.getLogger(__name__)
@@ -273,15 +273,12 @@ class Loop:
         self.watchdog.alive(f"step {step}", next_is_long=True)
         with meter.validation():
             found = self.validate()
+            self.reporter.metrics(step, found.metrics)
+            self.reporter.pictures(step, found.pictures)
+            self.reporter.validated(step, found.headline, table=over_time_table(found.over_time))
         self.watchdog.alive(f"the validation of step {step}")
         self.best.check(found.metrics)
-        improved = step > 0 and self.best.add(step, found.metrics)
-        if self.loader.rank == 0:
-            self.reporter.metrics(step, found.metrics)
-            self.reporter.validated(step, found.headline, table=over_time_table(found.over_time))
-            figures = draw_figures(found) if self.finished(position) else {}
-            self.reporter.pictures(step, {**found.pictures, **figures})
-        return improved
+        return step > 0 and self.best.add(step, found.metrics)
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:
         newest = self.checkpoints.newest

@@ -48,6 +48,7 @@ from training.systems import system_of as default_system_of
 from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
 from training.validation.best import BestSoFar
+from training.validation.figures import draw_figures
 from training.validation.validator import Validation, Validator
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,8 @@ class Stage:
         with reporter.end_recorded(), self.watchdog.hold_errors_at_end():
             end = loop.run()
             if loop.finished(end):
+                if self.rank == 0 and self.validator.newest is not None:
+                    reporter.pictures(end.step, draw_figures(self.validator.newest))
                 chosen = loop.choose_model(end)
                 with self._whole_model():
                     if self.rank == 0:

@@ -19,8 +19,9 @@ from training.data.schedule import MicroStep, PlannedBatch, Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.stage import BatchSize
 
-GROUP_PIXELS, LARGEST_GROUP = 2**19, 8
-"""Of a group: so few that its pass without gradients takes less memory than a training step."""
+GROUP_PIXELS, LARGEST_GROUP, LEAST_GROUPS = 2**19, 8, 4
+"""Groups are so small that a pass without gradients takes less memory than a training step, and so
+many of a bucket that a few workers share them."""
 WINDOW_SHARDS = 4
 """Shards of a bucket that samples are taken from: each is read whole once, to check it."""
 
@@ -46,7 +47,8 @@ def held_out_groups(manifest: Manifest, samples: int) -> list[PlannedBatch]:
     groups = []
     for bucket, count in _shared(sizes, samples).items():
         size = Bucket.from_name(bucket)
-        largest = min(LARGEST_GROUP, max(1, GROUP_PIXELS // (size.height * size.width)))
+        fitting = max(1, GROUP_PIXELS // (size.height * size.width))
+        largest = min(LARGEST_GROUP, fitting, math.ceil(count / LEAST_GROUPS))
         for part in np.array_split(np.arange(count), math.ceil(count / largest)):
             numbers = range(int(part[0]), int(part[-1]) + 1)
             groups.append(PlannedBatch(bucket, numbers, MicroStep(), Position()))

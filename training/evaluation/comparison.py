@@ -13,15 +13,15 @@ from training.evaluation.evaluate import DegradedPhoto, quality
 from training.inference.upscaler import Upscaler, bicubic
 from training.tracking.pictures import Panel, panel_row
 
-CROP = 192
-"""Side of the shown part of each photo, pixels."""
+CROP, ZOOM = 192, 2
+"""Side of the shown part of each photo, pixels, and by how much it is enlarged."""
 
 
 def comparison(
     upscaler: Upscaler, photos: Sequence[DegradedPhoto], steps: Sequence[int]
 ) -> Image.Image:
     """A row for each photo; below every panel its name and its PSNR over the whole photo."""
-    rows = [panel_row(_panels(upscaler, photo, steps), crop=CROP) for photo in photos]
+    rows = [panel_row(_panels(upscaler, photo, steps), crop=CROP, zoom=ZOOM) for photo in photos]
     return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
 
 

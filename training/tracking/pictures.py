@@ -20,8 +20,6 @@ to see them large. {pictures}
 in `stacks`.
 """
 """The note at the top of a stage's page; `pictures` says what its pictures show."""
-SIDE = 384
-"""Side of a panel, pixels."""
 MARGIN = 8
 LABEL = 30
 BACKGROUND = (250, 250, 250)
@@ -38,12 +36,10 @@ class Panel:
     note: str
 
 
-def panel_row(panels: Sequence[Panel], *, crop: int) -> Image.Image:
-    """The panels side by side: of each image at most `crop` pixels in the middle, enlarged by a
-    whole factor."""
+def panel_row(panels: Sequence[Panel], *, crop: int, zoom: int) -> Image.Image:
+    """The panels side by side: of each image at most `crop` pixels in the middle, enlarged."""
     height, width = panels[0].image.shape[:2]
     shown = (min(width, crop), min(height, crop))
-    zoom = max(1, SIDE // max(shown))
     size = (zoom * shown[0], zoom * shown[1])
     total = MARGIN + len(panels) * (size[0] + MARGIN)
     row = Image.new("RGB", (total, MARGIN + size[1] + LABEL), BACKGROUND)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ MOST_DB = 100.0
 SHOWN = 256
 """Largest side of the shown part of a sample, pixels."""
 PICTURES = 4
-"""Most samples of the first group that are shown."""
+"""Groups whose first sample is shown."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -57,7 +57,7 @@ class Validation:
     spectra: Mapping[str, np.ndarray]
     """Of bicubic, restored and original images: the mean power in each band of frequency."""
     pictures: Mapping[str, Image.Image]
-    """By name; on the first worker only."""
+    """By name."""
 
     @property
     def headline(self) -> str:
@@ -101,10 +101,13 @@ class Validator:
         self._codec = codec
         self._device = device
         self._held_out = reader.schedule.split == "validation"
-        rank, workers = dist.get_rank(), dist.get_world_size()
-        numbers = range(rank, len(groups) if self._held_out else 1, workers)
-        self._planned = {number: groups[number] for number in numbers}
+        spread = (len(groups) * index // PICTURES for index in range(PICTURES))
+        self._shown = {number: PHOTO.format(i) for i, number in enumerate(sorted(set(spread)), 1)}
+        numbers = range(len(groups)) if self._held_out else sorted(self._shown)
+        mine = numbers[dist.get_rank() :: dist.get_world_size()]
+        self._planned = {number: groups[number] for number in mine}
         self._groups: list[HeldOutGroup] | None = None
+        self.newest: Validation | None = None
 
     @torch.no_grad()
     def validate(self, model: Model) -> Validation:
@@ -115,24 +118,26 @@ class Validator:
                 for number, planned in self._planned.items()
             ]
         mine: list[_Measured] = []
-        pictures: dict[str, Image.Image] = {}
+        drawn: dict[str, Image.Image] = {}
         for group in self._groups:
             images = {BICUBIC: group.bicubic}
             for steps in STEPS:
                 images[f"nfe{steps}"] = to_pixels(model.restored(group.batch, steps=steps))
             if self._held_out:
                 mine.append(_measure(group, images, model))
-            if group.number == 0:
-                pictures = _pictures(group, images)
-        everyone: list[list[_Measured]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, mine)
-        found = sorted((one for each in everyone for one in each), key=lambda one: one.number)
-        return Validation(
+            if group.number in self._shown:
+                drawn[self._shown[group.number]] = _picture(group, images)
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (mine, drawn))
+        found = sorted((one for each, _ in everyone for one in each), key=lambda one: one.number)
+        pictures = {name: image for _, each in everyone for name, image in each.items()}
+        self.newest = Validation(
             metrics=_metrics(found),
             over_time=_joined(one.over_time for one in found),
             spectra=_mean_spectra(found),
-            pictures=pictures,
+            pictures={name: pictures[name] for name in sorted(pictures)},
         )
+        return self.newest
 
 
 def _measure(group: HeldOutGroup, images: Mapping[str, Tensor], model: Model) -> _Measured:
@@ -207,23 +212,19 @@ def _mean_spectra(found: Sequence[_Measured]) -> dict[str, np.ndarray]:
     }
 
 
-def _pictures(group: HeldOutGroup, images: Mapping[str, Tensor]) -> dict[str, Image.Image]:
-    """A row for each of a few samples, of different photos first: LQ, bicubic, restored, HQ."""
-    photos = [key.partition("-")[0] for key in group.batch.keys]
-    order = sorted(range(len(photos)), key=lambda index: photos[:index].count(photos[index]))
-    pictures = {}
-    for number, index in enumerate(order[:PICTURES], start=1):
-        original, small = group.originals[index], group.small[index]
-        height, width = original.shape[1:]
-        enlarged = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
-        panels = [Panel("LQ", np.asarray(enlarged), f"{small.shape[1]}x{small.shape[0]}")]
-        for name, batch in images.items():
-            quality = float(psnr(original[None], batch[index : index + 1]))
-            label = name if name == BICUBIC else f"NFE {name.removeprefix('nfe')}"
-            panels.append(Panel(label, _pixels(batch[index]), f"{quality:.2f} dB"))
-        panels.append(Panel("HQ", _pixels(original), f"{width}x{height}"))
-        pictures[PHOTO.format(number)] = panel_row(panels, crop=SHOWN)
-    return pictures
+def _picture(group: HeldOutGroup, images: Mapping[str, Tensor]) -> Image.Image:
+    """The first sample: LQ, bicubic, restored and HQ side by side."""
+    original, small = group.originals[0], group.small[0]
+    height, width = original.shape[1:]
+    enlarged = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
+    panels = [Panel("LQ", np.asarray(enlarged), f"{small.shape[1]}x{small.shape[0]}")]
+    for name, batch in images.items():
+        quality = float(psnr(original[None], batch[:1]))
+        label = name if name == BICUBIC else f"NFE {name.removeprefix('nfe')}"
+        panels.append(Panel(label, _pixels(batch[0]), f"{quality:.2f} dB"))
+    panels.append(Panel("HQ", _pixels(original), f"{width}x{height}"))
+    zoom = max(1, SHOWN // max(height, width))
+    return panel_row(panels, crop=SHOWN, zoom=zoom)
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -95,11 +95,13 @@ def test_prompts_that_are_exchanged_where_the_model_is_used_show(
 
 
 def test_overfitting_on_ten_photos_shows(run_recipe: RunMaker, tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path, photos=20, fraction=0.5, samples_per_photo=1)
+    """Ten of forty photos are trained on."""
+    dataset = _dataset(tmp_path, photos=40, fraction=0.75, samples_per_photo=1)
     unguided = {"kind": "flow_matching", "time_grid_levels": 2}
     found = _trained(
         run_recipe, dataset, tmp_path / "run", "training.run", objective=unguided, steps=75
     )
-    assert found["loss/fm"].values[LAST] < 0.1 * found["loss/fm"].values[0]
-    assert found["val/loss/fm"].values[LAST] > 1.2 * found["val/loss/fm"].values[0]
+    trained, held_out = found["loss/fm"].values, found["val/loss/fm"].values
+    assert trained[LAST] < 0.1 * trained[0]
+    assert held_out[LAST] > held_out[0] and held_out[LAST] > 10 * trained[LAST]
     assert found["val/gain_nfe1"].values[LAST] < found["val/gain_nfe1"].values[0] - 1
