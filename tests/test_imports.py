@@ -16,10 +16,7 @@ HOMES = {
     "prefect": ("pipelines/orchestration/", "pipelines/flows/", "pipelines/environment.py"),
     "ray": ("pipelines/cluster/",),
     "deepspeed": ("training/engine/",),
-    "mlflow": (
-        *(f"training/tracking/{name}.py" for name in ("mlflow_client", "logged_models", "review")),
-        "training/weights/initialize.py",
-    ),
+    "mlflow": ("training/tracking/", "training/weights/initialize.py"),
     "boto3": ("datagen/io/s3_client.py",),
     "botocore": ("datagen/io/",),
     "webdataset": (),

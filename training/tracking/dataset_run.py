@@ -17,13 +17,13 @@ from datagen.dataset.manifest import Dataset, Manifest
 from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
+from training.tracking.dataset_links import EXPERIMENT
 from training.tracking.events import Artifact, Event, Metrics, described
 from training.tracking.mlflow_client import log_run, mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "datasets"
 SERVER_SECONDS, FILE_SECONDS = 15.0, 120.0
 """How long the end of a build waits for a server, which may be down, or for a database file, whose
 tables may have to be created first."""

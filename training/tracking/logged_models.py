@@ -104,8 +104,15 @@ def _log_metrics(client: MlflowClient, run_id: str, model_id: str, event: Model)
         "dataset_digest": event.dataset.short_digest,
         "run_id": run_id,
     }
-    values = event.held_out.values.items()
+    values = sorted(event.held_out.values.items(), key=_column)
     client.log_batch(run_id, [Metric(name, value, time_ms, step, **of) for name, value in values])
+
+
+def _column(metric: tuple[str, float]) -> tuple[bool, bool, bool, str]:
+    """The place of a metric among the columns of MLflow's page, which keep the order in which they
+    came: quality over all samples, then by scale, and last what is there to compare with."""
+    name, _ = metric
+    return name.startswith("val/loss/"), name.endswith("_bicubic"), "_x" in name, name
 
 
 @contextmanager

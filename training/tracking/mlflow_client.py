@@ -6,7 +6,6 @@ Beside the model registry, this is the only code that calls MLflow.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 from functools import cache, cached_property
@@ -22,6 +21,7 @@ from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths
 from training.tracking import events as logged
+from training.tracking.dataset_links import log_dataset_input
 from training.tracking.events import End, Event, KeptCheckpoints, Metrics, Model
 from training.tracking.logged_models import keep_checkpoints, send_model
 
@@ -288,7 +288,7 @@ def _say_without_models() -> None:
 
 
 def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
-    from mlflow.entities import Dataset, DatasetInput, Param, RunTag
+    from mlflow.entities import Param, RunTag
 
     match event:
         case logged.Params():
@@ -315,11 +315,7 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
         case logged.Artifact():
             client.log_artifact(run_id, event.path, event.folder)
         case logged.DatasetInput():
-            source_type = "s3" if event.source.startswith("s3://") else "local"
-            source = json.dumps({"uri": event.source})
-            profile = json.dumps({"num_samples": event.samples})
-            dataset = Dataset(event.name, event.short_digest, source_type, source, profile=profile)
-            client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
+            log_dataset_input(client, run_id, event)
         case logged.Model():
             send_model(client, run_id, event)
         case logged.KeptCheckpoints():

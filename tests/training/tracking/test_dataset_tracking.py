@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from datagen.dataset.manifest import load_manifest
+from datagen.dataset.manifest import Dataset, load_manifest
 from datagen.settings import DatasetRecipe
-from training.tracking.dataset_run import EXPERIMENT, log_dataset
+from training.tracking.dataset_links import EXPERIMENT
+from training.tracking.dataset_run import log_dataset
+from training.tracking.events import DatasetInput
+from training.tracking.tracker import Tracker
 
 
 @pytest.fixture
@@ -48,6 +51,33 @@ def test_a_dataset_is_logged_as_the_input_of_its_run(
     summary = client.download_artifacts(run.info.run_id, "manifest-summary.json")
     content = json.loads(Path(summary).read_text())
     assert content["num_samples"] == 12 and "shards" not in content
+
+
+def test_the_pages_of_a_dataset_and_of_its_trainings_open_each_other(
+    recipe: DatasetRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    manifest = load_manifest(recipe.output)
+    log_dataset(recipe, manifest)
+    for run in (tmp_path / "one", tmp_path / "two"):
+        tracker = Tracker(run, experiment="portraits")
+        tracker.write(DatasetInput.of(Dataset(manifest, recipe.output)))
+        assert tracker.close("FINISHED")
+
+    client = MlflowClient(uri)
+    experiment, datasets = (
+        client.get_experiment_by_name(name) for name in ("portraits", EXPERIMENT)
+    )
+    assert experiment is not None and datasets is not None
+    (made,) = client.search_runs([datasets.experiment_id])
+    for training in client.search_runs([experiment.experiment_id]):
+        (entry,) = training.inputs.dataset_inputs
+        page = f"#/experiments/{datasets.experiment_id}/runs/{made.info.run_id}"
+        assert json.loads(entry.dataset.source)["url"].startswith(page)
+    note = made.data.tags["mlflow.note.content"]
+    assert note.count("[Trainings on this dataset in portraits](#/experiments/") == 1
+    assert manifest.digest in note
 
 
 def test_an_unreachable_server_is_a_warning(
