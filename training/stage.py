@@ -45,7 +45,6 @@ from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
-from training.tracking.pictures import NOTE
 from training.tracking.reporter import Reporter, StageReporter
 from training.validation.best import BestSoFar
 from training.validation.figures import draw_figures
@@ -212,9 +211,9 @@ class Stage:
         reporter.describe(
             self.inputs.dataset,
             initialization=None if loaded is None else loaded.table(),
+            pictures=self.system.pictures_note,
             tags={
                 "initialized_from": recipe.initial_weights_of(self.folder.name) or "random weights",
-                "mlflow.note.content": NOTE.format(pictures=self.system.pictures_note),
                 **self.built.tags,
                 **({} if peak is None else peak.tags()),
             },

@@ -9,7 +9,7 @@ from functools import partial
 
 from prefect import flow
 
-from pipelines.cluster.train_launcher import TrainingWorkers, training_workers
+from pipelines.cluster.train_launcher import training_workers
 from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.orchestration.run_report import reported
@@ -19,7 +19,7 @@ from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
-from training.tracking.parent_run import ParentRun, parent_run
+from training.tracking.parent_run import parent_run
 from training.tracking.tracker import reset_tracking
 
 
@@ -47,17 +47,11 @@ def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
         task_step("prepare", lambda: _prepare(recipe))
         with (
             training_page(recipe),
-            parent_run(recipe) as parent,
+            parent_run(recipe),
             training_workers(recipe, lock) as workers,
         ):
             names = [stage.name for stage in recipe.stages]
-            return [task_step(name, partial(_finished, name, workers, parent)) for name in names]
-
-
-def _finished(name: str, workers: TrainingWorkers, parent: ParentRun) -> StageRecord:
-    record = workers.finished(name)
-    parent.compare_stages()
-    return record
+            return [task_step(name, partial(workers.finished, name)) for name in names]
 
 
 def _prepare(recipe: TrainingRecipe) -> None:

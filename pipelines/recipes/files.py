@@ -100,6 +100,8 @@ def _parse(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML text: {error}") from error
     recipe = _mapping(content, path, what="the recipe")
+    if "stages" in recipe:  # a training run's own recipe
+        recipe = {"training": recipe}
     for key, value in recipe.items():
         if key not in TOP_KEYS:
             raise RecipeError(

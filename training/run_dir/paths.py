@@ -67,6 +67,11 @@ class StagePaths:
         return read_record(self.done, StageRecord, remedy=remedy)
 
 
+def run_name(run: Path) -> str:
+    """What MLflow calls a run: two parts of its path, as many folders are called `run`."""
+    return "/".join(run.absolute().parts[-2:])
+
+
 def stage_paths(recipe: TrainingRecipe) -> list[StagePaths]:
     """The stages of a run in their order."""
     return [StagePaths(Path(recipe.output), stage.name) for stage in recipe.stages]

@@ -13,8 +13,9 @@ from training.run_dir.paths import RunPaths, finished_stages
 from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
+from training.tracking.description import describe_run
 from training.tracking.events import Tags
-from training.tracking.stage_table import EVALUATION, write_stage_table
+from training.tracking.stage_table import EVALUATION
 from training.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def log_evaluation(
             tracker = Tracker(Path(recipe.output), experiment=recipe.mlflow_experiment)
             steps = sum(record.steps for record in finished_stages(recipe) or ())
             tracker.metrics(steps, evaluation_metrics(rows))
-            tracker.write(*write_stage_table(recipe))
+            tracker.write(*describe_run(recipe, ended=True))
             tracker.write(Tags(values={**how, "eval.convention": CONVENTION}))
             tracker.close("FINISHED")
     except FlowmapsrError as error:

@@ -19,7 +19,7 @@ from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
-from training.run_dir.paths import RunPaths
+from training.run_dir.paths import RunPaths, run_name
 from training.tracking import events as logged
 from training.tracking.dataset_links import log_dataset_input
 from training.tracking.events import End, Event, KeptCheckpoints, Metrics, Model
@@ -159,8 +159,7 @@ class MlflowRun:
             stages: the runs of an earlier parent.
         """
         experiment_id = _experiment_id(client, self.experiment)
-        # Two parts of the path: many run folders are called `run`.
-        name = _free_name(client, experiment_id, "/".join(self.run.absolute().parts[-2:]))
+        name = _free_name(client, experiment_id, run_name(self.run))
         run = client.create_run(experiment_id, run_name=name, tags={"role": "training"})
         parent = run.info.run_id
         kept = {stage: child for stage, child in stages.items() if _is_active(client, child)}

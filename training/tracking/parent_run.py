@@ -16,12 +16,12 @@ from training.run_dir.best_effort import best_effort
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
-from training.run_dir.starts import count_restarts, end_reason, read_starts
+from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Status, Tags, described
+from training.tracking.description import describe_run
+from training.tracking.events import Artifact, Status, described
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.review import refresh_review
-from training.tracking.stage_table import write_stage_table
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
 
 log = logging.getLogger(__name__)
@@ -81,17 +81,6 @@ class ParentRun:
         self.tracker.write(*described(settings, open_dataset(recipe.manifest), tags))
         self.tracker.write(Artifact(path=str(self.run.recipe)))
 
-    def compare_stages(self) -> None:
-        """Logs the current table of the stages, and who trains them."""
-        with best_effort("the table of stages"):
-            self.tracker.write(*write_stage_table(self.recipe))
-        starts = [start for stage in self.stages for start in read_starts(stage)]
-        if not starts:
-            return
-        restarts = sum(map(count_restarts, self.stages))
-        workers = max(starts, key=lambda start: start.time).workers
-        self.tracker.write(Tags(values={**workers.tags(), "restarts": str(restarts)}))
-
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died before they could; no worker may be alive."""
         seconds = MODELS_SECONDS if status == "FINISHED" else DEAD_STAGES_SECONDS
@@ -108,9 +97,10 @@ class ParentRun:
             )
 
     def close(self, status: Status, *, reason: str | None = None, wait: float = 60.0) -> bool:
-        """Ends the run with the final comparison, the restarts of the stages with their reasons,
-        and the stacks of hung workers. Returns whether MLflow has all of it."""
-        self.compare_stages()
+        """Ends the run with its final page, the starts of the stages, and the stacks of hung
+        workers. Returns whether MLflow has all of it."""
+        with best_effort("the page of the run"):
+            self.tracker.write(*describe_run(self.recipe, ended=True))
         for stage in self.stages:
             files = {path: f"stacks/{stage.name}" for path in stack_files(stage.stacks)}
             files[stage.starts] = f"starts/{stage.name}"

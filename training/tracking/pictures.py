@@ -12,14 +12,6 @@ from torch import Tensor
 
 PHOTO = "pictures/photo_{}"
 """Names of the pictures of restored samples in MLflow, numbered from 1."""
-NOTE = """\
-**Pictures by step** are at the end of *Model metrics*: move a card's slider, and open the card
-to see them large. {pictures}
-
-**Restarts** and their reasons are in `starts.json` among the artifacts, stacks of a hung worker
-in `stacks`.
-"""
-"""The note at the top of a stage's page; `pictures` says what its pictures show."""
 MARGIN = 8
 LABEL = 30
 BACKGROUND = (250, 250, 250)

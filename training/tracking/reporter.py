@@ -21,7 +21,7 @@ from datagen.io import storage
 from training.engine.engine import deepspeed_config
 from training.monitoring.progress_lines import ProgressLines
 from training.run_dir.best_effort import best_effort
-from training.run_dir.paths import StagePaths
+from training.run_dir.paths import StagePaths, stage_paths
 from training.run_dir.records import ChosenStep, StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import (
@@ -34,6 +34,7 @@ from training.run_dir.starts import (
     record_start,
 )
 from training.settings.recipe import TrainingRecipe
+from training.tracking.description import NOTE, describe_run, stage_page_text
 from training.tracking.events import (
     Artifact,
     DatasetInput,
@@ -46,7 +47,8 @@ from training.tracking.events import (
 from training.tracking.model_events import checkpoint, stage_model
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
-from training.tracking.stage_table import shown_as_table, start_table
+from training.tracking.stage_facts import stage_facts
+from training.tracking.stage_table import shown_as_tables, start_table
 from training.tracking.tracker import STALL_SECONDS, Tracker
 
 log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class StageReporter(Reporter):
         before = read_progress(folder)
         self._hours_before = before.worker_hours if before else 0.0
         self._since = since
+        self._pictures = ""
 
     @cached_property
     def _curves(self) -> RunCurves:
@@ -126,15 +129,22 @@ class StageReporter(Reporter):
         return self._hours_before + here * len(self.workers.hosts)
 
     def describe(
-        self, dataset: Dataset, *, initialization: str | None, tags: Mapping[str, str]
+        self,
+        dataset: Dataset,
+        *,
+        initialization: str | None,
+        pictures: str,
+        tags: Mapping[str, str],
     ) -> None:
         """Logs dataset, settings, code and workers.
 
         Args:
             initialization: a table of what the first weights were loaded from, if they were.
+            pictures: what its pictures show.
             tags: of the model.
         """
         self._dataset = DatasetInput.of(dataset)
+        self._pictures = pictures
         settings = self.recipe.stage(self.folder.name)
         tags = {
             "recipe.digest": self.recipe.digest(),
@@ -143,7 +153,8 @@ class StageReporter(Reporter):
             **launch_tags(),
             **self.workers.tags(),
         }
-        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, tags))
+        shown = shown_as_tables(self.folder.start_table.name, self.folder.loss_over_time.name)
+        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, tags), shown)
         self._show_stacks()
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
         self._write(self.folder.deepspeed, json.dumps(config, indent=2))
@@ -167,12 +178,23 @@ class StageReporter(Reporter):
         }
         self.tracker.write(Tags(values={name: value for name, value in tags.items() if value}))
         self._show_starts()
+        self._show_pages()
+        restarts = sum(map(count_restarts, stage_paths(self.recipe)))
+        self._curves.write(Tags(values={**self.workers.tags(), "restarts": str(restarts)}))
+
+    def _show_pages(self) -> None:
+        """How the training and this stage are going, on top of their pages in MLflow."""
+        with best_effort("the pages of the training"):
+            self._curves.write(*describe_run(self.recipe, ended=False))
+            facts = stage_facts(self.recipe, self.folder)
+            text = stage_page_text(self.recipe, facts, pictures=self._pictures)
+            self.tracker.write(Tags(values={NOTE: text}))
 
     def _show_starts(self) -> None:
         path = self.folder.start_table
         with best_effort(str(path)):
             storage.write_bytes(str(path), start_table(self.folder).to_json())
-            self.tracker.write(Artifact(path=str(path)), shown_as_table(path.name))
+            self.tracker.write(Artifact(path=str(path)))
 
     @contextmanager
     def end_recorded(self) -> Iterator[None]:
@@ -188,6 +210,7 @@ class StageReporter(Reporter):
 
     def _end(self, status: Status, reason: str, *, failure: str | None = None) -> None:
         record_end(self.folder, reason)
+        self._show_pages()
         self.tracker.close(status, reason=failure)
 
     def stalled(self) -> None:

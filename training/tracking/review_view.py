@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 from datagen.records import Group, group_of
 from datagen.settings import DatasetRecipe
 from training.settings.recipe import TrainingRecipe
-from training.settings.stage import StageSettings
+from training.settings.stage import HIGHER_IS_BETTER, StageSettings
 from training.tracking import view_format as page
-from training.tracking.run_curves import HELD_OUT, HIGHER_IS_BETTER
+from training.tracking.run_curves import HELD_OUT
 from training.tracking.view_format import Section, View
 
 Role = Literal["training", "dataset"]

@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from itertools import takewhile
 
-from training.run_dir.paths import CURVES_JOURNAL, StagePaths, stage_paths
+from training.run_dir.paths import CURVES_JOURNAL, StagePaths
 from training.run_dir.records import WorkerGroup
-from training.run_dir.starts import count_restarts, read_progress, read_starts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Metrics, Picture
+from training.tracking.events import Artifact, Event, Metrics, Picture
 from training.tracking.journal import journals, read_metrics
+from training.tracking.stage_facts import facts_of_stages, is_error, is_higher_better
 
 HELD_OUT, PICTURES = "val/", "pictures/"
 CURVES = ("loss/", "gan/", HELD_OUT)
 """Groups of metrics that the parent run shows, beside these:"""
 SPEED, DATA_WAIT, IMAGES = "perf/images_per_second", "perf/data_wait_fraction", "data/images_seen"
-MORE_CURVES = {"optim/gradient_norm", SPEED, DATA_WAIT}
-HIGHER_IS_BETTER = ("psnr", "ssim", "gain")
-"""Of held-out metrics, by their first word; of all others lower is."""
+MORE_CURVES = {"optim/gradient_norm", "perf/validation_fraction", SPEED, DATA_WAIT}
 
 
 class RunCurves:
@@ -39,15 +36,14 @@ class RunCurves:
         """
         self._price, self._on_gpus = recipe.hourly_price, workers.on_gpus
         self._journals = journals(stage.run)
-        stages = stage_paths(recipe)
-        earlier = takewhile(lambda one: one.name != stage.name, stages)
-        records = [record for one in earlier if (record := one.finished_record())]
-        self._steps = sum(record.steps for record in records)
-        self._images = sum(record.images_seen for record in records)
-        self._restarts = sum(map(count_restarts, stages))
-        others = [one for one in stages if one.name != stage.name]
-        self._hours = sum(map(_hours, others))
-        self._gpu_hours = sum(_hours(one) for one in others if _on_gpus(one))
+        stages = facts_of_stages(recipe)
+        self._restarts = sum(len(one.restarts) for one in stages)
+        # All but those before it have nothing yet.
+        others = [one for one in stages if one.settings.name != stage.name]
+        self._steps = sum(one.steps for one in others)
+        self._images = sum(one.record.images_seen for one in others if one.record)
+        self._hours = sum(one.hours for one in others)
+        self._gpu_hours = sum(one.hours for one in others if one.on_gpus)
         before = read_metrics(stage.run, name=CURVES_JOURNAL)
         last = {name: series.values[-1] for name, series in before.items()}
         self._best = {name: value for name, value in last.items() if name.startswith("best/")}
@@ -69,13 +65,19 @@ class RunCurves:
         held_out = {
             name.removeprefix(HELD_OUT): value
             for name, value in values.items()
-            if name.startswith(HELD_OUT)
+            if name.startswith(HELD_OUT) and _is_compared(name)
         }
         shown |= self._best_and_last(held_out) | self._costs(values, hours)
         if shown:
             now = int(time.time() * 1000)
             event = Metrics(step=self._steps + step, time_ms=now, values=shown)
             self._journals.curves.append(event)
+
+    def write(self, *events: Event) -> None:
+        """Adds what is no metric."""
+        for event in events:
+            is_file = isinstance(event, Artifact)
+            (self._journals.pictures if is_file else self._journals.curves).append(event)
 
     def picture(self, key: str, step: int, path: str) -> None:
         """Adds a picture of a stage, if it is one of those that compare trainings."""
@@ -113,15 +115,10 @@ class RunCurves:
         return costs
 
 
+def _is_compared(name: str) -> bool:
+    """Whether a held-out metric has a best: not the baseline, nor a loss that is no error."""
+    return not name.endswith("bicubic") and (is_error(name) or "loss/" not in name)
+
+
 def _is_better(name: str, value: float, best: float) -> bool:
-    return value > best if name.startswith(HIGHER_IS_BETTER) else value < best
-
-
-def _hours(stage: StagePaths) -> float:
-    progress = read_progress(stage)
-    return progress.worker_hours if progress else 0.0
-
-
-def _on_gpus(stage: StagePaths) -> bool:
-    starts = read_starts(stage)
-    return bool(starts) and starts[-1].workers.on_gpus
+    return value > best if is_higher_better(name) else value < best

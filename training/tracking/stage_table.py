@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from datagen.io import storage
-from training.run_dir.paths import RunPaths, StagePaths, stage_paths
-from training.run_dir.starts import count_restarts, read_progress, read_seconds, read_starts
+from training.run_dir.paths import StagePaths
+from training.run_dir.starts import read_seconds, read_starts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Event, Tags
-from training.tracking.journal import last_values, read_metrics
+from training.tracking.events import Tags
+from training.tracking.journal import last_values
+from training.tracking.stage_facts import StageFacts
 
 Cell = str | int | float | None
 
@@ -36,9 +35,10 @@ HOURS = {True: "GPU hours", False: "worker hours"}
 """Of all workers together, by whether they are GPUs."""
 
 
-def shown_as_table(name: str) -> Tags:
-    """The tag that makes MLflow show a JSON file as a table."""
-    return Tags(values={"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+def shown_as_tables(*names: str) -> Tags:
+    """The tag that makes MLflow show JSON files as tables."""
+    tables = [{"path": name, "type": "table"} for name in names]
+    return Tags(values={"mlflow.loggedArtifacts": json.dumps(tables)})
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Table:
         return "".join(f"| {' | '.join(map(_text, line))} |\n" for line in lines)
 
 
-def stage_table(recipe: TrainingRecipe) -> Table:
+def stage_table(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> Table:
     """The current table of a run: a column for each stage, a row for each measure that any has."""
-    stages = {stage.name: _facts(recipe, stage) for stage in stage_paths(recipe)}
-    found = {name for facts in stages.values() for name in facts}
+    columns = {one.settings.name: _cells(recipe, one) for one in stages}
+    found = {name for cells in columns.values() for name in cells}
     quality = sorted(
         (name for name in found if name.split("/")[0] in QUALITY),
         key=lambda name: (QUALITY.index(name.split("/")[0]), name),
@@ -69,8 +69,8 @@ def stage_table(recipe: TrainingRecipe) -> Table:
     speed = (row for row, _ in SPEED.values())
     rows_of_all = (*DONE, *quality, *speed, *HOURS.values(), RESTARTS)
     names = [name for name in rows_of_all if name in found]
-    rows = tuple((name, *(facts.get(name) for facts in stages.values())) for name in names)
-    return Table(("stage", *stages), rows)
+    rows = tuple((name, *(cells.get(name) for cells in columns.values())) for name in names)
+    return Table(("stage", *columns), rows)
 
 
 def start_table(stage: StagePaths) -> Table:
@@ -90,44 +90,28 @@ def start_table(stage: StagePaths) -> Table:
     return Table((*columns, *phases), tuple(rows))
 
 
-def write_stage_table(recipe: TrainingRecipe) -> list[Event]:
-    """Writes `stages.json` and `stages.md` into the run's folder; they and the note on top of the
-    run's page, as events."""
-    run, table = RunPaths(Path(recipe.output)), stage_table(recipe)
-    note = table.to_markdown()
-    files = {run.stage_table: table.to_json(), run.stage_table_text: note.encode()}
-    for path, data in files.items():
-        storage.write_bytes(str(path), data)
-    tags = Tags(values={"mlflow.note.content": note})
-    shown = shown_as_table(run.stage_table.name)
-    return [*(Artifact(path=str(path)) for path in files), shown, tags]
-
-
-def _facts(recipe: TrainingRecipe, folder: StagePaths) -> dict[str, Cell]:
+def _cells(recipe: TrainingRecipe, stage: StageFacts) -> dict[str, Cell]:
     """The cells of a stage by row name."""
-    record = folder.finished_record()
-    starts, progress = read_starts(folder), read_progress(folder)
-    metrics = read_metrics(folder.root)
-    started = "not finished" if starts else "not started"
-    facts: dict[str, Cell] = {
-        "state": "done" if record else started,
-        "steps": record.steps if record else progress.step if progress else 0,
-        RESTARTS: count_restarts(folder),
+    started = "not finished" if stage.starts else "not started"
+    cells: dict[str, Cell] = {
+        "state": "done" if stage.record else started,
+        "steps": stage.steps,
+        RESTARTS: len(stage.restarts),
     }
-    if record is not None:
-        facts["images"] = record.images_seen
-    last = {name: series.values[-1] for name, series in metrics.items()}
-    if folder.name == recipe.stages[-1].name:  # whose model was evaluated
-        last |= last_values(folder.run, prefix=EVALUATION)
+    if stage.record is not None:
+        cells["images"] = stage.record.images_seen
+    last = {name: series.values[-1] for name, series in stage.metrics.items()}
+    if stage.settings.name == recipe.stages[-1].name:  # whose model was evaluated
+        last |= last_values(stage.folder.run, prefix=EVALUATION)
     for name, value in last.items():
         if name.split("/")[0] in QUALITY:
-            facts[name] = _rounded(value)
-    if starts and progress:
-        facts[HOURS[starts[-1].workers.on_gpus]] = _rounded(progress.worker_hours)
+            cells[name] = _rounded(value)
+    if stage.progress and stage.starts:
+        cells[HOURS[stage.on_gpus]] = _rounded(stage.hours)
     for name, (row, pick) in SPEED.items():
-        if name in metrics:
-            facts[row] = _rounded(pick(metrics[name].values))
-    return facts
+        if name in stage.metrics:
+            cells[row] = _rounded(pick(stage.metrics[name].values))
+    return cells
 
 
 def _rounded(value: float) -> float:

@@ -29,6 +29,7 @@ from training.inference.upscaler import Upscaler
 from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
+from training.tracking.stage_facts import facts_of_stages
 from training.tracking.stage_table import stage_table
 from training.tracking.status import run_status
 
@@ -89,7 +90,7 @@ class Training:
         with results.attempt("training"):
             results.say(self._train(recipe, clock))
         results.say(f"after {clock.seconds:.0f} s:\n")
-        results.say(stage_table(recipe).to_markdown())
+        results.say(stage_table(recipe, facts_of_stages(recipe)).to_markdown())
         results.table(
             f"Means over {len(list(held_out.iterdir()))} held-out photos",
             *("stage", "method", "scale", "steps", "PSNR dB", "SSIM", "s"),

@@ -212,8 +212,8 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     logged = {item.path for item in client.list_artifacts(names.parent)}
     assert {"recipe.json", "stages.json", "stages.md", "starts"} <= logged
     tags = parent.data.tags
-    assert "| state | done |" in tags["mlflow.note.content"]
-    assert "| eval/psnr_x2_nfe2 |" in tags["mlflow.note.content"]
+    assert "1 of 1 stages done" in tags["mlflow.note.content"]
+    assert "On photos: psnr_x2_bicubic" in tags["mlflow.note.content"]
     assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
     assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
     assert child.data.tags["command"] == tags["command"]

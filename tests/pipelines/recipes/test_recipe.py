@@ -75,6 +75,12 @@ def test_a_bundled_recipe_can_be_extended_and_overridden(write: Write) -> None:
     assert recipe.buckets == dataset_recipe("demo", PATHS).buckets
 
 
+def test_a_runs_own_recipe_repeats_it_elsewhere(write: Write) -> None:
+    first = training_recipe("demo", ["manifest=/set", "output=/run"])
+    again = training_recipe(write("recipe.json", first.model_dump_json()), ["output=/new"])
+    assert again == first.model_copy(update={"output": "/new"})
+
+
 def test_extends_is_relative_to_its_file(write: Write, tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
     write("team/base.yaml", "dataset: {seed: 5, samples_per_photo: 2}")
@@ -301,8 +307,8 @@ def test_errors_across_fields_are_reported(write: Write) -> None:
         ("text.yaml", "dataset: photos\n", ["text.yaml", "dataset is 'photos'", "key: value"]),
         (
             "flat.yaml",
-            "stages: []\n",
-            ["flat.yaml", "unknown key 'stages'", "'training:'"],
+            "sources: []\n",
+            ["flat.yaml", "unknown key 'sources'", "'training:'"],
         ),
     ],
 )

@@ -20,7 +20,8 @@ LOSSES = {
 }
 EVERY_STAGE = {
     *("optim/gradient_norm", "optim/learning_rate"),
-    *("perf/images_per_second", "perf/data_wait_fraction", "perf/memory_gb", "perf/tflops"),
+    *("perf/images_per_second", "perf/data_wait_fraction", "perf/validation_fraction"),
+    *("perf/memory_gb", "perf/tflops"),
     *("perf/checkpoint_seconds", "checkpoints/failed", "checkpoints/newest_step"),
     *("data/skipped_samples", "data/images_seen"),
 }
@@ -54,7 +55,10 @@ def test_the_parent_run_has_the_curves_of_both_stages_over_one_step(
     client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
     names = mlflow_names(run)
     parent = client.get_run(names.parent)
-    curves = {"optim/gradient_norm", "perf/images_per_second", "perf/data_wait_fraction"}
+    curves = {
+        *("optim/gradient_norm", "perf/validation_fraction"),
+        *("perf/images_per_second", "perf/data_wait_fraction"),
+    }
     losses = LOSSES["warmup"] | LOSSES["distill"]
     assert parent.data.metrics.keys() == losses | curves | COSTS
     for name in ("loss/fm", "perf/images_per_second", "cost/worker_hours"):

@@ -15,16 +15,18 @@ import torch
 from pydantic import ValidationError
 
 from datagen.io.redaction import redacted
-from tests.support.tiny import WARMUP, RunMaker
+from tests.support.tiny import DISTILL, WARMUP, RunMaker
 from training.monitoring.loss_guard import MIN_STEPS, LossGuard
 from training.monitoring.system_metrics import HostMetrics
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.starts import KILLED, Failure, append_line, end_reason, read_starts
+from training.settings.recipe import TrainingRecipe
 from training.tracking import provenance
 from training.tracking import reporter as reporter_module
 from training.tracking.events import Metrics, Params, Tags
 from training.tracking.reporter import StageReporter
+from training.tracking.stage_facts import facts_of_stages
 from training.tracking.stage_table import stage_table
 
 PACKAGE = Path(provenance.__file__).parent
@@ -113,7 +115,10 @@ WORKERS = WorkerGroup(hosts=("a", "a", "b"), devices=("H100", "H100", "H100"), o
 
 
 def _reporter(stage: StagePaths, workers: WorkerGroup = WORKERS) -> StageReporter:
-    return StageReporter(Mock(), stage, workers, since=time.monotonic())
+    recipe = TrainingRecipe.model_validate(
+        {"manifest": "/set", "output": str(stage.run), "stages": [WARMUP, DISTILL]}
+    )
+    return StageReporter(recipe, stage, workers, since=time.monotonic())
 
 
 def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_ended(
@@ -252,7 +257,7 @@ def test_stages_are_compared_in_one_table(run_recipe: RunMaker, tmp_path: Path) 
     (tmp_path / "run" / "tracking.jsonl").write_text(
         '{"kind":"metrics","step":60,"time_ms":1,"values":{"eval/psnr_x4_nfe2":27.0}}\n'
     )
-    table = stage_table(recipe)
+    table = stage_table(recipe, facts_of_stages(recipe))
     assert table.columns == ("stage", "warmup", "polish")
     found = {str(name): cells for name, *cells in table.rows}
     assert found["state"] == ["done", "not started"] and found["images"] == [240, None]
