@@ -280,8 +280,8 @@ def status_report(found: RunStatus) -> VerbResult:
     for stage in found.stages:
         if stage.headline is not None:
             lines.append(f"{stage.stage} {stage.headline}: {stage.headline_value:.4g}")
-        if stage.validation:
-            lines.append(f"{stage.stage}: last validation {_values(stage.validation)}")
+        if stage.held_out:
+            lines.append(f"{stage.stage}: held out {_values(stage.held_out)}")
         if stage.ended:
             lines.append(f"{stage.stage} stopped: {stage.ended}")
         if stage.problem:
@@ -347,7 +347,7 @@ def _headline(stage: StageStatus) -> str:
 def _quality_rows(runs: Sequence[RunStatus]) -> list[tuple[str, ...]]:
     """The last validation while training, and the last evaluation of the model."""
     groups = {
-        "last validation": [run.validation for run in runs],
+        "held out": [run.held_out for run in runs],
         "last evaluation on photos": [run.evaluation for run in runs],
     }
     return [

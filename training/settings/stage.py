@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from datagen.records import Correctable, Execution, Group, Probability, Settings, group_of
 from training.settings.adversarial import AdversarialSettings
+from training.settings.held_out import EarlyStopping, HeldOutMetric
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
     NoPerceptual,
@@ -49,33 +49,6 @@ class Budget(Settings):
     """Samples of one of its steps; null takes that of the stage."""
     micro_batch: int | None = Field(None, ge=1)
     """Samples that a worker processes at once; null takes that of the stage."""
-
-
-HIGHER_IS_BETTER, LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
-"""First words of the names of held-out metrics, after `val/`."""
-
-
-def _held_out(metric: str) -> str:
-    words = re.split(r"[/_]", metric.removeprefix("val/"))
-    if not metric.startswith("val/") or words[0] not in HIGHER_IS_BETTER + LOWER_IS_BETTER:
-        raise ValueError(
-            f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, "
-            "val/gain_nfe1 or val/loss/fm"
-        )
-    return metric
-
-
-HeldOutMetric = Annotated[str, AfterValidator(_held_out)]
-"""The name of a metric of validation, as in MLflow."""
-
-
-class EarlyStopping(Settings):
-    """Ends a stage when a held-out metric has stopped improving."""
-
-    metric: HeldOutMetric = Field(examples=["val/psnr_nfe1"])
-    """The metric that is watched."""
-    patience: int = Field(ge=1, examples=[5])
-    """How many validations in a row may bring no new best."""
 
 
 class StageSettings(Settings):

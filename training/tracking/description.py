@@ -13,11 +13,12 @@ from textwrap import shorten
 from datagen.io import storage
 from training.run_dir.paths import RunPaths, run_name
 from training.run_dir.starts import end_reason
+from training.settings.held_out import higher_is_better
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Tags
 from training.tracking.journal import last_values
 from training.tracking.provenance import code_tags, launch_tags
-from training.tracking.stage_facts import StageFacts, facts_of_stages, is_higher_better
+from training.tracking.stage_facts import StageFacts, facts_of_stages
 from training.tracking.stage_table import (
     EVALUATION,
     Cell,
@@ -68,7 +69,7 @@ def run_page_text(recipe: TrainingRecipe, stages: Sequence[StageFacts], *, ended
 def _verdict(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> str:
     metric, parts = _watched(recipe), []
     if values := [value for one in stages if (value := one.best(metric)) is not None]:
-        best = max(values) if is_higher_better(metric) else min(values)
+        best = max(values) if higher_is_better(metric) else min(values)
         parts.append(f"**{metric.removeprefix('val/')} {best:.4g}** at best")
     hours = sum(one.hours for one in stages)
     parts += [

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from datagen.records import Group, group_of
 from datagen.settings import DatasetRecipe
+from training.settings.held_out import HELD_OUT, higher_is_better
 from training.settings.recipe import TrainingRecipe
-from training.settings.stage import HIGHER_IS_BETTER, StageSettings
+from training.settings.stage import StageSettings
 from training.tracking import view_format as page
-from training.tracking.run_curves import HELD_OUT
 from training.tracking.view_format import Section, View
 
 Role = Literal["training", "dataset"]
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def ascending(self) -> bool:
-        return self.by is not None and not _name(self.by).startswith(HIGHER_IS_BETTER)
+        return self.by is not None and not higher_is_better(_name(self.by))
 
     @property
     def logged(self) -> set[str]:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 
 from training.run_dir.paths import CURVES_JOURNAL, StagePaths
 from training.run_dir.records import WorkerGroup
+from training.settings.held_out import HELD_OUT, is_better
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Metrics, Picture
 from training.tracking.journal import journals, read_metrics
-from training.tracking.stage_facts import facts_of_stages, is_error, is_higher_better
+from training.tracking.stage_facts import facts_of_stages, is_error
 
-HELD_OUT, PICTURES = "val/", "pictures/"
+PICTURES = "pictures/"
 CURVES = ("loss/", "gan/", HELD_OUT)
 """Groups of metrics that the parent run shows, beside these:"""
 SPEED, DATA_WAIT, IMAGES = "perf/images_per_second", "perf/data_wait_fraction", "data/images_seen"
@@ -88,7 +89,7 @@ class RunCurves:
     def _best_and_last(self, held_out: Mapping[str, float]) -> dict[str, float]:
         for name, value in held_out.items():
             best = self._best.get(f"best/{name}")
-            if math.isfinite(value) and (best is None or _is_better(name, value, best)):
+            if math.isfinite(value) and (best is None or is_better(name, value, best)):
                 self._best[f"best/{name}"] = value
         names = [f"best/{name}" for name in held_out]
         best_now = {name: self._best[name] for name in names if name in self._best}
@@ -118,7 +119,3 @@ class RunCurves:
 def _is_compared(name: str) -> bool:
     """Whether a held-out metric has a best: not the baseline, nor a loss that is no error."""
     return not name.endswith("bicubic") and (is_error(name) or "loss/" not in name)
-
-
-def _is_better(name: str, value: float, best: float) -> bool:
-    return value > best if is_higher_better(name) else value < best

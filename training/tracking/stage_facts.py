@@ -11,8 +11,9 @@ from statistics import fmean
 from training.run_dir.paths import StagePaths, stage_paths
 from training.run_dir.records import StageProgress, StageRecord
 from training.run_dir.starts import Start, read_progress, read_starts
+from training.settings.held_out import higher_is_better
 from training.settings.recipe import TrainingRecipe
-from training.settings.stage import HIGHER_IS_BETTER, StageSettings
+from training.settings.stage import StageSettings
 from training.tracking.journal import Series, read_metrics
 
 
@@ -70,12 +71,7 @@ class StageFacts:
         """Of a held-out metric, `val/...`."""
         if name not in self.metrics:
             return None
-        return (max if is_higher_better(name) else min)(self.metrics[name].values)
-
-
-def is_higher_better(name: str) -> bool:
-    """Of a held-out metric; for all others a lower value is."""
-    return name.removeprefix("val/").startswith(HIGHER_IS_BETTER)
+        return (max if higher_is_better(name) else min)(self.metrics[name].values)
 
 
 def is_error(name: str) -> bool:

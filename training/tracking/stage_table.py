@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_seconds, read_starts
+from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Tags
 from training.tracking.journal import last_values
@@ -104,7 +105,8 @@ def _cells(recipe: TrainingRecipe, stage: StageFacts) -> dict[str, Cell]:
     if stage.settings.name == recipe.stages[-1].name:  # whose model was evaluated
         last |= last_values(stage.folder.run, prefix=EVALUATION)
     for name, value in last.items():
-        if name.split("/")[0] in QUALITY:
+        group = name.split("/")[0]
+        if group in QUALITY and (group != "val" or is_headline(name)):
             cells[name] = _rounded(value)
     if stage.progress and stage.starts:
         cells[HOURS[stage.on_gpus]] = _rounded(stage.hours)

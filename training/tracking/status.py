@@ -16,6 +16,7 @@ from datagen.records import FrozenModel, flatten, read_record
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
 from training.run_dir.starts import end_reason, read_end, read_progress, read_starts
+from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import last_values, read_metrics
 from training.tracking.stage_table import EVALUATION
@@ -53,6 +54,11 @@ class StageStatus(FrozenModel):
     validation: dict[str, float] = {}
     """The last values of `val/...`."""
 
+    @property
+    def held_out(self) -> dict[str, float]:
+        """The few of these that a person is shown."""
+        return {name: value for name, value in self.validation.items() if is_headline(name)}
+
 
 class RunStatus(FrozenModel):
     run: str
@@ -89,6 +95,11 @@ class RunStatus(FrozenModel):
     def validation(self) -> dict[str, float]:
         """The last values of `val/...`, of the last stage that has some."""
         return next((one.validation for one in reversed(self.stages) if one.validation), {})
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """The few of these that a person is shown."""
+        return next((one.held_out for one in reversed(self.stages) if one.held_out), {})
 
 
 class LeftOut(FrozenModel):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from datagen.errors import FlowmapsrError
 from training.checkpoints.records import BestValue
-from training.settings.stage import HIGHER_IS_BETTER, StageSettings
+from training.settings.held_out import is_better
+from training.settings.stage import StageSettings
 
 
 class BestSoFar:
@@ -29,7 +29,7 @@ class BestSoFar:
         improved = False
         for name in self.watched:
             value, best = metrics[name], self.found.get(name)
-            if best is None or _is_better(name, value, best.value):
+            if best is None or is_better(name, value, best.value):
                 self.found[name] = BestValue(value=value, step=step)
                 improved = True
             else:
@@ -66,11 +66,3 @@ class BestSoFar:
     def best(self) -> BestValue | None:
         """By the metric that chooses the stage's model."""
         return self.found.get(self.settings.best_metric or "")
-
-
-def _is_better(name: str, value: float, best: float) -> bool:
-    """NaN is never better, and everything else is better than it."""
-    if math.isnan(best):
-        return not math.isnan(value)
-    higher = name.removeprefix("val/").startswith(HIGHER_IS_BETTER)
-    return value > best if higher else value < best

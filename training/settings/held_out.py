@@ -1,0 +1,59 @@
+"""Metrics of held-out samples: their names in settings, and which of two values is better."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from datagen.records import Settings
+
+HELD_OUT = "val/"
+"""Begins their names in MLflow."""
+_HIGHER_IS_BETTER, _LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
+"""First words of what follows."""
+_HEADLINE = re.compile(r"val/(loss/(?!total|weighting)\w+|(psnr|gain)_nfe\d+)")
+
+
+def _checked(metric: str) -> str:
+    known = _HIGHER_IS_BETTER + _LOWER_IS_BETTER
+    if re.split(r"[/_]", metric.removeprefix(HELD_OUT))[0] in known and metric[:4] == HELD_OUT:
+        return metric
+    raise ValueError(
+        f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, val/gain_nfe1 or "
+        "val/loss/fm"
+    )
+
+
+HeldOutMetric = Annotated[str, AfterValidator(_checked)]
+"""The name of a metric of validation, as in MLflow."""
+
+
+class EarlyStopping(Settings):
+    """Ends a stage when a held-out metric has stopped improving."""
+
+    metric: HeldOutMetric = Field(examples=["val/psnr_nfe1"])
+    """The metric that is watched."""
+    patience: int = Field(ge=1, examples=[5])
+    """How many validations in a row may bring no new best."""
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a value of a held-out metric is better than another: higher quality or less loss;
+    NaN is never better, and everything else is better than it."""
+    if math.isnan(than):
+        return not math.isnan(value)
+    return value > than if higher_is_better(metric) else value < than
+
+
+def higher_is_better(metric: str) -> bool:
+    """With or without `val/`: PSNR, SSIM and gains; of losses less is."""
+    return metric.removeprefix(HELD_OUT).startswith(_HIGHER_IS_BETTER)
+
+
+def is_headline(metric: str) -> bool:
+    """Whether a held-out metric is one of the few that are shown where there is little room:
+    losses, and PSNR and its gain over all samples."""
+    return _HEADLINE.fullmatch(metric) is not None
