@@ -144,17 +144,27 @@ def review_of(run: str) -> str:
 
 
 def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
-    """A finished training run, and where to review it."""
+    """A finished training run, where to review it, and how to register its model."""
+    from training.tracking.mlflow_client import model_in_mlflow
+
     model = f"{run}/{records[-1].model}"
+    logged = model_in_mlflow(Path(run), records[-1].stage)
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
         *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
-        f"  model  {model}",
-        f"  review {review_of(run)}",
+        f"  model    {model}",
+        f"  review   {review_of(run)}",
+        *([] if logged is None else [f"  register mlflow.register_model({logged!r}, NAME)"]),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
     ]
     stages = [record.model_dump(mode="json") for record in records]
-    result = {"run": run, "model": model, "review": review_of(run), "stages": stages}
+    result = {
+        "run": run,
+        "model": model,
+        "model_in_mlflow": logged,
+        "review": review_of(run),
+        "stages": stages,
+    }
     return VerbResult(result, lines)
 
 

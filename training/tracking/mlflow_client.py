@@ -92,6 +92,13 @@ def review_page(run: Path) -> str | None:
     return None if names is None else names.review
 
 
+def model_in_mlflow(run: Path, stage: str) -> str | None:
+    """What `mlflow.register_model` takes for the model of a stage, if MLflow has the stage."""
+    names = _read_names(run)
+    run_id = None if names is None else names.stages.get(stage)
+    return run_id and f"runs:/{run_id}/{stage}"
+
+
 def _page(uri: str, run_id: str) -> str:
     # Without the experiment: MLflow would open it in the view that the browser used last, by
     # default the one for language models.

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
 MODELS = "models"
+PATIENCE_SECONDS = 10.0
+"""How long the end of a command may wait without a word."""
 STALL_SECONDS = 6.0
 """How long to wait for the server when the watchdog is about to end this process."""
 
@@ -141,9 +143,10 @@ class Tracker:
         self._closing.set()
         deadline = time.monotonic() + wait
         for what, thread in self._threads.items():
-            if what == MODELS and not models:
-                continue
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            if what != MODELS:
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        if models and self._threads:
+            self._wait_for_models(max(0.0, deadline - time.monotonic()))
         OUTAGES.forget(self._home)
         if self._journals.metrics.unwritten:
             lost = self._journals.metrics.path
@@ -151,6 +154,14 @@ class Tracker:
             return False
         waited_for = [one for one in self._journals if models or one is not self._journals.models]
         return all(journal.all_sent for journal in waited_for)
+
+    def _wait_for_models(self, seconds: float) -> None:
+        thread = self._threads[MODELS]
+        thread.join(timeout=min(seconds, PATIENCE_SECONDS))
+        if thread.is_alive() and seconds > PATIENCE_SECONDS:
+            message = "sending models to MLflow, for up to %.0f minutes; Ctrl-C leaves them"
+            log.warning(message, seconds / 60)
+            thread.join(timeout=seconds - PATIENCE_SECONDS)
 
     def _send_all(self, what: str, in_order: Sequence[Journal]) -> None:
         """Sends until closed; tells when MLflow is away and when it is back.
