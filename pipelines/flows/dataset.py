@@ -81,6 +81,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         meter = task_step("shards", lambda: shards_step(recipe, plan, lock, page))
         shards_seconds = time.monotonic() - shards_start
         manifest = task_step("finish", lambda: finish_step(plan, lock))
+    seconds = time.monotonic() - start
     report = BuildReport(
         dataset=recipe.output,
         before=before,
@@ -89,8 +90,8 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         samples=meter.samples,
         bytes=meter.bytes,
         shards_seconds=shards_seconds,
-        seconds=time.monotonic() - start,
-        mlflow=_track(recipe, manifest),
+        seconds=seconds,
+        mlflow=_track(recipe, manifest, seconds),
     )
     show_result(report)
     return manifest
@@ -155,7 +156,7 @@ def finish_step(plan: Plan, lock: OutputLock) -> Manifest:
     return finish(plan)
 
 
-def _track(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
+def _track(recipe: DatasetRecipe, manifest: Manifest, seconds: float) -> str | None:
     """Logs to MLflow and returns where, if it was.
 
     The default database of a worker is a file beside the dataset.
@@ -165,4 +166,4 @@ def _track(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
     elif is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return None
-    return log_dataset(recipe, manifest)
+    return log_dataset(recipe, manifest, seconds=seconds)

@@ -37,6 +37,8 @@ LONGEST_CELL = 40
 
 def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> VerbResult:
     """A complete dataset, what this command `found` of it before, and a recipe to train with."""
+    from training.tracking.dataset_links import EXPERIMENT
+
     how = "is complete" if found.complete is None else "was complete already"
     folder = dataset.rstrip("/")
     path = f"{folder}/{MANIFEST}"
@@ -48,6 +50,7 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
         f"  preview   {folder}/{PREVIEW}",
         f"  left out  {left_out}",
     ]
+    lines.append(f"  review    {command('review', EXPERIMENT)}")
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
         lines.append(f"  added     {counted(added, 'sample')}")

@@ -221,7 +221,7 @@ def test_a_database_is_shown_until_ctrl_c(
     (address,) = re.findall(r"  table   (http://127.0.0.1:\d+/)#/experiments/", "".join(lines))
     with urlopen(address) as answer:
         assert b"MLflow" in answer.read()
-    servers = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    servers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     assert (process.wait(timeout=30), process.communicate()[0]) == (0, "")
-    assert not any(psutil.pid_exists(pid) for pid in servers)
+    assert psutil.wait_procs(servers, timeout=10)[1] == []

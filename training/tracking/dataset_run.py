@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
 from training.tracking.dataset_links import EXPERIMENT
-from training.tracking.events import Artifact, Event, Metrics, described
+from training.tracking.events import Artifact, Event, Metrics, Picture, described
 from training.tracking.mlflow_client import log_run, mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
 
@@ -29,8 +30,8 @@ SERVER_SECONDS, FILE_SECONDS = 15.0, 120.0
 tables may have to be created first."""
 
 
-def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
-    """Logs a finished dataset as a run with that dataset as its input.
+def log_dataset(recipe: DatasetRecipe, manifest: Manifest, *, seconds: float) -> str | None:
+    """Logs a finished dataset, and how long its build took, as a run with that dataset as input.
 
     Returns where the run is, as `log_run` does; None if it was not logged.
     """
@@ -38,7 +39,7 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
         log.warning("MLflow is not installed: the dataset is complete but not logged")
         return None
     where: list[str] = []
-    thread = threading.Thread(target=_log, args=(recipe, manifest, where), daemon=True)
+    thread = threading.Thread(target=_log, args=(recipe, manifest, seconds, where), daemon=True)
     thread.start()
     thread.join(FILE_SECONDS if tracking_uri().startswith("sqlite:") else SERVER_SECONDS)
     if thread.is_alive():
@@ -47,15 +48,23 @@ def log_dataset(recipe: DatasetRecipe, manifest: Manifest) -> str | None:
     return where[0] if where else None
 
 
-def _log(recipe: DatasetRecipe, manifest: Manifest, where: list[str]) -> None:
+def _log(recipe: DatasetRecipe, manifest: Manifest, seconds: float, where: list[str]) -> None:
     """Adds to `where` the run that it made."""
     dataset = Dataset(manifest, recipe.output)
-    tags = {"role": "dataset", "recipe.digest": manifest.recipe_digest, "output": recipe.output}
+    buckets: Counter[str] = Counter()
+    for shard in manifest.shards:
+        buckets[shard.bucket] += shard.num_samples
+    tags = {
+        **{"role": "dataset", "recipe.digest": manifest.recipe_digest, "output": recipe.output},
+        "buckets": ", ".join(f"{bucket}: {count}" for bucket, count in buckets.most_common()),
+        "left_out": ", ".join(f"{n} x {why}" for why, n in manifest.rejected.by_reason.items()),
+    }
     counts = {
         "num_samples": float(manifest.num_samples),
         "num_shards": float(manifest.num_shards),
         "bytes": float(manifest.bytes),
         "rejected": float(manifest.rejected.count),
+        "seconds": seconds,
     }
     try:
         with TemporaryDirectory(prefix="flowmapsr-") as folder:
@@ -64,7 +73,8 @@ def _log(recipe: DatasetRecipe, manifest: Manifest, where: list[str]) -> None:
                 Metrics(step=0, time_ms=int(time.time() * 1000), values=counts),
                 *_files(dataset, Path(folder)),
             ]
-            name = PurePosixPath(recipe.output).name
+            # Two parts of the path: many datasets are called `dataset`.
+            name = "/".join(PurePosixPath(recipe.output).parts[-2:])
             where.append(log_run(events, experiment=EXPERIMENT, name=name))
     # Whatever MLflow or storage raises, the dataset is complete.
     except Exception as error:
@@ -80,4 +90,7 @@ def _files(dataset: Dataset, folder: Path) -> list[Event]:
         uri = storage.join(dataset.root, name)
         if storage.exists(uri):
             (folder / name).write_bytes(storage.read_bytes(uri))
-    return [Artifact(path=str(path)) for path in folder.iterdir()]
+    files: list[Event] = [Artifact(path=str(path)) for path in folder.iterdir()]
+    # The pictures again, so that datasets are compared by them.
+    pictures = (Picture(key=path.stem, step=0, path=str(path)) for path in folder.glob("*.png"))
+    return [*files, *pictures]

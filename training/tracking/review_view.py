@@ -5,9 +5,10 @@ Trainings are compared by what they reach on held-out samples, datasets by what 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from datagen.records import Group, group_of
@@ -25,10 +26,11 @@ QUALITY, LOSS = "best/psnr_nfe1", "loss/total"
 """What trainings are sorted by if their stages name nothing else; and without held-out samples."""
 COSTS = ("cost/price", "cost/images_seen", "cost/restarts")
 HOLDINGS = ("num_samples", "rejected", "seconds", "bytes", "num_shards")
-CURVES = {
-    "Optimization": ("optim/gradient_norm", "optim/learning_rate"),
-    "Speed": ("perf/images_per_second", "perf/data_wait_fraction"),
-}
+ONE_STEP = re.compile(r"eval/psnr_x\d+_nfe1")
+"""Of an evaluation on photos after the training."""
+BY_SCALE = re.compile(rf"{HELD_OUT}(psnr|ssim)_x\d+_nfe1")
+LOSS_TERM = re.compile(r"gan/|loss/(?!total|weighting)")
+"""The terms of a loss; its learned weighting says nothing about a training."""
 MOST_SETTINGS, MOST_SCATTERS = 8, 3
 NO_RESULT = {"sources", "name"} | {
     name
@@ -70,7 +72,12 @@ class Comparison:
 
     @property
     def ascending(self) -> bool:
-        return self.by is not None and not higher_is_better(_name(self.by))
+        return self.by is not None and not higher_is_better(self.measure)
+
+    @property
+    def measure(self) -> str:
+        """What they are sorted by, whether its best or its last: `psnr_nfe1`."""
+        return (self.by or "").removeprefix("best/")
 
     @property
     def logged(self) -> set[str]:
@@ -84,22 +91,18 @@ def compare(role: Role, runs: Sequence[LoggedRun]) -> Comparison:
     if role == "dataset":
         return Comparison(role, tuple(runs), None, _filled(HOLDINGS, runs), settings)
     by = _headline(runs)
-    quality = "" if by is None else _name(by)
-    gain = quality.replace("psnr", "gain").replace("ssim", "gain")
+    found = Comparison(role, tuple(runs), by, (), settings)
+    gain = found.measure.replace("psnr", "gain").replace("ssim", "gain")
+    photos = sorted(name for name in found.logged if ONE_STEP.fullmatch(name))
     on_gpus = all("cost/gpu_hours" in run.metrics for run in runs)
     hours = "cost/gpu_hours" if on_gpus else "cost/worker_hours"
-    metrics = _filled((by or "", f"last/{quality}", f"best/{gain}", hours, *COSTS), runs)
-    found = Comparison(role, tuple(runs), by, metrics, settings)
+    quality = (by or "", f"last/{found.measure}", f"best/{gain}", *photos)
+    metrics = _filled((*quality, hours, *COSTS), runs)
     if by is None:
-        return found
+        return replace(found, metrics=metrics)
     sign, worst = (1 if found.ascending else -1), float("inf")
     best = sorted(runs, key=lambda run: sign * run.metrics[by] if by in run.metrics else worst)
-    return Comparison(role, tuple(best), by, metrics, settings)
-
-
-def _name(metric: str) -> str:
-    """What is measured: `psnr_nfe1` of `best/psnr_nfe1`."""
-    return metric.rpartition("/")[2]
+    return replace(found, metrics=metrics, runs=tuple(best))
 
 
 def _headline(runs: Sequence[LoggedRun]) -> str | None:
@@ -140,23 +143,24 @@ def _differing_settings(runs: Sequence[LoggedRun]) -> tuple[str, ...]:
 
 def view_of(found: Comparison, *, filter: str, pictures: Pictures | None) -> View:
     """The page of a comparison; `filter` finds its runs in MLflow."""
-    tags = (page.tag("buckets"), page.tag("left_out")) if found.role == "dataset" else ()
-    # Two trainings of one name are told apart by their folders.
+    # Two runs of one name are told apart by their folders.
     alike = len({run.name for run in found.runs}) < len(found.runs)
-    sections = _training_charts(found) if found.role == "training" else _dataset_charts(found)
+    is_training = found.role == "training"
+    sections = _training_charts(found) if is_training else _dataset_charts(found)
     if pictures is not None:
+        title = "Pictures by step" if is_training else "Preview"
         grid = page.pictures(pictures.keys, pictures.step)
-        sections.insert(1, Section("Pictures by step", (grid,), across=1, height=800))
+        sections.insert(1, Section(title, (grid,), across=1, height=800))
     return View(
         filter=filter,
         order=page.START_TIME if found.by is None else page.metric(found.by),
         ascending=found.ascending,
         columns=(
             page.DATASET,
-            *map(page.metric, found.metrics),
-            *tags,
-            *map(page.param, found.settings),
             *([page.param("output")] if alike else []),
+            *map(page.metric, found.metrics),
+            *(() if is_training else (page.tag("buckets"), page.tag("left_out"))),
+            *map(page.param, found.settings),
         ),
         sections=(*sections, *_rest(sections, found)),
     )
@@ -164,30 +168,31 @@ def view_of(found: Comparison, *, filter: str, pictures: Pictures | None) -> Vie
 
 def _training_charts(found: Comparison) -> list[Section]:
     logged, by = found.logged, found.by
-    quality = HELD_OUT + _name(by or "")
-    gain = quality.replace("psnr", "gain")
-    scales = (f"{HELD_OUT}psnr_x", f"{HELD_OUT}ssim_x")
-    one_step = sorted(name for name in logged if name.startswith(scales) and "_nfe1" in name)
-    curves = {
-        "Quality on held-out photos": dict.fromkeys((quality, gain, *one_step)),
-        "Losses": sorted(name for name in logged if name.startswith(("loss/", "gan/"))),
-        **CURVES,
+    quality = HELD_OUT + found.measure
+    by_steps = [re.sub(r"_nfe\d+$", f"_nfe{steps}", quality) for steps in (1, 2, 4)]
+    by_scale = sorted(name for name in logged if BY_SCALE.fullmatch(name))
+    losses = sorted(name for name in logged if LOSS_TERM.match(name))
+    curves: dict[str, list[list[str]]] = {
+        "Quality on held-out photos": [
+            *([quality], [quality.replace("psnr", "gain")], by_steps),
+            *([name] for name in by_scale),
+        ],
+        # The same on held-out samples beside it: overfitting shows where they part.
+        "Losses": [[name, HELD_OUT + name] for name in (*losses, LOSS)],
+        "Optimization": [["optim/gradient_norm"]],
+        "Speed": [["perf/images_per_second"], ["perf/data_wait_fraction"]],
     }
-    sections = [
-        Section(title, tuple(_curve(name, logged) for name in names if name in logged))
-        for title, names in curves.items()
-    ]
+    sections = []
+    for title, charts in curves.items():
+        known = (tuple(name for name in dict.fromkeys(chart) if name in logged) for chart in charts)
+        sections.append(
+            Section(title, tuple(page.line(*one) for one in dict.fromkeys(known) if one))
+        )
     if by is not None and found.settings:
-        charts = [page.scatter(name, by) for name in found.settings[:MOST_SCATTERS]]
-        charts += [page.parallel(found.settings, by)] if len(found.settings) > 1 else []
-        sections.append(Section("Settings", tuple(charts)))
+        scatters = [page.scatter(name, by) for name in found.settings[:MOST_SCATTERS]]
+        across = [page.parallel(found.settings, by)] if len(found.settings) > 1 else []
+        sections.append(Section("Settings", (*scatters, *across)))
     return [section for section in sections if section.charts]
-
-
-def _curve(name: str, logged: set[str]) -> page.Chart:
-    """A metric over the step, with the same measured on held-out samples where there is that."""
-    held_out = [HELD_OUT + name] if HELD_OUT + name in logged else []
-    return page.line(name, *held_out, log=name == LOSS)
 
 
 def _dataset_charts(found: Comparison) -> list[Section]:

@@ -75,24 +75,22 @@ def section_of(name: str) -> str:
     return name.rpartition("/")[0] or "Model metrics"
 
 
-def line(name: str, *metrics: str, title: str | None = None, log: bool = False) -> Chart:
-    """Curves over the step, of one metric or several."""
-    keys = [name, *metrics]
+def line(*metrics: str) -> Chart:
+    """Curves of metrics over the step, in different dashes."""
     return {
         "type": "LINE",
-        "metricKey": name,
-        "selectedMetricKeys": keys,
-        "displayName": title or ", ".join(keys),
-        "scaleType": "log" if log else "linear",
+        "metricKey": metrics[0],
+        "selectedMetricKeys": metrics,
+        "displayName": metrics[0],
         "xAxisKey": "step",
         "useGlobalXaxisKey": True,
         "useGlobalLineSmoothing": True,
     }
 
 
-def bar(name: str, *, title: str | None = None) -> Chart:
+def bar(name: str) -> Chart:
     """The last value of a metric, a bar for each run."""
-    return {"type": "BAR", "metricKey": name, "displayName": title or name}
+    return {"type": "BAR", "metricKey": name, "displayName": name}
 
 
 def scatter(setting: str, quality: str) -> Chart:
@@ -188,4 +186,6 @@ def address(
 
 def _width(column: str) -> int:
     """Pixels of a column in which its name can be read."""
+    if column == DATASET:
+        return 200
     return min(max(90, 30 + 7 * len(column.partition("`")[2])), 230)

@@ -242,8 +242,8 @@ def test_a_cluster_build_is_tracked_next_to_the_dataset_by_default(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     logged = []
     monkeypatch.setattr(
-        dataset, "log_dataset", lambda *_: logged.append(os.environ["MLFLOW_TRACKING_URI"])
+        dataset, "log_dataset", lambda *_, seconds: logged.append(os.environ["MLFLOW_TRACKING_URI"])
     )
     recipe = dataset_recipe("demo", ["sources=[/photos]", f"output={output}"])
-    dataset._track(recipe, load_manifest(str(reference)))
+    dataset._track(recipe, load_manifest(str(reference)), seconds=1.0)
     assert logged == [tracked]

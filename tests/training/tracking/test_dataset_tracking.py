@@ -27,7 +27,7 @@ def test_a_dataset_is_logged_as_the_input_of_its_run(
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     manifest = load_manifest(recipe.output)
-    log_dataset(recipe, manifest)
+    log_dataset(recipe, manifest, seconds=1.5)
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -37,17 +37,20 @@ def test_a_dataset_is_logged_as_the_input_of_its_run(
     assert run.data.tags["dataset.digest"] == manifest.digest
     assert run.data.tags["recipe.digest"] == recipe.digest()
     assert run.data.tags["output"] == recipe.output
+    assert (run.data.tags["role"], run.data.tags["left_out"]) == ("dataset", "")
+    assert sum(int(one.split(": ")[1]) for one in run.data.tags["buckets"].split(", ")) == 12
     assert run.data.params["seed"] == "0" and run.data.params["buckets.step"] == "32"
     assert run.data.metrics == {
         "num_samples": 12.0,
         "num_shards": 3.0,
         "bytes": float(manifest.bytes),
         "rejected": 0.0,
+        "seconds": 1.5,
     }
     (entry,) = run.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("dataset", manifest.digest[:36])
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {"histograms.png", "manifest-summary.json", "preview.png"}
+    assert artifacts == {"histograms.png", "images", "manifest-summary.json", "preview.png"}
     summary = client.download_artifacts(run.info.run_id, "manifest-summary.json")
     content = json.loads(Path(summary).read_text())
     assert content["num_samples"] == 12 and "shards" not in content
@@ -84,5 +87,5 @@ def test_an_unreachable_server_is_a_warning(
     recipe: DatasetRecipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    log_dataset(recipe, load_manifest(recipe.output))
+    log_dataset(recipe, load_manifest(recipe.output), seconds=1.5)
     assert "http://127.0.0.1:9" in caplog.text and "not logged" in caplog.text

@@ -72,7 +72,7 @@ def test_charts_come_in_the_order_of_a_review_and_all_else_is_closed() -> None:
     assert closed == ["best", "last", "perf", "pictures", "val/loss"]
     charts = {one["displayName"]: one for one in page["compareRunCharts"] if "displayName" in one}
     # The loss on held-out samples is beside the loss: overfitting shows where they part.
-    assert charts["loss/fm, val/loss/fm"]["selectedMetricKeys"] == ["loss/fm", "val/loss/fm"]
+    assert charts["loss/fm"]["selectedMetricKeys"] == ["loss/fm", "val/loss/fm"]
     (pictures,) = [one for one in page["compareRunCharts"] if one["type"] == "IMAGE"]
     assert (pictures["imageKeys"], pictures["step"]) == (["pictures/photo_1"], 500)
 
