@@ -111,18 +111,26 @@ def test_a_stage_ends_early_and_its_model_is_the_best_from_which_the_next_one_st
         assert following[name][0] == values[name][best]
 
 
-def test_the_number_of_workers_changes_no_value(
-    run_recipe: RunMaker, held_out: Path, stopped_early: TrainingRecipe, tmp_path: Path
+def test_neither_the_number_of_workers_nor_how_weights_are_sharded_changes_a_value(
+    run_recipe: RunMaker, held_out: Path, tmp_path: Path
 ) -> None:
     """Before the first step, as gradients of other groups differ in their last bits."""
-    recipe = _recipe(run_recipe, held_out, tmp_path / "run", workers=1)
-    only = recipe.stages[0].model_copy(update={"steps": 1})
-    train(recipe.model_copy(update={"stages": (only,)}), tmp_path)
-    alone, both = _values(recipe), _values(stopped_early)
-    assert alone.keys() == both.keys()
-    assert {name: values[0] for name, values in alone.items()} == {
-        name: values[0] for name, values in both.items()
+    guided = {
+        **WARMUP,
+        "objective": {"kind": "self_distillation", "guidance": {"strength": [2, 2]}},
+        "perceptual": {"kind": "charbonnier", "patch_size": 16},
+        "steps": 1,
     }
+    found = []
+    for workers, zero_stage in ((1, 1), (3, 3)):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        recipe = run_recipe(folder / "run", stages=[{**guided, "zero_stage": zero_stage}])
+        recipe = recipe.model_copy(update={"manifest": str(held_out), "workers": workers})
+        train(recipe, folder)
+        found.append({name: values[0] for name, values in _values(recipe).items()})
+    assert found[0] == found[1]
+    assert {"val/loss/fm", "val/loss/sd", "val/loss/perceptual", METRIC} <= found[0].keys()
 
 
 def test_a_killed_run_measures_the_same_when_it_goes_on(
