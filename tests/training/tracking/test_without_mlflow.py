@@ -33,6 +33,7 @@ def test_a_run_without_mlflow_says_so_once_and_is_sent_later(
     assert last == output.splitlines()[-1] and last.startswith("Not sent to MLflow yet: ")
     assert f"events in {recipe.output}/stages/first" in last
     assert not Path(f"{recipe.output}/mlflow.json").exists()
+    assert output.count("holds no samples out") == 1
 
     train(recipe, tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
