@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
+from urllib.parse import quote
 
 from datagen.io import storage
 from training.run_dir.paths import RunPaths, run_name
 from training.run_dir.starts import end_reason
 from training.settings.held_out import higher_is_better
+from training.settings.initial_weights import REGISTRY, is_registry
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Tags
 from training.tracking.journal import last_values
@@ -104,7 +106,7 @@ def stage_page_text(recipe: TrainingRecipe, stage: StageFacts, *, pictures: str)
         f"Stage {number} of {len(recipe.stages)} of **{run_name(Path(recipe.output))}**: trains "
         f"{what}`{settings.objective.kind}` for {settings.steps:,} steps of "
         f"{settings.images_per_step:g} images at a learning rate of {settings.learning_rate:g}, "
-        f"from {f'`{source}`' if source else 'random weights'}.",
+        f"from {_linked(source) if source else 'random weights'}.",
         _headlines(recipe, [stage]),
         _look_at(recipe, [stage], ended=False),
         f"**Pictures by step** are at the end of *Model metrics*: move a card's slider, and open "
@@ -113,6 +115,14 @@ def stage_page_text(recipe: TrainingRecipe, stage: StageFacts, *, pictures: str)
         f"`{stage.folder.stacks.name}` the stacks of a hung worker.",
     ]
     return "\n\n".join(parts)
+
+
+def _linked(source: str) -> str:
+    """What a stage starts from; a version of a registered model opens its page."""
+    if not is_registry(source):
+        return f"`{source}`"
+    name, version = source.removeprefix(REGISTRY).split("/")
+    return f"[`{source}`](#/models/{quote(name)}/versions/{version})"
 
 
 def _headlines(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> str:

@@ -125,3 +125,7 @@ def test_the_page_of_a_stage_says_what_it_trains_and_from_what(tmp_path: Path) -
         "learning rate of 4e-05, from `warmup`."
     )
     assert "40 of 100" in text and "`samples` are photos." in text
+    registered = of.stages[0].model_copy(update={"init_from": "models:/photos 2/3"})
+    of = of.model_copy(update={"stages": (registered, of.stages[1])})
+    text = stage_page_text(of, facts_of_stages(of)[0], pictures="")
+    assert "from [`models:/photos 2/3`](#/models/photos%202/versions/3)." in text
