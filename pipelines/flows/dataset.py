@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import flow
@@ -25,17 +24,15 @@ from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
-from pipelines.orchestration.artifacts import build_progress, progress_artifact, show_result, tell
-from pipelines.orchestration.build_report import BuildReport
-from pipelines.orchestration.guard import artifact_slug, is_deployed, task_step
-from pipelines.orchestration.run_report import reported, say
+from pipelines.orchestration.dataset_page import build_progress, show_build
+from pipelines.orchestration.guard import is_deployed, task_step
+from pipelines.orchestration.run_page import progress_shown
+from pipelines.orchestration.run_report import reported, say, tell
 from pipelines.terminal.progress import BuildMeter, show_progress
 from pipelines.terminal.text import counted
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
-
-ProgressPage = Callable[[BuildMeter], AbstractContextManager[object]]
 
 
 @flow(name="dataset", flow_run_name="{recipe.output}")
@@ -73,36 +70,27 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
         )
         before = load_manifest(recipe.output) if plan.base is not None else None
-
-        def page(meter: BuildMeter) -> AbstractContextManager[None]:
-            return progress_artifact(lambda: build_progress(meter), artifact_slug(recipe.output))
-
-        shards_start = time.monotonic()
-        meter = task_step("shards", lambda: shards_step(recipe, plan, lock, page))
-        shards_seconds = time.monotonic() - shards_start
+        meter = task_step("shards", lambda: shards_step(recipe, plan, lock))
+        speed = meter.note()
         manifest = task_step("finish", lambda: finish_step(plan, lock))
     seconds = time.monotonic() - start
-    report = BuildReport(
-        dataset=recipe.output,
+    show_build(
+        recipe.output,
         before=before,
         after=manifest,
         new_photos=len({photo.file.uri for task in plan.tasks for photo in task.photos}),
-        samples=meter.samples,
-        bytes=meter.bytes,
-        shards_seconds=shards_seconds,
+        made=meter,
+        speed=speed,
         seconds=seconds,
         mlflow=_track(recipe, manifest, seconds),
     )
-    show_result(report)
     return manifest
 
 
-def shards_step(
-    recipe: DatasetRecipe, plan: Plan, lock: OutputLock, page: ProgressPage = nullcontext
-) -> BuildMeter:
+def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock) -> BuildMeter:
     """Makes the tasks that are not done yet, on the connected Ray cluster; what it has made.
 
-    Progress goes to the terminal, to the run's log, and for the length of the work to a `page`.
+    Progress goes to the terminal, and to the log and the page of the flow run.
 
     Raises:
         FlowmapsrError: a shard cannot be made, too many photos are left out, or another build has
@@ -121,7 +109,7 @@ def shards_step(
     limit = RejectionLimit(plan)
     with (
         show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress,
-        page(meter),
+        progress_shown(recipe.output, lambda: build_progress(meter)),
     ):
 
         def note(task: ShardTask, record: TaskRecord) -> None:

@@ -62,7 +62,7 @@ def full(recipe: FullRecipe) -> FullRecord:
             guarded(train, recipe.training)
     with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
-    picture = Path(recipe.output) / COMPARISON
+    picture = str(Path(recipe.output) / COMPARISON)
     with _timed(seconds, "comparison"):
         task_step("compare", lambda: draw_comparison(recipe, picture))
     show_full(recipe, rows, seconds, picture)
@@ -82,7 +82,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     return rows
 
 
-def draw_comparison(recipe: FullRecipe, path: Path) -> None:
+def draw_comparison(recipe: FullRecipe, path: str) -> None:
     """Upscales held-out photos and shows every number of steps beside bicubic and original."""
     from training.evaluation.comparison import comparison  # heavy: not before it is needed
     from training.evaluation.evaluate import degraded_photos
@@ -97,5 +97,5 @@ def draw_comparison(recipe: FullRecipe, path: Path) -> None:
     )
     photos = degraded_photos(settings, upscaler.config.degradation, settings.scales[0])
     picture = comparison(upscaler, list(islice(photos, COMPARED_PHOTOS)), settings.steps)
-    with storage.open_atomic(str(path)) as file:
+    with storage.open_atomic(path) as file:
         picture.save(file, format="PNG")

@@ -3,68 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from prefect import artifacts
-
-from datagen.io import storage
-from pipelines.orchestration.artifacts import add_picture, tell
-from pipelines.orchestration.guard import artifact_slug
+from pipelines.orchestration.run_page import show_end
 from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.terminal.text import duration
-from training.run_dir.records import BICUBIC, EvaluationRow
+from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
+from training.tracking.stage_table import Table
 
 
 def show_full(
     recipe: FullRecipe,
     rows: Sequence[EvaluationRow],
     seconds: Mapping[str, float],
-    comparison: Path,
+    comparison: str,
 ) -> None:
     """Shows the `rows` of the evaluation, the time of each part, and the picture."""
-    message = full_message(rows)
-
-    def add() -> None:
-        name = artifact_slug(recipe.output)
-        text = full_summary(recipe, rows, seconds)
-        artifacts.create_markdown_artifact(text, key=f"{name}-summary", description=message)
-        data = storage.read_bytes(str(comparison))
-        add_picture(data, key=f"{name}-comparison", description=f"`{comparison}`")
-
-    tell(message, add)
-
-
-def full_message(rows: Sequence[EvaluationRow]) -> str:
-    """`x4 27.10 dB in 1 step, bicubic 25.30`: the best of each scale."""
-    return "; ".join(_best(rows, scale) for scale in dict.fromkeys(row.scale for row in rows))
+    message = ", ".join(_best(rows, scale) for scale in dict.fromkeys(row.scale for row in rows))
+    places = {
+        "dataset": f"`{recipe.dataset.output}`",
+        "training": f"`{recipe.training.output}`",
+        "held-out photos": f"`{recipe.evaluation.photos}`",
+        **{f"time of {part}": duration(value) for part, value in seconds.items()},
+    }
+    quality = tuple(
+        (row.method, f"x{row.scale:g}", row.steps or None, f"{row.psnr:.2f}", f"{row.ssim:.4f}",
+         f"{row.seconds:.2f}")
+        for row in rows
+    )  # fmt: skip
+    columns = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds a photo")
+    summary = [
+        Table(columns, quality).to_markdown(),
+        f"{CONVENTION}.\n",
+        Table(("this run", message), tuple(places.items())).to_markdown(),
+    ]
+    show_end(recipe.output, message, "\n".join(summary), [comparison])
 
 
 def _best(rows: Sequence[EvaluationRow], scale: float) -> str:
+    """`x4 27.10 dB in 1 step (bicubic 25.30)`."""
     here = [row for row in rows if row.scale == scale]
     best = max((row for row in here if row.method != BICUBIC), key=lambda row: row.psnr)
-    text = f"x{scale:g} {best.psnr:.2f} dB in {best.steps} step{'s' if best.steps > 1 else ''}"
-    return ", ".join([text, *(f"bicubic {row.psnr:.2f}" for row in here if row.method == BICUBIC)])
-
-
-def full_summary(
-    recipe: FullRecipe, rows: Sequence[EvaluationRow], seconds: Mapping[str, float]
-) -> str:
-    """A full run on half a page."""
-    times = ", ".join(f"{part} {duration(value)}" for part, value in seconds.items())
-    lines = [
-        f"# {recipe.output}",
-        "",
-        "| method | scale | steps | PSNR dB | SSIM | seconds a photo |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(
-            f"| {row.method} | x{row.scale:g} | {row.steps or '-'} | {row.psnr:.2f} | "
-            f"{row.ssim:.4f} | {row.seconds:.2f} |"
-            for row in rows
-        ),
-        "",
-        f"- this run: {times}",
-        f"- dataset `{recipe.dataset.output}`",
-        f"- training `{recipe.training.output}`",
-        f"- held-out photos `{recipe.evaluation.photos}`",
-    ]
-    return "\n".join(lines)
+    base = next(row.psnr for row in here if row.method == BICUBIC)
+    steps = f"{best.steps} step{'s' if best.steps > 1 else ''}"
+    return f"x{scale:g} {best.psnr:.2f} dB in {steps} (bicubic {base:.2f})"

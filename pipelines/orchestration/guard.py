@@ -6,13 +6,10 @@ Prefect displays and schedules; files are the only source of truth.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import copy_context
 from copy import copy
 from functools import cache, partial
 from inspect import unwrap
@@ -27,10 +24,8 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.orchestration.run_report import reported
+from pipelines.orchestration.run_report import reported, warn
 from pipelines.terminal.process_edge import Terminated
-
-log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -105,7 +100,9 @@ class _Once(Generic[T]):
             try:
                 self._end.set_result(self._work())
             except BaseException as failure:  # kept because Prefect wraps it
-                self._end.set_exception(failure)
+                # Ray makes a SystemError of what the handler of a signal raises.
+                is_signal = isinstance(failure, SystemError) and failure.__cause__ is not None
+                self._end.set_exception(failure.__cause__ if is_signal else failure)
         return self._end.result()
 
     def run_with(self, recipe: Any) -> T:
@@ -129,14 +126,6 @@ def is_deployed() -> bool:
     return run is not None and run.deployment_id is not None
 
 
-@cache
-def warn(reason: str) -> None:
-    """Logs a failure of Prefect, once for each reason."""
-    log.warning(
-        "Prefect does not answer (%s): continuing without it, its pages may be out of date", reason
-    )
-
-
 def refusal(error: Exception) -> str:
     """What to do about a Prefect that does not even accept a call."""
     url = get_current_settings().api.url
@@ -149,13 +138,6 @@ def refusal(error: Exception) -> str:
         f"Prefect at PREFECT_API_URL={url} does not answer as it should ({first_line(error)}); "
         "start the server, correct the variable, or unset it to run without a server"
     )
-
-
-def side_thread(work: Callable[[], None], *, name: str) -> threading.Thread:
-    """A started daemon thread that sees the Prefect run of its starter."""
-    thread = threading.Thread(target=copy_context().run, args=(work,), name=name, daemon=True)
-    thread.start()
-    return thread
 
 
 def artifact_slug(location: str) -> str:

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefect import artifacts
-
 from datagen.io import storage
-from pipelines.orchestration.artifacts import Seen, add_picture, progress_artifact, tell
-from pipelines.orchestration.guard import artifact_slug
-from pipelines.orchestration.run_report import say
+from pipelines.orchestration.run_page import Progress, progress_shown, show_end
+from pipelines.orchestration.run_report import say, tell
 from pipelines.terminal.text import counted, duration
-from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
+from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import count_restarts, read_progress
 from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import run_page
+from training.tracking.stage_table import Table
+from training.tracking.unsent import unsent_events, unsent_lines
 
 
 @contextmanager
@@ -28,42 +27,20 @@ def training_page(recipe: TrainingRecipe) -> Iterator[None]:
     before = _steps_done(recipe)
     stages = ", ".join(f"{stage.name} {stage.steps}" for stage in recipe.stages)
     say(f"plan: steps of {stages}; {before} of {_total(recipe)} are done")
-    with progress_artifact(lambda: _seen(recipe), artifact_slug(recipe.output)):
+    with progress_shown(recipe.output, lambda: _progress(recipe)):
         yield
     records = finished_stages(recipe)
-    if records is None:
-        return
-    message = training_message(recipe, records, was_done=was_done)
     if was_done:
-        tell(message)
-        return
-    trained, seconds = _total(recipe) - before, time.monotonic() - begin
-
-    def add() -> None:
-        name = artifact_slug(recipe.output)
-        text = summary(recipe, records, message, trained=trained, seconds=seconds)
-        artifacts.create_markdown_artifact(text, key=f"{name}-summary", description=message)
-        picture = _newest_picture(recipe)
-        if picture is not None:
-            data = storage.read_bytes(str(picture))
-            add_picture(data, key=f"{name}-pictures", description=f"`{picture}`")
-
-    tell(message, add)
+        tell("nothing new, all stages are done")
+    elif records is not None:
+        steps = {stage.name: stage.steps for stage in recipe.stages}
+        message = ", ".join(f"{one.stage} {one.steps}/{steps[one.stage]}" for one in records)
+        trained, seconds = _steps_done(recipe) - before, time.monotonic() - begin
+        text = _summary(recipe, records, message, trained=trained, seconds=seconds)
+        show_end(recipe.output, message, text, _newest_pictures(recipe))
 
 
-def training_message(
-    recipe: TrainingRecipe, records: Sequence[StageRecord], *, was_done: bool = False
-) -> str:
-    """`warmup 360/360, distill 100/100; model in /runs/one/stages/distill/model`."""
-    model = storage.join(recipe.output, records[-1].model)
-    if was_done:
-        return f"nothing new, all stages are done; model in {model}"
-    steps = {stage.name: stage.steps for stage in recipe.stages}
-    done = ", ".join(f"{one.stage} {one.steps}/{steps[one.stage]}" for one in records)
-    return f"{done}; model in {model}"
-
-
-def summary(
+def _summary(
     recipe: TrainingRecipe,
     records: Sequence[StageRecord],
     message: str,
@@ -71,29 +48,28 @@ def summary(
     trained: int,
     seconds: float,
 ) -> str:
-    """A run that has finished a training, and the table of its stages."""
+    """A run that has finished a training, and the table of its stages, in Markdown."""
     run = RunPaths(Path(recipe.output))
-    restarts = sum(count_restarts(stage) for stage in stage_paths(recipe))
-    lines = [
-        f"# {recipe.output}",
-        "",
-        f"**{message}** in {duration(seconds)}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| steps by this run | {trained} of {_total(recipe)} |",
-        f"| restarts of all runs | {restarts} |",
-        f"| dataset | `{recipe.manifest}` |",
-        f"| digest of the dataset | `{records[-1].dataset_digest}` |",
-        f"| MLflow run | {run_page(run.root) or f'its ID is in `{run.mlflow}`'} |",
-        "",
-    ]
-    if run.stage_table_text.is_file():
-        lines.append(run.stage_table_text.read_text(encoding="utf-8"))
-    return "\n".join(lines)
+    facts = (
+        ("time", duration(seconds)),
+        ("steps by this run", f"{trained} of {_total(recipe)}"),
+        ("restarts of all runs", sum(map(count_restarts, stage_paths(recipe)))),
+        ("dataset", f"`{recipe.manifest}`"),
+        ("digest of the dataset", f"`{records[-1].dataset_digest}`"),
+        ("model", f"`{storage.join(recipe.output, records[-1].model)}`"),
+        ("MLflow run", run_page(run.root) or f"its ID is in `{run.mlflow}`"),
+    )
+    stages = run.stage_table_text
+    return "\n".join(
+        [
+            Table(("this run", message), facts).to_markdown(),
+            *unsent_lines(unsent_events(recipe), again="run this again"),
+            stages.read_text(encoding="utf-8") if stages.is_file() else "",
+        ]
+    )
 
 
-def _seen(recipe: TrainingRecipe) -> Seen:
+def _progress(recipe: TrainingRecipe) -> Progress:
     """How far all stages are together, and the one that is trained."""
     done, total = _steps_done(recipe), _total(recipe)
     text = f"{done} of {counted(total, 'step')}"
@@ -106,26 +82,26 @@ def _seen(recipe: TrainingRecipe) -> Seen:
         text += f"{progress.headline} {progress.headline_value:.4g}, "
         text += f"{progress.images_per_second:.1f} images/s"
         text += f", {duration(left)} left" if left else ""
-    return Seen(done, 100 * done / total, text)
+    return 100 * done / total, text
 
 
 def _steps_done(recipe: TrainingRecipe) -> int:
-    pairs = zip(recipe.stages, stage_paths(recipe), strict=True)
-    return sum(stage.steps if paths.done.is_file() else _step(paths) for stage, paths in pairs)
-
-
-def _step(stage: StagePaths) -> int:
-    progress = read_progress(stage)
-    return progress.step if progress else 0
+    """Of all stages; one that is done counts whole, also if it stopped early."""
+    steps = 0
+    for stage, paths in zip(recipe.stages, stage_paths(recipe), strict=True):
+        progress = read_progress(paths)
+        steps += stage.steps if paths.done.is_file() else progress.step if progress else 0
+    return steps
 
 
 def _total(recipe: TrainingRecipe) -> int:
     return sum(stage.steps for stage in recipe.stages)
 
 
-def _newest_picture(recipe: TrainingRecipe) -> Path | None:
-    """The last picture of samples of the last stage that has one."""
+def _newest_pictures(recipe: TrainingRecipe) -> list[str]:
+    """The last pictures of samples, a file each, of the last stage that has some."""
     for stage in reversed(stage_paths(recipe)):
-        if pictures := sorted(stage.images.glob("step-*.png")):
-            return pictures[-1]
-    return None
+        if found := sorted(stage.images.glob("pictures-*.png")):
+            step = max(path.stem.rpartition("-")[2] for path in found)
+            return [str(path) for path in found if path.stem.endswith(f"-{step}")]
+    return []

@@ -14,7 +14,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogWorker
 
 from datagen.errors import FlowmapsrError
-from pipelines.orchestration import guard
+from pipelines.orchestration import guard, run_report
 from pipelines.orchestration.guard import artifact_slug, guarded, task_step
 from pipelines.terminal.process_edge import Terminated
 
@@ -74,7 +74,7 @@ RUNNERS = pytest.mark.parametrize("run", [_as_flow, _as_task])
 def test_prefect_failing_after_the_work_changes_nothing(
     run: Callable[..., int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard.warn.cache_clear()
+    run_report.warn.cache_clear()
     work = Work()
     assert run(work, FakeFlow()) == 7
     assert work.calls == 1
