@@ -6,7 +6,6 @@ half sent, is completed.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-log = logging.getLogger(__name__)
-
-UPLOAD_SECONDS = 600
-"""How long the server may take to answer after a file: it first passes it on to its own store."""
+FILE_SECONDS = 600
+"""How long the server may take to answer: it passes a whole file on between us and its store."""
 KEPT = "kept"
 """The tag that says why a checkpoint is kept."""
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -41,7 +38,7 @@ def send_model(client: MlflowClient, run_id: str, event: Model) -> None:
     _log_metrics(client, run_id, model.model_id, event)
     if model.status == LoggedModelStatus.READY:
         return
-    with _patience():
+    with patience():
         for path in files:
             client.log_model_artifact(model.model_id, str(path))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -116,11 +113,11 @@ def _column(metric: tuple[str, float]) -> tuple[bool, bool, bool, str]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Lets MLflow's client wait longer for the server inside the block; it asks the environment at
-    each request."""
+def patience() -> Iterator[None]:
+    """Lets MLflow's clients wait for files inside the block: they ask the environment at each
+    request how long."""
     before = os.environ[_TIMEOUT]
-    os.environ[_TIMEOUT] = str(max(UPLOAD_SECONDS, int(before)))
+    os.environ[_TIMEOUT] = str(max(FILE_SECONDS, int(before)))
     try:
         yield
     finally:

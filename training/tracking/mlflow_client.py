@@ -225,6 +225,7 @@ def new_client(uri: str | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # They would mix with the JSON that a script reads from stdout.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient  # sets up its loggers, so they are changed below
 
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -19,7 +19,9 @@ from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import REGISTRY, is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.mlflow_client import mlflow_installed, tracking_uri
+from training.tracking.logged_models import patience
+from training.tracking.mlflow_client import mlflow_installed, new_client, tracking_uri
+from training.tracking.unsent import error_reason
 from training.weights.model_folder import CONFIG, model_kind
 from training.weights.sources import WeightSource
 
@@ -99,21 +101,20 @@ def fetch_weights(recipe: TrainingRecipe, folder: StagePaths) -> None:
 
 def _download(source: str, folder: Path) -> Path:
     """A model version's files, in `folder` or below it; none of them is opened."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before it is imported
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
     try:
-        got = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
+        client = new_client()
+        version = client.get_model_version(*source.removeprefix(REGISTRY).split("/"))
+        with patience():
+            got = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
         names = sorted(path.name for path in got.rglob("*") if path.is_file())
         if names:
             return _with_safetensors(got, source, names)
         # A model whose files stayed where it was trained.
-        client = MlflowClient(uri)
-        version = client.get_model_version(*source.removeprefix(REGISTRY).split("/"))
         model = client.get_logged_model(version.source.removeprefix(REGISTRY))
         if model.model_type == "checkpoint":
             raise FlowmapsrError(
@@ -126,8 +127,9 @@ def _download(source: str, folder: Path) -> Path:
         return Path(shutil.copytree(kept, folder / kept.name))
     except (MlflowException, OSError, KeyError) as error:
         raise FlowmapsrError(
-            f"init_from: MLflow at {redacted(uri)} does not provide {source} ({error}); check "
-            "name, version and MLFLOW_TRACKING_URI, and whether its files are still there"
+            f"init_from: MLflow at {redacted(uri)} does not provide {source} "
+            f"({error_reason(error)}); check name, version and MLFLOW_TRACKING_URI, and whether "
+            "its files are still there"
         ) from error
 
 
