@@ -161,6 +161,8 @@ class TrainJob(FrozenModel):
     """When the command started, in seconds since the epoch."""
     requested: float
     """When it asked Ray for workers."""
+    starts: int
+    """Starts of all stages before that."""
 
 
 def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
@@ -180,6 +182,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
         launched=launched(),
         began=process_started(),
         requested=time.time(),
+        starts=_count_starts(recipe),
     )
     return TorchTrainer(
         _train,
@@ -223,10 +226,13 @@ def _train(config: dict[str, Any]) -> None:
 
 def _time_start(job: TrainJob) -> None:
     """Times the start since the command, or in a group that Ray restarted since this process."""
-    starts = [start for stage in stage_paths(job.recipe) for start in read_starts(stage)]
-    if any(start.time > job.requested for start in starts):
+    if _count_starts(job.recipe) > job.starts:
         startup.restart(process_started())
     else:
         startup.restart(job.began)
         startup.mark("command", at=job.requested)
     startup.mark("workers")
+
+
+def _count_starts(recipe: TrainingRecipe) -> int:
+    return sum(len(read_starts(stage)) for stage in stage_paths(recipe))

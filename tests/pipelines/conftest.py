@@ -125,7 +125,8 @@ def build_words(photos: Path) -> Callable[..., list[str]]:
     def words(output: Path, *more: str) -> list[str]:
         return [
             *("dataset", "build", "demo", f"sources=[{photos}]", f"output={output}"),
-            *(f"samples_per_photo={VARIANTS}", f"samples_per_shard={SAMPLES_PER_SHARD}", *more),
+            *(f"samples_per_photo={VARIANTS}", f"samples_per_shard={SAMPLES_PER_SHARD}"),
+            *("validation_fraction=0", *more),
         ]
 
     return words

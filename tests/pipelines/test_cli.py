@@ -233,17 +233,17 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
         start = Start(time=float(number), workers=workers, step=10 * number)
         append_line(distill / "starts.jsonl", start)
     (distill / "tracking.jsonl").write_text(
-        '{"kind":"metrics","step":20,"time_ms":1,"values":{"val/psnr_x4":27.25,"loss/total":1}}\n'
-        '{"kind":"metrics","step":30,"time_ms":2,"values":{"val/psnr_x4":28.5}}\n'
+        '{"kind":"metrics","step":20,"time_ms":1,"values":{"val/psnr_nfe1":27.25,"loss/total":1}}\n'
+        '{"kind":"metrics","step":30,"time_ms":2,"values":{"val/psnr_nfe1":28.5}}\n'
     )
     append_line(
         run / "failures.jsonl", Failure(time=5.0, rank=1, died=False, error="OSError: full")
     )
     stages = invoke("status", str(run), "--json").json["stages"]
     assert (stages[1]["state"], stages[1]["restarts"]) == ("stopped", 2)
-    assert stages[1]["validation"] == {"val/psnr_x4": 28.5}
+    assert stages[1]["validation"] == {"val/psnr_nfe1": 28.5}
     text = invoke("status", str(run)).out
-    assert "psnr_x4 28.5" in text and "distill stopped: worker 1: OSError: full" in text
+    assert "psnr_nfe1 28.5" in text and "distill stopped: worker 1: OSError: full" in text
 
     shutil.copytree(run, tmp_path / "other")
     recipe["seed"] = 5
@@ -255,7 +255,7 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
     rows = {line.strip()[:19].strip(): line.split()[-2:] for line in text.splitlines() if line}
     assert text.splitlines()[0].split() == ["other", "run"]
     assert (rows["state"], rows["step"]) == (["stopped"] * 2, ["40/100"] * 2)
-    assert (rows["val/psnr_x4"], rows["seed"]) == (["28.5"] * 2, ["5", "0"])
+    assert (rows["val/psnr_nfe1"], rows["seed"]) == (["28.5"] * 2, ["5", "0"])
 
     (tmp_path / "other" / "recipe.json").write_text('{"manifest": 3}')
     broken = invoke("status", str(tmp_path), "--json")

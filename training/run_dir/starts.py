@@ -35,6 +35,10 @@ class Start(FrozenModel):
     """Why the start before this one ended; None for the first."""
     skipped_checkpoints: str = ""
     """Corrupt checkpoints that were skipped, with the reasons."""
+    failures: int = 0
+    """How many failures of workers the run had before; the clocks of machines may differ."""
+    stacks: tuple[str, ...] = ()
+    """The stack traces that the stage had before."""
 
 
 class StartSeconds(FrozenModel):
@@ -79,6 +83,8 @@ def record_start(
         step=step,
         ended_before=ended_before,
         skipped_checkpoints=skipped_checkpoints,
+        failures=len(read_failures(stage.run)),
+        stacks=tuple(path.name for path in stack_files(stage.stacks)),
     )
     with best_effort("the list of starts"):
         append_line(stage.starts, start)
@@ -122,11 +128,11 @@ def read_failures(run: Path) -> list[Failure]:
 def end_reason(stage: StagePaths) -> str:
     """Why a stage's last start ended: from its stack traces, its launcher's or its own record."""
     starts = read_starts(stage)
-    since = starts[-1].time if starts else 0.0
-    stacks = [path for path in stack_files(stage.stacks) if path.stat().st_mtime > since]
+    earlier, failures_before = (starts[-1].stacks, starts[-1].failures) if starts else ((), 0)
+    stacks = [path for path in stack_files(stage.stacks) if path.name not in earlier]
     if stacks:
         return stall_reason(stacks)
-    failures = [one for one in read_failures(stage.run) if one.time > since]
+    failures = read_failures(stage.run)[failures_before:]
     # Workers that lose the connection to a dead one fail too, with longer messages.
     causes: dict[str, list[str]] = {}
     for one in [one for one in failures if one.died] or failures:

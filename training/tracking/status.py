@@ -15,7 +15,7 @@ from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, flatten, read_record
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import end_reason, read_end, read_progress, read_starts
+from training.run_dir.starts import end_reason, read_progress, read_starts
 from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import last_values, read_metrics
@@ -227,8 +227,7 @@ def _stage_status(
         return StageStatus(**known, **steps, state="done", images_per_second=_mean_speed(folder))
     remedy = "the training writes it again when its command is run, or remove it"
     progress = read_record(folder.progress, StageProgress, remedy=remedy)
-    ended = read_end(folder)
-    running = owner is not None and (ended is None or ended.time < owner.started)
+    running = owner is not None
     if progress is None:
         state: State = "running" if running else "waiting"
         return StageStatus(**known, state=state, step=0, steps=stage.steps)

@@ -155,7 +155,7 @@ def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_
         None,
         KILLED,
         "workers 1, 2: node b was lost",
-        "workers 1, 2: node b was lost",
+        KILLED,
     ]
     few = WORKERS.model_copy(update={"hosts": ("a",)})
     _reporter(distill, few).started(0, skipped_checkpoints="")
