@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from training.tracking import events as logged
+from training.tracking.events import NOTE
 from training.tracking.view_format import START_TIME, View, address
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "datasets"
 """Where datasets have their runs."""
-NOTE = "mlflow.note.content"
-"""The tag with the text at the top of a run's page."""
 
 
 def log_dataset_input(client: MlflowClient, run_id: str, event: logged.DatasetInput) -> None:

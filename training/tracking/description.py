@@ -17,7 +17,7 @@ from training.run_dir.starts import end_reason
 from training.settings.held_out import higher_is_better
 from training.settings.initial_weights import REGISTRY, is_registry
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, Event, Tags
+from training.tracking.events import NOTE, Artifact, Event, Tags
 from training.tracking.journal import last_values
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.stage_facts import StageFacts, facts_of_stages
@@ -29,7 +29,6 @@ from training.tracking.stage_table import (
     stage_table,
 )
 
-NOTE = "mlflow.note.content"
 PSNR, GAIN = "val/psnr_nfe1", "val/gain_nfe1"
 RISE, PARTS, LEAST_POINTS = 1.2, 10, 50
 """A loss rose if it ends at so many times its lowest tenth; a shorter curve is not judged."""

@@ -14,6 +14,8 @@ from datagen.records import FrozenModel, flatten
 
 Public = Annotated[str, AfterValidator(redacted)]
 """Text without secrets: passwords in addresses are removed."""
+NOTE = "mlflow.note.content"
+"""The tag with the text, Markdown, at the top of the page of a run or a model."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 

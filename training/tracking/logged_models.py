@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking.events import KeptCheckpoints, Model
+from training.tracking.events import NOTE, KeptCheckpoints, Model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,8 +51,11 @@ def keep_checkpoints(client: MlflowClient, run_id: str, event: KeptCheckpoints) 
         reason = event.reasons.get(int(model.params["step"]))
         if reason is None:
             client.delete_logged_model(model.model_id)
-        elif model.tags.get(KEPT) != reason:
-            client.set_logged_model_tags(model.model_id, {KEPT: reason})
+        elif (before := model.tags.get(KEPT)) != reason:
+            # MLflow's page of a model shows its description, but no other tags.
+            text = model.tags.get(NOTE, "").removeprefix(f"Kept: {before}. ")
+            tags = {KEPT: reason, NOTE: f"Kept: {reason}. {text}"}
+            client.set_logged_model_tags(model.model_id, tags)
 
 
 def _models_of(client: MlflowClient, run: Run, which: str) -> list[LoggedModel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import DatasetInput, Model
+from training.tracking.events import NOTE, DatasetInput, Model
 from training.tracking.journal import metrics_at
 
 STAGE_MODEL = """\
@@ -70,7 +70,7 @@ def _tags(
     recipe: TrainingRecipe, folder: StagePaths, dataset: DatasetInput, *, path: str, note: str
 ) -> dict[str, str]:
     return {
-        "mlflow.note.content": note,
+        NOTE: note,
         "files": path,
         "run": str(folder.run),
         "recipe.digest": recipe.digest(),

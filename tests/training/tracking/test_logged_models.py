@@ -129,7 +129,7 @@ def test_checkpoints_on_disk_are_listed_with_what_was_measured(
     tracker = _tracker(recipe)
     for step in (10, 20, 30):
         tracker.metrics(step, {"val/psnr_nfe1": 20.0 + step, "loss/fm": 1.0})
-        kept = {10: "best val/psnr_nfe1", step: "one of the last"}
+        kept = {step: "one of the last", 10: "best val/psnr_nfe1" if step > 10 else "the last"}
         new = checkpoint(recipe, folder, DATASET, step=step, uri=f"s3://bucket/step-{step}")
         tracker.write(new, KeptCheckpoints(reasons=kept))
     _write_model(recipe, tracker)
@@ -146,6 +146,7 @@ def _check_listed(client: MlflowClient, recipe: TrainingRecipe) -> None:
     assert models.keys() == {"warmup", "warmup-step-000010", "warmup-step-000030"}
     best = models["warmup-step-000010"]
     assert best.tags["kept"] == "best val/psnr_nfe1"
+    assert best.tags["mlflow.note.content"].startswith("Kept: best val/psnr_nfe1. The state of")
     assert best.tags["files"] == "s3://bucket/step-10"
     (measured,) = best.metrics
     assert (measured.key, measured.value, measured.step) == ("val/psnr_nfe1", 30.0, 10)
