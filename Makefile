@@ -69,6 +69,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.system_step
 	$(BIN)/python -m tests.benchmarks.servers_gone
 	$(BIN)/python -m tests.benchmarks.loading
+	$(BIN)/python -m tests.benchmarks.review
 
 # make gpu-bundle PHOTOS=FOLDER   packs .gpu/ for a machine with a GPU and no network; see tests/benchmarks/gpu
 gpu-bundle: $(INSTALLED)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.terminal.process_edge import VerbResult
-from pipelines.terminal.text import command, counted, table
+from pipelines.terminal.text import command, table
 
 if TYPE_CHECKING:
     from training.tracking.review import Choice, Review
@@ -21,13 +21,11 @@ def reviewed(found: Review) -> VerbResult:
         (run.name, *(f"{run.metrics[name]:.5g}" if name in run.metrics else "-" for name in names))
         for run in found.runs[:MOST_ROWS]
     ]
-    more = len(found.runs) - len(cells)
     order = "newest first" if found.sorted_by is None else f"by {found.sorted_by}"
-    what = counted(len(found.runs), found.role)
     lines = [
-        f"{what} of experiment {found.experiment}, {order}:",
+        f"{found.role.capitalize()}s of experiment {found.experiment}, {order}:",
         *table(("", *names), cells),
-        *([f"and {more} more"] if more else []),
+        *(["..."] if len(found.runs) > len(cells) else []),
         *(f"Note: {problem}" for problem in found.problems),
         f"  table   {found.table}",
         f"  charts  {found.charts}",
@@ -39,9 +37,11 @@ def reviewed(found: Review) -> VerbResult:
 
 def experiments_listed(found: Sequence[Choice]) -> VerbResult:
     """Several experiments that could be reviewed, and how to choose one."""
-    rows = [(one.experiment, str(one.trainings), one.newest) for one in found]
     lines = [
-        *table(("experiment", "trainings", "newest"), rows),
+        *table(
+            ("experiment", "newest training"),
+            [(one.experiment, one.newest_training) for one in found],
+        ),
         f"Next: {command('review', found[0].experiment)}",
     ]
     return VerbResult({"experiments": [one.model_dump(mode="json") for one in found]}, lines)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -33,6 +34,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (10, 12, 3), dtype=np.uint8))
         coarse.resize((200, 160), Image.Resampling.BICUBIC).save(folder / f"photo{index}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, to be copied: they take seconds to create."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 def write_training(path: Path, recipe: dict[str, Any] | TrainingRecipe) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -28,18 +23,10 @@ from tests.support.ports import free_port
 Invoke = Callable[..., Ended]
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to create."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def store(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def store(mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A client of the database that `flowmapsr` finds."""
-    shutil.copy(empty, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_tables, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
@@ -64,13 +51,13 @@ def test_of_several_experiments_one_is_chosen(store: MlflowClient, invoke: Invok
     experiment(store, "of others")
     found = invoke("review", "--json").json
     assert [one["experiment"] for one in found["experiments"]] == ["large", "small"]
-    assert [one["trainings"] for one in found["experiments"]] == [2, 1]
+    assert [one["newest_training"] for one in found["experiments"]] == ["runs/three", "runs/one"]
     listed = invoke("review").out
     assert "runs/three" in listed and listed.endswith("Next: flowmapsr review large\n")
     found = invoke("review", "large", "--json").json
     assert (found["experiment"], len(found["runs"]), found["problems"]) == ("large", 2, [])
     text = invoke("review", "large", "--no-serve").out
-    assert "2 trainings of experiment large, by best/psnr_nfe1:" in text
+    assert "Trainings of experiment large, by best/psnr_nfe1:" in text
     assert "/#/experiments/" in text and "compareRunsMode=CHART" in text
 
 
@@ -142,9 +129,9 @@ def test_a_store_that_takes_nothing_is_shown(
 
 @pytest.mark.parametrize("damage", ["other version", "no database", "no trainings"])
 def test_a_store_that_cannot_be_read_is_named(
-    empty: Path, invoke: Invoke, tmp_path: Path, damage: str
+    mlflow_tables: Path, invoke: Invoke, tmp_path: Path, damage: str
 ) -> None:
-    path = Path(shutil.copy(empty, tmp_path))
+    path = Path(shutil.copy(mlflow_tables, tmp_path))
     expected = {
         "other version": "is of another version of MLflow",
         "no database": "fails: (sqlite3.DatabaseError) file is not a database",
@@ -209,19 +196,3 @@ def test_a_server_that_is_down_costs_seconds(invoke: Invoke) -> None:
     ended = invoke("review", env={"MLFLOW_TRACKING_URI": uri})
     assert ended.code == 1 and "does not answer" in ended.err and "secret" not in ended.err
     assert time.monotonic() - begun < 10
-
-
-def test_a_database_is_shown_until_ctrl_c(
-    store: MlflowClient, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    experiment(store, "photos", "runs/one", gain=None)
-    process = start("review")
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(5)]
-    (address,) = re.findall(r"  table   (http://127.0.0.1:\d+/)#/experiments/", "".join(lines))
-    with urlopen(address) as answer:
-        assert b"MLflow" in answer.read()
-    servers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    assert (process.wait(timeout=30), process.communicate()[0]) == (0, "")
-    assert psutil.wait_procs(servers, timeout=10)[1] == []

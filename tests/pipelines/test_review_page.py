@@ -1,20 +1,28 @@
-"""The page that `flowmapsr review` makes, opened in Chromium on a real MLflow server."""
+"""The page of `flowmapsr review`, opened in Chromium on the MLflow server that it starts."""
 
 from __future__ import annotations
 
-import json
+import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
+from mlflow import MlflowClient
 
-from tests.pipelines.conftest import Ended
+from pipelines.terminal.reports import review_of
+from tests.pipelines.conftest import Ended, start_command
 from tests.support.browser import CHROMIUM, Browser, browser
 from tests.support.eventually import eventually
-from tests.support.logged_trainings import client_of, log_training
-from tests.support.mlflow_server import mlflow_server
+from tests.support.logged_trainings import log_training
 from tests.support.ports import free_port
+from tests.support.processes import kill_tree
+from tests.support.tiny import WARMUP, RunMaker
+from training.tracking.mlflow_client import RunNames
+from training.tracking.parent_run import parent_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
@@ -25,19 +33,23 @@ LOADED = """[...document.images].filter(
 Invoke = Callable[..., Ended]
 
 
-class Reviewed(NamedTuple):
+class Served(NamedTuple):
+    """`flowmapsr review` of a database, while it serves its page."""
+
+    command: subprocess.Popen[str]
     uri: str
-    first: str
-    second: str
+    runs: list[str]
+    """IDs of the first, the second and the third training."""
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reviewed]:
-    """A server with two trainings, the second of which is better."""
+def served(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Three trainings, of which the second is the best."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    client = client_of(f"sqlite:///{folder / 'mlflow.db'}")
+    uri = f"sqlite:///{shutil.copy(mlflow_tables, folder)}"
+    client = MlflowClient(uri)
     experiment = client.create_experiment("photos", artifact_location=(folder / "files").as_uri())
-    ids = [
+    runs = [
         log_training(
             client,
             experiment,
@@ -49,10 +61,18 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reviewed]:
         for name, rate, width, gain in (
             ("first", "0.0001", "64", 1.0),
             ("second", "0.0002", "96", 2.0),
+            ("third", "0.0004", "96", 0.5),
         )
     ]
-    with mlflow_server(folder, port):
-        yield Reviewed(f"http://127.0.0.1:{port}", *ids)
+    words = ("review", "--port", str(port))
+    command = start_command(*words, cwd=folder, env={"MLFLOW_TRACKING_URI": uri})
+    try:
+        assert command.stdout is not None
+        while f"  charts  http://127.0.0.1:{port}/#/" not in command.stdout.readline():
+            assert command.poll() is None
+        yield Served(command, f"http://127.0.0.1:{port}", runs)
+    finally:
+        kill_tree(command)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +82,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_the_address_opens_a_table_of_the_trainings_alone(
-    trainings: Reviewed, invoke: Invoke, chromium: Browser
+    served: Served, invoke: Invoke, chromium: Browser
 ) -> None:
-    found = invoke("review", "--json", env={"MLFLOW_TRACKING_URI": trainings.uri}).json
-    assert [run["name"] for run in found["runs"]] == ["runs/second", "runs/first"]
+    found = invoke("review", "--json", env={"MLFLOW_TRACKING_URI": served.uri}).json
+    assert [run["name"] for run in found["runs"]] == ["runs/second", "runs/first", "runs/third"]
     chromium.open(found["table"])
     shown = chromium.wait_for(
-        *("2 matching runs", "Dataset", "best/psnr_nfe1", "last/psnr_nfe1", "best/gain_nfe1"),
+        *("3 matching runs", "Dataset", "best/psnr_nfe1", "last/psnr_nfe1", "best/gain_nfe1"),
         *("cost/worker_hours", "cost/images_seen", "model.width", "warmup.learning_rate"),
     )
     assert shown.index("runs/second") < shown.index("runs/first")
@@ -77,21 +97,44 @@ def test_the_address_opens_a_table_of_the_trainings_alone(
 
 
 def test_its_charts_show_quality_first_and_pictures_by_step(
-    trainings: Reviewed, invoke: Invoke, chromium: Browser
+    served: Served, invoke: Invoke, chromium: Browser
 ) -> None:
-    found = invoke("review", "photos", "--json", env={"MLFLOW_TRACKING_URI": trainings.uri}).json
+    found = invoke("review", "photos", "--json", env={"MLFLOW_TRACKING_URI": served.uri}).json
     chromium.open(found["charts"])
     sections = ["Quality on held-out photos", "Pictures by step", "Losses", "Speed", "Settings (3)"]
     shown = chromium.wait_for(*sections, "val/psnr_nfe1", "pictures/photo_2")
     assert sorted(sections, key=shown.index) == sections
-    eventually(lambda: chromium.evaluate(LOADED) == 4, seconds=30)  # of two photos of two runs
+    eventually(lambda: chromium.evaluate(LOADED) == 6, seconds=30)  # of two photos of three runs
 
 
 def test_some_trainings_alone_are_shown(
-    trainings: Reviewed, invoke: Invoke, chromium: Browser, tmp_path: Path
+    served: Served, invoke: Invoke, chromium: Browser, tmp_path: Path
 ) -> None:
-    names = {"tracking_uri": trainings.uri, "experiment": "photos", "parent": trainings.first}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mlflow.json").write_text(json.dumps(names))
-    chromium.open(invoke("review", "run", "--json").json["table"])
-    assert "runs/second" not in chromium.wait_for("1 matching run", "runs/first")
+    for run_id in served.runs[:2]:
+        names = RunNames(tracking_uri=served.uri, experiment="photos", parent=run_id)
+        (tmp_path / run_id).mkdir()
+        (tmp_path / run_id / "mlflow.json").write_text(names.model_dump_json())
+    words = [str(tmp_path / run_id) for run_id in served.runs[:2]]
+    chromium.open(invoke("review", *words, "--json").json["table"])
+    assert "runs/third" not in chromium.wait_for("2 matching runs", "runs/first", "runs/second")
+
+
+def test_the_page_is_made_anew_at_the_end_of_a_training(
+    served: Served,
+    run_recipe: RunMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.uri)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    with parent_run(recipe):
+        assert review_of(recipe.output) == f"flowmapsr review {recipe.output}"
+    assert review_of(recipe.output).endswith("viewStateShareKey=flowmapsr-trainings")
+
+
+def test_ctrl_c_ends_the_page_and_all_that_serves_it(served: Served) -> None:
+    servers = psutil.Process(served.command.pid).children(recursive=True)
+    assert servers
+    served.command.send_signal(signal.SIGINT)
+    assert served.command.wait(timeout=30) == 0
+    assert psutil.wait_procs(servers, timeout=10)[1] == []

@@ -6,17 +6,11 @@ import json
 import math
 import time
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from PIL import Image
 
 STEPS, HOURS = 2000, 2.5
-
-
-def client_of(uri: str) -> MlflowClient:
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
 
 
 def log_training(

@@ -30,7 +30,7 @@ from training.tracking.mlflow_client import (
     new_client,
     tracking_uri,
 )
-from training.tracking.review_view import LoggedRun, Pictures, Role, compare, view_of
+from training.tracking.review_view import QUALITY, LoggedRun, Pictures, Role, compare, view_of
 from training.tracking.view_format import COLOR, COLORS, READ_BY, TAG, View, address, written
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_RUNS = 1000
-"""The newest runs, which decide on columns and charts; the page shows all."""
+MOST_RUNS, MOST_EXPERIMENTS = 50, 50
+"""How many of the best runs decide on columns and charts (the page shows all), and how many of the
+newest experiments are searched for trainings."""
+AGE = "attributes.start_time DESC"
+QUALITY_THEN_AGE = (f"metrics.`{QUALITY}` DESC", AGE)
 PICTURED = 3
 """How many of the best runs are asked for their pictures."""
 ANSWER_SECONDS = 5
@@ -50,21 +53,20 @@ and more."""
 
 
 class Chosen(NamedTuple):
-    """What to review in a store: some runs, or else an experiment."""
+    """What to review in a store: several runs, the experiment of one run, or an experiment."""
 
     uri: str
     folders: Mapping[str, Path] = {}
     """The folders of the runs, by their IDs in MLflow."""
     experiment: str | None = None
-    """Its name; None: the one with trainings."""
+    """Its name; None without runs: the one with trainings."""
 
 
 class Choice(FrozenModel):
     """An experiment that could be reviewed."""
 
     experiment: str
-    trainings: int
-    newest: str
+    newest_training: str
 
 
 class ReviewedRun(FrozenModel):
@@ -143,25 +145,26 @@ def make_review(what: Chosen) -> Review | tuple[Choice, ...]:
     with _errors_in_a_line(what.uri):
         major = _major_version(what.uri)
         client = new_client(what.uri)
-        if what.folders:
+        if len(what.folders) > 1:
             runs, gone = _runs_of(client, what.folders)
-            return _reviewed(client, what, "training", runs, gone, major)
-        if what.experiment is not None:
-            experiment = _experiment(client, what.experiment)
-            for role in get_args(Role):
-                if runs := _search(client, [experiment.experiment_id], role):
-                    return _reviewed(client, what, role, runs, [], major)
-            raise FlowmapsrError(
-                f"experiment {what.experiment!r} has no trainings and no datasets of flowmapsr"
-            )
-        names = {one.experiment_id: one.name for one in client.search_experiments()}
-        runs = _search(client, list(names), "training")
-        places = list(dict.fromkeys(run.info.experiment_id for run in runs))
-        if not places:
-            raise FlowmapsrError(f"MLflow at {redacted(what.uri)} has no trainings yet")
-        if len(places) > 1:
-            return tuple(_choice(names[place], place, runs) for place in places)
-        return _reviewed(client, what, "training", runs, [], major)
+            return _reviewed(client, what.uri, "training", runs, major, alone=True, problems=gone)
+        if what.folders:
+            runs, _ = _runs_of(client, what.folders)
+            place = runs[0].info.experiment_id
+        elif what.experiment is not None:
+            place = _experiment(client, what.experiment).experiment_id
+        else:
+            choices = _choices(client)
+            if not choices:
+                raise FlowmapsrError(f"MLflow at {redacted(what.uri)} has no trainings yet")
+            if len(choices) > 1:
+                return tuple(choices.values())
+            (place,) = choices
+        for role in get_args(Role):
+            if runs := _search(client, place, role, *QUALITY_THEN_AGE):
+                return _reviewed(client, what.uri, role, runs, major)
+        name = client.get_experiment(place).name
+        raise FlowmapsrError(f"experiment {name!r} has no trainings and no datasets of flowmapsr")
 
 
 @contextmanager
@@ -228,18 +231,22 @@ def _experiment(client: MlflowClient, name: str) -> Experiment:
     raise FlowmapsrError(f"{name} is no folder of a run, and no experiment in MLflow: {hint}")
 
 
-def _search(client: MlflowClient, experiments: list[str], role: Role) -> list[Run]:
-    """The newest runs of a role."""
-    by_age = ["attributes.start_time DESC"]
-    found = client.search_runs(
-        experiments, f"tags.role = '{role}'", max_results=MOST_RUNS, order_by=by_age
-    )
-    return list(found)
+def _choices(client: MlflowClient) -> dict[str, Choice]:
+    """The experiments with trainings, by their IDs."""
+    found = {}
+    for one in client.search_experiments(max_results=MOST_EXPERIMENTS):
+        if runs := _search(client, one.experiment_id, "training", AGE, most=1):
+            newest = runs[0].info.run_name
+            found[one.experiment_id] = Choice(experiment=one.name, newest_training=newest)
+    return found
 
 
-def _choice(name: str, experiment_id: str, runs: Sequence[Run]) -> Choice:
-    here = [run.info.run_name for run in runs if run.info.experiment_id == experiment_id]
-    return Choice(experiment=name, trainings=len(here), newest=here[0])
+def _search(
+    client: MlflowClient, experiment_id: str, role: Role, *order: str, most: int = MOST_RUNS
+) -> list[Run]:
+    """The first runs of a role."""
+    query = f"tags.role = '{role}'"
+    return list(client.search_runs([experiment_id], query, max_results=most, order_by=list(order)))
 
 
 def _runs_of(client: MlflowClient, folders: Mapping[str, Path]) -> tuple[list[Run], list[str]]:
@@ -273,17 +280,19 @@ def _runs_of(client: MlflowClient, folders: Mapping[str, Path]) -> tuple[list[Ru
 
 def _reviewed(
     client: MlflowClient,
-    what: Chosen,
+    uri: str,
     role: Role,
     runs: Sequence[Run],
-    problems: Sequence[str],
     major: int | None,
+    *,
+    alone: bool = False,
+    problems: Sequence[str] = (),
 ) -> Review:
-    """Keeps the view of these runs, all those of the experiment unless some were chosen."""
+    """Keeps the view of these runs `alone`, or of all those of their role and experiment."""
     experiment = client.get_experiment(runs[0].info.experiment_id)
     found = compare(role, [_logged(run) for run in runs])
     shown, key = f"tags.role = '{role}'", f"flowmapsr-{role}s"
-    if what.folders:
+    if alone:
         listed = ", ".join(sorted(f"'{run.run_id}'" for run in found.runs))
         shown = f"attributes.run_id IN ({listed})"
         key = f"flowmapsr-{hashlib.sha256(shown.encode()).hexdigest()[:10]}"
@@ -292,13 +301,13 @@ def _reviewed(
     by_id = {run.info.run_id: run for run in runs}
     charted = [by_id[run.run_id] for run in found.runs[: len(COLORS)]]
     kept, problem = _keep(client, experiment, key, view, charted, major)
-    base = redacted(what.uri).rstrip("/") if is_server(what.uri) else ""
+    base = redacted(uri).rstrip("/") if is_server(uri) else ""
     table, charts = (
         base + address(experiment.experiment_id, view, kept, charts=charts, major=major or READ_BY)
         for charts in (False, True)
     )
     return Review(
-        store=redacted(what.uri),
+        store=redacted(uri),
         experiment=experiment.name,
         role=role,
         sorted_by=found.by,
@@ -388,7 +397,7 @@ def refresh_review(run: Path) -> None:
         names = _names(run)
         if not is_server(names.tracking_uri):
             return
-        found = make_review(Chosen(names.tracking_uri, experiment=names.experiment))
+        found = make_review(Chosen(names.tracking_uri, {names.parent: run}))
     except FlowmapsrError as error:
         log.warning("the page that compares trainings is not made anew: %s", error)
         return
