@@ -76,8 +76,8 @@ def finish(plan: Plan) -> Manifest:
 
 
 def clean_up(output: str, manifest: Manifest) -> None:
-    """Deletes what is not in the finished dataset; `plan.json` first, it marks an open build."""
-    storage.delete(storage.join(output, layout.PLAN))
+    """Deletes what is not in the finished dataset; `plan.json` last: while it is there, a build that
+    dies is cleaned up by the next one."""
     shards = {storage.join(output, shard.path) for shard in manifest.shards}
     kept = shards | {layout.record_path(uri) for uri in shards}
     ours = tuple(storage.join(output, folder) + "/" for folder in (layout.SHARDS, layout.TASKS))
@@ -86,6 +86,7 @@ def clean_up(output: str, manifest: Manifest) -> None:
             storage.delete(uri)
     storage.remove_leftovers(output)
     storage.delete_empty_folder(storage.join(output, layout.TASKS))
+    storage.delete(storage.join(output, layout.PLAN))
 
 
 def _all_records(plan: Plan) -> list[TaskRecord]:

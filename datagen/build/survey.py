@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import MANIFEST, PLAN, record_path
+from datagen.dataset.layout import MANIFEST, PLAN, TASKS, record_path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
@@ -69,9 +69,9 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
             or a source is missing or holds no photo.
     """
     manifest, base, plan = _records(recipe)
-    # A build writes the manifest, then deletes its plan; one that died in between left both.
-    cleanup_pending = plan is not None and plan.base != base
-    open_plan = None if cleanup_pending else plan
+    # A build writes the manifest and cleans up, its plan last; one that died in between left both.
+    open_plan = plan if plan is not None and plan.base == base else None
+    tasks_left = manifest is not None and storage.exists(storage.join(recipe.output, TASKS))
     known = KnownPhotos.read(recipe.output)
     if listing is None:
         listing = list_sources(recipe.sources, exclude=recipe.output)
@@ -85,7 +85,7 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
         base=base,
         open_plan=open_plan,
         finished=finished_tasks(open_plan) if open_plan else {},
-        cleanup_pending=cleanup_pending,
+        cleanup_pending=open_plan is None and (plan is not None or tasks_left),
         known=known,
         listing=listing,
         new=tuple(new),
