@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class FlowmapsrError(Exception):
     """A failure the user can act on; the command line prints its text and ends with exit code 1."""
+
+    details: Mapping[str, Any] = {}
+    """What `--json` prints beside the text."""
 
 
 class NotFoundError(FlowmapsrError):

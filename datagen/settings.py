@@ -164,7 +164,8 @@ class DatasetRecipe(Settings):
     codec: CodecSettings = DctSettings()
     """What encodes images to latents."""
     max_rejected_fraction: Execution[Probability] = 0.1
-    """The build fails when more than this part of the photos is left out."""
+    """The build fails when more than this part of the photos cannot be used; those that `filters`
+    leave out do not count."""
 
     @field_validator("sources", mode="before")
     @classmethod

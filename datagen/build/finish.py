@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import zip_longest
 
-from datagen.build.plan import enforce_limit
+from datagen.build.plan import UnusablePhotos, enforce_limit
 from datagen.build.survey import finished_tasks
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhotos
@@ -39,12 +39,12 @@ class RejectionLimit:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._rejected: set[str] = set()
+        self._rejected: dict[str, str] = {}
 
     def check(self, record: TaskRecord) -> None:
         """Counts the rejections of a finished task; FlowmapsrError if there are too many."""
         if record.rejected:
-            self._rejected |= set(record.rejected)
+            self._rejected |= record.rejected
             enforce_limit(self._plan, self._rejected)
 
 
@@ -55,7 +55,10 @@ def finish(plan: Plan) -> Manifest:
         FlowmapsrError: tasks are missing (naming them), or too many photos were left out.
     """
     records = _all_records(plan)
-    enforce_limit(plan, {uri for record in records for uri in record.rejected})
+    rejected = {uri: why for record in records for uri, why in record.rejected.items()}
+    enforce_limit(plan, rejected)
+    if plan.base is None and not any(record.shards for record in records):
+        raise UnusablePhotos(plan, rejected, "no photo can be used")
     before = load_manifest(plan.output) if plan.base is not None else None
     if before is not None and not (records or plan.rejected):
         clean_up(plan.output, before)
@@ -76,8 +79,8 @@ def finish(plan: Plan) -> Manifest:
 
 
 def clean_up(output: str, manifest: Manifest) -> None:
-    """Deletes what is not in the finished dataset; `plan.json` last: while it is there, a build that
-    dies is cleaned up by the next one."""
+    """Deletes what is not in the finished dataset; `plan.json` last, by which the next build knows
+    that one has died here."""
     shards = {storage.join(output, shard.path) for shard in manifest.shards}
     kept = shards | {layout.record_path(uri) for uri in shards}
     ours = tuple(storage.join(output, folder) + "/" for folder in (layout.SHARDS, layout.TASKS))
@@ -122,8 +125,6 @@ def _manifest(
 ) -> Manifest:
     new = [shard for record in records for shard in record.shards]
     shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
-    if not shards:
-        raise FlowmapsrError(f"{plan.output}: every photo was left out; see its tasks/ for why")
     earlier = [PartialStatistics.of(before.stats, before.codec)] if before else []
     reasons = Counter(known.rejected().values())
     return Manifest(

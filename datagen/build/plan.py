@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from datagen.build.survey import Survey, survey
-from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo
-from datagen.dataset.layout import PLAN, task_index
+from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo, write_reasons
+from datagen.dataset.layout import PLAN, REJECTED, TASKS, task_index
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos import scan
+from datagen.photos.decode import FILTERED
 from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import Listing
 from datagen.records import to_compact_json
@@ -75,36 +76,57 @@ def make_plan(found: Survey, *, map_chunks: scan.MapChunks = map) -> Plan:
         tasks=(*previous.tasks, *tasks),
         rejected=tuple(sorted(rejected, key=lambda photo: photo.uri)),
         known_photos=len(found.known.hashes()),
-        known_rejected=sum(reason != scan.DUPLICATE for reason in found.known.rejected().values()),
+        known_rejected=sum(map(_counts, found.known.rejected().values())),
     )
-    enforce_limit(plan, set())
+    enforce_limit(plan, {})
     if not plan.tasks and found.manifest is None:
-        reasons = Counter(photo.reason for photo in plan.rejected)
-        raise FlowmapsrError(
-            f"no photo of {', '.join(recipe.sources)} can be used: "
-            + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        )
+        left_out = {photo.uri: photo.reason or "" for photo in plan.rejected}
+        raise UnusablePhotos(plan, left_out, f"no photo of {', '.join(recipe.sources)} can be used")
     return plan
 
 
-def enforce_limit(plan: Plan, rejected: set[str]) -> None:
-    """Checks the number of rejected photos, those of this plan's tasks included.
+def enforce_limit(plan: Plan, rejected: Mapping[str, str]) -> None:
+    """Checks the number of photos that cannot be used; those that a filter of the recipe leaves out
+    are not among them.
+
+    Args:
+        rejected: reasons by URI of the photos that finished tasks left out.
 
     Raises:
         FlowmapsrError: there are more than `max_rejected_fraction` allows.
     """
-    bad = rejected | {photo.uri for photo in plan.rejected if photo.reason != scan.DUPLICATE}
-    if not bad:
-        return
-    new = len({photo.file.uri for task in plan.tasks for photo in task.photos} | bad)
+    left_out = {photo.uri: photo.reason or "" for photo in plan.rejected} | dict(rejected)
+    bad = {uri for uri, reason in left_out.items() if _counts(reason)}
+    planned = {photo.file.uri for task in plan.tasks for photo in task.photos}
+    new = len((planned - left_out.keys()) | bad)
     count, total = plan.known_rejected + len(bad), plan.known_photos + plan.known_rejected + new
     limit = plan.recipe.max_rejected_fraction
-    if count > limit * total:
-        raise FlowmapsrError(
-            f"{count} of {total} photos cannot be used, more than max_rejected_fraction="
-            f"{limit:g} allows, for example {', '.join(sorted(bad)[:3])}; fix or remove them, "
-            "or raise max_rejected_fraction. Finished shards are kept"
+    if bad and count > limit * total:
+        most = f"more than max_rejected_fraction={limit:g} allows"
+        raise UnusablePhotos(plan, left_out, f"{count} of {total} photos cannot be used, {most}")
+
+
+def _counts(reason: str) -> bool:
+    """Whether a photo left out for this reason cannot be used: it is no copy of another one, and
+    it was not the recipe that asked for others."""
+    return reason != scan.DUPLICATE and reason not in FILTERED
+
+
+class UnusablePhotos(FlowmapsrError):
+    """A build that stops because of its photos, all of which are listed in a file by then."""
+
+    def __init__(self, plan: Plan, left_out: Mapping[str, str], what: str) -> None:
+        # That of a finished dataset belongs to its manifest.
+        folder = plan.output if plan.base is None else storage.join(plan.output, TASKS)
+        uri = storage.join(folder, REJECTED)
+        write_reasons(uri, left_out)
+        by_reason = dict(sorted(Counter(left_out.values()).items()))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason.items())
+        super().__init__(
+            f"{what}. Left out: {reasons}, listed in {uri}. Fix or remove them, or change "
+            "max_rejected_fraction, filters or images. Finished shards are kept"
         )
+        self.details = {"rejected": by_reason, "listed_in": uri}
 
 
 @dataclass(frozen=True)

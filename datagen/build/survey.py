@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import MANIFEST, PLAN, TASKS, record_path
+from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, TASKS, record_path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
@@ -135,7 +135,8 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
     if manifest is None and plan is None:
         for entry in storage.scan(output):
-            if not (is_lock(entry.uri) or storage.is_temporary(entry.uri)):
+            ours = entry.uri == storage.join(output, REJECTED)  # of a build that was refused
+            if not (ours or is_lock(entry.uri) or storage.is_temporary(entry.uri)):
                 raise FlowmapsrError(
                     f"{output}: the output is not empty and not a dataset (it holds {entry.uri}); "
                     "give a new folder"

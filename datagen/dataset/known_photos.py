@@ -74,11 +74,7 @@ class KnownPhotos:
 
     def write_rejected(self, output: str) -> None:
         """`rejected.jsonl`: every image that was left out, in the order of its URI."""
-        lines = [
-            json.dumps({"uri": uri, "reason": reason}, ensure_ascii=False).encode() + b"\n"
-            for uri, reason in sorted(self.rejected().items())
-        ]
-        storage.write_bytes(storage.join(output, REJECTED), b"".join(lines))
+        write_reasons(storage.join(output, REJECTED), self.rejected())
 
     def rejected(self) -> dict[str, str]:
         """Reason by URI."""
@@ -103,6 +99,15 @@ class KnownPhotos:
         kept = [line for line in self.lines if line.uri not in changed]
         former = [line for line in self.lines if line.uri in changed and line.sha256 is not None]
         return KnownPhotos.of([*(replace(line, stamp="") for line in former), *kept])
+
+
+def write_reasons(uri: str, reasons: Mapping[str, str]) -> None:
+    """A line for each image left out, in the order of its URI."""
+    lines = [
+        json.dumps({"uri": image, "reason": reason}, ensure_ascii=False).encode() + b"\n"
+        for image, reason in sorted(reasons.items())
+    ]
+    storage.write_bytes(uri, b"".join(lines))
 
 
 def _check(lines: Sequence[bytes]) -> bytes:

@@ -58,9 +58,9 @@ class TaskRecord(FrozenModel):
         return sum(shard.bytes for shard in self.shards)
 
     @property
-    def rejected(self) -> list[str]:
-        """URIs of the photos left out, completely or in part."""
-        return [photo.uri for photo in self.photos if photo.reason is not None]
+    def rejected(self) -> dict[str, str]:
+        """Reasons by URI of the photos left out, completely or in part."""
+        return {photo.uri: photo.reason for photo in self.photos if photo.reason is not None}
 
 
 class Plan(FrozenModel):
@@ -77,7 +77,7 @@ class Plan(FrozenModel):
     known_photos: int = 0
     """Photos that have samples in the dataset already."""
     known_rejected: int = 0
-    """Images left out before, without duplicates."""
+    """Images that could not be used before, without duplicates and those left out by filters."""
 
     @property
     def output(self) -> str:

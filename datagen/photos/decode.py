@@ -23,6 +23,10 @@ from datagen.settings import FilterSettings, ImageSettings
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
 )
+FILTERED = frozenset(
+    {"below min_side", "aspect ratio", "jpeg quality", "blurred", "gray", "cmyk", "16 bit"}
+)
+"""Reasons of sound photos, which a recipe that sets no `filters` and no `images` would keep."""
 # Decoders allowed for untrusted input: some of Pillow's others start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _MAGIC = 16  # bytes by which Pillow recognizes a format
@@ -191,7 +195,7 @@ def _check_kind(header: ImageHeader, images: ImageSettings) -> None:
 def _check_filters(header: ImageHeader, filters: FilterSettings) -> None:
     short, long = sorted((header.width, header.height))
     if short < filters.min_side:
-        raise ImageRejected("too small")
+        raise ImageRejected("below min_side")
     if filters.max_aspect_ratio is not None and long > filters.max_aspect_ratio * short:
         raise ImageRejected("aspect ratio")
     if short * long > filters.max_megapixels * 1e6:

@@ -60,10 +60,13 @@ class Output:
         values = recipe.model_dump(mode="json")
         self.say(VerbResult(values, yaml_lines(values)))
 
-    def fail(self, message: str, *, exit_code: int) -> None:
-        """Prints the message on stderr, and with `--json` as the one object on stdout too."""
+    def fail(
+        self, message: str, *, exit_code: int, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Prints the message on stderr, and with `--json` as the one object on stdout too, with
+        the details."""
         print(message, file=sys.stderr, flush=True)
-        self.say(VerbResult({"error": message}, []))
+        self.say(VerbResult({"error": message, **(details or {})}, []))
         self.exit_code = exit_code
 
 
@@ -91,7 +94,8 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
             again = command(*sys.argv[1:])
             output.fail(f"Stopped; nothing is lost. To continue: {again}", exit_code=code)
         except FlowmapsrError as error:
-            output.fail(str(error), exit_code=getattr(error, "exit_code", FAILED))
+            code = getattr(error, "exit_code", FAILED)
+            output.fail(str(error), exit_code=code, details=error.details)
         except Exception as error:
             output.fail(_unexpected(error), exit_code=FAILED)
     if output.text:

@@ -239,8 +239,11 @@ def test_too_many_bad_images_stop_the_build(
     recipe: RecipeMaker, photos: Path, encoded: Any, photo: Any
 ) -> None:
     (photos / "empty.png").write_bytes(b"")
-    with pytest.raises(FlowmapsrError, match="max_rejected_fraction=0.05"):
+    with pytest.raises(FlowmapsrError, match="max_rejected_fraction=0.05.* 1 empty file") as stop:
         build_in_process(recipe(max_rejected_fraction=0.05))
+    listed = Path(recipe().output, "rejected.jsonl")
+    assert stop.value.details == {"rejected": {"empty file": 1}, "listed_in": str(listed)}
+    assert json.loads(listed.read_text())["reason"] == "empty file"
     (photos / "empty.png").unlink()
     for index in range(3):  # only decoding shows that these are truncated
         data = encoded(photo(80 + index), ".jpg")
@@ -250,6 +253,11 @@ def test_too_many_bad_images_stop_the_build(
     assert list(Path(recipe().output).glob("shards/*/*.tar"))
     manifest = build_in_process(recipe(max_rejected_fraction=0.5))
     assert manifest.num_samples == 18 and manifest.rejected.by_reason == {"truncated": 3}
+
+
+def test_photos_that_a_filter_leaves_out_are_not_called_unusable(recipe: RecipeMaker) -> None:
+    manifest = build_in_process(recipe(filters={"min_side": 75}, max_rejected_fraction=0))
+    assert manifest.rejected.by_reason == {"below min_side": 3} and manifest.num_samples == 12
 
 
 def test_the_limit_holds_across_tasks(recipe: RecipeMaker) -> None:

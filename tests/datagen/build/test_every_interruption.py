@@ -1,4 +1,4 @@
-"""A build that dies between any two changes of its output ends, when run again, as if it had not."""
+"""A build that dies between two changes of its output ends, when run again, as if it had not."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _interrupted_everywhere(
     start: Path | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> int:
-    """Builds from `start` once for each change, dying before it, and again to the end; how often."""
+    """Builds once for each change, dying before it, and again to the end; returns how often."""
     expected = None
     for change in itertools.count():
         shutil.rmtree(root, ignore_errors=True)

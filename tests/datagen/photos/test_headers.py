@@ -178,7 +178,7 @@ def test_files_that_end_early_are_empty_or_truncated() -> None:
 
 def test_filters_are_applied_to_the_header(pixels: np.ndarray) -> None:
     data = saved(Image.fromarray(pixels))
-    assert reason(data, filters={"min_side": 201}) == "too small"
+    assert reason(data, filters={"min_side": 201}) == "below min_side"
     assert size_of(data, filters={"min_side": 200}) == (260, 200)
     assert reason(data, filters={"max_aspect_ratio": 1.29}) == "aspect ratio"
     assert size_of(data, filters={"max_aspect_ratio": 1.3}) == (260, 200)

@@ -40,7 +40,7 @@ def cells(lines: Sequence[str], row: str) -> list[str]:
 
 def test_trainings_stand_side_by_side_with_what_differs() -> None:
     fast = stage(images_per_second=9.51, seconds_left=120, worker_hours=1.25, on_gpus=True)
-    slow = stage(headline="loss/fm", headline_value=0.5, validation={"val/psnr_x4_nfe1": 27.123})
+    slow = stage(headline="loss/fm", headline_value=0.5, validation={"val/psnr_nfe1": 27.123})
     runs = (RunStatus(run="/x/a/run", stages=(fast,)), RunStatus(run="/x/b", stages=(slow,)))
     settings = {"seed": {"/x/a/run": "1"}, "manifest": {"/x/a/run": "m" * 90, "/x/b": "n"}}
     ended = comparison_report(RunComparison(runs=runs, settings=settings))
@@ -49,7 +49,7 @@ def test_trainings_stand_side_by_side_with_what_differs() -> None:
     assert cells(lines, "images/s") == ["9.5", "-"] and cells(lines, "left") == ["2", "min", "-"]
     assert cells(lines, "headline") == ["-", "loss/fm", "0.5"]
     assert cells(lines, "GPU hours") == ["1.25", "-"]
-    assert cells(lines, "val/psnr_x4_nfe1") == ["-", "27.12"]
+    assert cells(lines, "val/psnr_nfe1") == ["-", "27.12"]
     assert cells(lines, "seed") == ["1", "-"] and max(map(len, lines)) < 80
     assert lines[-1] == "Next: flowmapsr review /x/a/run /x/b"
 
