@@ -19,9 +19,9 @@ from pipelines.terminal import reports
 from pipelines.terminal.options import (
     AsJson,
     Cluster,
+    Commands,
     DryRun,
     Flow,
-    GroupsFirst,
     Guidance,
     LoraScale,
     PlainUsage,
@@ -33,7 +33,7 @@ from pipelines.terminal.options import (
 from pipelines.terminal.process_edge import VerbResult, process_edge
 
 app = typer.Typer(
-    cls=GroupsFirst,
+    cls=Commands,
     help="From photos to a trained, reviewed, deployable super-resolution model.",
     no_args_is_help=True,
     add_completion=False,

@@ -41,7 +41,7 @@ def purpose(name: str) -> str:
 
 
 def _find(name: str, *, beside: Path) -> Path:
-    if "/" not in name and not name.endswith((".yaml", ".yml")):
+    if "/" not in name and not name.endswith((".yaml", ".yml", ".json")):
         path = BUNDLED / f"{name}.yaml"
         if path.is_file():
             return path

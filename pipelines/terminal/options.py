@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -38,8 +40,23 @@ TakeOver = Annotated[
 ]
 
 
-class GroupsFirst(TyperGroup):
-    """Lists groups before commands: making a dataset is the first thing to do."""
+UsageError: Any = typer.BadParameter.__base__
+"""Every kind of wrong usage; Typer has no name for it."""
+
+
+class Commands(TyperGroup):
+    """All commands. Lists groups first: making a dataset is the first thing to do."""
+
+    def main(self, *args: Any, **options: Any) -> None:
+        """Wrong usage too is one JSON object on standard output, if that is asked for."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            error.show()
+            if "--json" in (options.get("args") or sys.argv):
+                print(json.dumps({"error": error.format_message()}))
+            code = error.exit_code
+        sys.exit(code)
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)

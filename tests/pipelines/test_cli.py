@@ -70,6 +70,12 @@ def test_version_prints_name_and_number(invoke: Run) -> None:
     assert invoke("--version").out.startswith("flowmapsr 0.")
 
 
+def test_wrong_usage_is_one_json_object_too(invoke: Run) -> None:
+    ended = invoke("train", "--json")
+    assert (ended.code, ended.json) == (2, {"error": "Missing argument 'RECIPE'."})
+    assert "Usage:" in ended.err and invoke("train").out == ""
+
+
 def test_dry_run_prints_the_resolved_recipe(invoke: Run, tmp_path: Path) -> None:
     words = ("dataset", "build", "demo", "sources=[a,b]", "output=set", "workers=3", "--dry-run")
     ended = invoke(*words)

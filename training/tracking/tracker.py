@@ -147,7 +147,9 @@ class Tracker:
                 thread.join(timeout=max(0.0, deadline - time.monotonic()))
         if models and self._threads:
             self._wait_for_models(max(0.0, deadline - time.monotonic()))
-        OUTAGES.forget(self._home)
+        for what, thread in self._threads.items():
+            if not thread.is_alive():
+                OUTAGES.forget(self._home, what)
         if self._journals.metrics.unwritten:
             lost = self._journals.metrics.path
             log.warning("the last metrics are lost: %s cannot be written", lost)

@@ -57,11 +57,10 @@ class Outages:
         if kinds:  # a warning, as commands show nothing below it
             log.warning("MLflow is back: %d events of %s sent", events, what)
 
-    def forget(self, home: Path) -> None:
-        """Nothing of a folder is sent any more; what only that has failed with is said again."""
+    def forget(self, home: Path, what: str) -> None:
+        """They are not sent any more; what only they have failed with is said again."""
         with self._lock:
-            known = self._failing.items()
-            left = {kind: {one for one in failing if one[0] != home} for kind, failing in known}
+            left = {kind: failing - {(home, what)} for kind, failing in self._failing.items()}
             self._failing = {kind: failing for kind, failing in left.items() if failing}
 
 
