@@ -34,8 +34,9 @@ from training.run_dir.starts import (
     record_start,
 )
 from training.settings.recipe import TrainingRecipe
-from training.tracking.description import NOTE, describe_run, stage_page_text
+from training.tracking.description import describe_run, stage_page_text
 from training.tracking.events import (
+    NOTE,
     Artifact,
     DatasetInput,
     KeptCheckpoints,

@@ -62,7 +62,7 @@ def test_the_pages_of_a_dataset_and_of_its_trainings_open_each_other(
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     manifest = load_manifest(recipe.output)
-    log_dataset(recipe, manifest)
+    log_dataset(recipe, manifest, seconds=1.5)
     for run in (tmp_path / "one", tmp_path / "two"):
         tracker = Tracker(run, experiment="portraits")
         tracker.write(DatasetInput.of(Dataset(manifest, recipe.output)))
