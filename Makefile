@@ -67,6 +67,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
 	$(BIN)/python -m tests.benchmarks.training_steps
 	$(BIN)/python -m tests.benchmarks.system_step
+	$(BIN)/python -m tests.benchmarks.tracking
 	$(BIN)/python -m tests.benchmarks.servers_gone
 	$(BIN)/python -m tests.benchmarks.loading
 	$(BIN)/python -m tests.benchmarks.review

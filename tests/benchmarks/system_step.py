@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,7 +46,11 @@ def main() -> int:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
         with ray_cluster(cpus=2):
             rounds = [
-                (_bare(), _system(folder / str(number), 1), _system(folder / str(number), 2))
+                (
+                    bare_step(BATCH).wall,
+                    _system(folder / str(number), 1),
+                    _system(folder / str(number), 2),
+                )
                 for number in range(ROUNDS)
             ]
     print(f"\nMilliseconds of a step of {BATCH} samples, the demo's network\n")
@@ -95,13 +99,22 @@ def _system(folder: Path, workers: int) -> float:
     return 1000 * BATCH / statistics.median(rates[SKIPPED:])
 
 
-def _bare() -> float:
-    command = [sys.executable, "-m", "tests.benchmarks.system_step", "bare"]
+class Step(NamedTuple):
+    """Milliseconds of a step; those of the CPU hardly depend on what else runs."""
+
+    wall: float
+    cpu: float
+
+
+def bare_step(samples: int) -> Step:
+    """A step of so many samples in the bare loop, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.system_step", "bare", str(samples)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
+    output = subprocess.run(command, env=env, check=True, capture_output=True).stdout
+    return Step(*map(float, output.split()))
 
 
-def _time_bare_loop() -> None:
+def _time_bare_loop(samples: int) -> None:
     from training.data.loader import Batch
     from training.data.schedule import Position
     from training.flowmap.network import FlowMapNet
@@ -112,25 +125,26 @@ def _time_bare_loop() -> None:
     model = FlowMapStageModel(FlowMapNet(recipe.model, latent_channels=192), None)
     objective = FlowMapObjective(recipe.stages[0].objective, perceptual_loss=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    hq, lq = torch.randn(2, MICRO_BATCH, 192, 16, 16)
+    hq, lq = torch.randn(2, min(samples, MICRO_BATCH), 192, 16, 16)
     batch = Batch((), hq, lq, None, None, Position())
     generator = torch.Generator().manual_seed(0)
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(STEPS // LOG_EVERY):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in range(LOG_EVERY):
             optimizer.zero_grad(set_to_none=True)
-            for _ in range(BATCH // MICRO_BATCH):
-                loss = objective(model, batch, generator).total * MICRO_BATCH / BATCH
+            for _ in range(samples // len(hq)):
+                loss = objective(model, batch, generator).total * len(hq) / samples
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         seconds.append((time.perf_counter() - start) / LOG_EVERY)
-    print(1000 * statistics.median(seconds[SKIPPED:]))
+        cpu_seconds.append((time.process_time() - cpu) / LOG_EVERY)
+    print(*(1000 * statistics.median(each[SKIPPED:]) for each in (seconds, cpu_seconds)))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["bare"]:
-        _time_bare_loop()
+    if sys.argv[1:2] == ["bare"]:
+        _time_bare_loop(int(sys.argv[2]))
     else:
         sys.exit(main())

@@ -32,6 +32,8 @@ from training.tracking.unsent import OUTAGES
 
 log = logging.getLogger(__name__)
 
+SEND_SECONDS = 5.0
+"""How long events wait for others to be sent with: a request costs more than what is in it."""
 RETRY_SECONDS = 5.0
 MODELS = "models"
 PATIENCE_SECONDS = 10.0
@@ -174,7 +176,6 @@ class Tracker:
         failing, events = False, 0
         while True:
             closing = self._closing.is_set()
-            pause = 0.2
             try:
                 sent = 0
                 for journal in in_order:
@@ -182,11 +183,13 @@ class Tracker:
                     if not journal.all_sent:
                         break
                 events += sent
-                if failing and all(journal.all_sent for journal in in_order):
+                is_all = all(journal.all_sent for journal in in_order)
+                if failing and is_all:
                     OUTAGES.ended(self._home, what, events)
                     failing = False
                 if closing and not sent:
                     return
+                pause = SEND_SECONDS if is_all else 0.0
             # Whatever MLflow raises must end neither this thread nor training.
             except Exception as error:
                 events = events if failing else 0

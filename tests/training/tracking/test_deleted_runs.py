@@ -20,7 +20,8 @@ from training.tracking.tracker import Tracker
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.1)
+    for pause in ("RETRY_SECONDS", "SEND_SECONDS"):
+        monkeypatch.setattr(tracker_module, pause, 0.1)
     return MlflowClient(uri)
 
 
