@@ -56,7 +56,7 @@ def entry(path: str) -> Entry | None:
 def scan(path: str) -> Iterator[Entry]:
     """Links to files are followed, links to folders are not: they may form a cycle.
 
-    A broken link is listed too, so that reading it names what is missing.
+    A broken link, or one that leads to itself, is listed too: reading it tells what is missing.
     """
     itself = entry(path)
     if itself is not None:
@@ -73,10 +73,10 @@ def scan(path: str) -> Iterator[Entry]:
                     folders.append(item.path)
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    if item.is_file():
-                        yield _entry(item.path, item.stat())
-                    elif item.is_symlink() and not os.path.exists(item.path):
+                    if item.is_symlink() and not os.path.exists(item.path):
                         yield _entry(item.path, item.stat(follow_symlinks=False))
+                    elif item.is_file():
+                        yield _entry(item.path, item.stat())
 
 
 def names(folder: str, start: str) -> list[str]:
@@ -161,6 +161,8 @@ def errors(path: str, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: there is no such file; check the path") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotFoundError(f"{path}: a link that leads to itself; remove it") from error
         fix = _FIXES.get(error.errno or 0, "check the path and try again")
         reason = error.strerror or str(error)
         raise FlowmapsrError(f"{path}: cannot {action} it ({reason}); {fix}") from error

@@ -106,9 +106,14 @@ def _damage_at_start(block: bytes) -> str | None:
 
 
 def _is_photo(name: str) -> bool:
+    return not is_hidden(name) and posixpath.splitext(name)[1].lower() in SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path inside a source is that of a hidden file, or is in a hidden folder: trash,
+    thumbnails, what a Mac adds to its archives."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".", "..")]
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and posixpath.splitext(name)[1].lower() in SUFFIXES
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _checked(

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.photos.archives import scan_archive
+from datagen.photos.archives import is_hidden, scan_archive
 from datagen.photos.decode import SUFFIXES
 from datagen.photos.source_file import Rejection, SourceFile
 
@@ -32,8 +32,9 @@ class Listing:
 def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
     """Lists folders, prefixes, files, archives and lists; the order of `sources` does not matter.
 
-    In folders and archives only image files count. A missing file of a list is a rejection, and so
-    is an unusable member of an archive. `exclude` is a folder or prefix to leave out: the dataset.
+    In folders and archives only image files count, and none that are hidden. A missing file of a
+    list is a rejection, and so is an unusable member of an archive. `exclude` is a folder or prefix
+    to leave out: the dataset.
 
     Raises:
         FlowmapsrError: a source is missing or has no image file.
@@ -74,8 +75,8 @@ def _expand(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
     for entry in storage.scan(source):
         if exclude is not None and entry.uri.startswith(exclude.rstrip("/") + "/"):
             continue
-        name = PurePosixPath(entry.uri)
-        hidden, suffix = name.name.startswith("."), name.suffix.lower()
+        hidden = is_hidden(entry.uri.removeprefix(source))
+        suffix = PurePosixPath(entry.uri).suffix.lower()
         # On a disk a name may be invalid UTF-8, which cannot be stored as text.
         readable = entry.uri.encode(errors="surrogateescape").decode(errors="backslashreplace")
         if readable != entry.uri:
@@ -92,7 +93,7 @@ def _listed(source: str, exclude: str | None) -> Iterator[SourceFile | Rejection
     """A list has one URI per line; relative paths start from its folder, `#` begins a comment."""
     folder = source.rpartition("/")[0]
     try:
-        lines = storage.read_bytes(source).decode().splitlines()
+        lines = storage.read_bytes(source).decode("utf-8-sig").splitlines()  # or with a mark
     except UnicodeDecodeError as error:
         raise FlowmapsrError(
             f"{source}: a list of photos is UTF-8 text, one address a line ({error})"

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
-from datagen.photos.source_file import read_head, read_photo
+from datagen.photos.scan import HeaderReader
+from datagen.photos.source_file import Rejection, read_head, read_photo
 from datagen.photos.sources import list_sources
+from datagen.settings import FilterSettings, ImageSettings
 
 
 def test_folders_are_listed_once_in_the_order_of_their_uris(
@@ -43,6 +45,9 @@ def test_a_stamp_changes_with_the_file(photos: Path) -> None:
 def test_other_files_are_ignored(photos: Path) -> None:
     (photos / "notes.md").write_bytes(b"hello")
     (photos / ".hidden.jpg").write_bytes(b"hello")
+    for folder in (".Trash-1000/files", ".thumbnails", ".git", "deep/__MACOSX"):
+        (photos / folder).mkdir(parents=True)
+        (photos / folder / "a.jpg").write_bytes(b"x")
     (photos / "sub").mkdir()
     (photos / "sub" / "deep.JPG").write_bytes(b"x")
     names = {Path(file.uri).name for file in list_sources([str(photos)]).files}
@@ -74,6 +79,21 @@ def test_a_name_that_is_not_utf8_is_rejected(photos: Path) -> None:
     ]
 
 
+def test_a_hidden_source_is_read_when_it_is_named_itself(photos: Path) -> None:
+    hidden = photos.rename(photos.with_name(".photos"))
+    assert len(list_sources([str(hidden)]).files) == 9
+
+
+def test_links_without_a_file_are_left_out_when_they_are_read(photos: Path) -> None:
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "gone.png").symlink_to("nowhere.png")
+    listing = list_sources([str(photos)])
+    assert len(listing.files) == 11
+    found = HeaderReader(ImageSettings(), FilterSettings())(listing.files)
+    reasons = {Path(one.uri).name: one.reason for one in found if isinstance(one, Rejection)}
+    assert reasons == {"loop.png": "missing", "gone.png": "missing"}
+
+
 def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "lists" / "mine.txt"
     listed.parent.mkdir()
@@ -83,6 +103,8 @@ def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: P
     assert [(item.uri, item.reason) for item in listing.rejected] == [
         (str(photos / "gone.png"), "missing")
     ]
+    listed.write_bytes(b"\xef\xbb\xbf../photos/p2.png\r\n")  # with a byte order mark
+    assert [Path(file.uri).name for file in list_sources([str(listed)]).files] == ["p2.png"]
     listed.write_text("other.txt\n")
     with pytest.raises(FlowmapsrError, match="names another list"):
         list_sources([str(listed)])
