@@ -3,6 +3,7 @@ what was loaded, what is new and what was left over."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -122,8 +123,8 @@ def _download(source: str, folder: Path) -> Path:
                 "register the model of a finished stage"
             )
         kept = Path(model.tags["files"])
-        if not (kept / CONFIG).is_file():
-            raise FileNotFoundError(f"MLflow has no copy, and there is no {kept / CONFIG}")
+        if not _was_made_by(kept, model.tags["recipe.digest"]):
+            raise FileNotFoundError(f"MLflow has no copy, and that in {kept} is gone or another's")
         return Path(shutil.copytree(kept, folder / kept.name))
     except (MlflowException, OSError, KeyError) as error:
         raise FlowmapsrError(
@@ -131,6 +132,13 @@ def _download(source: str, folder: Path) -> Path:
             f"({error_reason(error)}); check name, version and MLFLOW_TRACKING_URI, and whether "
             "its files are still there"
         ) from error
+
+
+def _was_made_by(model: Path, recipe_digest: str) -> bool:
+    try:
+        return bool(json.loads((model / CONFIG).read_bytes())["recipe_digest"] == recipe_digest)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _with_safetensors(folder: Path, source: str, names: list[str]) -> Path:

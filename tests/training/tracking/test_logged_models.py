@@ -51,7 +51,8 @@ def recipe(run_recipe: RunMaker, tmp_path: Path) -> TrainingRecipe:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     folder = StagePaths(tmp_path / "run", "warmup").model
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"format_version": 1}')
+    config = {"format_version": 1, "recipe_digest": recipe.digest()}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"weights")
     return recipe
 
@@ -226,8 +227,8 @@ def test_a_model_too_large_to_send_is_loaded_from_where_it_was_trained(
     assert (folder.inputs / "model.safetensors").read_bytes() == b"weights"
     with pytest.raises(FlowmapsrError, match=r"init_from: models:/state/1 is a checkpoint.*reg"):
         _init(recipe, "models:/state/1", tmp_path / "other")
-    shutil.rmtree(_folder(recipe).model)
-    with pytest.raises(FlowmapsrError, match=r"models:/large/1 \(MLflow has no copy, and there is"):
+    (_folder(recipe).model / "config.json").write_text('{"recipe_digest": "of another run"}')
+    with pytest.raises(FlowmapsrError, match=r"models:/large/1 \(MLflow has no copy.*another's"):
         _init(recipe, "models:/large/1", tmp_path / "other")
 
 
