@@ -47,6 +47,7 @@ QUALITY_THEN_AGE = (f"metrics.`{QUALITY}` DESC", AGE)
 PICTURED = 3
 """How many of the best runs are asked for their pictures."""
 ANSWER_SECONDS = 5
+PLAIN = "the page is plain, without chosen columns and charts"
 PICTURE = re.compile(r"(.+?)[+%]step[+%](\d+)[+%]")
 """How the file of a logged picture is called: its key, with another sign for the slash, its step
 and more."""
@@ -343,7 +344,7 @@ def _keep(
 
     if major != READ_BY:
         found = "tells no version" if major is None else f"has MLflow {major}"
-        return None, f"no view of MLflow {READ_BY}: the server {found}"
+        return None, f"{PLAIN}: these need MLflow {READ_BY}, and the server {found}"
     try:
         client.set_experiment_tag(experiment.experiment_id, TAG + key, written(view))
         _color(client, shown)
@@ -351,7 +352,7 @@ def _keep(
         why = first_line(error)
         if TAG + key in experiment.tags:
             return key, f"the view is an earlier one: it cannot be made anew ({why})"
-        return None, f"no view: MLflow does not keep it ({why})"
+        return None, f"{PLAIN}: MLflow does not keep these ({why})"
     return key, None
 
 
