@@ -66,6 +66,8 @@ def test_a_stalled_run_ends_with_every_workers_stack_and_resumes_when_started_ag
     parent = client.get_run(names.parent)
     assert "failure" not in parent.data.tags
     assert parent.info.status == "FINISHED" and parent.data.metrics["cost/restarts"] == 1
+    history = client.get_metric_history(names.parent, "loss/fm")
+    assert [point.step for point in history] == [10, 12]
     assert "**warmup** restarted 1 time" in parent.data.tags["mlflow.note.content"]
     stacks = {item.path for item in client.list_artifacts(names.parent, "stacks/warmup")}
     assert stacks == {f"stacks/warmup/{path.name}" for path in (first, second)}
