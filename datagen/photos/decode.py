@@ -12,11 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import UnsupportedPixels, alpha_of, composite, to_srgb
-from datagen.photos.headers import DECODER_ERRORS, ImageHeader, header_of, orientation, webp_header
+from datagen.photos.headers import (
+    DECODER_ERRORS,
+    ImageHeader,
+    check_tiff,
+    header_of,
+    orientation,
+    tiff_tags,
+    webp_header,
+)
 from datagen.photos.quality import sharpness
 from datagen.settings import FilterSettings, ImageSettings
 
@@ -30,6 +38,7 @@ FILTERED = frozenset(
 # Decoders allowed for untrusted input: some of Pillow's others start programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _MAGIC = 16  # bytes by which Pillow recognizes a format
+_TIFF = (b"II", b"MM")
 _MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
 _BACKGROUND = {"white": 255, "black": 0}
 _DEFAULTS = ImageSettings()
@@ -169,8 +178,12 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
     try:
         image = Image.open(stream, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
+        if not stream.cut and start[:2] in _TIFF and tiff_tags(stream.getvalue()):
+            raise UnsupportedPixels from error
         raise ImageRejected("truncated" if stream.cut else "corrupt") from error
     _check_size(*image.size)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        check_tiff(image.tag_v2)
     return image
 
 

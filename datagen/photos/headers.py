@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from datagen.photos.color import UnsupportedPixels
 from datagen.photos.quality import jpeg_quality
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
@@ -15,7 +19,7 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyErr
 """What Pillow raises on broken bytes."""
 
 _ORIENTATION_TAG = 0x0112
-_BITS_TAG = 258
+_BITS_TAG, _COMPRESSION_TAG, _PLANES_TAG, _SAMPLE_FORMAT_TAG = 258, 259, 284, 339
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 
 
@@ -63,6 +67,33 @@ def orientation(image: ImageFile.ImageFile) -> int:
     except DECODER_ERRORS:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def check_tiff(tags: Mapping[int, Any]) -> None:
+    """Refuses values that Pillow would show in wrong colors, without a word, or cannot show.
+
+    Raises:
+        UnsupportedPixels: they are not unsigned, not all of 1, 2, 4, 8 or 16 bits, or 16-bit colors
+            in separate planes without compression.
+    """
+    bits, kinds = set(tags.get(_BITS_TAG, (1,))), set(tags.get(_SAMPLE_FORMAT_TAG, (1,)))
+    raw_planes = (tags.get(_PLANES_TAG, 1), tags.get(_COMPRESSION_TAG, 1)) == (2, 1)
+    if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16} or not kinds <= {1, 4}:
+        raise UnsupportedPixels
+    if bits == {16} and raw_planes:
+        raise UnsupportedPixels
+
+
+def tiff_tags(data: bytes) -> Mapping[int, Any]:
+    """The tags of a TIFF file's first page; empty where they cannot be read."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        stream = io.BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+        return dict(tags)
+    except DECODER_ERRORS:
+        return {}
 
 
 def webp_header(head: bytes) -> ImageHeader | None:
