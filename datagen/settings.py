@@ -50,13 +50,16 @@ class Augmentation(Settings):
 
 
 class ImageSettings(Settings):
-    """Handling of transparent, animated, gray, CMYK and 16-bit images.
+    """Handling of transparent, damaged, animated, gray, CMYK and 16-bit images.
 
     EXIF orientation and color profiles are always applied; broken profiles are ignored.
     """
 
     transparent: Literal["reject", "white", "black"] = "reject"
     """Images with an alpha channel that is not opaque everywhere: left out or laid over a color."""
+    damaged: Literal["reject", "accept"] = "reject"
+    """JPEG files with faults that decoders pass over with a warning: parts of them are gray or in
+    wrong colors."""
     animated: Literal["reject", "first_frame"] = "reject"
     """GIF, WebP and APNG files with several frames, and TIFF files with several pages."""
     gray: Literal["convert", "reject"] = Field(

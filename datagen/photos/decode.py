@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from datagen.errors import FlowmapsrError
@@ -41,7 +42,7 @@ _MAGIC = 16  # bytes by which Pillow recognizes a format
 _TIFF = (b"II", b"MM")
 _MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
 _BACKGROUND = {"white": 255, "black": 0}
-_DEFAULTS = ImageSettings()
+_DEFAULTS = ImageSettings(damaged="accept")
 
 # Pillow warns about half as many pixels, and about every odd byte of EXIF.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -124,13 +125,15 @@ def decode_image(data: bytes, images: ImageSettings = _DEFAULTS) -> DecodedImage
 
     Raises:
         ImageRejected: "empty file", "not an image", "truncated", "corrupt", "animated",
-            "too large" (a decompression bomb), "unsupported pixel format".
+            "too large" (a decompression bomb), "damaged", "unsupported pixel format".
     """
     with _decoder_errors():
         image = _open(_Head(data))
         _check_kind(header_of(image, data), images)
         turn = orientation(image)
         image.load()
+        if images.damaged == "reject" and image.format in ("JPEG", "MPO"):
+            _check_jpeg(data, image.mode)
         alpha = alpha_of(image)
         rgb = to_srgb(image)
     if alpha is not None:
@@ -142,6 +145,19 @@ def check_pixels(pixels: np.ndarray, filters: FilterSettings) -> None:
     """Applies the filters that need the pixels, uint8 (H, W, 3); ImageRejected("blurred")."""
     if filters.min_sharpness is not None and sharpness(pixels) < filters.min_sharpness:
         raise ImageRejected("blurred")
+
+
+def _check_jpeg(data: bytes, mode: str) -> None:
+    """Refuses a file that makes libjpeg warn, which Pillow hides; ImageRejected("damaged").
+
+    It is decoded at an eighth of its size, which takes half the time of decoding it whole.
+    """
+    colors = "CMYK" if mode == "CMYK" else "GRAY"
+    smallest = {"min_height": 1, "min_width": 1, "min_factor": 8}
+    try:
+        simplejpeg.decode_jpeg(data, colors, strict=True, **smallest)
+    except ValueError as error:
+        raise ImageRejected("damaged") from error
 
 
 def _header(head: bytes, complete: bool) -> ImageHeader:

@@ -28,7 +28,7 @@ PLATFORMS = tuple(
 WHEELS = (
     *("annotated-types", "pydantic", "pydantic-core", "typing-extensions", "typing-inspection"),
     *("hjson", "diffusers", "importlib-metadata"),
-    *("albumentations", "albucore", "simsimd", "stringzilla"),
+    *("albumentations", "albucore", "simsimd", "stringzilla", "simplejpeg"),
 )
 SOURCES = ("deepspeed",)
 """Published as source only. Nothing in it is compiled: no operator of its own is used."""

@@ -45,6 +45,17 @@ def test_lossless_formats_are_exact(pixels: np.ndarray) -> None:
     assert np.array_equal(decode_photo(data, PLAIN), pixels)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpeg_files_that_decoders_warn_of_are_damaged(photo: Any, options: dict[str, Any]) -> None:
+    data = saved(Image.fromarray(photo(2, width=400, height=300)), "JPEG", quality=95, **options)
+    middle = len(data) // 2
+    damaged = data[:middle] + bytes(512) + data[middle + 512 :]
+    assert decode_photo(data, PLAIN).shape == (300, 400, 3)
+    assert reason(damaged) == "damaged"
+    accepted = decode_photo(damaged, ImageSettings(damaged="accept"))
+    assert accepted.shape == decode_image(damaged).rgb.shape == (300, 400, 3)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(pixels: np.ndarray, orientation: int, format: str) -> None:
