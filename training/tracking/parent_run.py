@@ -84,6 +84,8 @@ class ParentRun:
     def end_stages(self, status: Status) -> None:
         """Ends the runs of stages whose workers died before they could; no worker may be alive."""
         seconds = MODELS_SECONDS if status == "FINISHED" else DEAD_STAGES_SECONDS
+        if self.tracker.is_away:
+            seconds = STALL_SECONDS
         deadline = time.monotonic() + seconds
         for stage in self.stages:
             done = stage.finished_record() is not None

@@ -39,7 +39,8 @@ MODELS = "models"
 PATIENCE_SECONDS = 10.0
 """How long the end of a command may wait without a word."""
 STALL_SECONDS = 6.0
-"""How long to wait for the server when the watchdog is about to end this process."""
+"""How long to wait for the server when the watchdog is about to end this process, or when the last
+try failed."""
 
 
 def reset_tracking(run: Path) -> None:
@@ -88,6 +89,8 @@ class Tracker:
         self._journals = journals(home)
         self._mlflow_run = MlflowRun(run, experiment=experiment, stage=stage, label=label)
         self._closing = threading.Event()
+        self._away: set[str] = set()
+        """What could not be sent at the last try."""
         if begins:
             self.write(Begin())
         self._sends = mlflow_installed()
@@ -104,6 +107,11 @@ class Tracker:
         }
         for thread in self._threads.values():
             thread.start()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether MLflow took nothing, or not all, at the last try."""
+        return bool(self._away)
 
     def write(self, *events: Event) -> None:
         """Appends events, whatever the state of the server; on a full disk they wait for the next
@@ -143,7 +151,8 @@ class Tracker:
         if status is not None:
             self.write(End(status=status, reason=reason and reason[:MAX_TAG]))
         self._closing.set()
-        deadline = time.monotonic() + wait
+        # A server that accepts connections and is silent would cost this at the end of each stage.
+        deadline = time.monotonic() + (min(wait, STALL_SECONDS) if self.is_away else wait)
         for what, thread in self._threads.items():
             if what != MODELS:
                 thread.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -183,6 +192,7 @@ class Tracker:
                     if not journal.all_sent:
                         break
                 events += sent
+                self._away.discard(what)
                 is_all = all(journal.all_sent for journal in in_order)
                 if failing and is_all:
                     OUTAGES.ended(self._home, what, events)
@@ -193,6 +203,7 @@ class Tracker:
             # Whatever MLflow raises must end neither this thread nor training.
             except Exception as error:
                 events = events if failing else 0
+                self._away.add(what)
                 if not all(journal.all_sent for journal in in_order):
                     failing = True
                     OUTAGES.failed(self._home, what, error)
