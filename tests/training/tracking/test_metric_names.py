@@ -64,6 +64,9 @@ def test_the_parent_run_has_the_curves_of_both_stages_over_one_step(
     for name in ("loss/fm", "perf/images_per_second", "cost/worker_hours"):
         history = client.get_metric_history(names.parent, name)
         assert [point.step for point in history] == list(range(10, 121, 10))
+    pictures = [item.path for item in client.list_artifacts(names.parent, "images")]
+    drawn = {path.split("+step+")[1].split("+")[0] for path in pictures if "photo_1" in path}
+    assert drawn == {"0", "30", "60", "90", "120"}
     assert parent.data.metrics["cost/images_seen"] == 2 * 60 * 4
     assert parent.data.tags["role"] == "training"
     stage = client.get_run(names.stages["distill"])
