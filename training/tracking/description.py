@@ -69,9 +69,12 @@ def run_page_text(recipe: TrainingRecipe, stages: Sequence[StageFacts], *, ended
 
 def _verdict(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> str:
     metric, parts = _watched(recipe), []
-    if values := [value for one in stages if (value := one.best(metric)) is not None]:
+    measured = [one for one in stages if one.best(metric) is not None]
+    if measured:
+        values = [value for one in measured if (value := one.best(metric)) is not None]
         best = max(values) if higher_is_better(metric) else min(values)
-        parts.append(f"**{metric.removeprefix('val/')} {best:.4g}** at best")
+        last = measured[-1].last(metric)
+        parts.append(f"**{metric.removeprefix('val/')} {best:.4g}** at best, {last:.4g} at last")
     hours = sum(one.hours for one in stages)
     parts += [
         f"{sum(one.record is not None for one in stages)} of {len(stages)} stages done",

@@ -6,6 +6,7 @@ It writes to journals in the run's folder and sends nothing: that is the parent'
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -39,9 +40,10 @@ class RunCurves:
         self._journals = journals(stage.run)
         stages = facts_of_stages(recipe)
         self._restarts = sum(len(one.restarts) for one in stages)
-        # All but those before it have nothing yet.
         others = [one for one in stages if one.settings.name != stage.name]
-        self._steps = sum(one.steps for one in others)
+        # A later one is done where this one is trained anew, as its folder was removed.
+        earlier = itertools.takewhile(lambda one: one.settings.name != stage.name, stages)
+        self._steps = sum(one.steps for one in earlier)
         self._images = sum(one.record.images_seen for one in others if one.record)
         self._hours = sum(one.hours for one in others)
         self._gpu_hours = sum(one.hours for one in others if one.on_gpus)

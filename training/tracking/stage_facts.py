@@ -4,6 +4,7 @@ all tables and texts; knows nothing of MLflow.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -68,10 +69,10 @@ class StageFacts:
         return fmean(self.metrics[name].values) if name in self.metrics else None
 
     def best(self, name: str) -> float | None:
-        """Of a held-out metric, `val/...`."""
-        if name not in self.metrics:
-            return None
-        return (max if higher_is_better(name) else min)(self.metrics[name].values)
+        """Of a held-out metric, `val/...`; without the values of a model that diverged."""
+        values = self.metrics[name].values if name in self.metrics else []
+        pick = max if higher_is_better(name) else min
+        return pick(filter(math.isfinite, values), default=None)
 
 
 def is_error(name: str) -> bool:

@@ -36,18 +36,18 @@ def test_the_first_line_and_the_table_have_the_headline_numbers(tmp_path: Path) 
     record_start(StagePaths(tmp_path, "warmup"), CPUS, 0)
     held_out = [
         {"val/psnr_nfe1": psnr, "val/gain_nfe1": psnr - 26, "val/loss/fm": 1 / psnr}
-        for psnr in (25.0, 27.125, 27.12)
+        for psnr in (25.0, float("nan"), 27.125, 27.0)
     ]
     log(of, "warmup", *held_out, {"loss/fm": 0.012345, "loss/total": -3.0}, {"loss/fm": 0.02})
     finish(of, "warmup", steps=100, images=12_800, hours=1.5)
     text = page(of)
     first, _, table, _, warmup, distill, _, rest = text.split("\n", 7)
     assert first == (
-        f"**psnr_nfe1 27.12** at best, 1 of 2 stages done, 12,800 images, 1.5 worker hours, "
-        f"price 3.00. In `{tmp_path}`."
+        f"**psnr_nfe1 27.12** at best, 27 at last, 1 of 2 stages done, 12,800 images, "
+        f"1.5 worker hours, price 3.00. In `{tmp_path}`."
     )
     cells = [cell.strip() for cell in warmup.replace("&emsp;", "").strip("|").split("|")]
-    assert cells == ["1 warmup", "100", "fm 0.02", "**27.12**", "+1.12", "1.5"]
+    assert cells == ["1 warmup", "100", "fm 0.02", "**27.12** (last 27)", "+1.12", "1.5"]
     assert "0 of 100" in distill and "losses" in table
     assert rest.startswith("Nothing stands out.")
     assert f"flowmapsr train {tmp_path}/recipe.json" in text

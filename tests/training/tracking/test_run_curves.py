@@ -74,6 +74,10 @@ def test_steps_images_and_hours_count_on_through_the_stages(tmp_path: Path) -> N
     assert found["cost/worker_hours"] == [(10, 1.0), (25, 6.0)]
     assert found["cost/price"] == [(10, 3.0), (25, 18.0)]
     assert found["cost/gpu_hours"] == [(25, 4.0)]  # the first stage was trained on CPUs
+    # A stage whose folder was removed, to train it anew, begins where it did.
+    again = started(of, "warmup", CPUS, hours=2.0)
+    again.metrics(10, {"loss/fm": 2.0}, hours=2.0)
+    assert written(tmp_path)["loss/fm"][-1] == (10, 2.0)
     # Half an hour of waiting in six hours, whatever the last interval was like.
     assert found["cost/data_wait_fraction"] == [(10, 0.5), (25, pytest.approx(0.5 / 6))]
 
