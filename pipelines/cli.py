@@ -370,7 +370,9 @@ def review(
         list[str] | None,
         typer.Argument(metavar="RUN | EXPERIMENT", help="Folders of runs, or an experiment."),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page; 0: a free one.")
+    ] = 0,
     serve: Annotated[
         bool, typer.Option("--serve/--no-serve", help="Show a database that has no server.")
     ] = True,

@@ -230,7 +230,7 @@ def new_client(uri: str | None = None) -> MlflowClient:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # repeats what is raised
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # repeats what is raised
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = uri or tracking_uri()
     _require_folder(uri)
