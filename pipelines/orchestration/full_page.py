@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.orchestration.run_page import show_end
 from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import duration
-from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
+from training.run_dir.records import BICUBIC, EvaluationRow
 from training.tracking.stage_table import Table
 
 
@@ -19,22 +20,20 @@ def show_full(
 ) -> None:
     """Shows the `rows` of the evaluation, the time of each part, and the picture."""
     message = ", ".join(_best(rows, scale) for scale in dict.fromkeys(row.scale for row in rows))
-    places = {
-        "dataset": f"`{recipe.dataset.output}`",
-        "training": f"`{recipe.training.output}`",
-        "held-out photos": f"`{recipe.evaluation.photos}`",
-        **{f"time of {part}": duration(value) for part, value in seconds.items()},
-    }
-    quality = tuple(
-        (row.method, f"x{row.scale:g}", row.steps or None, f"{row.psnr:.2f}", f"{row.ssim:.4f}",
-         f"{row.seconds:.2f}")
-        for row in rows
-    )  # fmt: skip
-    columns = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds a photo")
+    *table, convention = evaluation_table(rows)
+    facts = (
+        ("dataset", f"`{recipe.dataset.output}`"),
+        ("training", f"`{recipe.training.output}`"),
+        ("held-out photos", f"`{recipe.evaluation.photos}`"),
+        *((f"time of {part}", duration(value)) for part, value in seconds.items()),
+    )
     summary = [
-        Table(columns, quality).to_markdown(),
-        f"{CONVENTION}.\n",
-        Table(("this run", message), tuple(places.items())).to_markdown(),
+        "```",
+        *table,
+        "```",
+        convention,
+        "",
+        Table(("this run", message), facts).to_markdown(),
     ]
     show_end(recipe.output, message, "\n".join(summary), [comparison])
 
