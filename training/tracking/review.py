@@ -144,8 +144,8 @@ def make_review(what: Chosen) -> Review | tuple[Choice, ...]:
         FlowmapsrError: MLflow does not answer, or has nothing to compare.
     """
     with _errors_in_a_line(what.uri):
+        client = new_client(what.uri)  # sets up MLflow's patience, too
         major = _major_version(what.uri)
-        client = new_client(what.uri)
         if len(what.folders) > 1:
             runs, gone = _runs_of(client, what.folders)
             return _reviewed(client, what.uri, "training", runs, major, alone=True, problems=gone)
@@ -200,7 +200,6 @@ def _major_version(uri: str) -> int | None:
     briefly, so that a dead server is known in seconds."""
     if not is_server(uri):
         return int(version("mlflow").partition(".")[0])
-    new_client(uri)  # before MLflow is imported, which reads its settings then
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
