@@ -172,9 +172,8 @@ class Loop:
 
     def _micro_step(self, batch: Batch, step: int) -> Losses:
         """One forward and backward pass; the last one of a step also updates the weights."""
-        # Random numbers depend on the position in the global batch, not on the number of workers.
-        index = batch.micro.index * self.loader.world_size + self.loader.rank
-        rng = seeded(self.inputs.recipe.seed, self.settings.name, step, index)
+        # The same for all micro batches of a step, each of which takes its samples' part.
+        rng = seeded(self.inputs.recipe.seed, self.settings.name, step)
         # All draws are small and made by the host, which would have to wait for those of a GPU.
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         with explain_out_of_memory(self.settings, batch):

@@ -101,6 +101,8 @@ def build_stage(
         FlowmapsrError: a dataset, weights or settings that do not fit each other.
     """
     rank, world_size = launched_as()
+    # Else each launcher has its own number, and sums in another order differ in their last bits.
+    torch.set_num_threads(recipe.cpus_per_worker)
     dataset = open_dataset(recipe.manifest)
     device = worker_device()
     reset_memory_peak(device)

@@ -48,7 +48,7 @@ class CheckpointOrigin(FrozenModel):
     stage: str
     recipe_digest: str
     """Covers all settings that affect the result and must not change in a run, such as the seed:
-    randomness comes only from generators seeded by (seed, stage, step, micro batch)."""
+    randomness comes only from generators seeded by (seed, stage, step)."""
     dataset_digest: str
 
 

@@ -62,6 +62,14 @@ class MicroStep:
     count: int = 1
     weight: float = 1.0
     """Its samples over those of an even share; 0 for a filler that only keeps workers in step."""
+    first: int = 0
+    """The place of its first sample among those of the step."""
+    samples: int | None = None
+    """Of the step, all workers together; None where the step has no others."""
+
+    def of_step(self, size: int) -> int:
+        """Samples of the step, given those of this micro batch."""
+        return size if self.samples is None else self.samples
 
     @property
     def is_last(self) -> bool:
@@ -108,7 +116,7 @@ class PlannedStep:
             yield PlannedBatch(
                 self.bucket,
                 self.numbers[start : max(end, start + 1)],
-                MicroStep(index, count, weight=(end - start) * parts / total),
+                MicroStep(index, count, (end - start) * parts / total, start, total),
                 self.position,
             )
 

@@ -29,6 +29,9 @@ class Times(NamedTuple):
     is_flow_matching: Tensor
     """Boolean: s = t and the sample trains L_FM; otherwise it trains L_SD."""
 
+    def at(self, rows: Tensor) -> Times:
+        return Times(*(each[rows] for each in self))
+
     def on(self, device: torch.device) -> Times:
         """t and s on `device`; `is_flow_matching` stays in host memory, where rows are chosen."""
         t, s = (times.to(device, non_blocking=True) for times in (self.t, self.s))

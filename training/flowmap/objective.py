@@ -117,9 +117,15 @@ class FlowMapObjective:
     def __call__(
         self, model: FlowMapStageModel, batch: Batch, generator: torch.Generator
     ) -> Losses:
-        """The loss of one micro batch; all its draws come from `generator`, which is the host's."""
-        times = self._times(len(batch.hq), generator).on(batch.hq.device)
-        conditions = draw_conditions(self.settings.guidance, len(batch.hq), generator)
+        """The loss of one micro batch.
+
+        All draws come from `generator`, which is the host's, and are made for the whole step: so a
+        sample has the same ones however the step is divided.
+        """
+        mine = batch.micro.first + torch.arange(len(batch.hq))
+        samples = batch.micro.of_step(len(batch.hq))
+        times = self._times(samples, generator).at(mine).on(batch.hq.device)
+        conditions = draw_conditions(self.settings.guidance, samples, generator).at(mine)
         device_conditions = conditions.on(batch.hq.device)
         x0 = batch.hq
         if self.settings.guidance is not None:

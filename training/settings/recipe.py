@@ -44,7 +44,7 @@ class TrainingRecipe(Settings):
     """Processes that train, one for each GPU. `{min: 2, max: 4}` takes what the cluster has, also
     in the middle of a run. The global batch stays the same and is shared by any number."""
     cpus_per_worker: Execution[int] = Field(1, ge=1)
-    """CPUs that each worker reserves."""
+    """CPUs that each worker reserves, and the threads that torch uses in it under any launcher."""
     gpus_per_worker: Execution[Literal[0, 1] | None] = None
     """1 trains on GPUs, 0 on CPUs; null trains on GPUs where the cluster has some."""
     placement: Execution[Literal["pack", "spread"]] = "pack"

@@ -47,7 +47,7 @@ class Budget(Settings):
     """Relative frequency of its steps; 0 leaves its samples out of the stage."""
     global_batch: int | None = Field(None, ge=1)
     """Samples of one of its steps; null takes that of the stage."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: Execution[int | None] = Field(None, ge=1)
     """Samples that a worker processes at once; null takes that of the stage."""
 
 
@@ -62,8 +62,9 @@ class StageSettings(Settings):
     """Optimizer steps."""
     global_batch: int = Field(256, ge=1)
     """Samples of a step, all workers together."""
-    micro_batch: int = Field(8, ge=1)
-    """Largest number of samples that a worker processes at once; set it by the GPU's memory."""
+    micro_batch: Execution[int] = Field(8, ge=1)
+    """Largest number of samples that a worker processes at once; set it by the GPU's memory. Times,
+    noise and gradients do not depend on it, so it may change between starts."""
     budgets: tuple[Budget, ...] | None = Field(None, min_length=1)
     """How often a step draws each of the dataset's pixel budgets, and their batch sizes (appendix
     of FlowMapSR); null draws sizes in proportion to their samples."""

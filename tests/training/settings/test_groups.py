@@ -112,6 +112,7 @@ def test_settings_of_where_and_how_a_run_executes_are_not_content() -> None:
         *("manifest", "output", "checkpoints", "cache_dir", "workers.max", "placement"),
         *("validation_samples", "mlflow_experiment", "watchdog_seconds", "max_failures"),
         *("stages.zero_stage", "stages.checkpoint_every_steps", "stages.validate_every_steps"),
+        *("stages.micro_batch", "stages.budgets.micro_batch"),
     }
     correctable = {name for name, group, _ in _changes(RECIPES[1]) if group is Group.CORRECTABLE}
     assert correctable == {
