@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.evaluation.evaluate import DegradedPhoto, quality
 from training.inference.upscaler import Upscaler, bicubic
-from training.tracking.pictures import Panel, panel_row
+from training.tracking.pictures import Panel, panel_grid
 
 CROP, ZOOM = 192, 2
 """Side of the shown part of each photo, pixels, and by how much it is enlarged."""
@@ -21,8 +21,9 @@ def comparison(
     upscaler: Upscaler, photos: Sequence[DegradedPhoto], steps: Sequence[int]
 ) -> Image.Image:
     """A row for each photo; below every panel its name and its PSNR over the whole photo."""
-    rows = [panel_row(_panels(upscaler, photo, steps), crop=CROP, zoom=ZOOM) for photo in photos]
-    return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
+    rows = [_panels(upscaler, photo, steps) for photo in photos]
+    panels = [panel for row in rows for panel in row]
+    return panel_grid(panels, columns=len(rows[0]), crop=CROP, zoom=ZOOM)
 
 
 def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> list[Panel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,25 +25,27 @@ class Panel:
 
     label: str
     image: np.ndarray
-    """RGB uint8 (H, W, 3); all panels of a row have one size."""
+    """RGB uint8 (H, W, 3)."""
     note: str
 
 
-def panel_row(panels: Sequence[Panel], *, crop: int, zoom: int) -> Image.Image:
-    """The panels side by side: of each image at most `crop` pixels in the middle, enlarged."""
-    height, width = panels[0].image.shape[:2]
-    shown = (min(width, crop), min(height, crop))
+def panel_grid(panels: Sequence[Panel], *, columns: int, crop: int, zoom: int) -> Image.Image:
+    """The panels in rows of `columns`: of each image the middle, of at most `crop` pixels
+    and no larger than the smallest image, enlarged."""
+    height, width = (min(crop, *(panel.image.shape[axis] for panel in panels)) for axis in (0, 1))
+    shown = (width, height)
     size = (zoom * shown[0], zoom * shown[1])
-    total = MARGIN + len(panels) * (size[0] + MARGIN)
-    row = Image.new("RGB", (total, MARGIN + size[1] + LABEL), BACKGROUND)
-    draw, font = ImageDraw.Draw(row), ImageFont.load_default(15)
+    cell = (size[0] + MARGIN, MARGIN + size[1] + LABEL)
+    rows = math.ceil(len(panels) / columns)
+    grid = Image.new("RGB", (MARGIN + columns * cell[0], rows * cell[1]), BACKGROUND)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(15)
     for index, panel in enumerate(panels):
-        left = MARGIN + index * (size[0] + MARGIN)
-        middle = _middle(panel.image, *shown).resize(size, Image.Resampling.NEAREST)
-        row.paste(middle, (left, MARGIN))
+        row, column = divmod(index, columns)
+        left, top = MARGIN + column * cell[0], MARGIN + row * cell[1]
+        grid.paste(_middle(panel.image, *shown).resize(size, Image.Resampling.NEAREST), (left, top))
         text = f"{panel.label}   {panel.note}"
-        draw.text((left, MARGIN + size[1] + 6), text, fill=INK, font=font)
-    return row
+        draw.text((left, top + size[1] + 6), text, fill=INK, font=font)
+    return grid
 
 
 def _middle(image: np.ndarray, width: int, height: int) -> Image.Image:

@@ -20,7 +20,7 @@ from datagen.samples.codecs import Codec
 from training.data.loader import Batch, BatchReader
 from training.data.schedule import PlannedBatch, seeded
 from training.evaluation.metrics import psnr, ssim
-from training.tracking.pictures import PHOTO, Panel, panel_row, to_pixels
+from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels
 from training.trainer import Losses, StepTerms
 from training.validation.samples import HeldOutGroup, read_group
 from training.validation.spectrum import power_spectrum
@@ -213,7 +213,7 @@ def _mean_spectra(found: Sequence[_Measured]) -> dict[str, np.ndarray]:
 
 
 def _picture(group: HeldOutGroup, images: Mapping[str, Tensor]) -> Image.Image:
-    """The first sample: LQ, bicubic, restored and HQ side by side."""
+    """The first sample: LQ, bicubic and one step above two steps, four steps and HQ."""
     original, small = group.originals[0], group.small[0]
     height, width = original.shape[1:]
     enlarged = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
@@ -224,7 +224,7 @@ def _picture(group: HeldOutGroup, images: Mapping[str, Tensor]) -> Image.Image:
         panels.append(Panel(label, _pixels(batch[0]), f"{quality:.2f} dB"))
     panels.append(Panel("HQ", _pixels(original), f"{width}x{height}"))
     zoom = max(1, SHOWN // max(height, width))
-    return panel_row(panels, crop=SHOWN, zoom=zoom)
+    return panel_grid(panels, columns=3, crop=SHOWN, zoom=zoom)
 
 
 def _pixels(image: Tensor) -> np.ndarray:
