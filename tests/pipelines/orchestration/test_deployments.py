@@ -161,6 +161,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
     subprocess.run(cancel, env={**os.environ, **server.env}, check=True, capture_output=True)
     eventually(lambda: server.state(run) == "Cancelled")
+    assert server.get(f"/flow_runs/{run}")["name"] == f"{output}: stopped"
     before = records(output)
     assert not (output / "manifest.json").exists()
     assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
