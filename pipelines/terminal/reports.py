@@ -154,7 +154,10 @@ def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
     logged = model_in_mlflow(Path(run), records[-1].stage)
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
-        *(f"  {one.stage}: {one.steps} steps, {one.images_seen} images" for one in records),
+        *(
+            f"  {one.stage}: {one.steps} steps, {one.images_seen} images{_held_out(run, one.stage)}"
+            for one in records
+        ),
         f"  model    {model}",
         f"  review   {review_of(run)}",
         *([] if logged is None else [f"  register mlflow.register_model({logged!r}, NAME)"]),
@@ -169,6 +172,18 @@ def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
         "stages": stages,
     }
     return VerbResult(result, lines)
+
+
+def _held_out(run: str, stage: str) -> str:
+    """The last validation of a stage in words; empty where nothing is held out."""
+    from training.run_dir.paths import StagePaths
+    from training.tracking.journal import last_values
+
+    values = last_values(StagePaths(Path(run), stage).root, prefix="val/")
+    if "val/psnr_nfe1" not in values:
+        return ""
+    psnr, gain = values["val/psnr_nfe1"], values["val/gain_nfe1"]
+    return f"; held out, one step {psnr:.2f} dB, {gain:+.2f} over bicubic"
 
 
 def all_done(
