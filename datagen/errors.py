@@ -13,7 +13,16 @@ class FlowmapsrError(Exception):
     """What `--json` prints beside the text."""
 
 
-class NotFoundError(FlowmapsrError):
+class UnreadableError(FlowmapsrError):
+    """One file or folder cannot be used, which says nothing of others beside it."""
+
+    def __init__(self, message: str, reason: str = "missing") -> None:
+        super().__init__(message)
+        self.reason = reason
+        """Short and stable, for counting."""
+
+
+class NotFoundError(UnreadableError):
     """There is nothing at the URI."""
 
 

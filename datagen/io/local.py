@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.errors import FlowmapsrError, NotFoundError, UnreadableError
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Of a file being written, or left by a killed process."""
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_REASONS = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.ELOOP: "link to itself",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENAMETOOLONG: "path too long",
+}
+"""What is wrong with one path and not with its disk, short and stable, for counting."""
 _FIXES = {
     errno.ENOSPC: "free some space there or choose another location",
     errno.EDQUOT: "raise the quota there or choose another location",
@@ -30,7 +39,7 @@ _FIXES = {
     errno.EEXIST: "part of this path is a file: choose another location",
     errno.ENOTDIR: "part of this path is a file: choose another location",
     errno.EISDIR: "this is a folder where a file is expected",
-    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENAMETOOLONG: "choose a shorter name or a folder nearer to the root",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 
@@ -49,15 +58,12 @@ def entry(path: str) -> Entry | None:
     with errors(path, "look at"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode):
-            return _entry(path, status)
+            return entry_of(path, status)
     return None
 
 
 def scan(path: str) -> Iterator[Entry]:
-    """Links to files are followed, links to folders are not: they may form a cycle.
-
-    A broken link, or one that leads to itself, is listed too: reading it tells what is missing.
-    """
+    """Links to files are followed, links to folders are not: they may form a cycle."""
     itself = entry(path)
     if itself is not None:
         yield itself
@@ -73,10 +79,8 @@ def scan(path: str) -> Iterator[Entry]:
                     folders.append(item.path)
                     continue
                 with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    if item.is_symlink() and not os.path.exists(item.path):
-                        yield _entry(item.path, item.stat(follow_symlinks=False))
-                    elif item.is_file():
-                        yield _entry(item.path, item.stat())
+                    if item.is_file():
+                        yield entry_of(item.path, item.stat())
 
 
 def names(folder: str, start: str) -> list[str]:
@@ -162,13 +166,20 @@ def errors(path: str, action: str) -> Iterator[None]:
         raise NotFoundError(f"{path}: there is no such file; check the path") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise NotFoundError(f"{path}: a link that leads to itself; remove it") from error
+            message = f"{path}: a link that leads to itself; remove it"
+            raise NotFoundError(message, "link to itself") from error
         fix = _FIXES.get(error.errno or 0, "check the path and try again")
-        reason = error.strerror or str(error)
-        raise FlowmapsrError(f"{path}: cannot {action} it ({reason}); {fix}") from error
+        message = f"{path}: cannot {action} it ({error.strerror or error}); {fix}"
+        reason = reason_of(error)
+        raise (UnreadableError(message, reason) if reason else FlowmapsrError(message)) from error
 
 
-def _entry(path: str, status: os.stat_result) -> Entry:
+def reason_of(error: OSError) -> str | None:
+    """What is wrong with this path alone; None if its disk or share fails."""
+    return _REASONS.get(error.errno or 0)
+
+
+def entry_of(path: str, status: os.stat_result) -> Entry:
     return Entry(path, status.st_size, str(status.st_mtime_ns))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.errors import FlowmapsrError, NotFoundError, UnreadableError
 from datagen.io import local
 from datagen.io.local import Entry
 from datagen.io.s3_client import S3Error, retried, upload_in_parts
@@ -174,7 +174,7 @@ class _Ranges(io.RawIOBase):
 def _bucket_and_key(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not bucket:
-        raise FlowmapsrError(f"{uri}: an S3 address is s3://bucket/key")
+        raise UnreadableError(f"{uri}: an S3 address is s3://bucket/key", "not an address")
     return bucket, key
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import IO
 
-from datagen.errors import FlowmapsrError
 from datagen.errors import NotFoundError as NotFoundError
+from datagen.errors import UnreadableError as UnreadableError
 from datagen.io import local, s3
 from datagen.io.local import Entry
 
@@ -19,11 +19,12 @@ _PIECE = 4 << 20
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI is in S3; FlowmapsrError if it is not local either."""
+    """Whether the URI is in S3; UnreadableError if it is not local either."""
     if uri.startswith(s3.SCHEME):
         return True
-    if "://" in uri:
-        raise FlowmapsrError(f"{uri}: only local paths and s3:// addresses can be used")
+    if "://" in uri or "\0" in uri:
+        message = f"{uri!r}: only local paths and s3:// addresses can be used"
+        raise UnreadableError(message, "not an address")
     return False
 
 

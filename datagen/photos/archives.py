@@ -10,7 +10,7 @@ from typing import IO
 
 from datagen.io import local, storage
 from datagen.photos.decode import SUFFIXES
-from datagen.photos.source_file import Rejection, SourceFile
+from datagen.photos.source_file import PassedOver, Rejection, SourceFile
 
 LARGEST_MEMBER = 1 << 30  # bytes; a larger one is no photo: it must fit in a worker's memory
 _BLOCK = tarfile.BLOCKSIZE
@@ -20,13 +20,14 @@ _UNSAFE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)|[\x00-\x1f\x
 _DAMAGE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 
-def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection]:
+def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection | PassedOver]:
     """The photos in the tar at `uri`, in its order, streamed; all get its `stamp`.
 
-    Folders, links, devices, hidden files and files without an image's suffix are left out. An
+    A hard link is a photo whose bytes are those of the member that it names; these come last. Other
+    files, symbolic links and devices are passed over, folders and hidden files are not named. An
     unusable member is a rejection ("unsafe name in tar", "too large", "sparse file in tar",
-    "duplicate name in tar"). A damaged tar is one rejection ("not a tar", "compressed tar",
-    "truncated tar", "damaged tar") after the photos before the damage.
+    "duplicate name in tar", "broken link in tar"). A damaged tar is one rejection ("not a tar",
+    "compressed tar", "truncated tar", "damaged tar") after the photos before the damage.
 
     Raises:
         FlowmapsrError: the storage cannot be read.
@@ -39,11 +40,38 @@ def scan_archive(uri: str, stamp: str) -> Iterator[SourceFile | Rejection]:
             yield Rejection(uri, damage)
             return
         names: set[str] = set()
+        links: list[tarfile.TarInfo] = []
         for info in _headers(_Guarded(stream, length)):
             if isinstance(info, str):
                 yield Rejection(uri, info)
+            elif info.isdir() or is_hidden(info.name):
+                continue
+            elif info.islnk() and _is_photo(info.name):
+                links.append(info)
             elif info.isreg() and _is_photo(info.name):
                 yield _checked(info, uri=uri, stamp=stamp, names=names)
+            else:
+                yield PassedOver(_kind(info), 1, f"{uri}#{_shown(info.name)}")
+        targets = _linked(_Guarded(stream, length), links) if links else {}
+        for link in links:
+            target = targets.get(posixpath.normpath(link.linkname))
+            if target is None:
+                yield Rejection(f"{uri}#{_shown(link.name)}", "broken link in tar")
+            else:
+                target.name = link.name
+                yield _checked(target, uri=uri, stamp=stamp, names=names)
+
+
+def _linked(stream: _Guarded, links: list[tarfile.TarInfo]) -> dict[str, tarfile.TarInfo]:
+    """The files that the links name: a second pass, since a tar may have millions of members."""
+    wanted = {posixpath.normpath(link.linkname) for link in links}
+    found: dict[str, tarfile.TarInfo] = {}
+    for info in _headers(stream):
+        if not isinstance(info, str) and info.isreg():
+            name = posixpath.normpath(info.name)
+            if name in wanted:
+                found.setdefault(name, info)
+    return found
 
 
 class _Guarded:
@@ -106,7 +134,17 @@ def _damage_at_start(block: bytes) -> str | None:
 
 
 def _is_photo(name: str) -> bool:
-    return not is_hidden(name) and posixpath.splitext(name)[1].lower() in SUFFIXES
+    return posixpath.splitext(name)[1].lower() in SUFFIXES
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    if info.isreg() or info.islnk():
+        return posixpath.splitext(info.name)[1].lower() or "without suffix"
+    return "symbolic link in tar" if info.issym() else "special file"
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_hidden(name: str) -> bool:
@@ -120,8 +158,7 @@ def _checked(
     info: tarfile.TarInfo, *, uri: str, stamp: str, names: set[str]
 ) -> SourceFile | Rejection:
     if _UNSAFE.search(info.name):
-        shown = info.name.encode("utf-8", "backslashreplace").decode()
-        return Rejection(f"{uri}#{shown}", "unsafe name in tar")
+        return Rejection(f"{uri}#{_shown(info.name)}", "unsafe name in tar")
     name = posixpath.normpath(info.name)
     member = f"{uri}#{name}"
     if name in names:

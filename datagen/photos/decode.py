@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import UnsupportedPixels, alpha_of, composite, to_srgb
@@ -30,19 +30,22 @@ from datagen.photos.quality import sharpness
 from datagen.settings import FilterSettings, ImageSettings
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"}
-)
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".tif", ".tiff",
+     ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+)  # fmt: skip
 FILTERED = frozenset(
     {"below min_side", "aspect ratio", "jpeg quality", "blurred", "gray", "cmyk", "16 bit"}
 )
 """Reasons of sound photos, which a recipe that sets no `filters` and no `images` would keep."""
 # Decoders allowed for untrusted input: some of Pillow's others start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 _MAGIC = 16  # bytes by which Pillow recognizes a format
 _TIFF = (b"II", b"MM")
 _MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
 _BACKGROUND = {"white": 255, "black": 0}
 _DEFAULTS = ImageSettings(damaged="accept")
+
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # photos are decoded side by side, one core each
 
 # Pillow warns about half as many pixels, and about every odd byte of EXIF.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -15,7 +15,8 @@ from datagen.photos.color import UnsupportedPixels
 from datagen.photos.quality import jpeg_quality
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
-                  OverflowError, MemoryError, AttributeError, struct.error, zlib.error)  # fmt: skip
+                  OverflowError, MemoryError, AttributeError, RuntimeError, struct.error,
+                  zlib.error)  # fmt: skip
 """What Pillow raises on broken bytes."""
 
 _ORIENTATION_TAG = 0x0112

@@ -62,13 +62,13 @@ class HeaderReader:
                 width, height = read(read_photo(file), complete=True)
         except ImageRejected as error:
             return Rejection(uri=file.uri, reason=error.reason)
-        except storage.NotFoundError:
-            return Rejection(uri=file.uri, reason="missing")
+        except storage.UnreadableError as error:
+            return Rejection(uri=file.uri, reason=error.reason)
         return ScannedPhoto(file, width, height, hashlib.blake2b(head, digest_size=16).digest())
 
 
 def hash_contents(chunk: Sequence[SourceFile]) -> list[str]:
-    """SHA-256 of every file of a chunk, in its order; empty for one that is gone."""
+    """SHA-256 of every file of a chunk, in its order; empty for one that cannot be read now."""
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(_hash, chunk))
 
@@ -76,7 +76,7 @@ def hash_contents(chunk: Sequence[SourceFile]) -> list[str]:
 def _hash(file: SourceFile) -> str:
     try:
         return hashlib.sha256(read_photo(file)).hexdigest()
-    except storage.NotFoundError:
+    except storage.UnreadableError:
         return ""
 
 

@@ -29,6 +29,16 @@ class Rejection(NamedTuple):
     """Short and stable, for counting."""
 
 
+class PassedOver(NamedTuple):
+    """Files of one kind that are not among those that are read; nothing is wrong with them."""
+
+    kind: str
+    """Their suffix in small letters, or what they are."""
+    files: int
+    example: str
+    """The URI of one of them."""
+
+
 def read_photo(file: SourceFile) -> bytes:
     """The whole file."""
     if file.container is None:

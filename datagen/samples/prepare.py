@@ -83,11 +83,11 @@ class _CachedPhoto:
 
 
 def _decoded(file: SourceFile, recipe: DatasetRecipe) -> Photo | Rejection:
-    data = _planned_bytes(file)
     try:
+        data = _planned_bytes(file)
         pixels = decode_photo(data, recipe.images)
         check_pixels(pixels, recipe.filters)
-    except ImageRejected as error:
+    except (ImageRejected, storage.UnreadableError) as error:
         return Rejection(file.uri, error.reason)
     return Photo(file.uri, hashlib.sha256(data).hexdigest(), pixels)
 

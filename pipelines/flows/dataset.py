@@ -69,6 +69,8 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             "plan",
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
         )
+        if other_files := listing.other_files():
+            say(f"passed over, since they are no photos that can be read: {other_files}")
         before = load_manifest(recipe.output) if plan.base is not None else None
         meter = task_step("shards", lambda: shards_step(recipe, plan, lock))
         speed = meter.note()

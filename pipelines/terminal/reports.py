@@ -50,6 +50,8 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
         f"  preview   {folder}/{PREVIEW}",
         f"  left out  {left_out}",
     ]
+    if other_files := found.listing.other_files():
+        lines.append(f"  no photos {other_files}")
     lines.append(f"  review    {command('review', EXPERIMENT)}")
     added = manifest.num_samples - (found.manifest.num_samples if found.manifest else 0)
     if found.manifest is not None and added:
@@ -67,6 +69,7 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
         )
     lines.append(f"Next: {command('train', recipe, f'manifest={path}', 'output=RUN')}")
     result = {"output": dataset, "manifest": path, "added": added, "gone": gone, "changed": changed}
+    result["passed_over"] = {item.kind: item._asdict() for item in found.listing.passed_over}
     return VerbResult({**result, **_summary(manifest)}, lines)
 
 

@@ -334,7 +334,7 @@ def test_a_link_reported_as_existing_counts_if_it_is_ours(
     assert storage.create_exclusive(path, b"mine") and not storage.create_exclusive(path, b"other")
 
 
-def test_a_cycle_of_links_ends_and_a_broken_link_is_listed(tmp_path: Path) -> None:
+def test_a_cycle_of_links_ends_and_a_broken_link_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"123")
     (tmp_path / "a" / "ring").symlink_to(tmp_path)
@@ -342,7 +342,7 @@ def test_a_cycle_of_links_ends_and_a_broken_link_is_listed(tmp_path: Path) -> No
     (tmp_path / "nothing").symlink_to(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
     found = {Path(item.uri).name: item.bytes for item in storage.scan(str(tmp_path))}
-    assert found.keys() == {"file", "link", "nothing"} and found["file"] == found["link"] == 3
+    assert found == {"file": 3, "link": 3}
 
 
 def test_an_s3_error_is_picklable() -> None:

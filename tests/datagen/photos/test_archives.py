@@ -19,7 +19,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos import archives
 from datagen.photos.archives import scan_archive
-from datagen.photos.source_file import Rejection, SourceFile
+from datagen.photos.source_file import PassedOver, Rejection, SourceFile, read_photo
 from tests.support.s3 import FaultyS3
 
 
@@ -73,11 +73,15 @@ def test_a_photo_is_read_from_its_offset(uri: str, format: int) -> None:
     others = {"0001.json": b"{}", "0001.cls": b"1", ".hidden.jpg": b"h", "b/._x.jpg": b"apple",
               "__MACOSX/x.jpg": b"apple", ".git/x.jpg": b"g", "film.mp4": b"f"}  # fmt: skip
     storage.write_bytes(uri, _tar(*files.items(), *others.items(), format=format))
-    found = list(scan_archive(uri, "stamp"))
-    assert all(isinstance(item, SourceFile) for item in found)
+    items = list(scan_archive(uri, "stamp"))
+    assert [item.kind for item in items if isinstance(item, PassedOver)] == [
+        ".json",
+        ".cls",
+        ".mp4",
+    ]
+    found = [item for item in items if isinstance(item, SourceFile)]
     assert [item.uri for item in found] == [f"{uri}#{name.removeprefix('./')}" for name in files]
     for item, data in zip(found, files.values(), strict=True):
-        assert isinstance(item, SourceFile)
         assert (item.stamp, item.container, item.bytes) == ("stamp", uri, len(data))
         assert storage.read_range(uri, start=item.offset, length=item.bytes) == data
 
@@ -86,11 +90,33 @@ def test_only_files_are_photos(path: str) -> None:
     with tarfile.open(path, "w") as tar:
         tar.addfile(_info("folder.jpg", type=tarfile.DIRTYPE))
         tar.addfile(_info("soft.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
-        tar.addfile(_info("hard.jpg", type=tarfile.LNKTYPE, linkname="a.jpg"))
         tar.addfile(_info("pipe.jpg", type=tarfile.FIFOTYPE))
         tar.addfile(_info("device.jpg", type=tarfile.CHRTYPE))
         tar.addfile(_info("photo.jpg", 1), io.BytesIO(b"x"))
     assert _names(path) == ["photo.jpg"] and _reasons(path) == {}
+    kinds = [item.kind for item in scan_archive(path, "") if isinstance(item, PassedOver)]
+    assert kinds == ["symbolic link in tar", "special file", "special file"]
+
+
+def test_a_hard_link_has_the_bytes_of_the_member_that_it_names(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"pixels")
+    os.link(folder / "a.bin", folder / "b.jpg")
+    os.link(folder / "a.bin", folder / "c.png")
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, arcname="in")
+        for name, linkname in [("lost.jpg", "nowhere.jpg"), ("../x.jpg", "in/a.bin")]:
+            tar.addfile(_info(name, type=tarfile.LNKTYPE, linkname=linkname))
+    with tarfile.open(path) as tar:  # which of the three names is the file depends on the disk
+        assert sum(info.islnk() for info in tar) == 4
+    found = [item for item in scan_archive(path, "s") if isinstance(item, SourceFile)]
+    assert {item.uri for item in found} == {f"{path}#in/b.jpg", f"{path}#in/c.png"}
+    assert [read_photo(item) for item in found] == [b"pixels", b"pixels"]
+    assert _reasons(path) == {
+        f"{path}#lost.jpg": "broken link in tar",
+        f"{path}#../x.jpg": "unsafe name in tar",
+    }
 
 
 @pytest.mark.parametrize(

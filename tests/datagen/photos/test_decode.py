@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from datagen.build.in_process import build_in_process
 from datagen.photos.decode import ImageRejected, check_pixels, decode_image, decode_photo
 from datagen.photos.quality import sharpness
 from datagen.settings import FilterSettings, ImageSettings
@@ -225,6 +227,32 @@ def test_a_phones_mpo_is_its_first_picture(pixels: np.ndarray) -> None:
     data = saved(Image.fromarray(pixels), "MPO", save_all=True, append_images=[other], quality=95)
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert np.abs(decode_photo(data, PLAIN).astype(int) - pixels).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_avif_is_what_an_independent_decoder_makes_of_it(photo: Any, orientation: int) -> None:
+    options = {"quality": 95, "subsampling": "4:4:4"}
+    data = turned(photo(3, width=66, height=40), orientation, "AVIF", **options)
+    lying = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)  # turns none
+    expected = decode_photo(turned(lying, orientation, "PNG"), PLAIN)
+    found = decode_photo(data, PLAIN)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 1
+    clear = Image.fromarray(np.dstack([photo(3), np.full((80, 96), 9, np.uint8)]))
+    assert reason(saved(clear, "AVIF")) == "transparent"
+    assert reason(data[: len(data) // 2]) in ("truncated", "corrupt")
+    assert reason(animation(photo(3), "AVIF")) == "animated"
+
+
+def test_every_suffix_that_is_listed_can_be_read(recipe: Any, photos: Path, photo: Any) -> None:
+    """A folder of the kinds that Pillow can write, under each name that is in use for them."""
+    formats = {".jpe": "JPEG", ".jfif": "JPEG", ".mpo": "MPO", ".apng": "PNG", ".avif": "AVIF",
+               ".pnm": "PPM", ".pbm": "PPM"}  # fmt: skip
+    for seed, (suffix, format) in enumerate(formats.items()):
+        image = Image.fromarray(photo(70 + seed))
+        image = image.convert("1") if suffix == ".pbm" else image
+        (photos / f"x{suffix}").write_bytes(saved(image, format))
+    assert build_in_process(recipe()).num_samples == 2 * (9 + len(formats))
 
 
 def test_bad_files_have_stable_reasons(pixels: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def test_the_size_of_every_kind_of_webp_is_read(
         assert size_of(file[:1000], complete=False) == size_of(file) == (260, 200)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_the_size_is_that_of_the_upright_photo(
     pixels: np.ndarray, format: str, orientation: int
@@ -213,7 +213,7 @@ REASONS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM"])
 def test_no_broken_file_gives_a_traceback(photo: Callable[..., np.ndarray], format: str) -> None:
     whole = saved(Image.fromarray(photo(1, width=33, height=20)), format)
     rng = np.random.default_rng(3)

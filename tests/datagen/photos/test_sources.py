@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.errors import FlowmapsrError
-from datagen.photos.scan import HeaderReader
-from datagen.photos.source_file import Rejection, read_head, read_photo
-from datagen.photos.sources import list_sources
-from datagen.settings import FilterSettings, ImageSettings
+from datagen.photos.source_file import read_head, read_photo
+from datagen.photos.sources import Listing, list_sources
+from datagen.settings import DatasetRecipe
 
 
 def test_folders_are_listed_once_in_the_order_of_their_uris(
@@ -84,14 +87,93 @@ def test_a_hidden_source_is_read_when_it_is_named_itself(photos: Path) -> None:
     assert len(list_sources([str(hidden)]).files) == 9
 
 
-def test_links_without_a_file_are_left_out_when_they_are_read(photos: Path) -> None:
+def _reasons(listing: Listing) -> dict[str, str]:
+    return {PurePath(item.uri).name: item.reason for item in listing.rejected}
+
+
+def _kinds(listing: Listing) -> dict[str, int]:
+    return {item.kind: item.files for item in listing.passed_over}
+
+
+def test_entries_that_cannot_be_read_are_left_out_and_named(photos: Path) -> None:
     (photos / "loop.png").symlink_to("loop.png")
     (photos / "gone.png").symlink_to("nowhere.png")
+    (photos / "gone.md").symlink_to("nowhere.md")
+    deep = os.open(photos, os.O_RDONLY)
+    for name in ["n" * 250] * 17:  # 4,267 bytes
+        os.mkdir(name, dir_fd=deep)
+        parent, deep = deep, os.open(name, os.O_RDONLY, dir_fd=deep)
+        os.close(parent)
+    os.close(os.open("deep.png", os.O_CREAT | os.O_WRONLY, dir_fd=deep))
+    os.close(deep)
     listing = list_sources([str(photos)])
-    assert len(listing.files) == 11
-    found = HeaderReader(ImageSettings(), FilterSettings())(listing.files)
-    reasons = {Path(one.uri).name: one.reason for one in found if isinstance(one, Rejection)}
-    assert reasons == {"loop.png": "missing", "gone.png": "missing"}
+    assert len(listing.files) == 9
+    reasons = {"loop.png": "link to itself", "gone.png": "missing", "n" * 250: "path too long"}
+    assert _reasons(listing) == reasons
+    assert _kinds(listing) == {".md": 1}
+
+
+def test_what_this_user_may_not_read_is_left_out_and_read_once_he_may(
+    photos: Path, recipe: Callable[..., DatasetRecipe]
+) -> None:
+    """In a process without root's right to read everything."""
+    (photos / "private").mkdir()
+    (photos / "p0.png").rename(photos / "private" / "p0.png")
+    (photos / "a.tar").write_bytes(b"")
+    closed = [photos / "p1.png", photos / "a.tar", photos / "private"]
+    for path in closed:
+        path.chmod(0)
+    asked = recipe(max_rejected_fraction=0.5)
+    build = (
+        "import sys; from datagen.build.in_process import build_in_process as build; "
+        "from datagen.settings import DatasetRecipe as Recipe; "
+        "print(build(Recipe.model_validate_json(sys.argv[1])).num_samples)"
+    )
+    command = [sys.executable, "-c", build, asked.model_dump_json()]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    for samples in (14, 14):  # again: complete already
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == f"{samples}\n", done.stderr
+    left_out = Path(asked.output, "rejected.jsonl").read_text().splitlines()
+    assert {json.loads(line)["uri"]: json.loads(line)["reason"] for line in left_out} == {
+        f"{photos}/p1.png": "no permission",
+        f"{photos}/a.tar": "no permission",
+        f"{photos}/private/": "no permission",
+    }
+    for path in closed:
+        path.chmod(0o755)
+    assert build_in_process(asked).num_samples == 18
+
+
+def test_a_folder_that_is_linked_is_read_once(photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "set").mkdir(parents=True)
+    (photos / "p0.png").rename(other / "q.png")
+    (other / "set" / "preview.png").write_bytes(b"x")
+    (photos / "a").symlink_to(other)
+    (photos / "b").symlink_to(other)
+    (photos / "sub").mkdir()
+    (photos / "sub" / "up").symlink_to("..")
+    (photos / "root").symlink_to("/")
+    (other / "back").symlink_to(photos)
+    os.mkfifo(photos / "pipe.png")
+    listing = list_sources([str(photos)], exclude=str(other / "set"))
+    names = [file.uri.removeprefix(f"{photos}/") for file in listing.files]
+    assert names == ["a/q.png", *(f"p{index}.png" for index in range(1, 9))]
+    assert not listing.rejected
+    assert _kinds(listing) == {"link to a folder that is read already": 4, "special file": 1}
+
+
+def test_what_is_no_photo_is_counted_by_suffix(photos: Path) -> None:
+    for name in ("a.HEIC", "b.heic", "c.zip", "README", ".hidden.heic", "n.txt", "o.txt", "p.txt"):
+        (photos / name).write_bytes(b"x")
+    listing = list_sources([str(photos)])
+    assert list(_kinds(listing).items()) == [
+        (".zip", 1), (".txt", 3), (".heic", 2), ("without suffix", 1)
+    ]  # fmt: skip
+    first, second, *_ = listing.other_files().split(", ")
+    assert (first, second) == (f"1 .zip ({photos}/c.zip)", f"3 .txt (such as {photos}/n.txt)")
 
 
 def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: Path) -> None:
@@ -105,10 +187,17 @@ def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: P
     ]
     listed.write_bytes(b"\xef\xbb\xbf../photos/p2.png\r\n")  # with a byte order mark
     assert [Path(file.uri).name for file in list_sources([str(listed)]).files] == ["p2.png"]
+    flaws = {"ftp://host/a.png": "not an address", "s3://": "not an address",
+             "nul\0.png": "not an address", f"{'n' * 300}.png": "path too long",
+             "\udce9.png": "name is not UTF-8"}  # fmt: skip
+    listed.write_bytes("\n".join([*flaws, "../photos/p3.png"]).encode(errors="surrogateescape"))
+    listing = list_sources([str(listed)])
+    assert [Path(file.uri).name for file in listing.files] == ["p3.png"]
+    assert sorted(item.reason for item in listing.rejected) == sorted(flaws.values())
     listed.write_text("other.txt\n")
     with pytest.raises(FlowmapsrError, match="names another list"):
         list_sources([str(listed)])
-    listed.write_bytes(b"\xff\xfe\x00")
+    listed.write_text("a.png\nb.png\n", encoding="utf-16")
     with pytest.raises(FlowmapsrError, match="UTF-8"):
         list_sources([str(listed)])
 
