@@ -21,8 +21,13 @@ from tests.support.logged_trainings import log_training
 from tests.support.ports import free_port
 from tests.support.processes import kill_tree
 from tests.support.tiny import WARMUP, RunMaker
+from training.run_dir.paths import StagePaths
+from training.settings.recipe import TrainingRecipe
+from training.tracking.description import stage_page_text
+from training.tracking.events import NOTE
 from training.tracking.mlflow_client import RunNames
 from training.tracking.parent_run import parent_run
+from training.tracking.stage_facts import stage_facts
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
@@ -130,6 +135,20 @@ def test_the_page_is_made_anew_at_the_end_of_a_training(
     with parent_run(recipe):
         assert review_of(recipe.output) == f"flowmapsr review {recipe.output}"
     assert review_of(recipe.output).endswith("viewStateShareKey=flowmapsr-trainings")
+
+
+def test_a_stages_page_begins_with_its_description(
+    served: Served, undisturbed: TrainingRecipe, chromium: Browser
+) -> None:
+    facts = stage_facts(undisturbed, StagePaths(Path(undisturbed.output), "distill"))
+    client = MlflowClient(served.uri)
+    experiment = client.get_run(served.runs[0]).info.experiment_id
+    (stage, *_) = client.search_runs([experiment], "tags.role = 'stage'")
+    text = stage_page_text(undisturbed, facts, pictures="`phi` is the weighting.")
+    client.set_tag(stage.info.run_id, NOTE, text)
+    page = f"{served.uri}/#/experiments/{experiment}/runs/{stage.info.run_id}"
+    chromium.open(f"{page}?workflowType=machine_learning")
+    chromium.wait_for("Description", "Stage 2 of 2", "60 steps", "phi is the weighting")
 
 
 def test_ctrl_c_ends_the_page_and_all_that_serves_it(served: Served) -> None:
