@@ -205,13 +205,27 @@ def _is_dead(path: LockedPath, generation: int, owner: LockOwner) -> bool:
     """Looks up a process of this machine; others must have missed their heartbeat, twice.
 
     The second look guards against clocks that differ and a machine that just resumed from sleep.
+    Where the time of the heartbeat says nothing, as the clock was ahead or the file cannot be read,
+    the lock is watched for as long as an owner may be silent.
     """
     if owner.machine == lock_owner.machine() and not lock_owner.is_running(owner):
         return True
-    if time.time() - owner.heartbeat <= STALE_AFTER:
+    silent = time.time() - owner.heartbeat
+    if -HEARTBEAT <= silent <= STALE_AFTER:
         return False
-    time.sleep(1.5 * HEARTBEAT)
-    return path.owners().get(generation, owner) == owner
+    watched = 1.5 * HEARTBEAT + (STALE_AFTER if silent < 0 else 0)
+    log.warning(
+        "%s: looking for %.0f s whether its lock is renewed (%s)",
+        path.output,
+        watched,
+        lock_owner.describe(owner),
+    )
+    end = time.monotonic() + watched
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, HEARTBEAT))
+        if path.owners().get(generation, owner) != owner:
+            return False
+    return True
 
 
 def _read(uri: str) -> LockOwner | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -93,16 +94,24 @@ def to_bytes(owner: LockOwner) -> bytes:
 
 
 def from_bytes(data: bytes) -> LockOwner:
-    """The owner in a lock's file; unreadable content counts as an unknown owner that is alive."""
+    """The owner in a lock's file; one of unreadable content is unknown, with no time that helps."""
     try:
-        return LockOwner(**json.loads(data))
+        owner = LockOwner(**json.loads(data))
+        if _types(owner) == _types(UNKNOWN):
+            return owner
     except (ValueError, TypeError):
-        # From another version, or not yet written, on a file system without hard links.
-        now = time.time()
-        return replace(UNKNOWN, token=data.hex(), heartbeat=now, started=now)
+        pass
+    # From another version, or not yet written, on a file system without hard links.
+    return replace(UNKNOWN, token=data.hex(), heartbeat=math.inf)
+
+
+def _types(owner: LockOwner) -> list[type]:
+    return [type(value) for value in asdict(owner).values()]
 
 
 def describe(owner: LockOwner) -> str:
     """Host, process, user and start, for a message."""
+    if not owner.pid:
+        return f"host {owner.host}, as its file cannot be read"
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.started))
     return f"host {owner.host}, pid {owner.pid}, user {owner.user}, since {since}"

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -267,13 +268,42 @@ def test_a_lock_created_after_the_first_look_wins(output: str) -> None:
     assert _locked_path(output).owners() == {1: fresh}
 
 
-def test_an_unreadable_lock_is_respected(output: str) -> None:
-    storage.write_bytes(_locked_path(output).lock_uri(1), b"{")
-    with (
-        pytest.raises(FlowmapsrError, match="host unknown.*--take-over"),
-        output_lock(output, BUILD),
-    ):
-        pass
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_a_lock_whose_time_says_nothing_is_kept_while_it_changes(
+    output: str, quick: None, unreadable: bool
+) -> None:
+    """That of a clock that was an hour ahead, and one that another version has written."""
+    uri = _locked_path(output).lock_uri(1)
+    ahead = _leave(output)
+    stop = threading.Event()
+
+    def renew() -> None:
+        for second in count():
+            beat = replace(ahead, heartbeat=time.time() + 3600 + second)
+            data = b"{%d" % second if unreadable else lock_owner.to_bytes(beat)
+            storage.write_bytes(uri, data)
+            if stop.wait(0.02):
+                return
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    eventually(lambda: _locked_path(output).owners()[1].heartbeat > time.time())
+    try:
+        owner = "host unknown.*--take-over" if unreadable else "host elsewhere"
+        with pytest.raises(FlowmapsrError, match=owner), output_lock(output, BUILD):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+    begun = time.monotonic()
+    with output_lock(output, BUILD):  # its owner is dead now
+        assert _locks(output) == ["build-000002.lock"]
+        assert time.monotonic() - begun > lock.STALE_AFTER
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"a": 1}'])
+def test_an_unreadable_lock_can_be_taken_over_at_once(output: str, content: bytes) -> None:
+    storage.write_bytes(_locked_path(output).lock_uri(1), content)
     with output_lock(output, BUILD, take_over=True):
         assert _locks(output) == ["build-000002.lock"]
 
