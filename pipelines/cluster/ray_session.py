@@ -13,6 +13,7 @@ import ray
 
 from datagen.errors import FlowmapsrError
 from pipelines.environment import QUIET, prepare_environment
+from pipelines.terminal.children import end_children_with_this_process
 
 OBJECT_STORE_BYTES = 300_000_000
 """Enough for paths and records; pixels do not pass through Ray."""
@@ -30,7 +31,8 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         if address:
             _connect(address)
         else:
-            with block_sigterm_in_children():
+            end_children_with_this_process()
+            with block_signals_in_children():
                 _start_local(cpus)
     try:
         yield
@@ -57,13 +59,13 @@ def restore_sigterm_handler() -> Iterator[None]:
 
 
 @contextmanager
-def block_sigterm_in_children() -> Iterator[None]:
-    """Blocks SIGTERM in processes started here, as Ray does with SIGINT.
+def block_signals_in_children() -> Iterator[None]:
+    """Blocks SIGTERM and SIGHUP in processes started here, as Ray does with SIGINT.
 
-    `timeout`, systemd and Slurm send it to all processes of a command. Ray's would end before
-    training has saved anything. `ray.shutdown` ends them all the same.
+    `timeout`, systemd, Slurm and a closed terminal send them to all processes of a command. Ray's
+    would end before training has saved anything. `ray.shutdown` ends them all the same.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from copy import copy
 from functools import cache, partial
 from inspect import unwrap
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -25,10 +27,14 @@ from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
 from pipelines.orchestration.run_report import reported, warn
+from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.process_edge import Terminated
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+SERVER_LOG = "own-server.log"
+"""In Prefect's home: what the server says that runs for the length of a command."""
 
 
 def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) -> T:
@@ -43,6 +49,8 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     """
     if not is_deployed():
         _hide_lost_logs()
+    if get_current_settings().api.url is None:
+        _keep_server_apart()
     once = _Once(work or partial(unwrap(flow.fn), recipe))
     run = copy(flow)
     run.fn = reported(once.run_with)
@@ -82,6 +90,29 @@ def _hide_lost_logs() -> None:
             await worker._client.create_logs(logs)
 
     APILogWorker._handle_batch = send  # type: ignore[assignment,method-assign]
+
+
+@cache
+def _keep_server_apart() -> None:
+    """Prefect's own server gets no Ctrl-C before the work is saved, and ends with this process.
+
+    It writes to a file: whoever reads the command's output does not wait for a server.
+    """
+    from prefect.server.api import server  # heavy: not if a server is running already
+
+    end_children_with_this_process()
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    log = (home / SERVER_LOG).open("ab")
+    popen = partial(
+        subprocess.Popen,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    own = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+    server.subprocess = own  # type: ignore[assignment]
 
 
 class _Once(Generic[T]):
@@ -131,8 +162,9 @@ def refusal(error: Exception) -> str:
     url = get_current_settings().api.url
     if url is None:
         return (
-            f"Prefect's own server did not start ({first_line(error)}); look for a full disk or "
-            "too little memory, or set PREFECT_API_URL to a running server"
+            f"Prefect's own server did not start ({first_line(error)}); see "
+            f"{get_current_settings().home / SERVER_LOG}, look for a full disk or too little "
+            "memory, or set PREFECT_API_URL to a running server"
         )
     return (
         f"Prefect at PREFECT_API_URL={url} does not answer as it should ({first_line(error)}); "

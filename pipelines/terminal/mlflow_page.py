@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import IO
 
 from datagen.errors import FlowmapsrError
+from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.process_edge import Terminated
 
 HOST = "127.0.0.1"
@@ -33,8 +34,7 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
     """
     port = _bindable(port)
     words = ["server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal is closed
-        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
+    end_children_with_this_process()
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", store],

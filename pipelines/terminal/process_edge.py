@@ -1,6 +1,6 @@
 """Process boundary: results on stdout, everything else on stderr, errors to exit codes.
 
-0 done, 1 failed, 2 wrong usage or recipe, 130 Ctrl-C, 143 SIGTERM.
+0 done, 1 failed, 2 wrong usage or recipe, 130 Ctrl-C, 143 SIGTERM or a closed terminal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM as an exception, so that clean-up runs as it does on Ctrl-C."""
+    """SIGTERM or SIGHUP as an exception, so that clean-up runs as it does on Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Output:
     ) -> None:
         """Prints the message on stderr, and with `--json` as the one object on stdout too, with
         the details."""
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal is closed, or nobody reads any more
+            print(message, file=sys.stderr, flush=True)
         self.say(VerbResult({"error": message, **(details or {})}, []))
         self.exit_code = exit_code
 
@@ -87,6 +88,8 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
     output = Output(as_json=as_json)
     with _stdout_for_result_only() if as_json else nullcontext():
         signal.signal(signal.SIGTERM, _raise_terminated)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under `nohup`
+            signal.signal(signal.SIGHUP, _raise_terminated)
         try:
             yield output
         except KeyboardInterrupt as stop:
