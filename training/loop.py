@@ -100,7 +100,8 @@ class Loop:
         self.reporter.started(position.step, skipped_checkpoints=skipped_checkpoints)
         meter, device = Meter(self.trainer.headline), self.inputs.device
         if position.step == 0:
-            self._validate(position, meter)  # to compare with; MLflow's slider starts there
+            # To compare with; MLflow's slider starts there.
+            self._validate(position, meter)
             startup.mark("validation")
         stopping = False
         while not stopping and not self.finished(position):
@@ -211,11 +212,14 @@ class Loop:
             with best_effort(str(path)):
                 storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
         dist.barrier()
+        kept, again = "", "Start again"
+        if self.checkpoints.newest is not None:
+            kept, again = ", and the last checkpoint is kept", "Continue from it"
         raise FlowmapsrError(
             f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
-            f"are listed in {path}, and the last checkpoint is kept. Continue from it with the "
-            f"same command and a lower stages.{self.settings.name}.learning_rate, after a look at "
-            "these samples with 'flowmapsr dataset inspect'"
+            f"are listed in {path}{kept}. {again} with the same command and a lower "
+            f"stages.{self.settings.name}.learning_rate, after a look at these samples with "
+            "'flowmapsr dataset inspect'"
         )
 
     def _problem(self, terms: StepTerms) -> str | None:
@@ -223,14 +227,18 @@ class Loop:
             return "the loss is not finite"
         if not math.isfinite(self.trainer.gradient_norm):
             return "the gradient is not finite"
-        guarded = [terms[name] for name in self.trainer.guarded]
-        total, count = (sum(parts) for parts in zip(*guarded, strict=True))
-        if count == 0 or not self.guard.diverged(total / count):
+        error = self._guarded_error(terms)
+        if error is None or not self.guard.diverged(error):
             return None
         return (
-            f"the squared error of {total / count:.3g} is more than max_loss_growth = "
-            f"{self.guard.max_growth:g} times its running median of {self.guard.median:.3g}"
+            f"the squared error of {error:.3g} is more than max_loss_growth = "
+            f"{self.guard.max_growth:g} times the {self.guard.usual:.3g} that was usual before"
         )
+
+    def _guarded_error(self, terms: StepTerms) -> float | None:
+        guarded = [terms[name] for name in self.trainer.guarded]
+        total, count = (sum(parts) for parts in zip(*guarded, strict=True))
+        return total / count if count else None
 
     def _save(self, position: Position) -> None:
         state = TrainerState(
@@ -277,6 +285,9 @@ class Loop:
             self.reporter.validated(step, found.headline, table=over_time_table(found.over_time))
         self.watchdog.alive(f"the validation of step {step}")
         self.best.check(found.metrics)
+        if step == 0:
+            errors = map(self._guarded_error, found.losses)
+            self.guard.begin([error for error in errors if error is not None])
         return step > 0 and self.best.add(step, found.metrics)
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:

@@ -107,9 +107,10 @@ class StageSettings(Settings):
     """Decay of a moving average of the weights, w <- decay * w + (1 - decay) * new at every step,
     which the stage's model and pictures then use. The paper has none; ELIR needs 0.999."""
     max_loss_growth: Execution[float | None] = Field(1000.0, gt=1)
-    """Ends the stage at a step whose squared error is this many times the median of the last 100;
-    null ends it only where the error is not finite. Single steps with small batches reach tens of
-    times, and a loss that diverges soon passes 1000."""
+    """Ends the stage at a step whose squared error is this many times the median of the last 100
+    (in the first 20 steps of the validation before them, if it is larger); null ends it only where
+    the error is not finite. Single steps with small batches reach tens of times, and a loss that
+    diverges soon passes 1000."""
     validate_every_steps: Execution[int] = Field(500, ge=1)
     """Steps between validations, beside one at the start and one at the end: held-out losses, PSNR
     and SSIM of the weights that the model would have now, and pictures."""

@@ -48,8 +48,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Validation:
-    """What was measured, the same on every worker; where nothing is held out, only pictures."""
+    """What was measured, the same on every worker; where nothing is held out, only losses of
+    training samples and pictures."""
 
+    losses: Sequence[StepTerms]
+    """Of each group."""
     metrics: Mapping[str, float]
     """By the names that MLflow shows, `val/...`."""
     over_time: Mapping[str, Points]
@@ -123,15 +126,18 @@ class Validator:
             images = {BICUBIC: group.bicubic}
             for steps in STEPS:
                 images[f"nfe{steps}"] = to_pixels(model.restored(group.batch, steps=steps))
-            if self._held_out:
-                mine.append(_measure(group, images, model))
+            mine.append(_measure(group, images, model))
             if group.number in self._shown:
                 drawn[self._shown[group.number]] = _picture(group, images)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, drawn))
         found = sorted((one for each, _ in everyone for one in each), key=lambda one: one.number)
         pictures = {name: image for _, each in everyone for name, image in each.items()}
+        losses = [one.terms for one in found]
+        if not self._held_out:
+            found = []
         self.newest = Validation(
+            losses=losses,
             metrics=_metrics(found),
             over_time=_joined(one.over_time for one in found),
             spectra=_mean_spectra(found),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from datagen.io.redaction import redacted
 from tests.support.tiny import DISTILL, WARMUP, RunMaker
-from training.monitoring.loss_guard import MIN_STEPS, LossGuard
+from training.monitoring.loss_guard import FIRST_STEPS, LossGuard
 from training.monitoring.system_metrics import HostMetrics
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress, WorkerGroup
@@ -172,8 +172,8 @@ def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_
 
 def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     guard = LossGuard(100.0)
-    assert not any(guard.diverged(error) for error in [5000.0, *[1.0] * MIN_STEPS, 99.0])
-    assert guard.diverged(101.0) and guard.median == 1.0
+    assert not any(guard.diverged(error) for error in [50.0, *[1.0] * FIRST_STEPS, 99.0])
+    assert guard.diverged(101.0) and guard.usual == 1.0
     assert not guard.diverged(2.0)
     again = LossGuard(100.0)
     again.errors.extend(guard.errors)
@@ -181,10 +181,15 @@ def test_only_a_loss_far_above_its_median_has_diverged() -> None:
     assert not any(LossGuard(None).diverged(10.0**n) for n in range(200))
 
 
-def test_the_first_steps_are_not_judged() -> None:
-    guard = LossGuard(2.0)
-    assert not any(guard.diverged(10.0**n) for n in range(MIN_STEPS))
-    assert guard.diverged(10.0**MIN_STEPS)
+def test_the_first_steps_are_judged_by_the_error_before_them() -> None:
+    guard = LossGuard(100.0)
+    guard.begin([float("nan")])
+    assert not guard.diverged(0.0) and not LossGuard(100.0).diverged(1e9)
+    guard = LossGuard(100.0)
+    guard.begin([1.0, 1e9])
+    assert guard.diverged(101.0)
+    assert not any(guard.diverged(error) for error in [*[0.001] * (FIRST_STEPS - 1), 1.0])
+    assert guard.diverged(1.0), "later the median alone counts"
 
 
 def test_the_host_is_sampled_under_mlflows_names(
