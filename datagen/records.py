@@ -11,7 +11,15 @@ from enum import Enum
 from os import PathLike, fspath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.fields import FieldInfo
 
 from datagen.errors import FlowmapsrError
@@ -58,7 +66,16 @@ def located(location: str, info: ValidationInfo) -> str:
     return absolute(location) if info.context == FROM_USER else location
 
 
-Location = Annotated[str, AfterValidator(located)]
+def _given(location: object) -> object:
+    """Anything but nothing, which is what `output=$UNSET` gives on the command line."""
+    if location in (None, ""):
+        raise ValueError(
+            "nothing is given: write a location, or set the variable that should hold it"
+        )
+    return location
+
+
+Location = Annotated[str, BeforeValidator(_given), AfterValidator(located)]
 """A path, or an address such as `s3://bucket/set`."""
 
 

@@ -174,7 +174,7 @@ class DatasetRecipe(Settings):
     @classmethod
     def _listed(cls, sources: Any) -> Any:
         """One source may be written without brackets."""
-        return [sources] if isinstance(sources, str) else sources
+        return [sources] if isinstance(sources, str) or sources is None else sources
 
     @property
     def least_workers(self) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datagen.degradation.settings import largest_image
 from datagen.settings import DatasetRecipe
 
 _LIBRARIES = 700_000_000
@@ -12,7 +13,8 @@ _LIBRARIES = 700_000_000
 _BYTES_DECODING = 10
 """For each pixel of a photo while it is decoded: the decoder's own buffer, RGB, and RGB upright."""
 _BYTES_MAKING = 110
-"""For each pixel of a sample while it is degraded: float32 copies of HQ, LQ and negative."""
+"""For each pixel of the largest image while a sample is degraded: float32 copies of HQ, LQ and
+negative."""
 _BYTES_WAITING = 40
 """For each pixel of a sample that waits for the codec: three float32 images and a JPEG."""
 _BYTES_ENCODING = {"dct8": 120, "dct4": 120, "autoencoder_tiny": 1_200, "autoencoder_kl": 6_000}
@@ -27,10 +29,11 @@ def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
     """
     photo = recipe.filters.max_megapixels * 1e6
     sample = max(budget.side for budget in recipe.buckets.budgets) ** 2
+    degraded = sample * largest_image(recipe.degradation)
     waiting = threads + 2 + 2 * recipe.codec.batch
     return int(
         _LIBRARIES
-        + threads * (photo * _BYTES_DECODING + sample * _BYTES_MAKING)
+        + threads * (photo * _BYTES_DECODING + degraded * _BYTES_MAKING)
         + waiting * sample * _BYTES_WAITING
         + recipe.codec.batch * sample * _BYTES_ENCODING[recipe.codec.kind]
     )

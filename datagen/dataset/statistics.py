@@ -143,11 +143,12 @@ def statistics_of(parts: Iterable[PartialStatistics]) -> Statistics:
     )
 
 
-def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
-    """The lower bound of the bin in which that part of the counts is reached; None without any."""
-    reached = np.cumsum(counts)
-    hits = np.flatnonzero((reached >= part * reached[-1]) & (reached > 0))
-    return bounds[hits[0]] if hits.size else None
+def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float:
+    """The value that this part of the counts, of which there must be some, is below; those of a bin
+    are taken to be spread evenly in it, those of the last one, which has no end, to be its bound.
+    """
+    edges = [*bounds, bounds[-1]]
+    return float(np.interp(part * sum(counts), np.cumsum([0, *counts]), edges))
 
 
 def _counted(values: Sequence[float], bounds: Sequence[float]) -> list[int]:

@@ -91,7 +91,7 @@ class Resize(Settings):
     """How often it enlarges."""
     down_probability: Probability = 0.7
     """How often it shrinks; in the remaining cases the size is kept."""
-    factor: PositiveRange = (0.15, 1.5)
+    factor: Range[Annotated[float, Field(gt=0, le=4)]] = (0.15, 1.5)
     """Down draws from U(lowest, 1), up from U(1, highest)."""
     modes: Modes = ("area", "bilinear", "bicubic")
     """Interpolations, drawn uniformly."""
@@ -177,8 +177,9 @@ Operation = Annotated[Step | Either, Field(discriminator="kind")]
 class DegradationSettings(Settings):
     """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
 
-    scale: PositiveRange = (1.0, 16.0)
-    """Bounds of the downscale factor, drawn uniformly for each image."""
+    scale: Range[Annotated[float, Field(ge=0.25)]] = (1.0, 16.0)
+    """Bounds of the downscale factor, drawn uniformly for each image. Below 1 the LQ is larger than
+    the HQ: at 0.25 it has 16 times its pixels, and takes as much more memory."""
     operations: tuple[Operation, ...] = (
         Blur(),
         Downscale(),
@@ -203,6 +204,16 @@ class DegradationSettings(Settings):
             if "resize" in kinds[kinds.index("downscale") :]:
                 raise ValueError("'resize' must come before 'downscale', which sets the LQ's size")
         return self
+
+
+def largest_image(settings: DegradationSettings) -> float:
+    """The most pixels that an image has on its way through the chain, in those of the HQ."""
+    lq = 1 / settings.scale[0]
+    sides = [1.0, lq]
+    for path in paths(settings.operations):
+        resizes = [step for step in path if isinstance(step, Resize)]
+        sides += [step.factor[1] * (1 if step.relative_to == "hq" else lq) for step in resizes]
+    return max(sides) ** 2
 
 
 def paths(operations: tuple[Operation, ...]) -> Iterator[list[Operation]]:

@@ -44,8 +44,8 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
     """Finds and decodes a sample of the dataset at `root`.
 
     Raises:
-        FlowmapsrError: no sample or several have a key that begins with `key` (naming near ones),
-            or the codec's weights are not those that made it.
+        FlowmapsrError: no photo or several have a key that begins with `key` (naming near ones), or
+            the codec's weights are not those that made it.
     """
     manifest = load_manifest(root)
     whole, split = _resolve(root, manifest, key)
@@ -112,7 +112,7 @@ def _resolve(root: str, manifest: Manifest, key: str) -> tuple[str, Split]:
         raise FlowmapsrError(
             f"{root}: no sample has a key that begins with {key!r}; near ones are {_some(near)}"
         )
-    if len(found) > 1:
+    if len({keys[name] for name in found}) > 1:  # samples of one photo: its first
         raise FlowmapsrError(
             f"{root}: {len(found)} keys begin with {key!r} ({_some(found)}); give more of it"
         )

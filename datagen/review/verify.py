@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
+from datagen.dataset.statistics import PartialStatistics, StatisticsCollector, statistics_of
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
@@ -37,6 +40,20 @@ class DatasetIssue(NamedTuple):
     what: str
 
 
+@dataclass(frozen=True)
+class _CheckedShard:
+    issues: list[DatasetIssue]
+    keys: np.ndarray = field(default_factory=lambda: np.array([], _KEY))
+    """As bytes: a dataset may have millions."""
+    stats: PartialStatistics | None = None
+    """What its samples add, unless one is damaged."""
+
+
+def _issue(where: str, error: FlowmapsrError) -> DatasetIssue:
+    """The error's text without the address that it begins with."""
+    return DatasetIssue(where, str(error).removeprefix(where).removeprefix(":").strip())
+
+
 def verify_dataset(
     uri: str, *, workers: int = 4, on_shard: Callable[[int, int], None] | None = None
 ) -> list[DatasetIssue]:
@@ -52,19 +69,45 @@ def verify_dataset(
     try:
         manifest, root = open_dataset(uri)
     except FlowmapsrError as error:
-        return [DatasetIssue(uri, str(error))]
+        return [_issue(storage.join(uri.removesuffix(f"/{MANIFEST}"), MANIFEST), error)]
     issues = [*_manifest_issues(manifest, root), *_file_issues(manifest, root)]
     issues += _stray_files(manifest, root)
     splits = _splits(manifest, root, issues)
-    keys: list[np.ndarray] = []
+    shards: list[_CheckedShard] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
         checks = threads.map(partial(_check_shard, manifest, root, splits), manifest.shards)
-        for done, (found, own_keys) in enumerate(checks, start=1):
-            issues += found
-            keys.append(own_keys)
+        for done, shard in enumerate(checks, start=1):
+            issues += shard.issues
+            shards.append(shard)
             if on_shard is not None:
                 on_shard(done, len(manifest.shards))
-    return [*issues, *_repeated_keys(manifest, root, keys)]
+    issues += _repeated_keys(manifest, root, [shard.keys for shard in shards])
+    parts = [shard.stats for shard in shards if shard.stats is not None]
+    return [
+        *issues,
+        *(_statistics_issues(manifest, root, parts) if len(parts) == len(shards) else []),
+    ]
+
+
+def _statistics_issues(
+    manifest: Manifest, root: str, parts: list[PartialStatistics]
+) -> Iterator[DatasetIssue]:
+    """How the manifest's statistics differ from those of the samples; no sample knows the size of
+    its photo, so that only their number is compared."""
+    where = storage.join(root, MANIFEST)
+    stated, found = manifest.stats, statistics_of(parts)
+    for name, values in found.counts:
+        expected = getattr(stated.counts, name)
+        same = sum(values) == sum(expected) if name == "photo_side" else values == expected
+        if not same:
+            yield DatasetIssue(where, f"its counts of {name} are not those of the samples")
+    latent = stated.latent
+    same = latent.positions == found.latent.positions
+    for name in ("mean", "std"):
+        one, two = getattr(latent, name), getattr(found.latent, name)
+        same = same and len(one) == len(two) and np.allclose(one, two, rtol=1e-4, atol=1e-4)
+    if not same:
+        yield DatasetIssue(where, "its statistics of latents are not those of the samples")
 
 
 def _manifest_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
@@ -91,13 +134,23 @@ def _file_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
         try:
             data = storage.read_bytes(where)
         except FlowmapsrError as error:
-            yield DatasetIssue(where, str(error))
+            yield _issue(where, error)
             continue
         counted, stated = len(data.splitlines()), manifest.rejected.count
         if hashlib.sha256(data).hexdigest() != digest:
             yield DatasetIssue(where, "its checksum is not that of the manifest")
         elif name == REJECTED and counted != stated:
             yield DatasetIssue(where, f"{counted} lines, the manifest counts {stated}")
+        elif name == REJECTED and _by_reason(data) != manifest.rejected.by_reason:
+            yield DatasetIssue(where, "its counts by reason are not those of the manifest")
+
+
+def _by_reason(rejected: bytes) -> dict[str, int] | None:
+    """How often each reason is in `rejected.jsonl`; None where it cannot be read."""
+    try:
+        return Counter(json.loads(line)["reason"] for line in rejected.splitlines())
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _stray_files(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
@@ -119,7 +172,7 @@ def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[s
     try:
         hashes = KnownPhotos.read(root).hashes()
     except FlowmapsrError as error:
-        issues.append(DatasetIssue(where, str(error)))
+        issues.append(_issue(where, error))
         return None
     if not hashes:
         issues.append(DatasetIssue(where, "missing: no photo of the samples is known"))
@@ -130,19 +183,18 @@ def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[s
 
 def _check_shard(
     manifest: Manifest, root: str, splits: dict[str, Split] | None, record: ShardRecord
-) -> tuple[list[DatasetIssue], np.ndarray]:
-    """Also the keys of its samples, as bytes: a dataset may have millions."""
+) -> _CheckedShard:
     uri = storage.join(root, record.path)
     issues: list[DatasetIssue] = []
     try:
         if storage.read_bytes(record_path(uri)) != to_json(record):
             issues.append(DatasetIssue(record_path(uri), "this record and the manifest differ"))
     except FlowmapsrError as error:
-        issues.append(DatasetIssue(record_path(uri), str(error)))
+        issues.append(_issue(record_path(uri), error))
     try:
         samples = read_shard(uri, sha256=record.sha256)
     except FlowmapsrError as error:
-        return [*issues, DatasetIssue(uri, str(error))], np.array([], _KEY)
+        return _CheckedShard([*issues, _issue(uri, error)])
     if len(samples) != record.num_samples:
         what = f"{len(samples)} samples, recorded are {record.num_samples}"
         issues.append(DatasetIssue(uri, what))
@@ -150,7 +202,17 @@ def _check_shard(
         found = _sample_issues(manifest, record, sample)
         whats = [*found, *_split_issues(record, sample.key, splits)]
         issues += [DatasetIssue(f"{uri}#{sample.key}", what) for what in whats]
-    return issues, np.array([sample.key for sample in samples], _KEY)
+    keys = np.array([sample.key for sample in samples], _KEY)
+    return _CheckedShard(issues, keys, None if issues else _statistics(manifest, samples))
+
+
+def _statistics(manifest: Manifest, samples: list[ShardSample]) -> PartialStatistics:
+    """Of sound samples."""
+    collector = StatisticsCollector(manifest.codec)
+    for sample in samples:
+        drawn = DrawnSample.model_validate_json(sample.meta)
+        collector.add(Latents.from_bytes(sample.latents).hq, drawn, photo_side=0)
+    return collector.result()
 
 
 def _split_issues(record: ShardRecord, key: str, splits: dict[str, Split] | None) -> Iterator[str]:

@@ -21,7 +21,6 @@ from pipelines.terminal.text import command, counted, duration, table, yaml_line
 if TYPE_CHECKING:
     from datagen.build.survey import Survey
     from datagen.dataset.manifest import Manifest
-    from datagen.dataset.statistics import Counts
     from datagen.review.inspect_sample import InspectedSample
     from datagen.review.verify import DatasetIssue
     from training.inference.files import UpscaleReport
@@ -85,7 +84,7 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
         f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
         f"digest {manifest.digest}",
         *table(("bucket", "split", "samples"), rows),
-        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _quantiles(manifest.stats.counts)),
+        *table(("drawn for LQ", "from 5%", "median", "to 95%"), _quantiles(manifest)),
         f"pictures: {dataset}/{PREVIEW}, {dataset}/{HISTOGRAMS}",
         f"left out: {counted(manifest.rejected.count, 'image')}",
         *(f"  {count} x {reason}" for reason, count in manifest.rejected.by_reason.items()),
@@ -112,22 +111,31 @@ def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]
     return VerbResult(result, lines)
 
 
-def _quantiles(counts: Counts) -> list[tuple[str, ...]]:
-    """Rows of the 5%, 50% and 95% quantiles, to the width of a bin."""
-    from datagen.dataset import statistics as bins
+def _quantiles(manifest: Manifest) -> list[tuple[str, ...]]:
+    """Rows of the 5%, 50% and 95% quantiles, from counts in bins and the bounds of the recipe."""
+    import numpy as np
 
-    drawn = {
-        "scale": (bins.SCALE, counts.scale),
-        "Gaussian sigma": (bins.GAUSSIAN_SIGMA, counts.gaussian_sigma),
-        "Poisson scale": (bins.POISSON_SCALE, counts.poisson_scale),
-        "JPEG quality": (bins.JPEG_QUALITY, counts.jpeg_quality),
-        "photo's shorter side": (bins.PHOTO_SIDE, counts.photo_side),
+    from datagen.dataset import statistics as bins
+    from datagen.degradation.settings import DegradationSettings, paths
+
+    chain = DegradationSettings.model_validate(manifest.recipe["degradation"])
+    steps = [step for path in paths(chain.operations) for step in path]
+    counts = manifest.stats.counts
+    drawn: dict[str, tuple[Sequence[float], Sequence[int], Sequence[Any], str]] = {
+        "scale": (bins.SCALE, counts.scale, [chain], "scale"),
+        "Gaussian sigma": (bins.GAUSSIAN_SIGMA, counts.gaussian_sigma, steps, "gaussian_sigma"),
+        "Poisson scale": (bins.POISSON_SCALE, counts.poisson_scale, steps, "poisson_scale"),
+        "JPEG quality": (bins.JPEG_QUALITY, counts.jpeg_quality, steps, "quality"),
+        "photo's shorter side": (bins.PHOTO_SIDE, counts.photo_side, [], ""),
     }
-    return [
-        (name, *(f"{bins.quantile(bounds, found, part):g}" for part in (0.05, 0.5, 0.95)))
-        for name, (bounds, found) in drawn.items()
-        if sum(found)
-    ]
+    rows = []
+    for name, (edges, found, settings, field) in drawn.items():
+        if sum(found):
+            values = [bins.quantile(edges, found, part) for part in (0.05, 0.5, 0.95)]
+            if limits := [getattr(step, field) for step in settings if hasattr(step, field)]:
+                values = np.clip(values, np.min(limits), np.max(limits)).tolist()
+            rows.append((name, *(f"{value:.3g}" for value in values)))
+    return rows
 
 
 def verified(dataset: str, faults: Sequence[DatasetIssue], *, recipe: str) -> VerbResult:

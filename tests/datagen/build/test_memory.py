@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from datagen.build.memory import worker_memory
+from datagen.degradation.settings import DegradationSettings, Resize
 from datagen.settings import BucketSettings, DatasetRecipe, FilterSettings, PixelBudget
 
 THREADS = 2
@@ -45,6 +46,20 @@ def _peak(recipe: DatasetRecipe, samples: int) -> int:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return int(ended.stdout)
+
+
+def test_images_that_are_larger_than_the_sample_are_reserved_for() -> None:
+    def memory(**changes: object) -> int:
+        degradation = DegradationSettings.model_validate(changes)
+        recipe = DatasetRecipe(sources=("/a",), output="/b", degradation=degradation)
+        return worker_memory(recipe, threads=1)
+
+    enlarged = (Resize(factor=(0.5, 2)), *DegradationSettings().operations)
+    assert memory(scale=(0.5, 2)) == memory(operations=enlarged) > memory() + 3 * 512**2 * 110 - 1
+    relative = (Resize(relative_to="lq", factor=(0.5, 2)), *DegradationSettings().operations)
+    assert memory(scale=(0.5, 2), operations=relative) == memory(scale=(0.25, 2))
+    with pytest.raises(ValueError, match="greater than or equal to 0.25"):
+        memory(scale=(1e-3, 2))
 
 
 def test_memory_is_bounded_and_does_not_grow_with_the_task(

@@ -78,10 +78,13 @@ def test_values_beyond_the_bins_are_counted() -> None:
     assert counts.photo_side[:2] == (2, 1) and counts.photo_side[-1] == 1
 
 
-def test_quantiles_are_edges_of_bins() -> None:
-    assert quantile((0, 10, 20), (5, 0, 5), 0.5) == 0
-    assert quantile((0, 10, 20), (5, 0, 5), 0.51) == 20
-    assert quantile((0, 10, 20), (0, 0, 0), 0.5) is None
+def test_quantiles_are_those_of_the_values_and_not_the_edges_of_bins() -> None:
+    drawn = np.random.default_rng(0).uniform(1, 10, 20_000)
+    counts = np.histogram(drawn, [*bins.SCALE, np.inf])[0].tolist()
+    for part in (0.05, 0.5, 0.95):
+        found = quantile(bins.SCALE, counts, part)
+        assert abs(found - np.quantile(drawn, part)) < 0.02
+    assert quantile((0, 10, 20), (0, 0, 4), 0.5) == 20
 
 
 def test_equal_counts_give_equal_pictures() -> None:

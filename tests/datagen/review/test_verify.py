@@ -80,6 +80,7 @@ def test_a_missing_record_is_an_issue(dataset: Path) -> None:
         ({"bytes": 1}, "bytes"),
         ({"recipe_digest": "0" * 64}, "recipe_digest"),
         ({"rejected": RejectedCount(count=3, by_reason={})}, "rejected.jsonl: 0 lines"),
+        ({"rejected": RejectedCount(count=0, by_reason={"blurred": 1})}, "counts by reason"),
     ],
 )
 def test_a_manifest_with_wrong_sums_is_an_issue(
@@ -88,6 +89,30 @@ def test_a_manifest_with_wrong_sums_is_an_issue(
     wrong = load_manifest(str(dataset)).model_copy(update=changes)
     (dataset / "manifest.json").write_bytes(to_json(wrong))
     assert what in _only_issue(dataset)
+
+
+def test_statistics_of_other_samples_are_an_issue(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    stats = manifest.stats
+    others: dict[str, dict[str, Any]] = {
+        "counts of scale": {"counts": stats.counts.model_copy(update={"scale": (1,) * 63})},
+        "counts of photo_side": {"counts": stats.counts.model_copy(update={"photo_side": (1,)})},
+        "counts of buckets": {"counts": stats.counts.model_copy(update={"buckets": {}})},
+        "statistics of latents": {
+            "latent": stats.latent.model_copy(update={"std": (1.0,) * len(stats.latent.std)})
+        },
+    }
+    for what, update in others.items():
+        wrong = manifest.model_copy(update={"stats": stats.model_copy(update=update)})
+        (dataset / "manifest.json").write_bytes(to_json(wrong))
+        assert what in _only_issue(dataset)
+
+
+def test_a_path_is_named_once(dataset: Path) -> None:
+    _first_tar(dataset).unlink()
+    assert _only_issue(dataset).count(str(_first_tar(dataset))) == 1
+    (dataset / "manifest.json").unlink()
+    assert _only_issue(dataset).count(str(dataset)) == 1
 
 
 def test_the_checksum_is_that_of_the_content(dataset: Path) -> None:

@@ -196,7 +196,9 @@ def test_a_path_that_follows_from_output_cannot_be_set(write: Write) -> None:
             ["sources.0 = '~nobody-here/x'", "home folder"],
         ),
         (["sources=[/photos]", "output=7"], ["output = 7", "string"]),
-        (["sources=[/photos]", "output="], ["output = None", "string"]),
+        (["sources=[/photos]", "output="], ["output = None", "set the variable"]),
+        (["sources=", "output=/set"], ["sources.0 = None", "set the variable"]),
+        (["sources=['']", "output=/set"], ["sources.0 = ''", "set the variable"]),
     ],
 )
 def test_an_error_names_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
