@@ -16,6 +16,7 @@ from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.dataset_cli import dataset_app
 from pipelines.terminal import reports
+from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
     Cluster,
@@ -153,6 +154,12 @@ def train(
 
         records = finished_stages(resolved)
         if records is None:
+            from pipelines.preflight import check_place, check_surroundings
+
+            environment.default_tracking_uri(resolved.output)
+            check_surroundings()
+            check_place(resolved, take_over=take_over)
+            doing("loading the libraries")
             from pipelines.flows.training import train as train_flow
             from pipelines.flows.training import train_stages
             from pipelines.orchestration.guard import guarded
@@ -200,6 +207,13 @@ def run(
         from training.run_dir.recipe_guard import check_recipe
 
         check_recipe(resolved.training)  # before the dataset is built, not after
+        from pipelines.preflight import check_dataset, check_place, check_surroundings
+
+        environment.default_tracking_uri(resolved.output)
+        check_surroundings()
+        check_place(resolved.training)
+        check_dataset(resolved.dataset)
+        doing("loading the libraries")
         from pipelines.flows.full import full
         from pipelines.orchestration.guard import guarded
 
@@ -249,6 +263,7 @@ def evaluate(
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
         training = finished_training(location) if track else None
+        doing("evaluating")
         from training.evaluation.evaluate import evaluate as evaluate_model
 
         rows = evaluate_model(location, settings)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from datagen.errors import FlowmapsrError
+from pipelines.environment import default_tracking_uri
 from pipelines.terminal import reports
+from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
     DryRun,
@@ -50,6 +53,7 @@ def dataset_build(
         if dry_run:
             return out.say_recipe(resolved)
         require_sources(resolved)
+        doing("listing the photos")
         from datagen.build.survey import survey
         from datagen.photos.sources import list_sources
 
@@ -57,6 +61,14 @@ def dataset_build(
         found = survey(resolved, listing)
         manifest = found.complete
         if manifest is None:
+            from datagen.io.storage import is_remote
+            from pipelines.preflight import check_build, check_surroundings
+
+            if not is_remote(resolved.output):
+                default_tracking_uri(str(Path(resolved.output).parent))
+            check_surroundings()
+            check_build(resolved, found, take_over=take_over)
+            doing("loading the libraries")
             from pipelines.flows.dataset import build_dataset, build_listed
             from pipelines.orchestration.guard import guarded
 

@@ -16,6 +16,7 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.recipes.load import full_recipe
+from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
@@ -123,11 +124,17 @@ def _digest(recipe: FullRecipe) -> str:
 
 
 def _run(base: Path, recipe: FullRecipe) -> DemoReport:
+    from pipelines.preflight import check_dataset, check_place, check_surroundings
+
+    check_surroundings()
+    copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
+    copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")
+    check_place(recipe.training)
+    check_dataset(recipe.dataset)
+    doing("loading the libraries")
     from pipelines.flows.full import full
     from pipelines.orchestration.guard import guarded
 
-    copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
-    copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")
     record = guarded(full, recipe)
     report = DemoReport(
         output=str(base),

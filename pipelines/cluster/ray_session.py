@@ -14,6 +14,7 @@ import ray
 from datagen.errors import FlowmapsrError
 from pipelines.environment import QUIET, prepare_environment
 from pipelines.terminal.children import end_children_with_this_process
+from pipelines.terminal.doing import doing
 
 OBJECT_STORE_BYTES = 300_000_000
 """Enough for paths and records; pixels do not pass through Ray."""
@@ -26,6 +27,7 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
         yield
         return
     prepare_environment()
+    doing("starting Ray")
     address = os.environ.get("RAY_ADDRESS")
     with restore_sigterm_handler():
         if address:

@@ -22,6 +22,7 @@ from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.stage_watch import StageWatch, WorkerWarnings, keep_warnings
 from pipelines.cluster.workers import Placement, place_workers
+from pipelines.terminal.doing import doing
 from pipelines.terminal.progress import show_progress
 from training.monitoring.startup_timer import process_started, startup
 from training.monitoring.watchdog import connection_timeout
@@ -112,6 +113,7 @@ class TrainingWorkers:
             ray.shutdown()  # ends the workers too: they must not write any more
             return
         if finished_stages(self.recipe) is None and not self._ended.is_set():
+            doing("waiting for the workers to save a checkpoint")
             self._stop.ask()
         if not self._ended.wait(SAVE_SECONDS):
             log.warning(

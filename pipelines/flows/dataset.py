@@ -28,6 +28,7 @@ from pipelines.orchestration.dataset_page import build_progress, show_build
 from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.orchestration.run_page import progress_shown
 from pipelines.orchestration.run_report import reported, say, tell
+from pipelines.terminal.doing import doing
 from pipelines.terminal.progress import BuildMeter, show_progress
 from pipelines.terminal.text import counted
 from training.tracking.dataset_run import log_dataset
@@ -65,6 +66,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         output_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),
     ):
+        doing("planning")
         plan = task_step(
             "plan",
             lambda: plan_dataset(recipe, listing=listing, map_chunks=map_chunks_on_cluster),
@@ -74,6 +76,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
         before = load_manifest(recipe.output) if plan.base is not None else None
         meter = task_step("shards", lambda: shards_step(recipe, plan, lock))
         speed = meter.note()
+        doing("finishing the dataset")
         manifest = task_step("finish", lambda: finish_step(plan, lock))
     seconds = time.monotonic() - start
     show_build(
@@ -156,4 +159,5 @@ def _track(recipe: DatasetRecipe, manifest: Manifest, seconds: float) -> str | N
     elif is_deployed() and not os.environ.get("MLFLOW_TRACKING_URI"):
         log.warning("the worker has no MLFLOW_TRACKING_URI: the dataset is not logged to MLflow")
         return None
+    doing("logging the dataset to MLflow")
     return log_dataset(recipe, manifest, seconds=seconds)

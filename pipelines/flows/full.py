@@ -21,6 +21,7 @@ from pipelines.orchestration.full_page import show_full
 from pipelines.orchestration.guard import guarded, is_deployed, task_step
 from pipelines.orchestration.run_report import reported
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
+from pipelines.terminal.doing import doing
 from training.run_dir.records import EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -60,9 +61,11 @@ def full(recipe: FullRecipe) -> FullRecord:
             guarded(build_dataset, recipe.dataset)
         with _timed(seconds, "training"):
             guarded(train, recipe.training)
+    doing("evaluating")
     with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
     picture = str(Path(recipe.output) / COMPARISON)
+    doing("drawing the comparison")
     with _timed(seconds, "comparison"):
         task_step("compare", lambda: draw_comparison(recipe, picture))
     show_full(recipe, rows, seconds, picture)

@@ -14,6 +14,7 @@ from pipelines.environment import default_tracking_uri
 from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.orchestration.run_report import reported
 from pipelines.orchestration.training_page import training_page
+from pipelines.terminal.doing import doing
 from training.preflight import check_run
 from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
@@ -44,6 +45,7 @@ def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
     """
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
+        doing("preparing the training")
         task_step("prepare", lambda: _prepare(recipe))
         with (
             training_page(recipe),

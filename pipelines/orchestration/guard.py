@@ -28,6 +28,7 @@ from prefect.settings import get_current_settings
 from datagen.errors import FlowmapsrError, first_line
 from pipelines.orchestration.run_report import reported, warn
 from pipelines.terminal.children import end_children_with_this_process
+from pipelines.terminal.doing import doing
 from pipelines.terminal.process_edge import Terminated
 
 R = TypeVar("R")
@@ -50,6 +51,7 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     if not is_deployed():
         _hide_lost_logs()
     if get_current_settings().api.url is None:
+        doing("starting Prefect's own server")
         _keep_server_apart()
     once = _Once(work or partial(unwrap(flow.fn), recipe))
     run = copy(flow)

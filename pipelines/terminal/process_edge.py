@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from datagen.errors import FlowmapsrError
+from pipelines.terminal.doing import speaking
 from pipelines.terminal.text import command, yaml_lines
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _strict_json(result: Mapping[str, Any]) -> str:
 def process_edge(*, as_json: bool) -> Iterator[Output]:
     """Runs a command; every way it can end becomes text and an exit code here, and only here."""
     output = Output(as_json=as_json)
-    with _stdout_for_result_only() if as_json else nullcontext():
+    with _stdout_for_result_only() if as_json else nullcontext(), speaking():
         signal.signal(signal.SIGTERM, _raise_terminated)
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under `nohup`
             signal.signal(signal.SIGHUP, _raise_terminated)

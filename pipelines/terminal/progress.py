@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from rich import filesize
 
+from pipelines.terminal.doing import bar_shown, doing, said_something
 from pipelines.terminal.text import duration
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 9.0
 Clock = Callable[[], float]
 Show = Callable[[int, str], None]
 """Called with the number that are done and a note."""
@@ -36,6 +37,7 @@ class Progress:
 @contextmanager
 def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
     """Progress of one piece of work, of which earlier runs had done `done`."""
+    doing(title)
     if sys.stderr.isatty():
         with _bar(title, total=total, unit=unit, done=done) as show:
             yield Progress(show, done=done)
@@ -68,6 +70,7 @@ class _Lines:
     def _print(self) -> None:
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", self._left()]
         print("  ".join(filter(None, [*parts, self._note])), file=sys.stderr, flush=True)
+        said_something()
         self._printed = self._done
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
@@ -93,7 +96,7 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Show]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}"),
     )
-    with bars.Progress(*columns, console=Console(stderr=True)) as display:
+    with bar_shown(), bars.Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(title, total=total, completed=done, unit=unit, note="")
         yield lambda done, note: display.update(task, completed=done, note=note)
 

@@ -1,0 +1,108 @@
+"""What would end a command early is found here, before Prefect and Ray start: in about 3 s.
+
+Loads no torch, no Prefect and no Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from datagen.build.plan import plan_dataset
+from datagen.build.survey import Survey, survey
+from datagen.errors import FlowmapsrError
+from datagen.io.lock import BUILD, output_lock
+from datagen.settings import DatasetRecipe
+from pipelines.terminal.doing import doing
+from training.run_dir.lock import run_lock
+from training.settings.recipe import TrainingRecipe
+from training.tracking.mlflow_client import database_file, mlflow_installed, tracking_uri
+
+FEW_PHOTOS = 500
+"""Up to so many new photos are looked at by the command itself; Ray's workers look at more."""
+LONGEST_SOCKET = 107
+"""Bytes of a socket's path that Linux allows."""
+SOCKET_OF_RAY = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest below its folder for temporary files."""
+
+
+def check_surroundings() -> None:
+    """Checks the folders that servers of this command write to, and names the new ones.
+
+    Raises:
+        FlowmapsrError: one cannot be written; names the variable that moves it.
+    """
+    places: list[tuple[str, Path]] = []
+    database = database_file(tracking_uri())
+    if database is not None and mlflow_installed():
+        advice = "MLFLOW_TRACKING_URI, such as sqlite:////data/mlflow.db"
+        _require_writable(database.parent, "MLflow's database", advice)
+        places.append(("MLflow's runs", database))
+    if not os.environ.get("PREFECT_API_URL"):
+        home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        _require_writable(home, "Prefect's database", "PREFECT_HOME, or HOME,")
+        places.append(("Prefect's runs", home / "prefect.db"))
+    if not os.environ.get("RAY_ADDRESS"):
+        temporary = Path(_ray_folder())
+        _require_writable(
+            temporary, "Ray's logs and sockets", "RAY_TMPDIR, such as RAY_TMPDIR=/tmp,"
+        )
+        excess = len(os.fsencode(temporary / SOCKET_OF_RAY)) - LONGEST_SOCKET
+        if excess > 0:
+            raise FlowmapsrError(
+                f"the path of the folder for temporary files, {temporary}, is {excess} bytes too "
+                "long for the sockets of Ray; set RAY_TMPDIR to a shorter one, such as "
+                "RAY_TMPDIR=/tmp"
+            )
+        places.append(("Ray's logs", temporary / "ray"))
+    new = [f"{what} to {path}" for what, path in places if not path.exists()]
+    if new:
+        print(f"Beside its output, this command writes {', '.join(new)}", file=sys.stderr)
+
+
+def check_build(recipe: DatasetRecipe, found: Survey, *, take_over: bool = False) -> None:
+    """Checks that a build may begin; writes the plan already if there are few new photos.
+
+    Raises:
+        FlowmapsrError: another build holds the output, it cannot be written, or too many photos
+            cannot be used.
+    """
+    doing("looking at the photos")
+    with output_lock(recipe.output, BUILD, take_over=take_over):
+        if len(found.new) <= FEW_PHOTOS:
+            plan_dataset(recipe, listing=found.listing)
+
+
+def check_dataset(recipe: DatasetRecipe) -> None:
+    """`check_build` with a listing of its own, unless the dataset is complete."""
+    doing("listing the photos")
+    found = survey(recipe)
+    if found.complete is None:
+        check_build(recipe, found)
+
+
+def check_place(recipe: TrainingRecipe, *, take_over: bool = False) -> None:
+    """Checks that a training may write to its folder.
+
+    Raises:
+        FlowmapsrError: another training holds it, or it cannot be written.
+    """
+    with run_lock(recipe, take_over=take_over):
+        pass
+
+
+def _ray_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+
+
+def _require_writable(folder: Path, what: str, variable: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise FlowmapsrError(
+            f"{folder} cannot be written ({error.strerror}), where {what} would go; set "
+            f"{variable} to a place that can"
+        ) from error

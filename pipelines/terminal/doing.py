@@ -1,0 +1,84 @@
+"""Says on stderr what a command does: no command is silent for long.
+
+A step is named once it has lasted a second, and again after every ten seconds without a word.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from pipelines.terminal.text import duration
+
+FIRST_SECONDS, SILENT_SECONDS = 1.0, 9.5
+
+
+class _Speaker:
+    def __init__(self) -> None:
+        self.begin("reading the settings")
+        self.quiet = False
+        """Whether a bar shows the progress."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._speak, name="doing", daemon=True)
+        self._thread.start()
+
+    def begin(self, what: str) -> None:
+        self.what, self.since, self.said = what, time.monotonic(), 0.0
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _speak(self) -> None:
+        while not self._ended.wait(0.25):
+            now = time.monotonic()
+            lasted, silent = now - self.since, now - (self.said or self.since)
+            if self.quiet or silent < (SILENT_SECONDS if self.said else FIRST_SECONDS):
+                continue
+            after = f" ({duration(lasted)})" if self.said else ""
+            self.said = now
+            with suppress(OSError):  # nobody reads any more
+                print(f"{self.what} ...{after}", file=sys.stderr, flush=True)
+
+
+_speaker: _Speaker | None = None
+
+
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Speaks for the length of the block, which is one command."""
+    global _speaker
+    _speaker = _Speaker()
+    try:
+        yield
+    finally:
+        _speaker.end()
+        _speaker = None
+
+
+def doing(what: str) -> None:
+    """The command begins a step. Does nothing where the work is not a command's."""
+    if _speaker is not None:
+        _speaker.begin(what)
+
+
+def said_something() -> None:
+    """A line of progress was printed."""
+    if _speaker is not None:
+        _speaker.said = time.monotonic()
+
+
+@contextmanager
+def bar_shown() -> Iterator[None]:
+    """A bar moves for the length of the block, which lines would tear."""
+    if _speaker is None:
+        yield
+        return
+    _speaker.quiet = True
+    try:
+        yield
+    finally:
+        _speaker.quiet = False

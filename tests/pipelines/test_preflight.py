@@ -1,0 +1,75 @@
+"""What ends a command early is answered before any server: the named servers do not answer here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from datagen.errors import FlowmapsrError
+from datagen.io.lock import BUILD, TRAINING, output_lock
+from pipelines.preflight import check_surroundings
+from tests.pipelines.conftest import Ended
+
+Run = Callable[..., Ended]
+NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "127.0.0.1:9"}
+
+
+def test_a_place_that_is_taken(invoke: Run, build_words: Run, tmp_path: Path) -> None:
+    with output_lock(str(tmp_path / "set"), BUILD):
+        ended = invoke(*build_words(tmp_path / "set", "--json"), env=NOWHERE)
+    assert ended.code == 1 and "another build is writing there" in ended.json["error"]
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(TRAINING, "run"), (BUILD, "dataset")])
+def test_a_part_of_a_full_run_that_is_taken(
+    kind: object, folder: str, invoke: Run, tmp_path: Path
+) -> None:
+    with output_lock(str(tmp_path / "demo" / folder), kind):  # type: ignore[arg-type]
+        ended = invoke("demo", "--output", str(tmp_path / "demo"), "--json", env=NOWHERE)
+    assert ended.code == 1 and f"demo/{folder}: another" in ended.json["error"]
+
+
+def test_an_output_that_cannot_be_written(invoke: Run, build_words: Run) -> None:
+    ended = invoke(*build_words("/proc/set", "--json"), env=NOWHERE)
+    assert ended.code == 1 and ended.json["error"].startswith("/proc/set")
+
+
+def test_too_many_photos_that_cannot_be_used(invoke: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "empty.png").touch()
+    words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
+    ended = invoke(*words, env=NOWHERE)
+    assert ended.code == 1 and ended.json["rejected"] == {"empty file": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PREFECT_HOME", "/dev/null/home", "set PREFECT_HOME, or HOME, to a place"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////proc/mlflow.db", "set MLFLOW_TRACKING_URI, such as"),
+        ("RAY_TMPDIR", "/proc", "set RAY_TMPDIR, such as"),
+        ("RAY_TMPDIR", "{folder}/" + 50 * "x", "too long .* set RAY_TMPDIR to a shorter one"),
+    ],
+)
+def test_surroundings_that_servers_cannot_use(
+    name: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value.format(folder=tmp_path))
+    with pytest.raises(FlowmapsrError, match=message):
+        check_surroundings()
+
+
+def test_files_beside_the_output_are_announced_while_they_are_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    check_surroundings()
+    assert f"MLflow's runs to {tmp_path}/mlflow.db" in capsys.readouterr().err
+    assert "mlflow.db" not in os.listdir(tmp_path)
+    (tmp_path / "mlflow.db").touch()
+    check_surroundings()
+    assert "mlflow.db" not in capsys.readouterr().err
