@@ -2,7 +2,8 @@
 recipe.json`.
 
 Works the same under `deepspeed` and `torchrun`, with no Ray and no Prefect. To resume, run the same
-command again. SIGTERM saves a checkpoint and ends. `recipe.json` is what `flowmapsr train RECIPE
+command again. SIGTERM, SIGHUP, SIGUSR1, SIGXCPU and Ctrl-C save a checkpoint and end.
+`recipe.json` is what `flowmapsr train RECIPE
 ... --dry-run` prints.
 """
 
@@ -97,7 +98,7 @@ def _join(recipe: TrainingRecipe, stop: StopSignal) -> None:
     """Waits for all workers; the first one comes when it holds the run folder, and until then no
     other may touch it: it may be another training's."""
     start_distributed(worker_device(), timeout=connection_timeout(recipe.watchdog_seconds))
-    stop.listen()  # until now SIGTERM just ends a worker: there was nothing to save
+    stop.listen()  # until now a signal just ends a worker: there was nothing to save
 
 
 def main(

@@ -20,6 +20,7 @@ from types import FrameType
 
 from datagen.errors import FlowmapsrError
 from datagen.io import lock_owner, storage
+from datagen.io.end_signals import END_SIGNALS
 from datagen.io.lock_owner import UNKNOWN, LockOwner
 
 HEARTBEAT = 10.0  # seconds between two renewals
@@ -140,14 +141,14 @@ class OutputLock:
 def output_lock(output: str, kind: LockKind, *, take_over: bool = False) -> Iterator[OutputLock]:
     """Holds the only lock on `output` (a folder or prefix that need not exist) for the block.
 
-    Released at the end, by an exception and by SIGTERM. An owner whose process is gone is replaced
+    Released at the end, by an exception and by a signal. An owner whose process is gone is replaced
     at once on the same machine, after a minute without a heartbeat elsewhere, and in any case with
     `take_over`.
 
     Raises:
         FlowmapsrError: the output is locked; names the owner.
     """
-    with _sigterm_as_exception():
+    with _end_signals_as_exception():
         lock = _acquire(LockedPath(output, kind), take_over=take_over)
         try:
             lock.start()
@@ -254,19 +255,18 @@ def _refusal(path: LockedPath, owner: LockOwner) -> FlowmapsrError:
 
 
 @contextlib.contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """SIGTERM ends the block like an exception, unless it already has a handler."""
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if ours:
-        signal.signal(signal.SIGTERM, _exit)
+def _end_signals_as_exception() -> Iterator[None]:
+    """Signals that ask to end end the block like an exception, but for those with a handler."""
+    main = threading.current_thread() is threading.main_thread()
+    ours = [one for one in END_SIGNALS if main and signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, _exit)
     try:
         yield
     finally:
-        if ours and signal.getsignal(signal.SIGTERM) is _exit:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for one in ours:
+            if signal.getsignal(one) is _exit:
+                signal.signal(one, signal.SIG_DFL)
 
 
 def _exit(number: int, _: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import ray
 
 from datagen.errors import FlowmapsrError
+from datagen.io.end_signals import END_SIGNALS
 from pipelines.environment import QUIET, prepare_environment
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.doing import doing
@@ -62,12 +63,12 @@ def restore_sigterm_handler() -> Iterator[None]:
 
 @contextmanager
 def block_signals_in_children() -> Iterator[None]:
-    """Blocks SIGTERM and SIGHUP in processes started here, as Ray does with SIGINT.
+    """Blocks signals that ask to end in processes started here, as Ray does with SIGINT.
 
     `timeout`, systemd, Slurm and a closed terminal send them to all processes of a command. Ray's
     would end before training has saved anything. `ray.shutdown` ends them all the same.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
         yield
     finally:

@@ -1,25 +1,25 @@
 """Process boundary: results on stdout, everything else on stderr, errors to exit codes.
 
-0 done, 1 failed, 2 wrong usage or recipe, 130 Ctrl-C, 143 SIGTERM or a closed terminal.
+0 done, 1 failed, 2 wrong usage or recipe, 130 Ctrl-C, 143 SIGTERM, a closed terminal or another
+signal that asks to end (`datagen/io/end_signals.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from datagen.errors import FlowmapsrError
+from datagen.io.end_signals import on_end_signal
 from pipelines.terminal.doing import speaking
 from pipelines.terminal.text import command, yaml_lines
 
@@ -30,7 +30,7 @@ FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP as an exception, so that clean-up runs as it does on Ctrl-C."""
+    """A signal that asks to end as an exception, so that clean-up runs as it does on Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
     """Runs a command; every way it can end becomes text and an exit code here, and only here."""
     output = Output(as_json=as_json)
     with _stdout_for_result_only() if as_json else nullcontext(), speaking():
-        signal.signal(signal.SIGTERM, _raise_terminated)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under `nohup`
-            signal.signal(signal.SIGHUP, _raise_terminated)
+        on_end_signal(_raise_terminated)
         try:
             yield output
         except KeyboardInterrupt as stop:
@@ -108,7 +106,7 @@ def process_edge(*, as_json: bool) -> Iterator[Output]:
         raise typer.Exit(output.exit_code)
 
 
-def _raise_terminated(number: int, frame: FrameType | None) -> None:
+def _raise_terminated() -> None:
     raise Terminated
 
 

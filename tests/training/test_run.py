@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from tests.support.eventually import eventually
-from tests.support.launch import deepspeed, finish, start_torchrun, train
+from tests.support.launch import deepspeed, finish, start_torchrun, start_workers, train
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import DISTILL, WARMUP, RunMaker, same_weights, weights
 from training.checkpoints.reader import read_commit
@@ -110,6 +113,25 @@ def test_torchrun_stopped_by_sigterm_resumes_from_s3_to_the_bit_identical_model(
     assert same_weights(recipe, undisturbed, "warmup")
     assert storage.exists(f"{checkpoints}/step-000060/trainer_state.json")
     assert not (stage / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_other_signals_that_ask_to_end_save_a_checkpoint_too(
+    run_recipe: RunMaker, tmp_path: Path, number: signal.Signals
+) -> None:
+    """To all processes, as a lost terminal, Slurm and Ctrl-C send them."""
+    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "steps": 3000}])
+    stage = StagePaths(tmp_path / "run", "warmup")
+    process = start_workers(recipe, tmp_path)
+    eventually(stage.progress.exists, process)
+    for worker in psutil.Process(process.pid).children():
+        worker.send_signal(number)
+    output, _ = process.communicate(timeout=100)
+    assert "stopped with a checkpoint" in output and "Traceback" not in output
+    assert list(stage.checkpoints.glob("step-*/trainer_state.json"))
+    client, names = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), mlflow_names(recipe.output)
+    runs = [client.get_run(one) for one in (names.parent, names.stages["warmup"])]
+    assert [one.info.status for one in runs] == ["KILLED", "KILLED"]
 
 
 def test_a_finished_run_is_skipped(undisturbed: TrainingRecipe, tmp_path: Path) -> None:

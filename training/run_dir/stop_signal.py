@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import FrameType
 
+from datagen.io.end_signals import on_end_signal
 from training.run_dir.paths import RunPaths
 
 
 class StopSignal:
-    """Becomes true when this process gets SIGTERM, or when a `stop` file appears in the run.
+    """Becomes true at a signal that asks this process to end (`datagen/io/end_signals.py`, or
+    Ctrl-C), or when a `stop` file appears in the run.
 
     The file reaches workers on other machines and in threads that receive no signals.
     """
@@ -26,10 +29,15 @@ class StopSignal:
         self._file.unlink(missing_ok=True)
 
     def listen(self) -> None:
-        """Installs the SIGTERM handler; only the main thread may."""
-        signal.signal(signal.SIGTERM, self._handle)
+        """Installs the handlers; only the main thread may."""
+        on_end_signal(self._set)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._interrupted)
 
-    def _handle(self, *_: object) -> None:
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        self._set()
+
+    def _set(self) -> None:
         self._signaled = True
 
     def __call__(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from datagen.io.end_signals import END_SIGNALS
+
 COMMAND = """
-import signal, threading, time
+import threading, time
 import ray
+from datagen.io.end_signals import on_end_signal
 from pipelines.cluster.ray_session import ray_cluster
 
 received = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: received.set())
+on_end_signal(received.set)
 
 @ray.remote(num_cpus=1)
 class Worker:
@@ -35,8 +37,8 @@ with ray_cluster(cpus=1):
 
 
 @pytest.mark.timeout(200)
-def test_a_sigterm_to_all_processes_of_a_command_lets_the_workers_save(tmp_path: Path) -> None:
-    """As `timeout`, systemd and Slurm send it."""
+def test_signals_to_all_processes_of_a_command_let_the_workers_save(tmp_path: Path) -> None:
+    """As `timeout`, systemd, Slurm and a terminal that is gone send them."""
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND],
         stdout=subprocess.PIPE,
@@ -48,7 +50,8 @@ def test_a_sigterm_to_all_processes_of_a_command_lets_the_workers_save(tmp_path:
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     started = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGTERM)
+    for number in END_SIGNALS:
+        os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=120)
     assert said == "saved 1\n" and process.returncode == 0
     assert not psutil.wait_procs(started, timeout=20)[1], "they end with the command"
