@@ -19,8 +19,8 @@ def test_without_a_terminal_lines_come_at_intervals(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "shards: 12/30 shards  18 s left  x",
-        "shards: 22/30 shards  8 s left  x",
+        "shards: 11/30 shards  19 s left  x",
+        "shards: 20/30 shards  10 s left  x",
         "shards: 30/30 shards",
     ]
 
