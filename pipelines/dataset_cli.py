@@ -106,8 +106,16 @@ def dataset_inspect(
 
 
 @dataset_app.command("verify", cls=PlainUsage)
-def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
+def dataset_verify(
+    dataset: Dataset,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also make one sample of each shard again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of a dataset and check it.
+
+    With --deep one sample of each shard is made again from its photo and compared.
 
     Exit code 1 if anything differs from the manifest.
     """
@@ -124,5 +132,12 @@ def dataset_verify(dataset: Dataset, as_json: AsJson = False) -> None:
             return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
         with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
             issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
+        without_photo: list[str] | None = None
+        if deep:
+            from datagen.review.recompute import recompute_samples
+
+            with show_progress("recompute", total=manifest.num_shards, unit="shards") as progress:
+                found, without_photo = recompute_samples(location, on_shard=progress.reach)
+            issues += found
         training = fitting_recipe(manifest.codec.kind)
-        out.say(reports.verified(location, issues, recipe=training))
+        out.say(reports.verified(location, issues, recipe=training, without_photo=without_photo))

@@ -138,15 +138,31 @@ def _quantiles(manifest: Manifest) -> list[tuple[str, ...]]:
     return rows
 
 
-def verified(dataset: str, faults: Sequence[DatasetIssue], *, recipe: str) -> VerbResult:
-    """How a dataset compares with its manifest, and the recipe to train with."""
-    result = {"ok": not faults, "faults": [fault._asdict() for fault in faults]}
+def verified(
+    dataset: str,
+    faults: Sequence[DatasetIssue],
+    *,
+    recipe: str,
+    without_photo: Sequence[str] | None = None,
+) -> VerbResult:
+    """How a dataset compares with its manifest, and the recipe to train with; `without_photo` are
+    the shards of which no sample could be made again, None if none was to be."""
+    result: dict[str, Any] = {"ok": not faults, "faults": [fault._asdict() for fault in faults]}
+    if without_photo is not None:
+        result["not_recomputed"] = list(without_photo)
     if faults:
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]
         return VerbResult(result, lines, ok=False)
     next_step = command("train", recipe, f"manifest={dataset}", "output=RUN")
     lines = [f"{dataset}: every part matches its manifest.", f"Next: {next_step}"]
+    if without_photo is not None:
+        missing = f"; not of {counted(len(without_photo), 'shard')}, whose photos are gone"
+        lines.insert(
+            1,
+            "One sample of each shard was made again and is the same"
+            f"{missing if without_photo else ''}.",
+        )
     return VerbResult(result, lines)
 
 

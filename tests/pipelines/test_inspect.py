@@ -42,6 +42,14 @@ def test_inspect_decodes_a_sample_into_the_current_folder(
     assert all(Path(file).is_file() for file in other.json["files"])
 
 
+def test_verify_can_make_samples_again(dataset: Path, invoke: Run) -> None:
+    ended = invoke("dataset", "verify", str(dataset), "--deep")
+    assert ended.code == 0 and "was made again and is the same." in ended.out
+    assert (
+        invoke("dataset", "verify", str(dataset), "--deep", "--json").json["not_recomputed"] == []
+    )
+
+
 def test_inspect_refuses_an_unknown_key(dataset: Path, tmp_path: Path, invoke: Run) -> None:
     ended = invoke("dataset", "inspect", str(dataset), "--key", "not-a-key")
     assert ended.code == 1 and "near ones are" in ended.err

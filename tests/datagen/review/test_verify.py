@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.records import as_json, to_json
+from datagen.review.recompute import recompute_samples
 from datagen.review.verify import verify_dataset
+from datagen.settings import DatasetRecipe
 from tests.support.shards import write_shard
 
 
@@ -273,6 +277,34 @@ def test_every_sample_is_checked(dataset: Path) -> None:
         samples = [_replaced(first, **change), *original[1:]]
         _rewrite(dataset, lambda _, new=samples: new)  # type: ignore[misc]
         assert what in _only_issue(dataset) and first.key in _only_issue(dataset)
+
+
+def test_samples_are_made_again_from_their_photos(
+    recipe: Callable[..., DatasetRecipe], photos: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(photos / "a.tar", "w") as tar:  # its photos stay where they are
+        for name in ("p0.png", "p1.png"):
+            tar.add(photos / name)
+            (photos / name).unlink()
+    asked = recipe(samples_per_shard=4)
+    build_in_process(asked)
+    dataset = Path(asked.output)
+    assert recompute_samples(asked.output) == ([], [])
+    original = read_shard(str(_first_tar(dataset)))
+    first = Latents.from_bytes(original[0].latents)
+    swapped = Latents(hq=first.hq, lq=first.neg * 2, neg=first.neg).to_bytes()
+    other = original[0].meta.replace(b'"scale": ', b'"scale": 1')
+    changes = {
+        "latent lq is not what the codec makes": {"latents": swapped},
+        "meta.json is not what the recipe draws": {"meta": other},
+    }
+    for what, change in changes.items():
+        _rewrite(dataset, lambda _, c=change: [_replaced(original[0], **c), *original[1:]])  # type: ignore[misc]
+        (issue,), skipped = recompute_samples(asked.output)
+        assert what in issue.what and original[0].key in issue.where and skipped == []
+    shutil.rmtree(photos)
+    shards = [record.path for record in load_manifest(asked.output).shards]
+    assert recompute_samples(asked.output) == ([], shards)
 
 
 def test_repeated_and_unknown_keys_are_issues(dataset: Path) -> None:
