@@ -136,6 +136,7 @@ def build_stage(
     startup.mark("engine")
     with closing(built.trainer):
         validator = Validator(reader, groups, codec=inputs.codec, device=device)
+        startup.mark("held out")
         yield Stage(inputs, system, built, shards, validator, workers, connected, watchdog)
 
 

@@ -19,9 +19,9 @@ from training.data.schedule import MicroStep, PlannedBatch, Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.stage import BatchSize
 
-GROUP_PIXELS, LARGEST_GROUP, LEAST_GROUPS = 2**19, 8, 4
+GROUP_PIXELS, LARGEST_GROUP, LEAST_GROUPS = 2**19, 8, 2
 """Groups are so small that a pass without gradients takes less memory than a training step, and so
-many of a bucket that a few workers share them."""
+many of a bucket that two workers share them."""
 WINDOW_SHARDS = 4
 """Shards of a bucket that samples are taken from: each is read whole once, to check it."""
 

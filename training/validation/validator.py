@@ -72,6 +72,23 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class _Quality:
+    """Of the images of a group, a row for each sample."""
+
+    psnr: np.ndarray
+    ssim: np.ndarray
+    spectrum: np.ndarray
+
+    @classmethod
+    def of(cls, images: Tensor, originals: Tensor) -> _Quality:
+        return cls(
+            psnr=_array(psnr(originals, images).clamp(max=MOST_DB)),
+            ssim=_array(ssim(originals, images)),
+            spectrum=_array(power_spectrum(images)),
+        )
+
+
+@dataclass(frozen=True)
 class _Measured:
     """The values of a group."""
 
@@ -79,15 +96,14 @@ class _Measured:
     scales: tuple[int, ...]
     terms: StepTerms
     over_time: dict[str, Points]
-    psnr: dict[str, np.ndarray]
-    """Each sample's, by method; so are the other two."""
-    ssim: dict[str, np.ndarray]
-    spectra: dict[str, np.ndarray]
+    quality: dict[str, _Quality]
+    """By method."""
 
 
 class Validator:
-    """The held-out samples of one worker, read at the first validation."""
+    """The held-out samples of one worker, in memory."""
 
+    @torch.no_grad()
     def __init__(
         self,
         reader: BatchReader,
@@ -100,35 +116,31 @@ class Validator:
         Args:
             groups: all of them, on every worker.
         """
-        self._reader = reader
-        self._codec = codec
-        self._device = device
         self._held_out = reader.schedule.split == "validation"
         spread = (len(groups) * index // PICTURES for index in range(PICTURES))
         self._shown = {number: PHOTO.format(i) for i, number in enumerate(sorted(set(spread)), 1)}
         numbers = range(len(groups)) if self._held_out else sorted(self._shown)
         mine = numbers[dist.get_rank() :: dist.get_world_size()]
-        self._planned = {number: groups[number] for number in mine}
-        self._groups: list[HeldOutGroup] | None = None
+        self._groups = [
+            read_group(reader, groups[number], number, codec=codec, device=device)
+            for number in mine
+        ]
+        self._fixed = [_fixed_quality(group) for group in self._groups]
         self.newest: Validation | None = None
 
     @torch.no_grad()
     def validate(self, model: Model) -> Validation:
         """Measures the model; every worker must call it, with whole parameters."""
-        if self._groups is None:
-            self._groups = [
-                read_group(self._reader, planned, number, codec=self._codec, device=self._device)
-                for number, planned in self._planned.items()
-            ]
         mine: list[_Measured] = []
         drawn: dict[str, Image.Image] = {}
-        for group in self._groups:
-            images = {BICUBIC: group.bicubic}
-            for steps in STEPS:
-                images[f"nfe{steps}"] = to_pixels(model.restored(group.batch, steps=steps))
-            mine.append(_measure(group, images, model))
+        for group, fixed in zip(self._groups, self._fixed, strict=True):
+            restored = {
+                f"nfe{steps}": to_pixels(model.restored(group.batch, steps=steps))
+                for steps in STEPS
+            }
+            mine.append(_measure(group, restored, model, fixed))
             if group.number in self._shown:
-                drawn[self._shown[group.number]] = _picture(group, images)
+                drawn[self._shown[group.number]] = _picture(group, restored)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, drawn))
         found = sorted((one for each, _ in everyone for one in each), key=lambda one: one.number)
@@ -146,12 +158,19 @@ class Validator:
         return self.newest
 
 
-def _measure(group: HeldOutGroup, images: Mapping[str, Tensor], model: Model) -> _Measured:
+def _fixed_quality(group: HeldOutGroup) -> dict[str, _Quality]:
+    """Of the images that are the same at every validation."""
+    fixed = {BICUBIC: group.bicubic, ORIGINAL: group.originals}
+    return {name: _Quality.of(images, group.originals) for name, images in fixed.items()}
+
+
+def _measure(
+    group: HeldOutGroup, restored: Mapping[str, Tensor], model: Model, fixed: dict[str, _Quality]
+) -> _Measured:
     # The noise of a group is the same at every validation, in every training.
     seed = int(seeded("validation", group.number).integers(2**62))
     losses = model.losses(group.batch, torch.Generator().manual_seed(seed))
-    original = group.originals
-    compared = {**images, ORIGINAL: original}
+    quality = {name: _Quality.of(images, group.originals) for name, images in restored.items()}
     return _Measured(
         number=group.number,
         scales=group.scales,
@@ -160,9 +179,7 @@ def _measure(group: HeldOutGroup, images: Mapping[str, Tensor], model: Model) ->
             name: list(zip(t.tolist(), values.tolist(), strict=True))
             for name, (t, values) in losses.over_time.items()
         },
-        psnr={name: _array(psnr(original, one).clamp(max=MOST_DB)) for name, one in images.items()},
-        ssim={name: _array(ssim(original, one)) for name, one in images.items()},
-        spectra={name: _array(power_spectrum(one)) for name, one in compared.items()},
+        quality=fixed | quality,
     )
 
 
@@ -186,13 +203,14 @@ def _metrics(found: Sequence[_Measured]) -> dict[str, float]:
     scales = np.array([scale for one in found for scale in one.scales])
     rows = {"": np.ones(len(scales), bool)}
     rows |= {f"_x{scale}": scales == scale for scale in sorted(set(scales.tolist()))}
-    for method in found[0].psnr:
+    base = np.concatenate([one.quality[BICUBIC].psnr for one in found])
+    for method in (name for name in found[0].quality if name != ORIGINAL):
+        qualities = [one.quality[method] for one in found]
         values = {
-            "psnr": np.concatenate([one.psnr[method] for one in found]),
-            "ssim": np.concatenate([one.ssim[method] for one in found]),
+            "psnr": np.concatenate([one.psnr for one in qualities]),
+            "ssim": np.concatenate([one.ssim for one in qualities]),
         }
         if method != BICUBIC:
-            base = np.concatenate([one.psnr[BICUBIC] for one in found])
             values["gain"] = values["psnr"] - base
         metrics |= {
             f"val/{measure}{group}_{method}": float(each[chosen].mean())
@@ -211,20 +229,20 @@ def _joined(parts: Iterable[Mapping[str, Points]]) -> dict[str, Points]:
 
 
 def _mean_spectra(found: Sequence[_Measured]) -> dict[str, np.ndarray]:
-    methods = found[0].spectra if found else ()
+    methods = found[0].quality if found else ()
     return {
-        method: np.concatenate([one.spectra[method] for one in found]).mean(axis=0)
+        method: np.concatenate([one.quality[method].spectrum for one in found]).mean(axis=0)
         for method in methods
     }
 
 
-def _picture(group: HeldOutGroup, images: Mapping[str, Tensor]) -> Image.Image:
+def _picture(group: HeldOutGroup, restored: Mapping[str, Tensor]) -> Image.Image:
     """The first sample: LQ, bicubic and one step above two steps, four steps and HQ."""
     original, small = group.originals[0], group.small[0]
     height, width = original.shape[1:]
     enlarged = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
     panels = [Panel("LQ", np.asarray(enlarged), f"{small.shape[1]}x{small.shape[0]}")]
-    for name, batch in images.items():
+    for name, batch in {BICUBIC: group.bicubic, **restored}.items():
         quality = float(psnr(original[None], batch[:1]))
         label = name if name == BICUBIC else f"NFE {name.removeprefix('nfe')}"
         panels.append(Panel(label, _pixels(batch[0]), f"{quality:.2f} dB"))
