@@ -8,12 +8,14 @@ to check, the workers check before they train (`training/stage.py`).
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
-from training.data.bucket_mix import BucketShare, bucket_shares
+from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
 from training.run_dir.paths import stage_paths
 from training.run_dir.recipe_guard import check_recipe
@@ -33,8 +35,8 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
     Raises:
         FlowmapsrError: the run's folder holds another recipe, or stages that were trained on
             another dataset; no dataset there; a place that `init_from` or `prompts` names is
-            missing; budgets that are not the dataset's; a cache too small for it; latents too
-            small for a discriminator.
+            missing; budgets that are not the dataset's; a cache too small for it; latents that the
+            network cannot halve, or too small for a discriminator.
     """
     check_recipe(recipe)
     manifest = open_dataset(recipe.manifest).manifest
@@ -46,6 +48,8 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
             continue
         _warn_of_partial_batches(stage, recipe.most_workers)
         draws = bucket_shares(stage, manifest)
+        _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"))
+        _check_sides(recipe, manifest, draws)
         check_cache(recipe, manifest, draws)
         if stage.init_from is not None and is_local_path(stage.init_from):
             _check_exists(stage.init_from, f"stage {stage.name!r}: init_from")
@@ -77,6 +81,38 @@ def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:
                 "them; the result is the same, and a multiple of %d is faster",
                 *(stage.name, size.global_batch, size.micro_batch, workers),
                 *(100 * size.fill(workers), size.micro_batch * workers),
+            )
+
+
+def _warn_of_copies(
+    stage: StageSettings, draws: Sequence[BucketShare], sizes: Mapping[str, int]
+) -> None:
+    """A step takes all its samples from one bucket, and each again once it has had all."""
+    small = [one for one in draws if one.batch.global_batch > sizes[one.bucket]]
+    if small:
+        worst = max(small, key=lambda one: one.batch.global_batch / sizes[one.bucket])
+        size, batch = sizes[worst.bucket], worst.batch.global_batch
+        log.warning(
+            "stage %r: %d of its %d buckets of training samples hold fewer than a step takes: "
+            "bucket %s has %s, so global_batch %d has up to %d copies of each; give more photos, "
+            "fewer buckets or a smaller global_batch",
+            *(stage.name, len(small), len(draws), worst.bucket),
+            *("a single one" if size == 1 else size, batch, math.ceil(batch / size)),
+        )
+    elif sum(sizes[one.bucket] for one in draws) == 1:
+        log.warning("stage %r trains on a single sample, which it will learn by heart", stage.name)
+
+
+def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[BucketShare]) -> None:
+    multiple, downsample = recipe.model.latent_multiple, manifest.codec.downsample
+    pixels = multiple * downsample
+    for bucket in map(Bucket.from_name, sorted(draw.bucket for draw in draws)):
+        if bucket.height % pixels or bucket.width % pixels:
+            raise FlowmapsrError(
+                f"bucket {bucket.name}: its latents of {bucket.height // downsample}x"
+                f"{bucket.width // downsample} cannot be halved as often as the network does: "
+                f"sides must be multiples of {multiple} latents, {pixels} pixels. Build the "
+                f"dataset with buckets.step={pixels}, or use fewer model.block_channels"
             )
 
 

@@ -96,6 +96,38 @@ def test_batches_that_workers_fill_in_part_only_are_warned_of(
     assert "global_batch 8 in micro batches of 2 on 3 workers fills 67 %" in caplog.text
 
 
+def test_latents_that_the_network_cannot_halve_are_refused(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    four = {"block_channels": [8] * 4, "transformer_layers": [0] * 4, "attention_heads": [1] * 4}
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP], **four)
+    with pytest.raises(FlowmapsrError, match=r"bucket 32x32: .*4x4 .*multiples of 8 .*step=64"):
+        check_run(recipe)
+
+
+def test_a_step_larger_than_a_bucket_is_warned_of_with_the_copies(
+    run_recipe: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[{**WARMUP, "global_batch": 30}])
+    check_run(recipe)
+    assert "bucket 32x32 has 12, so global_batch 30 has up to 3 copies of each" in caplog.text
+
+
+def test_a_single_sample_is_warned_of(
+    dataset: Path, run_recipe: RunMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(dataset, alone)
+    manifest = open_dataset(str(dataset)).manifest
+    shard = next(one for one in manifest.shards if one.split == "train")
+    one = manifest.model_copy(update={"shards": (shard.model_copy(update={"num_samples": 1}),)})
+    stages = [{**WARMUP, "global_batch": 1}]
+    recipe = run_recipe(tmp_path / "run", stages=stages)
+    (alone / "manifest.json").write_text(one.model_dump_json())
+    check_run(recipe.model_copy(update={"manifest": str(alone)}))
+    assert "stage 'warmup' trains on a single sample" in caplog.text
+
+
 def test_missing_sources_are_named_unless_their_stage_is_finished(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ class FlowMapNet(nn.Module):
     @property
     def downsample(self) -> int:
         """Latent sides must be multiples of this."""
-        return 2 ** (len(self.settings.block_channels) - 1)
+        return self.settings.latent_multiple
 
     def forward(
         self, x: Tensor, t: Tensor, s: Tensor, prompt: Tensor | None = None, w: Tensor | None = None

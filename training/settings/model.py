@@ -26,6 +26,11 @@ class SystemSettings(Settings):
 
     kind: str
 
+    @property
+    def latent_multiple(self) -> int:
+        """Sides of latents must be multiples of this."""
+        return 1
+
 
 class ModelSettings(SystemSettings):
     """Size of `FlowMapNet`, a diffusers `UNet2DConditionModel` (defaults: SDXL-like, 2.43 B)."""
@@ -58,6 +63,11 @@ class ModelSettings(SystemSettings):
     )
     """Factor of t in the U-Net's time embedding. Diffusion checkpoints expect 1000; the Eulerian
     formulation differentiates in t, and 1 makes that derivative 1000 times smaller."""
+
+    @property
+    def latent_multiple(self) -> int:
+        """Every block but the last one halves them."""
+        return 2 ** (len(self.block_channels) - 1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
