@@ -51,7 +51,6 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     if not is_deployed():
         _hide_lost_logs()
     if get_current_settings().api.url is None:
-        doing("starting Prefect's own server")
         _keep_server_apart()
     once = _Once(work or partial(unwrap(flow.fn), recipe))
     run = copy(flow)
@@ -102,6 +101,7 @@ def _keep_server_apart() -> None:
     """
     from prefect.server.api import server  # heavy: not if a server is running already
 
+    doing("starting Prefect's own server")
     end_children_with_this_process()
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
