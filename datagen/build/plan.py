@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 
+from datagen.build.restore import restore_manifest
 from datagen.build.survey import Survey, survey
 from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo, write_reasons
 from datagen.dataset.layout import PLAN, REJECTED, TASKS, task_index
@@ -34,12 +35,17 @@ _PhotoGroups = dict[tuple[str, ...], list[PhotoVariants]]
 def plan_dataset(
     recipe: DatasetRecipe, *, listing: Listing | None = None, map_chunks: scan.MapChunks = map
 ) -> Plan:
-    """Makes or continues the plan and writes `plan.json`. The caller holds the dataset's lock.
+    """Makes or continues the plan and writes `plan.json`; before, a manifest that was lost is
+    written again. The caller holds the dataset's lock.
 
     Raises:
         FlowmapsrError: as `survey`, or no photo or too few of them can be used.
     """
-    plan = make_plan(survey(recipe, listing), map_chunks=map_chunks)
+    found = survey(recipe, listing)
+    if found.manifest_is_lost:
+        restore_manifest(recipe)
+        found = survey(recipe, found.listing)
+    plan = make_plan(found, map_chunks=map_chunks)
     if plan.tasks or plan.rejected:
         storage.write_bytes(storage.join(recipe.output, PLAN), to_compact_json(plan))
     return plan

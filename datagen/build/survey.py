@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, TASKS, record_path
+from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SHARDS, SOURCES, TASKS, record_path
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
@@ -53,6 +53,11 @@ class Survey:
         """The manifest, if the dataset is finished and there is nothing new."""
         to_do = self.open_plan or self.cleanup_pending or self.new or self.new_rejections
         return None if to_do else self.manifest
+
+    @property
+    def manifest_is_lost(self) -> bool:
+        """Whether the dataset was finished once, and its manifest is gone."""
+        return self.manifest is None and self.open_plan is None and bool(self.known.lines)
 
     @property
     def new_rejections(self) -> list[Rejection]:
@@ -133,7 +138,12 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
     plan = read_record(storage.join(output, PLAN), Plan, remedy=_PLAN_REMEDY)
     if plan is not None:
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
-    if manifest is None and plan is None:
+    if manifest is None and plan is not None and plan.base is not None:
+        raise FlowmapsrError(
+            f"{storage.join(output, MANIFEST)}: lost while a build that adds to it is open; "
+            "restore the file"
+        )
+    if manifest is None and plan is None and not _holds_shards(output):
         for entry in storage.scan(output):
             ours = entry.uri == storage.join(output, REJECTED)  # of a build that was refused
             if not (ours or is_lock(entry.uri) or storage.is_temporary(entry.uri)):
@@ -142,6 +152,11 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
                     "give a new folder"
                 )
     return manifest, base, plan
+
+
+def _holds_shards(output: str) -> bool:
+    """Whether a dataset without a manifest and an open build was finished once."""
+    return all(storage.exists(storage.join(output, name)) for name in (SOURCES, SHARDS))
 
 
 def _refuse_other_recipe(output: str, found: dict[str, Any], recipe: DatasetRecipe) -> None:

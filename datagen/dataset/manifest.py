@@ -123,7 +123,8 @@ def load_manifest(root: str) -> Manifest:
     if manifest is None:
         raise FlowmapsrError(
             f"{path}: there is no manifest, so there is no finished dataset here; "
-            "check the address, or finish it with `flowmapsr dataset build`"
+            "check the address, or run the same `flowmapsr dataset build` again, which finishes a "
+            "build that stopped and writes a manifest that was lost"
         )
     return manifest
 

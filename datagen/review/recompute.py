@@ -34,14 +34,21 @@ _TOLERANCE = 0.05
 def recompute_samples(
     uri: str, *, on_shard: Callable[[int], None] = lambda done: None
 ) -> tuple[list[DatasetIssue], list[str]]:
+    """`recompute` of a dataset, given its folder or manifest."""
+    manifest, root = open_dataset(uri)
+    return recompute(manifest, root, on_shard=on_shard)
+
+
+def recompute(
+    manifest: Manifest, root: str, *, on_shard: Callable[[int], None] = lambda done: None
+) -> tuple[list[DatasetIssue], list[str]]:
     """Recomputes on the CPU; the issues, and the shards none of whose photos is there any more.
 
     Shards that cannot be read are left to `verify_dataset`.
 
     Raises:
-        FlowmapsrError: the manifest, the list of photos or the codec cannot be read.
+        FlowmapsrError: the list of photos or the codec cannot be read.
     """
-    manifest, root = open_dataset(uri)
     again = _Recomputer(manifest, root)
     issues: list[DatasetIssue] = []
     skipped: list[str] = []
@@ -72,7 +79,7 @@ class _Recomputer:
         """The sample, or why there is none now; None without the photo, or with another one."""
         photo, _, variant = key.rpartition("-")
         known = self._photos.get(photo)
-        file = _file(known.uri) if known and known.stamp else None
+        file = file_at(known.uri) if known and known.stamp else None
         if known is None or file is None:
             return None
         wanted = PhotoVariants(file, 0, 0, int(variant), 1)
@@ -82,7 +89,8 @@ class _Recomputer:
         return made if same else None
 
 
-def _file(uri: str) -> SourceFile | None:
+def file_at(uri: str) -> SourceFile | None:
+    """The photo at the URI, in an archive too; None if there is none that can be read."""
     try:
         entry = storage.entry(uri)
         if entry is not None:

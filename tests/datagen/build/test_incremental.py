@@ -66,6 +66,37 @@ def test_new_photos_make_new_shards(recipe: RecipeMaker, add: Callable[..., None
     assert survey(recipe()).complete == after
 
 
+def test_a_manifest_that_was_lost_is_made_again(
+    recipe: RecipeMaker, add: Callable[..., None]
+) -> None:
+    build_in_process(recipe())
+    add(100, 101)
+    before = build_in_process(recipe())
+    old = _shards(recipe().output)
+    path = Path(recipe().output, "manifest.json")
+    path.unlink()
+    (issue,) = verify_dataset(recipe().output)
+    assert issue.where == str(path) and "there is no manifest" in issue.what
+    with pytest.raises(FlowmapsrError, match="not what the recipe draws"):
+        build_in_process(recipe(seed=8))
+    assert not path.exists()
+    after = build_in_process(recipe())
+    assert after.digest == before.digest and _shards(recipe().output) == old
+    assert after.stats.counts == before.stats.counts
+    assert np.allclose(after.stats.latent.std, before.stats.latent.std)
+    assert verify_dataset(recipe().output) == []
+    assert survey(recipe()).complete == after
+
+    path.unlink()
+    add(102)
+    assert build_in_process(recipe()).num_samples == before.num_samples + 2
+    path.unlink()
+    shard = next(Path(recipe().output).glob("shards/*/*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(FlowmapsrError, match=shard.name):
+        build_in_process(recipe())
+
+
 def test_a_second_folder_can_be_added(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:
     build_in_process(recipe())
     other = tmp_path / "other"
