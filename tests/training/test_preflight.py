@@ -121,10 +121,11 @@ def test_a_single_sample_is_warned_of(
     manifest = open_dataset(str(dataset)).manifest
     shard = next(one for one in manifest.shards if one.split == "train")
     one = manifest.model_copy(update={"shards": (shard.model_copy(update={"num_samples": 1}),)})
-    stages = [{**WARMUP, "global_batch": 1}]
-    recipe = run_recipe(tmp_path / "run", stages=stages)
     (alone / "manifest.json").write_text(one.model_dump_json())
-    check_run(recipe.model_copy(update={"manifest": str(alone)}))
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    stages = (recipe.stages[0].model_copy(update={"global_batch": 1}),)
+    single = {"manifest": str(alone), "workers": 1, "stages": stages}
+    check_run(recipe.model_copy(update=single))
     assert "stage 'warmup' trains on a single sample" in caplog.text
 
 
