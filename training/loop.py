@@ -154,6 +154,16 @@ class Loop:
         ended = self.trainer.converged or self.best.exhausted
         return ended or position.step >= self.settings.steps
 
+    def why_finished(self, end: Position) -> str:
+        """Why the stage was done at `end`, and for a stop that never came how far that was."""
+        steps = self.settings.steps
+        told = [told for told in (self.trainer.convergence, self.best.early_stopping()) if told]
+        if self.trainer.converged:
+            return f"converged at step {end.step} of {steps}: {self.trainer.convergence}"
+        if self.best.exhausted:
+            return f"stopped early at step {end.step} of {steps}: {self.best.early_stopping()}"
+        return "; ".join([f"all {steps} steps", *(f"no early end: {one}" for one in told)])
+
     def choose_model(self, end: Position) -> ChosenStep:
         """After the last step: restores the checkpoint that becomes the model, if that is not the
         state at `end`; every worker must call it."""

@@ -182,10 +182,12 @@ class Stage:
             if loop.finished(end):
                 if self.rank == 0 and self.validator.newest is not None:
                     reporter.pictures(end.step, draw_figures(self.validator.newest))
+                why = loop.why_finished(end)
+                reporter.finished(why)
                 chosen = loop.choose_model(end)
                 with self._whole_model():
                     if self.rank == 0:
-                        self._write_results(end, chosen, reporter)
+                        self._write_results(end, why, chosen, reporter)
         dist.barrier()
 
     @contextmanager
@@ -286,7 +288,9 @@ class Stage:
             log.warning("the peak of this GPU is unknown: its utilization (MFU) is not reported")
         return peak
 
-    def _write_results(self, end: Position, chosen: ChosenStep, reporter: Reporter) -> None:
+    def _write_results(
+        self, end: Position, why: str, chosen: ChosenStep, reporter: Reporter
+    ) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
         inputs, folder = self.inputs, self.folder
         self.built.save(folder.model, chosen)
@@ -295,6 +299,7 @@ class Stage:
             stage=folder.name,
             steps=end.step,
             images_seen=end.images_seen,
+            ended=why,
             recipe_digest=inputs.recipe.digest(),
             dataset_digest=inputs.dataset.manifest.digest,
             model=str(folder.model.relative_to(folder.run)),

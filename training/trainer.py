@@ -120,6 +120,10 @@ class Trainer(Reported, Protocol):
     def converged(self) -> bool:
         """Whether the stage may end before its last step."""
 
+    @property
+    def convergence(self) -> str:
+        """How far that is, in words; empty for a trainer that always takes all steps."""
+
     def step_kind(self, step: int) -> str:
         """What a step does: steps of one kind cost alike."""
 
@@ -145,7 +149,7 @@ class Trainer(Reported, Protocol):
 class ObjectiveTrainer:
     """One engine that minimizes one objective."""
 
-    converged = False
+    converged, convergence = False, ""
 
     def __init__(self, engine: Engine, objective: Objective, settings: StageSettings) -> None:
         self.engine = engine

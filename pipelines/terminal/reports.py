@@ -338,7 +338,8 @@ def status_report(found: RunStatus) -> VerbResult:
         if stage.held_out:
             lines.append(f"{stage.stage}: held out {_values(stage.held_out)}")
         if stage.ended:
-            lines.append(f"{stage.stage} stopped: {stage.ended}")
+            verb = "done" if stage.state == "done" else "stopped"
+            lines.append(f"{stage.stage} {verb}: {stage.ended}")
         if stage.problem:
             lines.append(f"{stage.stage}: {stage.problem}")
     if found.evaluation:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from datagen.errors import FlowmapsrError
 from pipelines.cli import app
 from tests.support.eventually import eventually
 from tests.support.launch import start_workers, train
+from tests.support.mlflow_runs import mlflow_names
 from tests.support.processes import kill_tree
 from tests.support.tiny import STAGE, RunMaker, weights, write_photos
 from training.checkpoints.reader import open_checkpoint, read_commit
@@ -25,6 +27,7 @@ from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts
 from training.inference.upscaler import Upscaler
 from training.settings.recipe import TrainingRecipe
+from training.tracking.status import run_status
 from training.weights.model_folder import find_model, load_config
 
 STEPS = 24
@@ -157,13 +160,45 @@ def _saved(recipe: TrainingRecipe, part: str) -> list[bytes]:
     return [(folder / file.name).read_bytes() for file in files if file.part == part]
 
 
-def test_the_stage_ends_when_the_scores_have_met(gan_recipe: GanMaker, tmp_path: Path) -> None:
+def test_a_stage_whose_discriminator_learns_nothing_takes_all_steps_and_says_so(
+    gan_recipe: GanMaker, tmp_path: Path
+) -> None:
     recipe = gan_recipe(tmp_path, convergence={"window": 3, "tolerance": 1e6})
-    train(recipe, tmp_path)
+    process = start_workers(recipe, tmp_path)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
     record = json.loads((_home(recipe) / "done.json").read_text())
-    assert (record["steps"], record["images_seen"]) == (7, 28)  # 4 of warm-up, a window of 3
-    assert (_home(recipe) / "checkpoints" / "step-000007").is_dir()
-    assert (_home(recipe) / "images" / "pictures-photo_1-000007.png").is_file()
+    assert record["steps"] == STEPS
+    why = record["ended"]
+    assert why.startswith(f"all {STEPS} steps; no early end: the real score leads by ")
+    assert why.endswith("never led by 1e+06: the discriminator learns nothing")
+    assert f"gan: {why}\n" in output
+    (stage,) = run_status(Path(recipe.output)).stages
+    assert stage.ended == why
+    assert f"| ended | {why} |" in (Path(recipe.output) / "stages.md").read_text()
+    run = mlflow_names(recipe.output).stages["gan"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.get_run(run).data.tags["ended"] == why
+
+
+def test_the_stage_ends_when_the_scores_have_met_and_says_so(
+    gan: TrainingRecipe, gan_recipe: GanMaker, tmp_path: Path
+) -> None:
+    """Of the same steps, those where the lead falls below a tolerance that it exceeded before."""
+    saved = json.loads(_saved(gan, "scores.json")[0])
+    leads = [real - fake for real, fake in zip(saved["real"], saved["fake"], strict=True)]
+    first = next(i for i, lead in enumerate(leads) if lead > abs(leads[i + 1]))
+    tolerance = (leads[first] + abs(leads[first + 1])) / 2
+    apart = next(i for i, lead in enumerate(leads) if lead > tolerance)
+    met = next(i for i in range(apart, len(leads)) if abs(leads[i]) <= tolerance)
+    recipe = gan_recipe(tmp_path, convergence={"window": 1, "tolerance": tolerance})
+    train(recipe, tmp_path)
+    end = 4 + met + 1  # after the warm-up
+    record = json.loads((_home(recipe) / "done.json").read_text())
+    assert (record["steps"], record["images_seen"]) == (end, 4 * end)
+    assert record["ended"].startswith(f"converged at step {end} of {STEPS}: the real score leads")
+    assert (_home(recipe) / "checkpoints" / f"step-{end:06d}").is_dir()
+    assert (_home(recipe) / "images" / f"pictures-photo_1-{end:06d}.png").is_file()
 
 
 def test_the_loras_strength_is_chosen_at_inference(gan: TrainingRecipe) -> None:

@@ -74,6 +74,10 @@ class AdversarialTrainer:
     def converged(self) -> bool:
         return self.scores.met
 
+    @property
+    def convergence(self) -> str:
+        return self.scores.summary()
+
     def step_kind(self, step: int) -> str:
         return turn(step, warmup=self.warmup)
 
@@ -176,23 +180,51 @@ class ScoreAverages:
         self.settings = settings
         self._real: deque[float] = deque(maxlen=settings.window)
         self._fake: deque[float] = deque(maxlen=settings.window)
+        self._most_apart = -math.inf
 
     def add(self, *, real: float, fake: float) -> None:
         self._real.append(real)
         self._fake.append(fake)
+        if len(self._real) == self.settings.window:
+            self._most_apart = max(self._most_apart, self._lead)
+
+    @property
+    def _lead(self) -> float:
+        return (sum(self._real) - sum(self._fake)) / self.settings.window
+
+    @property
+    def _were_apart(self) -> bool:
+        return self._most_apart > self.settings.tolerance
 
     @property
     def met(self) -> bool:
-        """Whether the window is full and the real score no longer leads by the tolerance."""
-        window = self.settings.window
-        if len(self._real) < window:
-            return False
-        return (sum(self._real) - sum(self._fake)) / window <= self.settings.tolerance
+        """Whether the averages met after the real score had led: before, the discriminator has
+        learned nothing yet, and where the fake one leads, it no longer does."""
+        return self._were_apart and abs(self._lead) <= self.settings.tolerance
+
+    def summary(self) -> str:
+        """How far apart the scores are, and were."""
+        settings = self.settings
+        if len(self._real) < settings.window:
+            return f"the scores have no average over {settings.window} steps"
+        now = f"the real score leads by {self._lead:.3g} on average of {settings.window} steps"
+        if self.met:
+            return f"{now}, after {self._most_apart:.3g}"
+        if not self._were_apart:
+            return (
+                f"{now} and never led by {settings.tolerance:g}: the discriminator learns nothing"
+            )
+        if self._lead < 0:
+            return f"{now}, below zero: the discriminator no longer tells real from fake"
+        return f"{now}, still more than {settings.tolerance:g}"
 
     def to_json(self) -> bytes:
-        return json.dumps({"real": list(self._real), "fake": list(self._fake)}).encode()
+        values = {"real": list(self._real), "fake": list(self._fake)}
+        apart = {"most_apart": self._most_apart} if math.isfinite(self._most_apart) else {}
+        return json.dumps({**values, **apart}).encode()
 
     def restore(self, data: bytes) -> None:
         values = json.loads(data)  # floats survive JSON exactly
         self._real.extend(values["real"])
         self._fake.extend(values["fake"])
+        self._most_apart = values.get("most_apart", -math.inf)

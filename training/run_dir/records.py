@@ -29,6 +29,8 @@ class StageRecord(FrozenModel):
     stage: str
     steps: int
     images_seen: int
+    ended: str = ""
+    """Why at that step, such as `all 1000 steps`; empty in records of older versions."""
     recipe_digest: str
     dataset_digest: str
     model: str

@@ -60,12 +60,13 @@ class DiscriminatorSettings(Settings):
 
 
 class ConvergenceSettings(Settings):
-    """The stage ends when the moving averages of the real and the fake score have met."""
+    """The stage ends when the moving averages of the real and the fake score have met, after the
+    real one led by more than `tolerance`; where it never did, all steps are taken."""
 
     window: int = Field(100, ge=1)
     """Steps of the moving averages, which start after the discriminator's warm-up."""
     tolerance: float = Field(0.02, ge=0)
-    """They have met when the real score leads by no more than this."""
+    """They have met when they differ by no more than this."""
 
 
 class AdversarialSettings(Settings):

@@ -86,6 +86,9 @@ class Reporter:
     def checkpoint_failed(self, problem: str) -> None:
         """Why a checkpoint is missing."""
 
+    def finished(self, why: str) -> None:
+        """The stage takes no more steps, and why."""
+
     def model_written(self, chosen: ChosenStep) -> None:
         """The stage's model folder is there, with the weights of that step."""
 
@@ -245,6 +248,10 @@ class StageReporter(Reporter):
         with best_effort("the list of checkpoints"):
             new = checkpoint(self.recipe, self.folder, self._dataset, step=step, uri=uri)
             self.tracker.write(new, KeptCheckpoints(reasons=kept))
+
+    def finished(self, why: str) -> None:
+        log.info("%s: %s", self.folder.name, why)
+        self.tracker.write(Tags(values={"ended": why}))
 
     def model_written(self, chosen: ChosenStep) -> None:
         with best_effort("the entry of the model"):

@@ -18,7 +18,7 @@ from training.tracking.stage_facts import StageFacts
 
 Cell = str | int | float | None
 
-DONE, RESTARTS = ("state", "steps", "images"), "restarts"
+DONE, RESTARTS = ("state", "steps", "ended", "images"), "restarts"
 EVALUATION = "eval/"
 """Begins the metrics of an evaluation on photos, which a run has."""
 QUALITY = ("loss", "gan", "val", "eval")
@@ -101,6 +101,8 @@ def _cells(recipe: TrainingRecipe, stage: StageFacts) -> dict[str, Cell]:
     }
     if stage.record is not None:
         cells["images"] = stage.record.images_seen
+        if stage.record.ended:
+            cells["ended"] = stage.record.ended
     last = {name: series.values[-1] for name, series in stage.metrics.items()}
     if stage.settings.name == recipe.stages[-1].name:  # whose model was evaluated
         last |= last_values(stage.folder.run, prefix=EVALUATION)

@@ -48,7 +48,7 @@ class StageStatus(FrozenModel):
     """Of all workers together, over all starts."""
     on_gpus: bool | None = None
     ended: str | None = None
-    """Why it stopped, where that is known."""
+    """Why it stopped, or is done at that step, where that is known."""
     problem: str | None = None
     """Why the last checkpoint could not be written."""
     validation: dict[str, float] = {}
@@ -220,6 +220,7 @@ def _stage_status(
         "validation": last_values(folder.root, prefix="val/"),
     }
     if done is not None:
+        known |= {"ended": done.ended or None}
         steps = {"step": done.steps, "steps": done.steps}
         last = read_progress(folder)
         if last is not None:

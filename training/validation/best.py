@@ -62,6 +62,17 @@ class BestSoFar:
         best = None if early is None else self.found.get(early.metric)
         return early is not None and best is not None and best.waited >= early.patience
 
+    def early_stopping(self) -> str:
+        """How far it is, in words; empty without it."""
+        early = self.settings.early_stopping
+        best = None if early is None else self.found.get(early.metric)
+        if early is None or best is None:
+            return ""
+        return (
+            f"{early.metric} was best at step {best.step} ({best.value:.4g}), "
+            f"{best.waited} of {early.patience} validations without a better one"
+        )
+
     @property
     def best(self) -> BestValue | None:
         """By the metric that chooses the stage's model."""

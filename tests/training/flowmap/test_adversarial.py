@@ -178,13 +178,31 @@ def test_score_terms_are_means_over_samples(scores: tuple[Tensor, Tensor]) -> No
 
 def test_averages_meet_when_the_window_is_full_and_the_lead_is_gone() -> None:
     averages = ScoreAverages(ConvergenceSettings(window=3, tolerance=0.1))
-    leads = [0.0, 0.0, 0.9, 0.2, 0.1, 0.0, -0.5]
-    met = []
+    leads = [0.0, 0.0, 0.9, 0.2, 0.1, -0.1, -0.5, -0.6]
+    met, told = [], []
     for lead in leads:
         averages.add(real=5 + lead, fake=5)
         met.append(averages.met)
-    # Window means: -, -, 0.3, 0.367, 0.4, 0.1, -0.133; 0.1 is a rounding error away from 0.1.
-    assert met[:5] == [False] * 5 and met[6]
+        told.append(averages.summary())
+    # Window means: -, -, 0.3, 0.367, 0.4, 0.067, -0.167, -0.4.
+    assert met == [False] * 5 + [True, False, False]
+    assert "no average over 3 steps" in told[1] and "still more than 0.1" in told[4]
+    assert "leads by 0.0667 on average of 3 steps, after 0.4" in told[5]
+    assert "no longer tells real from fake" in told[7]
+
+
+def test_scores_that_were_never_apart_have_not_met() -> None:
+    averages = ScoreAverages(ConvergenceSettings(window=3, tolerance=0.1))
+    for _ in range(9):
+        averages.add(real=5.05, fake=5)
+    assert not averages.met and "the discriminator learns nothing" in averages.summary()
+    averages.add(real=5.5, fake=5)
+    again = ScoreAverages(averages.settings)
+    again.restore(averages.to_json())
+    assert not again.met
+    for _ in range(3):
+        again.add(real=5.05, fake=5)
+    assert again.met, "that they were apart was not restored"
 
 
 def test_averages_survive_a_checkpoint_exactly() -> None:

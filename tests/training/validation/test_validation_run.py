@@ -102,6 +102,10 @@ def test_a_stage_ends_early_and_its_model_is_the_best_from_which_the_next_one_st
     assert kept == [f"step-{best:06d}", f"step-{last:06d}"]
     record = stage.finished_record()
     assert record is not None and record.steps == last
+    assert record.ended == (
+        f"stopped early at step {last} of {STAGE['steps']}: {METRIC} was best at step {best} "
+        f"({measured[best]:.4g}), 3 of 3 validations without a better one"
+    )
     config = json.loads((stage.model / "config.json").read_text())
     assert config["step"] == best
     assert config["chosen"] == f"best {METRIC}: {measured[best]:.6g}"
