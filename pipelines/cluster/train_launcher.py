@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 SAVE_SECONDS = 120.0
 """How long workers may take to save when the launch is interrupted."""
+LOADING_SECONDS = 3.0
+"""The same for workers that have not begun yet and have nothing to save."""
 
 
 @contextmanager
@@ -78,6 +80,7 @@ class TrainingWorkers:
         # makes a thread seem ended.
         self._ended = threading.Event()
         self._placement: Placement | None = None
+        self._starts = _count_starts(recipe)
 
     def start(self, placement: Placement) -> None:
         """Starts the group; it trains every stage that is not finished."""
@@ -106,16 +109,20 @@ class TrainingWorkers:
         return record
 
     def stop(self) -> None:
-        """Waits for the group to end; if it still trains, it saves a checkpoint first."""
+        """Waits for the group to end; if it still trains, it saves a checkpoint first.
+
+        Workers that have not begun are not waited for until they have loaded their libraries.
+        """
         try:
             self.lock.raise_if_lost()
         except LockLostError:
             ray.shutdown()  # ends the workers too: they must not write any more
             return
+        begun = _count_starts(self.recipe) > self._starts
         if finished_stages(self.recipe) is None and not self._ended.is_set():
-            doing("waiting for the workers to save a checkpoint")
+            doing("waiting for the workers to save a checkpoint" if begun else "ending the workers")
             self._stop.ask()
-        if not self._ended.wait(SAVE_SECONDS):
+        if not self._ended.wait(SAVE_SECONDS if begun else LOADING_SECONDS) and begun:
             log.warning(
                 "the workers did not save within %.0f s and are stopped: the steps since the last "
                 "checkpoint will be repeated",

@@ -12,10 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
+from pipelines.cluster import train_launcher
 from pipelines.cluster.stage_watch import WorkerWarnings, keep_warnings
 from pipelines.cluster.train_hooks import FailureLog, NetworkConfig, interface_of
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
-from training.run_dir.starts import read_failures
+from training.run_dir.lock import run_lock
+from training.run_dir.paths import stage_paths
+from training.run_dir.records import WorkerGroup
+from training.run_dir.starts import read_failures, record_start
 from training.settings.recipe import TrainingRecipe
 
 CPU_NODE, GPU_NODE = {"CPU": 8.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 4.0}
@@ -112,6 +116,23 @@ def test_an_error_for_the_user_ends_the_run_and_any_other_is_only_recorded(tmp_p
     on_a_full_disk = FailureLog(tmp_path / "missing")
     with pytest.raises(FlowmapsrError, match="the shard is damaged"):
         on_a_full_disk.after_exception(None, errors)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_only_workers_that_have_begun_are_waited_for_until_they_have_saved(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(train_launcher, "LOADING_SECONDS", 0.1)
+    monkeypatch.setattr(train_launcher, "SAVE_SECONDS", 0.5)
+    recipe = _recipe(output=str(tmp_path))
+    with run_lock(recipe) as lock:
+        workers = train_launcher.TrainingWorkers(recipe, lock)
+        if begun:
+            (stage,) = stage_paths(recipe)
+            stage.root.mkdir(parents=True)
+            record_start(stage, WorkerGroup(hosts=("a",), devices=("cpu",), on_gpus=False), step=0)
+        workers.stop()
+    assert ("did not save within" in caplog.text) is begun
 
 
 class _OneProcess:
