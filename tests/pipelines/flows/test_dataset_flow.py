@@ -53,6 +53,7 @@ def reference(
         f"output={output}",
         "samples_per_photo=4",
         "samples_per_shard=3",
+        "validation_fraction=0",
     ]
     build(["dataset", "build", "demo", *settings, "workers=1"])
     return output
