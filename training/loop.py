@@ -296,8 +296,10 @@ class Loop:
         self.watchdog.alive(f"the validation of step {step}")
         self.best.check(found.metrics)
         if step == 0:
-            errors = map(self._guarded_error, found.losses)
-            self.guard.begin([error for error in errors if error is not None])
+            self.guard.begin(
+                [terms[name][0] / terms[name][1] for terms in found.losses if terms[name][1]]
+                for name in self.trainer.guarded
+            )
         return step > 0 and self.best.add(step, found.metrics)
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:

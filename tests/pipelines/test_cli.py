@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from datagen.io.lock import TRAINING, output_lock
 from training.run_dir.records import StageProgress, StageRecord, WorkerGroup
@@ -283,8 +284,8 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
 def test_an_unexpected_failure_leaves_a_report(flowmapsr: Run, tmp_path: Path) -> None:
     (tmp_path / "prefect.py").write_text("raise RuntimeError('broken install')")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.png").write_bytes(b"")
-    env = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    Image.new("RGB", (160, 160)).save(tmp_path / "photos" / "a.png")
+    env = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
     ended = flowmapsr(*words, env=env)
     assert ended.code == 1

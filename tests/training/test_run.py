@@ -52,7 +52,7 @@ def test_a_run_leaves_models_records_and_pictures(undisturbed: TrainingRecipe) -
         assert (record["steps"], record["images_seen"]) == (60, 240)
         for picture in ("pictures-photo_1", "loss_over_times", "weighting_over_times"):
             assert (stages / name / "images" / f"{picture}-000060.png").is_file()
-        photos = [PHOTO.format(number) for number in range(1, 5)]
+        photos = [PHOTO.format(number) for number in (1, 2)]  # one of each group
         journal = (stages / name / "files.jsonl").read_text().splitlines()
         pictures = [event for event in map(json.loads, journal) if event["kind"] == "picture"]
         assert [(event["key"], event["step"]) for event in pictures] == [

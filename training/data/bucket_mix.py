@@ -13,6 +13,7 @@ from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import Split
 from datagen.errors import FlowmapsrError
 from datagen.samples.buckets import Bucket
+from datagen.settings import BucketSettings
 from training.settings.stage import BatchSize, Budget, StageSettings
 
 
@@ -62,7 +63,8 @@ def bucket_shares(stage: StageSettings, manifest: Manifest) -> tuple[BucketShare
     sizes = bucket_sizes(manifest, "train")
     if stage.budgets is None:
         return proportional_shares(sizes, stage.batch_size())
-    sides = [budget.side for budget in manifest.dataset_recipe("").buckets.budgets]
+    buckets = BucketSettings.model_validate(manifest.recipe["buckets"])
+    sides = [budget.side for budget in buckets.budgets]
     by_side: dict[int, dict[str, int]] = {}
     for name, size in sizes.items():
         by_side.setdefault(_closest(sides, Bucket.from_name(name)), {})[name] = size

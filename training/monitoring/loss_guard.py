@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 WINDOW, FIRST_STEPS = 100, 20
 """Steps of the running median, and steps in which few of these, all low by chance, may not yet
@@ -34,11 +34,14 @@ class LossGuard:
         median = statistics.median(self.errors)
         return median if len(self.errors) > FIRST_STEPS else max(median, self.errors[0])
 
-    def begin(self, errors: Iterable[float]) -> None:
-        """Takes the errors of some groups of samples before the first step."""
-        finite = [error for error in errors if math.isfinite(error)]
-        if finite:
-            self.errors.append(statistics.median_low(finite))  # the outlier may be among them
+    def begin(self, errors: Iterable[Sequence[float]]) -> None:
+        """Takes the errors of some groups of samples before the first step, for each term: one may
+        be zero yet, as that of self-distillation is."""
+        finite = [[error for error in one if math.isfinite(error)] for one in errors]
+        # The low median, as the outlier may be among them.
+        medians = [statistics.median_low(one) for one in finite if one]
+        if medians:
+            self.errors.append(max(medians))
 
     def diverged(self, error: float) -> bool:
         """Whether a step's error is too large; otherwise it is added to the baseline."""

@@ -183,10 +183,10 @@ def test_only_a_loss_far_above_its_median_has_diverged() -> None:
 
 def test_the_first_steps_are_judged_by_the_error_before_them() -> None:
     guard = LossGuard(100.0)
-    guard.begin([float("nan")])
+    guard.begin([[float("nan")], []])
     assert not guard.diverged(0.0) and not LossGuard(100.0).diverged(1e9)
     guard = LossGuard(100.0)
-    guard.begin([1.0, 1e9])
+    guard.begin([[1.0, 1e9], [1e-10]])
     assert guard.diverged(101.0)
     assert not any(guard.diverged(error) for error in [*[0.001] * (FIRST_STEPS - 1), 1.0])
     assert guard.diverged(1.0), "later the median alone counts"
