@@ -14,12 +14,13 @@ HELD_OUT = "val/"
 """Begins their names in MLflow."""
 _HIGHER_IS_BETTER, _LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
 """First words of what follows."""
-_HEADLINE = re.compile(r"val/(loss/(?!total|weighting)\w+|(psnr|gain)_nfe\d+)")
+_HEADLINE = re.compile(r"val/(psnr|gain)_nfe\d+")
 
 
 def _checked(metric: str) -> str:
     known = _HIGHER_IS_BETTER + _LOWER_IS_BETTER
-    if re.split(r"[/_]", metric.removeprefix(HELD_OUT))[0] in known and metric[:4] == HELD_OUT:
+    word = re.split(r"[/_]", metric.removeprefix(HELD_OUT))[0]
+    if metric.startswith(HELD_OUT) and word in known:
         return metric
     raise ValueError(
         f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, val/gain_nfe1 or "
@@ -55,5 +56,11 @@ def higher_is_better(metric: str) -> bool:
 
 def is_headline(metric: str) -> bool:
     """Whether a held-out metric is one of the few that are shown where there is little room:
-    losses, and PSNR and its gain over all samples."""
-    return _HEADLINE.fullmatch(metric) is not None
+    errors, and PSNR and its gain over all samples."""
+    return is_error(metric) or _HEADLINE.fullmatch(metric) is not None
+
+
+def is_error(name: str) -> bool:
+    """Whether a metric of training or validation is an error: not the total loss, which falls below
+    zero and moves with its learned weighting."""
+    return "loss/" in name and not name.endswith(("loss/total", "loss/weighting"))

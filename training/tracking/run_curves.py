@@ -13,11 +13,11 @@ from collections.abc import Mapping
 
 from training.run_dir.paths import CURVES_JOURNAL, StagePaths
 from training.run_dir.records import WorkerGroup
-from training.settings.held_out import HELD_OUT, is_better
+from training.settings.held_out import HELD_OUT, is_better, is_error
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Metrics, Picture
 from training.tracking.journal import journals, read_metrics
-from training.tracking.stage_facts import facts_of_stages, is_error
+from training.tracking.stage_facts import facts_of_stages
 
 PICTURES = "pictures/"
 CURVES = ("loss/", "gan/", HELD_OUT)

@@ -12,7 +12,7 @@ from statistics import fmean
 from training.run_dir.paths import StagePaths, stage_paths
 from training.run_dir.records import StageProgress, StageRecord
 from training.run_dir.starts import Start, read_progress, read_starts
-from training.settings.held_out import higher_is_better
+from training.settings.held_out import higher_is_better, is_error
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.tracking.journal import Series, read_metrics
@@ -73,12 +73,6 @@ class StageFacts:
         values = self.metrics[name].values if name in self.metrics else []
         pick = max if higher_is_better(name) else min
         return pick(filter(math.isfinite, values), default=None)
-
-
-def is_error(name: str) -> bool:
-    """Whether a loss is an error: not the total, which falls below zero and moves with its learned
-    weighting."""
-    return "loss/" in name and not name.endswith(("loss/total", "loss/weighting"))
 
 
 def stage_facts(recipe: TrainingRecipe, folder: StagePaths) -> StageFacts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from datagen.samples.codecs import Codec
-from training.data.loader import Batch, BatchReader
+from training.data.loader import BatchReader
 from training.data.schedule import PlannedBatch, seeded
 from training.evaluation.metrics import psnr, ssim
+from training.system_protocol import SystemStage
 from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels
-from training.trainer import Losses, StepTerms
+from training.trainer import StepTerms
 from training.validation.samples import HeldOutGroup, read_group
 from training.validation.spectrum import power_spectrum
 
@@ -36,14 +37,6 @@ PICTURES = 4
 """Groups whose first sample is shown."""
 
 Points = Sequence[tuple[float, float]]
-
-
-class Model(Protocol):
-    """A stage's model with its present weights; see `SystemStage`."""
-
-    def losses(self, batch: Batch, generator: torch.Generator) -> Losses: ...
-
-    def restored(self, batch: Batch, *, steps: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ class Validator:
         self.newest: Validation | None = None
 
     @torch.no_grad()
-    def validate(self, model: Model) -> Validation:
+    def validate(self, model: SystemStage) -> Validation:
         """Measures the model; every worker must call it, with whole parameters."""
         mine: list[_Measured] = []
         drawn: dict[str, Image.Image] = {}
@@ -165,7 +158,10 @@ def _fixed_quality(group: HeldOutGroup) -> dict[str, _Quality]:
 
 
 def _measure(
-    group: HeldOutGroup, restored: Mapping[str, Tensor], model: Model, fixed: dict[str, _Quality]
+    group: HeldOutGroup,
+    restored: Mapping[str, Tensor],
+    model: SystemStage,
+    fixed: dict[str, _Quality],
 ) -> _Measured:
     # The noise of a group is the same at every validation, in every training.
     seed = int(seeded("validation", group.number).integers(2**62))
