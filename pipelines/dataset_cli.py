@@ -92,12 +92,12 @@ def dataset_inspect(
       flowmapsr dataset inspect /data/set --key 156fd9 --output pictures
     """
     with process_edge(as_json=as_json) as out:
-        from datagen.dataset.manifest import open_dataset
+        from datagen.dataset.manifest import kept_digests, open_dataset
         from pipelines.recipes.load import absolute_location
 
         manifest, location = open_dataset(absolute_location(dataset, field="DATASET"))
         if key is None:
-            return out.say(reports.inspected(location, manifest))
+            return out.say(reports.inspected(location, manifest, kept_digests(location)))
         from datagen.review.inspect_sample import inspect_sample, save_pictures
 
         sample = inspect_sample(location, key)

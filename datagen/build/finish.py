@@ -12,7 +12,13 @@ from datagen.build.plan import UnusablePhotos, enforce_limit
 from datagen.build.survey import finished_tasks
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.manifest import Manifest, file_hashes, load_manifest
+from datagen.dataset.manifest import (
+    Manifest,
+    file_hashes,
+    kept_manifests,
+    load_manifest,
+    write_manifest,
+)
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
@@ -20,7 +26,6 @@ from datagen.dataset.statistics import PartialStatistics, statistics_of
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.records import to_json
 from datagen.review.pictures import choose_samples, render_histograms, render_preview
 from datagen.samples.codecs import decode_latents, load_codec
 from datagen.samples.sample import SamplePixels
@@ -73,23 +78,30 @@ def finish(plan: Plan) -> Manifest:
     storage.write_bytes(storage.join(plan.output, layout.HISTOGRAMS), histograms)
     hashes = file_hashes(plan.output, (layout.REJECTED, layout.PREVIEW, layout.HISTOGRAMS))
     manifest = manifest.model_copy(update={"files": hashes})
-    storage.write_bytes(storage.join(plan.output, layout.MANIFEST), to_json(manifest))
+    write_manifest(plan.output, manifest)
     clean_up(plan.output, manifest)
     return manifest
 
 
 def clean_up(output: str, manifest: Manifest) -> None:
-    """Deletes what is not in the finished dataset; `plan.json` last, by which the next build knows
-    that one has died here."""
-    shards = {storage.join(output, shard.path) for shard in manifest.shards}
-    kept = shards | {layout.record_path(uri) for uri in shards}
-    ours = tuple(storage.join(output, folder) + "/" for folder in (layout.SHARDS, layout.TASKS))
-    for uri in storage.list_files(output):
-        if uri.startswith(ours) and uri not in kept:
+    """Deletes what is not in the finished dataset, nor in a state of it that is kept, which a
+    training may read; `plan.json` last, by which the next build knows that one has died here."""
+    tasks, shards = (storage.join(output, name) + "/" for name in (layout.TASKS, layout.SHARDS))
+    found = storage.list_files(output)
+    left = {uri for uri in found if uri.startswith(shards)} - _files_of_shards(output, manifest)
+    if left:  # seldom, and only then all the kept manifests are read
+        left.difference_update(*(_files_of_shards(output, kept) for kept in kept_manifests(output)))
+    for uri in found:
+        if uri.startswith(tasks) or uri in left:
             storage.delete(uri)
     storage.remove_leftovers(output)
     storage.delete_empty_folder(storage.join(output, layout.TASKS))
     storage.delete(storage.join(output, layout.PLAN))
+
+
+def _files_of_shards(output: str, manifest: Manifest) -> set[str]:
+    tars = {storage.join(output, shard.path) for shard in manifest.shards}
+    return tars | {layout.record_path(uri) for uri in tars}
 
 
 def _all_records(plan: Plan) -> list[TaskRecord]:

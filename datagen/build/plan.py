@@ -16,7 +16,8 @@ from functools import cache
 from datagen.build.restore import restore_manifest
 from datagen.build.survey import Survey, survey
 from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo, write_reasons
-from datagen.dataset.layout import PLAN, REJECTED, TASKS, task_index
+from datagen.dataset.layout import PLAN, REJECTED, SHARDS, TASKS, task_index
+from datagen.dataset.manifest import kept_manifests
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -286,4 +287,16 @@ def _portions(photos: Sequence[PhotoVariants], samples: int) -> Iterator[list[Ph
 def _next_index(found: Survey) -> int:
     used = [task_index(shard.path) for shard in (found.manifest.shards if found.manifest else ())]
     used += [task.index for task in (found.open_plan.tasks if found.open_plan else ())]
-    return max(used, default=-1) + 1
+    newest = max(used, default=-1)
+    if found.manifest is not None and newest < _newest_shard(found.recipe.output):
+        # `manifest.json` was put back to an older one; a training may read what came after it.
+        later = [one.path for kept in kept_manifests(found.recipe.output) for one in kept.shards]
+        newest = max([newest, *map(task_index, later)])
+    return newest + 1
+
+
+def _newest_shard(output: str) -> int:
+    """The highest number of a shard that is there, in the dataset or not."""
+    found = storage.scan(storage.join(output, SHARDS))
+    numbers = (entry.uri.removesuffix(".tar").rpartition("-")[2] for entry in found)
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1)

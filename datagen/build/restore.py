@@ -1,4 +1,5 @@
-"""Writes the manifest of a finished dataset again, from its shards, where only that was lost.
+"""Writes the manifest of a finished dataset again, where only that was lost: from the copy that is
+kept, or without one from its shards.
 
 Counts of photo sizes come from the photos; of one that is gone, its crop stands for it.
 """
@@ -9,7 +10,7 @@ from collections import Counter
 
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.manifest import Manifest, file_hashes
+from datagen.dataset.manifest import Manifest, file_hashes, kept_manifests, write_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import Latents
@@ -17,7 +18,7 @@ from datagen.dataset.statistics import PartialStatistics, StatisticsCollector, s
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.scan import HeaderReader, ScannedPhoto
-from datagen.records import read_record, to_json
+from datagen.records import read_record
 from datagen.review.pictures import render_histograms
 from datagen.review.recompute import file_at, recompute
 from datagen.samples.codecs import load_codec
@@ -31,6 +32,11 @@ def restore_manifest(recipe: DatasetRecipe) -> Manifest:
         FlowmapsrError: a shard is not whole, or the recipe is not seen to have made the samples.
     """
     output = recipe.output
+    shards = _shard_records(output)
+    for kept in kept_manifests(output):
+        if kept.shards == tuple(shards) and kept.recipe_digest == recipe.digest():
+            write_manifest(output, kept)
+            return kept
     known = KnownPhotos.read(output)
     codec = load_codec(recipe.codec)
     record = CodecRecord(
@@ -39,7 +45,6 @@ def restore_manifest(recipe: DatasetRecipe) -> Manifest:
         channels=codec.channels,
         downsample=codec.downsample,
     )
-    shards = _shard_records(output)
     sides = _photo_sides(recipe, known)
     reasons = Counter(known.rejected().values())
     manifest = Manifest(
@@ -67,7 +72,7 @@ def restore_manifest(recipe: DatasetRecipe) -> Manifest:
     files = [layout.REJECTED, layout.HISTOGRAMS]
     files += [layout.PREVIEW] * storage.exists(storage.join(output, layout.PREVIEW))
     manifest = manifest.model_copy(update={"files": file_hashes(output, files)})
-    storage.write_bytes(storage.join(output, layout.MANIFEST), to_json(manifest))
+    write_manifest(output, manifest)
     return manifest
 
 

@@ -10,8 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SHARDS, SOURCES, TASKS, record_path
-from datagen.dataset.manifest import Manifest, load_manifest
+from datagen.dataset.layout import (
+    MANIFEST,
+    PLAN,
+    REJECTED,
+    SHARDS,
+    SOURCES,
+    TASKS,
+    kept_path,
+    record_path,
+)
+from datagen.dataset.manifest import Manifest, kept_digests, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -134,14 +143,17 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
     if storage.exists(storage.join(output, MANIFEST)):
         manifest = load_manifest(output)
         _refuse_other_recipe(output, manifest.dataset_recipe(output).content(), recipe)
-        base = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
+        base = _sha256_of(storage.join(output, MANIFEST))
     plan = read_record(storage.join(output, PLAN), Plan, remedy=_PLAN_REMEDY)
     if plan is not None:
         _refuse_other_recipe(output, plan.recipe.content(), recipe)
     if manifest is None and plan is not None and plan.base is not None:
+        uris = (storage.join(output, kept_path(digest)) for digest in kept_digests(output))
+        copies = (uri for uri in uris if _sha256_of(uri) == plan.base)
+        copy = next(copies, "")
         raise FlowmapsrError(
             f"{storage.join(output, MANIFEST)}: lost while a build that adds to it is open; "
-            "restore the file"
+            f"restore the file{copy and f', of which {copy} is a copy'}"
         )
     if manifest is None and plan is None and not _holds_shards(output):
         for entry in storage.scan(output):
@@ -152,6 +164,10 @@ def _records(recipe: DatasetRecipe) -> tuple[Manifest | None, str | None, Plan |
                     "give a new folder"
                 )
     return manifest, base, plan
+
+
+def _sha256_of(uri: str) -> str:
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
 
 
 def _holds_shards(output: str) -> bool:

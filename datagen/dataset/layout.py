@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MANIFEST = "manifest.json"
 """Written last: a dataset is finished once it is there."""
+MANIFESTS = "manifests"
+"""The manifest of every state in which the dataset was finished, by its digest."""
 SOURCES = "sources.jsonl"
 """Every photo offered to the dataset."""
 REJECTED = "rejected.jsonl"
@@ -15,6 +17,11 @@ SHARDS = "shards"
 PLAN = "plan.json"
 """Only while a build is open, as is `TASKS`."""
 TASKS = "tasks"
+
+
+def kept_path(digest: str) -> str:
+    """The manifest of a finished state."""
+    return f"{MANIFESTS}/{digest}.json"
 
 
 def shard_path(bucket: str, split: str, task: int) -> str:

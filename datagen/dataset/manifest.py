@@ -1,9 +1,14 @@
-"""The manifest: the one record of a finished dataset, written last, and the way to open it."""
+"""The manifest: the one record of a finished dataset, written last, and the way to open it.
+
+A build that extends a dataset replaces `manifest.json` and takes no shard away, so each manifest is
+kept under its digest as well: a training goes on with the samples that it began with.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -14,13 +19,16 @@ from pydantic import (
     model_validator,
 )
 
-from datagen.dataset.layout import MANIFEST
+from datagen.dataset.layout import MANIFEST, MANIFESTS, kept_path
 from datagen.dataset.records import CodecRecord, RejectedCount, ShardRecord
 from datagen.dataset.statistics import Statistics
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import FrozenModel, as_json, read_record, to_json
 from datagen.settings import DatasetRecipe
+
+_KEPT = re.compile(rf"(.*)/{MANIFESTS}/([0-9a-f]{{64}})\.json")
+_REMEDY = "restore it, or build the dataset again with this flowmapsr"
 
 
 class Manifest(FrozenModel):
@@ -106,20 +114,48 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(uri: str) -> Dataset:
-    """The dataset, given its folder or its `manifest.json`.
+    """The dataset, given its folder or its `manifest.json`; as it once was, given a manifest that
+    is kept in `manifests/`.
 
     Raises:
         FlowmapsrError: the manifest is missing, from another version, or malformed.
     """
-    root = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
-    return Dataset(load_manifest(root), root)
+    root, kept = dataset_root(uri), _KEPT.fullmatch(uri)
+    if kept is None:
+        return Dataset(load_manifest(root), root)
+    manifest = _read(storage.join(root, kept_path(kept[2])))
+    if manifest is None:
+        raise FlowmapsrError(
+            f"{uri}: there is no such manifest: the dataset was never in that state; give one that "
+            f"is in {storage.join(root, MANIFESTS)}, or the folder of the dataset"
+        )
+    return Dataset(manifest, root)
+
+
+def dataset_root(uri: str) -> str:
+    """The folder or prefix of a dataset, given as to `open_dataset`."""
+    kept = _KEPT.fullmatch(uri)
+    return kept[1] if kept else uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+
+
+def open_state(uri: str, digest: str) -> Dataset | None:
+    """The dataset at an address as it was when it had the digest; None if it never had it.
+
+    Raises:
+        FlowmapsrError: as `open_dataset`.
+    """
+    root = dataset_root(uri)
+    # The copy alone is enough: that a build adds to the dataset now, or broke it, is no matter.
+    manifest = _read(storage.join(root, kept_path(digest)))
+    if manifest is None:
+        manifest = open_dataset(uri).manifest
+    return Dataset(manifest, root) if manifest.digest == digest else None
 
 
 def load_manifest(root: str) -> Manifest:
     """The manifest of the dataset in a folder; see `open_dataset`."""
     path = storage.join(root, MANIFEST)
-    remedy = "restore it, or build the dataset again with this flowmapsr"
-    manifest = read_record(path, Manifest, remedy=remedy)
+    manifest = _read(path)
     if manifest is None:
         raise FlowmapsrError(
             f"{path}: there is no manifest, so there is no finished dataset here; "
@@ -127,6 +163,36 @@ def load_manifest(root: str) -> Manifest:
             "build that stopped and writes a manifest that was lost"
         )
     return manifest
+
+
+def write_manifest(root: str, manifest: Manifest) -> None:
+    """Commits the dataset. Its copy comes first, and that of the manifest it replaces, if a version
+    before this one did not make it."""
+    path = storage.join(root, MANIFEST)
+    before = _read(path)
+    if before is not None and not storage.exists(storage.join(root, kept_path(before.digest))):
+        data = storage.read_bytes(path)  # as it is: version 1 has another form
+        storage.write_bytes(storage.join(root, kept_path(before.digest)), data)
+    for name in (kept_path(manifest.digest), MANIFEST):
+        storage.write_bytes(storage.join(root, name), to_json(manifest))
+
+
+def kept_manifests(root: str) -> Iterator[Manifest]:
+    """The manifests of all states in which a dataset was finished."""
+    for digest in kept_digests(root):
+        manifest = _read(storage.join(root, kept_path(digest)))
+        if manifest is not None:
+            yield manifest
+
+
+def kept_digests(root: str) -> list[str]:
+    """Their digests, by name alone."""
+    uris = (f"/{MANIFESTS}/{name}" for name in storage.names(storage.join(root, MANIFESTS), ""))
+    return [kept[2] for uri in uris if (kept := _KEPT.fullmatch(uri))]
+
+
+def _read(path: str) -> Manifest | None:
+    return read_record(path, Manifest, remedy=_REMEDY)
 
 
 def _sha256(data: bytes) -> str:

@@ -16,8 +16,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, record_path
-from datagen.dataset.manifest import Manifest, open_dataset
+from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, kept_path, record_path
+from datagen.dataset.manifest import (
+    Manifest,
+    dataset_root,
+    kept_digests,
+    load_manifest,
+    open_dataset,
+)
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
@@ -66,12 +72,17 @@ def verify_dataset(
         workers: threads, each of which reads one shard at a time.
         on_shard: called with (shards done, total number of shards) after each.
     """
+    root = dataset_root(uri)
     try:
-        manifest, root = open_dataset(uri)
+        manifest = load_manifest(root)
     except FlowmapsrError as error:
-        return [_issue(storage.join(uri.removesuffix(f"/{MANIFEST}"), MANIFEST), error)]
+        return [_issue(storage.join(root, MANIFEST), error)]
     issues = [*_manifest_issues(manifest, root), *_file_issues(manifest, root)]
-    issues += _stray_files(manifest, root)
+    kept, earlier = _kept_manifests(root, issues)
+    earlier -= set(manifest.shards)
+    issues += _stray_files(manifest, root, kept, earlier)
+    for record in sorted(earlier, key=lambda record: record.path):
+        issues += _earlier_shard_issues(root, record)
     splits = _splits(manifest, root, issues)
     shards: list[_CheckedShard] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
@@ -153,14 +164,47 @@ def _by_reason(rejected: bytes) -> dict[str, int] | None:
         return None
 
 
-def _stray_files(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
+def _kept_manifests(root: str, issues: list[DatasetIssue]) -> tuple[set[str], set[ShardRecord]]:
+    """The files of the manifests that are kept, and all shards that they name."""
+    files: set[str] = set()
+    shards: set[ShardRecord] = set()
+    for digest in kept_digests(root):
+        uri = storage.join(root, kept_path(digest))
+        files.add(uri)
+        try:
+            manifest = open_dataset(uri).manifest
+        except FlowmapsrError as error:
+            issues.append(_issue(uri, error))
+            continue
+        if manifest.digest != digest:
+            issues.append(
+                DatasetIssue(uri, f"its digest is {manifest.digest}, not that of its name")
+            )
+        shards.update(manifest.shards)
+    return files, shards
+
+
+def _earlier_shard_issues(root: str, record: ShardRecord) -> Iterator[DatasetIssue]:
+    """Of a shard that only kept manifests name, as `manifest.json` was put back to an older one."""
+    uri = storage.join(root, record.path)
+    try:
+        read_shard(uri, sha256=record.sha256)
+    except FlowmapsrError as error:
+        issue = _issue(uri, error)
+        what = f"{issue.what}; a training that began with a manifest that names it cannot go on"
+        yield DatasetIssue(uri, what)
+
+
+def _stray_files(
+    manifest: Manifest, root: str, kept: set[str], earlier: set[ShardRecord]
+) -> Iterator[DatasetIssue]:
     found = set(storage.list_files(root))
     if storage.join(root, PLAN) in found:
         what = "a build is open: finish it with `flowmapsr dataset build`, then verify"
         yield DatasetIssue(storage.join(root, PLAN), what)
         return
-    shards = {storage.join(root, record.path) for record in manifest.shards}
-    named = {storage.join(root, name) for name in (MANIFEST, SOURCES, *manifest.files)}
+    shards = {storage.join(root, record.path) for record in (*manifest.shards, *earlier)}
+    named = {storage.join(root, name) for name in (MANIFEST, SOURCES, *manifest.files)} | kept
     for uri in sorted(found - named - shards - {record_path(shard) for shard in shards}):
         if not is_lock(uri):
             yield DatasetIssue(uri, "stray file: the manifest does not name it")

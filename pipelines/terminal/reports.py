@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import filesize
 
-from datagen.dataset.layout import HISTOGRAMS, MANIFEST, PREVIEW, REJECTED
+from datagen.dataset.layout import HISTOGRAMS, MANIFEST, MANIFESTS, PREVIEW, REJECTED
 from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command, counted, duration, table, yaml_lines
 
@@ -72,8 +72,8 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
     return VerbResult({**result, **_summary(manifest)}, lines)
 
 
-def inspected(dataset: str, manifest: Manifest) -> VerbResult:
-    """What a dataset holds."""
+def inspected(dataset: str, manifest: Manifest, kept: Sequence[str]) -> VerbResult:
+    """What a dataset holds; `kept` are the digests of all states in which it was finished."""
     counts: Counter[tuple[str, str]] = Counter()
     for shard in manifest.shards:
         counts[shard.bucket, shard.split] += shard.num_samples
@@ -83,6 +83,7 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
         f"{dataset}: {_contents(manifest)}.",
         f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
         f"digest {manifest.digest}",
+        f"kept for trainings: {counted(len(kept), 'finished state')}, in {dataset}/{MANIFESTS}",
         *table(("bucket", "split", "samples"), rows),
         *table(("drawn for LQ", "from 5%", "median", "to 95%"), _quantiles(manifest)),
         f"pictures: {dataset}/{PREVIEW}, {dataset}/{HISTOGRAMS}",
@@ -91,6 +92,7 @@ def inspected(dataset: str, manifest: Manifest) -> VerbResult:
         f"Next: {command('dataset', 'verify', dataset)}",
     ]
     result = {"uri": dataset, **_summary(manifest), "recipe": manifest.recipe}
+    result["kept"] = list(kept)
     result["stats"] = manifest.stats.model_dump(mode="json")
     result["buckets"] = [
         {"bucket": bucket, "split": split, "num_samples": count}

@@ -18,7 +18,14 @@ def _sample(dataset: Path, run: Run) -> str:
 def test_inspect_shows_what_was_drawn(dataset: Path, invoke: Run) -> None:
     ended = invoke("dataset", "inspect", str(dataset))
     assert ended.code == 0
-    for part in ("12 samples in", "JPEG quality", "median", "histograms.png", "dataset verify"):
+    for part in (
+        "12 samples in",
+        "JPEG quality",
+        "median",
+        "histograms.png",
+        "dataset verify",
+        "1 finished state",
+    ):
         assert part in ended.out
     stats = invoke("dataset", "inspect", str(dataset), "--json").json["stats"]
     assert sum(stats["counts"]["scale"]) == 12

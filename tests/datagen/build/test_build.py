@@ -57,8 +57,8 @@ def test_a_build_has_all_samples_files_and_counts(recipe: RecipeMaker) -> None:
     shards = {stem + end for stem in stems for end in (".tar", ".json")}
     pictures = {"preview.png", "histograms.png"}
     top = {"manifest.json", "rejected.jsonl", "sources.jsonl"} | pictures
-    assert files == shards | top
-    assert {path.name for path in root.iterdir()} == top | {"shards"}
+    assert files == shards | top | {f"manifests/{manifest.digest}.json"}
+    assert {path.name for path in root.iterdir()} == top | {"shards", "manifests"}
 
 
 def test_statistics_are_those_of_the_latents(recipe: RecipeMaker) -> None:

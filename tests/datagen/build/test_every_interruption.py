@@ -95,3 +95,4 @@ def test_a_build_and_an_extension_survive_an_end_before_each_of_their_changes(
     first = tmp_path / "first"
     changes = _interrupted_everywhere(lambda: build_in_process(asked), root, first, monkeypatch)
     assert changes > 8
+    assert len(list((root / "manifests").iterdir())) == 2

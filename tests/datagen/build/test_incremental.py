@@ -18,7 +18,7 @@ from datagen.build.in_process import build_in_process
 from datagen.build.plan import make_plan, plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhotos
-from datagen.dataset.manifest import load_manifest
+from datagen.dataset.manifest import load_manifest, open_dataset, open_state
 from datagen.errors import FlowmapsrError
 from datagen.photos.scan import HeaderReader
 from datagen.review.verify import verify_dataset
@@ -73,7 +73,13 @@ def test_a_manifest_that_was_lost_is_made_again(
     add(100, 101)
     before = build_in_process(recipe())
     old = _shards(recipe().output)
-    path = Path(recipe().output, "manifest.json")
+    path, kept = (Path(recipe().output, name) for name in ("manifest.json", "manifests"))
+    whole = path.read_bytes()
+    path.unlink()
+    build_in_process(recipe())
+    assert path.read_bytes() == whole  # of its copy
+
+    shutil.rmtree(kept)
     path.unlink()
     (issue,) = verify_dataset(recipe().output)
     assert issue.where == str(path) and "there is no manifest" in issue.what
@@ -91,10 +97,67 @@ def test_a_manifest_that_was_lost_is_made_again(
     add(102)
     assert build_in_process(recipe()).num_samples == before.num_samples + 2
     path.unlink()
+    shutil.rmtree(kept)
     shard = next(Path(recipe().output).glob("shards/*/*.tar"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(FlowmapsrError, match=shard.name):
         build_in_process(recipe())
+
+
+def test_each_finished_state_is_kept_and_an_older_version_s_too(
+    recipe: RecipeMaker, add: Callable[..., None]
+) -> None:
+    root, path = recipe().output, Path(recipe().output, "manifest.json")
+    states = [build_in_process(recipe())]
+    shutil.rmtree(Path(root, "manifests"))  # by a version that kept none
+    files = [path.read_bytes()]
+    for seed in (100, 101):
+        add(seed)
+        states.append(build_in_process(recipe()))
+        files.append(path.read_bytes())
+    for state, file in zip(states, files, strict=True):
+        kept = Path(root, "manifests", f"{state.digest}.json")
+        assert kept.read_bytes() == file
+        assert open_state(root, state.digest) == open_dataset(str(kept)) == (state, root)
+    assert open_state(root, "0" * 64) is None
+    with pytest.raises(FlowmapsrError, match="never in that state; give one that is in"):
+        open_dataset(f"{root}/manifests/{'0' * 64}.json")
+    path.unlink()
+    assert open_state(f"{root}/manifest.json", states[1].digest) is not None
+
+
+def test_no_shard_of_a_kept_state_is_deleted_or_written_over(
+    recipe: RecipeMaker, add: Callable[..., None]
+) -> None:
+    """Where the manifest was put back by hand; a training may read what came after it."""
+    build_in_process(recipe())
+    path = Path(recipe().output, "manifest.json")
+    first = path.read_bytes()
+    add(100)
+    later = build_in_process(recipe())
+    shards = _shards(recipe().output)
+    path.write_bytes(first)
+    add(101)
+    after = build_in_process(recipe())
+    now = _shards(recipe().output)
+    assert {name: now[name] for name in shards} == shards and len(now) > len(shards)
+    assert not set(after.shards) >= set(later.shards)
+    assert verify_dataset(recipe().output) == []
+    [gone] = set(later.shards) - set(after.shards)
+    Path(recipe().output, gone.path).unlink()
+    (issue,) = verify_dataset(recipe().output)
+    assert gone.path in issue.where and "a training that began with" in issue.what
+
+
+def test_a_manifest_lost_while_a_build_is_open_is_found_among_the_kept_ones(
+    recipe: RecipeMaker, add: Callable[..., None]
+) -> None:
+    state = build_in_process(recipe())
+    add(100)
+    plan_dataset(recipe())
+    Path(recipe().output, "manifest.json").unlink()
+    with pytest.raises(FlowmapsrError, match=rf"manifests/{state.digest}\.json is a copy"):
+        survey(recipe())
 
 
 def test_a_second_folder_can_be_added(recipe: RecipeMaker, tmp_path: Path, encoded: Any) -> None:

@@ -64,6 +64,21 @@ def test_missing_and_stray_files_are_issues(dataset: Path) -> None:
     assert tar.name in _only_issue(dataset)
 
 
+def test_kept_manifests_belong_to_a_dataset_and_are_checked(dataset: Path) -> None:
+    manifest = load_manifest(str(dataset))
+    kept = dataset / "manifests" / f"{manifest.digest}.json"
+    earlier = manifest.model_copy(update={"shards": manifest.shards[:1]})
+    kept.with_name(f"{earlier.digest}.json").write_bytes(to_json(earlier))
+    assert verify_dataset(str(kept)) == verify_dataset(str(dataset)) == []
+    kept.with_name("notes.txt").touch()
+    assert "notes.txt: stray" in _only_issue(dataset)
+    kept.with_name("notes.txt").unlink()
+    kept.write_bytes(to_json(earlier))
+    assert kept.name in _only_issue(dataset) and "not that of its name" in _only_issue(dataset)
+    kept.write_bytes(to_json(manifest)[:-9])
+    assert kept.name in _only_issue(dataset) and "corrupt" in _only_issue(dataset)
+
+
 @pytest.mark.parametrize(
     "name", ["sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"]
 )
@@ -249,6 +264,7 @@ def _rewrite(dataset: Path, change: Callable[[list[ShardSample]], list[ShardSamp
         "num_samples": sum(item.num_samples for item in shards),
     }
     (dataset / "manifest.json").write_bytes(to_json(manifest.model_copy(update=update)))
+    shutil.rmtree(dataset / "manifests", ignore_errors=True)  # of the shard as it was
 
 
 def _replaced(sample: ShardSample, **changes: Any) -> ShardSample:
