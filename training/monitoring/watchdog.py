@@ -1,7 +1,8 @@
 """Ends a worker that makes no progress, with the stack traces of all its threads on disk.
 
 A worker that waits for a dead or stuck one would wait forever and hold its devices. Once it is
-killed, the launcher handles it like any other failure.
+killed, the launcher handles it like any other failure. A process that is stopped as a whole is
+killed from outside (`training/monitoring/outside_watch.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from datagen.io import storage
+from training.monitoring.outside_watch import OutsideWatch
 from training.run_dir.best_effort import best_effort
 from training.run_dir.stacks import STAMP, StackHeader, keep_frozen
 
@@ -82,6 +84,9 @@ class Watchdog:
         frozen = self.folder / f".rank-{self.rank}"
         keep_frozen(frozen)
         self._frozen = frozen.open("w")
+        header = self._header("", stalled=True).model_copy(update={"outside": True})
+        self._outside = OutsideWatch(self.folder, header.model_dump())
+        self._end_after(self._allowed + FROZEN_SECONDS)
         self._thread.start()
         return self
 
@@ -89,6 +94,7 @@ class Watchdog:
         self._closing.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        self._outside.close()
         self._frozen.close()
         Path(self._frozen.name).unlink(missing_ok=True)
 
@@ -128,6 +134,7 @@ class Watchdog:
 
     def _end_after(self, seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._frozen)
+        self._outside.alive(self._doing, silent=seconds)
 
     def _others(self) -> set[str]:
         """Stack traces written since this worker started."""
@@ -146,9 +153,7 @@ class Watchdog:
         self._end_after(2 * (OTHERS_SECONDS + BEFORE_END_SECONDS))
         stamp = time.strftime(STAMP, time.gmtime())
         path = self.folder / f"{stamp}-rank-{self.rank}.txt"
-        header = StackHeader(
-            rank=self.rank, world_size=self.world_size, stalled=stalled, reason=reason
-        )
+        header = self._header(reason, stalled=stalled)
         # Also exits on a full disk.
         with best_effort(str(path)), storage.open_atomic(str(path)) as file:
             file.write(f"{header.model_dump_json()}\n\n".encode())
@@ -165,6 +170,11 @@ class Watchdog:
         thread.start()
         thread.join(BEFORE_END_SECONDS)
         os._exit(EXIT_CODE)
+
+    def _header(self, reason: str, *, stalled: bool) -> StackHeader:
+        return StackHeader(
+            rank=self.rank, world_size=self.world_size, stalled=stalled, reason=reason
+        )
 
     def _missing(self) -> int:
         """How many workers have not written stack traces of either kind yet."""

@@ -22,6 +22,8 @@ class StackHeader(FrozenModel):
     world_size: int
     stalled: bool
     """It made no progress itself; else it was ended because another worker did not."""
+    outside: bool = False
+    """Its whole process stood still: it was killed from outside, and left no stack traces."""
     reason: str
 
     def __str__(self) -> str:
@@ -36,11 +38,12 @@ def stack_files(folder: Path) -> list[Path]:
 
 
 def stall_reason(files: list[Path]) -> str:
-    """Why workers were ended, by the traces of one stall: the reason of one that hung itself."""
+    """Why workers were ended, by the traces of one stall: the reason of one that hung itself, and
+    of one whose process stood still before those that waited for it."""
     firsts = [path.read_text().split("\n", 1)[0] for path in files]
     headers = [header for line in firsts if (header := _header(line))]
-    stalled = [header for header in headers if header.stalled]
-    return str((stalled or headers or firsts)[0])
+    headers.sort(key=lambda header: (header.outside, header.stalled), reverse=True)
+    return str((headers or firsts)[0])
 
 
 def keep_frozen(path: Path) -> None:

@@ -92,7 +92,8 @@ class TrainingRecipe(Settings):
     watchdog_seconds: Execution[float] = Field(600.0, ge=1)
     """A worker without progress for this long is killed, with its stack traces saved, and counts
     as one failure. Progress is a micro step, a checkpoint or a picture; start, first step and
-    waiting for the files of a checkpoint may take three times as long."""
+    waiting for the files of a checkpoint may take three times as long. A process that stands still
+    as a whole, stopped or waiting for a lost disk, is killed from outside 15 seconds later."""
 
     @field_validator("output")
     @classmethod

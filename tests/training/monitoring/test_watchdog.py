@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import WARMUP, RunMaker
 from training.monitoring.watchdog import EXIT_CODE, OTHERS_SECONDS, Watchdog
 from training.run_dir.paths import StagePaths
-from training.run_dir.stacks import stack_files
+from training.run_dir.stacks import StackHeader, stack_files, stall_reason
 from training.run_dir.starts import read_starts
 
 STAGE = {**WARMUP, "steps": 12, "checkpoint_every_steps": 4}
@@ -126,7 +128,7 @@ FROZEN_AMONG_TWO = """
 import ctypes, os, sys, time
 from pathlib import Path
 from training.monitoring import watchdog
-from training.run_dir.stacks import stack_files
+from training.run_dir.stacks import StackHeader, stack_files, stall_reason
 watchdog.FROZEN_SECONDS = 2.0
 if os.fork():
     with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=2, seconds=2.0) as dog:
@@ -207,3 +209,30 @@ def test_a_worker_that_makes_progress_is_not_killed(tmp_path: Path) -> None:
         watchdog.alive("a checkpoint", next_is_long=True)
         time.sleep(1.0)
     assert len(kept) == 3 and sorted(stacks.iterdir()) == kept
+
+
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from training.monitoring import outside_watch, watchdog
+watchdog.FROZEN_SECONDS = outside_watch.MARGIN_SECONDS = 0.5
+with watchdog.Watchdog(Path(sys.argv[1]), rank=0, world_size=1, seconds=1.0) as dog:
+    dog.alive("step 7")
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_process_that_is_stopped_is_killed_from_outside_and_the_reason_is_kept(
+    tmp_path: Path,
+) -> None:
+    start = time.monotonic()
+    done = _run(STOPPED, tmp_path)
+    assert done.returncode == -signal.SIGKILL and time.monotonic() - start < 30
+    reason = stall_reason(stack_files(tmp_path))
+    assert re.fullmatch(
+        r"worker 0 of 1: no sign of life for \d s after step 7: its process is stopped .*", reason
+    )
+    waited = StackHeader(rank=1, world_size=2, stalled=True, reason="no progress")
+    (tmp_path / "20200101-000000-rank-1.txt").write_text(waited.model_dump_json())
+    assert stall_reason(stack_files(tmp_path)) == reason, "the other one only waited for it"
