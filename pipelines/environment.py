@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 import os
 
+from datagen.io.redaction import split_user
+from training.tracking.store import tracking_uri
+
 log = logging.getLogger(__name__)
 
 QUIET = {
@@ -36,9 +39,15 @@ PATIENCE = {
 
 
 def prepare_environment() -> None:
-    """Fills in `QUIET`, `EMBEDDED` and `PATIENCE` where the user has set nothing."""
+    """Fills in `QUIET`, `EMBEDDED` and `PATIENCE` where the user has set nothing, and takes
+    passwords out of addresses, which are logged and shown."""
     for name, value in {**QUIET, **EMBEDDED, **PATIENCE}.items():
         os.environ.setdefault(name, value)
+    tracking_uri()
+    address, user, password = split_user(os.environ.get("PREFECT_API_URL", ""))
+    if user:
+        os.environ["PREFECT_API_URL"] = address
+        os.environ["PREFECT_API_AUTH_STRING"] = f"{user}:{password}"
 
 
 def leave_run_logs_to_prefect() -> None:

@@ -18,7 +18,8 @@ from datagen.settings import DatasetRecipe
 from pipelines.terminal.doing import doing
 from training.run_dir.lock import run_lock
 from training.settings.recipe import TrainingRecipe
-from training.tracking.mlflow_client import database_file, mlflow_installed, tracking_uri
+from training.tracking.database import check_database
+from training.tracking.store import database_file, mlflow_installed, tracking_uri
 
 FEW_PHOTOS = 500
 """Up to so many new photos are looked at by the command itself; Ray's workers look at more."""
@@ -39,6 +40,7 @@ def check_surroundings() -> None:
     if database is not None and mlflow_installed():
         advice = "MLFLOW_TRACKING_URI, such as sqlite:////data/mlflow.db"
         _require_writable(database.parent, "MLflow's database", advice)
+        check_database(database)
         places.append(("MLflow's runs", database))
     if not os.environ.get("PREFECT_API_URL"):
         home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import SecretStr
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
@@ -32,8 +33,8 @@ from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_starts
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
-from training.tracking.mlflow_client import tracking_uri
 from training.tracking.provenance import LAUNCHED, launched
+from training.tracking.store import store_variables
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ class TrainJob(FrozenModel):
     """Everything that a worker of a run has to know."""
 
     recipe: TrainingRecipe
-    tracking_uri: str
+    mlflow: dict[str, SecretStr]
+    """The variables that name the store; nodes of a cluster may lack them."""
     launched: str
     """Who started which command, as JSON."""
     began: float
@@ -187,7 +189,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     workers: Any = (placement.least, placement.most) if elastic else placement.least
     job = TrainJob(
         recipe=recipe,
-        tracking_uri=tracking_uri(),
+        mlflow={name: SecretStr(value) for name, value in store_variables().items()},
         launched=launched(),
         began=process_started(),
         requested=time.time(),
@@ -223,7 +225,7 @@ def _train(config: dict[str, Any]) -> None:
     from training.distributed import launched_as
     from training.run import run_stages
 
-    os.environ["MLFLOW_TRACKING_URI"] = job.tracking_uri
+    os.environ.update({name: value.get_secret_value() for name, value in job.mlflow.items()})
     os.environ[LAUNCHED] = job.launched
     if launched_as()[0] == 0:
         keep_warnings(Path(job.recipe.output))

@@ -37,8 +37,13 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
     end_children_with_this_process()
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--backend-store-uri", store],
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            [sys.executable, "-m", "mlflow", *words],
+            # The store may have a password, which all users would see in the list of processes.
+            env={
+                **os.environ,
+                "MLFLOW_BACKEND_STORE_URI": store,
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -135,8 +135,8 @@ def test_a_store_that_cannot_be_read_is_named(
 ) -> None:
     path = Path(shutil.copy(mlflow_tables, tmp_path))
     expected = {
-        "other version": "is of another version of MLflow",
-        "no database": "fails: (sqlite3.DatabaseError) file is not a database",
+        "other version": "is of a newer MLflow than",
+        "no database": "cannot be read (file is not a database)",
         "no trainings": "has no trainings yet",
     }
     if damage == "other version":
@@ -145,7 +145,7 @@ def test_a_store_that_cannot_be_read_is_named(
     elif damage == "no database":
         path.write_text("This is text. " * 100)
     ended = invoke("review", env={"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"})
-    assert ended.code == 1 and f"sqlite:///{path}" in ended.err and expected[damage] in ended.err
+    assert ended.code == 1 and str(path) in ended.err and expected[damage] in ended.err
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
 from training.tracking.dataset_links import EXPERIMENT
 from training.tracking.events import Artifact, Event, Metrics, Picture, described
-from training.tracking.mlflow_client import log_run, mlflow_installed, tracking_uri
+from training.tracking.mlflow_client import log_run
+from training.tracking.store import mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ import itertools
 import logging
 import os
 from functools import cache, cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from filelock import FileLock
+from pydantic import AfterValidator
 
 from datagen.io import storage
 from datagen.io.redaction import redacted
@@ -21,16 +21,17 @@ from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths, run_name
 from training.tracking import events as logged
+from training.tracking.database import prepare_database
 from training.tracking.dataset_links import log_dataset_input
 from training.tracking.events import End, Event, KeptCheckpoints, Metrics, Model
 from training.tracking.logged_models import keep_checkpoints, send_model
+from training.tracking.store import database_file, is_server, public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-SQLITE = "sqlite:///"
 MAX_PARAMS, MAX_METRICS = 100, 1000
 """MLflow's limits for one request."""
 MAX_TAG, MAX_VALUE = 5000, 6000
@@ -43,38 +44,19 @@ PARENT = "mlflow.parentRunId"
 DELETED = "the MLflow run of %s was deleted there: a new one is made and gets all that was logged"
 
 
+PublicUri = Annotated[str, AfterValidator(public_uri)]
+"""Files of earlier versions may hold a password."""
+
+
 class RunNames(FrozenModel):
     """`<run>/mlflow.json`: the MLflow runs that belong to a run folder."""
 
-    tracking_uri: str
+    tracking_uri: PublicUri
     experiment: str
     parent: str
     stages: dict[str, str] = {}
     review: str | None = None
     """Address of the page that compares the training with others, once a server has one."""
-
-
-def mlflow_installed() -> bool:
-    """Whether MLflow can be imported; finds it without the seconds that an import takes."""
-    return find_spec("mlflow") is not None
-
-
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a SQLite file in the working folder; a path in it is absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    path = database_file(uri)
-    return uri if path is None else f"{SQLITE}{path}"
-
-
-def is_server(uri: str) -> bool:
-    """Whether a store is a server, not a database."""
-    return uri.startswith(("http://", "https://"))
-
-
-def database_file(uri: str) -> Path | None:
-    """The absolute path of a SQLite file, where a store is one."""
-    is_path = uri.startswith(SQLITE) and "?" not in uri
-    return Path(uri.removeprefix(SQLITE)).absolute() if is_path else None
 
 
 def run_page(run: Path) -> str | None:
@@ -141,7 +123,7 @@ class MlflowRun:
 
     def _find_or_create(self, client: MlflowClient) -> str:
         names = _read_names(self.run)
-        if names is None or names.tracking_uri != tracking_uri():
+        if names is None or names.tracking_uri != public_uri(tracking_uri()):
             names = self._new_parent(client, stages={})
         elif not _is_active(client, names.parent):
             log.warning(DELETED, self.run)
@@ -233,15 +215,9 @@ def new_client(uri: str | None = None) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # repeats what is raised
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     uri = uri or tracking_uri()
-    _require_folder(uri)
+    if (path := database_file(uri)) is not None:
+        prepare_database(path)
     return MlflowClient(uri)
-
-
-def _require_folder(uri: str) -> None:
-    """Raises OSError if a database file cannot be made: MLflow would try to for minutes."""
-    path = database_file(uri)
-    if path is not None and not path.is_file() and not os.access(path.parent, os.W_OK):
-        raise OSError(f"{path.parent} is missing or read only")
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

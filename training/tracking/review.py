@@ -22,15 +22,15 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel, read_record
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import RunPaths
-from training.tracking.mlflow_client import (
-    RunNames,
+from training.tracking.mlflow_client import RunNames, new_client
+from training.tracking.review_view import QUALITY, LoggedRun, Pictures, Role, compare, view_of
+from training.tracking.store import (
     database_file,
     is_server,
     mlflow_installed,
-    new_client,
+    openable_uri,
     tracking_uri,
 )
-from training.tracking.review_view import QUALITY, LoggedRun, Pictures, Role, compare, view_of
 from training.tracking.view_format import COLOR, COLORS, READ_BY, TAG, View, address, written
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def chosen(words: Sequence[str]) -> Chosen:
     names = {folder: _names(folder) for folder in folders}
     stores = {one.tracking_uri for one in names.values()}
     if len(stores) > 1:
-        listed = ", ".join(sorted(map(redacted, stores)))
+        listed = ", ".join(sorted(stores))
         raise FlowmapsrError(f"these runs are in different MLflow stores: {listed}; review each")
-    return Chosen(stores.pop(), {one.parent: folder for folder, one in names.items()})
+    return Chosen(openable_uri(stores.pop()), {one.parent: folder for folder, one in names.items()})
 
 
 def _is_run(folder: Path) -> bool:
@@ -397,7 +397,7 @@ def refresh_review(run: Path) -> None:
         names = _names(run)
         if not is_server(names.tracking_uri):
             return
-        found = make_review(Chosen(names.tracking_uri, {names.parent: run}))
+        found = make_review(Chosen(openable_uri(names.tracking_uri), {names.parent: run}))
     except FlowmapsrError as error:
         log.warning("the page that compares trainings is not made anew: %s", error)
         return

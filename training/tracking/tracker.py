@@ -27,7 +27,8 @@ from training.tracking.events import (
     Status,
 )
 from training.tracking.journal import Journal, journals
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun, mlflow_installed
+from training.tracking.mlflow_client import MAX_TAG, MlflowRun
+from training.tracking.store import mlflow_installed
 from training.tracking.unsent import OUTAGES
 
 log = logging.getLogger(__name__)

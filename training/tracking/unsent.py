@@ -15,7 +15,7 @@ from datagen.io.redaction import redacted
 from training.run_dir.paths import stage_paths
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import journals
-from training.tracking.mlflow_client import mlflow_installed, tracking_uri
+from training.tracking.store import mlflow_installed, tracking_uri
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from training.settings.initial_weights import REGISTRY, is_registry, is_stage
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.logged_models import patience
-from training.tracking.mlflow_client import mlflow_installed, new_client, tracking_uri
+from training.tracking.mlflow_client import new_client
+from training.tracking.store import mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
 from training.weights.model_folder import CONFIG, model_kind
 from training.weights.sources import WeightSource

@@ -16,10 +16,10 @@ from pipelines.terminal.mlflow_page import serve_page
 from tests.support.eventually import eventually
 
 SERVER = """
-import http.server, subprocess, sys
+import http.server, os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open("child", "w").write(str(child.pid))
-if "broken" in sys.argv[-1]:
+if "broken" in os.environ["MLFLOW_BACKEND_STORE_URI"]:
     sys.exit("no such store")
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), http.server.SimpleHTTPRequestHandler).serve_forever()

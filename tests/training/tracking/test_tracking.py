@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,6 +26,7 @@ from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
 from training.tracking.journal import Journal, read_metrics
 from training.tracking.mlflow_client import MlflowRun, RunNames, run_page
+from training.tracking.store import CREDENTIALS
 from training.tracking.tracker import Tracker, close_orphaned_run
 
 
@@ -369,8 +371,13 @@ def test_an_address_that_is_not_mlflows_is_named_once_without_its_password(
     status: int,
     reason: str,
 ) -> None:
+    sent = set[str | None]()
+    for name in CREDENTIALS:
+        monkeypatch.setenv(name, "")  # and taken away again at the end
+
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            sent.add(self.headers["Authorization"])
             self.send_response(status)
             self.end_headers()
             self.wfile.write(b"<!doctype html>\n<html>no such page</html>")
@@ -379,15 +386,16 @@ def test_an_address_that_is_not_mlflows_is_named_once_without_its_password(
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture)
     with HTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        uri = f"http://me:secret@127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:sec%2Fret@{address}")
         tracker = Tracker(run, experiment="tests", stage="warmup")
         tracker.metrics(1, {"loss/total": 1.0})
         tracker.write(Picture(key="samples", step=5, path=str(picture)))
         assert not tracker.close("FINISHED", wait=30)
         server.shutdown()
     (said,) = [record.getMessage() for record in caplog.records]
-    assert reason in said and "***@127.0.0.1" in said and "secret" not in said
+    assert reason in said and f"http://{address}" in said and "ret@" not in said
+    assert sent == {f"Basic {b64encode(b'me:sec/ret').decode()}"}
     assert "\n" not in said
 
 
