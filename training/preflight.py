@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.errors import FlowmapsrError
+from datagen.io.weight_files import tensor_entries
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
@@ -23,6 +24,7 @@ from training.run_dir.records import StageRecord
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts, is_folder
+from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 
@@ -34,9 +36,9 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
 
     Raises:
         FlowmapsrError: the run's folder holds another recipe, or stages that were trained on
-            another dataset; no dataset there; a place that `init_from` or `prompts` names is
-            missing; budgets that are not the dataset's; a cache too small for it; latents that the
-            network cannot halve, or too small for a discriminator.
+            another dataset; no dataset there; what `init_from`, `prompts` or `perceptual.weights`
+            names is missing or no file of weights; budgets that are not the dataset's; a cache too
+            small for it; latents that the network cannot halve, or too small for a discriminator.
     """
     check_recipe(recipe)
     manifest = open_dataset(recipe.manifest).manifest
@@ -52,7 +54,9 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
         _check_sides(recipe, manifest, draws)
         check_cache(recipe, manifest, draws)
         if stage.init_from is not None and is_local_path(stage.init_from):
-            _check_exists(stage.init_from, f"stage {stage.name!r}: init_from")
+            _check_weights(stage.init_from, f"stage {stage.name!r}: init_from")
+        if isinstance(stage.perceptual, Lpips) and stage.perceptual.weights is not None:
+            _check_weights(stage.perceptual.weights, f"stage {stage.name!r}: perceptual.weights")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
@@ -119,6 +123,16 @@ def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[Buc
 def _check_exists(path: str, field: str) -> None:
     if not Path(path).expanduser().exists():
         raise FlowmapsrError(f"{field}: there is no {path}; give a path that all workers see")
+
+
+def _check_weights(path: str, field: str) -> None:
+    """A folder is looked into by the workers, before they train."""
+    _check_exists(path, field)
+    if Path(path).is_file():
+        try:
+            tensor_entries(Path(path))
+        except FlowmapsrError as error:
+            raise FlowmapsrError(f"{field}: {error}") from error
 
 
 def _check_discriminator(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,7 +17,9 @@ import torch
 
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
+from datagen.io.weight_files import checked_variant, read_json
 from datagen.samples.sample import SamplePixels
+from datagen.samples.weights import check_finite
 from datagen.settings import AutoencoderSettings, CodecSettings
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ class Codec(Protocol):
     """H / h and W / w."""
     fingerprint: str
     """SHA-256 that changes whenever the latents would."""
+    scaling: Mapping[str, float]
+    """The numbers of a VAE's config that latents are scaled by."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
@@ -83,6 +89,7 @@ class DctCodec:
         dct = _dct_matrix(block)
         basis = torch.einsum("vy,ux->vuyx", dct, dct).reshape(block**2, block**2)
         self._basis = basis.float().to(device)
+        self.scaling: Mapping[str, float] = {}
         scales = np.ones(block**2)  # of the coefficients
         self.fingerprint = hashlib.sha256(f"dct{block}".encode() + scales.tobytes()).hexdigest()
 
@@ -120,6 +127,10 @@ class AutoencoderCodec:
         self.fingerprint = _fingerprint(self._model)
         self._scale = float(config.scaling_factor)
         self._shift = float(config.shift_factor or 0.0)
+        self.scaling: Mapping[str, float] = {
+            "scaling_factor": self._scale,
+            "shift_factor": self._shift,
+        }
         self._dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         # Not diffusers' own `to`, which warns about a cast even for models without fp32 modules.
         torch.nn.Module.to(self._model, device=device, dtype=self._dtype)
@@ -148,18 +159,25 @@ def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | Autoenco
         "autoencoder_kl": diffusers.AutoencoderKL,
         "autoencoder_tiny": diffusers.AutoencoderTiny,
     }[settings.kind]
+    folder = Path(settings.source, settings.subfolder or "")
     try:
+        config = read_json(folder / "config.json")
+        found = config.get("_class_name", kind.__name__)
+        if found != kind.__name__:
+            raise ValueError(f"it is an {found}, which codec.kind={settings.kind} does not read")
         model = kind.from_pretrained(
             settings.source,
             subfolder=settings.subfolder,
             use_safetensors=True,
+            variant=checked_variant(folder, "diffusion_pytorch_model"),
             torch_dtype=torch.float32,
         )
         # diffusers only warns, and leaves these without values.
         missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
         if missing:
             raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
-    except (OSError, ValueError) as error:
+        check_finite(model.state_dict(), settings.source)
+    except (OSError, ValueError, FlowmapsrError) as error:
         raise FlowmapsrError(
             f"codec.source {settings.source!r} (subfolder {settings.subfolder!r}): no "
             f"{kind.__name__} with safetensors weights could be loaded ({error}); "

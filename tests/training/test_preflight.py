@@ -61,6 +61,18 @@ def test_latents_that_leave_no_patch_are_refused_with_the_setting(
         check_run(run_recipe(tmp_path / "run", stages=stages))
 
 
+@pytest.mark.parametrize("field", ["init_from", "perceptual"])
+def test_a_file_that_holds_no_weights_is_refused_before_any_server_starts(
+    run_recipe: RunMaker, tmp_path: Path, field: str
+) -> None:
+    pointer = tmp_path / "unet.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    value = {"kind": "lpips", "weights": str(pointer)} if field == "perceptual" else str(pointer)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP, {**DISTILL, field: value}])
+    with pytest.raises(FlowmapsrError, match=rf"stage 'distill': {field}.*is a Git LFS pointer"):
+        check_run(recipe)
+
+
 def test_a_run_continues_with_the_same_dataset_at_another_address_only(
     run_recipe: RunMaker, tmp_path: Path
 ) -> None:

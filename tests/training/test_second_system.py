@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.records import Settings
+from datagen.samples.weights import read_weights
 from tests.support.eventually import eventually
 from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
@@ -40,7 +41,6 @@ from training.weights.model_folder import (
     ModelConfig,
     load_config,
     new_model_folder,
-    read_tensors,
 )
 
 
@@ -124,7 +124,7 @@ class ConvRestorer:
         self.config = load_config(folder, ConvConfig)
         self.device = device
         self.net = Corrected().to(device)
-        self.net.load_state_dict(read_tensors(folder / WEIGHTS))
+        self.net.load_state_dict(read_weights(folder / WEIGHTS))
 
     def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
         return self.net(lq)

@@ -10,6 +10,7 @@ import torch
 
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Codec, load_codec
+from datagen.samples.weights import read_weights
 from datagen.settings import CodecSettings
 from training.flowmap.lora import merge_lora, split_weights
 from training.flowmap.network import FlowMapNet
@@ -20,7 +21,6 @@ from training.weights.model_folder import (
     WEIGHTS,
     ModelConfig,
     new_model_folder,
-    read_tensors,
     weights_errors,
 )
 
@@ -72,12 +72,12 @@ def load_net(
         )
     net = FlowMapNet(config.model, latent_channels=config.latent_channels)
     with weights_errors(folder / WEIGHTS):
-        net.load_state_dict(read_tensors(folder / WEIGHTS))
+        net.load_state_dict(read_weights(folder / WEIGHTS))
     if config.lora is not None:
         with weights_errors(folder / LORA):
             merge_lora(
                 net,
-                read_tensors(folder / LORA),
+                read_weights(folder / LORA),
                 rank=config.lora.rank,
                 targets=config.lora.target_modules,
                 scale=config.lora.scale if lora_scale is None else lora_scale,

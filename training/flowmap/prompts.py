@@ -21,6 +21,8 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError, first_line
 from datagen.io import storage
+from datagen.io.weight_files import checked_variant
+from datagen.samples.weights import check_finite, read_weights
 from training.settings.model import NEGATIVE_PROMPT, POSITIVE_PROMPT, TextEncoderPrompts
 
 POSITIVE = 0
@@ -66,11 +68,12 @@ def write_prompts(path: Path, prompts: Prompts) -> None:
 def read_prompts(path: Path) -> Prompts:
     """Raises `FlowmapsrError` when there is no such file, or it holds something else."""
     try:
+        embeddings = read_weights(path)["embeddings"]
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             texts = (metadata["positive"], metadata["negative"])
-            return Prompts(metadata["made_by"], texts, file.get_tensor("embeddings"))
-    except (OSError, KeyError, safetensors.SafetensorError) as error:
+            return Prompts(metadata["made_by"], texts, embeddings)
+    except (KeyError, FlowmapsrError) as error:
         raise FlowmapsrError(f"{path} does not hold prompt embeddings: {error}") from error
 
 
@@ -121,14 +124,24 @@ def _load(source: str, encoder: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     try:
+        variant = checked_variant(Path(source, encoder), "model")
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=TOKENIZERS[encoder])
         config = AutoConfig.from_pretrained(source, subfolder=encoder)
         projects = "CLIPTextModelWithProjection" in (config.architectures or ())
         kind = CLIPTextModelWithProjection if projects else CLIPTextModel
-        model = kind.from_pretrained(
-            source, subfolder=encoder, use_safetensors=True, dtype=torch.float32
+        model, loaded = kind.from_pretrained(
+            source,
+            subfolder=encoder,
+            use_safetensors=True,
+            variant=variant,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+        missing = sorted(loaded["missing_keys"])
+        if missing:  # transformers only warns, and draws random ones
+            raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+        check_finite(model.state_dict(), source)
+    except (OSError, ValueError, FlowmapsrError) as error:
         raise FlowmapsrError(
             f"prompts.source: {source} has no text encoder {encoder!r} with its tokenizer "
             f"{TOKENIZERS[encoder]!r} ({first_line(error)}); give the hub id or folder of an "

@@ -16,7 +16,12 @@ from training.data.sample_decoder import BatchFields
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.conditions import usual_guidance
-from training.flowmap.initial import InitialNetwork, fetch_inputs, initial_network
+from training.flowmap.initial import (
+    InitialNetwork,
+    check_later_weights,
+    fetch_inputs,
+    initial_network,
+)
 from training.flowmap.interpolant import sample
 from training.flowmap.lora import add_lora, check_targets
 from training.flowmap.model_folder import FlowMapConfig, load_matching_codec, load_net, save_model
@@ -52,10 +57,13 @@ class FlowMapSystem:
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
         fetch_inputs(inputs.recipe, inputs.folder)
+        channels = inputs.dataset.manifest.codec.channels
+        check_later_weights(inputs.recipe, inputs.folder, latent_channels=channels)
 
     def build(self, inputs: StageInputs) -> FlowMapStage:
+        channels = inputs.dataset.manifest.codec.channels
         initial = initial_network(
-            inputs.recipe, inputs.folder, latent_channels=inputs.dataset.manifest.codec.channels
+            inputs.recipe, inputs.folder, latent_channels=channels, codec=inputs.codec
         )
         check_lora(inputs.recipe, initial.net)
         startup.mark("network")

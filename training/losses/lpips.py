@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.error import URLError
 
-import safetensors
 import safetensors.torch
 import torch
 from filelock import FileLock
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.samples.weights import read_weights
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # Inputs in [-1, 1] to ImageNet-normalized ones: the constants of LPIPS version 0.1.
@@ -80,8 +80,8 @@ class LpipsDistance(nn.Module):
             raise FlowmapsrError(f"perceptual.weights: no file {path}; {REMEDY}")
         distance = cls()
         try:
-            distance.load_state_dict(safetensors.torch.load_file(path))
-        except (RuntimeError, safetensors.SafetensorError) as error:
+            distance.load_state_dict(read_weights(Path(path)))
+        except (RuntimeError, FlowmapsrError) as error:
             message = f"perceptual.weights: {path} has no LPIPS weights: {error}"
             raise FlowmapsrError(message) from error
         return distance

@@ -146,6 +146,10 @@ class TrainingRecipe(Settings):
     def stage(self, name: str) -> StageSettings:
         return next(stage for stage in self.stages if stage.name == name)
 
+    def stages_from(self, name: str) -> tuple[StageSettings, ...]:
+        """The stage of that name and those after it."""
+        return self.stages[[stage.name for stage in self.stages].index(name) :]
+
     def numbered(self, name: str) -> str:
         """A stage's name after its number: `2 distill`."""
         names = [stage.name for stage in self.stages]

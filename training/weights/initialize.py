@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from torch import nn
 
 from datagen.errors import FlowmapsrError
 from datagen.io.redaction import redacted
+from datagen.io.weight_files import TensorEntry, check_plain
 from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import REGISTRY, is_registry, is_stage
-from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.logged_models import patience
 from training.tracking.mlflow_client import new_client
 from training.tracking.store import mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
+from training.weights.diffusers_folder import Difference
 from training.weights.model_folder import CONFIG, model_kind
+from training.weights.names import FIRST_LAYER
 from training.weights.sources import WeightSource
 
 SHOWN = 6
@@ -50,14 +53,18 @@ class LoadReport:
     """Parameters of the network that keep their fresh values."""
     left_over: tuple[Parameter, ...]
     """Tensors of the source that the network does not have."""
+    differences: tuple[Difference, ...] = ()
+    """What means something else there than here."""
 
     def summary(self) -> str:
-        """How many tensors and numbers were loaded, are new, were left over; and their modules."""
+        """How many tensors and numbers were loaded, are new, were left over; and their modules;
+        then what means something else there."""
         lines = [f"weights from {self.source}"]
         parts = {"loaded": self.loaded, "new": self.new, "left over": self.left_over}
         for part, rows in parts.items():
             modules = "" if part == "loaded" else _modules(rows)
             lines.append(f"{part:10}{len(rows):7} tensors{_numbers(rows):16,} numbers{modules}")
+        lines += [f"{'differs':10}{difference}" for difference in self.differences]
         return "\n".join(lines)
 
     def table(self) -> str:
@@ -172,19 +179,32 @@ def weights_path(name: str, folder: StagePaths) -> Path:
 
 
 @torch.no_grad()
-def fill(
-    net: nn.Module, settings: SystemSettings, source: WeightSource, *, least_share: float
-) -> LoadReport:
+def fill(net: nn.Module, source: WeightSource, *, least_share: float) -> LoadReport:
     """Copies into `net` every parameter that the source holds under its name and with its shape.
 
     Raises:
-        FlowmapsrError: nothing fits, less than `least_share` of the network's numbers, or the same
-            shapes mean another network (heads, groups).
+        FlowmapsrError: nothing fits, or less than `least_share` of the network's numbers; the same
+            shapes mean another function (heads, groups, activation); values that are no plain
+            weights, or not finite.
     """
-    _check_layout(settings, source)
+    report = compare(net, source, least_share=least_share)
     parameters = dict(net.named_parameters())
-    mine = {name: tuple(parameter.shape) for name, parameter in sorted(parameters.items())}
+    for row in report.loaded:
+        parameters[row.name].copy_(source.tensors[row.name].read_finite())
+    return report
+
+
+def compare(net: nn.Module, source: WeightSource, *, least_share: float) -> LoadReport:
+    """What `fill` would load, with its errors but that of values, of which it reads none."""
+    mine = {name: tuple(values.shape) for name, values in sorted(net.named_parameters())}
     theirs = {name: stored.shape for name, stored in sorted(source.tensors.items())}
+    _check_storage(source, mine)
+    for difference in source.differences:
+        if difference.refused:
+            raise FlowmapsrError(
+                f"{source.place} is a checkpoint of another architecture: its {difference.name} is "
+                f"{difference.theirs!r}, the network's {difference.ours!r}; {difference.remark}"
+            )
     notes = {name: f"there {list(shape)}" for name, shape in theirs.items()}
     fitting = {name for name, shape in mine.items() if theirs.get(name) == shape}
     report = LoadReport(
@@ -194,11 +214,32 @@ def fill(
             Parameter(name, mine[name], notes.get(name, "")) for name in mine if name not in fitting
         ),
         left_over=tuple(Parameter(name, theirs[name]) for name in theirs if name not in fitting),
+        differences=(*_other_input(mine, theirs), *source.differences),
     )
     _check_share(report, least_share)
-    for name in fitting:
-        parameters[name].copy_(source.tensors[name].read())
     return report
+
+
+def _check_storage(source: WeightSource, mine: Collection[str]) -> None:
+    """Other networks of a file may hold anything, as the counters of a text encoder."""
+    by_file: dict[Path, dict[str, TensorEntry]] = {}
+    for stored in source.tensors.values():
+        by_file.setdefault(stored.file, {})[stored.name] = stored.entry
+    ours = [source.tensors[name] for name in mine if name in source.tensors]
+    for file, entries in by_file.items():
+        check_plain(entries, file, needed=[one.name for one in ours if one.file == file])
+
+
+def _other_input(
+    mine: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
+) -> Iterator[Difference]:
+    """The first convolution of a network for other inputs, as of an inpainting model."""
+    for name in mine.keys() & theirs.keys():
+        if name.endswith(FIRST_LAYER) and mine[name][1] != theirs[name][1]:
+            there, here = theirs[name][1], mine[name][1]
+            more = ", with a mask or a picture beside the latents" if there > here else ""
+            remark = f"a network for other inputs{more}: this layer begins with random weights"
+            yield Difference("channels of the first convolution", there, here, remark)
 
 
 def _numbers(rows: tuple[Parameter, ...]) -> int:
@@ -229,13 +270,3 @@ def _examples(rows: tuple[Parameter, ...]) -> str:
     """The first few names with shapes, those that exist in another shape first."""
     chosen = sorted(rows, key=lambda row: not row.note)[:3]
     return ", ".join(f"{row.name} {list(row.shape)}" for row in chosen) or "nothing more"
-
-
-def _check_layout(model: SystemSettings, source: WeightSource) -> None:
-    for name, theirs in source.layout.items():
-        mine = getattr(model, name)
-        if theirs != mine:
-            raise FlowmapsrError(
-                f"{source.place} is a checkpoint of another architecture: its {name} is "
-                f"{theirs}, the network's {mine}; set model.{name} to it"
-            )

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
@@ -126,21 +124,16 @@ def load_config(folder: Path, record: type[Config]) -> Config:
     return config
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as float32."""
-    return {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}
-
-
 @contextmanager
 def weights_errors(path: Path) -> Iterator[None]:
-    """Names the file when its weights cannot be read or do not fit inside the block.
+    """Names the file when its weights do not fit a network inside the block.
 
     Raises:
         FlowmapsrError: they do not.
     """
     try:
         yield
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except RuntimeError as error:
         raise FlowmapsrError(
             f"{path} does not hold the weights of {path.with_name(CONFIG)}: {error}"
         ) from error

@@ -167,6 +167,48 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
 
 
+def _spoilt(folder: Path, fault: str) -> None:
+    _save_kl(folder)
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    if fault == "not finite":
+        weights["decoder.conv_in.bias"][0] = float("nan")
+    if fault == "whole numbers":
+        weights["decoder.conv_in.bias"] = weights["decoder.conv_in.bias"].to(torch.int8)
+    safetensors.torch.save_file(weights, path)
+    if fault == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("not finite", r"codec\.source .*decoder\.conv_in\.bias are not finite"),
+        ("whole numbers", r"codec\.source .*whole numbers in place of weights \(decoder\.conv_in"),
+        ("pointer", r"codec\.source .*is a Git LFS pointer"),
+    ],
+)
+def test_weights_that_cannot_be_right_are_refused(tmp_path: Path, fault: str, message: str) -> None:
+    _spoilt(tmp_path, fault)
+    with pytest.raises(FlowmapsrError, match=message):
+        load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
+
+
+def test_a_variant_is_loaded_where_it_is_all_there_is(tmp_path: Path) -> None:
+    model = _save_kl(tmp_path)
+    plain = load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    model.save_pretrained(tmp_path, variant="fp32")
+    variant = load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
+    assert variant.fingerprint == plain.fingerprint
+
+
+def test_another_kind_of_autoencoder_is_named(tmp_path: Path) -> None:
+    _save_tiny(tmp_path)
+    with pytest.raises(FlowmapsrError, match="an AutoencoderTiny, which codec.kind=autoencoder_kl"):
+        load_codec(AutoencoderSettings(kind="autoencoder_kl", source=str(tmp_path)))
+
+
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     _save_kl(tmp_path).save_pretrained(tmp_path, safe_serialization=False)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from transformers import (
@@ -178,6 +180,35 @@ def test_a_source_without_encoders_is_named(sdxl: Path, tmp_path: Path) -> None:
     torch.save(state, pickled / "text_encoder_2" / "pytorch_model.bin")
     with pytest.raises(FlowmapsrError, match="with safetensors files"):
         encode_prompts(_settings(pickled))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing", "1 tensors are missing, such as text_projection.weight"),
+        ("not finite", r"of text_projection\.weight are not finite"),
+        ("none", ""),
+    ],
+)
+def test_an_encoder_that_is_not_whole_is_refused_and_a_variant_is_read(
+    sdxl: Path, tmp_path: Path, fault: str, message: str
+) -> None:
+    shutil.copytree(sdxl, tmp_path / "sdxl")
+    path = tmp_path / "sdxl" / "text_encoder_2" / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    if fault == "missing":
+        del weights["text_projection.weight"]
+    if fault == "not finite":
+        weights["text_projection.weight"][0, 0] = float("inf")
+    path.unlink()
+    variant = path.with_name("model.fp16.safetensors")
+    safetensors.torch.save_file(weights, variant, metadata={"format": "pt"})
+    if not message:
+        expected = encode_prompts(_settings(sdxl)).embeddings
+        assert torch.equal(encode_prompts(_settings(tmp_path / "sdxl")).embeddings, expected)
+        return
+    with pytest.raises(FlowmapsrError, match=message):
+        encode_prompts(_settings(tmp_path / "sdxl"))
 
 
 def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -162,10 +163,19 @@ def test_a_model_of_another_version_or_shape_is_a_clear_error(
         Upscaler.from_pretrained(untrained)
 
 
+def test_weights_that_are_not_finite_are_refused_before_a_picture_is_made(untrained: Path) -> None:
+    path = untrained / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["unet.conv_in.bias"][0] = float("nan")
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(FlowmapsrError, match=rf"{path}: 1 of .* of unet.conv_in.bias are not fin"):
+        Upscaler.from_pretrained(untrained)
+
+
 def test_truncated_weights_are_a_clear_error(untrained: Path) -> None:
     path = untrained / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(FlowmapsrError, match="does not hold the weights"):
+    with pytest.raises(FlowmapsrError, match=r"model\.safetensors is truncated"):
         Upscaler.from_pretrained(untrained)
 
 
