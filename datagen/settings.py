@@ -58,8 +58,8 @@ class ImageSettings(Settings):
     transparent: Literal["reject", "white", "black"] = "reject"
     """Images with an alpha channel that is not opaque everywhere: left out or laid over a color."""
     damaged: Literal["reject", "accept"] = "reject"
-    """JPEG files with faults that decoders pass over with a warning: parts of them are gray or in
-    wrong colors."""
+    """JPEG and TIFF files with faults that decoders pass over with a warning: parts of them are
+    gray or in wrong colors."""
     animated: Literal["reject", "first_frame"] = "reject"
     """GIF, WebP and APNG files with several frames, and TIFF files with several pages."""
     gray: Literal["convert", "reject"] = Field(
@@ -81,7 +81,8 @@ class FilterSettings(Settings):
     max_aspect_ratio: float | None = Field(None, ge=1)
     """Largest ratio of the longer to the shorter side."""
     max_megapixels: float = Field(110.0, gt=0)
-    """Largest width times height, 10^6 pixels; it bounds the memory that a worker needs."""
+    """Largest width times height, 10^6 pixels; it bounds the memory that a worker needs. A photo
+    whose decoding takes more than 10 bytes for each of so many pixels is too large as well."""
     min_sharpness: float | None = Field(None, gt=0)
     """Least variance of the Laplacian of the luma, squared 8-bit levels, with the photo reduced to
     the number of pixels of 512x512. Sharp photos have 200 to 4000, blurred ones less than 50."""

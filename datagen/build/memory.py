@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 from datagen.degradation.settings import largest_image
+from datagen.photos.decoding_memory import RESERVED_BYTES
 from datagen.settings import DatasetRecipe
 
 _LIBRARIES = 700_000_000
 """Python, torch, OpenCV, diffusers and the codec's tables, bytes."""
-_BYTES_DECODING = 10
-"""For each pixel of a photo while it is decoded: the decoder's own buffer, RGB, and RGB upright."""
 _BYTES_MAKING = 110
 """For each pixel of the largest image while a sample is degraded: float32 copies of HQ, LQ and
 negative."""
@@ -33,7 +32,7 @@ def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
     waiting = threads + 2 + 2 * recipe.codec.batch
     return int(
         _LIBRARIES
-        + threads * (photo * _BYTES_DECODING + degraded * _BYTES_MAKING)
+        + threads * (photo * RESERVED_BYTES + degraded * _BYTES_MAKING)
         + waiting * sample * _BYTES_WAITING
         + recipe.codec.batch * sample * _BYTES_ENCODING[recipe.codec.kind]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -12,15 +13,35 @@ _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _MODES = _ALPHA_MODES | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 
 
+_STRIP_PIXELS = 1 << 18
+
+
 class UnsupportedPixels(Exception):
     """A picture whose values are not colors of at most 16 bits."""
 
 
-def to_srgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3). A profile that is broken or does not fit the pixels is ignored.
+def strips(image: Image.Image) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
+    """Some rows after the others: which, their colors uint8 (h, W, 3) in sRGB, and their alpha
+    uint8 (h, W) where the picture can have one, 255 is opaque.
 
-    16-bit levels v become (v + 128) // 257. Raises UnsupportedPixels.
+    So that a conversion takes no memory of the picture's size. A profile that is broken or does not
+    fit the pixels is ignored. 16-bit levels v become (v + 128) // 257. Raises UnsupportedPixels.
     """
+    height = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        rows = slice(top, min(top + height, image.height))
+        strip = image.crop((0, rows.start, image.width, rows.stop))
+        yield rows, _to_srgb(strip), _alpha_of(strip)
+
+
+def composite(rgb: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
+    """Lays uint8 (H, W, 3) over a gray level, by its alpha (H, W); rounded to the nearest."""
+    weight = alpha[..., None].astype(np.uint16)
+    mixed = rgb * weight + np.uint16(background) * (255 - weight)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _to_srgb(image: Image.Image) -> np.ndarray:
     profile = image.info.get("icc_profile")
     image = _plain(image)
     converted = _through_profile(image, profile) if profile else None
@@ -30,21 +51,13 @@ def to_srgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def alpha_of(image: Image.Image) -> np.ndarray | None:
-    """uint8 (H, W), 255 is opaque; None for a picture without transparency."""
+def _alpha_of(image: Image.Image) -> np.ndarray | None:
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         return None if clear is None else np.where(_levels(image) == clear, 0, 255).astype(np.uint8)
     if image.mode not in _ALPHA_MODES and clear is None:
         return None
     return np.asarray(image.convert("RGBA").getchannel("A"))
-
-
-def composite(rgb: np.ndarray, alpha: np.ndarray, background: int) -> np.ndarray:
-    """Lays uint8 (H, W, 3) over a gray level, by its alpha (H, W); rounded to the nearest."""
-    weight = alpha[..., None].astype(np.uint16)
-    mixed = rgb * weight + np.uint16(background) * (255 - weight)
-    return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def _plain(image: Image.Image) -> Image.Image:

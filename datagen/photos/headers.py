@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from datagen.photos.color import UnsupportedPixels
+from datagen.photos.decoding_memory import decoding_bytes, webp_bytes
 from datagen.photos.quality import jpeg_quality
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
@@ -37,6 +38,8 @@ class ImageHeader:
     sixteen_bit: bool = False
     jpeg_quality: int | None = None
     """Of JPEG files only, 1..100."""
+    decoding_bytes: int = 0
+    """Most memory that decoding takes beside the file."""
 
 
 def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
@@ -52,6 +55,7 @@ def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
         cmyk=image.mode == "CMYK",
         sixteen_bit=_sixteen_bit(image, head),
         jpeg_quality=_jpeg_quality(image),
+        decoding_bytes=decoding_bytes(image, head),
     )
 
 
@@ -111,14 +115,19 @@ def webp_header(head: bytes) -> ImageHeader | None:
             width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
             if flags & 0b1100:
                 return None
-            return ImageHeader(width=width, height=height, animated=bool(flags & 0b10))
+            return _webp(width, height, animated=bool(flags & 0b10))
         case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
             width, height = struct.unpack("<HH", head[26:30])
-            return ImageHeader(width=width & 0x3FFF, height=height & 0x3FFF)
+            return _webp(width & 0x3FFF, height & 0x3FFF)
         case b"VP8L" if head[20] == 0x2F:
             bits = int.from_bytes(head[21:25], "little")
-            return ImageHeader(width=1 + (bits & 0x3FFF), height=1 + (bits >> 14 & 0x3FFF))
+            return _webp(1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
     return None
+
+
+def _webp(width: int, height: int, *, animated: bool = False) -> ImageHeader:
+    memory = webp_bytes(width, height)
+    return ImageHeader(width=width, height=height, animated=animated, decoding_bytes=memory)
 
 
 def _sixteen_bit(image: ImageFile.ImageFile, head: bytes) -> bool:

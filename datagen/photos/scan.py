@@ -53,13 +53,13 @@ class HeaderReader:
             return list(threads.map(self._read, chunk))
 
     def _read(self, file: SourceFile) -> ScannedPhoto | Rejection:
-        read = partial(read_header, images=self.images, filters=self.filters)
+        read = partial(read_header, size=file.bytes, images=self.images, filters=self.filters)
         try:
             head = read_head(file, HEAD_BYTES)
             try:
-                width, height = read(head, complete=file.bytes <= len(head))
+                width, height = read(head)
             except HeaderIncomplete:
-                width, height = read(read_photo(file), complete=True)
+                width, height = read(read_photo(file))
         except ImageRejected as error:
             return Rejection(uri=file.uri, reason=error.reason)
         except storage.UnreadableError as error:

@@ -16,7 +16,7 @@ from datagen.dataset.tasks import ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
-from datagen.photos.decode import ImageRejected, check_pixels, decode_photo
+from datagen.photos.decode import ImageRejected, check_pixels, load_image, upright_photo
 from datagen.photos.source_file import Rejection, SourceFile, read_photo
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
 from datagen.settings import DatasetRecipe
@@ -85,11 +85,14 @@ class _CachedPhoto:
 def _decoded(file: SourceFile, recipe: DatasetRecipe) -> Photo | Rejection:
     try:
         data = _planned_bytes(file)
-        pixels = decode_photo(data, recipe.images)
+        sha256 = hashlib.sha256(data).hexdigest()
+        image = load_image(data, recipe.images)
+        del data  # of an uncompressed file it is as large as the picture
+        pixels = upright_photo(image, recipe.images)
         check_pixels(pixels, recipe.filters)
     except (ImageRejected, storage.UnreadableError) as error:
         return Rejection(file.uri, error.reason)
-    return Photo(file.uri, hashlib.sha256(data).hexdigest(), pixels)
+    return Photo(file.uri, sha256, pixels)
 
 
 def _planned_bytes(file: SourceFile) -> bytes:

@@ -33,7 +33,7 @@ def size_of(
 ) -> tuple[int, int]:
     return read_header(
         head,
-        complete=complete,
+        size=len(head) if complete else len(head) + 1,
         images=ImageSettings(**images),
         filters=FilterSettings(**(filters or {})),
     )

@@ -9,8 +9,11 @@ import struct
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from datagen.photos.decode import ImageRejected, decode_image
+from datagen.photos.decode import ImageRejected, decode_image, decode_photo
+from datagen.settings import ImageSettings
+from tests.support.picture_files import saved
 
 UNSUPPORTED = "unsupported pixel format"
 HEIGHT, WIDTH = 24, 40
@@ -62,7 +65,7 @@ def test_every_layout_is_read_as_it_was_written_or_refused() -> None:
         shades = _shades(channels)
         data = _written(shades, kind, planes, compression)
         try:
-            found = decode_image(data).rgb
+            found = decode_photo(data, ImageSettings())
         except ImageRejected as error:
             where = (kind, planes, channels, compression)
             assert error.reason == UNSUPPORTED or where == ("uint8", "separate", 2, None)
@@ -90,3 +93,27 @@ def test_gray_of_other_depths_is_refused(bits: int) -> None:
     data = b"II*\0" + struct.pack("<I", start) + pixels + directory + bytes(4)
     with pytest.raises(ImageRejected, match=UNSUPPORTED):
         decode_image(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_files_whose_decoder_reports_errors_are_damaged(
+    compression: str, mode: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow shows most of them in wrong colors, while libtiff writes to the terminal."""
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((400, 300))
+    grain = rng.normal(0, 4, (300, 400, 3))
+    pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+    data = saved(Image.fromarray(pixels).convert(mode), "TIFF", compression=compression)
+    whole = decode_photo(data, ImageSettings())
+    shown = 0
+    for place in range(1, 10):
+        middle = len(data) * place // 10
+        damaged = data[:middle] + bytes(512) + data[middle + 512 :]
+        with pytest.raises(ImageRejected, match="^(damaged|corrupt)$") as error:
+            decode_photo(damaged, ImageSettings())
+        if error.value.reason == "damaged":
+            shown += not np.array_equal(decode_image(damaged).rgb, whole)
+    assert shown >= 7 or compression == "tiff_lzw"
+    assert capfd.readouterr().err == ""
