@@ -25,6 +25,7 @@ from pipelines.terminal.options import (
     Flow,
     Guidance,
     LoraScale,
+    NewerData,
     PlainUsage,
     Precision,
     RecipeName,
@@ -130,11 +131,13 @@ def train(
     cluster: Cluster = False,
     dry_run: DryRun = False,
     take_over: TakeOver = False,
+    newer_data: NewerData = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the stages of a recipe on a dataset.
 
-    Run it again to continue from the last checkpoint.
+    Run it again to continue from the last checkpoint. A training keeps the photos that it began
+    with when its dataset grows; --newer-data takes up the new ones at the next stage.
 
     \b
     Example:
@@ -149,7 +152,9 @@ def train(
             return out.say_recipe(resolved)
         from training.preflight import check_run
 
-        check_run(resolved)  # refuses what cannot work before any server starts
+        check_run(
+            resolved, newer_data=newer_data
+        )  # refuses what cannot work before any server starts
         from training.run_dir.paths import finished_stages
 
         records = finished_stages(resolved)
@@ -165,14 +170,16 @@ def train(
             from pipelines.orchestration.guard import guarded
 
             records = guarded(
-                train_flow, resolved, partial(train_stages, resolved, take_over=take_over)
+                train_flow,
+                resolved,
+                partial(train_stages, resolved, take_over=take_over, newer_data=newer_data),
             )
         else:
             from training.tracking.parent_run import flush_pending
 
             environment.default_tracking_uri(resolved.output)
             flush_pending(resolved)
-        result = reports.trained(resolved.output, records)
+        result = reports.trained(resolved, records)
         out.say(reports.with_unsent(result, resolved))
 
 
@@ -185,6 +192,7 @@ def run(
     ] = None,
     cluster: Cluster = False,
     dry_run: DryRun = False,
+    newer_data: NewerData = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a dataset, train on it, evaluate the model.
@@ -214,10 +222,10 @@ def run(
         check_place(resolved.training)
         check_dataset(resolved.dataset)
         doing("loading the libraries")
-        from pipelines.flows.full import full
+        from pipelines.flows.full import full, make_all
         from pipelines.orchestration.guard import guarded
 
-        record = guarded(full, resolved)
+        record = guarded(full, resolved, partial(make_all, resolved, newer_data=newer_data))
         result = reports.all_done(resolved.training, record.rows, record.seconds)
         out.say(reports.with_unsent(result, resolved.training))
 

@@ -12,15 +12,20 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datagen.dataset.manifest import Manifest, open_dataset
+from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import tensor_entries
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
+from training.run_dir.datasets import (
+    RunDatasets,
+    open_stage_dataset,
+    plan_datasets,
+    warn_of_newer_data,
+)
 from training.run_dir.paths import stage_paths
 from training.run_dir.recipe_guard import check_recipe
-from training.run_dir.records import StageRecord
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts, is_folder
@@ -31,23 +36,21 @@ from training.settings.stage import StageSettings
 log = logging.getLogger(__name__)
 
 
-def check_run(recipe: TrainingRecipe) -> Manifest:
-    """The recipe's manifest, after the checks of the stages that are not finished.
+def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDatasets:
+    """What the stages are trained on (see `plan_datasets`), after the checks of those that are not
+    finished; tells of newer data.
 
     Raises:
-        FlowmapsrError: the run's folder holds another recipe, or stages that were trained on
-            another dataset; no dataset there; what `init_from`, `prompts` or `perceptual.weights`
-            names is missing or no file of weights; budgets that are not the dataset's; a cache too
-            small for it; latents that the network cannot halve, or too small for a discriminator.
+        FlowmapsrError: the run's folder holds another recipe; no dataset there, or another one
+            than the run began with; what `init_from`, `prompts` or `perceptual.weights` names is
+            missing or no file of weights; budgets that are not the dataset's; a cache too small
+            for it; latents that the network cannot halve, or too small for a discriminator.
     """
     check_recipe(recipe)
-    manifest = open_dataset(recipe.manifest).manifest
-    records = {stage.name: stage.finished_record() for stage in stage_paths(recipe)}
-    if None in records.values():
-        _check_same_dataset(recipe, manifest, records)
-    for stage in recipe.stages:
-        if records[stage.name] is not None:
-            continue
+    datasets = plan_datasets(recipe, newer_data=newer_data)
+    unfinished = [stage.name for stage in stage_paths(recipe) if stage.finished_record() is None]
+    for stage in map(recipe.stage, unfinished):
+        manifest = open_stage_dataset(recipe, stage.name, datasets).manifest
         _warn_of_partial_batches(stage, recipe.most_workers)
         draws = bucket_shares(stage, manifest)
         _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"))
@@ -59,22 +62,11 @@ def check_run(recipe: TrainingRecipe) -> Manifest:
             _check_weights(stage.perceptual.weights, f"stage {stage.name!r}: perceptual.weights")
         if stage.adversarial is not None:
             _check_discriminator(stage.adversarial.discriminator, manifest, draws)
+    if unfinished:
+        warn_of_newer_data(recipe, datasets, asked=newer_data)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_exists(recipe.prompts.source, "prompts.source")
-    return manifest
-
-
-def _check_same_dataset(
-    recipe: TrainingRecipe, manifest: Manifest, records: dict[str, StageRecord | None]
-) -> None:
-    """The dataset may have moved, but it must be the same one."""
-    for name, record in records.items():
-        if record is not None and record.dataset_digest != manifest.digest:
-            raise FlowmapsrError(
-                f"manifest {recipe.manifest}: stage {name!r} of {recipe.output} was trained on "
-                f"another dataset (digest {record.dataset_digest[:12]}, not "
-                f"{manifest.digest[:12]}); give that dataset, or another output"
-            )
+    return datasets
 
 
 def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:

@@ -27,6 +27,7 @@ from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import connection_timeout
 from training.preflight import check_run
+from training.run_dir.datasets import plan_datasets, write_datasets
 from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
@@ -66,10 +67,15 @@ def run_stages(
 
 
 def _train_first(
-    recipe: TrainingRecipe, stop: StopSignal, *, take_over: bool, system_of: SystemOf
+    recipe: TrainingRecipe,
+    stop: StopSignal,
+    *,
+    take_over: bool,
+    newer_data: bool,
+    system_of: SystemOf,
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
-    check_run(recipe)
+    check_run(recipe, newer_data=newer_data)
     with run_lock(recipe, take_over=take_over) as lock:
         _join(recipe, stop)
 
@@ -85,6 +91,7 @@ def _train_first(
 
         stop.clear()
         write_recipe(recipe, on_replace=reset_tracking)
+        write_datasets(recipe, plan_datasets(recipe, newer_data=newer_data))
         with parent_run(recipe) as parent:
             records = run_stages(
                 recipe, stop_requested=stop_requested, stalled=parent.stalled, system_of=system_of
@@ -111,6 +118,11 @@ def main(
     parser.add_argument(
         "--take-over", action="store_true", help="take the output from another run, even alive"
     )
+    parser.add_argument(
+        "--newer-data",
+        action="store_true",
+        help="train stages that have not begun on the dataset as it is now",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
@@ -122,7 +134,13 @@ def main(
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:
-            records = _train_first(recipe, stop, take_over=arguments.take_over, system_of=system_of)
+            records = _train_first(
+                recipe,
+                stop,
+                take_over=arguments.take_over,
+                newer_data=arguments.newer_data,
+                system_of=system_of,
+            )
         else:
             _join(recipe, stop)
             records = run_stages(recipe, stop_requested=stop, system_of=system_of)

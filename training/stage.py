@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from datagen.dataset.manifest import open_dataset
 from datagen.io import storage
 from datagen.samples.codecs import load_codec
 from training.checkpoints.records import CheckpointOrigin
@@ -39,6 +38,7 @@ from training.monitoring.mfu import FlopMeter, Peak, gpu_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog, connection_timeout
+from training.run_dir.datasets import open_stage_dataset, recorded_datasets, warn_of_newer_data
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep, StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
@@ -103,13 +103,15 @@ def build_stage(
     rank, world_size = launched_as()
     # Else each launcher has its own number, and sums in another order differ in their last bits.
     torch.set_num_threads(recipe.cpus_per_worker)
-    dataset = open_dataset(recipe.manifest)
+    datasets = recorded_datasets(recipe)
+    dataset = open_stage_dataset(recipe, folder.name, datasets)
     device = worker_device()
     reset_memory_peak(device)
     shards = ShardStore(dataset.root, cache=recipe_cache(recipe))
     reader = held_out_reader(shards, dataset.manifest)
     groups = held_out_groups(dataset.manifest, recipe.validation_samples)
     if rank == 0:
+        warn_of_newer_data(recipe, datasets)
         check_dataset(recipe, system, reader.read(groups[0]))
         if reader.schedule.split == "train":
             _say_that_nothing_is_held_out(dataset.root)

@@ -62,6 +62,12 @@ def entry(path: str) -> Entry | None:
     return None
 
 
+def modified(path: str) -> float | None:
+    with errors(path, "look at"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.stat(path).st_mtime
+    return None
+
+
 def scan(path: str) -> Iterator[Entry]:
     """Links to files are followed, links to folders are not: they may form a cycle."""
     itself = entry(path)

@@ -32,6 +32,15 @@ def entry(uri: str) -> Entry | None:
     return Entry(uri, int(found["ContentLength"]), found["ETag"].strip('"'))
 
 
+def modified(uri: str) -> float | None:
+    bucket, key = _bucket_and_key(uri)
+    try:
+        found = _call(uri, "read", "head_object", Bucket=bucket, Key=key)
+    except NotFoundError:
+        return None
+    return float(found["LastModified"].timestamp())
+
+
 def exists(uri: str) -> bool:
     return next(_scan(uri, page=1), None) is not None
 

@@ -49,6 +49,11 @@ def size(uri: str) -> int | None:
     return None if found is None else found.bytes
 
 
+def modified(uri: str) -> float | None:
+    """When the file was written, in seconds since the epoch; None when there is none."""
+    return (s3 if is_remote(uri) else local).modified(uri)
+
+
 def scan(uri: str) -> Iterator[Entry]:
     """Every file below the folder or prefix, in any order; of a file, itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import ray_cluster
 from pipelines.environment import default_tracking_uri
 from pipelines.flows.dataset import build_dataset
-from pipelines.flows.training import train
+from pipelines.flows.training import train, train_stages
 from pipelines.orchestration.full_page import show_full
 from pipelines.orchestration.guard import guarded, is_deployed, task_step
 from pipelines.orchestration.run_report import reported
@@ -54,13 +55,19 @@ def full(recipe: FullRecipe) -> FullRecord:
     Args:
         recipe: The dataset, the training and the evaluation, and where all of it is written.
     """
+    return make_all(recipe)
+
+
+def make_all(recipe: FullRecipe, *, newer_data: bool = False) -> FullRecord:
+    """The parts in their order; see `train_stages` for `newer_data`."""
     default_tracking_uri(recipe.output, worker=is_deployed())
     seconds: dict[str, float] = {}
     with ray_cluster(cpus=max(recipe.dataset.least_workers, recipe.training.most_workers)):
         with _timed(seconds, "dataset"):
             guarded(build_dataset, recipe.dataset)
         with _timed(seconds, "training"):
-            guarded(train, recipe.training)
+            work = partial(train_stages, recipe.training, newer_data=newer_data)
+            guarded(train, recipe.training, work)
     doing("evaluating")
     with _timed(seconds, "evaluation"):
         rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))

@@ -16,6 +16,7 @@ from pipelines.orchestration.run_report import reported
 from pipelines.orchestration.training_page import training_page
 from pipelines.terminal.doing import doing
 from training.preflight import check_run
+from training.run_dir.datasets import write_datasets
 from training.run_dir.lock import run_lock
 from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
@@ -35,10 +36,13 @@ def train(recipe: TrainingRecipe) -> list[StageRecord]:
     return train_stages(recipe)
 
 
-def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[StageRecord]:
+def train_stages(
+    recipe: TrainingRecipe, *, take_over: bool = False, newer_data: bool = False
+) -> list[StageRecord]:
     """Trains the stages that are not finished.
 
-    `take_over` takes the run folder from the training that holds it, even a running one.
+    `take_over` takes the run folder from the training that holds it, even a running one, and
+    `newer_data` trains stages that have not begun on the dataset as it is now.
 
     Raises:
         FlowmapsrError: another training holds the folder, or a stage cannot continue.
@@ -46,7 +50,7 @@ def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
         doing("preparing the training")
-        task_step("prepare", lambda: _prepare(recipe))
+        task_step("prepare", lambda: _prepare(recipe, newer_data=newer_data))
         with (
             training_page(recipe),
             parent_run(recipe),
@@ -56,6 +60,7 @@ def train_stages(recipe: TrainingRecipe, *, take_over: bool = False) -> list[Sta
             return [task_step(name, partial(workers.finished, name)) for name in names]
 
 
-def _prepare(recipe: TrainingRecipe) -> None:
-    check_run(recipe)
+def _prepare(recipe: TrainingRecipe, *, newer_data: bool) -> None:
+    datasets = check_run(recipe, newer_data=newer_data)
     write_recipe(recipe, on_replace=reset_tracking)
+    write_datasets(recipe, datasets)

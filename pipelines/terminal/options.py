@@ -39,6 +39,13 @@ TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
 ]
 
+NewerData = Annotated[
+    bool,
+    typer.Option(
+        "--newer-data", help="Train stages that have not begun on the dataset as it is now."
+    ),
+]
+
 
 UsageError: Any = typer.BadParameter.__base__
 """Every kind of wrong usage; Typer has no name for it."""

@@ -175,10 +175,12 @@ def review_of(run: str) -> str:
     return review_page(Path(run)) or command("review", run)
 
 
-def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
-    """A finished training run, where to review it, and how to register its model."""
+def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResult:
+    """A finished training run, where to review it, how to register its model, and what its dataset
+    holds by now that it was not trained on."""
     from training.tracking.mlflow_client import model_in_mlflow
 
+    run, newer = recipe.output, _newer_data(recipe)
     model = f"{run}/{records[-1].model}"
     logged = model_in_mlflow(Path(run), records[-1].stage)
     lines = [
@@ -190,6 +192,7 @@ def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
         f"  model    {model}",
         f"  review   {review_of(run)}",
         *([] if logged is None else [f"  register mlflow.register_model({logged!r}, NAME)"]),
+        *newer,
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
     ]
     stages = [record.model_dump(mode="json") for record in records]
@@ -198,9 +201,19 @@ def trained(run: str, records: Sequence[StageRecord]) -> VerbResult:
         "model": model,
         "model_in_mlflow": logged,
         "review": review_of(run),
+        "newer_data": " ".join(newer),
         "stages": stages,
     }
     return VerbResult(result, lines)
+
+
+def _newer_data(recipe: TrainingRecipe) -> list[str]:
+    """What the dataset holds by now that the training has not taken up, as a line."""
+    from training.run_dir.datasets import about_newer_data, read_datasets
+
+    datasets = read_datasets(recipe)
+    text = about_newer_data(recipe, datasets) if datasets else ""
+    return [f"  newer    {text}"] if text else []
 
 
 def _held_out(run: str, stage: str) -> str:
@@ -223,7 +236,7 @@ def all_done(
     """A whole run, the `seconds` that its parts took, and where to review it."""
     from training.run_dir.paths import stage_paths
 
-    model = str(stage_paths(recipe)[-1].model)
+    model, newer = str(stage_paths(recipe)[-1].model), _newer_data(recipe)
     lines = [
         *evaluation_table(rows),
         f"Made in {', '.join(f'{duration(took)} ({part})' for part, took in seconds.items())}:",
@@ -231,9 +244,15 @@ def all_done(
         f"  run       {recipe.output}",
         f"  model     {model}",
         f"  review    {review_of(recipe.output)}",
+        *newer,
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
     ]
-    result = {"manifest": recipe.manifest, "run": recipe.output, "model": model}
+    result = {
+        "newer_data": " ".join(newer),
+        "manifest": recipe.manifest,
+        "run": recipe.output,
+        "model": model,
+    }
     result["review"] = review_of(recipe.output)
     return VerbResult({**result, **_rows(rows), "seconds": dict(seconds)}, lines)
 

@@ -79,6 +79,11 @@ def dataset_recipe(photos: Path, output: Path) -> DatasetRecipe:
     )
 
 
+def grow(dataset: Path, photos: Path, *, count: int = 5) -> Manifest:
+    """Extends the tiny dataset, of three photos, to `count` photos, in place."""
+    return build_in_process(dataset_recipe(write_photos(photos, count), dataset))
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder made by the first test process that asks for it and read by all."""
     base = factory.getbasetemp()

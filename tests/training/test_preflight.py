@@ -88,12 +88,12 @@ def test_a_run_continues_with_the_same_dataset_at_another_address_only(
     shutil.copytree(Path(recipe.manifest).parent, tmp_path / "moved")
     moved = {"manifest": str(tmp_path / "moved"), "validation_samples": 7, "mlflow_experiment": "b"}
     moved_recipe = recipe.model_copy(update=moved)
-    assert check_run(moved_recipe).digest == digest
+    assert [one.digest for one in check_run(moved_recipe).states] == [digest]
     write_recipe(moved_recipe, on_replace=reset_tracking)
-    assert check_run(recipe).digest == digest
+    assert [one.digest for one in check_run(recipe).states] == [digest]
     other = record.model_copy(update={"dataset_digest": "another"})
     (home / "done.json").write_text(other.model_dump_json())
-    with pytest.raises(FlowmapsrError, match=r"manifest .*'warmup'.*another dataset.*give that"):
+    with pytest.raises(FlowmapsrError, match=r"manifest .* another one now.*'distill'.*Put that"):
         check_run(recipe)
 
 

@@ -23,6 +23,7 @@ class RunPaths:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.recipe = root / RECIPE
+        self.datasets = root / "datasets.json"
         self.stop = root / "stop"
         self.failures = root / "failures.jsonl"
         self.warnings = root / "warnings.log"

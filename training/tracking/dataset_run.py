@@ -19,7 +19,7 @@ from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
 from training.tracking.dataset_links import EXPERIMENT
-from training.tracking.events import Artifact, Event, Metrics, Picture, described
+from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Picture, described
 from training.tracking.mlflow_client import log_run
 from training.tracking.store import mlflow_installed, tracking_uri
 from training.tracking.unsent import error_reason
@@ -70,7 +70,7 @@ def _log(recipe: DatasetRecipe, manifest: Manifest, seconds: float, where: list[
     try:
         with TemporaryDirectory(prefix="flowmapsr-") as folder:
             events = [
-                *described(recipe.model_dump(mode="json"), dataset, tags),
+                *described(recipe.model_dump(mode="json"), [DatasetInput.of(dataset)], tags),
                 Metrics(step=0, time_ms=int(time.time() * 1000), values=counts),
                 *_files(dataset, Path(folder)),
             ]

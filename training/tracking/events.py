@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -130,11 +130,11 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def described(
-    settings: Mapping[str, Any], dataset: Dataset, tags: Mapping[str, str]
+    settings: Mapping[str, Any], datasets: Sequence[DatasetInput], tags: Mapping[str, str]
 ) -> list[Event]:
-    """Settings, dataset and tags of a run."""
+    """Settings, datasets and tags of a run; the tag of the dataset is of the last one."""
     return [
         Params(values=flatten(settings)),
-        Tags(values={"dataset.digest": dataset.manifest.digest, **tags}),
-        DatasetInput.of(dataset),
+        Tags(values={"dataset.digest": datasets[-1].digest, **tags}),
+        *datasets,
     ]

@@ -8,18 +8,19 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from datagen.dataset.manifest import open_dataset
+from datagen.dataset.manifest import dataset_root
 from datagen.io.lock import LockLostError
 from training.run_dir.best_effort import best_effort
+from training.run_dir.datasets import recorded_datasets
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.tracking.description import describe_run
-from training.tracking.events import Artifact, Status, described
+from training.tracking.events import Artifact, DatasetInput, Status, described
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.review import refresh_review
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
@@ -78,7 +79,18 @@ class ParentRun:
         settings |= {stage.name: stage.content() for stage in recipe.stages}
         names = ", ".join(stage.name for stage in recipe.stages)
         tags = {"recipe.digest": recipe.digest(), "stages": names, **code_tags(), **launch_tags()}
-        self.tracker.write(*described(settings, open_dataset(recipe.manifest), tags))
+        datasets, root = recorded_datasets(recipe), dataset_root(recipe.manifest)
+        if len(datasets.states) > 1:
+            stages = datasets.stages.items()
+            samples = (f"{name} {state.samples} ({state.digest[:12]})" for name, state in stages)
+            tags["dataset.samples_of_stages"] = ", ".join(samples)
+        inputs = [
+            DatasetInput(
+                name=PurePosixPath(root).name, digest=one.digest, source=root, samples=one.samples
+            )
+            for one in datasets.states
+        ]
+        self.tracker.write(*described(settings, inputs, tags))
         self.tracker.write(Artifact(path=str(self.run.recipe)))
 
     def end_stages(self, status: Status) -> None:

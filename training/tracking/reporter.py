@@ -158,7 +158,8 @@ class StageReporter(Reporter):
             **self.workers.tags(),
         }
         shown = shown_as_tables(self.folder.start_table.name, self.folder.loss_over_time.name)
-        self.tracker.write(*described(settings.model_dump(mode="json"), dataset, tags), shown)
+        described_by = described(settings.model_dump(mode="json"), [self._dataset], tags)
+        self.tracker.write(*described_by, shown)
         self._show_stacks()
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
         self._write(self.folder.deepspeed, json.dumps(config, indent=2))

@@ -1,0 +1,173 @@
+"""Which state of its dataset each stage of a run is trained on: `<run>/datasets.json`.
+
+A build may extend a dataset while a run is trained on it. The run goes on with the state that it
+began with, which the dataset keeps (`datagen/dataset/manifest.py`); a stage that has not begun
+takes up a newer one if it is asked to.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from datagen.dataset.layout import MANIFEST
+from datagen.dataset.manifest import Dataset, Manifest, dataset_root, open_dataset, open_state
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.records import FrozenModel, read_record
+from training.run_dir.paths import RunPaths, stage_paths
+from training.run_dir.starts import read_starts
+from training.settings.recipe import TrainingRecipe
+
+log = logging.getLogger(__name__)
+
+_DIGITS = 12
+"""Of a digest, in a message."""
+_REMEDY = "remove it, and stages that have not finished are trained on the dataset as it is now"
+
+
+class DatasetState(FrozenModel):
+    """A state in which the dataset was, as a run took it up."""
+
+    digest: str
+    samples: int
+    time: float
+    """When it was taken up, in seconds since the epoch."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        return cls(digest=manifest.digest, samples=manifest.num_samples, time=time.time())
+
+
+class RunDatasets(FrozenModel):
+    """What each stage of a run is trained on."""
+
+    stages: dict[str, DatasetState]
+
+    @property
+    def states(self) -> list[DatasetState]:
+        """All of them, each once, in the order of the stages."""
+        return list({state.digest: state for state in self.stages.values()}.values())
+
+
+def plan_datasets(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDatasets:
+    """What a command trains the stages on: what is recorded; for a run that has not begun, the
+    dataset as it is now; with `newer_data` the same for the stages that have not begun.
+
+    Raises:
+        FlowmapsrError: there is no dataset, or with `newer_data` another one.
+    """
+    names, waiting = [stage.name for stage in recipe.stages], _waiting(recipe)
+    known = read_datasets(recipe) or _of_records(recipe)
+    if known is None or waiting == names:
+        now = DatasetState.of(open_dataset(recipe.manifest).manifest)
+        return RunDatasets(stages=dict.fromkeys(names, now))
+    if not newer_data or not waiting:
+        return known
+    open_stage_dataset(recipe, waiting[0], known)  # refuses another dataset
+    now = DatasetState.of(open_dataset(recipe.manifest).manifest)
+    return RunDatasets(stages={**known.stages, **dict.fromkeys(waiting, now)})
+
+
+def write_datasets(recipe: TrainingRecipe, datasets: RunDatasets) -> None:
+    """Records it; the caller holds the run's lock."""
+    path = RunPaths(Path(recipe.output)).datasets
+    storage.write_bytes(str(path), datasets.model_dump_json(indent=2).encode())
+
+
+def read_datasets(recipe: TrainingRecipe) -> RunDatasets | None:
+    """What is recorded in the run's folder, if anything is."""
+    path = RunPaths(Path(recipe.output)).datasets
+    return read_record(path, RunDatasets, remedy=_REMEDY)
+
+
+def recorded_datasets(recipe: TrainingRecipe) -> RunDatasets:
+    """What the run's stages are trained on; without a record, as `plan_datasets`."""
+    return read_datasets(recipe) or plan_datasets(recipe)
+
+
+def open_stage_dataset(recipe: TrainingRecipe, stage: str, datasets: RunDatasets) -> Dataset:
+    """The dataset of a stage.
+
+    Raises:
+        FlowmapsrError: there is another dataset now; says which and since when.
+    """
+    mine = datasets.stages[stage]
+    found = open_state(recipe.manifest, mine.digest)
+    if found is not None:
+        return found
+    now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
+    written = storage.modified(storage.join(root, MANIFEST))
+    raise FlowmapsrError(
+        f"manifest {recipe.manifest}: the dataset at this place is another one now, of digest "
+        f"{now.digest[:_DIGITS]}, written {_date(written)}; stage {stage!r} of {recipe.output} is "
+        f"of digest {mine.digest[:_DIGITS]}, taken up {_date(mine.time)}, which is no earlier "
+        "state of it. Put that dataset back, give the place where it is as manifest=..., or train "
+        "on the new one into another output"
+    )
+
+
+def about_newer_data(recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bool = False) -> str:
+    """What the dataset holds that the run has not taken up, and what can be done; empty where it
+    holds nothing more, unless it was `asked` for. A dataset that cannot be read is told too."""
+    mine = datasets.stages[recipe.stages[-1].name]
+    try:
+        now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
+    except FlowmapsrError as error:
+        return f"it is not known whether there are newer data: {error}"
+    if now.digest == mine.digest:
+        return f"{root} holds nothing that this training has not taken up" if asked else ""
+    waiting = _waiting(recipe)
+    if waiting:
+        more = f"To train {' and '.join(waiting)} on all of them, add --newer-data"
+    else:
+        more = "Every stage has begun: to train on all of them, give another output"
+    return (
+        f"{root} has {now.num_samples - mine.samples} samples more than this training took up "
+        f"({now.num_samples}, not {mine.samples}), and it is trained without them. {more}"
+    )
+
+
+def warn_of_newer_data(
+    recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bool = False
+) -> None:
+    """The same as a warning, each only once: a command checks a run twice, and each stage asks."""
+    text = about_newer_data(recipe, datasets, asked=asked)
+    if text:
+        _warn_once(text)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
+def _waiting(recipe: TrainingRecipe) -> list[str]:
+    """The stages that have not begun."""
+    stages = stage_paths(recipe)
+    return [one.name for one in stages if not (one.starts.exists() or one.done.exists())]
+
+
+def _of_records(recipe: TrainingRecipe) -> RunDatasets | None:
+    """What finished stages say, in the folder of a version that recorded nothing else."""
+    for stage in stage_paths(recipe):
+        record = stage.finished_record()
+        if record is not None and record.dataset_digest:
+            found = open_state(recipe.manifest, record.dataset_digest)
+            state = DatasetState(
+                digest=record.dataset_digest,
+                samples=found.manifest.num_samples if found else 0,
+                time=next((start.time for start in read_starts(stage)), 0.0),
+            )
+            return RunDatasets(stages={one.name: state for one in recipe.stages})
+    return None
+
+
+def _date(seconds: float | None) -> str:
+    if not seconds:
+        return "at an unknown time"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
