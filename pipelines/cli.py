@@ -15,6 +15,7 @@ import typer
 from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.dataset_cli import dataset_app
+from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -162,6 +163,7 @@ def train(
             from pipelines.preflight import check_place, check_surroundings
 
             environment.default_tracking_uri(resolved.output)
+            check_servers(RAY, PREFECT)
             check_surroundings()
             check_place(resolved, take_over=take_over)
             doing("loading the libraries")
@@ -218,6 +220,7 @@ def run(
         from pipelines.preflight import check_dataset, check_place, check_surroundings
 
         environment.default_tracking_uri(resolved.output)
+        check_servers(RAY, PREFECT)
         check_surroundings()
         check_place(resolved.training)
         check_dataset(resolved.dataset)
@@ -271,13 +274,15 @@ def evaluate(
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
         training = finished_training(location) if track else None
+        if training is not None:
+            environment.default_tracking_uri(location)
+            check_servers()
         doing("evaluating")
         from training.evaluation.evaluate import evaluate as evaluate_model
 
         rows = evaluate_model(location, settings)
         result = reports.evaluated(location, rows)
         if training is not None:
-            environment.default_tracking_uri(location)
             log_evaluation(training, settings, rows)
             result = reports.with_unsent(result, training)
         out.say(result)
@@ -357,6 +362,7 @@ def deploy(
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
             return out.say_recipe(resolved)
+        check_servers(PREFECT, tracked=False)
         result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
         out.say(reports.deployed(result))
 

@@ -10,6 +10,7 @@ import typer
 
 from datagen.errors import FlowmapsrError
 from pipelines.environment import default_tracking_uri
+from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -53,6 +54,12 @@ def dataset_build(
         if dry_run:
             return out.say_recipe(resolved)
         require_sources(resolved)
+        from datagen.dataset.layout import MANIFEST
+        from datagen.io import storage
+
+        is_new = not storage.exists(storage.join(resolved.output, MANIFEST))
+        if is_new:  # else there may be nothing to do, for which no server is needed
+            check_servers(RAY, PREFECT)
         doing("listing the photos")
         from datagen.build.survey import survey
         from datagen.photos.sources import list_sources
@@ -61,10 +68,11 @@ def dataset_build(
         found = survey(resolved, listing)
         manifest = found.complete
         if manifest is None:
-            from datagen.io.storage import is_remote
             from pipelines.preflight import check_build, check_surroundings
 
-            if not is_remote(resolved.output):
+            if not is_new:
+                check_servers(RAY, PREFECT)
+            if not storage.is_remote(resolved.output):
                 default_tracking_uri(str(Path(resolved.output).parent))
             check_surroundings()
             check_build(resolved, found, take_over=take_over)

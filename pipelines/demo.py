@@ -16,6 +16,7 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.recipes.load import full_recipe
+from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
@@ -126,6 +127,7 @@ def _digest(recipe: FullRecipe) -> str:
 def _run(base: Path, recipe: FullRecipe) -> DemoReport:
     from pipelines.preflight import check_dataset, check_place, check_surroundings
 
+    check_servers(RAY, PREFECT)
     check_surroundings()
     copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
     copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")

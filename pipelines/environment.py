@@ -43,6 +43,9 @@ def prepare_environment() -> None:
     passwords out of addresses, which are logged and shown."""
     for name, value in {**QUIET, **EMBEDDED, **PATIENCE}.items():
         os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        # Ray asks so many times, each second, a server that is none of Ray's main ones.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "8")
     tracking_uri()
     address, user, password = split_user(os.environ.get("PREFECT_API_URL", ""))
     if user:

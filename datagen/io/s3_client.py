@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import IO, Any, TypeVar
 
 from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.io.probe import ask_http, asked, silence
 from datagen.io.redaction import redacted
 
 with suppress(ImportError):  # machines that use local files only need no boto3
@@ -19,7 +20,9 @@ with suppress(ImportError):  # machines that use local files only need no boto3
 Answer = TypeVar("Answer")
 
 PATIENCE = 120.0  # seconds for which a busy, stopped or unreachable server is retried
-FIRST_CONTACT = 15.0  # the same for an address that never answered: it is probably misspelled
+FIRST_CONTACT = 10.0  # the same for an address that never answered: it is probably misspelled
+FIRST_SILENCE = 4.0  # SILENCE for such an address, which is asked for nothing that takes time
+ADDRESSES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is set counts
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 SILENCE = 30.0  # seconds without a byte after which a connection is considered lost
@@ -79,6 +82,7 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
         FlowmapsrError: the server could not be reached. All name `uri` and contain no secret.
     """
     client = _client()
+    _await_first_answer(uri, action)
     from botocore.parsers import ResponseParserError  # slow to import
 
     begun, pause, renewed = time.monotonic(), FIRST_PAUSE, False
@@ -104,6 +108,31 @@ def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
         client = _client()  # another thread may have read new credentials
 
 
+def _await_first_answer(uri: str, action: str) -> None:
+    """Asks an address that never answered whether a server is there, until one is.
+
+    Raises:
+        FlowmapsrError: none is after `FIRST_CONTACT` seconds.
+    """
+    endpoint = _endpoint()
+    if endpoint is None or endpoint in _answered:
+        return
+    end, pause = time.monotonic() + min(PATIENCE, FIRST_CONTACT), FIRST_PAUSE
+    while (left := end - time.monotonic()) > 0:
+        limit = min(left, FIRST_SILENCE)
+        reason = silence(asked(ask_http, endpoint, seconds=limit), seconds=limit)
+        if reason is None:
+            _answered.add(endpoint)
+            return
+        time.sleep(min(pause, max(0.0, end - time.monotonic())))
+        pause *= 2
+    variable = next(name for name in ADDRESSES if os.environ.get(name))
+    raise FlowmapsrError(
+        f"{uri}: cannot {action} it: no S3 server answers at {variable}={redacted(endpoint)} "
+        f"({reason}); start it, correct the variable, or unset it to use AWS itself"
+    )
+
+
 def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> None:
     """Puts a long stream in parts, each retried; nothing is left if it fails."""
     from boto3.s3.transfer import TransferConfig
@@ -118,7 +147,7 @@ def upload_in_parts(uri: str, stream: IO[bytes], *, bucket: str, key: str) -> No
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), None)
 
 
 def _client(attempts: int = 1) -> Any:

@@ -27,6 +27,7 @@ from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
 from pipelines.orchestration.run_report import reported, warn
+from pipelines.servers import PREFECT, require_answer
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.doing import doing
 from pipelines.terminal.process_edge import Terminated
@@ -50,8 +51,11 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     """
     if not is_deployed():
         _hide_lost_logs()
-    if get_current_settings().api.url is None:
+    url = get_current_settings().api.url
+    if url is None:
         _keep_server_apart()
+    elif not is_deployed():  # a profile of Prefect's may name it, too, and not the variable
+        require_answer(PREFECT, url)
     once = _Once(work or partial(unwrap(flow.fn), recipe))
     run = copy(flow)
     run.fn = reported(once.run_with)

@@ -1,9 +1,9 @@
-"""What ends a command early is answered before any server: the named servers do not answer here."""
+"""What ends a command early is answered before any flow: the server would refuse it here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,36 +12,48 @@ from datagen.errors import FlowmapsrError
 from datagen.io.lock import BUILD, TRAINING, output_lock
 from pipelines.preflight import check_surroundings
 from tests.pipelines.conftest import Ended
+from tests.support.dead_servers import refusing_server
 
 Run = Callable[..., Ended]
-NOWHERE = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "RAY_ADDRESS": "127.0.0.1:9"}
 
 
+@pytest.fixture
+def prefect(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that is there, and takes no run."""
+    with refusing_server() as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        yield
+
+
+@pytest.mark.usefixtures("prefect")
 def test_a_place_that_is_taken(invoke: Run, build_words: Run, tmp_path: Path) -> None:
     with output_lock(str(tmp_path / "set"), BUILD):
-        ended = invoke(*build_words(tmp_path / "set", "--json"), env=NOWHERE)
+        ended = invoke(*build_words(tmp_path / "set", "--json"))
     assert ended.code == 1 and "another build is writing there" in ended.json["error"]
 
 
+@pytest.mark.usefixtures("prefect")
 @pytest.mark.parametrize(("kind", "folder"), [(TRAINING, "run"), (BUILD, "dataset")])
 def test_a_part_of_a_full_run_that_is_taken(
     kind: object, folder: str, invoke: Run, tmp_path: Path
 ) -> None:
     with output_lock(str(tmp_path / "demo" / folder), kind):  # type: ignore[arg-type]
-        ended = invoke("demo", "--output", str(tmp_path / "demo"), "--json", env=NOWHERE)
+        ended = invoke("demo", "--output", str(tmp_path / "demo"), "--json")
     assert ended.code == 1 and f"demo/{folder}: another" in ended.json["error"]
 
 
+@pytest.mark.usefixtures("prefect")
 def test_an_output_that_cannot_be_written(invoke: Run, build_words: Run) -> None:
-    ended = invoke(*build_words("/proc/set", "--json"), env=NOWHERE)
+    ended = invoke(*build_words("/proc/set", "--json"))
     assert ended.code == 1 and ended.json["error"].startswith("/proc/set")
 
 
+@pytest.mark.usefixtures("prefect")
 def test_too_many_photos_that_cannot_be_used(invoke: Run, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "empty.png").touch()
     words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
-    ended = invoke(*words, env=NOWHERE)
+    ended = invoke(*words)
     assert ended.code == 1 and ended.json["rejected"] == {"empty file": 1}
 
 

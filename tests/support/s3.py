@@ -75,6 +75,9 @@ def _handler(state: FaultyS3, server: tuple[str, int]) -> type[BaseHTTPRequestHa
         protocol_version = "HTTP/1.1"
 
         def do_any(self) -> None:
+            if self.path == "/":  # only asks whether a server is there
+                self._answer(403, {}, b"")
+                return
             with lock:
                 state.requests[self.command] += 1
                 state.keys_seen.append(self._access_key())

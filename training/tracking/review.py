@@ -214,7 +214,10 @@ def _major_version(uri: str) -> int | None:
             raise_on_status=False,
         )
     except MlflowException as error:
-        raise FlowmapsrError(f"MLflow at {redacted(uri)} does not answer") from error
+        raise FlowmapsrError(
+            f"MLflow at {redacted(uri)} does not answer; start the server there, or set "
+            "MLFLOW_TRACKING_URI to another"
+        ) from error
     found = re.match(r"(\d+)\.\d+", answer.text.strip())
     return int(found[1]) if answer.ok and found else None
 

@@ -1,0 +1,72 @@
+"""Dead servers are named in seconds, with their variable and what to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from datagen.errors import FlowmapsrError
+from pipelines import servers
+from pipelines.servers import PREFECT, RAY, check_servers
+from tests.pipelines.conftest import Ended
+from tests.support.dead_servers import refusing_server, silent_port, swallowing_port
+
+
+@pytest.fixture
+def dead() -> Iterator[dict[str, str]]:
+    """All three servers, each dead in another way."""
+    with silent_port() as silent, swallowing_port() as swallowing, silent_port() as third:
+        yield {
+            "RAY_ADDRESS": f"127.0.0.1:{silent}",
+            "PREFECT_API_URL": f"http://127.0.0.1:{swallowing}/api",
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{third}",
+        }
+
+
+def test_all_dead_servers_are_named_at_once(
+    dead: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(servers, "SECONDS", 0.5)
+    for name, address in dead.items():
+        monkeypatch.setenv(name, address)
+    begun = time.monotonic()
+    with pytest.raises(FlowmapsrError) as refused:
+        check_servers(RAY, PREFECT)
+    assert time.monotonic() - begun < 3
+    ray, prefect = str(refused.value).splitlines()
+    assert f"no Ray cluster answers at RAY_ADDRESS={dead[RAY]} (it is silent); start it" in ray
+    assert f"PREFECT_API_URL={dead[PREFECT]}" in prefect and "or unset it" in prefect
+    (warning,) = caplog.messages
+    assert f"MLFLOW_TRACKING_URI={dead['MLFLOW_TRACKING_URI']}" in warning
+    assert "The work goes on without it" in warning
+
+
+def test_servers_that_answer(
+    ray_cluster_address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster_address)
+    with refusing_server() as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        check_servers(RAY, PREFECT)
+        assert not caplog.messages
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(FlowmapsrError, match="it is another kind of server"):
+            check_servers(RAY)
+
+
+def test_commands_ask_before_they_load_their_libraries(
+    flowmapsr: Callable[..., Ended], build_words: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    with silent_port() as port:
+        begun = time.monotonic()
+        env = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+        ended = flowmapsr(*build_words(tmp_path / "set"), env=env)
+        assert time.monotonic() - begun < 15 and ended.code == 1
+    assert f"RAY_ADDRESS=127.0.0.1:{port} (it is silent)" in ended.err
+    assert not (tmp_path / "set").exists()
