@@ -220,16 +220,19 @@ class Loop:
             keys = [key for part in gathered for key in part]
             found = {"step": step, "problem": problem, "keys": keys}
             with best_effort(str(path)):
+                path.unlink(missing_ok=True)  # of another step, if this one cannot be written
                 storage.write_bytes(str(path), json.dumps(found, indent=2).encode())
-        dist.barrier()
+        # After this, the file is there for all workers, or for none.
         kept, again = "", "Start again"
-        if self.checkpoints.newest is not None:
-            kept, again = ", and the last checkpoint is kept", "Continue from it"
+        if self.checkpoints.newest_step():
+            kept, again = "The last checkpoint is kept. ", "Continue from it"
+        listed, look = "", ""
+        if path.is_file():
+            listed = f"The samples of that step are listed in {path}. "
+            look = ", after a look at these samples with 'flowmapsr dataset inspect'"
         raise FlowmapsrError(
-            f"stage {self.settings.name!r}: {problem} at step {step}. The samples of that step "
-            f"are listed in {path}{kept}. {again} with the same command and a lower "
-            f"stages.{self.settings.name}.learning_rate, after a look at these samples with "
-            "'flowmapsr dataset inspect'"
+            f"stage {self.settings.name!r}: {problem} at step {step}. {listed}{kept}{again} with "
+            f"the same command and a lower stages.{self.settings.name}.learning_rate{look}"
         )
 
     def _problem(self, terms: StepTerms) -> str | None:

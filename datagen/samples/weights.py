@@ -29,10 +29,18 @@ def check_finite(tensors: Mapping[str, Tensor], place: object) -> None:
     """Raises `FlowmapsrError` for a tensor with a value that is not finite; names it and `place`,
     the file."""
     for name, tensor in tensors.items():
-        finite = tensor.isfinite()
-        if tensor.is_floating_point() and not finite.all():
+        if found := not_finite(name, tensor):
             raise FlowmapsrError(
-                f"{place}: {tensor.numel() - int(finite.sum()):,} of the {tensor.numel():,} values "
-                f"of {name} are not finite: the file is damaged, or holds the weights of a "
-                "training that diverged; restore it, or name another one"
+                f"{place}: {found}: the file is damaged, or holds the weights of a training that "
+                "diverged; restore it, or name another one"
             )
+
+
+def not_finite(name: str, tensor: Tensor) -> str:
+    """How many values of a tensor are NaN or infinite; nothing if none is."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return ""
+    if all(end.isfinite() for end in tensor.aminmax()):  # both are NaN if any value is
+        return ""
+    count = tensor.numel() - int(tensor.isfinite().sum())
+    return f"{count:,} of the {tensor.numel():,} values of {name} are not finite"

@@ -149,14 +149,16 @@ class TrainingWorkers:
         if isinstance(self._error, FlowmapsrError):
             return self._error
         if self._error is not None:
+            failures = RunPaths(self.run).failures
+            told = f" The failures are in {failures}." if failures.is_file() else ""
             return FlowmapsrError(
-                f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures}). "
-                f"Its last checkpoint is kept, and the failures are in "
-                f"{RunPaths(self.run).failures}. Last error: {self._error}"
+                f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures})."
+                f"{told} The same command goes on from the stage's last checkpoint, or from its "
+                f"start without one. Last error: {self._error}"
             )
         return FlowmapsrError(
             f"stage {folder.name!r} was stopped before its last step; run the same command to "
-            "continue from its checkpoint"
+            "continue"
         )
 
 

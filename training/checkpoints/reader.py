@@ -12,9 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
+from safetensors import safe_open
 
 from datagen.errors import FlowmapsrError, NotFoundError
 from datagen.io import storage
+from datagen.samples.weights import not_finite
 from training.checkpoints.records import COMMIT, Commit, FileRecord
 from training.checkpoints.tensor_files import PieceFiles
 
@@ -71,9 +73,19 @@ class SavedState:
             try:
                 if record.writer % of == index:
                     self._check(record)
+                    self._check_values(record)
             except Damaged as damage:
                 found.append(str(damage))
         return "; ".join(found)
+
+    def _check_values(self, record: FileRecord) -> None:
+        """What was written so is no damage of the file, but training cannot go on from it."""
+        if not record.name.endswith(".safetensors"):
+            return
+        with safe_open(self._fetch(record), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (no mapping: it cannot be iterated)
+                if found := not_finite(name, opened.get_tensor(name)):
+                    raise Damaged(f"{self._uri(record)}: {found}: training had diverged")
 
     def network(self, name: str) -> PieceFiles:
         """The tensors of a network from all workers."""

@@ -6,6 +6,7 @@ Every worker creates a `Checkpoints` and calls its methods at the same steps.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ Changed = Callable[[int, str, dict[int, str]], None]
 """Takes the step and the address of a new checkpoint, and why each step's is kept now."""
 log = logging.getLogger(__name__)
 
+_NUMBERS = re.compile(r"\d+")
+"""What differs between two checkpoints with the same problem: steps, sizes."""
 LAST_WAIT = 60.0
 """Seconds that the first worker waits for the other workers' shares when it closes."""
 
@@ -68,6 +71,8 @@ class Checkpoints:
         """The damaged ones that `resume` skipped; on the first worker only."""
         self.failed = 0
         """How many could not be written."""
+        self._told = ""
+        """The kind of problem that was warned of; empty after a checkpoint was written."""
         self._seconds = self._began = 0.0
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         attempt = self._from_first(lambda: secrets.token_hex(4))
@@ -93,15 +98,26 @@ class Checkpoints:
         commit_problem = writing.wait_for_commit(timeout=0 if problem else None)
         problem = problem or self._from_all(commit_problem)
         if not problem:
+            self._tell("", writing.step)
             self.problem = ""
             return ""
         self.problem = f"the checkpoint of step {writing.step} could not be written ({problem})"
         self.failed += 1
+        self._tell(_NUMBERS.sub("", problem), writing.step)
         if self.rank == 0:
-            log.warning("%s", self.problem)
             self._remove_failed(writing)
         dist.barrier()  # no worker may start the next one before that
         return self.problem
+
+    def _tell(self, kind: str, step: int) -> None:
+        """Warns once of a kind of problem, not at each checkpoint that has it, and says its end."""
+        before, self._told = self._told, kind
+        if self.rank > 0 or kind == before:
+            return
+        if kind:
+            log.warning("%s; training goes on, and says so once", self.problem)
+        else:
+            log.info("checkpoints can be written again: that of step %d is", step)
 
     def metrics(self) -> dict[str, float]:
         """On the first worker: the step that a restart would resume from, the number of failures
@@ -109,6 +125,11 @@ class Checkpoints:
         cost = {"perf/checkpoint_seconds": self._seconds} if self._seconds else {}
         newest, failed = float(self._last_step()), float(self.failed)
         return {"checkpoints/newest_step": newest, "checkpoints/failed": failed} | cost
+
+    def newest_step(self) -> int:
+        """The step that a restart would resume from, 0 for the start of the stage; the same on all
+        workers, each of which must call it."""
+        return self._from_first(self._last_step)
 
     def finish(self) -> None:
         """Waits for the last checkpoint of the run.
@@ -118,7 +139,7 @@ class Checkpoints:
         """
         problem = self.drain()
         if problem:
-            newest = self._from_first(self._last_step)
+            newest = self.newest_step()
             raise FlowmapsrError(
                 f"{problem}; run the same command again to resume from "
                 + (f"step {newest}" if newest else "the start of the stage")
@@ -128,8 +149,9 @@ class Checkpoints:
         """Ends the writing when this worker, perhaps alone, fails: waits for its own share and, on
         the first worker, up to `LAST_WAIT` seconds for the others'."""
         writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.wait_for_commit(LAST_WAIT)
+        problem = "" if writing is None else writing.wait_for_commit(LAST_WAIT)
+        if writing is not None and problem:
+            log.warning("the checkpoint of step %d was not written (%s)", writing.step, problem)
 
     def resume(self, trained: Trained, origin: CheckpointOrigin) -> TrainerState | None:
         """Restores the newest valid checkpoint; returns None if there is none.

@@ -8,18 +8,18 @@ so that disks and S3 work the same.
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
+from torch import Tensor
 
+from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.samples.weights import not_finite
 from training.checkpoints.records import COMMIT, Commit, FileRecord, Share, TrainerState
 from training.checkpoints.tensor_files import safetensors_chunks
-
-log = logging.getLogger(__name__)
 
 FIRST_POLL = 0.05
 LONGEST_POLL = 2.0
@@ -97,13 +97,14 @@ class Writing:
                 self._commit()
         except Exception as error:  # a thread: `wait_for_*` return it to the caller
             self._problem = str(error) or repr(error)
-            log.warning("checkpoint of step %d: %s", self.step, self._problem)
         finally:
             self._share = None
             self._shared.set()
 
     def _write_share(self, share: Share) -> None:
         networks, texts = share.networks.items(), share.texts.items()
+        for part, tensors in networks:
+            _check_finite(part, tensors)
         files = [self._write(part, safetensors_chunks(tensors)) for part, tensors in networks]
         files += [self._write(part, [data]) for part, data in texts]
         uri = storage.join(self.folder, self._writer.record_name(self._writer.rank))
@@ -141,3 +142,10 @@ class Writing:
                 return False
             pause = min(2 * pause, LONGEST_POLL)
         return True
+
+
+def _check_finite(part: str, tensors: Mapping[str, Tensor]) -> None:
+    """A state that diverged since the last loss must not replace the checkpoint before it."""
+    for name, tensor in tensors.items():
+        if found := not_finite(name, tensor):
+            raise FlowmapsrError(f"{found} in {part}: training has diverged")

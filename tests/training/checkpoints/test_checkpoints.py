@@ -246,6 +246,52 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_training(
     assert 0 < metrics["perf/checkpoint_seconds"] < 60
 
 
+def test_a_full_disk_is_told_once(
+    tmp_path: Path, full_disk: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    checkpoints = _save(str(tmp_path), 1)
+    caplog.clear()
+    full_disk(True)
+    for step in (2, 13, 104):
+        checkpoints.save(Values(2.0), _state(step))
+    checkpoints.drain()
+    (warning,) = caplog.messages
+    assert "step 2 could not be written" in warning and "File too large" in warning
+    full_disk(False)
+    checkpoints.save(Values(3.0), _state(105))
+    checkpoints.finish()
+    assert caplog.messages[1:] == ["checkpoints can be written again: that of step 105 is"]
+    assert checkpoints.failed == 3
+
+
+def test_a_state_that_diverged_does_not_replace_the_checkpoint_before(tmp_path: Path) -> None:
+    checkpoints = _save(str(tmp_path), 1, keep=1)
+    diverged = Values(2.0)
+    diverged.tensor[700:703] = float("nan")
+    checkpoints.save(diverged, _state(2))
+    problem = checkpoints.drain()
+    assert "step 2 could not be written" in problem
+    assert "3 of the 500 values of master/w@500 are not finite in model: training has" in problem
+    assert _steps(tmp_path) == [1]
+
+
+def test_a_checkpoint_that_diverged_is_skipped_and_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that an earlier version has written."""
+    monkeypatch.setattr("training.checkpoints.writer._check_finite", lambda *_: None)
+    _save(str(tmp_path), 1)
+    checkpoints = Checkpoints(str(tmp_path), keep=9)
+    checkpoints.save(Values(float("inf")), _state(2))
+    checkpoints.finish()
+    file = _file(tmp_path, 2, "model-*")
+    values, state = _resumed(str(tmp_path))
+    assert state == _state(1) and bool((values.tensor == 1).all())
+    (warning,) = caplog.messages
+    assert f"{file}: 500 of the 500 values of master/w@0 are not finite" in warning
+
+
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(
     tmp_path: Path, full_disk: Callable[[bool], None]
 ) -> None:
