@@ -29,20 +29,24 @@ from datagen.photos.headers import (
     tiff_tags,
     webp_header,
 )
+from datagen.photos.heic import HEIC_IS_READ, HEIC_SUFFIXES, is_heic
 from datagen.photos.quality import sharpness
 from datagen.settings import FilterSettings, ImageSettings
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".tif", ".tiff",
-     ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+     ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+     *(HEIC_SUFFIXES if HEIC_IS_READ else ())}
 )  # fmt: skip
 FILTERED = frozenset(
     {"below min_side", "aspect ratio", "jpeg quality", "blurred", "gray", "cmyk", "16 bit"}
 )
 """Reasons of sound photos, which a recipe that sets no `filters` and no `images` would keep."""
 # Decoders allowed for untrusted input: some of Pillow's others start programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM",
+            *(["HEIF"] if HEIC_IS_READ else []))  # fmt: skip
 _MAGIC = 16  # bytes by which Pillow recognizes a format
+_BY_FIRST_BYTES = ("not an image", "too large", "heic without pillow-heif")
 _TIFF = (b"II", b"MM")
 _MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
 _BACKGROUND = {"white": 255, "black": 0}
@@ -104,9 +108,9 @@ def read_header(
 
     Raises:
         HeaderIncomplete: more bytes are needed.
-        ImageRejected: what the header decides: "empty file", "not an image", "truncated",
-            "corrupt", "too large", "animated", "gray", "cmyk", "16 bit", "too small",
-            "aspect ratio", "jpeg quality".
+        ImageRejected: what the header decides: "empty file", "not an image", "heic without
+            pillow-heif", "truncated", "corrupt", "too large", "animated", "gray", "cmyk", "16 bit",
+            "too small", "aspect ratio", "jpeg quality".
     """
     complete = len(head) >= size
     if len(head) < _MAGIC and not complete:
@@ -228,7 +232,7 @@ def _header(head: bytes, complete: bool) -> ImageHeader:
             sufficient = not stream.cut
             header = header_of(image, head)
     except ImageRejected as error:
-        if complete or not stream.cut or error.reason in ("not an image", "too large"):
+        if complete or not stream.cut or error.reason in _BY_FIRST_BYTES:
             raise
         raise HeaderIncomplete from error
     # A second frame may be beyond the head: `decode_photo` finds that.
@@ -245,7 +249,7 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
     Image.init()
     accepting = (Image.OPEN[name][1] for name in _FORMATS)
     if not any(accept is not None and accept(start) is True for accept in accepting):
-        raise ImageRejected("not an image")
+        raise ImageRejected("heic without pillow-heif" if is_heic(start) else "not an image")
     try:
         image = Image.open(stream, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:

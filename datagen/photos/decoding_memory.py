@@ -19,6 +19,9 @@ _STILL_WEBP = 8
 _TEXT_OR_DEEP_PNM = 10
 _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _BITS, _COMPRESSION = 278, 322, 323, 258, 259
 _ORIENTATION = 274
+AVIF_DEEP = 0b0100_0000
+"""Of `avif_flags`: 10 or 12 bits."""
+_AVIF_GRAY, _AVIF_HALF_WIDTH, _AVIF_HALF_HEIGHT = 0b1_0000, 0b1000, 0b100
 
 
 def decoding_bytes(image: ImageFile.ImageFile, head: bytes) -> int:
@@ -39,6 +42,10 @@ def decoding_bytes(image: ImageFile.ImageFile, head: bytes) -> int:
             return webp_bytes(image.width, image.height)
         case "AVIF":
             return int(pixels * (_avif_planes(head, alpha=bands == 4) + bands + 4))
+        case "HEIF":
+            deep = image.info.get("bit_depth", 8) > 8
+            halved = image.info.get("chroma", 420) == 420  # as phones do
+            return pixels * (9 if halved else 22 if deep else 11)
         case "PPM" if image.tile[0].codec_name != "raw":
             return pixels * _TEXT_OR_DEEP_PNM
         case "TIFF":
@@ -53,12 +60,18 @@ def webp_bytes(width: int, height: int) -> int:
     return width * height * _STILL_WEBP
 
 
-def _avif_planes(head: bytes, *, alpha: bool) -> float:
-    """Bytes a pixel of the decoded planes, by the `av1C` box; source: AV1-ISOBMFF, 2.3.3."""
+def avif_flags(head: bytes) -> int:
+    """What the `av1C` box says of depth and colors; source: AV1-ISOBMFF, section 2.3.3."""
     at = head.find(b"av1C")
-    flags = head[at + 6] if 0 <= at < len(head) - 6 else 0b0100_0000
-    color = 0 if flags & 0b1_0000 else 2 / (1 + bool(flags & 0b1000)) / (1 + bool(flags & 0b100))
-    return (1 + color + alpha) * (1 + bool(flags & 0b0100_0000))
+    return head[at + 6] if 0 <= at < len(head) - 6 else 0
+
+
+def _avif_planes(head: bytes, *, alpha: bool) -> float:
+    """Bytes a pixel of the decoded planes."""
+    flags = avif_flags(head)
+    halved = bool(flags & _AVIF_HALF_WIDTH) + bool(flags & _AVIF_HALF_HEIGHT)
+    color = 0 if flags & _AVIF_GRAY else 2 / 2**halved
+    return (1 + color + alpha) * (2 if flags & AVIF_DEEP else 1)
 
 
 def _tiff_part(image: TiffImagePlugin.TiffImageFile) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from datagen.photos.color import UnsupportedPixels
-from datagen.photos.decoding_memory import decoding_bytes, webp_bytes
+from datagen.photos.decoding_memory import AVIF_DEEP, avif_flags, decoding_bytes, webp_bytes
 from datagen.photos.quality import jpeg_quality
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
@@ -21,7 +21,8 @@ DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyErr
 """What Pillow raises on broken bytes."""
 
 _ORIENTATION_TAG = 0x0112
-_BITS_TAG, _COMPRESSION_TAG, _PLANES_TAG, _SAMPLE_FORMAT_TAG = 258, 259, 284, 339
+_BITS_TAG, _COMPRESSION_TAG, _SAMPLES_TAG, _PLANES_TAG = 258, 259, 277, 284
+_SAMPLE_FORMAT_TAG = 339
 _GRAY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 
 
@@ -32,7 +33,7 @@ class ImageHeader:
     width: int
     height: int
     animated: bool = False
-    """More than one frame or page; a phone's MPO file counts as its first picture."""
+    """More than one frame or page; a phone's MPO or HEIC file counts as its main picture."""
     gray: bool = False
     cmyk: bool = False
     sixteen_bit: bool = False
@@ -50,7 +51,7 @@ def header_of(image: ImageFile.ImageFile, head: bytes) -> ImageHeader:
     return ImageHeader(
         width=width,
         height=height,
-        animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
+        animated=image.format not in ("MPO", "HEIF") and bool(getattr(image, "is_animated", False)),
         gray=image.mode in _GRAY_MODES or image.mode.startswith("I"),
         cmyk=image.mode == "CMYK",
         sixteen_bit=_sixteen_bit(image, head),
@@ -78,14 +79,14 @@ def check_tiff(tags: Mapping[int, Any]) -> None:
     """Refuses values that Pillow would show in wrong colors, without a word, or cannot show.
 
     Raises:
-        UnsupportedPixels: they are not unsigned, not all of 1, 2, 4, 8 or 16 bits, or 16-bit colors
-            in separate planes without compression.
+        UnsupportedPixels: they are not unsigned, not all of 1, 2, 4, 8 or 16 bits, or in separate
+            planes and either gray with alpha, or colors of 16 bits without compression.
     """
     bits, kinds = set(tags.get(_BITS_TAG, (1,))), set(tags.get(_SAMPLE_FORMAT_TAG, (1,)))
-    raw_planes = (tags.get(_PLANES_TAG, 1), tags.get(_COMPRESSION_TAG, 1)) == (2, 1)
+    separate, raw = tags.get(_PLANES_TAG, 1) == 2, tags.get(_COMPRESSION_TAG, 1) == 1
     if len(bits) > 1 or not bits <= {1, 2, 4, 8, 16} or not kinds <= {1, 4}:
         raise UnsupportedPixels
-    if bits == {16} and raw_planes:
+    if separate and (tags.get(_SAMPLES_TAG, 1) == 2 or (raw and bits == {16})):
         raise UnsupportedPixels
 
 
@@ -135,6 +136,10 @@ def _sixteen_bit(image: ImageFile.ImageFile, head: bytes) -> bool:
     if image.mode.startswith("I"):
         return True
     match image.format:
+        case "HEIF":
+            return image.info.get("bit_depth", 8) > 8
+        case "AVIF":
+            return bool(avif_flags(head) & AVIF_DEEP)
         case "PNG":
             return head[24] == 16  # IHDR: bit depth
         case "TIFF":

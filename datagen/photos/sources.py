@@ -18,6 +18,7 @@ from datagen.io import storage
 from datagen.photos.archives import is_hidden, scan_archive
 from datagen.photos.decode import SUFFIXES
 from datagen.photos.folders import walk
+from datagen.photos.heic import HEIC_SUFFIXES
 from datagen.photos.source_file import PassedOver, Rejection, SourceFile
 
 ARCHIVE, LIST = ".tar", ".txt"
@@ -42,7 +43,9 @@ class Listing:
             for item in self.passed_over[:_KINDS_SHOWN]
         ]
         rest = sum(item.files for item in self.passed_over[_KINDS_SHOWN:])
-        return ", ".join([*kinds, f"{rest} others"] if rest else kinds)
+        text = ", ".join([*kinds, f"{rest} others"] if rest else kinds)
+        heic = any(item.kind in HEIC_SUFFIXES for item in self.passed_over)
+        return f"{text}; pip install 'flowmapsr[heic]' reads HEIC" if heic else text
 
 
 _Found = SourceFile | Rejection | PassedOver

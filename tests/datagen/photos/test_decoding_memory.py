@@ -18,6 +18,7 @@ from PIL import Image, ImageCms
 
 from datagen.photos.decode import ImageRejected, load_image, read_header, upright_photo
 from datagen.photos.decoding_memory import CONVERTING_BYTES, RESERVED_BYTES, decoding_bytes
+from datagen.photos.heic import HEIC_IS_READ
 from datagen.settings import FilterSettings, ImageSettings
 from tests.support.picture_files import (
     cmyk_profile,
@@ -89,6 +90,9 @@ def _files(width: int, height: int) -> Iterator[tuple[str, bytes]]:
     yield "tiff of 16 bits with alpha", _tiff(deep_clear, **alpha)
     one = {"compression": "zlib", "rowsperstrip": height}
     yield "tiff in one strip", _tiff(deep_clear, **alpha, **one)
+    if HEIC_IS_READ:
+        yield "heic", saved(color, "HEIF", quality=50)
+        yield "heic alpha", saved(rgba, "HEIF", quality=50)
 
 
 def _memory(name: str) -> int:
@@ -131,7 +135,7 @@ def test_every_kind_takes_what_its_header_tells(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert len(lines) == 31
+    assert len(lines) == 31 + 2 * HEIC_IS_READ
     for name, told, took in lines:
         promised = max(told, CONVERTING_BYTES * PIXELS)
         assert took < promised + STRIPS, (name, took / PIXELS, promised / PIXELS)

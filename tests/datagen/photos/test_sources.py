@@ -15,6 +15,8 @@ import pytest
 
 from datagen.build.in_process import build_in_process
 from datagen.errors import FlowmapsrError
+from datagen.photos.decode import SUFFIXES
+from datagen.photos.heic import HEIC_SUFFIXES
 from datagen.photos.source_file import read_head, read_photo
 from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
@@ -165,7 +167,10 @@ def test_a_folder_that_is_linked_is_read_once(photos: Path, tmp_path: Path) -> N
     assert _kinds(listing) == {"link to a folder that is read already": 4, "special file": 1}
 
 
-def test_what_is_no_photo_is_counted_by_suffix(photos: Path) -> None:
+def test_what_is_no_photo_is_counted_by_suffix(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datagen.photos.sources.SUFFIXES", SUFFIXES - HEIC_SUFFIXES)
     for name in ("a.HEIC", "b.heic", "c.zip", "README", ".hidden.heic", "n.txt", "o.txt", "p.txt"):
         (photos / name).write_bytes(b"x")
     listing = list_sources([str(photos)])
@@ -174,6 +179,7 @@ def test_what_is_no_photo_is_counted_by_suffix(photos: Path) -> None:
     ]  # fmt: skip
     first, second, *_ = listing.other_files().split(", ")
     assert (first, second) == (f"1 .zip ({photos}/c.zip)", f"3 .txt (such as {photos}/n.txt)")
+    assert listing.other_files().endswith("; pip install 'flowmapsr[heic]' reads HEIC")
 
 
 def test_a_list_names_photos_folders_and_missing_files(photos: Path, tmp_path: Path) -> None:
