@@ -19,6 +19,7 @@ from PIL import Image
 _JPEG, _DEFLATE = 7, (8, 32946)
 _COMPRESSION, _JPEG_TABLES, _SAMPLES, _PLANES = 259, 347, 277, 284
 _PARTS = ((273, 279), (324, 325))  # where strips and tiles begin, and how long they are
+_PIECE = 1 << 16
 _thread = threading.local()
 
 
@@ -61,22 +62,27 @@ def check_tiff(data: bytes, tags: Mapping[int, Any]) -> None:
 
     Source: TIFF Technical Note 2 (1995), "The JPEGTables field", which all parts share.
     """
-    compression, components = tags.get(_COMPRESSION), tags.get(_SAMPLES, 1)
-    if tags.get(_PLANES, 1) == 2:
-        components = 1
+    compression = tags.get(_COMPRESSION, 1)
+    components = 1 if tags.get(_PLANES, 1) == 2 else tags.get(_SAMPLES, 1)
+    is_jpeg = compression == _JPEG and components in (1, 3, 4)
+    if not (is_jpeg or compression in _DEFLATE):
+        return
     tables = tags.get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
     for starts, lengths in _PARTS:
         for start, length in zip(tags.get(starts, ()), tags.get(lengths, ()), strict=False):
-            part = data[start : start + length]
-            if compression == _JPEG and components in (1, 3, 4) and part:
-                check_jpeg(tables[:-2] + part[2:], components)
-            elif compression in _DEFLATE and part:
-                _check_deflate(part)
+            if is_jpeg and length:
+                check_jpeg(tables[:-2] + data[start + 2 : start + length], components)
+            elif length:
+                _check_deflate(memoryview(data)[start : start + length])
 
 
-def _check_deflate(part: bytes) -> None:
+def _check_deflate(part: memoryview) -> None:
     """libtiff stops when it has all pixels: before the checksum, where a fault has added some."""
+    stream = zlib.decompressobj()
     try:
-        zlib.decompress(part)
+        for start in range(0, len(part), _PIECE):
+            stream.decompress(part[start : start + _PIECE])
     except zlib.error as error:
         raise Damaged from error
+    if not stream.eof:
+        raise Damaged

@@ -42,7 +42,7 @@ def test_a_photo_of_a_phone_is_read_upright(photo: Any, orientation: int) -> Non
     lying = photo(3, width=96, height=64)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    # As bytes, pillow-heif turns that into HEIC's own marks and leaves it in EXIF too, as phones do.
+    # Of bytes pillow-heif makes HEIC's own marks and leaves them in EXIF too, as phones do.
     data = saved(Image.fromarray(lying), "HEIF", exif=exif.tobytes(), **options)
     expected = decode_photo(turned(lying, orientation, "PNG"), PLAIN)
     found = decode_photo(data, PLAIN)
