@@ -63,7 +63,9 @@ FROM_USER = "from user"
 
 
 def located(location: str, info: ValidationInfo) -> str:
-    return absolute(location) if info.context == FROM_USER else location
+    """Absolute where a user gives it; `~` wherever it comes from, as a form of Prefect's pages."""
+    given = info.context == FROM_USER or location.startswith("~")
+    return absolute(location) if given else location
 
 
 def _given(location: object) -> object:
@@ -77,6 +79,20 @@ def _given(location: object) -> object:
 
 Location = Annotated[str, BeforeValidator(_given), AfterValidator(located)]
 """A path, or an address such as `s3://bucket/set`."""
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source of weights is a local folder, not a name of the Hugging Face hub."""
+    return source.startswith(("/", ".", "~"))
+
+
+def _located_folder(source: str, info: ValidationInfo) -> str:
+    return located(source, info) if is_folder(source) else source
+
+
+HubOrFolder = Annotated[str, AfterValidator(_located_folder)]
+"""A name of the Hugging Face hub (`owner/name`), or a local folder that starts with `/`, `.` or
+`~`."""
 
 
 class FrozenModel(BaseModel):

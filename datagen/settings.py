@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from datagen.degradation.settings import DegradationSettings
-from datagen.records import Execution, Location, Probability, Settings
+from datagen.records import Execution, HubOrFolder, Location, Probability, Settings
 
 
 class PixelBudget(Settings):
@@ -107,8 +107,8 @@ class AutoencoderSettings(Settings):
     """A VAE of diffusers."""
 
     kind: Literal["autoencoder_kl", "autoencoder_tiny"]
-    source: str = Field(examples=["stabilityai/sdxl-vae"])
-    """Hub id (`owner/name`) or local folder."""
+    source: HubOrFolder = Field(examples=["stabilityai/sdxl-vae"])
+    """Hub id (`owner/name`), or a local folder that starts with `/`, `.` or `~`."""
     subfolder: str | None = None
     """Folder inside the source, such as `vae` in a whole Stable Diffusion checkpoint."""
     precision: Literal["fp32", "bf16"] = "fp32"

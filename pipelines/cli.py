@@ -311,9 +311,11 @@ def upscale(
       flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
     """
     with process_edge(as_json=as_json) as out:
+        from pipelines.recipes.load import at_home
         from pipelines.terminal.progress import show_progress
         from training.inference.files import default_model, plan_jobs, upscale_all
 
+        source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
         with show_progress("upscale", total=len(jobs), unit="images") as progress:
             report = upscale_all(

@@ -15,7 +15,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
-from pipelines.recipes.load import full_recipe
+from pipelines.recipes.load import absolute_location, full_recipe
 from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
@@ -71,7 +71,7 @@ class DemoReport(FrozenModel):
 
 def demo_recipe(output: str) -> FullRecipe:
     """The recipe `demo` with the demo's photos, everything under `output`."""
-    base = Path(output).absolute()
+    base = Path(absolute_location(output, field="--output"))
     paths = {
         "output": str(base),
         "dataset.sources": [str(base / "photos" / "train")],

@@ -15,6 +15,7 @@ from pathlib import Path
 from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import tensor_entries
+from datagen.records import is_folder
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
@@ -28,7 +29,7 @@ from training.run_dir.paths import stage_paths
 from training.run_dir.recipe_guard import check_recipe
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
-from training.settings.model import TextEncoderPrompts, is_folder
+from training.settings.model import TextEncoderPrompts
 from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
@@ -113,7 +114,7 @@ def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[Buc
 
 
 def _check_exists(path: str, field: str) -> None:
-    if not Path(path).expanduser().exists():
+    if not Path(path).exists():
         raise FlowmapsrError(f"{field}: there is no {path}; give a path that all workers see")
 
 

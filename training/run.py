@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
+from datagen.records import FROM_USER
 from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
@@ -33,6 +34,7 @@ from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
+from training.settings.yaml_text import parse_yaml
 from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
@@ -127,8 +129,9 @@ def main(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
     try:
-        recipe = recipe_type.model_validate(yaml.safe_load(arguments.recipe.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        values = parse_yaml(arguments.recipe.expanduser().read_text(encoding="utf-8"))
+        recipe = recipe_type.model_validate(values, context=FROM_USER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
     try:

@@ -11,9 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipelines.recipes.overrides import did_you_mean, nearest
+from pipelines.recipes.overrides import did_you_mean, nearest, shortened
 
-_LONGEST_VALUE = 90
 _Location = tuple[int | str, ...]
 _WRONG_TYPE = ("_type", "_parsing", "literal_error", "none_required")
 """How pydantic's error types for a value of the wrong type end."""
@@ -159,8 +158,7 @@ def _given(fault: ErrorDetails) -> str:
 
 
 def _value(fault: ErrorDetails) -> str:
-    text = repr(fault["input"])
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return shortened(fault["input"])
 
 
 def _example(path: str, fields: list[FieldInfo]) -> str:

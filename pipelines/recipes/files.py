@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -10,6 +9,7 @@ import yaml
 
 from pipelines.recipes.full_recipe import Section
 from pipelines.recipes.overrides import RecipeError, did_you_mean, merged, nearest
+from training.settings.yaml_text import parse_yaml
 
 BUNDLED = Path(__file__).parent
 SECTIONS: tuple[Section, ...] = get_args(Section)
@@ -93,7 +93,7 @@ def _mapping(value: Any, path: Path, *, what: str) -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}, line {line}: {error.problem or 'not YAML'}") from error
@@ -111,24 +111,3 @@ def _parse(path: Path) -> dict[str, Any]:
         if key in SECTIONS:
             recipe[key] = _mapping(value, path, what=key)
     return recipe
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that rejects duplicate keys, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *anchor`: the keys beside it override its own
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise _at(key_node, "a key must be text or a number")
-            if key in seen:
-                raise _at(key_node, f"duplicate key {key!r}; keep one")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)

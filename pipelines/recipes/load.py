@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -125,6 +126,12 @@ def absolute_location(location: str, *, field: str) -> str:
         return absolute(location)
     except ValueError as error:
         raise RecipeError(f"{field} = {location!r}: {error}") from error
+
+
+def at_home(path: Path, *, field: str) -> Path:
+    """A path of the command line with its `~`, which a shell leaves in `--output=~/x`."""
+    text = str(path)
+    return Path(absolute_location(text, field=field)) if text.startswith("~") else path
 
 
 def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from datagen.errors import FlowmapsrError, first_line
+from training.settings.yaml_text import parse_yaml
 
+LONGEST_VALUE = 90
 Overrides = Sequence[str] | Mapping[str, Any]
 """`["seed=7", ...]` as on the command line, or `{"seed": 7, ...}` from code."""
 
@@ -69,14 +71,20 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if key in values:
             raise RecipeError(f"{key} is given twice on the command line; give it once")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = parse_yaml(text)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or first_line(error)
             raise RecipeError(
-                f"{key} = {text!r}: not a YAML value ({problem}); quote text that holds "
+                f"{key} = {shortened(text)}: not a YAML value ({problem}); quote text that holds "
                 f"brackets, commas, '#' or ': ', for example {key}='\"...\"'"
             ) from error
     return values
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def with_overrides(base: Any, overrides: Overrides) -> Any:

@@ -140,6 +140,7 @@ def test_everything_of_another_recipe_is_refused_before_the_dataset_is_built(
             ["model is not the folder of a finished training"],
         ),
         (["upscale", "none.jpg", "-o", "out.png"], 1, ["none.jpg does not exist"]),
+        (["upscale", "~/none.jpg", "-o", "a.png"], 1, [f"{Path.home()}/none.jpg does not exist"]),
         (
             ["run", "demo", "output=x"],
             2,

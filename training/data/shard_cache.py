@@ -45,7 +45,7 @@ def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
     if recipe.cache_gb == 0:
         return None
     temporary = Path(tempfile.gettempdir()) / f"flowmapsr-cache-{os.getuid()}"
-    folder = Path(recipe.cache_dir).expanduser() if recipe.cache_dir else temporary
+    folder = Path(recipe.cache_dir) if recipe.cache_dir else temporary
     return ShardCache(folder, limit=round(recipe.cache_gb * 1e9))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, Field, ValidationInfo, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
-from datagen.records import Settings, located
+from datagen.records import HubOrFolder, Settings
 
 POSITIVE_PROMPT = (
     "a high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and "
@@ -90,22 +90,11 @@ class StandInPrompts(Settings):
     kind: Literal["stand_in"] = "stand_in"
 
 
-def is_folder(source: str) -> bool:
-    """Whether a source of text encoders is a local folder, not a hub id."""
-    return source.startswith(("/", ".", "~"))
-
-
-def _located_folder(source: str, info: ValidationInfo) -> str:
-    return located(source, info) if is_folder(source) else source
-
-
 class TextEncoderPrompts(Settings):
     """Pooled embeddings of both prompts by the text encoders of an SDXL-like checkpoint."""
 
     kind: Literal["text_encoders"] = "text_encoders"
-    source: Annotated[str, AfterValidator(_located_folder)] = Field(
-        examples=["stabilityai/stable-diffusion-xl-base-1.0"]
-    )
+    source: HubOrFolder = Field(examples=["stabilityai/stable-diffusion-xl-base-1.0"])
     """Hub id (`owner/name`), or a local folder that starts with `/`, `.` or `~`."""
     encoders: tuple[Literal["text_encoder", "text_encoder_2"], ...] = Field(
         ("text_encoder_2",), min_length=1

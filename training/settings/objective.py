@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from datagen.records import NonNegativeRange, Probability, Settings
+from datagen.records import Location, NonNegativeRange, Probability, Settings
 
 
 class Guidance(Settings):
@@ -89,7 +89,7 @@ class Lpips(PatchPerceptual):
     """LPIPS on VGG-16 features (the paper's)."""
 
     kind: Literal["lpips"] = "lpips"
-    weights: str | None = None
+    weights: Location | None = None
     """Safetensors file with the VGG-16 features and the LPIPS linear layers; null downloads both
     once from where torchvision and lpips publish them."""
 

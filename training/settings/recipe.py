@@ -77,7 +77,7 @@ class TrainingRecipe(Settings):
     cache_gb: Execution[float] = Field(50.0, ge=0)
     """Largest disk space on each machine for copies of shards from S3, 10^9 bytes; 0 requests every
     sample from S3."""
-    cache_dir: Execution[str | None] = None
+    cache_dir: Execution[Location | None] = None
     """Folder for these copies on a local disk of each machine; null uses the folder for temporary
     files."""
     max_bad_sample_fraction: Execution[Probability] = 0.001

@@ -3,7 +3,6 @@ and read with checks."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import safetensors
+from pydantic_core import from_json
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
@@ -77,7 +77,7 @@ def find_model(path: str | Path) -> Path:
     Raises:
         FlowmapsrError: there is neither, or no stage of the run is finished.
     """
-    folder = Path(path)
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise FlowmapsrError(f"there is no model folder {folder}; give a model or a run folder")
     if (folder / CONFIG).is_file():
@@ -87,7 +87,7 @@ def find_model(path: str | Path) -> Path:
     if not recipe.is_file():
         raise FlowmapsrError(f"{folder} holds neither {CONFIG} (a model) nor {recipe.name} (a run)")
     try:
-        stages = [stage["name"] for stage in json.loads(recipe.read_bytes())["stages"]]
+        stages = [stage["name"] for stage in from_json(recipe.read_bytes())["stages"]]
     except (ValueError, TypeError, KeyError) as error:
         raise FlowmapsrError(
             f"{recipe} is corrupt ({error}): name one of the model folders in {folder / 'stages'}"
@@ -109,7 +109,7 @@ def model_kind(folder: Path) -> str:
     cannot be read counts as one, and `load_config` then says what is wrong with it.
     """
     try:
-        model = json.loads((folder / CONFIG).read_bytes())["model"]
+        model = from_json((folder / CONFIG).read_bytes())["model"]
         return str(model.get("kind", DEFAULT_KIND))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return DEFAULT_KIND

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from datagen.build.memory import worker_memory
+from datagen.settings import DatasetRecipe
 from pipelines.recipes.files import bundled_recipes
 from pipelines.recipes.load import (
     dataset_recipe,
@@ -131,6 +132,29 @@ def test_local_paths_become_absolute_and_uris_stay(
     recipe = dataset_recipe("demo", ["sources=[a, ~/b, s3://bucket/c, /d/../e]", "output=out"])
     assert recipe.sources == (f"{tmp_path}/a", "/home/someone/b", "s3://bucket/c", "/e")
     assert recipe.output == f"{tmp_path}/out"
+
+
+def test_the_home_folder_is_written_out_in_every_path(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    path = write("all.yaml", FULL)
+    paths = [
+        *("output=~/run", "dataset.sources=[~/a, ~/b.tar]", "evaluation.photos=~/held-out"),
+        "dataset.codec={kind: autoencoder_kl, source: ~/vae}",
+        *("training.checkpoints=~/kept", "training.cache_dir=~/cache"),
+        "training.prompts={kind: text_encoders, source: ~/sdxl}",
+        "training.stages.warmup.init_from=~/unet",
+        "training.stages.warmup.perceptual={kind: lpips, weights: ~/vgg.safetensors}",
+    ]
+    written = full_recipe(path, paths).model_dump_json()
+    assert "~" not in written and written.count("/home/someone/") == 13
+
+
+def test_the_home_folder_is_written_out_in_a_recipe_that_was_sent() -> None:
+    """As by a form of Prefect's pages, whose text no command line has read."""
+    values = {"sources": ["~/a"], "output": "/set", "codec": {"kind": "dct8"}}
+    assert DatasetRecipe.model_validate(values).sources == (str(Path.home() / "a"),)
 
 
 def test_one_source_needs_no_brackets() -> None:
