@@ -19,7 +19,7 @@ from PIL import Image
 _JPEG, _DEFLATE = 7, (8, 32946)
 _COMPRESSION, _JPEG_TABLES, _SAMPLES, _PLANES = 259, 347, 277, 284
 _PARTS = ((273, 279), (324, 325))  # where strips and tiles begin, and how long they are
-_PIECE = 1 << 16
+_PIECE = 1 << 12  # a thousandfold at most
 _thread = threading.local()
 
 
