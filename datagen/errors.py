@@ -26,6 +26,10 @@ class NotFoundError(UnreadableError):
     """There is nothing at the URI."""
 
 
+class ChangedError(FlowmapsrError):
+    """The file at the URI is not the one that was looked at before."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from datagen.errors import FlowmapsrError, NotFoundError, UnreadableError
+from datagen.errors import ChangedError, FlowmapsrError, NotFoundError, UnreadableError
 
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 """Of a file being written, or left by a killed process."""
@@ -100,8 +100,10 @@ def read_bytes(path: str) -> bytes:
         return Path(path).read_bytes()
 
 
-def read_range(path: str, *, start: int, length: int) -> bytes:
+def read_range(path: str, *, start: int, length: int, stamp: str | None = None) -> bytes:
     with errors(path, "read"), open(path, "rb") as stream:
+        if stamp is not None and entry_of(path, os.fstat(stream.fileno())).stamp != stamp:
+            raise ChangedError(f"{path}: it was changed while it was in use")
         stream.seek(start)
         return stream.read(max(length, 0))
 

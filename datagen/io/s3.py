@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-from datagen.errors import FlowmapsrError, NotFoundError, UnreadableError
+from datagen.errors import ChangedError, FlowmapsrError, NotFoundError, UnreadableError
 from datagen.io import local
 from datagen.io.local import Entry
 from datagen.io.s3_client import S3Error, retried, upload_in_parts
@@ -61,18 +61,21 @@ def names(folder: str, start: str) -> list[str]:
 
 
 def read_bytes(uri: str, **part: str) -> bytes:
-    """The whole object, or the `Range` of it."""
+    """The whole object, or the `Range` of it, on the condition `IfMatch`."""
     bucket, key = _bucket_and_key(uri)
     wanted = {"Bucket": bucket, "Key": key, **part}
     return retried(uri, "read", lambda s3: s3.get_object(**wanted)["Body"].read())
 
 
-def read_range(uri: str, *, start: int, length: int) -> bytes:
+def read_range(uri: str, *, start: int, length: int, stamp: str | None = None) -> bytes:
     if length <= 0:
         return b""
+    same = {} if stamp is None else {"IfMatch": f'"{stamp}"'}
     try:
-        return read_bytes(uri, Range=f"bytes={start}-{start + length - 1}")
+        return read_bytes(uri, Range=f"bytes={start}-{start + length - 1}", **same)
     except S3Error as error:
+        if error.code in ("PreconditionFailed", "412"):
+            raise ChangedError(f"{uri}: it was changed while it was in use") from None
         if error.code == "InvalidRange":  # it starts beyond the end
             return b""
         raise

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import IO
 
+from datagen.errors import ChangedError as ChangedError
 from datagen.errors import NotFoundError as NotFoundError
 from datagen.errors import UnreadableError as UnreadableError
 from datagen.io import local, s3
@@ -83,9 +84,14 @@ def read_bytes(uri: str) -> bytes:
     return s3.read_bytes(uri) if is_remote(uri) else local.read_bytes(uri)
 
 
-def read_range(uri: str, *, start: int, length: int) -> bytes:
-    """`length` bytes from the byte `start`, fewer where the file ends."""
-    return (s3 if is_remote(uri) else local).read_range(uri, start=start, length=length)
+def read_range(uri: str, *, start: int, length: int, stamp: str | None = None) -> bytes:
+    """`length` bytes from the byte `start`, fewer where the file ends.
+
+    Raises:
+        ChangedError: the file no longer has the `stamp` that `entry` told.
+    """
+    where = s3 if is_remote(uri) else local
+    return where.read_range(uri, start=start, length=length, stamp=stamp)
 
 
 def read_pieces(uri: str, *, length: int) -> Iterator[bytes]:

@@ -28,6 +28,8 @@ class ShardStore:
         self._cache_usable = True
         self._found: dict[str, ShardIndex | str] = {}
         """Checked shards: the index, or what is wrong."""
+        self._stamps: dict[str, str] = {}
+        """Of those that are read in place: one that is another file now is checked again."""
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -40,7 +42,11 @@ class ShardStore:
         """
         index = self.prepare(location.shard)
         start, length = index.extent(location.index)
-        data = self._read(location.shard, start=start, length=length)
+        try:
+            data = self._read(location.shard, start=start, length=length)
+        except storage.ChangedError:
+            self._check_again(location.shard)
+            data = self._read(location.shard, start=start, length=length)
         return sample_bytes(data, uri=self._uri(location.shard))
 
     def fetch(self, shard: ShardRecord) -> None:
@@ -51,9 +57,7 @@ class ShardStore:
 
     def prepare(self, shard: ShardRecord) -> ShardIndex:
         """Checks a shard once; raises DamagedShard as `read` does."""
-        with self._lock:
-            lock = self._locks.setdefault(shard.path, threading.Lock())
-        with lock:
+        with self._lock_of(shard):
             if shard.path not in self._found:
                 self._found[shard.path] = self._check(shard)
         found = self._found[shard.path]
@@ -61,14 +65,33 @@ class ShardStore:
             raise DamagedShard(found)
         return found
 
+    def _check_again(self, shard: ShardRecord) -> None:
+        """Of a file that was replaced; raises DamagedShard unless it is the same after all."""
+        with self._lock_of(shard):
+            self._found[shard.path] = self._check(shard)
+            # Else its stamp says nothing, as on some file systems.
+            self._stamps.pop(shard.path, None)
+        self.prepare(shard)
+
+    def _lock_of(self, shard: ShardRecord) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(shard.path, threading.Lock())
+
     def _check(self, shard: ShardRecord) -> ShardIndex | str:
         try:
-            index = self._cached(shard) or self._index(shard, self._uri(shard))
+            index = self._cached(shard) or self._in_place(shard)
         except (storage.NotFoundError, DamagedShard) as error:
             return str(error)
         if len(index) != shard.num_samples:
             has, should = f"has {len(index)} samples", f"its manifest says {shard.num_samples}"
             return f"{self._uri(shard)}: {has}, but {should}"
+        return index
+
+    def _in_place(self, shard: ShardRecord) -> ShardIndex:
+        found = storage.entry(self._uri(shard))
+        index = self._index(shard, self._uri(shard))
+        if found is not None:
+            self._stamps[shard.path] = found.stamp
         return index
 
     def _cached(self, shard: ShardRecord) -> ShardIndex | None:
@@ -117,7 +140,8 @@ class ShardStore:
                 except storage.NotFoundError:  # evicted, or never cached
                     self._copy(shard)
         try:
-            return storage.read_range(self._uri(shard), start=start, length=length)
+            stamp = self._stamps.get(shard.path)
+            return storage.read_range(self._uri(shard), start=start, length=length, stamp=stamp)
         except storage.NotFoundError as error:
             raise DamagedShard(str(error)) from error
 

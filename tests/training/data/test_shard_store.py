@@ -52,6 +52,33 @@ def _copies(cache: ShardCache) -> set[str]:
     return {path.name for path in cache.folder.iterdir()} - {"lock"}
 
 
+@pytest.mark.parametrize("place", ["disk", "S3"])
+def test_a_shard_that_is_replaced_while_it_is_in_use_is_damaged_and_not_read_on(
+    dataset: Path,
+    manifest: Manifest,
+    remote: str,
+    faulty_s3: FaultyS3,
+    tmp_path: Path,
+    place: str,
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    first, second, _ = manifest.shards
+    assert first.bytes == second.bytes, "samples at the same places"
+    store = ShardStore(str(copy) if place == "disk" else remote)
+    touched, replaced = SampleLocation(second, 0), SampleLocation(first, 0)
+    before = _read(store, [touched, replaced])
+    os.utime(copy / second.path, ns=(1, 1))
+    assert _read(store, [touched, replaced, touched]) == [*before, before[0]]
+
+    other = (dataset / second.path).read_bytes()
+    (copy / first.path).write_bytes(other)
+    faulty_s3.client.put_object(Bucket=faulty_s3.bucket, Key=f"data/{first.path}", Body=other)
+    for _ in range(2):
+        with pytest.raises(DamagedShard, match="checksum"):
+            store.read(replaced)
+
+
 def test_concurrent_readers_download_each_shard_once(
     dataset: Path, manifest: Manifest, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
