@@ -38,7 +38,12 @@ from training.monitoring.mfu import FlopMeter, Peak, gpu_peak
 from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog, connection_timeout
-from training.run_dir.datasets import open_stage_dataset, recorded_datasets, warn_of_newer_data
+from training.run_dir.datasets import (
+    open_stage_dataset,
+    recorded_datasets,
+    replacement_told,
+    warn_of_newer_data,
+)
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep, StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
@@ -179,7 +184,8 @@ class Stage:
         peak = self._peak()
         reporter = self._reporter(peak)
         loop = self._loop(reporter, peak, stop_requested)
-        with reporter.end_recorded(), self.watchdog.hold_errors_at_end():
+        told = replacement_told(self.inputs.recipe, self.folder.name)
+        with reporter.end_recorded(), self.watchdog.hold_errors_at_end(), told:
             end = loop.run()
             if loop.finished(end):
                 if self.rank == 0 and self.validator.newest is not None:

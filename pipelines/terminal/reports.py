@@ -192,7 +192,7 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
         f"  model    {model}",
         f"  review   {review_of(run)}",
         *([] if logged is None else [f"  register mlflow.register_model({logged!r}, NAME)"]),
-        *newer,
+        *([f"  newer    {newer}"] if newer else []),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
     ]
     stages = [record.model_dump(mode="json") for record in records]
@@ -201,19 +201,18 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
         "model": model,
         "model_in_mlflow": logged,
         "review": review_of(run),
-        "newer_data": " ".join(newer),
+        "newer_data": newer,
         "stages": stages,
     }
     return VerbResult(result, lines)
 
 
-def _newer_data(recipe: TrainingRecipe) -> list[str]:
-    """What the dataset holds by now that the training has not taken up, as a line."""
+def _newer_data(recipe: TrainingRecipe) -> str:
+    """What the dataset holds by now that the training has not taken up."""
     from training.run_dir.datasets import about_newer_data, read_datasets
 
     datasets = read_datasets(recipe)
-    text = about_newer_data(recipe, datasets) if datasets else ""
-    return [f"  newer    {text}"] if text else []
+    return about_newer_data(recipe, datasets) if datasets else ""
 
 
 def _held_out(run: str, stage: str) -> str:
@@ -244,11 +243,11 @@ def all_done(
         f"  run       {recipe.output}",
         f"  model     {model}",
         f"  review    {review_of(recipe.output)}",
-        *newer,
+        *([f"  newer    {newer}"] if newer else []),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
     ]
     result = {
-        "newer_data": " ".join(newer),
+        "newer_data": newer,
         "manifest": recipe.manifest,
         "run": recipe.output,
         "model": model,

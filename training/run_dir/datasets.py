@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 _DIGITS = 12
 """Of a digest, in a message."""
 _REMEDY = "remove it, and stages that have not finished are trained on the dataset as it is now"
+
+
+class OtherDataset(FlowmapsrError):
+    """What a stage is trained on is no longer at the place of its dataset."""
 
 
 class DatasetState(FrozenModel):
@@ -94,7 +100,7 @@ def open_stage_dataset(recipe: TrainingRecipe, stage: str, datasets: RunDatasets
     """The dataset of a stage.
 
     Raises:
-        FlowmapsrError: there is another dataset now; says which and since when.
+        OtherDataset: there is another dataset now; says which and since when.
     """
     mine = datasets.stages[stage]
     found = open_state(recipe.manifest, mine.digest)
@@ -102,13 +108,28 @@ def open_stage_dataset(recipe: TrainingRecipe, stage: str, datasets: RunDatasets
         return found
     now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
     written = storage.modified(storage.join(root, MANIFEST))
-    raise FlowmapsrError(
+    raise OtherDataset(
         f"manifest {recipe.manifest}: the dataset at this place is another one now, of digest "
         f"{now.digest[:_DIGITS]}, written {_date(written)}; stage {stage!r} of {recipe.output} is "
         f"of digest {mine.digest[:_DIGITS]}, taken up {_date(mine.time)}, which is no earlier "
         "state of it. Put that dataset back, give the place where it is as manifest=..., or train "
         "on the new one into another output"
     )
+
+
+@contextmanager
+def replacement_told(recipe: TrainingRecipe, stage: str) -> Iterator[None]:
+    """An error in the block says first, if that is so, that the dataset was replaced meanwhile."""
+    try:
+        yield
+    except FlowmapsrError as error:
+        try:
+            open_stage_dataset(recipe, stage, recorded_datasets(recipe))
+        except OtherDataset as other:
+            raise OtherDataset(f"{other}. It was found by this: {error}") from error
+        except FlowmapsrError as unknown:
+            log.warning("it is not known whether the dataset is the same: %s", unknown)
+        raise
 
 
 def about_newer_data(recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bool = False) -> str:
@@ -126,9 +147,11 @@ def about_newer_data(recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bo
         more = f"To train {' and '.join(waiting)} on all of them, add --newer-data"
     else:
         more = "Every stage has begun: to train on all of them, give another output"
+    added = now.num_samples - mine.samples
+    what = f"{added} samples more" if added > 0 else "other samples"
     return (
-        f"{root} has {now.num_samples - mine.samples} samples more than this training took up "
-        f"({now.num_samples}, not {mine.samples}), and it is trained without them. {more}"
+        f"{root} has {what} than this training took up ({now.num_samples}, not "
+        f"{mine.samples}), and it is trained without them. {more}"
     )
 
 

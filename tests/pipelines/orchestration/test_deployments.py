@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from datagen.dataset.manifest import load_manifest
+from datagen.dataset.manifest import load_manifest, open_state
 from datagen.review.verify import verify_dataset
 from pipelines.flows.full import FLOWS
 from pipelines.orchestration.deployment_text import description
@@ -129,7 +129,8 @@ def test_a_scheduled_run_picks_up_only_new_photos(
     deployed = deploy(*words, "--interval", "5s")
     eventually(lambda: server.runs(deployed["id"], "Completed"))
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
-    assert load_manifest(str(output)).num_samples == 6
+    first = load_manifest(str(output))
+    assert first.num_samples == 6
 
     done = len(server.runs(deployed["id"], "Completed"))
     eventually(lambda: len(server.runs(deployed["id"], "Completed")) > done)
@@ -142,6 +143,7 @@ def test_a_scheduled_run_picks_up_only_new_photos(
     assert {path: time for path, time in shards.items() if path in before} == {
         path: time for path, time in before.items() if path in shards
     }
+    assert open_state(str(output), first.digest) == (first, str(output))  # for trainings on it
     assert len(shards) == 2 + len([path for path in before if path.parent.parent.name == "shards"])
     said = [run["state"]["message"] for run in server.runs(deployed["id"], "Completed")]
     assert said[0] == "6 samples added" and "nothing new" in said

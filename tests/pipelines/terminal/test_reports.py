@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipelines.recipes.load import training_recipe
 from pipelines.terminal.reports import RUNS_ABREAST, all_done, comparison_report
+from training.run_dir.datasets import plan_datasets, write_datasets
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.tracking.status import LeftOut, RunComparison, RunStatus, StageStatus
 
@@ -26,6 +28,19 @@ def test_a_whole_run_ends_with_table_times_places_and_the_next_command() -> None
     assert ended.result["manifest"] == "/out/dataset/manifest.json"
     assert ended.result["model"] == "/out/run/stages/adversarial/model"
     assert [row["psnr"] for row in ended.result["rows"]] == [25, 26.5]
+
+
+def test_a_whole_run_says_what_its_dataset_holds_that_it_was_not_trained_on(
+    dataset: Path, tmp_path: Path
+) -> None:
+    recipe = training_recipe("demo", [f"manifest={dataset}", f"output={tmp_path}/run"])
+    write_datasets(recipe, plan_datasets(recipe))
+    assert all_done(recipe, [], {}).result["newer_data"] == ""
+    now = plan_datasets(recipe)
+    less = {name: one.model_copy(update={"digest": "0"}) for name, one in now.stages.items()}
+    write_datasets(recipe, now.model_copy(update={"stages": less}))
+    ended = all_done(recipe, [], {})
+    assert f"newer    {dataset} has other samples than" in "\n".join(ended.lines)
 
 
 def stage(**values: Any) -> StageStatus:

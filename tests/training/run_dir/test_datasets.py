@@ -18,6 +18,7 @@ from training.run_dir.datasets import (
     open_stage_dataset,
     plan_datasets,
     recorded_datasets,
+    replacement_told,
     write_datasets,
 )
 from training.run_dir.paths import stage_paths
@@ -97,8 +98,13 @@ def test_another_dataset_at_the_place_is_refused_with_digests_dates_and_fix(
             check_run(recipe, newer_data=newer_data)
         for part in (now[:12], "1970-01-02 00:00 UTC", first[:12], "manifest=..."):
             assert part in str(refusal.value)
+    told = "another one now.* found by this: 9 samples cannot"
+    with pytest.raises(FlowmapsrError, match=told), replacement_told(recipe, "warmup"):
+        raise FlowmapsrError("9 samples cannot be used")
     moved = recipe.model_copy(update={"manifest": str(tmp_path / "old" / "manifest.json")})
     check_run(moved)
+    with pytest.raises(FlowmapsrError, match="^no space$"), replacement_told(moved, "warmup"):
+        raise FlowmapsrError("no space")
     assert _digests(moved) == [first, first]
 
 
