@@ -30,6 +30,7 @@ from pipelines.terminal.options import (
     PlainUsage,
     Precision,
     RecipeName,
+    RedoLater,
     Settings,
     TakeOver,
 )
@@ -133,16 +134,19 @@ def train(
     dry_run: DryRun = False,
     take_over: TakeOver = False,
     newer_data: NewerData = False,
+    redo_later: RedoLater = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the stages of a recipe on a dataset.
 
-    Run it again to continue from the last checkpoint. A training keeps the photos that it began
-    with when its dataset grows; --newer-data takes up the new ones at the next stage.
+    Run it again to continue from the last checkpoint, or with more steps to train further. A
+    training keeps the photos that it began with when its dataset grows; --newer-data takes up the
+    new ones at the next stage.
 
     \b
-    Example:
+    Examples:
       flowmapsr train demo manifest=/data/set output=/data/run workers=2
+      flowmapsr train /data/run/recipe.json stages.warmup.steps=2000 --redo-later
     """
     with process_edge(as_json=as_json) as out:
         _require_address(cluster)
@@ -157,9 +161,10 @@ def train(
             resolved, newer_data=newer_data
         )  # refuses what cannot work before any server starts
         from training.run_dir.paths import finished_stages
+        from training.run_dir.recipe_guard import asks_for_more
 
         records = finished_stages(resolved)
-        if records is None:
+        if records is None or asks_for_more(resolved, redo_later=redo_later):
             from pipelines.preflight import check_place, check_surroundings
 
             environment.default_tracking_uri(resolved.output)
@@ -171,11 +176,14 @@ def train(
             from pipelines.flows.training import train_stages
             from pipelines.orchestration.guard import guarded
 
-            records = guarded(
-                train_flow,
+            trains = partial(
+                train_stages,
                 resolved,
-                partial(train_stages, resolved, take_over=take_over, newer_data=newer_data),
+                take_over=take_over,
+                newer_data=newer_data,
+                redo_later=redo_later,
             )
+            records = guarded(train_flow, resolved, trains)
         else:
             from training.tracking.parent_run import flush_pending
 

@@ -22,6 +22,7 @@ NAMES = {
         *("bad_step.json", "deepspeed.json", "initialization.txt", "tracking.jsonl", "files.jsonl"),
         *("curves.jsonl", "pictures.jsonl", "models.jsonl"),
         *("starts.json", "start_seconds.jsonl", "warnings.log"),
+        *("set_aside.jsonl", "folder_id", "first_weights"),
     ),
     "training/checkpoints/records.py": ("trainer_state.json",),
 }

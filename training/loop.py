@@ -33,7 +33,7 @@ from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog
 from training.run_dir.best_effort import best_effort
-from training.run_dir.records import ChosenStep, StageProgress
+from training.run_dir.records import ChosenStep, EndedBy, StageProgress
 from training.settings.stage import StageSettings
 from training.system_protocol import StageInputs
 from training.tracking.reporter import Reporter
@@ -85,6 +85,11 @@ class Loop:
         startup.mark("tracking")
         state = self.checkpoints.resume(self.trainer, self.origin)
         startup.mark("checkpoint")
+        if state is not None and state.step > self.settings.steps:
+            raise FlowmapsrError(
+                f"stages.{self.settings.name}.steps = {self.settings.steps} is less than the "
+                f"{state.step} steps that are done; give at least {state.step}"
+            )
         if state is not None:
             self.guard.errors.extend(state.errors)
             self.best.restore(state.best)
@@ -164,22 +169,31 @@ class Loop:
             return f"stopped early at step {end.step} of {steps}: {self.best.early_stopping()}"
         return "; ".join([f"all {steps} steps", *(f"no early end: {one}" for one in told)])
 
+    @property
+    def ended_by(self) -> EndedBy:
+        """The setting by which the stage was done."""
+        if self.trainer.converged:
+            return "adversarial.convergence"
+        return "early_stopping" if self.best.exhausted else "steps"
+
     def choose_model(self, end: Position) -> ChosenStep:
         """After the last step: restores the checkpoint that becomes the model, if that is not the
         state at `end`; every worker must call it."""
         best, metric = self.best.best, self.settings.best_metric
+        newest = self.checkpoints.newest
+        last = ChosenStep(end.step, "last", "" if newest is None else newest.sha256)
         if self.settings.model_from == "last" or best is None:
-            return ChosenStep(end.step, "last")
+            return last
         why = f"best {metric}: {best.value:.6g}"
         if best.step == end.step:
-            return ChosenStep(end.step, why)
+            return last._replace(why=why)
         try:
-            self.checkpoints.restore_step(self.trainer, best.step, self.origin)
+            commit = self.checkpoints.restore_step(self.trainer, best.step, self.origin)
         except Damaged as damage:
             if self.loader.rank == 0:
                 log.warning("the model is that of the last step, not of the best: %s", damage)
-            return ChosenStep(end.step, f"last, as the best one cannot be read: {damage}")
-        return ChosenStep(best.step, why)
+            return last._replace(why=f"last, as the best one cannot be read: {damage}")
+        return ChosenStep(best.step, why, commit.sha256)
 
     def _micro_step(self, batch: Batch, step: int) -> Losses:
         """One forward and backward pass; the last one of a step also updates the weights."""

@@ -26,7 +26,7 @@ from training.run_dir.datasets import (
     warn_of_newer_data,
 )
 from training.run_dir.paths import stage_paths
-from training.run_dir.recipe_guard import check_recipe
+from training.run_dir.recipe_guard import check_recipe, stages_going_on
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts
@@ -50,6 +50,7 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     check_recipe(recipe)
     datasets = plan_datasets(recipe, newer_data=newer_data)
     unfinished = [stage.name for stage in stage_paths(recipe) if stage.finished_record() is None]
+    unfinished += [stage.name for stage in stages_going_on(recipe)]
     for stage in map(recipe.stage, unfinished):
         manifest = open_stage_dataset(recipe, stage.name, datasets).manifest
         _warn_of_partial_batches(stage, recipe.most_workers)

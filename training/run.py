@@ -28,9 +28,9 @@ from training.engine.engine import start_distributed
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import connection_timeout
 from training.preflight import check_run
-from training.run_dir.datasets import plan_datasets, write_datasets
+from training.prepare import prepare_run
 from training.run_dir.lock import run_lock
-from training.run_dir.recipe_guard import write_recipe
+from training.run_dir.paths import run_of
 from training.run_dir.records import StageRecord
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
@@ -39,7 +39,6 @@ from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.tracking.parent_run import parent_run
-from training.tracking.tracker import reset_tracking
 from training.tracking.unsent import unsent_events, unsent_lines
 
 
@@ -74,11 +73,14 @@ def _train_first(
     *,
     take_over: bool,
     newer_data: bool,
+    redo_later: bool,
     system_of: SystemOf,
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe, newer_data=newer_data)
     with run_lock(recipe, take_over=take_over) as lock:
+        stop.clear()
+        prepare_run(recipe, newer_data=newer_data, redo_later=redo_later)
         _join(recipe, stop)
 
         def stop_requested() -> bool:
@@ -91,9 +93,6 @@ def _train_first(
                 os._exit(1)
             return stop()
 
-        stop.clear()
-        write_recipe(recipe, on_replace=reset_tracking)
-        write_datasets(recipe, plan_datasets(recipe, newer_data=newer_data))
         with parent_run(recipe) as parent:
             records = run_stages(
                 recipe, stop_requested=stop_requested, stalled=parent.stalled, system_of=system_of
@@ -125,6 +124,9 @@ def main(
         action="store_true",
         help="train stages that have not begun on the dataset as it is now",
     )
+    parser.add_argument(
+        "--redo-later", action="store_true", help="train stages anew that grew from old weights"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO)
@@ -134,6 +136,9 @@ def main(
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)
         return 2
+    run = run_of(arguments.recipe)
+    if run is not None:
+        recipe = recipe.model_copy(update={"output": str(run)})
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:
@@ -142,6 +147,7 @@ def main(
                 stop,
                 take_over=arguments.take_over,
                 newer_data=arguments.newer_data,
+                redo_later=arguments.redo_later,
                 system_of=system_of,
             )
         else:

@@ -44,8 +44,9 @@ from training.run_dir.datasets import (
     replacement_told,
     warn_of_newer_data,
 )
+from training.run_dir.further import checkpoints_of
 from training.run_dir.paths import StagePaths
-from training.run_dir.records import ChosenStep, StageRecord, WorkerGroup
+from training.run_dir.records import ChosenStep, EndedBy, StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
@@ -195,7 +196,7 @@ class Stage:
                 chosen = loop.choose_model(end)
                 with self._whole_model():
                     if self.rank == 0:
-                        self._write_results(end, why, chosen, reporter)
+                        self._write_results(end, why, loop.ended_by, chosen, reporter)
         dist.barrier()
 
     @contextmanager
@@ -259,9 +260,7 @@ class Stage:
                 reader, rank=self.rank, world_size=inputs.world_size, threads=recipe.loader_threads
             ),
             checkpoints=Checkpoints(
-                storage.join(recipe.checkpoints, settings.name)
-                if recipe.checkpoints is not None
-                else str(self.folder.checkpoints),
+                checkpoints_of(recipe, self.folder),
                 keep=settings.keep_checkpoints,
                 keep_every_steps=settings.keep_every_steps,
                 changed=reporter.checkpoints_changed,
@@ -297,7 +296,12 @@ class Stage:
         return peak
 
     def _write_results(
-        self, end: Position, why: str, chosen: ChosenStep, reporter: Reporter
+        self,
+        end: Position,
+        why: str,
+        ended_by: EndedBy,
+        chosen: ChosenStep,
+        reporter: Reporter,
     ) -> None:
         """Model folder first, `done.json` last: its presence says that everything else is there."""
         inputs, folder = self.inputs, self.folder
@@ -308,6 +312,9 @@ class Stage:
             steps=end.step,
             images_seen=end.images_seen,
             ended=why,
+            ended_by=ended_by,
+            model_step=chosen.step,
+            checkpoint=chosen.checkpoint,
             recipe_digest=inputs.recipe.digest(),
             dataset_digest=inputs.dataset.manifest.digest,
             model=str(folder.model.relative_to(folder.run)),

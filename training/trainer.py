@@ -5,7 +5,6 @@ A system (`training/system_protocol.py`) provides an objective, or its own train
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from training.checkpoints.reader import SavedState
 from training.checkpoints.records import Share
 from training.data.loader import Batch
 from training.engine.engine import Engine
-from training.settings.stage import StageSettings
+from training.settings.stage import StageSettings, learning_rate
 
 NETWORK = "model"
 """Name of the network in a checkpoint."""
@@ -189,11 +188,3 @@ class ObjectiveTrainer:
 
     def close(self) -> None:
         self.engine.close()
-
-
-def learning_rate(settings: StageSettings, step: int) -> float:
-    """Rate of a step: a linear warm-up, then a cosine down to `lr_final_fraction`."""
-    warm = min(1.0, (step + 1) / (settings.lr_warmup_steps + 1))
-    final = settings.lr_final_fraction
-    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return settings.learning_rate * warm * (final + (1 - final) * cosine)

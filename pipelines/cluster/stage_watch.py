@@ -81,7 +81,7 @@ class StageWatch:
         """Logs when the stage continues from a checkpoint, and what was wrong before."""
         starts = read_starts(self._folder)
         for start in starts[self._starts :]:
-            if start.ended_before:
+            if start.is_restart:
                 log.warning(
                     "stage %r continues from step %d: %s",
                     *(self._folder.name, start.step, start.ended_before),

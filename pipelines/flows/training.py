@@ -15,14 +15,11 @@ from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.orchestration.run_report import reported
 from pipelines.orchestration.training_page import training_page
 from pipelines.terminal.doing import doing
-from training.preflight import check_run
-from training.run_dir.datasets import write_datasets
+from training.prepare import prepare_run
 from training.run_dir.lock import run_lock
-from training.run_dir.recipe_guard import write_recipe
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
 from training.tracking.parent_run import parent_run
-from training.tracking.tracker import reset_tracking
 
 
 @flow(name="training", flow_run_name="{recipe.output}")
@@ -37,12 +34,17 @@ def train(recipe: TrainingRecipe) -> list[StageRecord]:
 
 
 def train_stages(
-    recipe: TrainingRecipe, *, take_over: bool = False, newer_data: bool = False
+    recipe: TrainingRecipe,
+    *,
+    take_over: bool = False,
+    newer_data: bool = False,
+    redo_later: bool = False,
 ) -> list[StageRecord]:
     """Trains the stages that are not finished.
 
-    `take_over` takes the run folder from the training that holds it, even a running one, and
-    `newer_data` trains stages that have not begun on the dataset as it is now.
+    `take_over` takes the run folder from the training that holds it, even a running one;
+    `newer_data` trains stages that have not begun on the dataset as it is now, and `redo_later`
+    those anew that grew from weights of a stage which is trained further.
 
     Raises:
         FlowmapsrError: another training holds the folder, or a stage cannot continue.
@@ -50,7 +52,8 @@ def train_stages(
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
         doing("preparing the training")
-        task_step("prepare", lambda: _prepare(recipe, newer_data=newer_data))
+        prepare = partial(prepare_run, recipe, newer_data=newer_data, redo_later=redo_later)
+        task_step("prepare", prepare)
         with (
             training_page(recipe),
             parent_run(recipe),
@@ -58,9 +61,3 @@ def train_stages(
         ):
             names = [stage.name for stage in recipe.stages]
             return [task_step(name, partial(workers.finished, name)) for name in names]
-
-
-def _prepare(recipe: TrainingRecipe, *, newer_data: bool) -> None:
-    datasets = check_run(recipe, newer_data=newer_data)
-    write_recipe(recipe, on_replace=reset_tracking)
-    write_datasets(recipe, datasets)

@@ -13,7 +13,7 @@ from pipelines.orchestration.run_report import say, tell
 from pipelines.terminal.text import counted, duration
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
-from training.run_dir.starts import count_restarts, read_progress
+from training.run_dir.starts import read_progress, restarts
 from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import run_page
 from training.tracking.stage_table import Table
@@ -53,7 +53,7 @@ def _summary(
     facts = (
         ("time", duration(seconds)),
         ("steps by this run", f"{trained} of {_total(recipe)}"),
-        ("restarts of all runs", sum(map(count_restarts, stage_paths(recipe)))),
+        ("restarts of all runs", sum(len(restarts(stage)) for stage in stage_paths(recipe))),
         ("dataset", f"`{recipe.manifest}`"),
         ("digest of the dataset", f"`{records[-1].dataset_digest}`"),
         ("model", f"`{storage.join(recipe.output, records[-1].model)}`"),
@@ -78,7 +78,7 @@ def _progress(recipe: TrainingRecipe) -> Progress:
         if paths.done.is_file() or progress is None:
             continue
         left = progress.seconds_left(stage.images_per_step)
-        text += f"; {stage.name}: step {progress.step} of {progress.steps}, "
+        text += f"; {stage.name}: step {progress.step} of {stage.steps}, "
         text += f"{progress.headline} {progress.headline_value:.4g}, "
         text += f"{progress.images_per_second:.1f} images/s"
         text += f", {duration(left)} left" if left else ""

@@ -38,8 +38,8 @@ def recipe_described(recipe: RecipeSummary, settings: Sequence[Setting]) -> Verb
     lines += [
         "",
         "A default is named where the value is another one. Content stays as it is from the",
-        "first step on, correctable may be changed until its stage is finished, execution at",
-        "every start.",
+        "first step on, correctable may be changed until its stage is finished (more steps make a",
+        "finished stage an unfinished one), execution at every start.",
         *(["On the command line write a stage's name for NAME."] if _stages(settings) else []),
         f"Next: {_next_command(recipe, settings)}",
     ]

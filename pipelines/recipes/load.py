@@ -20,6 +20,7 @@ from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import AnyRecipe, FullRecipe, Section
 from pipelines.recipes.overrides import Overrides, RecipeError, merged, with_overrides
 from pipelines.terminal.text import counted
+from training.run_dir.paths import run_of
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
@@ -34,17 +35,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def dataset_recipe(name: str, overrides: Overrides = ()) -> DatasetRecipe:
     """The checked recipe of `flowmapsr dataset build`. Raises `RecipeError`."""
-    return _section_recipe(DatasetRecipe, "dataset", name, overrides)
+    values = _section(read_recipe(name), "dataset", name)
+    return validated(DatasetRecipe, with_overrides(values, overrides), title=name)
 
 
 def training_recipe(name: str, overrides: Overrides = ()) -> TrainingRecipe:
-    """The checked recipe of `flowmapsr train`. Raises `RecipeError`."""
-    return _section_recipe(TrainingRecipe, "training", name, overrides)
+    """The checked recipe of `flowmapsr train`. Raises `RecipeError`.
 
-
-def _section_recipe(model: type[Model], section: Section, name: str, overrides: Overrides) -> Model:
-    values = _section(read_recipe(name), section, name)
-    return validated(model, with_overrides(values, overrides), title=name)
+    The recipe in a run's folder, which may have been moved or copied, trains that folder.
+    """
+    values, run = _section(read_recipe(name), "training", name), run_of(Path(name))
+    if run is not None:
+        values["output"] = str(run)
+    return validated(TrainingRecipe, with_overrides(values, overrides), title=name)
 
 
 def _section(recipe: Mapping[str, Any], section: Section, name: str) -> dict[str, Any]:

@@ -30,7 +30,8 @@ named without it: `workers=2`, `stages.distill.steps=200`. What has the type *se
 has a table further down. The last column says what a setting decides:
 
 - *content*: the result. It is part of the digest of a dataset or a run and stays as it is.
-- *correctable*: the result, but it may be changed until its stage is finished.
+- *correctable*: the result, but it may be changed until its stage is finished. More `steps` make a
+  finished stage an unfinished one.
 - *execution*: where and how it runs and how it is watched. It may always be changed.
 """
 _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
@@ -70,7 +71,7 @@ def _sections(
 
 def decides(field: FieldInfo, *, inside: Group) -> Group:
     """What a field of settings that themselves are `inside` a group decides."""
-    return inside if inside is Group.EXECUTION else group_of(field)
+    return group_of(field) if inside is Group.CONTENT else inside
 
 
 def meaning(field: FieldInfo) -> str:

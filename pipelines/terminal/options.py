@@ -38,6 +38,12 @@ Cluster = Annotated[bool, typer.Option("--cluster", help="Require the Ray cluste
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="Take the output from another command, even a live one.")
 ]
+RedoLater = Annotated[
+    bool,
+    typer.Option(
+        "--redo-later", help="Train later stages anew that grew from a stage's old weights."
+    ),
+]
 
 NewerData = Annotated[
     bool,

@@ -178,9 +178,10 @@ def review_of(run: str) -> str:
 def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResult:
     """A finished training run, where to review it, how to register its model, and what its dataset
     holds by now that it was not trained on."""
+    from training.run_dir.further import on_old_weights, redo_command
     from training.tracking.mlflow_client import model_in_mlflow
 
-    run, newer = recipe.output, _newer_data(recipe)
+    run, newer, old = recipe.output, _newer_data(recipe), on_old_weights(recipe)
     model = f"{run}/{records[-1].model}"
     logged = model_in_mlflow(Path(run), records[-1].stage)
     lines = [
@@ -191,6 +192,7 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
         ),
         f"  model    {model}",
         f"  review   {review_of(run)}",
+        *(f"  kept     {one}; to train it anew: {redo_command(recipe)}" for one in old),
         *([] if logged is None else [f"  register mlflow.register_model({logged!r}, NAME)"]),
         *([f"  newer    {newer}"] if newer else []),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', run)}",
@@ -203,6 +205,7 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
         "review": review_of(run),
         "newer_data": newer,
         "stages": stages,
+        "on_old_weights": {one.stage: str(one.grew_from) for one in old},
     }
     return VerbResult(result, lines)
 
@@ -360,6 +363,8 @@ def status_report(found: RunStatus) -> VerbResult:
         if stage.ended:
             verb = "done" if stage.state == "done" else "stopped"
             lines.append(f"{stage.stage} {verb}: {stage.ended}")
+        if stage.on_old_weights:
+            lines.append(f"{stage.stage} rests on the old weights of {stage.on_old_weights}")
         if stage.problem:
             lines.append(f"{stage.stage}: {stage.problem}")
     if found.evaluation:

@@ -238,7 +238,8 @@ def test_status_reads_the_files_of_a_run(invoke: Run, tmp_path: Path) -> None:
     distill = run / "stages" / "distill"
     for number in range(3):
         workers = WorkerGroup(hosts=("a",), devices=("cpu",), on_gpus=False)
-        start = Start(time=float(number), workers=workers, step=10 * number)
+        before = None if number == 0 else "killed"
+        start = Start(time=float(number), workers=workers, step=10 * number, ended_before=before)
         append_line(distill / "starts.jsonl", start)
     (distill / "tracking.jsonl").write_text(
         '{"kind":"metrics","step":20,"time_ms":1,"values":{"val/psnr_nfe1":27.25,"loss/total":1}}\n'

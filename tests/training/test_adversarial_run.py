@@ -134,12 +134,15 @@ def test_scores_and_losses_are_reported_under_their_names(gan: TrainingRecipe) -
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_adversarial_run_resumes_to_the_bit_identical_model(
+def test_an_adversarial_run_that_is_trained_further_and_killed_makes_the_bit_identical_model(
     gan: TrainingRecipe, gan_recipe: GanMaker, tmp_path: Path
 ) -> None:
     recipe = gan_recipe(tmp_path)
+    short = recipe.stages[0].model_copy(update={"steps": 8})
+    train(recipe.model_copy(update={"stages": (short,)}), tmp_path)
+    assert json.loads((_home(recipe) / "done.json").read_text())["steps"] == 8
     process = start_workers(recipe, tmp_path)
-    eventually((_home(recipe) / "checkpoints" / "step-000008").exists, process)
+    eventually((_home(recipe) / "checkpoints" / "step-000012").exists, process)
     kill_tree(process)
     process.communicate(timeout=100)
     assert not (_home(recipe) / "done.json").exists()

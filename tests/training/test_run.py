@@ -198,12 +198,11 @@ def test_correctable_settings_may_change_until_the_stage_is_finished(
     stage = StagePaths(run, "distill")
     append_line(stage.starts, START)
     check_recipe(corrected)
-    with pytest.raises(FlowmapsrError, match=r"different: stages\.distill\.steps was 60, is 90\)"):
-        check_recipe(longer)
+    check_recipe(longer)
     write_recipe(corrected, on_replace=reset_tracking)
     assert "stages.distill.learning_rate was 0.001, is 0.0001" in caplog.text
     assert corrected.digest() != recipe.digest()
-    assert corrected.digest(fixed=True) == recipe.digest(fixed=True) != longer.digest(fixed=True)
+    assert corrected.digest(fixed=True) == recipe.digest(fixed=True) == longer.digest(fixed=True)
     check_recipe(corrected)
     record = StageRecord(
         stage="distill", steps=60, images_seen=1, recipe_digest="", dataset_digest="", model=""

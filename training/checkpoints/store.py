@@ -181,13 +181,13 @@ class Checkpoints:
             )
         return None
 
-    def restore_step(self, trained: Trained, step: int, origin: CheckpointOrigin) -> None:
-        """Restores the checkpoint of a step, with the arguments of `resume`.
+    def restore_step(self, trained: Trained, step: int, origin: CheckpointOrigin) -> Commit:
+        """Restores the checkpoint of a step and returns it, with the arguments of `resume`.
 
         Raises:
             Damaged: it is missing or damaged, and nothing was restored.
         """
-        self._restore(trained, self.folders.of_step(step), origin)
+        return self._restore(trained, self.folders.of_step(step), origin)
 
     def _restore(self, trained: Trained, uri: str, origin: CheckpointOrigin) -> Commit:
         """Verifies a checkpoint, then restores it; raises `Damaged` on all workers or none."""

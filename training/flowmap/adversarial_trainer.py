@@ -22,8 +22,8 @@ from training.flowmap.adversarial import discriminator_loss, generator_loss, two
 from training.flowmap.conditions import usual_guidance
 from training.flowmap.objective import TOTAL, FlowMapStageModel
 from training.settings.adversarial import AdversarialSettings, ConvergenceSettings
-from training.settings.stage import StageSettings
-from training.trainer import Losses, Objective, StepTerms, Term, learning_rate
+from training.settings.stage import StageSettings, learning_rate
+from training.trainer import Losses, Objective, StepTerms, Term
 
 DISCRIMINATOR_LOSS, GENERATOR_LOSS = "gan/discriminator", "gan/generator"
 REAL_SCORE, FAKE_SCORE = "gan/real_score", "gan/fake_score"

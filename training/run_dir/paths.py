@@ -31,6 +31,8 @@ class RunPaths:
         self.stage_table_text = root / "stages.md"
         self.mlflow = root / "mlflow.json"
         self.mlflow_lock = root / ".mlflow.lock"
+        self.folder_id = root / "folder_id"
+        self.set_aside = root / "set_aside.jsonl"
         self.stages = root / "stages"
 
 
@@ -53,6 +55,7 @@ class StagePaths:
         self.initialization = self.root / "initialization.txt"
         self.loss_over_time = self.root / "loss_over_time.json"
         self.inputs = self.root / "inputs"
+        self.first_weights = self.root / "first_weights"
         self.images = self.root / "images"
         self.stacks = self.root / "stacks"
         self.model = self.root / "model"
@@ -66,6 +69,13 @@ class StagePaths:
         """
         remedy = "remove it, and training makes it again from the stage's last checkpoint"
         return read_record(self.done, StageRecord, remedy=remedy)
+
+
+def run_of(recipe: Path) -> Path | None:
+    """The run's folder in which a recipe's file is, which may have been moved or copied since the
+    file was written; None for other recipes."""
+    run = RunPaths(recipe.expanduser().absolute().parent)
+    return run.root if recipe.name == RECIPE and run.stages.is_dir() else None
 
 
 def run_name(run: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from datagen.records import FrozenModel
 
@@ -13,6 +13,7 @@ CONVENTION = (
     "window of 11 pixels, sigma 1.5; means over the photos"
 )
 """What the numbers of an evaluation mean: those of papers are often of luma, with a border cut."""
+EndedBy = Literal["steps", "early_stopping", "adversarial.convergence"]
 
 
 class ChosenStep(NamedTuple):
@@ -21,6 +22,20 @@ class ChosenStep(NamedTuple):
     step: int
     why: str
     """Such as `last`, or `best val/psnr_nfe1: 24.3`."""
+    checkpoint: str = ""
+    """Digest of that step's checkpoint; on the first worker only."""
+
+
+class StageWeights(FrozenModel):
+    """The weights of a finished stage, from which another one grew."""
+
+    stage: str
+    step: int
+    checkpoint: str
+    """Digest of the checkpoint that held them."""
+
+    def __str__(self) -> str:
+        return f"{self.stage} at step {self.step}"
 
 
 class StageRecord(FrozenModel):
@@ -31,10 +46,21 @@ class StageRecord(FrozenModel):
     images_seen: int
     ended: str = ""
     """Why at that step, such as `all 1000 steps`; empty in records of older versions."""
+    ended_by: EndedBy | None = None
+    """The setting that decided it; null in records of older versions."""
+    model_step: int | None = None
+    """The step whose weights are the model; null in records of older versions."""
+    checkpoint: str = ""
+    """Digest of the checkpoint that held them."""
     recipe_digest: str
     dataset_digest: str
     model: str
     """The model folder, relative to the run."""
+
+    @property
+    def weights(self) -> StageWeights:
+        step = self.steps if self.model_step is None else self.model_step
+        return StageWeights(stage=self.stage, step=step, checkpoint=self.checkpoint)
 
 
 class WorkerGroup(FrozenModel):

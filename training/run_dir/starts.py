@@ -16,12 +16,13 @@ from datagen.io import storage
 from datagen.records import FrozenModel, Record, UnreadableRecord, read_record
 from training.run_dir.best_effort import append_lines_atomically, best_effort, read_or_warn
 from training.run_dir.paths import RunPaths, StagePaths
-from training.run_dir.records import StageProgress, WorkerGroup
+from training.run_dir.records import StageProgress, StageWeights, WorkerGroup
 from training.run_dir.stacks import stack_files, stall_reason
 
 MAX_REASON, MOST_CAUSES = 300, 3
 """Characters of a reason, as some launchers add advice; and errors of one failure."""
 KILLED = "killed, or its machine was lost"
+FINISHED = "finished"
 
 
 class Start(FrozenModel):
@@ -39,6 +40,13 @@ class Start(FrozenModel):
     """How many failures of workers the run had before; the clocks of machines may differ."""
     stacks: tuple[str, ...] = ()
     """The stack traces that the stage had before."""
+    grew_from: StageWeights | None = None
+    """The earlier stage's weights that the stage's first step had; null for others."""
+
+    @property
+    def is_restart(self) -> bool:
+        """Not the first start, nor one that trains a finished stage further."""
+        return self.ended_before not in (None, FINISHED)
 
 
 class StartSeconds(FrozenModel):
@@ -69,10 +77,20 @@ class Failure(FrozenModel):
 
 
 def record_start(
-    stage: StagePaths, workers: WorkerGroup, step: int, skipped_checkpoints: str = ""
+    stage: StagePaths,
+    workers: WorkerGroup,
+    step: int,
+    skipped_checkpoints: str = "",
+    grew_from: StageWeights | None = None,
 ) -> Start:
-    """Records that the stage continues from `step`, without the corrupt checkpoints after it."""
+    """Records that the stage continues from `step`, without the corrupt checkpoints after it.
+
+    Args:
+        grew_from: the weights of an earlier stage that a first step would have now.
+    """
     earlier = read_starts(stage)
+    if step and earlier:
+        grew_from = earlier[-1].grew_from
     ended_before = end_reason(stage) if earlier else None
     # A launcher that can start more workers ends the current ones without an error.
     if ended_before == KILLED and len(workers.hosts) > len(earlier[-1].workers.hosts):
@@ -85,6 +103,7 @@ def record_start(
         skipped_checkpoints=skipped_checkpoints,
         failures=len(read_failures(stage.run)),
         stacks=tuple(path.name for path in stack_files(stage.stacks)),
+        grew_from=grew_from,
     )
     with best_effort("the list of starts"):
         append_line(stage.starts, start)
@@ -108,25 +127,29 @@ def record_end(stage: StagePaths, reason: str) -> None:
 
 def read_starts(stage: StagePaths) -> list[Start]:
     """All starts of a stage, first to last."""
-    return _read_lines(stage.starts, Start)
+    return read_lines(stage.starts, Start)
 
 
 def read_seconds(stage: StagePaths) -> dict[int, dict[str, float]]:
     """Seconds of the phases of each start that came to its first step, by the start's number."""
-    return {one.start: one.seconds for one in _read_lines(stage.start_seconds, StartSeconds)}
+    return {one.start: one.seconds for one in read_lines(stage.start_seconds, StartSeconds)}
 
 
-def count_restarts(stage: StagePaths) -> int:
-    return max(0, len(read_starts(stage)) - 1)
+def restarts(stage: StagePaths) -> list[Start]:
+    """The starts of a stage that had begun and was not finished."""
+    return [start for start in read_starts(stage) if start.is_restart]
 
 
 def read_failures(run: Path) -> list[Failure]:
     """Failures of workers, first to last."""
-    return _read_lines(RunPaths(run).failures, Failure)
+    return read_lines(RunPaths(run).failures, Failure)
 
 
 def end_reason(stage: StagePaths) -> str:
     """Why a stage's last start ended: from its stack traces, its launcher's or its own record."""
+    ended = read_end(stage)
+    if ended is not None and ended.reason == FINISHED:
+        return FINISHED
     starts = read_starts(stage)
     earlier, failures_before = (starts[-1].stacks, starts[-1].failures) if starts else ((), 0)
     stacks = [path for path in stack_files(stage.stacks) if path.name not in earlier]
@@ -142,7 +165,6 @@ def end_reason(stage: StagePaths) -> str:
             f"worker{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: {error}"
             for error, ranks in list(causes.items())[:MOST_CAUSES]
         )
-    ended = read_end(stage)
     return KILLED if ended is None else ended.reason
 
 
@@ -162,7 +184,7 @@ def last_line(error: BaseException) -> str:
     return shorten(line, MAX_REASON, placeholder=" ...")
 
 
-def _read_lines(path: Path, record: type[Record]) -> list[Record]:
+def read_lines(path: Path, record: type[Record]) -> list[Record]:
     """The records of a file of lines; a last line without an end was cut short by a kill, and any
     other that cannot be read raises UnreadableRecord: the file would hide what happened."""
     if not path.is_file():

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from datagen.records import Settings
+from datagen.records import Correctable, Settings
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -76,7 +76,7 @@ class AdversarialSettings(Settings):
     """What the generator trains."""
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
     """The network that learns to distinguish real from generated latents."""
-    convergence: ConvergenceSettings = ConvergenceSettings()
-    """When the stage ends before its last step."""
+    convergence: Correctable[ConvergenceSettings] = ConvergenceSettings()
+    """When the stage ends before its last step; a tolerance of 0 takes all steps."""
     flow_map_loss_weight: float = Field(1.0, ge=0)
     """lambda_orig: weight of the stage's own objective beside the adversarial loss."""

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from datagen.records import Correctable, Execution, Group, Probability, Settings, group_of
+from datagen.records import Correctable, Execution, Probability, Settings
 from training.settings.adversarial import AdversarialSettings
 from training.settings.held_out import EarlyStopping, HeldOutMetric
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
@@ -58,8 +58,9 @@ class StageSettings(Settings):
     """Name of its folder and its MLflow run: a-z, 0-9, `-` and `_`."""
     objective: ObjectiveSettings = Field(examples=[{"kind": "flow_matching"}])
     """What it trains."""
-    steps: int = Field(ge=1, examples=[1000])
-    """Optimizer steps."""
+    steps: Correctable[int] = Field(ge=1, examples=[1000])
+    """Optimizer steps. A finished stage that gets more goes on from where it was, on the learning
+    rates of the new length; fewer than are done are refused."""
     global_batch: int = Field(256, ge=1)
     """Samples of a step, all workers together."""
     micro_batch: Execution[int] = Field(8, ge=1)
@@ -225,8 +226,9 @@ class StageSettings(Settings):
             )
 
 
-CORRECTABLE = frozenset(
-    name
-    for name, field in StageSettings.model_fields.items()
-    if group_of(field) is Group.CORRECTABLE
-)
+def learning_rate(settings: StageSettings, step: int) -> float:
+    """Rate of a step: a linear warm-up, then a cosine down to `lr_final_fraction`."""
+    warm = min(1.0, (step + 1) / (settings.lr_warmup_steps + 1))
+    final = settings.lr_final_fraction
+    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
+    return settings.learning_rate * warm * (final + (1 - final) * cosine)

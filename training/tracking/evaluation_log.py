@@ -28,12 +28,14 @@ def finished_training(run: str) -> TrainingRecipe:
         FlowmapsrError: there is none, or it is not finished.
     """
     recipe = read_record(RunPaths(Path(run)).recipe, TrainingRecipe, remedy="train it again")
-    if recipe is None or finished_stages(recipe) is None:
+    # It may have been moved or copied.
+    here = recipe and recipe.model_copy(update={"output": run})
+    if here is None or finished_stages(here) is None:
         raise FlowmapsrError(
             f"{run} is not the folder of a finished training, to whose MLflow run an evaluation "
             "can be logged"
         )
-    return recipe
+    return here
 
 
 def log_evaluation(

@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ from training.run_dir.paths import (
     METRICS_JOURNAL,
     MODELS_JOURNAL,
     PICTURES_JOURNAL,
+    RunPaths,
 )
-from training.tracking.events import EVENT, End, Event, Metrics
+from training.tracking.events import EVENT, Artifact, End, Event, Metrics, Model, Picture
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class Journal:
     """A file with a line for each event, and how many of its bytes were sent to which run.
 
     One process appends. Several may send: each batch is sent under a lock, which also covers the
-    new offset, so that nothing is sent twice.
+    new offset, so that nothing is sent twice. Files below the journal's folder are named from
+    there, as the folder may be moved or copied before they are sent.
     """
 
     def __init__(self, home: Path, name: str = METRICS_JOURNAL, *, batch: int = 500) -> None:
@@ -49,6 +52,7 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Adds an event; one that cannot be written is written by the next call."""
+        event = _with_path(event, partial(_below, self.path.parent))
         with self._appending:
             self.unwritten += event.model_dump_json() + "\n"
             with best_effort(str(self.path)):
@@ -58,6 +62,9 @@ class Journal:
     def remove(self) -> None:
         """Removes the file and the record of what was sent."""
         self.path.unlink(missing_ok=True)
+        self.forget_sent()
+
+    def forget_sent(self) -> None:
         self._offset.unlink(missing_ok=True)
 
     @property
@@ -95,7 +102,8 @@ class Journal:
             if not lines:
                 return 0
             parsed = [(line, _parse(line)) for line in lines]
-            send([event for _, event in parsed if event is not None])
+            events = [event for _, event in parsed if event is not None]
+            send([_with_path(event, self.path.parent.joinpath) for event in events])
             for line in (line for line, event in parsed if event is None):
                 log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
@@ -141,6 +149,17 @@ class _Sent(FrozenModel):
     bytes: int = 0
 
 
+def _with_path(event: Event, change: Callable[[Path], Path]) -> Event:
+    """The event with the path of its file changed, if it has one on a disk."""
+    if not isinstance(event, Picture | Artifact | Model) or "://" in event.path:
+        return event
+    return event.model_copy(update={"path": str(change(Path(event.path)))})
+
+
+def _below(folder: Path, path: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path.absolute()
+
+
 def _parse(line: str | bytes) -> Event | None:
     """The event of a line; None for a line that a kill or a full disk left incomplete."""
     try:
@@ -169,6 +188,13 @@ def journals(home: Path) -> Journals:
         pictures=Journal(home, PICTURES_JOURNAL, batch=1),
         models=Journal(home, MODELS_JOURNAL, batch=1),
     )
+
+
+def forget_sent(run: Path) -> None:
+    """Makes all events of a run and its stages unsent, as a copy's are for its own MLflow runs."""
+    for folder in (run, *RunPaths(run).stages.glob("*")):
+        for journal in journals(folder):
+            journal.forget_sent()
 
 
 class Series(NamedTuple):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FILE_SECONDS = 600
 """How long the server may take to answer: it passes a whole file on between us and its store."""
+SUPERSEDED = "superseded"
+"""The tag of a stage's model that has a successor in the same run."""
 KEPT = "kept"
 """The tag that says why a checkpoint is kept."""
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -32,7 +34,13 @@ def send_model(client: MlflowClient, run_id: str, event: Model) -> None:
     files = sorted(Path(event.path).iterdir()) if event.upload else []
     run = client.get_run(run_id)
     found = _models_of(client, run, f"name = '{event.name}'")
-    model = found[0] if found else _create(client, run, event)
+    of_step = [one for one in found if one.params.get("step") == str(event.step)]
+    model = of_step[0] if of_step else _create(client, run, event)
+    # A stage that is trained further has another model. The one before may be registered, and is
+    # still what it was.
+    for other in found:
+        if int(other.params["step"]) < event.step:
+            client.set_logged_model_tags(other.model_id, {SUPERSEDED: f"by step {event.step}"})
     for maker in _makers(client, run, event):
         _link(client, maker, model.model_id, event.step)
     _log_metrics(client, run_id, model.model_id, event)

@@ -20,15 +20,18 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import read_or_warn
 from training.run_dir.paths import RunPaths, run_name
+from training.run_dir.place import Place, give_id, is_copy, place_of
 from training.tracking import events as logged
 from training.tracking.database import prepare_database
 from training.tracking.dataset_links import log_dataset_input
 from training.tracking.events import End, Event, KeptCheckpoints, Metrics, Model
+from training.tracking.journal import forget_sent
 from training.tracking.logged_models import keep_checkpoints, send_model
 from training.tracking.store import database_file, is_server, public_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,12 @@ MAX_TAG, MAX_VALUE = 5000, 6000
 NOW, FAILURE = "now.", "failure"
 """Prefix of the tags with settings that the last start changed; and the tag with the reason why a
 run failed, removed when it continues."""
+ENDED = "ended"
+"""The tag that says why a stage takes no more steps, removed when it does."""
 NO_SUCH_REQUEST = "ENDPOINT_NOT_FOUND"
 PARENT = "mlflow.parentRunId"
+FOLDER = "folder"
+"""The tag with the path of a training's folder, the only one that sends to its run."""
 DELETED = "the MLflow run of %s was deleted there: a new one is made and gets all that was logged"
 
 
@@ -57,11 +64,15 @@ class RunNames(FrozenModel):
     stages: dict[str, str] = {}
     review: str | None = None
     """Address of the page that compares the training with others, once a server has one."""
+    place: Place | None = None
+    """Of the folder; null in files of older versions."""
+    copied_from: str = ""
+    """Folder and MLflow run of the training that this one is a copy of."""
 
 
 def run_page(run: Path) -> str | None:
     """Address of a run folder's page, where a server has one."""
-    names = _read_names(run)
+    names = read_names(run)
     if names is None or not is_server(names.tracking_uri):
         return None
     return _page(names.tracking_uri, names.parent)
@@ -70,13 +81,13 @@ def run_page(run: Path) -> str | None:
 def review_page(run: Path) -> str | None:
     """Address of the page that compares a run folder's training with others, where that is known;
     else `flowmapsr review` makes it."""
-    names = _read_names(run)
+    names = read_names(run)
     return None if names is None else names.review
 
 
 def model_in_mlflow(run: Path, stage: str) -> str | None:
     """What `mlflow.register_model` takes for the model of a stage, if MLflow has the stage."""
-    names = _read_names(run)
+    names = read_names(run)
     run_id = None if names is None else names.stages.get(stage)
     return run_id and f"runs:/{run_id}/{stage}"
 
@@ -87,7 +98,15 @@ def _page(uri: str, run_id: str) -> str:
     return f"{redacted(uri).rstrip('/')}/#/runs/{run_id}"
 
 
-def _read_names(run: Path) -> RunNames | None:
+def read_names(run: Path) -> RunNames | None:
+    """The MLflow runs of a run folder; None where it has none, or only those of the training that
+    it is a copy of."""
+    names = _written_names(run)
+    is_of_another = names is not None and names.place and is_copy(names.place, place_of(run))
+    return None if is_of_another else names
+
+
+def _written_names(run: Path) -> RunNames | None:
     return read_or_warn(RunPaths(run).mlflow, RunNames, remedy="its metrics go to a new MLflow run")
 
 
@@ -122,41 +141,88 @@ class MlflowRun:
             return client, self._find_or_create(client)
 
     def _find_or_create(self, client: MlflowClient) -> str:
-        names = _read_names(self.run)
-        if names is None or names.tracking_uri != public_uri(tracking_uri()):
-            names = self._new_parent(client, stages={})
-        elif not _is_active(client, names.parent):
-            log.warning(DELETED, self.run)
-            names = self._new_parent(client, names.stages)
+        names = self._names_of_this_place(client)
         if self.stage is None:
             return names.parent
         known = names.stages.get(self.stage)
-        if known is not None and _is_active(client, known):
+        if known is not None and _active_run(client, known):
             return known
         if known is not None:
             log.warning(DELETED, f"stage {self.stage!r} of {self.run}")
         parent = client.get_run(names.parent).info
-        tags = {"role": "stage", "stage": self.stage, PARENT: names.parent}
+        tags = {"role": "stage", "stage": self.stage, PARENT: names.parent, **_origin(names)}
         name = f"{parent.run_name} · {self.label or self.stage}"
         child = client.create_run(parent.experiment_id, run_name=name, tags=tags).info.run_id
         self._remember(names.model_copy(update={"stages": {**names.stages, self.stage: child}}))
         return child
 
-    def _new_parent(self, client: MlflowClient, stages: dict[str, str]) -> RunNames:
+    def _names_of_this_place(self, client: MlflowClient) -> RunNames:
+        """The runs of the folder as it lies here: a copy of a run's folder has others."""
+        names = _written_names(self.run)
+        give_id(self.run, None if names is None else names.place)
+        place = place_of(self.run)
+        if names is None:
+            return self._new_parent(client, {})
+        if names.place is not None and is_copy(names.place, place):
+            return self._copied(client, names, names.place.path)
+        found = _active_run(client, names.parent) if _is_store_of(client, names) else None
+        if found is None and names.tracking_uri != public_uri(tracking_uri()):
+            return self._new_parent(client, {})
+        if found is None:
+            log.warning(DELETED, self.run)
+            return self._new_parent(client, names.stages)
+        before = place.path if names.place is None else names.place.path
+        claimed = found.data.tags.get(FOLDER, before)
+        if claimed not in (before, place.path):  # by another copy of a folder that is gone
+            return self._copied(client, names, claimed)
+        if names.place is None or names.place.path != place.path:
+            client.set_tag(names.parent, FOLDER, place.path)
+            now = {"place": place, "tracking_uri": tracking_uri()}
+            names = names.model_copy(update=now)
+            self._remember(names)
+        return names
+
+    def _copied(self, client: MlflowClient, names: RunNames, origin: str) -> RunNames:
+        log.warning("%s is a copy of %s: it gets MLflow runs of its own", self.run, origin)
+        forget_sent(self.run)
+        return self._new_parent(client, {}, copied_from=f"{origin} (MLflow run {names.parent})")
+
+    def rename_stage(self, kept: str) -> None:
+        """The stage's MLflow run belongs to the stage's folder with another name."""
+        assert self.stage is not None
+        with FileLock(RunPaths(self.run).mlflow_lock):
+            names = _written_names(self.run)
+            if names is not None and self.stage in names.stages:
+                stages = {
+                    kept if name == self.stage else name: run for name, run in names.stages.items()
+                }
+                self._remember(names.model_copy(update={"stages": stages}))
+
+    def _new_parent(
+        self, client: MlflowClient, stages: dict[str, str], *, copied_from: str = ""
+    ) -> RunNames:
         """
         Args:
             stages: the runs of an earlier parent.
         """
         experiment_id = _experiment_id(client, self.experiment)
         name = _free_name(client, experiment_id, run_name(self.run))
-        run = client.create_run(experiment_id, run_name=name, tags={"role": "training"})
-        parent = run.info.run_id
-        kept = {stage: child for stage, child in stages.items() if _is_active(client, child)}
+        place = place_of(self.run)
+        tags = {"role": "training", FOLDER: place.path}
+        kept = {stage: child for stage, child in stages.items() if _active_run(client, child)}
+        names = RunNames(
+            tracking_uri=tracking_uri(),
+            experiment=self.experiment,
+            parent="",
+            stages=kept,
+            place=place,
+            copied_from=copied_from,
+        )
+        tags |= _origin(names)
+        parent = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
         for child in kept.values():
             client.set_tag(child, PARENT, parent)
-        names = RunNames(
-            tracking_uri=tracking_uri(), experiment=self.experiment, parent=parent, stages=kept
-        )
+        names = names.model_copy(update={"parent": parent})
         self._remember(names)
         return names
 
@@ -165,16 +231,30 @@ class MlflowRun:
         storage.write_bytes(str(path), names.model_dump_json(indent=2).encode())
 
 
-def _is_active(client: MlflowClient, run_id: str) -> bool:
-    """Whether the store has a run, not marked as deleted."""
+def _origin(names: RunNames) -> dict[str, str]:
+    """The tag of a copy's runs."""
+    return {"copied_from": names.copied_from} if names.copied_from else {}
+
+
+def _is_store_of(client: MlflowClient, names: RunNames) -> bool:
+    """Whether this is the store of the runs, or their database file, moved."""
+    if names.tracking_uri == public_uri(tracking_uri()):
+        return True
+    file = database_file(names.tracking_uri)
+    return file is not None and not file.is_file()
+
+
+def _active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run of the store; None if it has none, or one that is marked as deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _free_name(client: MlflowClient, experiment_id: str, name: str) -> str:
@@ -256,7 +336,7 @@ def _send(client: MlflowClient, run_id: str, events: list[Event]) -> None:
             if isinstance(event, Model | KeptCheckpoints) and error.error_code == NO_SUCH_REQUEST:
                 _say_without_models()
                 continue
-            if error.error_code != "INVALID_PARAMETER_VALUE" or not _is_active(client, run_id):
+            if error.error_code != "INVALID_PARAMETER_VALUE" or _active_run(client, run_id) is None:
                 raise
             log.warning("MLflow refuses an event, which is skipped: %s", error)
 
@@ -305,8 +385,8 @@ def _send_one(client: MlflowClient, run_id: str, event: Event) -> None:
             keep_checkpoints(client, run_id, event)
         case logged.Begin():
             client.update_run(run_id, status="RUNNING")
-            if FAILURE in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, FAILURE)
+            for tag in {FAILURE, ENDED} & client.get_run(run_id).data.tags.keys():
+                client.delete_tag(run_id, tag)
         case End():
             if event.reason is not None:
                 client.set_tag(run_id, FAILURE, event.reason)

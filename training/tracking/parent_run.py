@@ -14,6 +14,7 @@ from datagen.dataset.manifest import dataset_root
 from datagen.io.lock import LockLostError
 from training.run_dir.best_effort import best_effort
 from training.run_dir.datasets import recorded_datasets
+from training.run_dir.further import stages_set_aside, tracked_folders
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
@@ -21,6 +22,8 @@ from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
 from training.tracking.description import describe_run
 from training.tracking.events import Artifact, DatasetInput, Status, described
+from training.tracking.journal import forget_sent
+from training.tracking.mlflow_client import read_names
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.review import refresh_review
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
@@ -60,8 +63,8 @@ def flush_pending(recipe: TrainingRecipe) -> None:
     Raises:
         FlowmapsrError: another process holds the run folder.
     """
-    homes = [Path(recipe.output), *(stage.root for stage in stage_paths(recipe))]
-    if all(fully_sent(home) for home in homes):
+    is_known = read_names(Path(recipe.output)) is not None
+    if is_known and all(fully_sent(home) for home in tracked_folders(recipe)):
         return
     with run_lock(recipe), parent_run(recipe):
         log.info("sending to MLflow what it has missed")
@@ -74,6 +77,8 @@ class ParentRun:
         self.recipe = recipe
         self.run = RunPaths(Path(recipe.output))
         self.stages = stage_paths(recipe)
+        if read_names(self.run.root) is None:
+            forget_sent(self.run.root)
         self.tracker = Tracker(self.run.root, experiment=recipe.mlflow_experiment)
         settings = recipe.model_dump(mode="json", exclude={"stages"})
         settings |= {stage.name: stage.content() for stage in recipe.stages}
@@ -107,6 +112,14 @@ class ParentRun:
                 label=self.recipe.numbered(stage.name),
                 status="FINISHED" if done else status,
                 reason=None if done else end_reason(stage),
+                wait=max(1.0, deadline - time.monotonic()),
+            )
+        for kept in stages_set_aside(self.recipe):
+            close_orphaned_run(
+                kept,
+                experiment=self.recipe.mlflow_experiment,
+                status="KILLED",
+                reason=None,
                 wait=max(1.0, deadline - time.monotonic()),
             )
 

@@ -21,17 +21,19 @@ from datagen.io import storage
 from training.engine.engine import deepspeed_config
 from training.monitoring.progress_lines import ProgressLines
 from training.run_dir.best_effort import best_effort
+from training.run_dir.further import first_weights_of
 from training.run_dir.paths import StagePaths, stage_paths
 from training.run_dir.records import ChosenStep, StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import (
-    count_restarts,
+    FINISHED,
     end_reason,
     last_line,
     read_progress,
     record_end,
     record_seconds,
     record_start,
+    restarts,
 )
 from training.settings.recipe import TrainingRecipe
 from training.tracking.description import describe_run, stage_page_text
@@ -45,6 +47,7 @@ from training.tracking.events import (
     Tags,
     described,
 )
+from training.tracking.mlflow_client import ENDED
 from training.tracking.model_events import checkpoint, stage_model
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
@@ -175,17 +178,23 @@ class StageReporter(Reporter):
             self.tracker.write(Artifact(path=str(stacks), folder=self.folder.stacks.name))
 
     def started(self, step: int, *, skipped_checkpoints: str) -> None:
-        start = record_start(self.folder, self.workers, step, skipped_checkpoints)
+        start = record_start(
+            self.folder,
+            self.workers,
+            step,
+            skipped_checkpoints,
+            first_weights_of(self.recipe, self.folder),
+        )
         tags = {
-            "restarts": str(count_restarts(self.folder)),
-            "restarted_after": start.ended_before or "",
+            "restarts": str(len(restarts(self.folder))),
+            "restarted_after": (start.ended_before or "") if start.is_restart else "",
             "skipped_checkpoints": skipped_checkpoints,
         }
         self.tracker.write(Tags(values={name: value for name, value in tags.items() if value}))
         self._show_starts()
         self._show_pages()
-        restarts = sum(map(count_restarts, stage_paths(self.recipe)))
-        self._curves.write(Tags(values={**self.workers.tags(), "restarts": str(restarts)}))
+        count = sum(len(restarts(stage)) for stage in stage_paths(self.recipe))
+        self._curves.write(Tags(values={**self.workers.tags(), "restarts": str(count)}))
 
     def _show_pages(self) -> None:
         """How the training and this stage are going, on top of their pages in MLflow."""
@@ -209,7 +218,7 @@ class StageReporter(Reporter):
             self._end("FAILED", last_line(error), failure=last_line(error))
             raise
         if self.folder.done.is_file():
-            self._end("FINISHED", "finished")
+            self._end("FINISHED", FINISHED)
         else:
             self._end("KILLED", "stopped on request, with a checkpoint")
 
@@ -252,7 +261,7 @@ class StageReporter(Reporter):
 
     def finished(self, why: str) -> None:
         log.info("%s: %s", self.folder.name, why)
-        self.tracker.write(Tags(values={"ended": why}))
+        self.tracker.write(Tags(values={ENDED: why}))
 
     def model_written(self, chosen: ChosenStep) -> None:
         with best_effort("the entry of the model"):

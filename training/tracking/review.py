@@ -22,6 +22,7 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel, read_record
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import RunPaths
+from training.run_dir.place import is_copy, place_of
 from training.tracking.mlflow_client import RunNames, new_client
 from training.tracking.review_view import QUALITY, LoggedRun, Pictures, Role, compare, view_of
 from training.tracking.store import (
@@ -130,9 +131,13 @@ def _is_run(folder: Path) -> bool:
 def _names(folder: Path) -> RunNames:
     path = RunPaths(folder).mlflow
     names = read_record(path, RunNames, remedy="remove it, and the training makes a new MLflow run")
+    why = "the command of its training sends it" if _is_run(folder) else "it is no run folder"
     if names is None:
-        why = "the command of its training sends it" if _is_run(folder) else "it is no run folder"
         raise FlowmapsrError(f"{folder} has no {path.name}: nothing of it is in MLflow; {why}")
+    if names.place is not None and is_copy(names.place, place_of(folder)):
+        raise FlowmapsrError(
+            f"{folder} is a copy of {names.place.path}, and nothing of it is in MLflow; {why}"
+        )
     return names
 
 

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 
 from training.run_dir.paths import CURVES_JOURNAL, StagePaths
 from training.run_dir.records import WorkerGroup
+from training.run_dir.starts import FINISHED, read_starts
 from training.settings.held_out import HELD_OUT, is_better, is_error
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Metrics, Picture
 from training.tracking.journal import journals, read_metrics
-from training.tracking.stage_facts import facts_of_stages
+from training.tracking.stage_facts import facts_of_stages, facts_of_stages_set_aside
 
 PICTURES = "pictures/"
 CURVES = ("loss/", "gan/", HELD_OUT)
@@ -38,12 +39,14 @@ class RunCurves:
         """
         self._price, self._on_gpus = recipe.hourly_price, workers.on_gpus
         self._journals = journals(stage.run)
-        stages = facts_of_stages(recipe)
-        self._restarts = sum(len(one.restarts) for one in stages)
-        others = [one for one in stages if one.settings.name != stage.name]
-        # A later one is done where this one is trained anew, as its folder was removed.
-        earlier = itertools.takewhile(lambda one: one.settings.name != stage.name, stages)
-        self._steps = sum(one.steps for one in earlier)
+        stages, aside = facts_of_stages(recipe), facts_of_stages_set_aside(recipe)
+        self._restarts = sum(len(one.restarts) for one in (*stages, *aside))
+        others = [*aside, *(one for one in stages if one.folder.name != stage.name)]
+        # A later one is done where this one is trained anew, as its folder was removed. Where this
+        # one is trained further, it goes on after the later ones.
+        earlier = itertools.takewhile(lambda one: one.folder.name != stage.name, stages)
+        is_further = any(start.ended_before == FINISHED for start in read_starts(stage))
+        self._steps = sum(one.steps for one in (others if is_further else (*aside, *earlier)))
         self._images = sum(one.record.images_seen for one in others if one.record)
         self._hours = sum(one.hours for one in others)
         self._gpu_hours = sum(one.hours for one in others if one.on_gpus)

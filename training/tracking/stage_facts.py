@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
+from training.run_dir.further import stages_set_aside
 from training.run_dir.paths import StagePaths, stage_paths
 from training.run_dir.records import StageProgress, StageRecord
 from training.run_dir.starts import Start, read_progress, read_starts
@@ -46,7 +47,7 @@ class StageFacts:
 
     @property
     def restarts(self) -> list[Start]:
-        return self.starts[1:]
+        return [start for start in self.starts if start.is_restart]
 
     @property
     def hours(self) -> float:
@@ -75,9 +76,15 @@ class StageFacts:
         return pick(filter(math.isfinite, values), default=None)
 
 
-def stage_facts(recipe: TrainingRecipe, folder: StagePaths) -> StageFacts:
+def stage_facts(
+    recipe: TrainingRecipe, folder: StagePaths, *, stage: str | None = None
+) -> StageFacts:
+    """
+    Args:
+        stage: its name, where that is not the folder's.
+    """
     return StageFacts(
-        settings=recipe.stage(folder.name),
+        settings=recipe.stage(stage or folder.name),
         folder=folder,
         record=folder.finished_record(),
         progress=read_progress(folder),
@@ -88,3 +95,11 @@ def stage_facts(recipe: TrainingRecipe, folder: StagePaths) -> StageFacts:
 def facts_of_stages(recipe: TrainingRecipe) -> list[StageFacts]:
     """Of all stages, in their order."""
     return [stage_facts(recipe, folder) for folder in stage_paths(recipe)]
+
+
+def facts_of_stages_set_aside(recipe: TrainingRecipe) -> list[StageFacts]:
+    """Of those that are trained anew, as they were."""
+    return [
+        stage_facts(recipe, kept, stage=kept.name.partition(".")[0])
+        for kept in stages_set_aside(recipe)
+    ]

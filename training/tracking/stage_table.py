@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from training.run_dir.further import on_old_weights
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_seconds, read_starts
 from training.settings.held_out import is_headline
@@ -18,7 +19,8 @@ from training.tracking.stage_facts import StageFacts
 
 Cell = str | int | float | None
 
-DONE, RESTARTS = ("state", "steps", "ended", "images"), "restarts"
+OLD_WEIGHTS, RESTARTS = "on old weights of", "restarts"
+DONE = ("state", "steps", "ended", OLD_WEIGHTS, "images")
 EVALUATION = "eval/"
 """Begins the metrics of an evaluation on photos, which a run has."""
 QUALITY = ("loss", "gan", "val", "eval")
@@ -62,6 +64,8 @@ class Table:
 def stage_table(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> Table:
     """The current table of a run: a column for each stage, a row for each measure that any has."""
     columns = {one.settings.name: _cells(recipe, one) for one in stages}
+    for later in on_old_weights(recipe):
+        columns[later.stage][OLD_WEIGHTS] = str(later.grew_from)
     found = {name for cells in columns.values() for name in cells}
     quality = sorted(
         (name for name in found if name.split("/")[0] in QUALITY),

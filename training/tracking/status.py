@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datagen.errors import FlowmapsrError
-from datagen.io.lock import TRAINING, living_owner
+from datagen.io.lock import STALE_AFTER, TRAINING, living_owner
 from datagen.io.lock_owner import LockOwner
 from datagen.records import FrozenModel, flatten, read_record
+from training.run_dir.further import on_old_weights
 from training.run_dir.paths import RECIPE, StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import end_reason, read_progress, read_starts
+from training.run_dir.starts import FINISHED, end_reason, read_progress, read_starts
 from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
+from training.settings.stage import StageSettings
 from training.tracking.journal import last_values, read_metrics
+from training.tracking.mlflow_client import read_names
 from training.tracking.stage_table import EVALUATION
 
 SPEED = "perf/images_per_second"
@@ -49,6 +52,8 @@ class StageStatus(FrozenModel):
     on_gpus: bool | None = None
     ended: str | None = None
     """Why it stopped, or is done at that step, where that is known."""
+    on_old_weights: str | None = None
+    """The earlier stage and the step whose weights it grew from, where that stage has others."""
     problem: str | None = None
     """Why the last checkpoint could not be written."""
     validation: dict[str, float] = {}
@@ -197,10 +202,15 @@ def run_status(folder: Path) -> RunStatus:
     """
     recipe = _recipe(folder)
     holder = living_owner(str(folder), TRAINING)
+    if holder and time.time() - holder.heartbeat > STALE_AFTER and read_names(folder) is None:
+        holder = None  # of the training that this is a copy of
+    recipe = recipe.model_copy(update={"output": str(folder)})  # it may have been moved
+    old = {later.stage: str(later.grew_from) for later in on_old_weights(recipe)}
     stages: list[StageStatus] = []
     for one in recipe.stages:
         owner = holder if all(before.state == "done" for before in stages) else None
-        stages.append(_stage_status(recipe, StagePaths(folder, one.name), owner))
+        found = _stage_status(recipe, StagePaths(folder, one.name), owner)
+        stages.append(found.model_copy(update={"on_old_weights": old.get(one.name)}))
     evaluation = last_values(folder, prefix=EVALUATION)
     return RunStatus(run=str(folder), stages=tuple(stages), evaluation=evaluation)
 
@@ -215,7 +225,7 @@ def _stage_status(
     stage, done, starts = recipe.stage(folder.name), folder.finished_record(), read_starts(folder)
     known: dict[str, Any] = {
         "stage": stage.name,
-        "restarts": max(0, len(starts) - 1),
+        "restarts": sum(start.is_restart for start in starts),
         "on_gpus": starts[-1].workers.on_gpus if starts else None,
         "validation": last_values(folder.root, prefix="val/"),
     }
@@ -242,14 +252,21 @@ def _stage_status(
         **_reported(progress),
         state="running" if running else "stopped",
         step=progress.step,
-        steps=progress.steps,
+        steps=stage.steps,
         images_per_second=speed,
         seconds_left=progress.seconds_left(stage.images_per_step) if known_speed else None,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=age if progress.checkpoint_step else None,
-        ended=None if running else end_reason(folder),
+        ended=None if running else _why_stopped(stage, progress, folder),
         problem=progress.problem or None,
     )
+
+
+def _why_stopped(stage: StageSettings, progress: StageProgress, folder: StagePaths) -> str:
+    reason = end_reason(folder)
+    if reason == FINISHED and progress.step < stage.steps:
+        return f"it was done with {progress.step} steps, and has been given more since"
+    return reason
 
 
 def _reported(progress: StageProgress) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from training.tracking.events import (
     Model,
     Picture,
     Status,
+    Tags,
 )
 from training.tracking.journal import Journal, journals
 from training.tracking.mlflow_client import MAX_TAG, MlflowRun
@@ -49,6 +50,16 @@ def reset_tracking(run: Path) -> None:
     RunPaths(run).mlflow.unlink(missing_ok=True)
     for journal in journals(run):
         journal.remove()
+
+
+def supersede(stage: StagePaths, kept: StagePaths, *, why: str) -> None:
+    """Before a stage's folder is moved to `kept`: its MLflow run stays that of the moved folder,
+    and says why another one has its place."""
+    done = stage.finished_record() is not None
+    journal = journals(stage.root).metrics
+    journal.append(Tags(values={"superseded": why}))
+    journal.append(End(status="FINISHED" if done else "KILLED"))
+    MlflowRun(stage.run, experiment="", stage=stage.name, label=None).rename_stage(kept.name)
 
 
 def fully_sent(home: Path) -> bool:

@@ -12,7 +12,7 @@ from textwrap import shorten
 
 from datagen.errors import first_line
 from datagen.io.redaction import redacted
-from training.run_dir.paths import stage_paths
+from training.run_dir.further import tracked_folders
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import journals
 from training.tracking.store import mlflow_installed, tracking_uri
@@ -84,7 +84,7 @@ def error_reason(error: Exception) -> str:
 def unsent_events(recipe: TrainingRecipe) -> dict[str, int]:
     """How many events of a training and of each of its stages are not in MLflow yet, by the folder
     where they wait; empty where all are."""
-    homes = [Path(recipe.output), *(stage.root for stage in stage_paths(recipe))]
+    homes = tracked_folders(recipe)
     counts = {str(home): sum(one.unsent for one in journals(home)) for home in homes}
     return {home: count for home, count in counts.items() if count}
 

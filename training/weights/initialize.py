@@ -169,6 +169,8 @@ def weights_path(name: str, folder: StagePaths) -> Path:
         return folder.inputs
     if not is_stage(name):
         return Path(name)
+    if folder.first_weights.is_dir():
+        return folder.first_weights
     path = StagePaths(folder.run, name).model
     if not path.is_dir():
         raise FlowmapsrError(

@@ -47,7 +47,7 @@ def test_every_setting_has_a_type_and_a_meaning(name: str) -> None:
 def test_a_setting_has_value_default_type_and_group() -> None:
     training = by_name(SMALL, "training")
     steps = training["stages.distill.steps"]
-    assert (steps.value, steps.required, steps.decides) == (5000, True, "content")
+    assert (steps.value, steps.required, steps.decides) == (5000, True, "correctable")
     rate = training["stages.warmup.learning_rate"]
     assert (rate.value, rate.default, rate.decides) == (2e-4, 4e-5, "correctable")
     assert rate.type == "number, > 0" and rate.meaning.startswith("Learning rate")

@@ -102,7 +102,7 @@ def test_every_setting_is_in_one_group(recipe: type[BaseModel]) -> None:
             marks = [mark for mark in field.metadata if isinstance(mark, Group)]
             assert len(marks) <= 1, f"{model.__name__}.{name}"
             if marks == [Group.CORRECTABLE]:
-                assert model.__name__ == "StageSettings", "only a stage's settings are compared"
+                assert model.__name__ in ("StageSettings", "AdversarialSettings")
 
 
 def test_settings_of_where_and_how_a_run_executes_are_not_content() -> None:
@@ -116,6 +116,8 @@ def test_settings_of_where_and_how_a_run_executes_are_not_content() -> None:
     }
     correctable = {name for name, group, _ in _changes(RECIPES[1]) if group is Group.CORRECTABLE}
     assert correctable == {
+        *("stages.steps", "stages.adversarial.convergence.window"),
+        "stages.adversarial.convergence.tolerance",
         *("stages.learning_rate", "stages.lr_final_fraction", "stages.lr_warmup_steps"),
         *("stages.gradient_clipping", "stages.keep_best", "stages.model_from"),
         *("stages.early_stopping", "stages.early_stopping.metric"),

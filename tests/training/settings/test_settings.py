@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from training.settings.model import ModelSettings
 from training.settings.recipe import TrainingRecipe
-from training.settings.stage import StageSettings
-from training.trainer import learning_rate
+from training.settings.stage import StageSettings, learning_rate
 
 STAGE = {"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 100}
 
