@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import tempfile
 
+from datagen.io.open_files import raise_limit
 from datagen.io.redaction import split_user
 from training.tracking.store import tracking_uri
 
@@ -43,6 +46,9 @@ def prepare_environment() -> None:
     passwords out of addresses, which are logged and shown."""
     for name, value in {**QUIET, **EMBEDDED, **PATIENCE}.items():
         os.environ.setdefault(name, value)
+    raise_limit()
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        _do_without_home()
     if os.environ.get("RAY_ADDRESS"):
         # Ray asks so many times, each second, a server that is none of Ray's main ones.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "8")
@@ -51,6 +57,17 @@ def prepare_environment() -> None:
     if user:
         os.environ["PREFECT_API_URL"] = address
         os.environ["PREFECT_API_AUTH_STRING"] = f"{user}:{password}"
+
+
+def _do_without_home() -> None:
+    """Keeps elsewhere what libraries would write into a home folder that cannot be written.
+
+    Prefect's database is worth a question: `check_surroundings` asks for its place.
+    """
+    own = os.path.join(tempfile.gettempdir(), f"flowmapsr-{os.getuid()}")
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(own, "matplotlib"))
+    if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 
 
 def leave_run_logs_to_prefect() -> None:

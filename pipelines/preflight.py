@@ -13,7 +13,9 @@ from pathlib import Path
 from datagen.build.plan import plan_dataset
 from datagen.build.survey import Survey, survey
 from datagen.errors import FlowmapsrError
+from datagen.io.local import dangling_link
 from datagen.io.lock import BUILD, output_lock
+from datagen.io.open_files import check_limit
 from datagen.settings import DatasetRecipe
 from pipelines.terminal.doing import doing
 from training.run_dir.lock import run_lock
@@ -33,8 +35,10 @@ def check_surroundings() -> None:
     """Checks the folders that servers of this command write to, and names the new ones.
 
     Raises:
-        FlowmapsrError: one cannot be written; names the variable that moves it.
+        FlowmapsrError: one cannot be written, and names the variable that moves it; or too few
+            files may be open.
     """
+    check_limit()
     places: list[tuple[str, Path]] = []
     database = database_file(tracking_uri())
     if database is not None and mlflow_installed():
@@ -104,7 +108,8 @@ def _require_writable(folder: Path, what: str, variable: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        reason = dangling_link(folder) or error.strerror
         raise FlowmapsrError(
-            f"{folder} cannot be written ({error.strerror}), where {what} would go; set "
-            f"{variable} to a place that can"
+            f"{folder} cannot be written ({reason}), where {what} would go; set {variable} to a "
+            "place that can"
         ) from error

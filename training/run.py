@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
+from datagen.io.open_files import raise_limit
 from datagen.records import FROM_USER
 from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
@@ -55,6 +56,7 @@ def run_stages(
         stalled: called with the reason before the watchdog ends this process.
     """
     startup.mark("imports")
+    raise_limit()
     records = []
     for stage in recipe.stages:
         record = run_stage(

@@ -40,7 +40,8 @@ _FIXES = {
     errno.ENOTDIR: "part of this path is a file: choose another location",
     errno.EISDIR: "this is a folder where a file is expected",
     errno.ENAMETOOLONG: "choose a shorter name or a folder nearer to the root",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
+    errno.ENFILE: "all files that this machine may open are open: end other programs",
 }
 
 
@@ -171,8 +172,11 @@ def errors(path: str, action: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: there is no such file; check the path") from error
+        lost = dangling_link(path) or "there is no such file; check the path"
+        raise NotFoundError(f"{path}: {lost}") from error
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and (lost := dangling_link(path)):
+            raise FlowmapsrError(f"{path}: cannot {action} it: {lost}") from error
         if error.errno == errno.ELOOP:
             message = f"{path}: a link that leads to itself; remove it"
             raise NotFoundError(message, "link to itself") from error
@@ -180,6 +184,17 @@ def errors(path: str, action: str) -> Iterator[None]:
         message = f"{path}: cannot {action} it ({error.strerror or error}); {fix}"
         reason = reason_of(error)
         raise (UnreadableError(message, reason) if reason else FlowmapsrError(message)) from error
+
+
+def dangling_link(path: str | Path) -> str:
+    """The link in a path that leads to nothing, with what to do; nothing where there is none."""
+    for part in (*reversed(Path(path).parents), Path(path)):
+        if part.is_symlink() and not part.exists():
+            return (
+                f"{part} is a link to {os.readlink(part)}, which is not there; make that folder, "
+                "mount its disk, or remove the link"
+            )
+    return ""
 
 
 def reason_of(error: OSError) -> str | None:

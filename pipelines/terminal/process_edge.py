@@ -6,6 +6,7 @@ signal that asks to end (`datagen/io/end_signals.py`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -112,6 +113,11 @@ def _raise_terminated() -> None:
 
 def _unexpected(error: Exception) -> str:
     """A short message; the traceback goes to a file for a bug report."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return (
+            f"{error.strerror}: raise the limit (ulimit -n 4096). Finished work is kept: the same "
+            "command continues."
+        )
     with tempfile.NamedTemporaryFile(
         "w", prefix="flowmapsr-error-", suffix=".log", delete=False, encoding="utf-8"
     ) as log:

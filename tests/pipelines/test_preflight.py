@@ -74,6 +74,24 @@ def test_surroundings_that_servers_cannot_use(
         check_surroundings()
 
 
+def test_a_folder_of_a_server_that_is_a_lost_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prefect").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with pytest.raises(FlowmapsrError, match=r"prefect is a link to .*/disk, which is not there"):
+        check_surroundings()
+
+
+@pytest.mark.usefixtures("prefect")
+def test_an_output_below_a_lost_link(invoke: Run, build_words: Run, tmp_path: Path) -> None:
+    (tmp_path / "mounted").symlink_to(tmp_path / "disk")
+    ended = invoke(*build_words(tmp_path / "mounted" / "set", "--json"))
+    assert ended.code == 1
+    assert f"{tmp_path}/mounted is a link to {tmp_path}/disk, which is not" in ended.json["error"]
+    assert not (tmp_path / "disk").exists()
+
+
 def test_files_beside_the_output_are_announced_while_they_are_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -345,6 +345,18 @@ def test_a_cycle_of_links_ends_and_a_broken_link_is_no_file(tmp_path: Path) -> N
     assert found == {"file": 3, "link": 3}
 
 
+def test_a_link_to_what_is_not_there_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "mounted").symlink_to(tmp_path / "disk")
+    lost = rf"{tmp_path}/mounted is a link to {tmp_path}/disk, which is not there; make that"
+    with pytest.raises(FlowmapsrError, match=lost):
+        storage.write_bytes(str(tmp_path / "mounted" / "set" / "file"), b"")
+    with pytest.raises(storage.NotFoundError, match=lost):
+        storage.read_bytes(str(tmp_path / "mounted" / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowmapsrError, match="part of this path is a file"):
+        storage.write_bytes(str(tmp_path / "file" / "set"), b"")
+
+
 def test_an_s3_error_is_picklable() -> None:
     refused = pickle.loads(pickle.dumps(s3_client.S3Error("s3://b/k: no", "AccessDenied")))
     assert str(refused) == "s3://b/k: no" and refused.code == "AccessDenied"

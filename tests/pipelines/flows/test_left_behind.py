@@ -18,13 +18,25 @@ from tests.support.processes import kill_tree
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("number", "code", "seconds"), [("KILL", -9, 30), ("INT", 130, 15)])
+@pytest.mark.parametrize(
+    ("number", "code", "seconds", "home"),
+    [("KILL", -9, 30, None), ("INT", 130, 15, "/proc/none")],  # the second cannot be written
+)
 def test_nothing_outlives_the_command_or_holds_its_output(
-    number: str, code: int, seconds: float, tmp_path: Path, build_words: Callable[..., list[str]]
+    number: str,
+    code: int,
+    seconds: float,
+    home: str | None,
+    tmp_path: Path,
+    build_words: Callable[..., list[str]],
 ) -> None:
     command = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *build_words(tmp_path / "set", "workers=1")],
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={
+            **os.environ,
+            "HOME": home or str(tmp_path),
+            "PREFECT_HOME": str(tmp_path / ".prefect"),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -45,6 +57,6 @@ def test_nothing_outlives_the_command_or_holds_its_output(
         assert command.returncode == code, said
         left = seconds - (time.monotonic() - start)
         assert not psutil.wait_procs(started, timeout=left)[1]
-        assert "Traceback" not in said
+        assert "Traceback" not in said and "Matplotlib created" not in said
     finally:
         kill_tree(command)
