@@ -15,7 +15,7 @@ import typer
 from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.dataset_cli import dataset_app
-from pipelines.servers import PREFECT, RAY, check_servers
+from pipelines.servers import PREFECT, RAY, ask_servers, check_servers
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -83,12 +83,13 @@ def demo(
 ) -> None:
     """Go from photos to an upscaled picture, in minutes on a CPU."""
     with process_edge(as_json=as_json) as out:
+        await_servers = ask_servers(RAY, PREFECT)
         from pipelines.demo import demo_recipe, run_demo
 
         recipe = demo_recipe(output)
         if dry_run:
             return out.say_recipe(recipe)
-        report = run_demo(output)
+        report = run_demo(output, check_servers=await_servers)
         result = VerbResult(report.model_dump(mode="json"), report.lines())
         out.say(reports.with_unsent(result, recipe.training))
 
@@ -155,6 +156,7 @@ def train(
         resolved = training_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved)
+        await_servers = ask_servers(RAY, PREFECT)
         from training.preflight import check_run
 
         check_run(
@@ -168,7 +170,7 @@ def train(
             from pipelines.preflight import check_place, check_surroundings
 
             environment.default_tracking_uri(resolved.output)
-            check_servers(RAY, PREFECT)
+            await_servers()
             check_surroundings()
             check_place(resolved, take_over=take_over)
             doing("loading the libraries")
@@ -220,6 +222,7 @@ def run(
         resolved = full_recipe(recipe, settings or [])
         if dry_run:
             return out.say_recipe(resolved)
+        await_servers = ask_servers(RAY, PREFECT)
         require_sources(resolved.dataset, section="dataset")
         require_photos(resolved.evaluation)
         from training.run_dir.recipe_guard import check_recipe
@@ -228,7 +231,7 @@ def run(
         from pipelines.preflight import check_dataset, check_place, check_surroundings
 
         environment.default_tracking_uri(resolved.output)
-        check_servers(RAY, PREFECT)
+        await_servers()
         check_surroundings()
         check_place(resolved.training)
         check_dataset(resolved.dataset)
@@ -366,13 +369,14 @@ def deploy(
         from pipelines.recipes.load import RECIPE_OF_FLOW
 
         resolved = RECIPE_OF_FLOW[flow](recipe, settings or [])
+        await_server = ask_servers(PREFECT, tracked=False)
         from pipelines.flows.full import FLOWS
         from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)
         if dry_run:
             return out.say_recipe(resolved)
-        check_servers(PREFECT, tracked=False)
+        await_server()
         result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
         out.say(reports.deployed(result))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from datagen.io import storage
 from datagen.records import FrozenModel
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.recipes.load import absolute_location, full_recipe
-from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
@@ -80,8 +80,11 @@ def demo_recipe(output: str) -> FullRecipe:
     return full_recipe("demo", paths)
 
 
-def run_demo(output: str) -> DemoReport:
+def run_demo(output: str, *, check_servers: Callable[[], None]) -> DemoReport:
     """Photos to a compared, upscaled picture under `output`; a second run skips what is done.
+
+    Args:
+        check_servers: called if there is work for them.
 
     Raises:
         FlowmapsrError: a part failed, or one step is no better than its input.
@@ -91,7 +94,7 @@ def run_demo(output: str) -> DemoReport:
     use_local_services(base)
     report = finished_report(base, recipe)
     if report is None:
-        report = _run(base, recipe)
+        report = _run(base, recipe, check_servers)
     else:
         flush_pending(recipe.training)
     if report.one_step_gain_db <= 0:
@@ -124,10 +127,10 @@ def _digest(recipe: FullRecipe) -> str:
     return f"{recipe.dataset.digest()}-{recipe.training.digest()}"
 
 
-def _run(base: Path, recipe: FullRecipe) -> DemoReport:
+def _run(base: Path, recipe: FullRecipe, check_servers: Callable[[], None]) -> DemoReport:
     from pipelines.preflight import check_dataset, check_place, check_surroundings
 
-    check_servers(RAY, PREFECT)
+    check_servers()
     check_surroundings()
     copy_photos(TRAINING_PHOTOS, base / "photos" / "train")
     copy_photos(HELD_OUT_PHOTOS, base / "photos" / "held-out")

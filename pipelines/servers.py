@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from training.tracking.store import is_server
 
 log = logging.getLogger(__name__)
 
-SECONDS = 8.0
+SECONDS = 7.0
 RAY, PREFECT, MLFLOW = "RAY_ADDRESS", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
 
 
@@ -66,7 +67,13 @@ SERVERS = {
 
 
 def check_servers(*needed: str, tracked: bool = True) -> None:
-    """Checks the servers that these variables name, where they are set.
+    """Asks servers and waits for their answers, as `ask_servers` says."""
+    ask_servers(*needed, tracked=tracked)()
+
+
+def ask_servers(*needed: str, tracked: bool = True) -> Callable[[], None]:
+    """Asks the servers that these variables name, where they are set; they may answer while
+    libraries are loaded. What is returned waits for the answers.
 
     Args:
         tracked: warns of MLflow's too, without which such work goes on.
@@ -77,26 +84,33 @@ def check_servers(*needed: str, tracked: bool = True) -> None:
     wanted = (*needed, MLFLOW) if tracked else needed
     addresses = {name: os.environ[name] for name in wanted if os.environ.get(name)}
     answers = {name: SERVERS[name].ask(address) for name, address in addresses.items()}
-    dead = {
-        name: said
-        for name, answer in answers.items()
-        if (said := _said(name, addresses[name], answer))
-    }
-    if MLFLOW in dead:
-        log.warning("%s. The work goes on without it", dead.pop(MLFLOW))
-    if dead:
-        raise FlowmapsrError("\n".join(dead.values()))
+    end = time.monotonic() + SECONDS
+
+    def check() -> None:
+        dead = {
+            name: said
+            for name, answer in answers.items()
+            if (said := _said(name, addresses[name], answer, end))
+        }
+        if MLFLOW in dead:
+            log.warning("%s. The work goes on without it", dead.pop(MLFLOW))
+        if dead:
+            raise FlowmapsrError("\n".join(dead.values()))
+
+    return check
 
 
 def require_answer(name: str, address: str) -> None:
-    """Checks one server at an address; raises as `check_servers` does."""
-    if said := _said(name, address, SERVERS[name].ask(address)):
+    """Checks one server at an address; raises as `ask_servers` says."""
+    answer = SERVERS[name].ask(address)
+    if said := _said(name, address, answer, time.monotonic() + SECONDS):
         raise FlowmapsrError(said)
 
 
-def _said(name: str, address: str, answer: Future[None] | None) -> str | None:
+def _said(name: str, address: str, answer: Future[None] | None, end: float) -> str | None:
     """What is wrong and what to do; None for a server that answers."""
-    reason = None if answer is None else silence(answer, seconds=SECONDS)
+    left = max(0.0, end - time.monotonic())
+    reason = None if answer is None else silence(answer, seconds=left)
     if reason is None:
         return None
     server = SERVERS[name]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from datagen.errors import FlowmapsrError, first_line
 from datagen.io import storage
+from datagen.io.probe import ask_http, asked, silence
 from datagen.io.redaction import redacted
 from datagen.records import FrozenModel, read_record
 from training.run_dir.best_effort import best_effort
@@ -149,6 +150,8 @@ def make_review(what: Chosen) -> Review | tuple[Choice, ...]:
         FlowmapsrError: MLflow does not answer, or has nothing to compare.
     """
     with _errors_in_a_line(what.uri):
+        if is_server(what.uri):
+            _require_answer(what.uri)
         client = new_client(what.uri)  # sets up MLflow's patience, too
         major = _major_version(what.uri)
         if len(what.folders) > 1:
@@ -200,6 +203,16 @@ def _errors_in_a_line(uri: str) -> Iterator[None]:
         ) from error
 
 
+def _require_answer(uri: str) -> None:
+    """Asks before MLflow is loaded, which takes seconds."""
+    answer = asked(ask_http, f"{uri.rstrip('/')}/version", seconds=ANSWER_SECONDS)
+    if reason := silence(answer, seconds=ANSWER_SECONDS):
+        raise FlowmapsrError(
+            f"MLflow at {redacted(uri)} does not answer ({reason}); start the server there, or set "
+            "MLFLOW_TRACKING_URI to another"
+        )
+
+
 def _major_version(uri: str) -> int | None:
     """Of MLflow where the page is shown; None for a server that does not tell. Asks once and
     briefly, so that a dead server is known in seconds."""
@@ -219,10 +232,7 @@ def _major_version(uri: str) -> int | None:
             raise_on_status=False,
         )
     except MlflowException as error:
-        raise FlowmapsrError(
-            f"MLflow at {redacted(uri)} does not answer; start the server there, or set "
-            "MLFLOW_TRACKING_URI to another"
-        ) from error
+        raise FlowmapsrError(f"MLflow at {redacted(uri)} does not answer any more") from error
     found = re.match(r"(\d+)\.\d+", answer.text.strip())
     return int(found[1]) if answer.ok and found else None
 
