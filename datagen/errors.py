@@ -22,6 +22,10 @@ class UnreadableError(FlowmapsrError):
         """Short and stable, for counting."""
 
 
+class NoServerError(FlowmapsrError):
+    """No server answers at an address, which says nothing of what is there."""
+
+
 class NotFoundError(UnreadableError):
     """There is nothing at the URI."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, NoServerError
 from pipelines.environment import default_tracking_uri
 from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.terminal import reports
@@ -136,6 +136,8 @@ def dataset_verify(
         location = absolute_location(dataset, field="DATASET")
         try:
             manifest, _ = open_dataset(location)
+        except NoServerError:
+            raise
         except FlowmapsrError:  # an issue, which the verification names
             return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
         with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import NoServerError
 from datagen.io.probe import ask_grpc, ask_http, asked, silence
 from datagen.io.redaction import redacted
 from training.tracking.store import is_server
@@ -79,7 +79,7 @@ def ask_servers(*needed: str, tracked: bool = True) -> Callable[[], None]:
         tracked: warns of MLflow's too, without which such work goes on.
 
     Raises:
-        FlowmapsrError: one does not answer; names its variable, its address and what to do.
+        NoServerError: one does not answer; names its variable, its address and what to do.
     """
     wanted = (*needed, MLFLOW) if tracked else needed
     addresses = {name: os.environ[name] for name in wanted if os.environ.get(name)}
@@ -95,7 +95,7 @@ def ask_servers(*needed: str, tracked: bool = True) -> Callable[[], None]:
         if MLFLOW in dead:
             log.warning("%s. The work goes on without it", dead.pop(MLFLOW))
         if dead:
-            raise FlowmapsrError("\n".join(dead.values()))
+            raise NoServerError("\n".join(dead.values()))
 
     return check
 
@@ -104,7 +104,7 @@ def require_answer(name: str, address: str) -> None:
     """Checks one server at an address; raises as `ask_servers` says."""
     answer = SERVERS[name].ask(address)
     if said := _said(name, address, answer, time.monotonic() + SECONDS):
-        raise FlowmapsrError(said)
+        raise NoServerError(said)
 
 
 def _said(name: str, address: str, answer: Future[None] | None, end: float) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
-from datagen.errors import FlowmapsrError, NotFoundError
+from datagen.errors import FlowmapsrError, NoServerError, NotFoundError
 from datagen.io.probe import ask_http, asked, silence
 from datagen.io.redaction import redacted
 
@@ -20,7 +20,7 @@ with suppress(ImportError):  # machines that use local files only need no boto3
 Answer = TypeVar("Answer")
 
 PATIENCE = 120.0  # seconds for which a busy, stopped or unreachable server is retried
-FIRST_CONTACT = 10.0  # the same for an address that never answered: it is probably misspelled
+FIRST_CONTACT = 8.0  # the same for an address that never answered: it is probably misspelled
 FIRST_SILENCE = 4.0  # SILENCE for such an address, which is asked for nothing that takes time
 ADDRESSES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the first that is set counts
 FIRST_PAUSE = 0.25
@@ -112,7 +112,7 @@ def _await_first_answer(uri: str, action: str) -> None:
     """Asks an address that never answered whether a server is there, until one is.
 
     Raises:
-        FlowmapsrError: none is after `FIRST_CONTACT` seconds.
+        NoServerError: none is after `FIRST_CONTACT` seconds.
     """
     endpoint = _endpoint()
     if endpoint is None or endpoint in _answered:
@@ -127,7 +127,7 @@ def _await_first_answer(uri: str, action: str) -> None:
         time.sleep(min(pause, max(0.0, end - time.monotonic())))
         pause *= 2
     variable = next(name for name in ADDRESSES if os.environ.get(name))
-    raise FlowmapsrError(
+    raise NoServerError(
         f"{uri}: cannot {action} it: no S3 server answers at {variable}={redacted(endpoint)} "
         f"({reason}); start it, correct the variable, or unset it to use AWS itself"
     )

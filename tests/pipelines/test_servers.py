@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import NoServerError
+from datagen.io import s3_client
 from pipelines import servers
 from pipelines.servers import PREFECT, RAY, check_servers
 from tests.pipelines.conftest import Ended
@@ -35,7 +36,7 @@ def test_all_dead_servers_are_named_at_once(
     for name, address in dead.items():
         monkeypatch.setenv(name, address)
     begun = time.monotonic()
-    with pytest.raises(FlowmapsrError) as refused:
+    with pytest.raises(NoServerError) as refused:
         check_servers(RAY, PREFECT)
     assert time.monotonic() - begun < 3
     ray, prefect = str(refused.value).splitlines()
@@ -56,7 +57,7 @@ def test_servers_that_answer(
         check_servers(RAY, PREFECT)
         assert not caplog.messages
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        with pytest.raises(FlowmapsrError, match="it is another kind of server"):
+        with pytest.raises(NoServerError, match="it is another kind of server"):
             check_servers(RAY)
 
 
@@ -70,3 +71,13 @@ def test_commands_ask_before_they_load_their_libraries(
         assert time.monotonic() - begun < 15 and ended.code == 1
     assert f"RAY_ADDRESS=127.0.0.1:{port} (it is silent)" in ended.err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_verification_without_its_server_finds_no_faults(
+    invoke: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_client, "FIRST_CONTACT", 0.5)
+    with silent_port() as port:
+        env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key"}
+        ended = invoke("dataset", "verify", "s3://bucket/set", "--json", env=env)
+    assert ended.code == 1 and "no S3 server answers" in ended.json["error"]

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from datagen.errors import FlowmapsrError, first_line
+from datagen.errors import FlowmapsrError, NoServerError, first_line
 from datagen.io import storage
 from datagen.io.probe import ask_http, asked, silence
 from datagen.io.redaction import redacted
@@ -207,7 +207,7 @@ def _require_answer(uri: str) -> None:
     """Asks before MLflow is loaded, which takes seconds."""
     answer = asked(ask_http, f"{uri.rstrip('/')}/version", seconds=ANSWER_SECONDS)
     if reason := silence(answer, seconds=ANSWER_SECONDS):
-        raise FlowmapsrError(
+        raise NoServerError(
             f"MLflow at {redacted(uri)} does not answer ({reason}); start the server there, or set "
             "MLFLOW_TRACKING_URI to another"
         )

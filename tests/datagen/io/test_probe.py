@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import NoServerError
 from datagen.io import s3_client, storage
 from datagen.io.probe import Probe, ask_grpc, ask_http, asked, silence
 from tests.support.dead_servers import refusing_server, silent_port, swallowing_port
@@ -52,6 +52,6 @@ def test_an_s3_server_that_never_answered_is_given_seconds(monkeypatch: pytest.M
     with silent_port() as port:
         address = f"http://127.0.0.1:{port}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
-        with pytest.raises(FlowmapsrError, match=f"AWS_ENDPOINT_URL_S3={address} .it is silent.; "):
+        with pytest.raises(NoServerError, match=f"AWS_ENDPOINT_URL_S3={address} .it is silent.; "):
             storage.read_bytes("s3://bucket/key")
     assert time.monotonic() - begun < 5
