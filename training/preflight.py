@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from datagen.dataset.manifest import Manifest
@@ -53,9 +54,9 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     unfinished += [stage.name for stage in stages_going_on(recipe)]
     for stage in map(recipe.stage, unfinished):
         manifest = open_stage_dataset(recipe, stage.name, datasets).manifest
-        _warn_of_partial_batches(stage, recipe.most_workers)
+        _warn_of_partial_batches(stage, recipe.most_workers, recipe.output)
         draws = bucket_shares(stage, manifest)
-        _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"))
+        _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"), recipe.output)
         _check_sides(recipe, manifest, draws)
         check_cache(recipe, manifest, draws)
         if stage.init_from is not None and is_local_path(stage.init_from):
@@ -71,34 +72,43 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     return datasets
 
 
-def _warn_of_partial_batches(stage: StageSettings, workers: int) -> None:
+def _warn_of_partial_batches(stage: StageSettings, workers: int, output: str) -> None:
     for size in stage.batch_sizes:
         if size.fill(workers) < 1:
-            log.warning(
-                "stage %r: global_batch %d in micro batches of %d on %d workers fills %.0f %% of "
-                "them; the result is the same, and a multiple of %d is faster",
-                *(stage.name, size.global_batch, size.micro_batch, workers),
-                *(100 * size.fill(workers), size.micro_batch * workers),
+            _warn_once(
+                output,
+                f"stage {stage.name!r}: global_batch {size.global_batch} in micro batches of "
+                f"{size.micro_batch} on {workers} workers fills {100 * size.fill(workers):.0f} % "
+                "of them; the result is the same, and a multiple of "
+                f"{size.micro_batch * workers} is faster",
             )
 
 
 def _warn_of_copies(
-    stage: StageSettings, draws: Sequence[BucketShare], sizes: Mapping[str, int]
+    stage: StageSettings, draws: Sequence[BucketShare], sizes: Mapping[str, int], output: str
 ) -> None:
     """A step takes all its samples from one bucket, and each again once it has had all."""
     small = [one for one in draws if one.batch.global_batch > sizes[one.bucket]]
     if small:
         worst = max(small, key=lambda one: one.batch.global_batch / sizes[one.bucket])
         size, batch = sizes[worst.bucket], worst.batch.global_batch
-        log.warning(
-            "stage %r: %d of its %d buckets of training samples hold fewer than a step takes: "
-            "bucket %s has %s, so global_batch %d has up to %d copies of each; give more photos, "
-            "fewer buckets or a smaller global_batch",
-            *(stage.name, len(small), len(draws), worst.bucket),
-            *("a single one" if size == 1 else size, batch, math.ceil(batch / size)),
+        _warn_once(
+            output,
+            f"stage {stage.name!r}: {len(small)} of its {len(draws)} buckets of training samples "
+            f"hold fewer than a step takes: bucket {worst.bucket} has "
+            f"{'a single one' if size == 1 else size}, so global_batch {batch} has up to "
+            f"{math.ceil(batch / size)} copies of each; give more photos, fewer buckets or a "
+            "smaller global_batch",
         )
     elif sum(sizes[one.bucket] for one in draws) == 1:
-        log.warning("stage %r trains on a single sample, which it will learn by heart", stage.name)
+        what = "trains on a single sample, which it will learn by heart"
+        _warn_once(output, f"stage {stage.name!r} {what}")
+
+
+@cache
+def _warn_once(output: str, text: str) -> None:
+    """Once for the run in `output`: a command checks it early, and again when it holds the run."""
+    log.warning("%s", text)
 
 
 def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[BucketShare]) -> None:
