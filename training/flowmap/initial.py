@@ -17,7 +17,7 @@ from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import PROMPTS_FILE, Prompts, encode_once, read_prompts, stand_in
 from training.losses.lpips import LpipsDistance, lpips_weights
 from training.run_dir.paths import StagePaths
-from training.settings.initial_weights import is_stage
+from training.settings.initial_weights import is_registry, is_stage
 from training.settings.model import ModelSettings, TextEncoderPrompts
 from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
@@ -121,7 +121,8 @@ def _open(name: str, folder: StagePaths, model: ModelSettings, net: FlowMapNet) 
     source = open_source(
         path, model, net.state_dict().keys(), open_model=partial(_open_model, model)
     )
-    place = name if source.place == name else f"{name} ({source.place})"
+    is_all = source.place == name or is_registry(name)  # whose files are a copy that goes again
+    place = name if is_all else f"{name} ({source.place})"
     return replace(source, place=place)
 
 

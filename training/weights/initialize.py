@@ -256,6 +256,13 @@ def _modules(rows: tuple[Parameter, ...]) -> str:
 
 
 def _check_share(report: LoadReport, least: float) -> None:
+    if not report.loaded and any(
+        ".lora" in row.name or "lora_" in row.name for row in report.left_over
+    ):
+        raise FlowmapsrError(
+            f"{report.source} holds a LoRA, which only adds to a network: name the network that it "
+            "was made for, or one that it is merged into"
+        )
     share = _numbers(report.loaded) / (_numbers(report.loaded) + _numbers(report.new))
     if report.loaded and share >= least:
         return

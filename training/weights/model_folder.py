@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.io.local import errors
+from datagen.io.weight_files import read_json
 from datagen.records import FrozenModel, read_record
 from training.run_dir.paths import RunPaths, StagePaths
 from training.settings.model import DEFAULT_KIND, SystemSettings
@@ -78,6 +79,8 @@ def find_model(path: str | Path) -> Path:
         FlowmapsrError: there is neither, or no stage of the run is finished.
     """
     folder = Path(os.path.expanduser(path))
+    if folder.is_file():
+        raise FlowmapsrError(f"{folder} is a file; give the folder of the model, or of its run")
     if not folder.is_dir():
         raise FlowmapsrError(f"there is no model folder {folder}; give a model or a run folder")
     if (folder / CONFIG).is_file():
@@ -117,6 +120,12 @@ def model_kind(folder: Path) -> str:
 
 def load_config(folder: Path, record: type[Config]) -> Config:
     """Reads and checks `config.json` as the record of its system."""
+    other = read_json(folder / CONFIG).get("_class_name")
+    if other is not None:
+        raise FlowmapsrError(
+            f"{folder} is a diffusers {other}, not a model of flowmapsr; train from it with a "
+            "stage's init_from"
+        )
     remedy = "use the flowmapsr that wrote the model, or train it again"
     config = read_record(folder / CONFIG, record, remedy=remedy)
     if config is None:

@@ -143,6 +143,11 @@ def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
         Upscaler.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FlowmapsrError, match=r"neither config\.json"):
         Upscaler.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(FlowmapsrError, match=r"config\.json is a file; give the folder"):
+        Upscaler.from_pretrained(tmp_path / "config.json")
+    with pytest.raises(FlowmapsrError, match="is a diffusers UNet2DConditionModel, not a model of"):
+        Upscaler.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

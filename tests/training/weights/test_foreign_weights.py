@@ -243,6 +243,12 @@ def test_weights_of_a_later_stage_are_checked_before_the_first_trains(tmp_path: 
         check_later_weights(recipe, StagePaths(tmp_path / "run", "one"), latent_channels=CHANNELS)
 
 
+def test_a_lora_alone_is_called_that(tmp_path: Path) -> None:
+    lora = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(4, 32)}
+    with pytest.raises(FlowmapsrError, match="holds a LoRA, which only adds to a network"):
+        initial_in(tmp_path, _file(tmp_path, lora))
+
+
 def test_the_report_names_what_the_user_wrote(tmp_path: Path) -> None:
     save_flow_map(tmp_path / "run" / "stages" / "zero" / "model")
     model = tmp_path / "run" / "stages" / "zero" / "model"

@@ -135,7 +135,8 @@ def test_a_registered_model_version_is_fetched_once(tmp_path: Path) -> None:
     initial = initial_in(tmp_path, "models:/tiny/1")
     assert all(torch.equal(x, weights[name]) for name, x in initial.net.state_dict().items())
     shutil.rmtree(tmp_path / "artifacts")  # a resumed stage needs no server
-    assert initial_in(tmp_path, "models:/tiny/1").report is not None
+    report = initial_in(tmp_path, "models:/tiny/1").report
+    assert report is not None and report.source == "models:/tiny/1"
     with pytest.raises(FlowmapsrError, match=r"models:/tiny/7.*check name, version"):
         initial_in(tmp_path / "other", "models:/tiny/7")
 
