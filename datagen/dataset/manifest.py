@@ -29,6 +29,7 @@ from datagen.settings import DatasetRecipe
 
 _KEPT = re.compile(rf"(.*)/{MANIFESTS}/([0-9a-f]{{64}})\.json")
 _REMEDY = "restore it, or build the dataset again with this flowmapsr"
+_REMEDY_OF_KEPT = "restore it, or remove it: a training that began with it cannot go on then"
 
 
 class Manifest(FrozenModel):
@@ -123,7 +124,7 @@ def open_dataset(uri: str) -> Dataset:
     root, kept = dataset_root(uri), _KEPT.fullmatch(uri)
     if kept is None:
         return Dataset(load_manifest(root), root)
-    manifest = _read(storage.join(root, kept_path(kept[2])))
+    manifest = _read_kept(root, kept[2])
     if manifest is None:
         raise FlowmapsrError(
             f"{uri}: there is no such manifest: the dataset was never in that state; give one that "
@@ -146,7 +147,7 @@ def open_state(uri: str, digest: str) -> Dataset | None:
     """
     root = dataset_root(uri)
     # The copy alone is enough: that a build adds to the dataset now, or broke it, is no matter.
-    manifest = _read(storage.join(root, kept_path(digest)))
+    manifest = _read_kept(root, digest)
     if manifest is None:
         manifest = open_dataset(uri).manifest
     return Dataset(manifest, root) if manifest.digest == digest else None
@@ -155,7 +156,7 @@ def open_state(uri: str, digest: str) -> Dataset | None:
 def load_manifest(root: str) -> Manifest:
     """The manifest of the dataset in a folder; see `open_dataset`."""
     path = storage.join(root, MANIFEST)
-    manifest = _read(path)
+    manifest = read_record(path, Manifest, remedy=_REMEDY)
     if manifest is None:
         raise FlowmapsrError(
             f"{path}: there is no manifest, so there is no finished dataset here; "
@@ -169,7 +170,7 @@ def write_manifest(root: str, manifest: Manifest) -> None:
     """Commits the dataset. Its copy comes first, and that of the manifest it replaces, if a version
     before this one did not make it."""
     path = storage.join(root, MANIFEST)
-    before = _read(path)
+    before = read_record(path, Manifest, remedy=_REMEDY)
     if before is not None and not storage.exists(storage.join(root, kept_path(before.digest))):
         data = storage.read_bytes(path)  # as it is: version 1 has another form
         storage.write_bytes(storage.join(root, kept_path(before.digest)), data)
@@ -180,7 +181,7 @@ def write_manifest(root: str, manifest: Manifest) -> None:
 def kept_manifests(root: str) -> Iterator[Manifest]:
     """The manifests of all states in which a dataset was finished."""
     for digest in kept_digests(root):
-        manifest = _read(storage.join(root, kept_path(digest)))
+        manifest = _read_kept(root, digest)
         if manifest is not None:
             yield manifest
 
@@ -191,8 +192,9 @@ def kept_digests(root: str) -> list[str]:
     return [kept[2] for uri in uris if (kept := _KEPT.fullmatch(uri))]
 
 
-def _read(path: str) -> Manifest | None:
-    return read_record(path, Manifest, remedy=_REMEDY)
+def _read_kept(root: str, digest: str) -> Manifest | None:
+    path = storage.join(root, kept_path(digest))
+    return read_record(path, Manifest, remedy=_REMEDY_OF_KEPT)
 
 
 def _sha256(data: bytes) -> str:

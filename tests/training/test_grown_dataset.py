@@ -79,4 +79,5 @@ def test_a_run_whose_dataset_grows_is_that_of_one_that_never_grew_until_it_takes
     assert inputs == {first[:36], second.digest[:36]}
     assert parent.data.tags["dataset.digest"] == child.data.tags["dataset.digest"] == second.digest
     assert f"distill 20 ({second.digest[:12]})" in parent.data.tags["dataset.samples_of_stages"]
+    assert "different data (warmup 12, distill 20" in parent.data.tags["mlflow.note.content"]
     assert verify_dataset(str(root)) == []

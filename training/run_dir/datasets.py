@@ -133,15 +133,18 @@ def replacement_told(recipe: TrainingRecipe, stage: str) -> Iterator[None]:
 
 
 def about_newer_data(recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bool = False) -> str:
-    """What the dataset holds that the run has not taken up, and what can be done; empty where it
-    holds nothing more, unless it was `asked` for. A dataset that cannot be read is told too."""
+    """What the dataset holds that the run has not taken up, and what can be done; where it holds
+    nothing more empty, or if it was `asked` for the stages that have all of it. A dataset that
+    cannot be read is told too."""
     mine = datasets.stages[recipe.stages[-1].name]
     try:
         now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
     except FlowmapsrError as error:
         return f"it is not known whether there are newer data: {error}"
     if now.digest == mine.digest:
-        return f"{root} holds nothing that this training has not taken up" if asked else ""
+        names = [name for name, one in datasets.stages.items() if one.digest == now.digest]
+        told = f"trained on all {now.num_samples} samples that {root} has now: {', '.join(names)}"
+        return told if asked else ""
     waiting = _waiting(recipe)
     if waiting:
         more = f"To train {' and '.join(waiting)} on all of them, add --newer-data"

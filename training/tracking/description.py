@@ -12,6 +12,7 @@ from textwrap import shorten
 from urllib.parse import quote
 
 from datagen.io import storage
+from training.run_dir.datasets import read_datasets
 from training.run_dir.paths import RunPaths, run_name
 from training.run_dir.starts import end_reason
 from training.settings.held_out import higher_is_better
@@ -164,6 +165,11 @@ def _look_at(recipe: TrainingRecipe, stages: Sequence[StageFacts], *, ended: boo
         if ended and one.starts and one.record is None:
             reason = _short(end_reason(one.folder))
             found.append(f"- **{one.settings.name}** stopped at step {one.steps:,}: {reason}")
+    datasets = read_datasets(recipe)
+    if datasets is not None and len(datasets.states) > 1:
+        samples = (f"{name} {one.samples}" for name, one in datasets.stages.items())
+        text = "samples, and other held-out ones: their quality does not compare"
+        found.append(f"- Stages are trained on different data ({', '.join(samples)} {text}).")
     trained = [one for one in stages if one.metrics]
     if trained and not any(name.startswith("val/") for one in trained for name in one.metrics):
         found.append(

@@ -62,6 +62,7 @@ def test_a_run_that_has_begun_stays_with_its_data_until_it_is_told_otherwise(
     assert _digests(recipe) == [first, first]
 
     _begin(recipe, 1, newer_data=True)
+    assert f"trained on all 20 samples that {root} has now: distill" in caplog.text
     assert _digests(recipe) == [first, second]
     states = recorded_datasets(recipe).states
     assert [(one.digest, one.samples) for one in states] == [(first, 12), (second, 20)]
@@ -79,7 +80,7 @@ def test_a_run_that_has_not_begun_takes_the_data_that_are_there(
     second = grow(Path(recipe.manifest), tmp_path / "more").digest
     write_datasets(recipe, check_run(recipe, newer_data=True))
     assert _digests(recipe) == [second, second]
-    assert "holds nothing that this training has not taken up" in caplog.text
+    assert f"on all 20 samples that {recipe.manifest} has now: warmup, distill" in caplog.text
 
 
 def test_another_dataset_at_the_place_is_refused_with_digests_dates_and_fix(
