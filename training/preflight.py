@@ -16,7 +16,7 @@ from pathlib import Path
 from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import tensor_entries
-from datagen.records import is_folder
+from datagen.records import is_folder, read_record
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
@@ -26,7 +26,7 @@ from training.run_dir.datasets import (
     plan_datasets,
     warn_of_newer_data,
 )
-from training.run_dir.paths import stage_paths
+from training.run_dir.paths import RunPaths, stage_paths
 from training.run_dir.recipe_guard import check_recipe, stages_going_on
 from training.settings.adversarial import DiscriminatorSettings
 from training.settings.initial_weights import is_local_path
@@ -34,6 +34,7 @@ from training.settings.model import TextEncoderPrompts
 from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
+from training.tracking.mlflow_client import original_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
             for it; latents that the network cannot halve, or too small for a discriminator.
     """
     check_recipe(recipe)
+    _check_not_shared(recipe)
     datasets = plan_datasets(recipe, newer_data=newer_data)
     unfinished = [stage.name for stage in stage_paths(recipe) if stage.finished_record() is None]
     unfinished += [stage.name for stage in stages_going_on(recipe)]
@@ -70,6 +72,20 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_exists(recipe.prompts.source, "prompts.source")
     return datasets
+
+
+def _check_not_shared(recipe: TrainingRecipe) -> None:
+    """A copy of a run would go on from checkpoints that the run has made since, and remove them."""
+    original = original_of(Path(recipe.output))
+    if original is None or recipe.checkpoints is None:
+        return
+    remedy = "remove it, and the command that made that run writes it again"
+    theirs = read_record(RunPaths(Path(original)).recipe, type(recipe), remedy=remedy)
+    if theirs is not None and theirs.checkpoints == recipe.checkpoints:
+        raise FlowmapsrError(
+            f"checkpoints: {recipe.output} is a copy of {original}, which has its checkpoints in "
+            f"{recipe.checkpoints}: copy them to a place of its own, and give that as checkpoints="
+        )
 
 
 def _warn_of_partial_batches(stage: StageSettings, workers: int, output: str) -> None:

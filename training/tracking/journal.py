@@ -103,13 +103,21 @@ class Journal:
                 return 0
             parsed = [(line, _parse(line)) for line in lines]
             events = [event for _, event in parsed if event is not None]
-            send([_with_path(event, self.path.parent.joinpath) for event in events])
+            send([self._here(event) for event in events])
             for line in (line for line, event in parsed if event is None):
                 log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
         return len(lines)
+
+    def _here(self, event: Event) -> Event:
+        """The event with the paths of where its run is now."""
+        if isinstance(event, Model) and "run" in event.tags:
+            run, now = event.tags["run"], str(self.path.parent.parents[1])
+            tags = {name: value.replace(run, now) for name, value in event.tags.items()}
+            event = event.model_copy(update={"tags": tags})
+        return _with_path(event, self.path.parent.joinpath)
 
     def _unsent(self, start: int, most: int) -> list[bytes]:
         """The first complete lines after an offset."""

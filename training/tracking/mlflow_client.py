@@ -102,8 +102,14 @@ def read_names(run: Path) -> RunNames | None:
     """The MLflow runs of a run folder; None where it has none, or only those of the training that
     it is a copy of."""
     names = _written_names(run)
-    is_of_another = names is not None and names.place and is_copy(names.place, place_of(run))
-    return None if is_of_another else names
+    return None if original_of(run) is not None else names
+
+
+def original_of(run: Path) -> str | None:
+    """The folder that a run folder is a copy of, until it has MLflow runs of its own."""
+    names = _written_names(run)
+    place = None if names is None else names.place
+    return place.path if place is not None and is_copy(place, place_of(run)) else None
 
 
 def _written_names(run: Path) -> RunNames | None:

@@ -23,8 +23,7 @@ from datagen.io.redaction import redacted
 from datagen.records import FrozenModel, read_record
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import RunPaths
-from training.run_dir.place import is_copy, place_of
-from training.tracking.mlflow_client import RunNames, new_client
+from training.tracking.mlflow_client import RunNames, new_client, original_of
 from training.tracking.review_view import QUALITY, LoggedRun, Pictures, Role, compare, view_of
 from training.tracking.store import (
     database_file,
@@ -135,10 +134,9 @@ def _names(folder: Path) -> RunNames:
     why = "the command of its training sends it" if _is_run(folder) else "it is no run folder"
     if names is None:
         raise FlowmapsrError(f"{folder} has no {path.name}: nothing of it is in MLflow; {why}")
-    if names.place is not None and is_copy(names.place, place_of(folder)):
-        raise FlowmapsrError(
-            f"{folder} is a copy of {names.place.path}, and nothing of it is in MLflow; {why}"
-        )
+    original = original_of(folder)
+    if original is not None:
+        raise FlowmapsrError(f"{folder} is a copy of {original}: nothing of it is in MLflow; {why}")
     return names
 
 

@@ -21,7 +21,7 @@ from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.tracking.journal import last_values, read_metrics
-from training.tracking.mlflow_client import read_names
+from training.tracking.mlflow_client import original_of
 from training.tracking.stage_table import EVALUATION
 
 SPEED = "perf/images_per_second"
@@ -202,7 +202,7 @@ def run_status(folder: Path) -> RunStatus:
     """
     recipe = _recipe(folder)
     holder = living_owner(str(folder), TRAINING)
-    if holder and time.time() - holder.heartbeat > STALE_AFTER and read_names(folder) is None:
+    if holder and time.time() - holder.heartbeat > STALE_AFTER and original_of(folder):
         holder = None  # of the training that this is a copy of
     recipe = recipe.model_copy(update={"output": str(folder)})  # it may have been moved
     old = {later.stage: str(later.grew_from) for later in on_old_weights(recipe)}

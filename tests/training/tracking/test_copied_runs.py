@@ -68,7 +68,7 @@ def test_a_copy_gets_runs_of_its_own_and_writes_nothing_to_those_of_the_original
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     live.metrics(6, {LOSS: 6.0})
     assert live.close("KILLED")
-    with pytest.raises(FlowmapsrError, match=f"copy is a copy of {run}, and nothing of it is in"):
+    with pytest.raises(FlowmapsrError, match=f"copy is a copy of {run}: nothing of it is in"):
         chosen([str(copy)])
     assert run_page(copy) is None
     shutil.rmtree(picture.parent)
