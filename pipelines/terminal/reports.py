@@ -353,6 +353,8 @@ def deployed(found: Deployed) -> VerbResult:
 
 def status_report(found: RunStatus) -> VerbResult:
     """Progress of a training run."""
+    from training.run_dir.paths import RECIPE
+
     headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
     for stage in found.stages:
@@ -364,7 +366,11 @@ def status_report(found: RunStatus) -> VerbResult:
             verb = "done" if stage.state == "done" else "stopped"
             lines.append(f"{stage.stage} {verb}: {stage.ended}")
         if stage.on_old_weights:
-            lines.append(f"{stage.stage} rests on the old weights of {stage.on_old_weights}")
+            anew = command("train", f"{found.run}/{RECIPE}", "--redo-later")
+            lines.append(
+                f"{stage.stage} rests on the old weights of {stage.on_old_weights}; to train it "
+                f"anew: {anew}"
+            )
         if stage.problem:
             lines.append(f"{stage.stage}: {stage.problem}")
     if found.evaluation:

@@ -91,5 +91,7 @@ def test_more_steps_give_the_weights_of_a_run_that_had_them_from_the_start(
     assert "warmup was trained further" in old.data.tags["superseded"]
     assert old.info.status == "FINISHED" and set(_steps(client, old.info.run_id)) == {10, 20}
     assert set(_steps(client, now.stages["distill"])) == {10, 20, 30, 40, 50, 60}
+    named = client.get_run(now.stages["distill"]).info.run_name
+    assert named == f"{old.info.run_name} (2)"
     assert max(_steps(client, names.parent)) == 60 + 20 + 60
     assert "on old weights" not in (run / "stages.md").read_text()

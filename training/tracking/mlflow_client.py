@@ -158,6 +158,9 @@ class MlflowRun:
         parent = client.get_run(names.parent).info
         tags = {"role": "stage", "stage": self.stage, PARENT: names.parent, **_origin(names)}
         name = f"{parent.run_name} · {self.label or self.stage}"
+        superseded = [one for one in names.stages if one.startswith(f"{self.stage}.")]
+        if superseded:
+            name += f" ({len(superseded) + 1})"
         child = client.create_run(parent.experiment_id, run_name=name, tags=tags).info.run_id
         self._remember(names.model_copy(update={"stages": {**names.stages, self.stage: child}}))
         return child
