@@ -159,9 +159,7 @@ def train(
         await_servers = ask_servers(RAY, PREFECT)
         from training.preflight import check_run
 
-        check_run(
-            resolved, newer_data=newer_data
-        )  # refuses what cannot work before any server starts
+        check_run(resolved, newer_data=newer_data)  # refuses before any server starts
         from training.run_dir.paths import finished_stages
         from training.run_dir.recipe_guard import asks_for_more
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,8 @@ from pipelines.terminal.options import (
     TakeOver,
 )
 from pipelines.terminal.process_edge import process_edge
+
+log = logging.getLogger(__name__)
 
 Dataset = Annotated[
     str, typer.Argument(metavar="DATASET", help="Folder or s3:// prefix, or its manifest.json.")
@@ -105,7 +108,12 @@ def dataset_inspect(
 
         manifest, location = open_dataset(absolute_location(dataset, field="DATASET"))
         if key is None:
-            return out.say(reports.inspected(location, manifest, kept_digests(location)))
+            kept = None
+            try:
+                kept = kept_digests(location)
+            except FlowmapsrError as error:  # an account that may read but not list
+                log.warning("finished states are not known: %s", error)
+            return out.say(reports.inspected(location, manifest, kept))
         from datagen.review.inspect_sample import inspect_sample, save_pictures
 
         sample = inspect_sample(location, key)

@@ -14,13 +14,13 @@ LAYERS = ("datagen", "training", "pipelines")
 NAMES = {
     "datagen/dataset/layout.py": (
         *("manifest.json", "sources.jsonl", "rejected.jsonl", "preview.png", "histograms.png"),
-        *("plan.json", "shards/", "tasks/"),
+        *("plan.json", "shards/", "tasks/", "manifests/"),
     ),
     "training/run_dir/paths.py": (
         *("recipe.json", "failures.jsonl", "stages.json", "stages.md", "mlflow.json", "stages/"),
-        *("done.json", "progress.json", "starts.jsonl", "ended.json", "skipped.jsonl"),
+        *("datasets.json", "done.json", "progress.json", "starts.jsonl", "ended.json"),
         *("bad_step.json", "deepspeed.json", "initialization.txt", "tracking.jsonl", "files.jsonl"),
-        *("curves.jsonl", "pictures.jsonl", "models.jsonl"),
+        *("curves.jsonl", "pictures.jsonl", "models.jsonl", "skipped.jsonl"),
         *("starts.json", "start_seconds.jsonl", "warnings.log"),
         *("set_aside.jsonl", "folder_id", "first_weights"),
     ),

@@ -24,7 +24,7 @@ from datagen.dataset.records import CodecRecord, RejectedCount, ShardRecord
 from datagen.dataset.statistics import Statistics
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.records import FrozenModel, as_json, read_record, to_json
+from datagen.records import FrozenModel, UnreadableRecord, as_json, read_record, to_json
 from datagen.settings import DatasetRecipe
 
 _KEPT = re.compile(rf"(.*)/{MANIFESTS}/([0-9a-f]{{64}})\.json")
@@ -121,16 +121,24 @@ def open_dataset(uri: str) -> Dataset:
     Raises:
         FlowmapsrError: the manifest is missing, from another version, or malformed.
     """
-    root, kept = dataset_root(uri), _KEPT.fullmatch(uri)
-    if kept is None:
-        return Dataset(load_manifest(root), root)
-    manifest = _read_kept(root, kept[2])
-    if manifest is None:
+    root, manifest = dataset_root(uri), _read(uri)
+    if manifest is not None:
+        return Dataset(manifest, root)
+    if _KEPT.fullmatch(uri):
         raise FlowmapsrError(
             f"{uri}: there is no such manifest: the dataset was never in that state; give one that "
             f"is in {storage.join(root, MANIFESTS)}, or the folder of the dataset"
         )
-    return Dataset(manifest, root)
+    raise FlowmapsrError(
+        f"{storage.join(root, MANIFEST)}: there is no manifest, so there is no finished dataset "
+        "here; check the address, or run the same `flowmapsr dataset build` again, which finishes "
+        "a build that stopped and writes a manifest that was lost"
+    )
+
+
+def load_manifest(root: str) -> Manifest:
+    """The manifest of the dataset in a folder; see `open_dataset`."""
+    return open_dataset(root).manifest
 
 
 def dataset_root(uri: str) -> str:
@@ -142,35 +150,23 @@ def dataset_root(uri: str) -> str:
 def open_state(uri: str, digest: str) -> Dataset | None:
     """The dataset at an address as it was when it had the digest; None if it never had it.
 
-    Raises:
-        FlowmapsrError: as `open_dataset`.
+    Its `manifest.json` may be broken or gone. It is looked at first: an account that may not list a
+    bucket is refused a file that is not there, such as the copies of an older version's dataset.
     """
     root = dataset_root(uri)
-    # The copy alone is enough: that a build adds to the dataset now, or broke it, is no matter.
-    manifest = _read_kept(root, digest)
-    if manifest is None:
-        manifest = open_dataset(uri).manifest
-    return Dataset(manifest, root) if manifest.digest == digest else None
-
-
-def load_manifest(root: str) -> Manifest:
-    """The manifest of the dataset in a folder; see `open_dataset`."""
-    path = storage.join(root, MANIFEST)
-    manifest = read_record(path, Manifest, remedy=_REMEDY)
-    if manifest is None:
-        raise FlowmapsrError(
-            f"{path}: there is no manifest, so there is no finished dataset here; "
-            "check the address, or run the same `flowmapsr dataset build` again, which finishes a "
-            "build that stopped and writes a manifest that was lost"
-        )
-    return manifest
+    try:
+        manifest = _read(uri)
+    except UnreadableRecord:
+        manifest = None
+    if manifest is None or manifest.digest != digest:
+        manifest = _read_kept(root, digest)
+    return Dataset(manifest, root) if manifest and manifest.digest == digest else None
 
 
 def write_manifest(root: str, manifest: Manifest) -> None:
     """Commits the dataset. Its copy comes first, and that of the manifest it replaces, if a version
     before this one did not make it."""
-    path = storage.join(root, MANIFEST)
-    before = read_record(path, Manifest, remedy=_REMEDY)
+    path, before = storage.join(root, MANIFEST), _read(root)
     if before is not None and not storage.exists(storage.join(root, kept_path(before.digest))):
         data = storage.read_bytes(path)  # as it is: version 1 has another form
         storage.write_bytes(storage.join(root, kept_path(before.digest)), data)
@@ -190,6 +186,13 @@ def kept_digests(root: str) -> list[str]:
     """Their digests, by name alone."""
     uris = (f"/{MANIFESTS}/{name}" for name in storage.names(storage.join(root, MANIFESTS), ""))
     return [kept[2] for uri in uris if (kept := _KEPT.fullmatch(uri))]
+
+
+def _read(uri: str) -> Manifest | None:
+    if kept := _KEPT.fullmatch(uri):
+        return _read_kept(*kept.groups())
+    path = storage.join(dataset_root(uri), MANIFEST)
+    return read_record(path, Manifest, remedy=_REMEDY)
 
 
 def _read_kept(root: str, digest: str) -> Manifest | None:

@@ -72,18 +72,20 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
     return VerbResult({**result, **_summary(manifest)}, lines)
 
 
-def inspected(dataset: str, manifest: Manifest, kept: Sequence[str]) -> VerbResult:
-    """What a dataset holds; `kept` are the digests of all states in which it was finished."""
+def inspected(dataset: str, manifest: Manifest, kept: Sequence[str] | None) -> VerbResult:
+    """What a dataset holds; `kept` are the digests of all states in which it was finished, None
+    if they cannot be listed."""
     counts: Counter[tuple[str, str]] = Counter()
     for shard in manifest.shards:
         counts[shard.bucket, shard.split] += shard.num_samples
     rows = [(bucket, split, str(count)) for (bucket, split), count in sorted(counts.items())]
     codec = manifest.codec
+    states = "not known" if kept is None else counted(len(kept), "finished state")
     lines = [
         f"{dataset}: {_contents(manifest)}.",
         f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
         f"digest {manifest.digest}",
-        f"kept for trainings: {counted(len(kept), 'finished state')}, in {dataset}/{MANIFESTS}",
+        f"kept for trainings: {states}, in {dataset}/{MANIFESTS}",
         *table(("bucket", "split", "samples"), rows),
         *table(("drawn for LQ", "from 5%", "median", "to 95%"), _quantiles(manifest)),
         f"pictures: {dataset}/{PREVIEW}, {dataset}/{HISTOGRAMS}",
@@ -92,7 +94,7 @@ def inspected(dataset: str, manifest: Manifest, kept: Sequence[str]) -> VerbResu
         f"Next: {command('dataset', 'verify', dataset)}",
     ]
     result = {"uri": dataset, **_summary(manifest), "recipe": manifest.recipe}
-    result["kept"] = list(kept)
+    result["kept"] = kept
     result["stats"] = manifest.stats.model_dump(mode="json")
     result["buckets"] = [
         {"bucket": bucket, "split": split, "num_samples": count}
