@@ -16,6 +16,8 @@ from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.dataset_cli import dataset_app
 from pipelines.servers import PREFECT, RAY, ask_servers, check_servers
+from pipelines.servers import PREFECT, RAY, check_servers
+from pipelines.stack_cli import stack_app
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -45,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in the help are brackets
 )
 app.add_typer(dataset_app, help="Make and check datasets.")
+app.add_typer(stack_app, help="Run MLflow, Prefect, Ray, S3 and Postgres here.")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""All servers that flowmapsr can use, as processes of one user on one machine."""
