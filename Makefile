@@ -1,5 +1,7 @@
 # make demo   sets everything up and runs the whole way on the photos that ship with two libraries
+#             STACK=1: with MLflow, Prefect, Ray, S3 and Postgres as servers on this machine
 # make test   sets everything up and runs the tests
+# make bench  measures; make gpu-bundle PHOTOS=FOLDER packs .gpu/ for a machine with a GPU and no network
 # Needed beforehand: Python 3.11-3.13 and make. Both share one .venv/, made once.
 
 SHELL := /bin/bash
@@ -18,7 +20,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 FIND_LINKS := $(if $(wildcard $(PIP_FIND_LINKS)),UV_FIND_LINKS="$(PIP_FIND_LINKS)")
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 setup: $(INSTALLED)
 
@@ -41,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
+	$(if $(STACK),$(BIN)/flowmapsr stack up && eval "$$($(BIN)/flowmapsr stack env)" && )$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 
 test: $(INSTALLED)
 	$(TESTS) -m "not slow and not gpu" $(PYTEST_ARGS)
@@ -72,7 +74,6 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.loading
 	$(BIN)/python -m tests.benchmarks.review
 
-# make gpu-bundle PHOTOS=FOLDER   packs .gpu/ for a machine with a GPU and no network; see tests/benchmarks/gpu
 gpu-bundle: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.gpu.bundle $(if $(PHOTOS),--photos "$(PHOTOS)")
 

@@ -52,7 +52,7 @@ class DemoReport(FrozenModel):
 
     def lines(self) -> list[str]:
         """The results, for a person."""
-        base, prefect = Path(self.output), Path(sys.executable).parent / "prefect"
+        base = Path(self.output)
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
         return [
             *evaluation_table(self.rows),
@@ -64,9 +64,17 @@ class DemoReport(FrozenModel):
             f"Run       {base / 'run'}",
             f"Report    {base / REPORT}",
             f"Review    {review_of(str(base / 'run'))}",
-            f"Prefect   PREFECT_HOME={os.environ['PREFECT_HOME']} {prefect} server start",
+            f"Prefect   {_prefect_page()}",
             f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', str(base / 'run'))}",
         ]
+
+
+def _prefect_page() -> str:
+    """The address of Prefect's server, or the command that starts the one of this demo."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address.removesuffix("/api")
+    program = Path(sys.executable).parent / "prefect"
+    return f"PREFECT_HOME={os.environ['PREFECT_HOME']} {program} server start"
 
 
 def demo_recipe(output: str) -> FullRecipe:
