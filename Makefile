@@ -46,10 +46,10 @@ demo: $(INSTALLED)
 	$(if $(STACK),$(BIN)/flowmapsr stack up && eval "$$($(BIN)/flowmapsr stack env)" && )$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 
 test: $(INSTALLED)
-	$(TESTS) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(TESTS) -m "not slow and not gpu and not slurm" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
-	$(TESTS) -m "not gpu" $(PYTEST_ARGS)
+	$(TESTS) -m "not gpu and not slurm" $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
