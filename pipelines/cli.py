@@ -16,7 +16,6 @@ from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.dataset_cli import dataset_app
 from pipelines.servers import PREFECT, RAY, ask_servers, check_servers
-from pipelines.servers import PREFECT, RAY, check_servers
 from pipelines.stack_cli import stack_app
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
