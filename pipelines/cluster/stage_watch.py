@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipelines.terminal.progress import Progress
+from training.run_dir.best_effort import tells_full_disk
 from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress
 from training.run_dir.starts import read_starts
@@ -89,10 +90,10 @@ class StageWatch:
         self._starts = len(starts)
 
     def _warn_of_full_disk(self) -> None:
-        """Once while it is full: the workers' own warnings do not fit on it either."""
+        """Once, unless this process has told it: the workers' own warnings may not fit on it."""
         folder = self._folder.root
         is_full = folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
-        if is_full and not self._was_full:
+        if is_full and not self._was_full and tells_full_disk():
             log.warning(
                 "%s: no space left on this disk; training continues, but cannot save until this is "
                 "fixed",

@@ -6,6 +6,7 @@ checkpoint, its model) raises.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +19,37 @@ from datagen.records import Record, UnreadableRecord, read_record
 log = logging.getLogger(__name__)
 
 _WARNED: set[str] = set()
+_FULL_DISK = "a full disk"
 _BLOCK = 1 << 16
 
 
 @contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Writes `what` in the block; a failure is a warning, once for each `what`."""
+    """Writes `what` in the block; a failure is a warning, once for each `what`, and once for all of
+    them where a disk is full."""
     try:
         yield
     except (FlowmapsrError, OSError) as error:
-        if what not in _WARNED:
+        if _is_full_disk(error):
+            told, rest = not tells_full_disk(), ", and without others while the disk is full"
+        else:
+            told, rest = what in _WARNED, ""
             _WARNED.add(what)
-            log.warning("%s cannot be written: %s; training continues without it", what, error)
+        if not told:
+            text = "%s cannot be written: %s; training continues without it%s"
+            log.warning(text, what, error, rest)
+
+
+def tells_full_disk() -> bool:
+    """Whether this process has not told yet that a disk is full; whoever asks tells it."""
+    told = _FULL_DISK in _WARNED
+    _WARNED.add(_FULL_DISK)
+    return not told
+
+
+def _is_full_disk(error: Exception) -> bool:
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def read_or_warn(path: Path, kind: type[Record], *, remedy: str) -> Record | None:

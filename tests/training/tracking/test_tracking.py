@@ -17,10 +17,12 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from datagen.io import storage
 from datagen.records import flatten
 from tests.support.eventually import eventually
 from tests.support.mlflow_runs import mlflow_names
 from tests.support.small_disk import DiskMaker
+from training.run_dir import best_effort
 from training.run_dir.paths import StagePaths
 from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
@@ -225,16 +227,22 @@ def test_what_does_not_fit_on_a_full_disk_is_written_later(
     small_disk: DiskMaker,
     filled: Callable[[Path], AbstractContextManager[None]],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(best_effort, "_WARNED", set())
     run = small_disk(1 << 20) / "run"
     tracker = Tracker(run, experiment="tests", stage="warmup")
     tracker.metrics(0, {"loss/total": 0.0})
     with filled(run.parent):
         for step in range(1, 200):  # more than fits the last page
             tracker.metrics(step, {"loss/total": float(step)})
+        with best_effort.best_effort("another file"):
+            storage.write_bytes(str(run / "another"), bytes(1 << 20))
     journal = (run / "stages" / "warmup" / "tracking.jsonl").read_text()
     assert journal.endswith("\n") and journal.count("\n") < 200
     assert caplog.text.count("tracking.jsonl cannot be written") == 1
+    assert caplog.text.count("No space left on device") == 1
+    assert "without others while the disk is full" in caplog.text
     assert tracker.close("FINISHED")
     history = store.get_metric_history(mlflow_names(run).stages["warmup"], "loss/total")
     assert [(point.step, point.value) for point in history] == [(s, float(s)) for s in range(200)]
