@@ -17,8 +17,10 @@ from datagen.io.lock_owner import from_bytes, to_bytes
 from pipelines.recipes.load import training_recipe
 from tests.support.mlflow_runs import mlflow_names
 from training.run_dir import place
+from training.run_dir.records import EvaluationRow
+from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.evaluation_log import finished_training
+from training.tracking.evaluation_log import finished_training, log_evaluation
 from training.tracking.events import Picture
 from training.tracking.journal import journals
 from training.tracking.mlflow_client import FOLDER, PARENT, RunNames, run_page
@@ -192,6 +194,8 @@ def test_a_copy_of_a_finished_training_is_sent_whole_and_evaluated_as_its_own(
         # As of a training that was copied while it ran, and that still runs.
         assert run_status(copy).current.state == "stopped"
     (tmp_path / "done.json").rename(copy / "stages" / "distill" / "done.json")
+    row = EvaluationRow(method="bicubic", scale=2, steps=0, psnr=20.0, ssim=0.5, seconds=1.0)
+    log_evaluation(found, EvaluationSettings(photos="/photos"), [row])  # before it is trained
     flush_pending(found)
     names = mlflow_names(copy)
     assert names.parent != mlflow_names(undisturbed.output).parent
@@ -200,4 +204,7 @@ def test_a_copy_of_a_finished_training_is_sent_whole_and_evaluated_as_its_own(
         assert [point.step for point in history] == [10, 20, 30, 40, 50, 60], name
         assert store.get_run(run_id).info.status == "FINISHED"
     assert fully_sent(copy)
+    assert store.get_run(names.parent).data.metrics["eval/psnr_x2_bicubic"] == 20.0
+    original = Path(undisturbed.output)
+    assert "eval/" not in (original / "tracking.jsonl").read_text()
     assert store.get_run(names.parent).data.tags["copied_from"].startswith(undisturbed.output)
