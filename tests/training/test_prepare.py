@@ -15,6 +15,7 @@ from datagen.io import storage
 from tests.support.mlflow_runs import mlflow_names
 from tests.support.tiny import DISTILL, WARMUP, RunMaker
 from training.checkpoints.records import COMMIT
+from training.flowmap.initial import fetch_inputs
 from training.prepare import prepare_run
 from training.run_dir import further
 from training.run_dir.further import aside, first_weights_of, on_old_weights
@@ -24,6 +25,7 @@ from training.run_dir.starts import FINISHED, record_end, record_start
 from training.settings.recipe import TrainingRecipe
 from training.tracking import journal
 from training.tracking.tracker import Tracker
+from training.weights.initialize import weights_path
 
 WORKERS = WorkerGroup(hosts=("a",), devices=("cpu",), on_gpus=False)
 
@@ -118,6 +120,31 @@ def _assert_prepared(recipe: TrainingRecipe, runs: dict[str, str], *, redo_later
     assert aside(distill).name == "distill.2"
     assert mlflow_names(run).stages == {"warmup": runs["warmup"], "distill.1": runs["distill"]}
     assert "warmup was trained further" in (kept.root / "tracking.jsonl").read_text()
+
+
+def test_a_network_that_a_stage_freezes_stays_when_its_run_is_trained_further(
+    run_recipe: RunMaker, tmp_path: Path
+) -> None:
+    """It is in no checkpoint of that stage."""
+    source = _finished(run_recipe(tmp_path / "source", stages=[WARMUP, DISTILL]))
+    model = StagePaths(source, "distill").model
+    (model / "config.json").write_text("{}")
+    gan = {**DISTILL, "name": "gan", "dynamic_weighting": False, "steps": 900, "adversarial": {}}
+    run = tmp_path / "run"
+    for place, kept in ((source, True), (model, True), (tmp_path / "other", False)):
+        stages = [{**gan, "init_from": str(place)}]
+        stage = StagePaths(run, "gan")
+        stage.root.mkdir(parents=True)
+        fetch_inputs(run_recipe(run, stages=stages), stage)
+        assert stage.first_weights.is_dir() == kept
+        expected = stage.first_weights if kept else place
+        assert weights_path(str(place), stage) == expected
+        if kept:
+            (model / "weights").unlink()
+            (model / "weights").write_text("trained further")
+            assert (stage.first_weights / "weights").read_text() == "distill"
+            (model / "weights").write_text("distill")
+        shutil.rmtree(run)
 
 
 def test_a_stage_without_checkpoints_is_not_begun_anew(

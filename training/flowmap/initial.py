@@ -16,14 +16,15 @@ from training.flowmap.model_folder import FlowMapConfig, load_net
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import PROMPTS_FILE, Prompts, encode_once, read_prompts, stand_in
 from training.losses.lpips import LpipsDistance, lpips_weights
-from training.run_dir.paths import StagePaths
-from training.settings.initial_weights import is_registry, is_stage
+from training.run_dir.further import keep_first_weights
+from training.run_dir.paths import RunPaths, StagePaths
+from training.settings.initial_weights import is_local_path, is_registry, is_stage
 from training.settings.model import ModelSettings, TextEncoderPrompts
 from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
 from training.weights.diffusers_folder import Difference
 from training.weights.initialize import LoadReport, compare, fetch_weights, fill, weights_path
-from training.weights.model_folder import WEIGHTS, load_config
+from training.weights.model_folder import WEIGHTS, find_model, load_config
 from training.weights.sources import WeightSource, in_memory, list_tensors, open_source
 
 WITHOUT_SHAPE = ("attention_heads", "norm_groups", "time_embedding_scale")
@@ -44,8 +45,21 @@ def fetch_inputs(recipe: TrainingRecipe, folder: StagePaths) -> None:
     """
     for stage in recipe.stages_from(folder.name):
         fetch_weights(recipe, StagePaths(folder.run, stage.name))
+    _keep_frozen(recipe, folder)
     if isinstance(recipe.prompts, TextEncoderPrompts):
         encode_once(folder.run, recipe.prompts, channels=recipe.model.prompt_channels)
+
+
+def _keep_frozen(recipe: TrainingRecipe, folder: StagePaths) -> None:
+    """Keeps the model of another run that a stage freezes: the stage's checkpoints do not hold it,
+    and that run has another one when it is trained further."""
+    name = recipe.initial_weights_of(folder.name)
+    if name is None or recipe.stage(folder.name).adversarial is None or not is_local_path(name):
+        return
+    path = Path(name)
+    in_a_run = any(RunPaths(place).recipe.is_file() for place in (path, *path.parents[:3]))
+    if path.is_dir() and in_a_run:
+        keep_first_weights(find_model(path), folder)
 
 
 def check_later_weights(

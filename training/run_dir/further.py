@@ -66,12 +66,17 @@ def reopen(recipe: TrainingRecipe, stage: StagePaths) -> None:
     not in their checkpoints.
     """
     for later in _begun_on(recipe, stage.name):
-        if not later.first_weights.is_dir():
-            partial = later.first_weights.with_name(f".{later.first_weights.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(stage.model, partial, copy_function=_link_or_copy)
-            partial.rename(later.first_weights)
+        keep_first_weights(stage.model, later)
     stage.done.unlink()
+
+
+def keep_first_weights(model: Path, stage: StagePaths) -> None:
+    """Keeps the model that a stage has begun with in the stage's folder, if it is not there."""
+    if not stage.first_weights.is_dir():
+        partial = stage.first_weights.with_name(f".{stage.first_weights.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(model, partial, copy_function=_link_or_copy)
+        partial.rename(stage.first_weights)
 
 
 def _begun_on(recipe: TrainingRecipe, source: str) -> Iterator[StagePaths]:

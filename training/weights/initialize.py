@@ -167,10 +167,10 @@ def weights_path(name: str, folder: StagePaths) -> Path:
     """
     if is_registry(name):
         return folder.inputs
-    if not is_stage(name):
-        return Path(name)
     if folder.first_weights.is_dir():
         return folder.first_weights
+    if not is_stage(name):
+        return Path(name)
     path = StagePaths(folder.run, name).model
     if not path.is_dir():
         raise FlowmapsrError(
