@@ -22,6 +22,7 @@ from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
 from training.run_dir.records import BICUBIC, EvaluationRow
+from training.tracking.ending import ending_lines
 from training.tracking.parent_run import flush_pending
 
 TRAINING_PHOTOS = (
@@ -59,6 +60,7 @@ class DemoReport(FrozenModel):
             f"One step gains {self.one_step_gain_db:+.2f} dB over its input: mean of all held-out "
             "photos and scales.",
             f"Times: {times}",
+            *ending_lines(base / "run"),
             f"Picture   {base / COMPARISON}",
             f"Dataset   {base / 'dataset'}",
             f"Run       {base / 'run'}",

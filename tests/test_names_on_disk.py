@@ -21,7 +21,7 @@ NAMES = {
         *("datasets.json", "done.json", "progress.json", "starts.jsonl", "ended.json"),
         *("bad_step.json", "deepspeed.json", "initialization.txt", "tracking.jsonl", "files.jsonl"),
         *("curves.jsonl", "pictures.jsonl", "models.jsonl", "skipped.jsonl"),
-        *("starts.json", "start_seconds.jsonl", "warnings.log"),
+        *("starts.json", "start_seconds.jsonl", "logs/"),
         *("set_aside.jsonl", "folder_id", "first_weights"),
     ),
     "training/checkpoints/records.py": ("trainer_state.json",),

@@ -145,10 +145,12 @@ class Loop:
             if last or improved or due:
                 # The one before may still be on its way to a slow or busy storage.
                 self.watchdog.alive(f"step {step}, its checkpoint", next_is_long=True)
-                self._save(position)
+                with self.reporter.doing("saving a checkpoint"):
+                    self._save(position)
                 self.watchdog.alive(f"the checkpoint of step {position.step}", next_is_long=last)
             if last:
-                self.checkpoints.finish()
+                with self.reporter.doing("saving a checkpoint"):
+                    self.checkpoints.finish()
                 self.watchdog.alive(f"the last checkpoint, of step {position.step}")
             self._report(meter, position, last)
         batches.close()
@@ -305,7 +307,7 @@ class Loop:
         """Validates, and reports it; returns whether a watched metric has a new best value."""
         step = position.step
         self.watchdog.alive(f"step {step}", next_is_long=True)
-        with meter.validation():
+        with self.reporter.doing("validating"), meter.validation():
             found = self.validate()
             self.reporter.metrics(step, found.metrics)
             self.reporter.pictures(step, found.pictures)

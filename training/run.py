@@ -26,8 +26,10 @@ from datagen.io.open_files import raise_limit
 from datagen.records import FROM_USER
 from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
+from training.monitoring.shown import Shown
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import connection_timeout
+from training.monitoring.worker_log import keep_log
 from training.preflight import check_run
 from training.prepare import prepare_run
 from training.run_dir.lock import run_lock
@@ -39,8 +41,12 @@ from training.settings.yaml_text import parse_yaml
 from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
+from training.tracking.ending import ending_lines
 from training.tracking.parent_run import parent_run
 from training.tracking.unsent import unsent_events, unsent_lines
+
+log = logging.getLogger("training.run")
+"""By this name although this file is what is run."""
 
 
 def run_stages(
@@ -80,6 +86,8 @@ def _train_first(
 ) -> list[StageRecord] | None:
     """All stages on the first worker, which holds the run's folder and its MLflow run."""
     check_run(recipe, newer_data=newer_data)
+    stages = ", ".join(f"{stage.name} {stage.steps} steps" for stage in recipe.stages)
+    log.info("training in %s, workers: %d; %s", recipe.output, launched_as()[1], stages)
     with run_lock(recipe, take_over=take_over) as lock:
         stop.clear()
         prepare_run(recipe, newer_data=newer_data, redo_later=redo_later)
@@ -99,6 +107,10 @@ def _train_first(
             records = run_stages(
                 recipe, stop_requested=stop_requested, stalled=parent.stalled, system_of=system_of
             )
+    if records is not None:
+        log.info("trained %s", recipe.output)
+        for line in ending_lines(Path(recipe.output)):
+            log.info("%s", line)
     for line in unsent_lines(unsent_events(recipe), again="run the same command again"):
         print(line, file=sys.stderr)
     return records
@@ -108,6 +120,7 @@ def _join(recipe: TrainingRecipe, stop: StopSignal) -> None:
     """Waits for all workers; the first one comes when it holds the run folder, and until then no
     other may touch it: it may be another training's."""
     start_distributed(worker_device(), timeout=connection_timeout(recipe.watchdog_seconds))
+    keep_log(Path(recipe.output), launched_as()[0])
     stop.listen()  # until now a signal just ends a worker: there was nothing to save
 
 
@@ -130,7 +143,9 @@ def main(
         "--redo-later", action="store_true", help="train stages anew that grew from old weights"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
+    shown = logging.StreamHandler()
+    shown.setFormatter(Shown())
+    logging.basicConfig(handlers=[shown])
     logging.getLogger("training").setLevel(logging.INFO)
     try:
         values = parse_yaml(arguments.recipe.expanduser().read_text(encoding="utf-8"))

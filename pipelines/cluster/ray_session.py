@@ -37,6 +37,8 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
             end_children_with_this_process()
             with block_signals_in_children():
                 _start_local(cpus)
+    # Ray's news of a dead process, a paragraph each; what has failed is told in our words.
+    ray._private.worker._worker_logs_enabled = False
     try:
         yield
     finally:

@@ -1,19 +1,21 @@
-"""Shows the progress and the warnings that the workers of a training write to its run folder."""
+"""Shows what the workers of a training write to its run folder: progress, log and failures."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipelines.terminal.progress import Progress
+from training.monitoring.worker_log import FirstWorkerLog
 from training.run_dir.best_effort import tells_full_disk
-from training.run_dir.paths import RunPaths, StagePaths
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
-from training.run_dir.starts import read_starts
+from training.run_dir.starts import end_reason, read_failures
 
 log = logging.getLogger(__name__)
 
@@ -21,73 +23,69 @@ FULL_BYTES = 1 << 20
 """A disk with less free space than this counts as full."""
 
 
-def keep_warnings(run: Path) -> None:
-    """In the first worker, whose console nobody sees: adds its warnings to a file of the run."""
-    handler = logging.FileHandler(RunPaths(run).warnings, delay=True)
-    handler.setLevel(logging.WARNING)
-    for package in ("datagen", "training"):
-        logging.getLogger(package).addHandler(handler)
+class RunWatch:
+    """Logs, where the command runs, what the first worker logs and which workers fail."""
 
+    def __init__(self, run: Path, *, most_failures: int) -> None:
+        self._run, self._most = run, most_failures
+        self._worker_log = FirstWorkerLog(run)
+        self._before = self._failures = len(read_failures(run))
 
-class WorkerWarnings:
-    """Logs, where the command runs, what `keep_warnings` adds from now on."""
+    @property
+    def failed(self) -> bool:
+        """Whether workers have failed since the command began."""
+        return len(read_failures(self._run)) > self._before
 
-    def __init__(self, run: Path) -> None:
-        self._path = RunPaths(run).warnings
-        self._shown = self._size()
-
-    def show(self) -> None:
+    def show_log(self) -> None:
         """Logs the new lines."""
-        if self._size() == self._shown:
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._shown)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # the rest of it is still being written
-                self._shown += len(line)
-                log.warning("%s", line.decode(errors="replace").rstrip())
+        for line in self._worker_log.new_lines():
+            log.log(line.level, "%s", line.text)
 
-    def _size(self) -> int:
-        return self._path.stat().st_size if self._path.is_file() else 0
+    def show_failure(self, stage: StagePaths) -> bool:
+        """Logs that workers have failed and are started again; returns whether they have."""
+        failures = read_failures(self._run)
+        new, self._failures = failures[self._failures :], len(failures)
+        if not new or not new[-1].again:
+            return False  # of the last failure the command's error tells
+        log.warning(
+            "%s: %s; failure %d of %d: starting again from the last checkpoint",
+            *(stage.name, end_reason(stage), new[-1].number, self._most),
+        )
+        return True
 
 
 class StageWatch:
     """Shows the progress that workers write, or the reason that `waiting` gives for none yet."""
 
-    def __init__(self, progress: Progress, folder: StagePaths, waiting: Callable[[], str]) -> None:
-        self._progress = progress
-        self._waiting = waiting
-        self._folder = folder
-        self._starts = len(read_starts(folder))
-        self._path = folder.progress
-        self._stale = self._read()
+    def __init__(
+        self,
+        progress: Progress,
+        folder: StagePaths,
+        waiting: Callable[[], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._progress, self._folder, self._waiting = progress, folder, waiting
+        self._clock = clock
+        self._last, self._since = 0.0, clock()
         self._was_full = False
+        self.start_over()
+
+    def start_over(self) -> None:
+        """The workers start: the progress on disk is that of earlier ones."""
+        self._stale = self._read()
 
     def update(self) -> None:
         """Updates the display."""
-        self._log_starts()
         current = self._read()
         self._warn_of_full_disk()
         if current is None or current == self._stale:
             self._progress.advance(0, note=self._waiting())
             return
-        self._progress.reach(
-            current.step,
-            note=f"{current.headline} {current.headline_value:.4f}, "
-            f"{current.images_per_second:.1f} images/s",
-        )
-
-    def _log_starts(self) -> None:
-        """Logs when the stage continues from a checkpoint, and what was wrong before."""
-        starts = read_starts(self._folder)
-        for start in starts[self._starts :]:
-            if start.is_restart:
-                log.warning(
-                    "stage %r continues from step %d: %s",
-                    *(self._folder.name, start.step, start.ended_before),
-                )
-        self._starts = len(starts)
+        if current.updated != self._last:  # by this clock: that of the workers may be another one
+            self._last, self._since = current.updated, self._clock()
+        still = current.stands_still(self._clock() - self._since)
+        self._progress.reach(current.step, note=still or current.note)
 
     def _warn_of_full_disk(self) -> None:
         """Once, unless this process has told it: the workers' own warnings may not fit on it."""
@@ -103,6 +101,6 @@ class StageWatch:
 
     def _read(self) -> StageProgress | None:
         try:
-            return StageProgress.model_validate_json(self._path.read_bytes())
+            return StageProgress.model_validate_json(self._folder.progress.read_bytes())
         except (OSError, ValidationError):
             return None  # the workers have not written it yet

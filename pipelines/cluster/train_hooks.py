@@ -16,12 +16,20 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from datagen.errors import FlowmapsrError
+from training.monitoring.worker_log import crash_of
 from training.run_dir.paths import RunPaths
 from training.run_dir.starts import Failure, append_line, last_line
 
 log = logging.getLogger(__name__)
 
 DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError)
+ENDS = {
+    "running low on memory": "Ray killed its process, as its machine was short of memory",
+    "node has died": "its machine was lost",
+    "SIGTERM": "its process got SIGTERM",
+}
+"""How a process ended, by what Ray says of it."""
+KILLED = "its process was killed (kill -9, or by the system for lack of memory)"
 
 
 def interface_of(address: str) -> str | None:
@@ -74,19 +82,44 @@ class FailureLog(UserCallback):
             a group whose workers failed, but not one whose callback did.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.path = RunPaths(run).failures
+    def __init__(self, run: Path, *, most: int) -> None:
+        """
+        Args:
+            most: how often Ray starts the workers again.
+        """
+        self.run, self.most, self.number = run, most, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        errors = sorted(worker_exceptions.items())
-        for rank, error in errors:
-            died, reason = isinstance(error, DEATHS), last_line(error)
-            failure = Failure(time=time.time(), rank=rank, died=died, error=reason)
+        self.number += 1
+        # Ray gives no other way to what was raised, or to how a process ended.
+        errors = {
+            rank: getattr(error, "health_check_failure", getattr(error, "_base_exc", error))
+            for rank, error in sorted(worker_exceptions.items())
+        }
+        final = [error for error in errors.values() if isinstance(error, FlowmapsrError)]
+        for rank, error in errors.items():
+            failure = Failure(
+                time=time.time(),
+                rank=rank,
+                died=isinstance(error, DEATHS),
+                error=self._how_it_died(rank, error)
+                if isinstance(error, DEATHS)
+                else last_line(error),
+                number=self.number,
+                again=not final and self.number <= self.most,
+                details=str(worker_exceptions[rank]),
+            )
+            path = RunPaths(self.run).failures
             try:
-                append_line(self.path, failure)
+                append_line(path, failure)
             except OSError as problem:  # must not keep Ray from restarting the workers
-                log.warning("%s cannot be written (%s): %s", self.path, problem, reason)
-        for _, error in errors:
-            cause = getattr(error, "_base_exc", error)  # Ray gives no other way to what was raised
-            if isinstance(cause, FlowmapsrError):
-                raise cause
+                log.warning("%s cannot be written (%s): %s", path, problem, failure.error)
+        if final:
+            raise final[0]
+
+    def _how_it_died(self, rank: int, error: Exception) -> str:
+        """In words; Ray's own are a paragraph of guesses."""
+        crash = crash_of(self.run, rank)
+        if crash is not None:
+            return f"its process crashed ({crash}; see {RunPaths(self.run).worker_log(rank)})"
+        return next((words for said, words in ENDS.items() if said in str(error)), KILLED)

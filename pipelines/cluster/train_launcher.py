@@ -21,7 +21,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
-from pipelines.cluster.stage_watch import StageWatch, WorkerWarnings, keep_warnings
+from pipelines.cluster.stage_watch import RunWatch, StageWatch
 from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.doing import doing
 from pipelines.terminal.progress import show_progress
@@ -30,7 +30,7 @@ from training.monitoring.watchdog import connection_timeout
 from training.run_dir.lock import RunLock
 from training.run_dir.paths import RunPaths, StagePaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
-from training.run_dir.starts import read_starts
+from training.run_dir.starts import end_reason, last_line, read_starts
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.tracking.provenance import LAUNCHED, launched
@@ -75,7 +75,7 @@ class TrainingWorkers:
         self.lock = lock
         self.run = Path(recipe.output)
         self._stop = StopSignal(self.run)
-        self._warnings = WorkerWarnings(self.run)
+        self._watch = RunWatch(self.run, most_failures=recipe.max_failures)
         self._error: Exception | None = None
         # Not the thread itself is waited for: until Python 3.13 a join that a signal interrupts
         # makes a thread seem ended.
@@ -102,8 +102,11 @@ class TrainingWorkers:
                 watch = StageWatch(progress, folder, self._waiting)
                 while folder.finished_record() is None and not self._ended.wait(POLL_SECONDS):
                     self.lock.raise_if_lost()
+                    if self._watch.show_failure(folder):
+                        watch.start_over()
                     watch.update()
-                    self._warnings.show()
+                    self._watch.show_log()
+            self._watch.show_log()
         record = folder.finished_record()
         if record is None:
             raise self._failure(folder)
@@ -129,7 +132,7 @@ class TrainingWorkers:
                 "checkpoint will be repeated",
                 SAVE_SECONDS,
             )
-        self._warnings.show()
+        self._watch.show_log()
         self._stop.clear()
 
     def _waiting(self) -> str:
@@ -149,12 +152,16 @@ class TrainingWorkers:
         if isinstance(self._error, FlowmapsrError):
             return self._error
         if self._error is not None:
-            failures = RunPaths(self.run).failures
-            told = f" The failures are in {failures}." if failures.is_file() else ""
+            if not self._watch.failed:
+                return FlowmapsrError(
+                    f"stage {folder.name!r}: Ray cannot train it: {last_line(self._error)}"
+                )
+            paths = RunPaths(self.run)
             return FlowmapsrError(
-                f"stage {folder.name!r}: Ray gave up (max_failures={self.recipe.max_failures})."
-                f"{told} The same command goes on from the stage's last checkpoint, or from its "
-                f"start without one. Last error: {self._error}"
+                f"stage {folder.name!r}: workers failed more often than max_failures="
+                f"{self.recipe.max_failures} allows. The last time: {end_reason(folder)}. See "
+                f"{paths.failures} and {paths.logs}. The same command goes on from the stage's "
+                "last checkpoint, or from its start without one"
             )
         return FlowmapsrError(
             f"stage {folder.name!r} was stopped before its last step; run the same command to "
@@ -186,7 +193,11 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
     from pipelines.cluster.train_hooks import FailureLog, NetworkConfig
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    callbacks: Any = [FailureLog(Path(recipe.output))]  # Ray's types know the older kind only
+    # Ray's types know the older kind only.
+    callbacks: Any = [FailureLog(Path(recipe.output), most=recipe.max_failures)]
+    seconds = round(connection_timeout(recipe.watchdog_seconds).total_seconds())
+    # Ray's own limit for a worker that does not answer: later than ours, which say more.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(seconds)
     elastic = placement.least < placement.most
     workers: Any = (placement.least, placement.most) if elastic else placement.least
     job = TrainJob(
@@ -202,7 +213,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
         train_loop_config=job.model_dump(),
         torch_config=NetworkConfig(
             backend="nccl" if placement.each.gpus else "gloo",
-            timeout_s=round(connection_timeout(recipe.watchdog_seconds).total_seconds()),
+            timeout_s=seconds,
         ),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -225,12 +236,12 @@ def _train(config: dict[str, Any]) -> None:
     _time_start(job)
     # Heavy, and only needed here.
     from training.distributed import launched_as
+    from training.monitoring.worker_log import keep_log
     from training.run import run_stages
 
     os.environ.update({name: value.get_secret_value() for name, value in job.mlflow.items()})
     os.environ[LAUNCHED] = job.launched
-    if launched_as()[0] == 0:
-        keep_warnings(Path(job.recipe.output))
+    keep_log(Path(job.recipe.output), launched_as()[0])
     try:
         run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)))
     except FlowmapsrError as error:

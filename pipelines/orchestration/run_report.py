@@ -25,14 +25,13 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Completed, Failed
 
 from datagen.errors import FlowmapsrError, first_line
+from pipelines.terminal.doing import PACKAGES
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("datagen", "training", "pipelines")
-"""Their warnings are shown in the log of the run."""
 STOPPED = "stopped; what is finished is kept, and the next run continues"
 LONGEST_NAME = 120
 SUMMARY_SECONDS = 15.0
@@ -41,13 +40,13 @@ _MESSAGE: ContextVar[str | None] = ContextVar("message", default=None)
 
 
 def reported(work: Callable[[R], T]) -> Callable[[R], T]:
-    """The function of a flow; its warnings and what it did are shown on the run's page."""
+    """The function of a flow; its log and what it did are shown on the run's page."""
 
     @wraps(work)
     def run(recipe: R) -> T:
         before = _MESSAGE.set(None)
         try:
-            with _warnings_shown():
+            with _log_shown():
                 value = work(recipe)
             say(_MESSAGE.get() or "done")
             # Prefect takes the message from this state, and returns its data to the caller.
@@ -121,22 +120,25 @@ def _current_run() -> FlowRun | None:
 
 
 @contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """Shows warnings of the whole process, from whatever thread, in the log of the current run."""
+def _log_shown() -> Iterator[None]:
+    """Shows what our packages log, in whatever thread, in the log of the current run."""
     run = _current_run()
     if run is None:
         yield
         return
-    handler = APILogHandler(logging.WARNING)
+    handler = APILogHandler()
     handler.addFilter(partial(_mark, run=str(run.id)))
     loggers = [logging.getLogger(name) for name in PACKAGES]
+    levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def _mark(record: logging.LogRecord, *, run: str) -> bool:

@@ -15,6 +15,7 @@ from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_progress, restarts
 from training.settings.recipe import TrainingRecipe
+from training.tracking.ending import ending_lines
 from training.tracking.mlflow_client import run_page
 from training.tracking.stage_table import Table
 from training.tracking.unsent import unsent_events, unsent_lines
@@ -33,6 +34,8 @@ def training_page(recipe: TrainingRecipe) -> Iterator[None]:
     if was_done:
         tell("nothing new, all stages are done")
     elif records is not None:
+        for line in ending_lines(Path(recipe.output)):
+            say(line.strip())
         steps = {stage.name: stage.steps for stage in recipe.stages}
         message = ", ".join(f"{one.stage} {one.steps}/{steps[one.stage]}" for one in records)
         trained, seconds = _steps_done(recipe) - before, time.monotonic() - begin
@@ -79,8 +82,7 @@ def _progress(recipe: TrainingRecipe) -> Progress:
             continue
         left = progress.seconds_left(stage.images_per_step)
         text += f"; {stage.name}: step {progress.step} of {stage.steps}, "
-        text += f"{progress.headline} {progress.headline_value:.4g}, "
-        text += f"{progress.images_per_second:.1f} images/s"
+        text += progress.stands_still(time.time() - progress.updated) or progress.note
         text += f", {duration(left)} left" if left else ""
     return 100 * done / total, text
 

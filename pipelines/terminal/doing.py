@@ -1,10 +1,11 @@
-"""Says on stderr what a command does: no command is silent for long.
+"""Says on stderr what a command does and what is logged: no command is silent for long.
 
 A step is named once it has lasted a second, and again after every ten seconds without a word.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from pipelines.terminal.text import duration
+from training.monitoring.shown import Shown
 
+PACKAGES = ("datagen", "training", "pipelines")
 FIRST_SECONDS, SILENT_SECONDS = 1.0, 9.5
 
 
@@ -44,6 +47,14 @@ class _Speaker:
                 print(f"{self.what} ...{after}", file=sys.stderr, flush=True)
 
 
+class _LogLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # nobody reads any more
+            # Not a stream kept from before: above a bar, rich puts another one here.
+            print(self.format(record), file=sys.stderr, flush=True)
+        said_something()
+
+
 _speaker: _Speaker | None = None
 
 
@@ -57,6 +68,25 @@ def speaking() -> Iterator[None]:
     finally:
         _speaker.end()
         _speaker = None
+
+
+@contextmanager
+def log_shown() -> Iterator[None]:
+    """Shows what our packages log as plain lines, for the length of the block."""
+    lines = _LogLines()
+    lines.setFormatter(Shown())
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    for logger in loggers:
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # Prefect would show it again
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(lines)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
 
 
 def doing(what: str) -> None:
@@ -81,4 +111,5 @@ def bar_shown() -> Iterator[None]:
     try:
         yield
     finally:
+        said_something()
         _speaker.quiet = False

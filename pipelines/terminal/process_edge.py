@@ -21,7 +21,7 @@ import typer
 
 from datagen.errors import FlowmapsrError
 from datagen.io.end_signals import on_end_signal
-from pipelines.terminal.doing import speaking
+from pipelines.terminal.doing import log_shown, speaking
 from pipelines.terminal.text import command, yaml_lines
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _strict_json(result: Mapping[str, Any]) -> str:
 def process_edge(*, as_json: bool) -> Iterator[Output]:
     """Runs a command; every way it can end becomes text and an exit code here, and only here."""
     output = Output(as_json=as_json)
-    with _stdout_for_result_only() if as_json else nullcontext(), speaking():
+    with _stdout_for_result_only() if as_json else nullcontext(), speaking(), log_shown():
         on_end_signal(_raise_terminated)
         try:
             yield output

@@ -76,7 +76,8 @@ class _Lines:
 
     def _left(self) -> str:
         made = self._done - self._done_before
-        if made <= 0 or self._done >= self._total:
+        stands_still = self._done == self._printed
+        if made <= 0 or self._done >= self._total or stands_still:
             return ""
         seconds = (time.monotonic() - self._start) * (self._total - self._done) / made
         return f"{duration(seconds)} left"

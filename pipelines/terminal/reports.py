@@ -181,6 +181,7 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
     """A finished training run, where to review it, how to register its model, and what its dataset
     holds by now that it was not trained on."""
     from training.run_dir.further import on_old_weights, redo_command
+    from training.tracking.ending import ending_lines
     from training.tracking.mlflow_client import model_in_mlflow
 
     run, newer, old = recipe.output, _newer_data(recipe), on_old_weights(recipe)
@@ -188,10 +189,7 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
     logged = model_in_mlflow(Path(run), records[-1].stage)
     lines = [
         f"Trained {counted(len(records), 'stage')} in {run}.",
-        *(
-            f"  {one.stage}: {one.steps} steps, {one.images_seen} images{_held_out(run, one.stage)}"
-            for one in records
-        ),
+        *ending_lines(Path(run)),
         f"  model    {model}",
         f"  review   {review_of(run)}",
         *(f"  kept     {one}; to train it anew: {redo_command(recipe)}" for one in old),
@@ -220,18 +218,6 @@ def _newer_data(recipe: TrainingRecipe) -> str:
     return about_newer_data(recipe, datasets) if datasets else ""
 
 
-def _held_out(run: str, stage: str) -> str:
-    """The last validation of a stage in words; empty where nothing is held out."""
-    from training.run_dir.paths import StagePaths
-    from training.tracking.journal import last_values
-
-    values = last_values(StagePaths(Path(run), stage).root, prefix="val/")
-    if "val/psnr_nfe1" not in values:
-        return ""
-    psnr, gain = values["val/psnr_nfe1"], values["val/gain_nfe1"]
-    return f"; held out, one step {psnr:.2f} dB, {gain:+.2f} over bicubic"
-
-
 def all_done(
     recipe: TrainingRecipe,
     rows: Sequence[EvaluationRow],
@@ -239,10 +225,12 @@ def all_done(
 ) -> VerbResult:
     """A whole run, the `seconds` that its parts took, and where to review it."""
     from training.run_dir.paths import stage_paths
+    from training.tracking.ending import ending_lines
 
     model, newer = str(stage_paths(recipe)[-1].model), _newer_data(recipe)
     lines = [
         *evaluation_table(rows),
+        *ending_lines(Path(recipe.output)),
         f"Made in {', '.join(f'{duration(took)} ({part})' for part, took in seconds.items())}:",
         f"  manifest  {recipe.manifest}",
         f"  run       {recipe.output}",
@@ -360,6 +348,8 @@ def status_report(found: RunStatus) -> VerbResult:
     headings = ("stage", "state", "step", "images/s", "left", "last checkpoint", "restarts")
     lines = [found.run, *table(headings, [_stage_cells(stage) for stage in found.stages])]
     for stage in found.stages:
+        if stage.stands_still:
+            lines.append(f"{stage.stage}: {stage.stands_still}")
         if stage.headline is not None:
             lines.append(f"{stage.stage} {stage.headline}: {stage.headline_value:.4g}")
         if stage.held_out:

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 MARGIN_SECONDS = 5.0
 """How much later than the watchdog it acts: that one leaves stack traces."""
 POLL_SECONDS, WRITE_SECONDS = 0.5, 5.0
+TELL_SECONDS = 30.0
+"""A worker that is silent for so long is told of, once."""
 STATES = {
     "T": "its process is stopped (as by kill -STOP)",
     "D": "its process waits for a disk or a device that does not answer",
@@ -40,7 +43,6 @@ class OutsideWatch:
             [sys.executable, "-I", "-S", __file__, str(os.getpid()), folder, json.dumps(header)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
         )
         assert self._process.stdin is not None
         self._pipe = self._process.stdin.fileno()
@@ -69,15 +71,28 @@ def _watch(worker: int, folder: Path, header: dict[str, object]) -> None:
                 return
             said, silent = json.loads(lines[-1]), 0.0
             continue
-        silent += POLL_SECONDS
-        if said and silent > float(str(said["silent"])):
-            reason = f"no sign of life for {silent:.0f} s after {said['doing']}: {_state(worker)}"
-            found = (folder, {**header, "reason": reason})
-            writer = threading.Thread(target=_write, args=found, daemon=True)
-            writer.start()  # the disk may be what is lost
-            writer.join(WRITE_SECONDS)
+        before, silent = silent, silent + POLL_SECONDS
+        if not said:
+            continue
+        limit = float(str(said["silent"]))
+        reason = f"no sign of life for {silent:.0f} s after {said['doing']}: {_state(worker)}"
+        if before < TELL_SECONDS <= silent:
+            _beside(_tell, f"worker {header['rank']}: {reason}; it is killed after {limit:.0f} s")
+        if silent > limit:
+            _beside(_write, folder, {**header, "reason": reason})
             os.kill(worker, signal.SIGKILL)
             return
+
+
+def _beside(work: Callable[..., None], *words: object) -> None:
+    """In a thread: the disk or the terminal may be what the worker waits for."""
+    thread = threading.Thread(target=work, args=words, daemon=True)
+    thread.start()
+    thread.join(WRITE_SECONDS)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _state(worker: int) -> str:
@@ -91,6 +106,7 @@ def _state(worker: int) -> str:
 def _write(folder: Path, header: dict[str, object]) -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     (folder / f"{stamp}-rank-{header['rank']}.txt").write_text(f"{json.dumps(header)}\n")
+    _tell(f"worker {header['rank']}: {header['reason']}; killed")
 
 
 if __name__ == "__main__":

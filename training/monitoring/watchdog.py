@@ -21,7 +21,9 @@ from typing import Self
 
 from datagen.io import storage
 from training.monitoring.outside_watch import OutsideWatch
+from training.monitoring.worker_log import PROGRESS
 from training.run_dir.best_effort import best_effort
+from training.run_dir.records import STILL_SECONDS
 from training.run_dir.stacks import STAMP, StackHeader, keep_frozen
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class Watchdog:
         self._poll = min(2.0, seconds / 4)
         self._allowed = self._allowed_long = longest_allowance(seconds)
         self._doing = "the start"
-        self._last = time.monotonic()
+        self._last, self._idle = time.monotonic(), 0.0
         self._before_end: list[Callable[[], None]] = []
         self._closing = threading.Event()
         self._ending = threading.Event()
@@ -101,9 +103,11 @@ class Watchdog:
     def alive(self, doing: str, *, next_is_long: bool = False) -> None:
         """Reports progress: what was reached, and whether the next step may take several times as
         long."""
-        self._doing = doing
+        before, self._doing = self._allowed, doing
         self._allowed = self._allowed_long if next_is_long else self.seconds
         self._last = time.monotonic()
+        if self._allowed != before:  # else it is soon enough at the next look
+            self._outside.alive(doing, silent=self._allowed + FROZEN_SECONDS)
 
     def before_end(self, call: Callable[[], None]) -> None:
         """Runs `call` before this process is killed, last added first; it may take seconds, and
@@ -126,11 +130,21 @@ class Watchdog:
             # If a stuck extension never releases Python's lock, a timer in C ends the process.
             self._end_after(self._allowed + FROZEN_SECONDS)
             idle = time.monotonic() - self._last
+            self._tell(idle)
             if idle > self._allowed:
                 self._end(f"no progress for {idle:.0f} s after {self._doing}", stalled=True)
             elif self._others():
                 reason = f"another worker made no progress; this one was at {self._doing}"
                 self._end(reason, stalled=False)
+
+    def _tell(self, idle: float) -> None:
+        """Says once that nothing happens, where no launcher does."""
+        if self.rank == 0 and idle >= STILL_SECONDS > self._idle:
+            PROGRESS.info(
+                "no progress for %.0f s after %s; workers are killed after %.0f s",
+                *(idle, self._doing, self._allowed),
+            )
+        self._idle = idle
 
     def _end_after(self, seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._frozen)

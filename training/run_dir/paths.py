@@ -26,7 +26,7 @@ class RunPaths:
         self.datasets = root / "datasets.json"
         self.stop = root / "stop"
         self.failures = root / "failures.jsonl"
-        self.warnings = root / "warnings.log"
+        self.logs = root / "logs"
         self.stage_table = root / STAGE_TABLE
         self.stage_table_text = root / "stages.md"
         self.mlflow = root / "mlflow.json"
@@ -34,6 +34,9 @@ class RunPaths:
         self.folder_id = root / "folder_id"
         self.set_aside = root / "set_aside.jsonl"
         self.stages = root / "stages"
+
+    def worker_log(self, rank: int) -> Path:
+        return self.logs / f"worker-{rank}.log"
 
 
 class StagePaths:

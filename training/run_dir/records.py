@@ -8,6 +8,8 @@ from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
 """Method of the baseline rows of an evaluation."""
+STILL_SECONDS = 30.0
+"""A stage without a step for so long is said to stand still."""
 CONVENTION = (
     "PSNR and SSIM on RGB, 8 bits, the whole image without a cropped border; SSIM with a Gaussian "
     "window of 11 pixels, sigma 1.5; means over the photos"
@@ -109,6 +111,23 @@ class StageProgress(FrozenModel):
     """Of the first worker: the peak on its GPU, or what is resident, in 10^9 bytes."""
     checkpoint_gb: float = 0.0
     """Size of the newest checkpoint, 10^9 bytes."""
+    doing: str = ""
+    """What the workers do before the next step, if it may take long."""
+
+    @property
+    def note(self) -> str:
+        """How it goes, in words; every launcher shows them beside the number of steps."""
+        return (
+            f"{self.headline} {self.headline_value:.4f}, {self.images_per_second:.1f} images/s, "
+            f"{self.data_wait_fraction:.0%} waiting for data, {self.memory_gb:.1f} GB of memory"
+        )
+
+    def stands_still(self, seconds: float) -> str:
+        """That its last step was so many seconds ago, in words; empty if that is not long."""
+        if seconds < STILL_SECONDS:
+            return ""
+        doing = f" ({self.doing})" if self.doing else ""
+        return f"no step for {seconds:.0f} s{doing}"
 
     def seconds_left(self, images_per_step: float) -> float | None:
         """At the present speed; None when that is not known."""

@@ -73,7 +73,13 @@ class Failure(FrozenModel):
     died: bool
     """Its process ended without an error; else it raised one."""
     error: str
-    """The last line of the worker's or the launcher's message."""
+    """In a line: what the worker raised, or how its process ended."""
+    number: int = 0
+    """Which failure of its command it is part of, from 1; workers that fail together are one."""
+    again: bool = False
+    """The launcher starts the workers again."""
+    details: str = ""
+    """Everything that the launcher says of it."""
 
 
 def record_start(
@@ -156,10 +162,12 @@ def end_reason(stage: StagePaths) -> str:
     if stacks:
         return stall_reason(stacks)
     failures = read_failures(stage.run)[failures_before:]
+    hosts = dict(enumerate(starts[-1].workers.hosts)) if starts else {}
     # Workers that lose the connection to a dead one fail too, with longer messages.
     causes: dict[str, list[str]] = {}
     for one in [one for one in failures if one.died] or failures:
-        causes.setdefault(one.error, []).append(str(one.rank))
+        host = f" on {hosts[one.rank]}" if one.rank in hosts else ""
+        causes.setdefault(one.error, []).append(f"{one.rank}{host}")
     if causes:
         return "; ".join(
             f"worker{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: {error}"

@@ -78,6 +78,16 @@ def run_page(run: Path) -> str | None:
     return _page(names.tracking_uri, names.parent)
 
 
+def where_tracked(run: Path) -> str | None:
+    """Where the metrics of a run folder are: its page, or its run in a store without pages; None
+    before MLflow has them."""
+    names = read_names(run)
+    if names is None:
+        return None
+    store = redacted(names.tracking_uri)
+    return run_page(run) or f"MLflow run {names.parent} of {names.experiment!r} in {store}"
+
+
 def review_page(run: Path) -> str | None:
     """Address of the page that compares a run folder's training with others, where that is known;
     else `flowmapsr review` makes it."""

@@ -27,9 +27,11 @@ from training.run_dir.records import ChosenStep, StageProgress, WorkerGroup
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import (
     FINISHED,
+    Start,
     end_reason,
     last_line,
     read_progress,
+    read_starts,
     record_end,
     record_seconds,
     record_start,
@@ -101,6 +103,11 @@ class Reporter:
     def progress(self, progress: StageProgress, *, last: bool) -> None:
         """What `status`, the launcher and the log show; `last` if training ends here."""
 
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """The progress says that the workers do this instead of steps; it may take long."""
+        yield
+
 
 class StageReporter(Reporter):
     """The reporter of rank 0."""
@@ -119,7 +126,8 @@ class StageReporter(Reporter):
             stage=folder.name,
             label=recipe.numbered(folder.name),
         )
-        self._lines = ProgressLines(recipe.stage(folder.name), on_gpus=workers.on_gpus)
+        self._lines = ProgressLines(recipe.stage(folder.name))
+        self._progress: StageProgress | None = None
         before = read_progress(folder)
         self._hours_before = before.worker_hours if before else 0.0
         self._since = since
@@ -191,10 +199,23 @@ class StageReporter(Reporter):
             "skipped_checkpoints": skipped_checkpoints,
         }
         self.tracker.write(Tags(values={name: value for name, value in tags.items() if value}))
+        self._log_start(start)
         self._show_starts()
         self._show_pages()
         count = sum(len(restarts(stage)) for stage in stage_paths(self.recipe))
         self._curves.write(Tags(values={**self.workers.tags(), "restarts": str(count)}))
+
+    def _log_start(self, start: Start) -> None:
+        """Says from which step, and why again, unless the launcher has told of a failure."""
+        stage, steps = self.folder.name, self.recipe.stage(self.folder.name).steps
+        *_, before = [None, *read_starts(self.folder)[:-1]]
+        if before is None:
+            count, hosts = len(self.workers.hosts), ", ".join(self.workers.machines)
+            log.info("%s: begins, %d steps; workers: %d on %s", stage, steps, count, hosts)
+            return
+        told = start.failures > before.failures or not start.is_restart
+        why = "" if told else f"; the start before ended: {start.ended_before}"
+        log.info("%s: goes on from step %d of %d%s", stage, start.step, steps, why)
 
     def _show_pages(self) -> None:
         """How the training and this stage are going, on top of their pages in MLflow."""
@@ -273,11 +294,24 @@ class StageReporter(Reporter):
     def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
         record_seconds(self.folder, seconds)
         self._show_starts()
-        self._lines.first_step(step, sum(seconds.values()))
+        log.info("%s: step %d after %.1f s", self.folder.name, step, sum(seconds.values()))
 
     def progress(self, progress: StageProgress, *, last: bool) -> None:
         self._lines.show(progress, last=last)
-        path = str(self.folder.progress)
+        self._write_progress(progress)
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        before = self._progress
+        if before is None:
+            yield
+            return
+        self._write_progress(before.model_copy(update={"doing": what}))
+        yield
+        self._write_progress(before)
+
+    def _write_progress(self, progress: StageProgress) -> None:
+        self._progress, path = progress, str(self.folder.progress)
         with best_effort(path):
             storage.write_bytes(path, progress.model_dump_json().encode())
 

@@ -54,6 +54,8 @@ class StageStatus(FrozenModel):
     """Why it stopped, or is done at that step, where that is known."""
     on_old_weights: str | None = None
     """The earlier stage and the step whose weights it grew from, where that stage has others."""
+    stands_still: str | None = None
+    """That it runs without a step for long, in words."""
     problem: str | None = None
     """Why the last checkpoint could not be written."""
     validation: dict[str, float] = {}
@@ -257,9 +259,16 @@ def _stage_status(
         seconds_left=progress.seconds_left(stage.images_per_step) if known_speed else None,
         checkpoint_step=progress.checkpoint_step or None,
         checkpoint_age_seconds=age if progress.checkpoint_step else None,
+        stands_still=_stands_still(progress, recipe) if known_speed else None,
         ended=None if running else _why_stopped(stage, progress, folder),
         problem=progress.problem or None,
     )
+
+
+def _stands_still(progress: StageProgress, recipe: TrainingRecipe) -> str | None:
+    still = progress.stands_still(time.time() - progress.updated)
+    limit = f"watchdog_seconds={recipe.watchdog_seconds:g}"
+    return f"{still}; a worker without progress is killed after {limit}" if still else None
 
 
 def _why_stopped(stage: StageSettings, progress: StageProgress, folder: StagePaths) -> str:

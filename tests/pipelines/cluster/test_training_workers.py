@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ray.exceptions import RayActorError
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster import train_launcher
-from pipelines.cluster.stage_watch import WorkerWarnings, keep_warnings
-from pipelines.cluster.train_hooks import FailureLog, NetworkConfig, interface_of
+from pipelines.cluster.stage_watch import RunWatch, StageWatch
+from pipelines.cluster.train_hooks import KILLED, FailureLog, NetworkConfig, interface_of
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
+from pipelines.terminal.progress import Progress
 from training.run_dir.lock import run_lock
-from training.run_dir.paths import stage_paths
-from training.run_dir.records import WorkerGroup
+from training.run_dir.paths import RunPaths, StagePaths, stage_paths
+from training.run_dir.records import StageProgress, WorkerGroup
 from training.run_dir.starts import read_failures, record_start
 from training.settings.recipe import TrainingRecipe
 
@@ -99,23 +103,55 @@ def test_the_number_of_workers_is_no_part_of_the_digest() -> None:
 
 
 class _RayError(Exception):
-    """As Ray wraps what a worker raised."""
+    """As Ray wraps what a worker raised, or how it died."""
 
-    def __init__(self, raised: Exception) -> None:
+    def __init__(self, raised: Exception, *, name: str = "_base_exc") -> None:
         super().__init__(f"Traceback: {raised}")
-        self._base_exc = raised
+        setattr(self, name, raised)
+
+
+def _died(words: str) -> _RayError:
+    return _RayError(RayActorError(None, words), name="health_check_failure")
 
 
 def test_an_error_for_the_user_ends_the_run_and_any_other_is_only_recorded(tmp_path: Path) -> None:
-    failures = FailureLog(tmp_path)
+    failures = FailureLog(tmp_path, most=3)
     failures.after_exception(None, {0: _RayError(OSError("connection lost"))})
     with pytest.raises(FlowmapsrError, match="the shard is damaged"):
         errors = {1: _RayError(FlowmapsrError("the shard is damaged")), 0: OSError("lost")}
         failures.after_exception(None, errors)
-    assert [failure.rank for failure in read_failures(tmp_path)] == [0, 0, 1]
-    on_a_full_disk = FailureLog(tmp_path / "missing")
+    found = [(one.rank, one.number, one.again, one.died) for one in read_failures(tmp_path)]
+    assert found == [(0, 1, True, False), (0, 2, False, False), (1, 2, False, False)]
+    on_a_full_disk = FailureLog(tmp_path / "missing" / "run", most=3)
     with pytest.raises(FlowmapsrError, match="the shard is damaged"):
         on_a_full_disk.after_exception(None, errors)
+
+
+def test_a_failure_is_told_in_our_words_with_the_worker_the_host_and_how_many_are_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = stage_paths(_recipe(output=str(tmp_path)))[0]
+    stage.root.mkdir(parents=True)
+    workers = WorkerGroup(hosts=("a", "b"), devices=("cpu",) * 2, on_gpus=False)
+    watch = RunWatch(tmp_path, most_failures=2)
+    failures = FailureLog(tmp_path, most=2)
+    told = []
+    for words in ("its node has died", "exit type: SYSTEM_ERROR, some common causes", "SIGTERM"):
+        record_start(stage, workers, step=0)
+        failures.after_exception(None, {1: _died(words)})
+        told.append(watch.show_failure(stage))
+    assert told == [True, True, False], "of the last one the command's error tells"
+    again = ": starting again from the last checkpoint"
+    assert caplog.messages == [
+        f"warmup: worker 1 on b: its machine was lost; failure 1 of 2{again}",
+        f"warmup: worker 1 on b: {KILLED}; failure 2 of 2{again}",
+    ]
+    assert "some common causes" in read_failures(tmp_path)[1].details
+    log = RunPaths(tmp_path).worker_log(1)
+    log.parent.mkdir()
+    log.write_text("2026-11-28 15:11:14,455 INFO a: b\nFatal Python error: Aborted\n\nThread 1\n")
+    FailureLog(tmp_path, most=0).after_exception(None, {1: _died("some common causes")})
+    assert read_failures(tmp_path)[-1].error == f"its process crashed (Aborted; see {log})"
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -162,22 +198,66 @@ def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("203.0.113.7") is None
 
 
-def test_warnings_of_the_first_worker_are_shown_where_the_command_runs(
+LOGGING = """
+import logging, sys
+from pathlib import Path
+from training.monitoring.worker_log import PROGRESS, keep_log
+logging.getLogger("training.data").info("of a start before")
+keep_log(Path(sys.argv[1]), int(sys.argv[2]))
+logging.getLogger("training.data").info("loaded\\n 3 tensors")
+PROGRESS.info("10 of 20 steps")
+logging.getLogger("some_library").warning("deprecated")
+logging.getLogger("training.data").warning("sample %s skipped", "a-01")
+"""
+
+
+def test_what_the_first_worker_logs_is_shown_where_the_command_runs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logger = logging.getLogger("training")
-    handlers = list(logger.handlers)
-    keep_warnings(tmp_path)
-    (kept,) = [handler for handler in logger.handlers if handler not in handlers]
-    try:
-        logging.getLogger("training.data").warning("of a start before")
-        shown = WorkerWarnings(tmp_path)
-        logging.getLogger("training.data").warning("sample %s skipped", "a-01")
-        caplog.clear()
-        shown.show()
-        shown.show()
-    finally:
-        for name in ("training", "datagen"):
-            logging.getLogger(name).removeHandler(kept)
-        kept.close()
-    assert [record.getMessage() for record in caplog.records] == ["sample a-01 skipped"]
+    caplog.set_level(logging.INFO)
+
+    def start(rank: int) -> None:
+        subprocess.run([sys.executable, "-c", LOGGING, str(tmp_path), str(rank)], check=True)
+
+    start(0)
+    watch = RunWatch(tmp_path, most_failures=3)
+    for rank in (0, 1):
+        start(rank)
+    watch.show_log()
+    watch.show_log()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "loaded"),
+        ("INFO", " 3 tensors"),
+        ("WARNING", "sample a-01 skipped"),
+    ]
+    kept = RunPaths(tmp_path).worker_log(1).read_text()
+    assert "10 of 20 steps" in kept and "some_library: deprecated" in kept
+
+
+def test_a_stage_without_steps_says_so_instead_of_its_last_speed(tmp_path: Path) -> None:
+    shown: list[tuple[int, str]] = []
+    folder = StagePaths(tmp_path, "warmup")
+    folder.root.mkdir(parents=True)
+    progress = StageProgress(
+        stage="warmup", step=7, steps=10, images_per_second=64.0, headline="loss/fm",
+        headline_value=0.5, updated=1e9, checkpoint_step=0, checkpoint_time=0.0, worker_hours=0.0,
+    )  # fmt: skip
+    now = 0.0
+    watch = StageWatch(
+        Progress(lambda done, note: shown.append((done, note)), done=0),
+        folder,
+        lambda: "starting",
+        clock=lambda: now,
+    )
+    for now, doing in ((1.0, ""), (20.0, ""), (46.0, ""), (62.0, "validating")):  # noqa: B007
+        folder.progress.write_text(progress.model_copy(update={"doing": doing}).model_dump_json())
+        watch.update()
+    watch.start_over()
+    watch.update()
+    assert [done for done, _ in shown] == [7] * 5
+    assert "64.0 images/s" in shown[0][1] == shown[1][1]
+    assert [note for _, note in shown[2:]] == [
+        "no step for 45 s",
+        "no step for 61 s (validating)",
+        "starting",
+    ]

@@ -9,24 +9,37 @@ from typing import Any
 from pipelines.recipes.load import training_recipe
 from pipelines.terminal.reports import RUNS_ABREAST, all_done, comparison_report
 from training.run_dir.datasets import plan_datasets, write_datasets
-from training.run_dir.records import BICUBIC, EvaluationRow
+from training.run_dir.paths import StagePaths
+from training.run_dir.records import BICUBIC, EvaluationRow, StageRecord
 from training.tracking.status import LeftOut, RunComparison, RunStatus, StageStatus
 
 
-def test_a_whole_run_ends_with_table_times_places_and_the_next_command() -> None:
+def test_a_whole_run_ends_with_table_times_places_and_the_next_command(tmp_path: Path) -> None:
     rows = [
         EvaluationRow(method=BICUBIC, scale=4, steps=0, psnr=25, ssim=0.8, seconds=0),
         EvaluationRow(method="flowmapsr", scale=4, steps=1, psnr=26.5, ssim=0.9, seconds=0.1),
     ]
     seconds = {"dataset": 30.0, "training": 7200.0, "evaluation": 120.0}
-    recipe = training_recipe("demo", ["manifest=/out/dataset/manifest.json", "output=/out/run"])
+    run = tmp_path / "run"
+    recipe = training_recipe("demo", ["manifest=/out/dataset/manifest.json", f"output={run}"])
+    run.mkdir()
+    (run / "recipe.json").write_text(recipe.model_dump_json())
+    done = StagePaths(run, "warmup").done
+    done.parent.mkdir(parents=True)
+    record = StageRecord(
+        stage="warmup", steps=30, images_seen=9, ended="stopped early at step 30 of 90: why",
+        recipe_digest="", dataset_digest="", model="",
+    )  # fmt: skip
+    done.write_text(record.model_dump_json())
     ended = all_done(recipe, rows, seconds)
     text = "\n".join(ended.lines)
     assert "26.50" in text and "30 s (dataset), 2.0 h (training), 2 min (evaluation)" in text
-    assert "review    flowmapsr review /out/run" in text
-    assert ended.lines[-1] == "Next: flowmapsr upscale PHOTO -o OUT.png --model /out/run"
+    assert "\n  warmup: stopped early at step 30 of 90: why\n" in text
+    assert f"\n  logs     {run}/logs\n" in text
+    assert f"review    flowmapsr review {run}" in text
+    assert ended.lines[-1] == f"Next: flowmapsr upscale PHOTO -o OUT.png --model {run}"
     assert ended.result["manifest"] == "/out/dataset/manifest.json"
-    assert ended.result["model"] == "/out/run/stages/adversarial/model"
+    assert ended.result["model"] == f"{run}/stages/adversarial/model"
     assert [row["psnr"] for row in ended.result["rows"]] == [25, 26.5]
 
 
@@ -35,6 +48,7 @@ def test_a_whole_run_says_what_its_dataset_holds_that_it_was_not_trained_on(
 ) -> None:
     recipe = training_recipe("demo", [f"manifest={dataset}", f"output={tmp_path}/run"])
     write_datasets(recipe, plan_datasets(recipe))
+    (tmp_path / "run" / "recipe.json").write_text(recipe.model_dump_json())
     assert all_done(recipe, [], {}).result["newer_data"] == ""
     now = plan_datasets(recipe)
     less = {name: one.model_copy(update={"digest": "0"}) for name, one in now.stages.items()}

@@ -154,7 +154,7 @@ def test_hours_add_up_over_restarts_and_each_start_records_how_the_previous_one_
     assert [start.ended_before for start in starts] == [
         None,
         KILLED,
-        "workers 1, 2: node b was lost",
+        "workers 1 on a, 2 on b: node b was lost",
         KILLED,
     ]
     few = WORKERS.model_copy(update={"hosts": ("a",)})

@@ -1,0 +1,32 @@
+"""What a finished training says at its end, under every launcher; read from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.run_dir.paths import RunPaths
+from training.tracking.mlflow_client import where_tracked
+from training.tracking.status import StageStatus, run_status
+
+
+def ending_lines(run: Path) -> list[str]:
+    """How each stage ended, and where the metrics and the logs are."""
+    paths = RunPaths(run)
+    tracked = where_tracked(run) or "not in MLflow yet"
+    return [
+        *(f"  {stage.stage}: {_how_it_ended(stage)}" for stage in run_status(run).stages),
+        f"  metrics  {tracked}; table of the stages: {paths.stage_table_text}",
+        f"  logs     {paths.logs}",
+    ]
+
+
+def _how_it_ended(stage: StageStatus) -> str:
+    parts = [stage.ended or f"{stage.step} steps"]
+    if stage.headline is not None and stage.headline_value is not None:
+        parts.append(f"{stage.headline} {stage.headline_value:.4g}")
+    if stage.restarts:
+        parts.append(f"{stage.restarts} restart{'s' * (stage.restarts > 1)}")
+    if "val/psnr_nfe1" in stage.validation:
+        psnr, gain = (stage.validation[f"val/{name}_nfe1"] for name in ("psnr", "gain"))
+        parts.append(f"held out, one step {psnr:.2f} dB, {gain:+.2f} over bicubic")
+    return "; ".join(parts)
