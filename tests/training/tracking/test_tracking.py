@@ -84,8 +84,11 @@ def test_a_restart_continues_the_same_runs(store: MlflowClient, tmp_path: Path) 
         tracker = Tracker(run, experiment="tests", stage="warmup")
         for step in range(start, start + 10):
             tracker.metrics(step, {"loss/total": float(step)})
+        if start == 0:
+            tracker.write(Tags(values={"ended": "all 10 steps"}))  # and then it is trained further
         assert tracker.close("KILLED" if start == 0 else "FINISHED")
     names = mlflow_names(run)
+    assert "ended" not in store.get_run(names.stages["warmup"]).data.tags
     history = store.get_metric_history(names.stages["warmup"], "loss/total")
     assert [point.step for point in history] == list(range(20))
     assert store.get_run(names.stages["warmup"]).info.status == "FINISHED"
