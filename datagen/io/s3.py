@@ -9,6 +9,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from itertools import chain, islice
 from typing import IO, Any
 
@@ -38,7 +39,7 @@ def modified(uri: str) -> float | None:
         found = _call(uri, "read", "head_object", Bucket=bucket, Key=key)
     except NotFoundError:
         return None
-    return float(found["LastModified"].timestamp())
+    return parsedate_to_datetime(found["LastModified"]).timestamp()
 
 
 def exists(uri: str) -> bool:

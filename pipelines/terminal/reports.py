@@ -236,7 +236,7 @@ def all_done(
         f"  run       {recipe.output}",
         f"  model     {model}",
         f"  review    {review_of(recipe.output)}",
-        *([f"  newer    {newer}"] if newer else []),
+        *([f"  newer     {newer}"] if newer else []),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
     ]
     result = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ def test_what_is_written_is_read(root: str) -> None:
     storage.delete(uri)
     storage.delete(uri)
     assert not storage.exists(uri)
+
+
+def test_when_a_file_was_written_is_known_and_a_changed_one_is_not_read_on(root: str) -> None:
+    uri = storage.join(root, "a.bin")
+    assert storage.modified(uri) is None
+    storage.write_bytes(uri, b"first")
+    written, entry = storage.modified(uri), storage.entry(uri)
+    assert written is not None and abs(written - time.time()) < 60 and entry is not None
+    assert storage.read_range(uri, start=1, length=2, stamp=entry.stamp) == b"ir"
+    storage.write_bytes(uri, b"other")
+    with pytest.raises(storage.ChangedError, match=r"a\.bin: it was changed"):
+        storage.read_range(uri, start=1, length=2, stamp=entry.stamp)
 
 
 def test_listing_is_recursive_sorted_and_stays_in_its_folder(root: str) -> None:

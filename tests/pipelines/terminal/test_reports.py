@@ -54,7 +54,7 @@ def test_a_whole_run_says_what_its_dataset_holds_that_it_was_not_trained_on(
     less = {name: one.model_copy(update={"digest": "0"}) for name, one in now.stages.items()}
     write_datasets(recipe, now.model_copy(update={"stages": less}))
     ended = all_done(recipe, [], {})
-    assert f"newer    {dataset} has other samples than" in "\n".join(ended.lines)
+    assert f"newer     {dataset} has other samples than" in "\n".join(ended.lines)
 
 
 def stage(**values: Any) -> StageStatus:
