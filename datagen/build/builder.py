@@ -12,7 +12,7 @@ from dataclasses import replace
 import cv2
 import torch
 
-from datagen.dataset.known_photos import KnownPhoto
+from datagen.dataset.known_photos import UNREADABLE, KnownPhoto
 from datagen.dataset.layout import record_path, shard_path
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
 from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
@@ -89,7 +89,9 @@ class _OpenShards:
     def add(self, result: SampleResult) -> None:
         """Stores a sample, or records why there is none."""
         if isinstance(result, Rejection):
-            self._photos[result.uri] = replace(self._photos[result.uri], reason=result.reason)
+            before = self._photos[result.uri]
+            stamp = "" if result.reason in UNREADABLE else before.stamp
+            self._photos[result.uri] = replace(before, reason=result.reason, stamp=stamp)
             return
         drawn, latents = result.drawn, result.latents
         assert latents is not None, "an encoded sample"

@@ -25,7 +25,7 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
-from datagen.photos.source_file import Rejection, SourceFile
+from datagen.photos.source_file import Rejection, SourceFile, is_readable
 from datagen.photos.sources import Listing, list_sources
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
@@ -91,6 +91,9 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
         listing = list_sources(recipe.sources, exclude=recipe.output)
     current = {line.uri: (line.bytes, line.stamp) for line in known.lines if line.stamp}
     new = [file for file in listing.files if current.get(file.uri) != (file.bytes, file.stamp)]
+    closed = known.unreadable()
+    closed -= {file.uri for file in new if file.uri in closed and is_readable(file)}
+    new = [file for file in new if file.uri not in closed]
     listed = {file.uri for file in listing.files}
     made = [line for line in known.lines if line.sha256 is not None and line.stamp]
     return Survey(

@@ -25,7 +25,8 @@ class KnownPhoto:
     uri: str
     bytes: int
     stamp: str
-    """Empty once the file at the URI has changed: only samples of its old content remain."""
+    """Empty once the file at the URI has changed: only samples of its old content remain. Empty
+    too where the file could not be read."""
     sha256: str | None
     """Of a photo that has samples."""
     reason: str | None
@@ -35,8 +36,14 @@ class KnownPhoto:
 _LINE = TypeAdapter(KnownPhoto)
 
 
+UNREADABLE = frozenset({"no permission", "archived", "missing", "link to itself", "path too long"})
+"""Reasons of files whose content nobody has seen: they may be read later, without any change."""
+
+
 def rejected_photo(file: SourceFile, reason: str) -> KnownPhoto:
-    return KnownPhoto(file.uri, file.bytes, file.stamp, sha256=None, reason=reason)
+    """Of a file that could not be read without a stamp, so that a later build looks again."""
+    stamp = "" if reason in UNREADABLE else file.stamp
+    return KnownPhoto(file.uri, file.bytes, stamp, sha256=None, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class KnownPhotos:
     def write_rejected(self, output: str) -> None:
         """`rejected.jsonl`: every image that was left out, in the order of its URI."""
         write_reasons(storage.join(output, REJECTED), self.rejected())
+
+    def unreadable(self) -> set[str]:
+        """URIs of what could not be read, by its listing or later."""
+        return {line.uri for line in self.lines if not line.stamp and line.sha256 is None}
 
     def rejected(self) -> dict[str, str]:
         """Reason by URI."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
-from datagen.errors import FlowmapsrError, NoServerError, NotFoundError
+from datagen.errors import FlowmapsrError, NoServerError, NotFoundError, UnreadableError
 from datagen.io.probe import ask_http, asked, silence
 from datagen.io.redaction import redacted
 
@@ -37,6 +37,12 @@ _BUSY_CODES = frozenset(
      "TooManyRequests", "RequestTimeout", "InternalError", "ServiceUnavailable", "IncompleteBody",
      "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
 )  # fmt: skip
+_CLOSED = {
+    "AccessDenied": "no permission",
+    "403": "no permission",
+    "InvalidObjectState": "archived",
+}
+"""Refusals to read that say nothing of other objects, by their code: a short reason."""
 _FIXES = {
     "AccessDenied": "this account may not {action} there: give it permission or choose another "
     "location",
@@ -66,8 +72,16 @@ class S3Error(FlowmapsrError):
     """The server refused a request; `code` is its error code."""
 
     def __init__(self, message: str, code: str = "") -> None:  # pickle gives the message only
-        super().__init__(message)
+        FlowmapsrError.__init__(self, message)
         self.code = code
+
+
+class ClosedObjectError(S3Error, UnreadableError):
+    """This account may not read one object, or it is in an archive; others may be readable."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        S3Error.__init__(self, message, code)
+        self.reason = _CLOSED.get(code, "no permission")
 
 
 def retried(uri: str, action: str, request: Callable[[Any], Answer]) -> Answer:
@@ -253,4 +267,6 @@ def _refusal(uri: str, action: str, failure: exceptions.ClientError) -> Flowmaps
         fix = "the server stayed busy: run the same command again later"
     reason = redacted(f"{code}: {failure.response.get('Error', {}).get('Message', '')}")
     fix = fix.format(action=action)
-    return S3Error(f"{uri}: S3 refused to {action} it ({reason}); {fix}", code)
+    closed = code in _CLOSED and action in ("read", "list")
+    refusal = ClosedObjectError if closed else S3Error
+    return refusal(f"{uri}: S3 refused to {action} it ({reason}); {fix}", code)

@@ -50,3 +50,12 @@ def read_head(file: SourceFile, length: int) -> bytes:
     """The first bytes of the file, at most `length`."""
     length = min(length, file.bytes)
     return storage.read_range(file.container or file.uri, start=file.offset, length=length)
+
+
+def is_readable(file: SourceFile) -> bool:
+    """Whether its first byte can be read now."""
+    try:
+        read_head(file, 1)
+    except storage.UnreadableError:
+        return False
+    return True

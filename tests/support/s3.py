@@ -42,6 +42,8 @@ class Fault:
     after: int = 0
     """Bytes of the body that still pass."""
     seconds: float = 0.0
+    path: str = ""
+    """Only requests whose path ends so."""
 
 
 @dataclass
@@ -60,9 +62,9 @@ class FaultyS3:
     def fail(self, kind: str, method: str, **how: Any) -> None:
         self.faults.append(Fault(kind, method, **how))
 
-    def take_fault(self, method: str) -> Fault | None:
+    def take_fault(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
-            if fault.method == method and fault.times > 0:
+            if fault.method == method and fault.times > 0 and path.endswith(fault.path):
                 fault.times -= 1
                 return fault
         return None
@@ -81,7 +83,7 @@ def _handler(state: FaultyS3, server: tuple[str, int]) -> type[BaseHTTPRequestHa
             with lock:
                 state.requests[self.command] += 1
                 state.keys_seen.append(self._access_key())
-                fault = state.take_fault(self.command)
+                fault = state.take_fault(self.command, self.path)
             kind = fault.kind if fault else ""
             if fault and kind == "cut_upload":
                 self.rfile.read(fault.after)

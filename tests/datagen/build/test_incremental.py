@@ -20,10 +20,12 @@ from datagen.build.survey import survey
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import load_manifest, open_dataset, open_state
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from datagen.photos.scan import HeaderReader
 from datagen.review.verify import verify_dataset
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
+from tests.support.s3 import FaultyS3
 from tests.support.shards import sample_keys
 
 RecipeMaker = Callable[..., DatasetRecipe]
@@ -320,3 +322,42 @@ def test_damage_to_the_list_of_known_photos_is_detected(recipe: RecipeMaker) -> 
     assert {line.sha256 for line in lines} == {
         hashlib.sha256(Path(line.uri).read_bytes()).hexdigest() for line in lines
     }
+
+
+@pytest.mark.parametrize("refused_to", ["planning", "hashing", "a worker"])
+def test_an_object_that_may_not_be_read_is_left_out_and_read_once_it_may(
+    recipe: RecipeMaker, photos: Path, faulty_s3: FaultyS3, refused_to: str
+) -> None:
+    """Its ETag stays the same."""
+    folder = f"s3://{faulty_s3.bucket}/photos"
+    for path in photos.iterdir():
+        storage.write_bytes(f"{folder}/{path.name}", path.read_bytes())
+    if refused_to == "hashing":
+        storage.write_bytes(f"{folder}/p9.png", (photos / "p3.png").read_bytes())
+    asked = recipe(sources=(folder,), max_rejected_fraction=0.2)
+    closed = {"times": 10**6, "status": 403, "code": "AccessDenied", "path": "/photos/p3.png"}
+    faulty_s3.fail("delay", "GET", times=refused_to != "planning", path="/photos/p3.png")
+    faulty_s3.fail("status", "GET", **closed)
+    manifest = build_in_process(asked)
+    assert manifest.num_samples == (18 if refused_to == "hashing" else 16)
+    reason = "missing" if refused_to == "hashing" else "no permission"
+    assert manifest.rejected.by_reason == {reason: 1}
+    assert build_in_process(asked) == manifest, "complete, as long as it may not be read"
+    faulty_s3.faults.clear()
+    later = build_in_process(asked)
+    assert later.num_samples == 18
+    assert later.rejected.by_reason == ({"duplicate": 1} if refused_to == "hashing" else {})
+
+
+def test_a_folder_that_may_not_be_listed_or_read_stops_the_build(
+    recipe: RecipeMaker, photos: Path, faulty_s3: FaultyS3
+) -> None:
+    folder = f"s3://{faulty_s3.bucket}/photos"
+    for path in photos.iterdir():
+        storage.write_bytes(f"{folder}/{path.name}", path.read_bytes())
+    faulty_s3.fail("status", "GET", times=10**6, status=403, code="AccessDenied", path=".png")
+    with pytest.raises(FlowmapsrError, match="9 of 9 photos cannot be used.*9 no permission"):
+        build_in_process(recipe(sources=(folder,)))
+    faulty_s3.fail("status", "GET", times=10**6, status=403, code="AccessDenied")
+    with pytest.raises(FlowmapsrError, match="may not list there"):
+        build_in_process(recipe(sources=(folder,)))
