@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from datagen.build.plan import plan_dataset
@@ -16,6 +19,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.local import dangling_link
 from datagen.io.lock import BUILD, output_lock
 from datagen.io.open_files import check_limit
+from datagen.photos.scan import C, MapChunks, R
 from datagen.settings import DatasetRecipe
 from pipelines.terminal.doing import doing
 from training.run_dir.lock import run_lock
@@ -23,8 +27,10 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.database import check_database
 from training.tracking.store import database_file, mlflow_installed, tracking_uri
 
-FEW_PHOTOS = 500
-"""Up to so many new photos are looked at by the command itself; Ray's workers look at more."""
+LOOKING_SECONDS = 2.0
+"""For which the command itself looks at new photos: some thousands on a disk. Where there are more,
+Ray's workers look at them all."""
+_AT_ONCE = 32  # photos; the time is looked at between them
 LONGEST_SOCKET = 107
 """Bytes of a socket's path that Linux allows."""
 SOCKET_OF_RAY = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -69,16 +75,32 @@ def check_surroundings() -> None:
 
 
 def check_build(recipe: DatasetRecipe, found: Survey, *, take_over: bool = False) -> None:
-    """Checks that a build may begin; writes the plan already if there are few new photos.
+    """Checks that a build may begin; writes the plan already if its photos are looked at in time.
 
     Raises:
         FlowmapsrError: another build holds the output, it cannot be written, or too many photos
             cannot be used.
     """
     doing("looking at the photos")
-    with output_lock(recipe.output, BUILD, take_over=take_over):
-        if len(found.new) <= FEW_PHOTOS:
-            plan_dataset(recipe, listing=found.listing)
+    with output_lock(recipe.output, BUILD, take_over=take_over), suppress(_OutOfTime):
+        plan_dataset(recipe, listing=found.listing, map_chunks=_in_time(LOOKING_SECONDS))
+
+
+class _OutOfTime(Exception):
+    """There are too many photos for the command itself."""
+
+
+def _in_time(seconds: float) -> MapChunks:
+    """A `map` over chunks of photos that gives up after so many seconds."""
+    end = time.monotonic() + seconds
+
+    def work_on(work: Callable[[Sequence[C]], list[R]], chunk: Sequence[C]) -> Iterator[R]:
+        for start in range(0, len(chunk), _AT_ONCE):
+            if time.monotonic() > end:
+                raise _OutOfTime
+            yield from work(chunk[start : start + _AT_ONCE])
+
+    return lambda work, chunks: (list(work_on(work, chunk)) for chunk in chunks)
 
 
 def check_dataset(recipe: DatasetRecipe) -> None:

@@ -172,7 +172,10 @@ def errors(path: str, action: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        lost = dangling_link(path) or "there is no such file; check the path"
+        missing = "there is no such file; check the path"
+        if action == "write":  # its folder is gone, or the system lets none be made there
+            missing = "nothing can be made there; choose another location"
+        lost = dangling_link(path) or missing
         raise NotFoundError(f"{path}: {lost}") from error
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTDIR) and (lost := dangling_link(path)):

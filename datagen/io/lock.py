@@ -159,13 +159,18 @@ def output_lock(output: str, kind: LockKind, *, take_over: bool = False) -> Iter
 
 def living_owner(output: str, kind: LockKind) -> LockOwner | None:
     """Current living owner of a lock, by one look at its file, or None."""
-    owners = LockedPath(output, kind).owners()
+    path = LockedPath(output, kind)
+    owners = path.owners()
     if not owners:
         return None
-    owner = owners[max(owners)]
+    generation = max(owners)
+    owner = owners[generation]
     if owner.machine == lock_owner.machine():
         return owner if lock_owner.is_running(owner) else None
-    return owner if time.time() - owner.heartbeat <= STALE_AFTER else None
+    heartbeat = owner.heartbeat
+    if heartbeat > time.time():  # of a clock that is ahead: when its file was written tells more
+        heartbeat = storage.modified(path.lock_uri(generation)) or 0.0
+    return owner if time.time() - heartbeat <= STALE_AFTER else None
 
 
 def is_lock(uri: str) -> bool:

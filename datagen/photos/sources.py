@@ -157,7 +157,10 @@ def _listed(source: str, exclude: str | None) -> Iterator[_Found]:
         raise FlowmapsrError(f"{source}: a list of photos is UTF-8 text, one address a line")
     nested = next((name for name in names if name.endswith(LIST)), None)
     if nested is not None:
-        raise FlowmapsrError(f"{source}: names another list ({nested}); name its photos instead")
+        raise FlowmapsrError(
+            f"{source}: names another list ({nested}); copy its lines into this one, or give both "
+            "lists as sources"
+        )
 
     def look_up(name: str) -> list[_Found]:
         if name != _readable(name):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from datagen.build.survey import survey
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import BUILD, TRAINING, output_lock
-from pipelines.preflight import check_surroundings
+from datagen.photos.scan import HeaderReader
+from datagen.settings import DatasetRecipe
+from pipelines.preflight import check_build, check_surroundings
 from tests.pipelines.conftest import Ended
 from tests.support.dead_servers import refusing_server
 
@@ -46,6 +50,7 @@ def test_a_part_of_a_full_run_that_is_taken(
 def test_an_output_that_cannot_be_written(invoke: Run, build_words: Run) -> None:
     ended = invoke(*build_words("/proc/set", "--json"))
     assert ended.code == 1 and ended.json["error"].startswith("/proc/set")
+    assert ended.json["error"].endswith("nothing can be made there; choose another location")
 
 
 @pytest.mark.usefixtures("prefect")
@@ -55,6 +60,37 @@ def test_too_many_photos_that_cannot_be_used(invoke: Run, tmp_path: Path) -> Non
     words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
     ended = invoke(*words)
     assert ended.code == 1 and ended.json["rejected"] == {"empty file": 1}
+
+
+@pytest.mark.usefixtures("prefect")
+def test_many_photos_are_looked_at_before_any_server_starts(invoke: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(1000):
+        (tmp_path / "photos" / f"{index}.png").touch()
+    words = ("dataset", "build", "demo", "sources=[photos]", "output=set", "--json")
+    ended = invoke(*words)
+    assert ended.json.get("rejected") == {"empty file": 1000}, ended.json
+
+
+def test_the_command_itself_looks_at_photos_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(200):
+        (tmp_path / "photos" / f"{index}.png").touch()
+    recipe = DatasetRecipe(sources=(str(tmp_path / "photos"),), output=str(tmp_path / "set"))
+    read: list[object] = []
+
+    def slow(self: HeaderReader, chunk: Sequence[object]) -> list[object]:
+        read.extend(chunk)
+        time.sleep(0.3)
+        return list(chunk)
+
+    monkeypatch.setattr(HeaderReader, "__call__", slow)
+    monkeypatch.setattr("pipelines.preflight.LOOKING_SECONDS", 0.5)
+    check_build(recipe, survey(recipe))
+    assert 32 <= len(read) <= 96
+    assert not (tmp_path / "set" / "plan.json").exists()
 
 
 @pytest.mark.parametrize(

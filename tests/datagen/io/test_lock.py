@@ -301,6 +301,16 @@ def test_a_lock_whose_time_says_nothing_is_kept_while_it_changes(
         assert time.monotonic() - begun > lock.STALE_AFTER
 
 
+def test_the_living_owner_is_told_by_its_file_where_its_clock_was_ahead(output: str) -> None:
+    uri = _locked_path(output).lock_uri(1)
+    ahead = replace(_leave(output), heartbeat=time.time() + 3600)
+    storage.write_bytes(uri, lock_owner.to_bytes(ahead))
+    assert lock.living_owner(output, BUILD) == ahead
+    if not storage.is_remote(uri):
+        os.utime(uri, (time.time() - lock.STALE_AFTER - 5,) * 2)
+        assert lock.living_owner(output, BUILD) is None
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"a": 1}'])
 def test_an_unreadable_lock_can_be_taken_over_at_once(output: str, content: bytes) -> None:
     storage.write_bytes(_locked_path(output).lock_uri(1), content)
