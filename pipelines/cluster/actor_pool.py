@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError, first_line
-from pipelines.cluster.workers import WorkerPlan
+from pipelines.cluster.workers import WorkerPlan, in_words
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,11 @@ class _Run(Generic[T, R]):
         ready, _ = ray.wait(refs, num_returns=1, timeout=PATIENCE_SECONDS)
         if not ready and not self.busy:
             log.warning(
-                "no worker has started yet: the Ray cluster has not got %s free; waiting for other "
-                "work on it to end",
+                "no worker has started in %.0f s (each takes %s; the Ray cluster has %s free): its "
+                "nodes are slow to start one, or other work holds what one takes; waiting",
+                PATIENCE_SECONDS,
                 self.workers.each,
+                in_words(ray.available_resources()),
             )
         for ref in ready:
             if ref in self.starting:

@@ -38,7 +38,7 @@ class WorkerRequest:
         )
 
     def __str__(self) -> str:
-        return _words(self.resources)
+        return in_words(self.resources)
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ def place_workers(recipe: TrainingRecipe, nodes: Sequence[Resources]) -> Placeme
 
 def describe_nodes(nodes: Sequence[Resources]) -> str:
     """`3 nodes: 2 x (8 CPU), 1 x (16 CPU, 4 GPU)`, for a person."""
-    kinds = Counter(_words(node) for node in nodes)
+    kinds = Counter(in_words(node) for node in nodes)
     each = ", ".join(f"{count} x ({kind})" for kind, count in kinds.items())
     return f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}: {each or 'none'}"
 
 
-def _words(resources: Resources) -> str:
+def in_words(resources: Resources) -> str:
     """`8 CPU, 1 GPU, 16.0 GB of memory`."""
     words = [f"{resources.get('CPU', 0):g} CPU"]
     if resources.get("GPU"):

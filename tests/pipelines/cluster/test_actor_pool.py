@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
+from pipelines.cluster import actor_pool
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 
@@ -84,6 +86,20 @@ def test_records_come_in_the_order_of_the_tasks(tmp_path: Path) -> None:
 
 def test_more_workers_than_fit_the_cluster_run_as_slots_become_free(tmp_path: Path) -> None:
     assert len(run(Builder(tmp_path), workers=5)) == len(TASKS)
+
+
+class SlowlyLoaded(Builder):
+    def __setstate__(self, state: dict[str, object]) -> None:
+        time.sleep(1.5)
+        self.__dict__.update(state)
+
+
+def test_a_cluster_that_is_slow_is_not_called_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(actor_pool, "PATIENCE_SECONDS", 0.2)
+    assert len(run(SlowlyLoaded(tmp_path))) == len(TASKS)
+    assert re.search(r"the Ray cluster has \d+ CPU.* free.*slow to start one, or", caplog.text)
 
 
 def test_no_tasks_need_no_workers(tmp_path: Path) -> None:
