@@ -78,6 +78,7 @@ def test_a_verification_without_its_server_finds_no_faults(
 ) -> None:
     monkeypatch.setattr(s3_client, "FIRST_CONTACT", 0.5)
     with silent_port() as port:
-        env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key"}
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        env = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", **keys}
         ended = invoke("dataset", "verify", "s3://bucket/set", "--json", env=env)
     assert ended.code == 1 and "no S3 server answers" in ended.json["error"]
