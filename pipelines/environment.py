@@ -93,3 +93,13 @@ def default_tracking_uri(folder: str, *, worker: bool = False) -> None:
         return
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", folder)
+
+
+def temporary_folder() -> str:
+    """Where Ray keeps logs and sockets of the clusters that it starts, in the folder `ray`."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+
+
+def how_busy() -> str:
+    """Said where a server did not start in time: most often the machine is overloaded."""
+    return f"this machine has {os.cpu_count()} cores and a load of {os.getloadavg()[0]:.1f}"

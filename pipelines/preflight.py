@@ -21,6 +21,7 @@ from datagen.io.lock import BUILD, output_lock
 from datagen.io.open_files import check_limit
 from datagen.photos.scan import C, MapChunks, R
 from datagen.settings import DatasetRecipe
+from pipelines.environment import temporary_folder
 from pipelines.terminal.doing import doing
 from training.run_dir.lock import run_lock
 from training.settings.recipe import TrainingRecipe
@@ -57,7 +58,7 @@ def check_surroundings() -> None:
         _require_writable(home, "Prefect's database", "PREFECT_HOME, or HOME,")
         places.append(("Prefect's runs", home / "prefect.db"))
     if not os.environ.get("RAY_ADDRESS"):
-        temporary = Path(_ray_folder())
+        temporary = Path(temporary_folder())
         _require_writable(
             temporary, "Ray's logs and sockets", "RAY_TMPDIR, such as RAY_TMPDIR=/tmp,"
         )
@@ -119,10 +120,6 @@ def check_place(recipe: TrainingRecipe, *, take_over: bool = False) -> None:
     """
     with run_lock(recipe, take_over=take_over):
         pass
-
-
-def _ray_folder() -> str:
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
 
 
 def _require_writable(folder: Path, what: str, variable: str) -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import psutil
 import ray
+from ray._private import ray_constants
 
-from datagen.errors import FlowmapsrError
+from datagen.errors import FlowmapsrError, first_line
 from datagen.io.end_signals import END_SIGNALS
-from pipelines.environment import QUIET, prepare_environment
+from pipelines.environment import QUIET, how_busy, prepare_environment, temporary_folder
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.doing import doing
+
+log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 300_000_000
 """Enough for paths and records; pixels do not pass through Ray."""
@@ -85,7 +92,8 @@ def _connect(address: str) -> None:
             logging_level=logging.WARNING,
             runtime_env={"env_vars": QUIET},
         )
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    # Without the extra `ray[client]` an address that begins with ray:// is an ImportError.
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, ImportError) as error:
         raise FlowmapsrError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, correct the "
             f"variable, or unset it to run on this machine alone"
@@ -93,12 +101,62 @@ def _connect(address: str) -> None:
 
 
 def _start_local(cpus: int) -> None:
-    # "local" and not the default, which may attach to a stale cluster left on this machine.
-    ray.init(
-        address="local",
-        num_cpus=max(cpus, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,  # its warnings concern clusters of several machines
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    stay_on_this_machine()
+    keep_token_private()
+    try:
+        _init_local(cpus)
+    # Ray raises several kinds when a start takes too long, `Exception` itself among them.
+    except Exception as error:
+        log.warning("Ray did not start (%s); %s. Once more", first_line(error), how_busy())
+        doing("starting Ray once more")
+        try:
+            _init_local(cpus)
+        except Exception as again:
+            raise FlowmapsrError(
+                f"Ray did not start, twice ({first_line(again)}); {how_busy()}. If that is too "
+                f"much, wait for other work to end and run the same command again; Ray's logs are "
+                f"in {Path(temporary_folder(), 'ray')}"
+            ) from again
+
+
+def _init_local(cpus: int) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        # "local" and not the default, which may attach to a stale cluster left on this machine.
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,  # its warnings concern clusters of several machines
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except Exception:
+        ray.shutdown()
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):  # what Ray leaves of a start that failed
+                process.kill()
+        raise
+
+
+def stay_on_this_machine() -> None:
+    """Lets Ray listen on the loopback alone, where it would on all interfaces: by its switch for
+    laptops, which its processes read from the environment, and this one has read already."""
+    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.setdefault(switch, "0") not in ("0", "false")
+
+
+def keep_token_private() -> None:
+    """Makes the token of Ray's processes, if there is none, for this user's eyes only; Ray would
+    make the same file for all users to read."""
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or any(map(os.environ.get, names)):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # of mode 0600
+        file.write(secrets.token_hex(32))
+        file.flush()
+        with suppress(FileExistsError):
+            os.link(file.name, path)
+    path.chmod(0o600)

@@ -6,16 +6,19 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
+import ray.train
+import torch.distributed as dist
 from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from datagen.errors import FlowmapsrError
+from training.distributed import name_interface, serve_store
 from training.monitoring.worker_log import crash_of
 from training.run_dir.paths import RunPaths
 from training.run_dir.starts import Failure, append_line, last_line
@@ -32,46 +35,53 @@ ENDS = {
 KILLED = "its process was killed (kill -9, or by the system for lack of memory)"
 
 
-def interface_of(address: str) -> str | None:
-    """Name of this machine's network interface with the address, or None."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            return name
-    return None
-
-
-def name_interface() -> None:
-    """Names the interface of the node's address to gloo and NCCL, unless the user has named one.
-
-    gloo would take that of the host name, which on many machines is the loopback.
-    """
-    name = interface_of(ray.util.get_node_ip_address())
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if name is not None:
-            os.environ.setdefault(variable, name)
-
-
 def hide_gpus() -> None:
     """Hides the GPUs of the node from a Ray worker that has none; Ray leaves them visible."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-class _PreparedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+def open_store() -> tuple[str, int]:
+    """Opens the workers' store on the first of them; its address and port."""
+    address = ray.util.get_node_ip_address()
+    return address, serve_store(address).port
+
+
+def join_workers(store: tuple[str, int], backend: str, seconds: float) -> None:
+    """Joins this worker to the others, with the variables that `torchrun` sets."""
+    context = ray.train.get_context()
+    numbers = {
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "NODE_RANK": context.get_node_rank(),
+        "MASTER_PORT": store[1],
+    }
+    os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR=store[0])
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    name_interface(ray.util.get_node_ip_address())
+    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(name_interface)
         if backend_config.backend == "gloo":
-            # Ray's set-up, next, asks torch for GPUs, and torch keeps its first answer.
+            # Before anything asks torch for GPUs, which keeps its first answer.
             worker_group.execute(hide_gpus)
-        super().on_start(worker_group, backend_config)
+        store = worker_group.execute_single(0, open_store)
+        worker_group.execute(
+            join_workers, store, backend_config.backend, float(backend_config.timeout_s)
+        )
 
 
 @dataclass
 class NetworkConfig(TorchConfig):
-    """Ray Train's set-up of torch.distributed, with the interface named first."""
+    """Ray Train's set-up of torch.distributed, with a store that listens on one address only, and
+    the interface of the node's address."""
 
     @property
     def backend_cls(self) -> Any:
-        return _PreparedBackend
+        return _Backend
 
 
 class FailureLog(UserCallback):

@@ -6,6 +6,7 @@ Prefect displays and schedules; files are the only source of truth.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import subprocess
 from collections.abc import Callable
@@ -26,11 +27,14 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import get_current_settings
 
 from datagen.errors import FlowmapsrError, first_line
+from pipelines.environment import how_busy
 from pipelines.orchestration.run_report import reported, warn
 from pipelines.servers import PREFECT, require_answer
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.doing import doing
 from pipelines.terminal.process_edge import Terminated
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -60,7 +64,7 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
     run = copy(flow)
     run.fn = reported(once.run_with)
     try:
-        run(recipe)
+        _run(run, recipe, once, again=url is None)
     except TerminationSignal as stop:
         raise Terminated from stop
     except Exception as error:  # Prefect's failure, unless the work failed too
@@ -69,6 +73,21 @@ def guarded(flow: Flow[[R], T], recipe: R, work: Callable[[], T] | None = None) 
             raise FlowmapsrError(refusal(error)) from error
         warn(first_line(error))
     return once.run()
+
+
+def _run(flow: Flow[[R], T], recipe: R, once: _Once[T], *, again: bool) -> None:
+    """Runs the flow; `again` if Prefect fails before the work has begun, as its own server does on
+    an overloaded machine."""
+    try:
+        flow(recipe)
+    except Exception as error:
+        if once.started or not again:
+            raise
+        log.warning(
+            "Prefect's own server did not start (%s); %s. Once more", first_line(error), how_busy()
+        )
+        _end_own_server()
+        _run(flow, recipe, once, again=False)
 
 
 def task_step(name: str, work: Callable[[], T]) -> T:
@@ -109,16 +128,23 @@ def _keep_server_apart() -> None:
     end_children_with_this_process()
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    log = (home / SERVER_LOG).open("ab")
+    file = (home / SERVER_LOG).open("ab")
     popen = partial(
         subprocess.Popen,
         stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
+        stdout=file,
+        stderr=file,
         start_new_session=True,
     )
     own = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
     server.subprocess = own  # type: ignore[assignment]
+
+
+def _end_own_server() -> None:
+    """Ends a server that did not start in time: it would take the processor from the next one."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    SubprocessASGIServer().stop()
 
 
 class _Once(Generic[T]):
@@ -167,10 +193,11 @@ def refusal(error: Exception) -> str:
     """What to do about a Prefect that does not even accept a call."""
     url = get_current_settings().api.url
     if url is None:
+        said = get_current_settings().home / SERVER_LOG
         return (
-            f"Prefect's own server did not start ({first_line(error)}); see "
-            f"{get_current_settings().home / SERVER_LOG}, look for a full disk or too little "
-            "memory, or set PREFECT_API_URL to a running server"
+            f"Prefect's own server did not start, twice ({first_line(error)}); {how_busy()}. If "
+            "that is too much, wait for other work to end and run the same command again. See "
+            f"also {said}, or set PREFECT_API_URL to a running server"
         )
     return (
         f"Prefect at PREFECT_API_URL={url} does not answer as it should ({first_line(error)}); "

@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from datagen.errors import FlowmapsrError
+from pipelines.environment import how_busy
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.process_edge import Terminated
 
@@ -30,11 +31,32 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
         on_ready: called with the address once it answers.
 
     Raises:
-        FlowmapsrError: the port is taken, or the server ends by itself.
+        FlowmapsrError: the port is taken, the server ends by itself, or is silent twice.
     """
-    port = _bindable(port)
-    words = ["server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    address = f"http://{HOST}:{_bindable(port)}"
+    print("Starting MLflow's page, which takes some seconds ...", file=sys.stderr)
     end_children_with_this_process()
+    try:
+        for again in ("once more", "not again"):
+            with _server(store, address) as (server, log):
+                if _answers(address, server):
+                    on_ready(address)
+                    server.wait()
+                if server.poll() is not None:
+                    raise FlowmapsrError(f"MLflow's server has ended: {_last_line(log)}")
+            late = f"MLflow's server does not answer in {START_SECONDS:.0f} s, and {how_busy()}"
+            print(f"{late}: it is started {again}", file=sys.stderr)
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        return
+    raise FlowmapsrError(f"{late}; run the same command again when other work has ended")
+
+
+@contextmanager
+def _server(store: str, address: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """MLflow's server for the length of the block, and what it says."""
+    words = ["server", "--host", HOST, "--port", address.rpartition(":")[2], "--workers", "1"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],
@@ -50,15 +72,7 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
             start_new_session=True,  # a group of its own, with all that it starts
         )
         try:
-            address = f"http://{HOST}:{port}"
-            print("Starting MLflow's page, which takes some seconds ...", file=sys.stderr)
-            if _answers(address, server):
-                on_ready(address)
-                server.wait()
-            raise FlowmapsrError(f"MLflow's server has ended: {_last_line(log)}")
-        except KeyboardInterrupt as stop:
-            if isinstance(stop, Terminated):
-                raise
+            yield server, log
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)

@@ -11,10 +11,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import PieceFiles
 from training.data.schedule import MicroStep
+from training.distributed import stay_on_this_machine
 from training.engine.deepspeed_patches import (
     clone_workers_group,
     drop_dry_run_step,
@@ -66,6 +68,8 @@ def start_distributed(device: torch.device, *, timeout: timedelta = timedelta(0)
     deepspeed = import_deepspeed()
     timeout = max(timeout, deepspeed.constants.default_pg_timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        stay_on_this_machine()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout)
     clone_workers_group(timeout)
 

@@ -17,9 +17,10 @@ from ray.exceptions import RayActorError
 from datagen.errors import FlowmapsrError
 from pipelines.cluster import train_launcher
 from pipelines.cluster.stage_watch import RunWatch, StageWatch
-from pipelines.cluster.train_hooks import KILLED, FailureLog, NetworkConfig, interface_of
+from pipelines.cluster.train_hooks import KILLED, FailureLog, NetworkConfig
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
 from pipelines.terminal.progress import Progress
+from training.distributed import interface_of
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.run_dir.records import StageProgress, WorkerGroup
@@ -186,7 +187,6 @@ def test_workers_without_gpus_see_none_before_ray_asks_torch(
     backend: str, visible: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "203.0.113.7")
     config = NetworkConfig(backend=backend)
     with pytest.raises(NotImplementedError):
         config.backend_cls().on_start(_OneProcess(), config)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prefect.exceptions import TerminationSignal
 from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from datagen.errors import FlowmapsrError
 from pipelines.orchestration import guard, run_report
@@ -101,6 +102,29 @@ def test_a_flow_that_cannot_start_is_refused_and_names_the_variable() -> None:
     ):
         _as_flow(work, FakeFlow(before=True))
     assert work.calls == 0
+
+
+def test_prefects_own_server_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class SlowFlow(FakeFlow):
+        starts = 0
+
+        def __call__(self, *recipe: object) -> Any:
+            type(self).starts += 1
+            if self.starts == 1:
+                raise RuntimeError("Timed out while attempting to connect to ephemeral ...")
+            return self.fn(*recipe)
+
+    monkeypatch.setattr(guard, "_keep_server_apart", lambda: None)
+    work = Work()
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert _as_flow(work, SlowFlow()) == 7
+        (said,) = caplog.messages
+        assert "Timed out" in said and "a load of" in said and said.endswith("Once more")
+        with pytest.raises(FlowmapsrError, match="did not start, twice .*no server.*PREFECT_API"):
+            _as_flow(work, FakeFlow(before=True))
+    assert work.calls == 1 and SlowFlow.starts == 2
 
 
 @RUNNERS

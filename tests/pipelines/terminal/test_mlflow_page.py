@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datagen.errors import FlowmapsrError
+from pipelines.terminal import mlflow_page
 from pipelines.terminal.mlflow_page import serve_page
 from tests.support.eventually import eventually
 
@@ -21,6 +22,9 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open("child", "w").write(str(child.pid))
 if "broken" in os.environ["MLFLOW_BACKEND_STORE_URI"]:
     sys.exit("no such store")
+if "slow" in os.environ["MLFLOW_BACKEND_STORE_URI"]:
+    import time
+    time.sleep(600)
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
@@ -70,6 +74,16 @@ def test_whatever_ends_the_command_ends_the_server(
 def test_a_server_that_ends_by_itself_is_reported(folder: Path) -> None:
     with pytest.raises(FlowmapsrError, match="server has ended: no such store"):
         serve_page("sqlite:///broken.db", port=0, on_ready=print)
+    eventually(lambda: not is_running(folder), seconds=10)
+
+
+def test_a_server_that_does_not_answer_is_started_once_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mlflow_page, "START_SECONDS", 1.0)
+    with pytest.raises(FlowmapsrError, match="does not answer in 1 s, and this machine has"):
+        serve_page("sqlite:///slow.db", port=0, on_ready=print)
+    assert capsys.readouterr().err.count("it is started once more") == 1
     eventually(lambda: not is_running(folder), seconds=10)
 
 
