@@ -18,8 +18,8 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from datagen.errors import FlowmapsrError
-from training.distributed import name_interface, serve_store
 from training.monitoring.worker_log import crash_of
+from training.network import name_interface, serve_store
 from training.run_dir.paths import RunPaths
 from training.run_dir.starts import Failure, append_line, last_line
 

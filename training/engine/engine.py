@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import PieceFiles
 from training.data.schedule import MicroStep
-from training.distributed import stay_on_this_machine
 from training.engine.deepspeed_patches import (
     clone_workers_group,
     drop_dry_run_step,
@@ -27,6 +26,7 @@ from training.engine.deepspeed_patches import (
 )
 from training.engine.state import EngineState
 from training.engine.zero_layout import fragments, refresh_module
+from training.network import stay_on_this_machine
 from training.settings.stage import StageSettings
 
 

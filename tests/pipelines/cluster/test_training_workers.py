@@ -20,7 +20,7 @@ from pipelines.cluster.stage_watch import RunWatch, StageWatch
 from pipelines.cluster.train_hooks import KILLED, FailureLog, NetworkConfig
 from pipelines.cluster.workers import Placement, WorkerRequest, place_workers
 from pipelines.terminal.progress import Progress
-from training.distributed import interface_of
+from training.network import interface_of
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.run_dir.records import StageProgress, WorkerGroup
