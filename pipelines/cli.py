@@ -149,7 +149,7 @@ def train(
     \b
     Examples:
       flowmapsr train demo manifest=/data/set output=/data/run workers=2
-      flowmapsr train demo manifest=/data/set output=/data/run stages.warmup.steps=2000
+      flowmapsr train demo manifest=/data/set output=/run stages.warmup.steps=900
     """
     with process_edge(as_json=as_json) as out:
         _require_address(cluster)

@@ -35,7 +35,7 @@ def stack_up(folder: Folder = None, as_json: AsJson = False) -> None:
 
     \b
     Example:
-      flowmapsr stack up && eval "$(flowmapsr stack env)"
+      flowmapsr stack up
     """
     with process_edge(as_json=as_json) as out:
         from infra.local_stack.servers import require_packages

@@ -50,6 +50,7 @@ def test_lost_secrets_of_data_that_is_there_are_never_made_anew(folder: StackFol
     assert not folder.secrets_file.exists()
 
 
+@pytest.mark.stack
 def test_data_of_another_postgres_is_refused(folder: StackFolder) -> None:
     secrets = folder.secrets()
     folder.postgres.mkdir()
@@ -58,6 +59,7 @@ def test_data_of_another_postgres_is_refused(folder: StackFolder) -> None:
         make_data_folder(folder, secrets)
 
 
+@pytest.mark.stack
 def test_a_folder_that_cannot_be_made_or_has_no_room_is_named(
     tmp_path: Path, folder: StackFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +84,7 @@ def test_missing_packages_are_named_with_what_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(servers.PACKAGES, "not_installed", "not-installed")
-    with pytest.raises(FlowmapsrError, match=r"needs not-installed: pip install 'flowmapsr\[ser"):
+    with pytest.raises(FlowmapsrError, match=r"not-installed.*: pip install 'flowmapsr\[ser"):
         servers.require_packages()
 
 
@@ -93,6 +95,7 @@ def test_the_log_of_an_unknown_server_names_those_there_are(folder: StackFolder)
         last_lines(folder, "mlfow", 1)
 
 
+@pytest.mark.stack
 @pytest.mark.skipif(os.geteuid() != 0, reason="as root Postgres runs as another user")
 def test_a_folder_that_the_user_of_postgres_cannot_reach_is_named(
     tmp_path: Path, folder: StackFolder

@@ -25,7 +25,7 @@ from infra.local_stack.supervisor import left_over
 from tests.support.eventually import eventually
 
 NAMES = ["postgres", "s3", "mlflow", "prefect", "ray", "prefect-worker"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
 class CommandLine:
