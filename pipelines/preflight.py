@@ -54,7 +54,7 @@ def check_surroundings() -> None:
         check_database(database)
         places.append(("MLflow's runs", database))
     if not os.environ.get("PREFECT_API_URL"):
-        home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+        home = Path(os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect"))
         _require_writable(home, "Prefect's database", "PREFECT_HOME, or HOME,")
         places.append(("Prefect's runs", home / "prefect.db"))
     if not os.environ.get("RAY_ADDRESS"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -144,7 +145,7 @@ def _agrees(folder: Path | None) -> bool:
 def _place(folder: Path | None) -> StackFolder:
     from infra.local_stack.folder import StackFolder, default_folder
 
-    return StackFolder((folder or default_folder()).expanduser().absolute())
+    return StackFolder(Path(os.path.expanduser(folder or default_folder())).absolute())
 
 
 def _existing(folder: Path | None) -> StackFolder:

@@ -148,7 +148,7 @@ def main(
     logging.basicConfig(handlers=[shown])
     logging.getLogger("training").setLevel(logging.INFO)
     try:
-        values = parse_yaml(arguments.recipe.expanduser().read_text(encoding="utf-8"))
+        values = parse_yaml(Path(os.path.expanduser(arguments.recipe)).read_text(encoding="utf-8"))
         recipe = recipe_type.model_validate(values, context=FROM_USER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         print(f"{arguments.recipe}: {error}", file=sys.stderr)

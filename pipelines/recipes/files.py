@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -50,7 +51,7 @@ def _find(name: str, *, beside: Path) -> Path:
             f"there is no recipe {name!r}{did_you_mean(name, known) or '.'} Those that come with "
             f"flowmapsr: {', '.join(known)} (give your own by its path, such as ./{name}.yaml)"
         )
-    path = beside / Path(name).expanduser()
+    path = beside / os.path.expanduser(name)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise RecipeError(

@@ -1,8 +1,8 @@
-"""While a training runs nothing of it listens beyond this machine, and none of its secrets is
-written anywhere."""
+"""From photos to a model nothing listens beyond this machine, and no secret is written."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,9 +12,10 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from tests.pipelines.conftest import Ended, write_training
+from tests.pipelines.conftest import Ended
 from tests.support.dead_servers import refusing_server
-from tests.support.tiny import WARMUP, RunMaker
+from tests.support.s3 import FaultyS3
+from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 SECRETS = {
@@ -45,14 +46,24 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(400)
-def test_a_training_keeps_to_this_machine_and_keeps_its_secrets(
+def test_the_full_flow_keeps_to_this_machine_and_keeps_its_secrets(
     run_recipe: RunMaker,
+    faulty_s3: FaultyS3,
     start: Callable[..., subprocess.Popen[str]],
     finished: Callable[[subprocess.Popen[str]], Ended],
     tmp_path: Path,
     ray_folder: Path,
 ) -> None:
-    write_training(tmp_path / "mine.yaml", run_recipe(tmp_path / "run", stages=[WARMUP]))
+    photos = write_photos(tmp_path / "photos", 3)
+    dataset = dataset_recipe(photos, tmp_path).model_dump(mode="json", exclude={"output"})
+    training = run_recipe(tmp_path, stages=[WARMUP])
+    recipe = {
+        "dataset": dataset,
+        "training": training.model_dump(mode="json", exclude={"output", "manifest"}),
+        "evaluation": {"photos": str(photos), "scales": [4], "steps": [1]},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    words = ("output=out", f"training.checkpoints=s3://{faulty_s3.bucket}/checkpoints")
     with refusing_server() as port:
         env = {
             **SECRETS,
@@ -61,7 +72,7 @@ def test_a_training_keeps_to_this_machine_and_keeps_its_secrets(
             "PREFECT_HOME": str(tmp_path / "prefect"),
             "MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:{port}",
         }
-        process = start("train", "./mine.yaml", env=env)
+        process = start("run", "./mine.yaml", *words, env=env)
         found: set[tuple[str, str]] = set()
         while process.poll() is None:
             with suppress(psutil.NoSuchProcess):
@@ -73,10 +84,11 @@ def test_a_training_keeps_to_this_machine_and_keeps_its_secrets(
     names = {name for name, _ in found}
     assert {"gcs_server", "raylet"} <= names and any("RayTrainWorker" in one for one in names)
     assert {address for _, address in found} <= LOOPBACK, found
+    assert set(faulty_s3.keys_seen) == {SECRETS["AWS_ACCESS_KEY_ID"]}
     secrets = [*SECRETS.values(), PASSWORD]
     for secret in (secret.rpartition(":")[2] for secret in secrets):
         assert secret not in ended.out + ended.err
         holding = subprocess.run(
-            ["grep", "-rlaF", secret, tmp_path], capture_output=True, text=True
+            ["grep", "-rlaF", secret, tmp_path, ray_folder], capture_output=True, text=True
         )
         assert holding.stdout == ""

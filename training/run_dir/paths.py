@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from datagen.records import read_record
@@ -77,7 +78,7 @@ class StagePaths:
 def run_of(recipe: Path) -> Path | None:
     """The run's folder in which a recipe's file is, which may have been moved or copied since the
     file was written; None for other recipes."""
-    run = RunPaths(recipe.expanduser().absolute().parent)
+    run = RunPaths(Path(os.path.expanduser(recipe)).absolute().parent)
     return run.root if recipe.name == RECIPE and run.stages.is_dir() else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def chosen(words: Sequence[str]) -> Chosen:
     Raises:
         FlowmapsrError: a folder has no run in MLflow, or the runs are not in one store.
     """
-    folders = [Path(word).expanduser().absolute() for word in words]
+    folders = [Path(os.path.expanduser(word)).absolute() for word in words]
     if not any(_is_run(folder) for folder in folders):
         if len(words) > 1:
             listed = ", ".join(words)

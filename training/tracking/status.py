@@ -3,6 +3,7 @@ no server."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -131,7 +132,9 @@ def find_runs(folders: Sequence[str]) -> tuple[Path, ...]:
     Raises:
         FlowmapsrError: there is none in one of them.
     """
-    found = (run for folder in folders for run in _runs_in(Path(folder).expanduser().absolute()))
+    found = (
+        run for folder in folders for run in _runs_in(Path(os.path.expanduser(folder)).absolute())
+    )
     return tuple(dict.fromkeys(found))
 
 
