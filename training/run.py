@@ -109,7 +109,7 @@ def _train_first(
             )
     if records is not None:
         log.info("trained %s", recipe.output)
-        for line in ending_lines(Path(recipe.output)):
+        for line in ending_lines(Path(recipe.output), recipe):
             log.info("%s", line)
     for line in unsent_lines(unsent_events(recipe), again="run the same command again"):
         print(line, file=sys.stderr)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.run_dir.paths import RunPaths
+from training.settings.recipe import TrainingRecipe
 from training.tracking.mlflow_client import where_tracked
 from training.tracking.status import StageStatus, run_status
 
 
-def ending_lines(run: Path) -> list[str]:
-    """How each stage ended, and where the metrics and the logs are."""
+def ending_lines(run: Path, recipe: TrainingRecipe | None = None) -> list[str]:
+    """How each stage ended, and where the metrics and the logs are; `recipe` as `run_status`."""
     paths = RunPaths(run)
     tracked = where_tracked(run) or "not in MLflow yet"
     return [
-        *(f"  {stage.stage}: {_how_it_ended(stage)}" for stage in run_status(run).stages),
+        *(f"  {stage.stage}: {_how_it_ended(stage)}" for stage in run_status(run, recipe).stages),
         f"  metrics  {tracked}; table of the stages: {paths.stage_table_text}",
         f"  logs     {paths.logs}",
     ]

@@ -199,13 +199,16 @@ def _recipe(folder: Path) -> TrainingRecipe:
     return recipe
 
 
-def run_status(folder: Path) -> RunStatus:
+def run_status(folder: Path, recipe: TrainingRecipe | None = None) -> RunStatus:
     """The stages of a run, given its folder.
+
+    Args:
+        recipe: the run's, where it is at hand; that of a system outside this package is not read.
 
     Raises:
         FlowmapsrError: one of its records cannot be read.
     """
-    recipe = _recipe(folder)
+    recipe = recipe or _recipe(folder)
     holder = living_owner(str(folder), TRAINING)
     if holder and time.time() - holder.heartbeat > STALE_AFTER and original_of(folder):
         holder = None  # of the training that this is a copy of

@@ -130,8 +130,9 @@ def _measure() -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_every_kind_takes_what_its_header_tells(tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(tmp_path / "photo")]
+    root = str(Path(__file__).parents[3])
     # Freed memory goes back at once, so that each kind is measured by itself.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "PYTHONPATH": root}
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in ended.stdout.splitlines()]

@@ -117,6 +117,8 @@ def test_prefects_own_server_is_started_once_more(
             return self.fn(*recipe)
 
     monkeypatch.setattr(guard, "_keep_server_apart", lambda: None)
+    ended = []  # instead of the server of these tests
+    monkeypatch.setattr(guard, "_end_own_server", lambda: ended.append(1))
     work = Work()
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert _as_flow(work, SlowFlow()) == 7
@@ -124,7 +126,7 @@ def test_prefects_own_server_is_started_once_more(
         assert "Timed out" in said and "a load of" in said and said.endswith("Once more")
         with pytest.raises(FlowmapsrError, match="did not start, twice .*no server.*PREFECT_API"):
             _as_flow(work, FakeFlow(before=True))
-    assert work.calls == 1 and SlowFlow.starts == 2
+    assert work.calls == 1 and SlowFlow.starts == 2 and ended
 
 
 @RUNNERS
