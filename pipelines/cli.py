@@ -17,7 +17,7 @@ from pipelines import environment
 from pipelines.dataset_cli import dataset_app
 from pipelines.servers import PREFECT, RAY, ask_servers, check_servers
 from pipelines.stack_cli import stack_app
-from pipelines.terminal import reports
+from pipelines.terminal import reports, status_report
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
@@ -403,8 +403,8 @@ def status(
 
         found = find_runs(runs)
         if len(found) == 1:
-            return out.say(reports.status_report(run_status(found[0])))
-        out.say(reports.comparison_report(compare_runs(found)))
+            return out.say(status_report.one_run(run_status(found[0])))
+        out.say(status_report.several_runs(compare_runs(found)))
 
 
 @app.command(cls=PlainUsage)

@@ -12,7 +12,7 @@ import typer
 from datagen.errors import FlowmapsrError, NoServerError
 from pipelines.environment import default_tracking_uri
 from pipelines.servers import PREFECT, RAY, check_servers
-from pipelines.terminal import reports
+from pipelines.terminal import dataset_report
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
@@ -85,7 +85,7 @@ def dataset_build(
 
             work = partial(build_listed, resolved, listing, take_over=take_over)
             manifest = guarded(build_dataset, resolved, work)
-        out.say(reports.built(resolved.output, manifest, found, recipe=training))
+        out.say(dataset_report.built(resolved.output, manifest, found, recipe=training))
 
 
 @dataset_app.command("inspect", cls=PlainUsage)
@@ -113,12 +113,12 @@ def dataset_inspect(
                 kept = kept_digests(location)
             except FlowmapsrError as error:  # an account that may read but not list
                 log.warning("finished states are not known: %s", error)
-            return out.say(reports.inspected(location, manifest, kept))
+            return out.say(dataset_report.inspected(location, manifest, kept))
         from datagen.review.inspect_sample import inspect_sample, save_pictures
 
         sample = inspect_sample(location, key)
         files = save_pictures(sample, absolute_location(output, field="--output"))
-        out.say(reports.sample_inspected(location, sample, files))
+        out.say(dataset_report.sample_inspected(location, sample, files))
 
 
 @dataset_app.command("verify", cls=PlainUsage)
@@ -147,7 +147,8 @@ def dataset_verify(
         except NoServerError:
             raise
         except FlowmapsrError:  # an issue, which the verification names
-            return out.say(reports.verified(location, verify_dataset(location), recipe="RECIPE"))
+            faults = verify_dataset(location)
+            return out.say(dataset_report.verified(location, faults, recipe="RECIPE"))
         with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
             issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
         without_photo: list[str] | None = None
@@ -158,4 +159,6 @@ def dataset_verify(
                 found, without_photo = recompute_samples(location, on_shard=progress.reach)
             issues += found
         training = fitting_recipe(manifest.codec.kind)
-        out.say(reports.verified(location, issues, recipe=training, without_photo=without_photo))
+        out.say(
+            dataset_report.verified(location, issues, recipe=training, without_photo=without_photo)
+        )

@@ -30,7 +30,7 @@ def best_effort(what: str) -> Iterator[None]:
     try:
         yield
     except (FlowmapsrError, OSError) as error:
-        if _is_full_disk(error):
+        if is_full_disk(error):
             told, rest = not tells_full_disk(), ", and without others while the disk is full"
         else:
             told, rest = what in _WARNED, ""
@@ -47,7 +47,8 @@ def tells_full_disk() -> bool:
     return not told
 
 
-def _is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: Exception) -> bool:
+    """Whether a disk of this machine had no space, or its user's quota none."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 

@@ -12,6 +12,7 @@ from textwrap import shorten
 
 from datagen.errors import first_line
 from datagen.io.redaction import redacted
+from training.run_dir.best_effort import is_full_disk
 from training.run_dir.further import tracked_folders
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import journals
@@ -40,6 +41,10 @@ class Outages:
 
     def failed(self, home: Path, what: str, error: Exception) -> None:
         """Metrics or files that wait in a folder could not be sent."""
+        if is_full_disk(error):
+            # Ours, not MLflow's. The journals are on it too, and tell it where it costs something.
+            log.debug("%s wait in %s, whose disk is full", what, home)
+            return
         kind = (type(_root(error)), getattr(error, "error_code", None))
         with self._lock:
             is_new = kind not in self._failing

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.recipes.load import training_recipe
-from pipelines.terminal.reports import RUNS_ABREAST, all_done, comparison_report
+from pipelines.terminal.reports import all_done
+from pipelines.terminal.status_report import RUNS_ABREAST, several_runs
 from training.run_dir.datasets import plan_datasets, write_datasets
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import BICUBIC, EvaluationRow, StageRecord
@@ -72,7 +73,7 @@ def test_trainings_stand_side_by_side_with_what_differs() -> None:
     slow = stage(headline="loss/fm", headline_value=0.5, validation={"val/psnr_nfe1": 27.123})
     runs = (RunStatus(run="/x/a/run", stages=(fast,)), RunStatus(run="/x/b", stages=(slow,)))
     settings = {"seed": {"/x/a/run": "1"}, "manifest": {"/x/a/run": "m" * 90, "/x/b": "n"}}
-    ended = comparison_report(RunComparison(runs=runs, settings=settings))
+    ended = several_runs(RunComparison(runs=runs, settings=settings))
     lines = ended.lines
     assert ended.ok and lines[0].split() == ["a/run", "b"]
     assert cells(lines, "images/s") == ["9.5", "-"] and cells(lines, "left") == ["2", "min", "-"]
@@ -88,7 +89,7 @@ def test_many_trainings_go_below_each_other_and_damaged_ones_are_named() -> None
         RunStatus(run=f"/x/{i}", stages=(stage(on_gpus=False),)) for i in range(RUNS_ABREAST + 1)
     ]
     left_out = (LeftOut(run="/x/bad", reason="/x/bad/recipe.json is corrupt"),)
-    ended = comparison_report(RunComparison(runs=tuple(runs), settings={}, left_out=left_out))
+    ended = several_runs(RunComparison(runs=tuple(runs), settings={}, left_out=left_out))
     headings = [line.split() for line in ended.lines if line.split()[:1] in (["0"], ["6"])]
     assert headings == [["0", "1", "2", "3", "4", "5"], ["6"]] and not ended.ok
     text = "\n".join(ended.lines)
