@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 from datagen.io import storage
 from datagen.records import FrozenModel
-from training.run_dir.paths import RunPaths, StagePaths, stage_paths
+from training.run_dir.paths import (
+    FILES_JOURNAL,
+    PICTURES_JOURNAL,
+    RunPaths,
+    StagePaths,
+    stage_paths,
+)
 from training.run_dir.records import StageRecord, StageWeights
 from training.run_dir.starts import append_line, read_lines, read_starts
 from training.settings.initial_weights import is_stage
@@ -32,6 +38,8 @@ class SetAside(FrozenModel):
     kept: str
     """The name of its folder now."""
     grew_from: StageWeights
+    journals: dict[str, int]
+    """Sizes of the run's journals then, in bytes: files that they name before are kept ones."""
 
 
 class LaterStage(NamedTuple):
@@ -147,9 +155,30 @@ def aside(stage: StagePaths) -> StagePaths:
 
 def set_aside(stage: StagePaths, kept: StagePaths, grew_from: StageWeights) -> None:
     """Moves a stage to `kept`, so that it is trained anew."""
+    files = (stage.run / name for name in (FILES_JOURNAL, PICTURES_JOURNAL))
+    line = SetAside(
+        time=time.time(),
+        stage=stage.name,
+        kept=kept.name,
+        grew_from=grew_from,
+        journals={file.name: file.stat().st_size for file in files if file.is_file()},
+    )
     stage.root.rename(kept.root)
-    line = SetAside(time=time.time(), stage=stage.name, kept=kept.name, grew_from=grew_from)
     append_line(RunPaths(stage.run).set_aside, line)
+
+
+def place_in_run(run: Path, file: Path, *, journal: str, offset: int) -> Path:
+    """Where a file is that a line of one of the run's journals names: in the folder of its stage,
+    or where that stage was set aside since.
+
+    Args:
+        offset: of the line, in bytes.
+    """
+    for line in read_lines(RunPaths(run).set_aside, SetAside):
+        stage, kept = (StagePaths(run, name).root for name in (line.stage, line.kept))
+        if file.is_relative_to(stage) and offset < line.journals.get(journal, 0):
+            return kept / file.relative_to(stage)
+    return file
 
 
 def stages_set_aside(recipe: TrainingRecipe) -> list[StagePaths]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from datagen.io import storage
 from datagen.records import FrozenModel
 from training.run_dir.best_effort import append_lines_atomically, best_effort
+from training.run_dir.further import place_in_run
 from training.run_dir.paths import (
     CURVES_JOURNAL,
     FILES_JOURNAL,
@@ -101,23 +102,26 @@ class Journal:
             lines = self._unsent(start, self.batch)
             if not lines:
                 return 0
-            parsed = [(line, _parse(line)) for line in lines]
-            events = [event for _, event in parsed if event is not None]
-            send([self._here(event) for event in events])
-            for line in (line for line, event in parsed if event is None):
+            offsets = itertools.accumulate(map(len, lines), initial=start)
+            parsed = [(line, _parse(line), at) for line, at in zip(lines, offsets, strict=False)]
+            send([self._here(event, at) for _, event, at in parsed if event is not None])
+            for line in (line for line, event, _ in parsed if event is None):
                 log.warning("a damaged line of %s is not sent: %.80r", self.path, line)
             self._sent = _Sent(run_id=run_id, bytes=start + sum(map(len, lines)))
             with best_effort(str(self._offset)):
                 storage.write_bytes(str(self._offset), self._sent.model_dump_json().encode())
         return len(lines)
 
-    def _here(self, event: Event) -> Event:
-        """The event with the paths of where its run is now."""
+    def _here(self, event: Event, offset: int) -> Event:
+        """The event of the line at an offset, with the paths of where its files are now."""
         if isinstance(event, Model) and "run" in event.tags:
             run, now = event.tags["run"], str(self.path.parent.parents[1])
             tags = {name: value.replace(run, now) for name, value in event.tags.items()}
             event = event.model_copy(update={"tags": tags})
-        return _with_path(event, self.path.parent.joinpath)
+        home, name = self.path.parent, self.path.name
+        return _with_path(
+            event, lambda path: place_in_run(home, home / path, journal=name, offset=offset)
+        )
 
     def _unsent(self, start: int, most: int) -> list[bytes]:
         """The first complete lines after an offset."""
