@@ -377,6 +377,7 @@ def deploy(
         if dry_run:
             return out.say_recipe(resolved)
         await_server()
+        doing("registering it with Prefect")
         result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
         out.say(reports.deployed(result))
 
