@@ -16,7 +16,8 @@ from functools import cache
 import psutil
 
 SECONDS = 0.5
-"""Between two looks; on a machine with many processes looks are rarer, at 1 % of a core."""
+"""Within which the end of the command is noticed. New children are looked for as often, but rarer
+where that would take more than 1 % of a core: on a machine with many processes."""
 
 
 @cache
@@ -33,12 +34,15 @@ def end_children_with_this_process() -> subprocess.Popen[bytes]:
 
 def _watch(pid: int) -> None:
     known: set[psutil.Process] = set()
+    next_look = 0.0
     while os.getppid() == pid:
         start = time.monotonic()
-        with suppress(psutil.NoSuchProcess):
-            known = {child for child in known if child.is_running()}
-            known.update(psutil.Process(pid).children(recursive=True))
-        time.sleep(max(SECONDS, 100 * (time.monotonic() - start)))
+        if start >= next_look:
+            with suppress(psutil.NoSuchProcess):
+                known = {child for child in known if child.is_running()}
+                known.update(psutil.Process(pid).children(recursive=True))
+            next_look = start + 100 * (time.monotonic() - start)
+        time.sleep(SECONDS)
     for child in known - {psutil.Process()}:
         with suppress(psutil.NoSuchProcess):
             child.kill()  # never another process that has the same number by now
