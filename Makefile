@@ -1,12 +1,13 @@
 # make demo   sets everything up and runs the whole way on the photos that ship with two libraries
 #             STACK=1: with MLflow, Prefect, Ray, S3 and Postgres as servers on this machine
 # make test   sets everything up and runs the tests
+# make lock   writes the lock files of the image anew, after a change of constraints.txt
 # make bench  measures; make gpu-bundle PHOTOS=FOLDER packs .gpu/ for a machine with a GPU and no network
 # Needed beforehand: Python 3.11-3.13 and make. Both share one .venv/, made once.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench gpu-bundle clean
+.PHONY: help setup demo test test-all check format lock bench gpu-bundle clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,6 +62,16 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# For Linux, every Python and processor. Torch for CUDA is a file of its own: an image for CPUs has another.
+lock: $(INSTALLED)
+	set -o pipefail; $(BIN)/uv pip compile --no-config --quiet --universal --python-version 3.11 --no-annotate \
+	  --generate-hashes --custom-compile-command "make lock" -c constraints.txt \
+	  --extra heic --extra servers pyproject.toml | \
+	awk -v most=infra/images/requirements.lock -v cuda=infra/images/torch-cuda.lock \
+	  '/^#/ { print > most; print > cuda } \
+	  /^[a-z]/ { file = /^(torch|triton|cuda|nvidia)/ ? cuda : most } \
+	  /win32|emscripten/ { file = "/dev/null" } file { print > file }'
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.degradation
