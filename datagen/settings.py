@@ -5,7 +5,7 @@ Values that follow from others are derived where they are used.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -122,6 +122,10 @@ class AutoencoderSettings(Settings):
     differently in a batch of another size."""
 
 
+LatentName = Literal["hq", "lq", "neg"]
+LATENT_NAMES: tuple[LatentName, ...] = get_args(LatentName)
+LqPixels = Literal["none", "small", "full"]
+
 CodecSettings = Annotated[DctSettings | AutoencoderSettings, Field(discriminator="kind")]
 
 
@@ -155,8 +159,18 @@ class DatasetRecipe(Settings):
     """Part of the photos whose samples go to the validation split and are never trained on."""
     samples_per_shard: int = Field(256, ge=1)
     """Largest number of samples in a shard; it has fewer where buckets and splits divide them."""
-    hq_jpeg_quality: int | None = Field(95, ge=1, le=100)
-    """JPEG quality of the stored HQ pixels, which perceptual losses need; null stores none."""
+    latents: tuple[LatentName, ...] = ("hq", "lq", "neg")
+    """Which images are stored as latents: `hq`, `lq`, and the negative `neg`, which guidance needs.
+    None of them (`[]`) makes a dataset of pixels, without a codec."""
+    hq_pixels: Literal["jpeg", "png", "none"] = "jpeg"
+    """How the HQ pixels are stored, which perceptual losses and training on pixels need: PNG is
+    lossless and four times as large."""
+    hq_jpeg_quality: int = Field(95, ge=1, le=100)
+    """JPEG quality of the stored HQ pixels."""
+    lq_pixels: LqPixels = "none"
+    """Whether the LQ pixels are stored as PNG, for training on pixels. `small`: at their own size,
+    the rest of the chain is run when they are read, without loss. `full`: at the size of the HQ,
+    rounded to 8 bits."""
     images: ImageSettings = ImageSettings()
     """Image files that are not plain 8-bit color photos."""
     filters: FilterSettings = FilterSettings()
@@ -166,7 +180,7 @@ class DatasetRecipe(Settings):
     degradation: DegradationSettings = DegradationSettings()
     """The chain that makes the LQ image and the negative out of the HQ image."""
     codec: CodecSettings = DctSettings()
-    """What encodes images to latents."""
+    """What encodes images to latents; not used where `latents` is empty."""
     max_rejected_fraction: Execution[Probability] = 0.1
     """The build fails when more than this part of the photos cannot be used; those that `filters`
     leave out do not count."""
@@ -176,6 +190,23 @@ class DatasetRecipe(Settings):
     def _listed(cls, sources: Any) -> Any:
         """One source may be written without brackets."""
         return [sources] if isinstance(sources, str) or sources is None else sources
+
+    @field_validator("latents")
+    @classmethod
+    def _each_once(cls, names: tuple[LatentName, ...]) -> tuple[LatentName, ...]:
+        """In the order in which they are stored."""
+        if len(set(names)) < len(names):
+            raise ValueError(f"{list(names)} names one twice: give each of hq, lq and neg once")
+        return tuple(sorted(names, key=LATENT_NAMES.index))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "hq" not in self.latents and self.hq_pixels == "none":
+            raise ValueError(
+                "latents without hq and hq_pixels=none leave nothing of the HQ to train on: "
+                "set hq_pixels=jpeg or png, or add hq to latents"
+            )
+        return self
 
     @property
     def least_workers(self) -> int:

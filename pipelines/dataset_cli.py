@@ -53,7 +53,8 @@ def dataset_build(
         from pipelines.recipes.load import dataset_recipe, fitting_recipe, require_sources
 
         resolved = dataset_recipe(recipe, settings or [])
-        training = fitting_recipe(resolved.codec.kind, preferred=recipe)
+        codec = resolved.codec.kind if resolved.latents else None
+        training = fitting_recipe(codec, preferred=recipe)
         if dry_run:
             return out.say_recipe(resolved)
         require_sources(resolved)
@@ -158,7 +159,7 @@ def dataset_verify(
             with show_progress("recompute", total=manifest.num_shards, unit="shards") as progress:
                 found, without_photo = recompute_samples(location, on_shard=progress.reach)
             issues += found
-        training = fitting_recipe(manifest.codec.kind)
+        training = fitting_recipe(manifest.codec.kind if manifest.codec else None)
         out.say(
             dataset_report.verified(location, issues, recipe=training, without_photo=without_photo)
         )

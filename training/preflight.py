@@ -18,6 +18,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import tensor_entries
 from datagen.records import is_folder, read_record
 from datagen.samples.buckets import Bucket
+from datagen.settings import DatasetRecipe
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
 from training.data.shard_cache import check_cache
 from training.run_dir.datasets import (
@@ -29,6 +30,7 @@ from training.run_dir.datasets import (
 from training.run_dir.paths import RunPaths, stage_paths
 from training.run_dir.recipe_guard import check_recipe, stages_going_on
 from training.settings.adversarial import DiscriminatorSettings
+from training.settings.batch_fields import BatchFields
 from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts
 from training.settings.objective import Lpips
@@ -55,8 +57,10 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     unfinished = [stage.name for stage in stage_paths(recipe) if stage.finished_record() is None]
     unfinished += [stage.name for stage in stages_going_on(recipe)]
     for stage in map(recipe.stage, unfinished):
-        manifest = open_stage_dataset(recipe, stage.name, datasets).manifest
+        dataset = open_stage_dataset(recipe, stage.name, datasets)
+        manifest = dataset.manifest
         _warn_of_partial_batches(stage, recipe.most_workers, recipe.output)
+        _check_fields(stage, dataset.manifest.dataset_recipe(dataset.root))
         draws = bucket_shares(stage, manifest)
         _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"), recipe.output)
         _check_sides(recipe, manifest, draws)
@@ -72,6 +76,32 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
         _check_exists(recipe.prompts.source, "prompts.source")
     return datasets
+
+
+def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
+    """What the batches of the stage hold, the dataset must store."""
+    needed = stage.batch_fields
+    stored = BatchFields.stored(dataset)
+    missing = [name for name in needed.latents if name not in stored.latents]
+    why = fix = None
+    if missing == ["neg"]:
+        why = "objective.guidance needs negatives"
+        fix = f"latents=[{','.join((*stored.latents, 'neg'))}], or remove guidance"
+    elif missing:
+        why = f"it trains on the latents of {' and '.join(needed.latents)}"
+        fix = f"latents=[{','.join(needed.latents)}]"
+    elif needed.hq_pixels and not stored.hq_pixels:
+        why = "perceptual needs HQ pixels"
+        fix = "hq_pixels=jpeg, or set perceptual.kind=none"
+    elif needed.lq_pixels and not stored.lq_pixels:
+        why = "it trains on LQ pixels"
+        fix = "lq_pixels=small"
+    if why is not None:
+        raise FlowmapsrError(
+            f"stage {stage.name!r}: {why}, which the dataset does not have (it stores "
+            f"latents=[{','.join(stored.latents)}], hq_pixels={dataset.hq_pixels}, "
+            f"lq_pixels={dataset.lq_pixels}): build it with {fix}"
+        )
 
 
 def _check_not_shared(recipe: TrainingRecipe) -> None:
@@ -128,7 +158,7 @@ def _warn_once(output: str, text: str) -> None:
 
 
 def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[BucketShare]) -> None:
-    multiple, downsample = recipe.model.latent_multiple, manifest.codec.downsample
+    multiple, downsample = recipe.model.latent_multiple, manifest.require_codec().downsample
     pixels = multiple * downsample
     for bucket in map(Bucket.from_name, sorted(draw.bucket for draw in draws)):
         if bucket.height % pixels or bucket.width % pixels:
@@ -160,7 +190,7 @@ def _check_discriminator(
 ) -> None:
     for name in sorted(draw.bucket for draw in draws):
         bucket = Bucket.from_name(name)
-        side = min(bucket.height, bucket.width) // manifest.codec.downsample
+        side = min(bucket.height, bucket.width) // manifest.require_codec().downsample
         if settings.patches(side) < 1:
             raise FlowmapsrError(
                 f"adversarial.discriminator.strides {list(settings.strides)} leave no patch of the "

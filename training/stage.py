@@ -24,7 +24,7 @@ from training.checkpoints.records import CheckpointOrigin
 from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.held_out import held_out_groups, held_out_reader
-from training.data.loader import Batch, BatchReader, LatentLoader
+from training.data.loader import BatchReader, LatentLoader
 from training.data.schedule import Position, Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
@@ -114,11 +114,10 @@ def build_stage(
     device = worker_device()
     reset_memory_peak(device)
     shards = ShardStore(dataset.root, cache=recipe_cache(recipe))
-    reader = held_out_reader(shards, dataset.manifest)
+    reader = held_out_reader(shards, dataset)
     groups = held_out_groups(dataset.manifest, recipe.validation_samples)
     if rank == 0:
         warn_of_newer_data(recipe, datasets)
-        check_dataset(recipe, system, reader.read(groups[0]))
         if reader.schedule.split == "train":
             _say_that_nothing_is_held_out(dataset.root)
     dataset_recipe = dataset.manifest.dataset_recipe(dataset.root)
@@ -246,8 +245,14 @@ class Stage:
             shuffle_window_shards=recipe.shuffle_window_shards,
             split="train",
         )
-        fields, pin = self.system.batch_fields(settings), inputs.device.type == "cuda"
-        reader = BatchReader(self.shards, schedule, manifest.codec, fields=fields, pin=pin)
+        reader = BatchReader(
+            self.shards,
+            schedule,
+            manifest.codec,
+            settings.batch_fields,
+            stored_lq=inputs.dataset_recipe.lq_pixels,
+            pin=inputs.device.type == "cuda",
+        )
         return Loop(
             inputs=inputs,
             origin=CheckpointOrigin(
@@ -321,13 +326,3 @@ class Stage:
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())
         shutil.rmtree(folder.inputs, ignore_errors=True)
-
-
-def check_dataset(recipe: TrainingRecipe, system: System, batch: Batch) -> None:
-    """Refuses a dataset that lacks what any stage of the recipe needs, before the first trains."""
-    for stage in recipe.stages:
-        fields = system.batch_fields(stage)
-        if fields.neg:
-            batch.require_neg()
-        if fields.pixels:
-            batch.require_pixels()

@@ -19,7 +19,6 @@ from datagen.dataset.manifest import Dataset
 from datagen.samples.codecs import Codec
 from datagen.settings import DatasetRecipe
 from training.data.loader import Batch
-from training.data.sample_decoder import BatchFields
 from training.engine.engine import Engine
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
@@ -143,9 +142,6 @@ class System(Protocol):
     @property
     def pictures_note(self) -> str:
         """What `SystemStage.pictures` shows, for the stage's page in MLflow (Markdown)."""
-
-    def batch_fields(self, stage: StageSettings) -> BatchFields:
-        """What the batches of a stage must hold."""
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
         """Downloads and computes what `build` reads, once: only the first worker calls it."""

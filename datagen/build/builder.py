@@ -15,13 +15,13 @@ import torch
 from datagen.dataset.known_photos import UNREADABLE, KnownPhoto
 from datagen.dataset.layout import record_path, shard_path
 from datagen.dataset.records import CodecRecord, ShardRecord, Split
-from datagen.dataset.shards import ShardSample, ShardWriter, open_shard
+from datagen.dataset.shards import ShardSample, ShardWriter, open_shard, write_latents
 from datagen.dataset.statistics import StatisticsCollector
 from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io import storage
 from datagen.photos.source_file import Rejection
 from datagen.records import to_json
-from datagen.samples.codecs import Codec, load_codec
+from datagen.samples.codecs import Codec, codec_of, codec_record
 from datagen.samples.encode import encode
 from datagen.samples.prepare import SampleResult, prepare
 from datagen.settings import DatasetRecipe
@@ -48,19 +48,21 @@ class ShardBuilder:
         Raises:
             FlowmapsrError: a photo is not the planned one, or the output cannot be written.
         """
+        recipe = self._recipe
         if self._codec is None:
-            self._codec = load_codec(self._recipe.codec, self._device)
+            self._codec = codec_of(recipe, self._device)
         with _one_core(), ExitStack() as published:
-            shards = _OpenShards(self._recipe, task, self._codec, published)
-            prepared = prepare(task, self._recipe, threads=self._threads)
-            batch = self._recipe.codec.batch
-            for result in encode(prepared, self._codec, batch=batch, device=self._device):
+            shards = _OpenShards(recipe, task, codec_record(recipe, self._codec), published)
+            results = prepare(task, recipe, threads=self._threads)
+            if self._codec is not None:
+                results = encode(results, self._codec, recipe, device=self._device)
+            for result in results:
                 shards.add(result)
             record = shards.close()
         for shard in record.shards:
-            uri = storage.join(self._recipe.output, record_path(shard.path))
+            uri = storage.join(recipe.output, record_path(shard.path))
             storage.write_bytes(uri, to_json(shard))
-        storage.write_bytes(storage.join(self._recipe.output, task.path), to_json(record))
+        storage.write_bytes(storage.join(recipe.output, task.path), to_json(record))
         return record
 
 
@@ -68,18 +70,16 @@ class _OpenShards:
     """Open shards and counts of one task; closing `published` makes the shards appear."""
 
     def __init__(
-        self, recipe: DatasetRecipe, task: ShardTask, codec: Codec, published: ExitStack
+        self,
+        recipe: DatasetRecipe,
+        task: ShardTask,
+        codec: CodecRecord | None,
+        published: ExitStack,
     ) -> None:
         self._output = recipe.output
         self._task = task
         self._published = published
-        record = CodecRecord(
-            kind=recipe.codec.kind,
-            fingerprint=codec.fingerprint,
-            channels=codec.channels,
-            downsample=codec.downsample,
-        )
-        self._stats = StatisticsCollector(record)
+        self._stats = StatisticsCollector(codec)
         self._writers: dict[tuple[str, Split], ShardWriter] = {}
         self._photos = {
             file.uri: KnownPhoto(file.uri, file.bytes, file.stamp, sha256=None, reason=None)
@@ -94,11 +94,16 @@ class _OpenShards:
             self._photos[result.uri] = replace(before, reason=result.reason, stamp=stamp)
             return
         drawn, latents = result.drawn, result.latents
-        assert latents is not None, "an encoded sample"
         self._photos[drawn.source] = replace(self._photos[drawn.source], sha256=result.sha256)
-        self._stats.add(latents.hq, drawn, photo_side=result.photo_side)
+        self._stats.add(latents.get("hq"), drawn, photo_side=result.photo_side)
         self._writer(drawn.bucket, result.split).add(
-            ShardSample(drawn.key, latents.to_bytes(), to_json(drawn), result.hq_jpeg)
+            ShardSample(
+                drawn.key,
+                latents=write_latents(latents) if latents else None,
+                meta=to_json(drawn),
+                hq_image=result.hq_image,
+                lq_image=result.lq_image,
+            )
         )
 
     def _writer(self, bucket: str, split: Split) -> ShardWriter:

@@ -21,14 +21,13 @@ from datagen.dataset.manifest import (
 )
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
 from datagen.dataset.statistics import PartialStatistics, statistics_of
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.review.pictures import choose_samples, render_histograms, render_preview
-from datagen.samples.codecs import decode_latents, load_codec
-from datagen.samples.sample import SamplePixels
+from datagen.samples.codecs import codec_of
+from datagen.samples.stored import Pictures, stored_pictures
 
 _PREVIEW_SAMPLES = 6
 
@@ -153,7 +152,9 @@ def _manifest(
     )
 
 
-def _one_codec(plan: Plan, before: Manifest | None, records: list[TaskRecord]) -> CodecRecord:
+def _one_codec(
+    plan: Plan, before: Manifest | None, records: list[TaskRecord]
+) -> CodecRecord | None:
     first = before.codec if before else records[0].stats.codec
     for record in records:
         if record.stats.codec != first:
@@ -167,9 +168,9 @@ def _one_codec(plan: Plan, before: Manifest | None, records: list[TaskRecord]) -
 
 def _preview_rows(
     plan: Plan, shards: tuple[ShardRecord, ...]
-) -> list[tuple[DrawnSample, SamplePixels]]:
+) -> list[tuple[DrawnSample, Pictures]]:
     """The first samples of shards spread over the dataset, decoded from what was stored."""
-    codec = load_codec(plan.recipe.codec)
+    codec = codec_of(plan.recipe)
     count = min(_PREVIEW_SAMPLES, len(shards))
     chosen = [shards[index * len(shards) // count] for index in range(count)]
     firsts = [read_shard(storage.join(plan.output, one.path))[:_PREVIEW_SAMPLES] for one in chosen]
@@ -179,10 +180,9 @@ def _preview_rows(
         for sample in rank
         if sample is not None
     }
+    chosen_samples = [samples[key] for key in choose_samples(samples, _PREVIEW_SAMPLES)]
+    drawn = [DrawnSample.model_validate_json(sample.meta) for sample in chosen_samples]
     return [
-        (
-            DrawnSample.model_validate_json(samples[key].meta),
-            decode_latents(codec, Latents.from_bytes(samples[key].latents)),
-        )
-        for key in choose_samples(samples, _PREVIEW_SAMPLES)
+        (one, stored_pictures(sample, one, plan.recipe, codec))
+        for one, sample in zip(drawn, chosen_samples, strict=True)
     ]

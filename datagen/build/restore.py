@@ -13,7 +13,7 @@ from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, file_hashes, kept_manifests, write_manifest
 from datagen.dataset.records import CodecRecord, DrawnSample, RejectedCount, ShardRecord
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
+from datagen.dataset.shards import stored_latents
 from datagen.dataset.statistics import PartialStatistics, StatisticsCollector, statistics_of
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -21,7 +21,7 @@ from datagen.photos.scan import HeaderReader, ScannedPhoto
 from datagen.records import read_record
 from datagen.review.pictures import render_histograms
 from datagen.review.recompute import file_at, recompute
-from datagen.samples.codecs import load_codec
+from datagen.samples.codecs import codec_of, codec_record
 from datagen.settings import DatasetRecipe
 
 
@@ -38,13 +38,7 @@ def restore_manifest(recipe: DatasetRecipe) -> Manifest:
             write_manifest(output, kept)
             return kept
     known = KnownPhotos.read(output)
-    codec = load_codec(recipe.codec)
-    record = CodecRecord(
-        kind=recipe.codec.kind,
-        fingerprint=codec.fingerprint,
-        channels=codec.channels,
-        downsample=codec.downsample,
-    )
+    record = codec_record(recipe, codec_of(recipe))
     sides = _photo_sides(recipe, known)
     reasons = Counter(known.rejected().values())
     manifest = Manifest(
@@ -105,11 +99,11 @@ def _photo_sides(recipe: DatasetRecipe, known: KnownPhotos) -> dict[str, int]:
 
 
 def _statistics(
-    output: str, shard: ShardRecord, codec: CodecRecord, sides: dict[str, int]
+    output: str, shard: ShardRecord, codec: CodecRecord | None, sides: dict[str, int]
 ) -> PartialStatistics:
     collector = StatisticsCollector(codec)
     for sample in read_shard(storage.join(output, shard.path), sha256=shard.sha256):
         drawn = DrawnSample.model_validate_json(sample.meta)
         side = sides.get(sample.key[:20], min(drawn.crop.width, drawn.crop.height))
-        collector.add(Latents.from_bytes(sample.latents).hq, drawn, photo_side=side)
+        collector.add(stored_latents(sample).get("hq"), drawn, photo_side=side)
     return collector.result()

@@ -41,7 +41,8 @@ class Manifest(FrozenModel):
     recipe_digest: str
     sources: tuple[str, ...]
     """Sources of all builds together."""
-    codec: CodecRecord
+    codec: CodecRecord | None
+    """None where no latents are stored."""
     num_samples: int
     num_shards: int
     bytes: int
@@ -94,6 +95,14 @@ class Manifest(FrozenModel):
         manifest = handler({**rest, "stats": stats})
         manifest._digest_v1 = content["digest"]
         return manifest
+
+    def require_codec(self) -> CodecRecord:
+        """What made the latents; FlowmapsrError if there are none."""
+        if self.codec is None:
+            raise FlowmapsrError(
+                "the dataset stores no latents: build it with latents=[hq,lq] for this training"
+            )
+        return self.codec
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
         """The recipe, for a dataset at `output`."""

@@ -116,12 +116,17 @@ def sample_bytes(data: bytes, *, uri: str) -> ShardSample:
             raise DamagedShard(f"{uri}: sample {header.key} has {header.name} twice; {RESTORE}")
         members[header.name] = data[at + _BLOCK : at + _BLOCK + header.size]
         key, at = header.key, at + header.blocks
-    missing = {shards.LATENTS, shards.META} - members.keys()
+    missing = {shards.META} - members.keys()
     if at != len(data) or missing:
         what = ", ".join(sorted(missing)) or "end"
         raise DamagedShard(f"{uri}: sample {key} has no {what}; {RESTORE}")
-    jpeg = members.get(shards.HQ_IMAGE)
-    return ShardSample(key, members[shards.LATENTS], members[shards.META], jpeg)
+    return ShardSample(
+        key,
+        latents=members.get(shards.LATENTS),
+        meta=members[shards.META],
+        hq_image=members.get(shards.HQ_JPEG, members.get(shards.HQ_PNG)),
+        lq_image=members.get(shards.LQ_PNG),
+    )
 
 
 def _header(block: bytes, uri: str) -> _Header:

@@ -15,12 +15,16 @@ import safetensors.numpy
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.settings import LATENT_NAMES
 
 LATENTS = "latents.safetensors"
-HQ_IMAGE = "hq.jpg"
+HQ_JPEG = "hq.jpg"
+HQ_PNG = "hq.png"
+LQ_PNG = "lq.png"
 META = "meta.json"
 RESTORE = "restore it, or build the dataset again"
 _BUFFER = 4 * 2**20
+_PNG_START = b"\x89PNG"
 
 
 class DamagedShard(FlowmapsrError):
@@ -29,34 +33,48 @@ class DamagedShard(FlowmapsrError):
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The members of one sample as stored in a shard."""
+    """The members of one sample as stored in a shard; None for what its recipe does not ask for."""
 
     key: str
-    latents: bytes
-    """Safetensors with `hq`, `lq`, `neg`: float16 (C, h, w)."""
+    latents: bytes | None
+    """Safetensors, see `stored_latents`."""
     meta: bytes
-    hq_jpeg: bytes | None
-    """The HQ pixels; None where the recipe stores none."""
+    hq_image: bytes | None
+    """The HQ pixels, a JPEG or a PNG."""
+    lq_image: bytes | None = None
+    """The LQ pixels, a PNG: at their own size or at that of the HQ."""
+
+    def members(self) -> dict[str, bytes]:
+        """By their names, in the order in which a shard holds them."""
+        hq_name = HQ_PNG if self.hq_image and self.hq_image.startswith(_PNG_START) else HQ_JPEG
+        found = {
+            hq_name: self.hq_image,
+            LATENTS: self.latents,
+            LQ_PNG: self.lq_image,
+            META: self.meta,
+        }
+        return {name: data for name, data in found.items() if data is not None}
 
 
-@dataclass(frozen=True)
-class Latents:
-    """float16 (C, h, w) each."""
+Latents = dict[str, np.ndarray]
+"""float16 (C, h, w) by name: those that the recipe asks for, in this order."""
 
-    hq: np.ndarray
-    lq: np.ndarray
-    neg: np.ndarray
 
-    def to_bytes(self) -> bytes:
-        return safetensors.numpy.save({"hq": self.hq, "lq": self.lq, "neg": self.neg})
+def write_latents(latents: Latents) -> bytes:
+    return safetensors.numpy.save(latents)
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Latents:
-        """Raises FlowmapsrError if the bytes are not such a safetensors file."""
-        try:
-            return cls(**safetensors.numpy.load(data))
-        except (safetensors.SafetensorError, TypeError) as error:
-            raise FlowmapsrError(f"{LATENTS} does not hold hq, lq and neg ({error})") from error
+
+def stored_latents(sample: ShardSample) -> Latents:
+    """Empty where it has none; FlowmapsrError if they cannot be read."""
+    if sample.latents is None:
+        return {}
+    try:
+        found = safetensors.numpy.load(sample.latents)
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise FlowmapsrError(f"{LATENTS} cannot be read ({error})") from error
+    if unknown := found.keys() - set(LATENT_NAMES):
+        raise FlowmapsrError(f"{LATENTS} holds {min(unknown)}, not only hq, lq and neg")
+    return {name: found[name] for name in LATENT_NAMES if name in found}
 
 
 @dataclass(frozen=True)
@@ -97,10 +115,7 @@ class ShardWriter:
         self._count = 0
 
     def add(self, sample: ShardSample) -> None:
-        members = {LATENTS: sample.latents, META: sample.meta}
-        if sample.hq_jpeg is not None:
-            members = {HQ_IMAGE: sample.hq_jpeg, **members}
-        for name, content in members.items():
+        for name, content in sample.members().items():
             header = tarfile.TarInfo(f"{sample.key}.{name}")  # time, user and group are 0
             header.size = len(content)
             self._tar.addfile(header, io.BytesIO(content))

@@ -50,7 +50,8 @@ class Counts(FrozenModel):
 
 
 class LatentStatistics(FrozenModel):
-    """Over all positions of all HQ latents, one value for each channel."""
+    """Over all positions of all HQ latents, one value for each channel; no position where none are
+    stored."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -67,7 +68,7 @@ class Statistics(FrozenModel):
 class PartialStatistics(FrozenModel):
     """What some samples add to the statistics."""
 
-    codec: CodecRecord
+    codec: CodecRecord | None
     positions: int
     """Latent positions counted, all samples together."""
     latent_sum: tuple[float, ...]
@@ -75,7 +76,7 @@ class PartialStatistics(FrozenModel):
     counts: Counts
 
     @classmethod
-    def of(cls, statistics: Statistics, codec: CodecRecord) -> PartialStatistics:
+    def of(cls, statistics: Statistics, codec: CodecRecord | None) -> PartialStatistics:
         """Those of a finished dataset that is to grow."""
         mean, std = np.array(statistics.latent.mean), np.array(statistics.latent.std)
         positions = statistics.latent.positions
@@ -91,20 +92,22 @@ class PartialStatistics(FrozenModel):
 class StatisticsCollector:
     """Adds up the samples of a task as they are stored."""
 
-    def __init__(self, codec: CodecRecord) -> None:
+    def __init__(self, codec: CodecRecord | None) -> None:
         self._codec = codec
         self._positions = 0
-        self._sum = np.zeros(codec.channels)
-        self._square_sum = np.zeros(codec.channels)
+        self._sum = np.zeros(codec.channels if codec else 0)
+        self._square_sum = np.zeros_like(self._sum)
         self._values: defaultdict[str, list[float]] = defaultdict(list)
         self._buckets: Counter[str] = Counter()
 
-    def add(self, hq_latent: np.ndarray, drawn: DrawnSample, *, photo_side: int) -> None:
-        """Counts a stored sample: its latent (C, h, w), the shorter side of its photo in pixels."""
-        latent = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
-        self._positions += latent.shape[1]
-        self._sum += latent.sum(axis=1, dtype=np.float64)
-        self._square_sum += np.einsum("cp,cp->c", latent, latent, dtype=np.float64)
+    def add(self, hq_latent: np.ndarray | None, drawn: DrawnSample, *, photo_side: int) -> None:
+        """Counts a stored sample: its latent (C, h, w), if it has one, and the shorter side of its
+        photo in pixels."""
+        if hq_latent is not None:
+            latent = hq_latent.reshape(len(hq_latent), -1).astype(np.float32)
+            self._positions += latent.shape[1]
+            self._sum += latent.sum(axis=1, dtype=np.float64)
+            self._square_sum += np.einsum("cp,cp->c", latent, latent, dtype=np.float64)
         self._buckets[drawn.bucket] += 1
         self._values["scale"].append(drawn.scale)
         self._values["photo_side"].append(photo_side)

@@ -1,5 +1,5 @@
 """Applies drawn parameters to an HQ image: `degrade` gives its LQ at HQ size, `degrade_small` at
-its own.
+its own, which `enlarge` brings to HQ size.
 
 No randomness is left: equal pixels and parameters give equal bytes with any number of threads.
 """
@@ -22,12 +22,19 @@ def degrade(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:
 
     `hq` is uint8, or float in [0, 1], of shape (H, W, 3).
     """
-    # Split at the resize back, the last resize: the chain before it makes the small 8-bit image
-    # that a user has, the chain after it is linear (a blur or nothing) in nearly every recipe.
-    # Then dividing by 255 may come first, on the small image, where it costs scale^2 times less.
-    small = degrade_small(hq, drawn).astype(np.float32)
+    return enlarge(degrade_small(hq, drawn), drawn, size=(hq.shape[1], hq.shape[0]))
+
+
+def enlarge(small: np.ndarray, drawn: params.DegradationParams, *, size: Size) -> np.ndarray:
+    """The LQ at HQ size (width, height), as `degrade` gives it, of what `degrade_small` gave.
+
+    Applies the chain from the resize back on.
+    """
+    # The chain before the resize back, the last resize, makes the small 8-bit image that a user
+    # has; the chain after it is linear (a blur or nothing) in nearly every recipe. Then dividing by
+    # 255 may come first, on the small image, where it costs scale^2 times less.
+    small = small.astype(np.float32)
     rest = drawn.operations[_resize_back_index(drawn) :]
-    size = hq.shape[1], hq.shape[0]
     linear = params.AnyBlur | params.AnyResize | params.SkippedOperation
     if all(isinstance(operation, linear) for operation in rest):
         small *= np.float32(1 / 255)

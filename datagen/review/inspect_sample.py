@@ -20,12 +20,13 @@ from datagen.dataset.layout import REJECTED
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
 from datagen.dataset.shard_index import find_sample
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
-from datagen.samples.codecs import decode_latents, load_codec
-from datagen.samples.sample import SamplePixels, sample_key, split_of
+from datagen.samples.codecs import codec_of
+from datagen.samples.sample import sample_key, split_of
+from datagen.samples.stored import Pictures, stored_pictures
 
 _THREADS = 8
 _SHOWN = 5
@@ -37,7 +38,7 @@ class InspectedSample:
 
     shard: str
     drawn: DrawnSample
-    images: SamplePixels
+    images: Pictures
 
 
 def inspect_sample(root: str, key: str) -> InspectedSample:
@@ -50,22 +51,22 @@ def inspect_sample(root: str, key: str) -> InspectedSample:
     manifest = load_manifest(root)
     whole, split = _resolve(root, manifest, key)
     record, sample = _find(root, manifest, whole, split)
-    try:
-        drawn = DrawnSample.model_validate_json(sample.meta)
-        latents = Latents.from_bytes(sample.latents)
-    except (ValidationError, FlowmapsrError) as error:
-        raise FlowmapsrError(
-            f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
-            "`flowmapsr dataset verify` lists all damage"
-        ) from error
-    codec = load_codec(manifest.dataset_recipe(root).codec)
-    if codec.fingerprint != manifest.codec.fingerprint:
+    recipe = manifest.dataset_recipe(root)
+    codec = codec_of(recipe)
+    if manifest.codec and codec and codec.fingerprint != manifest.codec.fingerprint:
         raise FlowmapsrError(
             f"{root}: its latents were made by other codec weights than the present ones "
             f"({manifest.codec.fingerprint[:12]} then, {codec.fingerprint[:12]} now); "
             "restore the weights"
         )
-    return InspectedSample(record.path, drawn, decode_latents(codec, latents))
+    try:
+        drawn = DrawnSample.model_validate_json(sample.meta)
+        return InspectedSample(record.path, drawn, stored_pictures(sample, drawn, recipe, codec))
+    except (ValidationError, FlowmapsrError) as error:
+        raise FlowmapsrError(
+            f"{storage.join(root, record.path)}#{whole}: this sample is damaged ({error}); "
+            "`flowmapsr dataset verify` lists all damage"
+        ) from error
 
 
 def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
@@ -76,7 +77,7 @@ def save_pictures(sample: InspectedSample, folder: str) -> list[str]:
     """
     files = {
         storage.join(folder, f"{sample.drawn.key}-{name}.png"): _png(pixels)
-        for name, pixels in vars(sample.images).items()
+        for name, pixels in sample.images.items()
     }
     for uri, data in files.items():
         if storage.exists(uri) and storage.read_bytes(uri) != data:

@@ -15,7 +15,8 @@ from datagen.dataset.records import DrawnSample
 from datagen.dataset.statistics import Counts, LatentStatistics, Statistics
 from datagen.degradation import parameters as params
 from datagen.samples.buckets import Bucket
-from datagen.samples.sample import SamplePixels
+from datagen.samples.stored import Pictures
+from datagen.settings import LATENT_NAMES
 
 _WIDTH = 4.0
 """Of a column, inches of 100 pixels."""
@@ -28,13 +29,15 @@ _MOST_BUCKETS = 24
 _MOST_LABELS = 16
 
 
-def render_preview(samples: Sequence[tuple[DrawnSample, SamplePixels]]) -> bytes:
-    """A PNG with a row for each sample: HQ, LQ and negative, and below each what was drawn for it.
+def render_preview(samples: Sequence[tuple[DrawnSample, Pictures]]) -> bytes:
+    """A PNG with a row for each sample: HQ, LQ and negative, and below each what was drawn for it;
+    of what is not stored only that.
 
     Equal samples give equal bytes.
     """
     captions = [_captions(drawn) for drawn, _ in samples]
-    pictures = [_WIDTH * min(1.0, made.hq.shape[0] / made.hq.shape[1]) for _, made in samples]
+    shapes = [next(iter(made.values())).shape for _, made in samples]
+    pictures = [_WIDTH * min(1.0, height / width) for height, width, _ in shapes]
     texts = [_LINE_HEIGHT * max(caption.count("\n") + 3 for caption in one) for one in captions]
     width, height = 3 * _WIDTH, _TOP + sum(pictures) + sum(texts)
     figure = Figure(figsize=(width, height))
@@ -42,10 +45,11 @@ def render_preview(samples: Sequence[tuple[DrawnSample, SamplePixels]]) -> bytes
         figure.text((column + 0.5) / 3, 1 - 0.5 * _TOP / height, title, ha="center", va="center")
     top = height - _TOP
     for (_, made), caption, picture, text in zip(samples, captions, pictures, texts, strict=True):
-        for column, image in enumerate(vars(made).values()):
+        for column, name in enumerate(LATENT_NAMES):
             left, bottom = column / 3 + _GAP / width, (top - picture) / height
             axes = figure.add_axes((left, bottom, 1 / 3 - 2 * _GAP / width, picture / height))
-            axes.imshow(image)
+            if name in made:
+                axes.imshow(made[name])
             axes.set_axis_off()
             axes.set_anchor("W")
             below = bottom - 0.5 * _LINE_HEIGHT / height

@@ -14,7 +14,7 @@ from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.dataset.records import DrawnSample
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import META, Latents, ShardSample
+from datagen.dataset.shards import META, ShardSample, stored_latents
 from datagen.dataset.tasks import PhotoVariants, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -22,13 +22,14 @@ from datagen.photos.archives import scan_archive
 from datagen.photos.source_file import Rejection, SourceFile
 from datagen.photos.sources import ARCHIVE
 from datagen.review.verify import DatasetIssue
-from datagen.samples.codecs import load_codec
+from datagen.samples.codecs import codec_of
 from datagen.samples.encode import encode
+from datagen.samples.pixels import decode_pixels
 from datagen.samples.prepare import PreparedSample, prepare
 from datagen.samples.sample import sample_key
 
-_TOLERANCE = 0.05
-"""Of the mean size of a latent: another processor may round differently."""
+_RELATIVE = 0.05
+"""Of the mean size of a latent or pixel: another processor may round differently."""
 
 
 def recompute_samples(
@@ -71,7 +72,7 @@ def recompute(
 class _Recomputer:
     def __init__(self, manifest: Manifest, root: str) -> None:
         self._recipe = manifest.dataset_recipe(root)
-        self._codec = load_codec(self._recipe.codec)
+        self._codec = codec_of(self._recipe)
         lines = KnownPhotos.read(root).lines
         self._photos = {sample_key(line.sha256, 0)[:-3]: line for line in lines if line.sha256}
 
@@ -83,8 +84,10 @@ class _Recomputer:
         if known is None or file is None:
             return None
         wanted = PhotoVariants(file, 0, 0, int(variant), 1)
-        prepared = prepare(ShardTask(index=0, photos=(wanted,)), self._recipe, threads=1)
-        (made,) = encode(prepared, self._codec, batch=1, device="cpu")
+        results = prepare(ShardTask(index=0, photos=(wanted,)), self._recipe, threads=1)
+        if self._codec is not None:
+            results = encode(results, self._codec, self._recipe, device="cpu")
+        (made,) = results
         same = isinstance(made, Rejection) or made.sha256 == known.sha256
         return made if same else None
 
@@ -113,14 +116,25 @@ def _difference(stored: ShardSample, made: PreparedSample | Rejection) -> str | 
     drawn = DrawnSample.model_validate_json(stored.meta)
     if made.drawn.model_copy(update={"source": drawn.source}) != drawn:
         return f"{META} is not what the recipe draws for this photo"
-    assert made.latents is not None, "an encoded sample"
-    found = vars(Latents.from_bytes(stored.latents))
-    for name, expected in vars(made.latents).items():
-        one, two = found[name].astype(np.float32), expected.astype(np.float32)
-        if one.shape != two.shape or not _alike(one, two):
+    found = stored_latents(stored)
+    for name, expected in made.latents.items():
+        if not _alike(found.get(name), expected, tolerance=1e-3):
             return f"latent {name} is not what the codec makes of this photo"
+    for name, one, two in (
+        ("HQ", stored.hq_image, made.hq_image),
+        ("LQ", stored.lq_image, made.lq_image),
+    ):
+        if two is not None and not _alike(_pixels(one), _pixels(two), tolerance=1):
+            return f"{name} pixels are not what the recipe makes of this photo"
     return None
 
 
-def _alike(found: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.abs(found - expected).mean() <= _TOLERANCE * np.abs(expected).mean() + 1e-3)
+def _pixels(data: bytes | None) -> np.ndarray | None:
+    return None if data is None else decode_pixels(data)
+
+
+def _alike(found: np.ndarray | None, expected: np.ndarray | None, *, tolerance: float) -> bool:
+    if found is None or expected is None or found.shape != expected.shape:
+        return False
+    one, two = found.astype(np.float32), expected.astype(np.float32)
+    return bool(np.abs(one - two).mean() <= _RELATIVE * np.abs(two).mean() + tolerance)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-from pydantic import ValidationError
 
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.layout import MANIFEST, PLAN, REJECTED, SOURCES, kept_path, record_path
@@ -26,14 +24,15 @@ from datagen.dataset.manifest import (
 )
 from datagen.dataset.records import DrawnSample, ShardRecord, Split
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import HQ_IMAGE, META, Latents, ShardSample
+from datagen.dataset.shards import ShardSample, stored_latents
 from datagen.dataset.statistics import PartialStatistics, StatisticsCollector, statistics_of
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
 from datagen.records import to_json
-from datagen.samples.buckets import Bucket
+from datagen.review.verify_sample import sample_issues
 from datagen.samples.sample import split_of
+from datagen.settings import DatasetRecipe
 
 _KEY = "S23"
 _PHOTO_DIGITS = 20
@@ -83,10 +82,11 @@ def verify_dataset(
     issues += _stray_files(manifest, root, kept, earlier)
     for record in sorted(earlier, key=lambda record: record.path):
         issues += _earlier_shard_issues(root, record)
-    splits = _splits(manifest, root, issues)
+    recipe = manifest.dataset_recipe(root)
+    splits = _splits(recipe, issues)
     shards: list[_CheckedShard] = []
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as threads:
-        checks = threads.map(partial(_check_shard, manifest, root, splits), manifest.shards)
+        checks = threads.map(partial(_check_shard, manifest, recipe, splits), manifest.shards)
         for done, shard in enumerate(checks, start=1):
             issues += shard.issues
             shards.append(shard)
@@ -210,25 +210,26 @@ def _stray_files(
             yield DatasetIssue(uri, "stray file: the manifest does not name it")
 
 
-def _splits(manifest: Manifest, root: str, issues: list[DatasetIssue]) -> dict[str, Split] | None:
+def _splits(recipe: DatasetRecipe, issues: list[DatasetIssue]) -> dict[str, Split] | None:
     """The split of every photo by the first digits of its hash; None if the list is damaged."""
-    where = storage.join(root, SOURCES)
+    where = storage.join(recipe.output, SOURCES)
     try:
-        hashes = KnownPhotos.read(root).hashes()
+        hashes = KnownPhotos.read(recipe.output).hashes()
     except FlowmapsrError as error:
         issues.append(_issue(where, error))
         return None
     if not hashes:
         issues.append(DatasetIssue(where, "missing: no photo of the samples is known"))
         return None
-    fraction = manifest.recipe["validation_fraction"]
-    return {sha256[:_PHOTO_DIGITS]: split_of(sha256, fraction) for sha256 in hashes}
+    return {
+        sha256[:_PHOTO_DIGITS]: split_of(sha256, recipe.validation_fraction) for sha256 in hashes
+    }
 
 
 def _check_shard(
-    manifest: Manifest, root: str, splits: dict[str, Split] | None, record: ShardRecord
+    manifest: Manifest, recipe: DatasetRecipe, splits: dict[str, Split] | None, record: ShardRecord
 ) -> _CheckedShard:
-    uri = storage.join(root, record.path)
+    uri = storage.join(recipe.output, record.path)
     issues: list[DatasetIssue] = []
     try:
         if storage.read_bytes(record_path(uri)) != to_json(record):
@@ -243,7 +244,7 @@ def _check_shard(
         what = f"{len(samples)} samples, recorded are {record.num_samples}"
         issues.append(DatasetIssue(uri, what))
     for sample in samples:
-        found = _sample_issues(manifest, record, sample)
+        found = sample_issues(recipe, manifest.codec, record, sample)
         whats = [*found, *_split_issues(record, sample.key, splits)]
         issues += [DatasetIssue(f"{uri}#{sample.key}", what) for what in whats]
     keys = np.array([sample.key for sample in samples], _KEY)
@@ -255,7 +256,7 @@ def _statistics(manifest: Manifest, samples: list[ShardSample]) -> PartialStatis
     collector = StatisticsCollector(manifest.codec)
     for sample in samples:
         drawn = DrawnSample.model_validate_json(sample.meta)
-        collector.add(Latents.from_bytes(sample.latents).hq, drawn, photo_side=0)
+        collector.add(stored_latents(sample).get("hq"), drawn, photo_side=0)
     return collector.result()
 
 
@@ -267,42 +268,6 @@ def _split_issues(record: ShardRecord, key: str, splits: dict[str, Split] | None
         yield f"{SOURCES} has no photo of this key"
     elif splits[photo] != record.split:
         yield f"a {splits[photo]} photo in a {record.split} shard"
-
-
-def _sample_issues(manifest: Manifest, record: ShardRecord, sample: ShardSample) -> Iterator[str]:
-    """How the sample differs from what the manifest and the shard's record say."""
-    bucket = Bucket.from_name(record.bucket)
-    shrink = manifest.codec.downsample
-    shape = (manifest.codec.channels, bucket.height // shrink, bucket.width // shrink)
-    try:
-        latents = Latents.from_bytes(sample.latents)
-        drawn = DrawnSample.model_validate_json(sample.meta)
-    except FlowmapsrError as error:
-        yield str(error)
-        return
-    except ValidationError as error:
-        yield f"{META} is malformed ({error.error_count()} issues)"
-        return
-    for name, latent in vars(latents).items():
-        if latent.shape != shape or latent.dtype != np.float16:
-            yield f"latent {name} is {latent.dtype} {latent.shape}, not float16 {shape}"
-        elif not np.isfinite(latent).all():
-            yield f"latent {name} is not finite"
-    if drawn.key != sample.key:
-        yield f"{META} says key {drawn.key}"
-    if drawn.bucket != record.bucket:
-        yield f"{META} says bucket {drawn.bucket}"
-    yield from _hq_issues(manifest, sample, bucket)
-
-
-def _hq_issues(manifest: Manifest, sample: ShardSample, bucket: Bucket) -> Iterator[str]:
-    expected = manifest.recipe["hq_jpeg_quality"] is not None
-    if expected != (sample.hq_jpeg is not None):
-        yield f"{HQ_IMAGE} {'missing' if expected else 'not asked for by the recipe'}"
-    elif sample.hq_jpeg is not None:
-        image = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR)
-        if image is None or image.shape[:2] != (bucket.height, bucket.width):
-            yield f"{HQ_IMAGE} is no JPEG of {bucket.name}"
 
 
 def _repeated_keys(manifest: Manifest, root: str, keys: list[np.ndarray]) -> Iterator[DatasetIssue]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from datagen.dataset.records import CodecRecord
 from datagen.dataset.shards import Latents
 from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import checked_variant, read_json
-from datagen.samples.sample import SamplePixels
 from datagen.samples.weights import check_finite
-from datagen.settings import AutoencoderSettings, CodecSettings
+from datagen.settings import AutoencoderSettings, CodecSettings, DatasetRecipe
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
@@ -45,13 +45,13 @@ class Codec(Protocol):
         """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable."""
 
 
-def decode_latents(codec: Codec, latents: Latents) -> SamplePixels:
-    """The pictures that the stored latents of a sample decode to, uint8 each."""
-    stacked = np.stack([latents.hq, latents.lq, latents.neg]).astype(np.float32)
+def decode_latents(codec: Codec, latents: Latents) -> dict[str, np.ndarray]:
+    """The pictures that the stored latents of a sample decode to, uint8 (H, W, 3), by name."""
+    stacked = np.stack(list(latents.values())).astype(np.float32)
     with torch.no_grad():
         images = codec.decode(torch.from_numpy(stacked)).clamp(-1, 1)
     levels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return SamplePixels(*levels)
+    return dict(zip(latents, levels, strict=True))
 
 
 def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
@@ -63,6 +63,23 @@ def load_codec(settings: CodecSettings, device: str = "cpu") -> Codec:
     if isinstance(settings, AutoencoderSettings):
         return AutoencoderCodec(settings, device)
     return DctCodec(settings.block, device)
+
+
+def codec_of(recipe: DatasetRecipe, device: str = "cpu") -> Codec | None:
+    """What encodes the recipe's latents; None where it asks for none. Raises as `load_codec`."""
+    return load_codec(recipe.codec, device) if recipe.latents else None
+
+
+def codec_record(recipe: DatasetRecipe, codec: Codec | None) -> CodecRecord | None:
+    """What a dataset says of the codec that made it."""
+    if codec is None:
+        return None
+    return CodecRecord(
+        kind=recipe.codec.kind,
+        fingerprint=codec.fingerprint,
+        channels=codec.channels,
+        downsample=codec.downsample,
+    )
 
 
 def _dct_matrix(side: int) -> torch.Tensor:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
 from datagen.dataset.records import DrawnSample, Split
 from datagen.dataset.shards import Latents
 from datagen.dataset.tasks import ShardTask
+from datagen.degradation.noise import rounded
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
 from datagen.photos.decode import ImageRejected, check_pixels, load_image, upright_photo
 from datagen.photos.source_file import Rejection, SourceFile, read_photo
+from datagen.samples.pixels import hq_image, png
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
-from datagen.settings import DatasetRecipe
+from datagen.settings import DatasetRecipe, LatentName, LqPixels
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class PreparedSample:
     drawn: DrawnSample
     split: Split
     images: np.ndarray
-    """HQ, LQ and negative, float32 (3, H, W, 3) in [-1, 1]."""
-    hq_jpeg: bytes | None
+    """Those of HQ, LQ and negative that latents are made of, float32 (N, H, W, 3) in [-1, 1]."""
+    hq_image: bytes | None
+    lq_image: bytes | None
     photo_side: int
     """Shorter side of the photo, pixels."""
-    latents: Latents | None = None
+    latents: Latents = field(default_factory=dict)
 
 
 SampleResult = PreparedSample | Rejection
@@ -118,29 +120,40 @@ def _sample(recipe: DatasetRecipe, photo: Photo | Rejection, variant: int) -> Sa
         drawn = draw_sample(recipe, photo, variant)
     except ImageRejected as error:
         return Rejection(photo.uri, error.reason)
-    made = make_pixels(photo.pixels, drawn)
+    made = make_pixels(photo.pixels, drawn, wanted=_wanted(recipe))
     return PreparedSample(
         sha256=photo.sha256,
         drawn=drawn,
         split=split_of(photo.sha256, recipe.validation_fraction),
-        images=_stacked(made),
-        hq_jpeg=_hq_jpeg(made.hq, recipe.hq_jpeg_quality),
+        images=_stacked(made, recipe.latents),
+        hq_image=hq_image(made.hq, recipe),
+        lq_image=_lq_image(made, recipe.lq_pixels),
         photo_side=min(photo.width, photo.height),
     )
 
 
-def _stacked(made: SamplePixels) -> np.ndarray:
-    images = np.empty((3, *made.hq.shape), np.float32)
-    np.multiply(made.hq, np.float32(2 / 255), out=images[0], dtype=np.float32)
-    np.multiply(made.lq, np.float32(2), out=images[1])
-    np.multiply(made.neg, np.float32(2), out=images[2])
+def _wanted(recipe: DatasetRecipe) -> frozenset[str]:
+    pixels = {"none": set(), "small": {"small_lq"}, "full": {"lq"}}[recipe.lq_pixels]
+    return frozenset({*recipe.latents, *pixels})
+
+
+def _stacked(made: SamplePixels, names: Sequence[LatentName]) -> np.ndarray:
+    images = np.empty((len(names), *made.hq.shape), np.float32)
+    for image, name in zip(images, names, strict=True):
+        range_255 = name == "hq"  # the others are in [0, 1]
+        factor = np.float32(2 / 255 if range_255 else 2)
+        np.multiply(getattr(made, name), factor, out=image, dtype=np.float32)
     images -= 1
     return images
 
 
-def _hq_jpeg(hq: np.ndarray, quality: int | None) -> bytes | None:
-    if quality is None:
-        return None
-    bgr = cv2.cvtColor(hq, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return data.tobytes()
+def _lq_image(made: SamplePixels, kind: LqPixels) -> bytes | None:
+    match kind:
+        case "none":
+            return None
+        case "small":
+            assert made.small_lq is not None, "asked for by _wanted"
+            return png(made.small_lq)
+        case "full":
+            assert made.lq is not None, "asked for by _wanted"
+            return png(rounded(made.lq * np.float32(255)))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from datagen.dataset.records import Crop, DrawnSample, Orientation, Split
-from datagen.degradation.apply import degrade
+from datagen.degradation.apply import degrade, degrade_small, enlarge
 from datagen.degradation.draw import draw_degradation, draw_negative
 from datagen.samples.buckets import Bucket, draw_bucket
 from datagen.settings import Augmentation, DatasetRecipe
@@ -39,11 +39,15 @@ class Photo:
 
 @dataclass(frozen=True)
 class SamplePixels:
-    """(H, W, 3) each: uint8, but LQ and negative of `make_pixels` are float32 in [0, 1]."""
+    """What was made of a photo; None for what was not asked for."""
 
     hq: np.ndarray
-    lq: np.ndarray
-    neg: np.ndarray
+    """uint8 (H, W, 3)."""
+    small_lq: np.ndarray | None
+    """The LQ at its own size, uint8 (h, w, 3)."""
+    lq: np.ndarray | None
+    """At HQ size, float32 (H, W, 3) in [0, 1]; so is `neg`."""
+    neg: np.ndarray | None
 
 
 def sample_key(sha256: str, variant: int) -> str:
@@ -86,8 +90,14 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
     )
 
 
-def make_pixels(pixels: np.ndarray, drawn: DrawnSample) -> SamplePixels:
-    """Crops, rotates and degrades the pixels of a photo, uint8 (H, W, 3)."""
+def make_pixels(
+    pixels: np.ndarray,
+    drawn: DrawnSample,
+    *,
+    wanted: frozenset[str] = frozenset({"small_lq", "lq", "neg"}),
+) -> SamplePixels:
+    """Crops and rotates the pixels of a photo, uint8 (H, W, 3), and makes the `wanted` images of
+    that: names of fields of SamplePixels."""
     crop = drawn.crop
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
@@ -96,7 +106,13 @@ def make_pixels(pixels: np.ndarray, drawn: DrawnSample) -> SamplePixels:
     if cut.shape[:2] != (bucket.height, bucket.width):
         cut = cv2.resize(cut, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
     hq = _oriented(np.ascontiguousarray(cut), drawn.orientation)
-    return SamplePixels(hq=hq, lq=degrade(hq, drawn.lq), neg=degrade(hq, drawn.neg))
+    small_lq = lq = None
+    if wanted & {"small_lq", "lq"}:
+        small_lq = degrade_small(hq, drawn.lq)
+        if "lq" in wanted:
+            lq = enlarge(small_lq, drawn.lq, size=(hq.shape[1], hq.shape[0]))
+    neg = degrade(hq, drawn.neg) if "neg" in wanted else None
+    return SamplePixels(hq=hq, small_lq=small_lq, lq=lq, neg=neg)
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

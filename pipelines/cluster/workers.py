@@ -81,7 +81,7 @@ def plan_workers(recipe: DatasetRecipe, nodes: Sequence[Resources]) -> WorkerPla
 def _gpus_per_worker(recipe: DatasetRecipe, nodes: Sequence[Resources]) -> float:
     if recipe.gpus_per_worker is not None:
         return recipe.gpus_per_worker
-    has_weights = isinstance(recipe.codec, AutoencoderSettings)
+    has_weights = bool(recipe.latents) and isinstance(recipe.codec, AutoencoderSettings)
     return 1.0 if has_weights and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
 
 

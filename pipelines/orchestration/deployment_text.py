@@ -50,7 +50,7 @@ def _dataset(recipe: DatasetRecipe) -> list[str]:
     sources = ", ".join(f"`{source}`" for source in recipe.sources)
     sides = ", ".join(str(budget.side) for budget in recipe.buckets.budgets)
     samples = counted(recipe.samples_per_photo, "sample")
-    codec = recipe.codec.kind
+    codec = recipe.codec.kind if recipe.latents else "none"
     return [f"from {sources}", f"dataset: {samples} a photo, side {sides} pixels, codec {codec}"]
 
 

@@ -96,8 +96,11 @@ RECIPE_OF_FLOW: dict[str, Callable[..., AnyRecipe]] = {
 """Reads the recipe that a flow takes."""
 
 
-def fitting_recipe(codec: str, *, preferred: str | None = None) -> str:
-    """A recipe to train with on latents of this codec: `preferred` if it has a training section."""
+def fitting_recipe(codec: str | None, *, preferred: str | None = None) -> str | None:
+    """A recipe to train with on latents of this codec: `preferred` if it has a training section;
+    None for a dataset without latents."""
+    if codec is None:
+        return None
     if preferred is not None and "training" in read_recipe(preferred):
         return preferred
     # Small autoencoders have the latents of those they were distilled from.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datagen.review.verify import DatasetIssue
 
 
-def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> VerbResult:
+def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str | None) -> VerbResult:
     """A complete dataset, what this command `found` of it before, and a recipe to train with."""
     from training.tracking.dataset_links import EXPERIMENT
 
@@ -51,7 +51,7 @@ def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str) -> Ve
             f"  changed   {counted(len(changed), 'photo')}, such as {', '.join(changed[:3])}; "
             "samples of the old content stay"
         )
-    lines.append(f"Next: {command('train', recipe, f'manifest={path}', 'output=RUN')}")
+    lines += _next(recipe, path)
     result = {"output": dataset, "manifest": path, "added": added, "gone": gone, "changed": changed}
     result["passed_over"] = {item.kind: item._asdict() for item in found.listing.passed_over}
     return VerbResult({**result, **_summary(manifest)}, lines)
@@ -68,7 +68,14 @@ def inspected(dataset: str, manifest: Manifest, kept: Sequence[str] | None) -> V
     states = "not known" if kept is None else counted(len(kept), "finished state")
     lines = [
         f"{dataset}: {_contents(manifest)}.",
-        f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size",
+        *(
+            []
+            if codec is None
+            else [
+                f"codec {codec.kind}, {codec.channels} channels at 1/{codec.downsample} of the size"
+            ]
+        ),
+        f"fields: {_fields(manifest.recipe)}",
         f"digest {manifest.digest}",
         f"kept for trainings: {states}, in {dataset}/{MANIFESTS}",
         *table(("bucket", "split", "samples"), rows),
@@ -86,6 +93,16 @@ def inspected(dataset: str, manifest: Manifest, kept: Sequence[str] | None) -> V
         for (bucket, split), count in sorted(counts.items())
     ]
     return VerbResult(result, lines)
+
+
+def _fields(recipe: dict[str, Any]) -> str:
+    """What a sample holds; a dataset of an older version has no settings of it."""
+    latents = recipe.get("latents", ["hq", "lq", "neg"])
+    parts = [f"latents {', '.join(latents)}"] if latents else []
+    for name, default in (("hq", "jpeg"), ("lq", "none")):
+        if (stored := recipe.get(f"{name}_pixels", default)) != "none":
+            parts.append(f"{name.upper()} pixels ({stored})")
+    return "; ".join(parts)
 
 
 def sample_inspected(dataset: str, sample: InspectedSample, files: Sequence[str]) -> VerbResult:
@@ -131,7 +148,7 @@ def verified(
     dataset: str,
     faults: Sequence[DatasetIssue],
     *,
-    recipe: str,
+    recipe: str | None,
     without_photo: Sequence[str] | None = None,
 ) -> VerbResult:
     """How a dataset compares with its manifest, and the recipe to train with; `without_photo` are
@@ -143,8 +160,7 @@ def verified(
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]
         return VerbResult(result, lines, ok=False)
-    next_step = command("train", recipe, f"manifest={dataset}", "output=RUN")
-    lines = [f"{dataset}: every part matches its manifest.", f"Next: {next_step}"]
+    lines = [f"{dataset}: every part matches its manifest.", *_next(recipe, dataset)]
     if without_photo is not None:
         missing = f"; not of {counted(len(without_photo), 'shard')}, whose photos are gone"
         lines.insert(
@@ -153,6 +169,13 @@ def verified(
             f"{missing if without_photo else ''}.",
         )
     return VerbResult(result, lines)
+
+
+def _next(recipe: str | None, dataset: str) -> list[str]:
+    """The training that may follow; no recipe trains on pixels yet."""
+    if recipe is None:
+        return []
+    return [f"Next: {command('train', recipe, f'manifest={dataset}', 'output=RUN')}"]
 
 
 def _contents(manifest: Manifest) -> str:

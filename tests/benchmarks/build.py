@@ -80,10 +80,9 @@ def _overhead(recipe: DatasetRecipe) -> None:
 def _own_seconds(recipe: DatasetRecipe, plan: Plan) -> float:
     """CPU seconds of reading, decoding, degrading and encoding, with nothing written."""
     codec = load_codec(recipe.codec)
-    batch = getattr(recipe.codec, "batch", 1)
     start = time.process_time()
     for task in plan.tasks:
-        for _ in encode(prepare(task, recipe, threads=1), codec, batch=batch, device="cpu"):
+        for _ in encode(prepare(task, recipe, threads=1), codec, recipe, device="cpu"):
             pass
     return time.process_time() - start
 

@@ -23,7 +23,7 @@ import numpy as np
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.records import CodecRecord, ShardRecord
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample, write_latents
 from datagen.records import to_json
 from tests.support.shards import write_shard
 from tests.support.tiny import dataset_recipe, write_photos
@@ -135,7 +135,7 @@ def _write(kind: Kind, model: Manifest, dataset: Path) -> float:
         samples = []
         for number in range(first, first + SHARD):
             hq, lq, neg = rng.standard_normal((3, *kind.latents), np.float32).astype(np.float16)
-            latents = Latents(hq=hq, lq=lq, neg=neg).to_bytes()
+            latents = write_latents({"hq": hq, "lq": lq, "neg": neg})
             samples.append(ShardSample(f"{number:020x}-00", latents, b"{}", None))
         written = write_shard(str(dataset / path), samples)
         records.append(ShardRecord(path=path, bucket=kind.bucket, split="train", **vars(written)))

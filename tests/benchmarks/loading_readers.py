@@ -30,15 +30,15 @@ def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
     from training.data.bucket_mix import bucket_sizes, proportional_shares
     from training.data.loader import BatchReader, LatentLoader
-    from training.data.sample_decoder import BatchFields
     from training.data.schedule import Position, Schedule
     from training.data.shard_store import ShardStore
+    from training.settings.batch_fields import BatchFields
     from training.settings.stage import BatchSize
 
     manifest = load_manifest(str(folder))
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
     schedule = Schedule(manifest, draws, seed=0, shuffle_window_shards=8, split="train")
-    fields = BatchFields(neg=True, pixels=False)
+    fields = BatchFields(("hq", "lq", "neg"))
     reader = BatchReader(ShardStore(str(folder)), schedule, manifest.codec, fields=fields)
     loader = LatentLoader(reader, rank=0, world_size=1, threads=threads)
     batches = loader.batches(Position())
@@ -46,7 +46,7 @@ def ours(folder: Path, *, threads: int) -> Epoch:
     def epoch() -> Iterator[Any]:
         for _ in range(manifest.num_samples // BATCH):
             batch = next(batches)
-            yield batch.hq, batch.lq, batch.neg
+            yield batch.hq, batch.lq, batch.latents["neg"]
 
     return epoch
 

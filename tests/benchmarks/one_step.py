@@ -114,7 +114,7 @@ def random_batch(
     """
     latent = side // shape.downsample
     hq, lq, neg = torch.randn(3, size, shape.channels, latent, latent, device=device)
-    return Batch(("",) * size, hq, lq, neg, None, Position(), micro)
+    return Batch(("",) * size, {"hq": hq, "lq": lq, "neg": neg}, Position(), micro)
 
 
 def train_step(trainer: Trainer, batch: Batch, *, seed: int = 0, step: int = 0) -> None:

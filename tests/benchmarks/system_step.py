@@ -126,7 +126,7 @@ def _time_bare_loop(samples: int) -> None:
     objective = FlowMapObjective(recipe.stages[0].objective, perceptual_loss=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     hq, lq = torch.randn(2, min(samples, MICRO_BATCH), 192, 16, 16)
-    batch = Batch((), hq, lq, None, None, Position())
+    batch = Batch((), {"hq": hq, "lq": lq}, Position())
     generator = torch.Generator().manual_seed(0)
     seconds, cpu_seconds = [], []
     for _ in range(STEPS // LOG_EVERY):

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import open_dataset
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
+from datagen.dataset.shards import stored_latents
 from datagen.io import storage
 from datagen.samples.codecs import DctCodec
 from pipelines.recipes.load import dataset_recipe
@@ -172,8 +172,8 @@ def training_photos(photos: Path, output: Path, chain: str) -> Photos:
     codec = DctCodec()
     for shard in open_dataset(str(output)).manifest.shards:
         for sample in read_shard(storage.join(str(output), shard.path)):
-            latents = Latents.from_bytes(sample.latents)
-            for images, stored in ((hq, latents.hq), (lq, latents.lq)):
+            latents = stored_latents(sample)
+            for images, stored in ((hq, latents["hq"]), (lq, latents["lq"])):
                 decoded = codec.decode(torch.from_numpy(stored[None]).float())[0]
                 images.append(_levels(decoded))
     return Photos(torch.stack(hq), torch.stack(lq))

@@ -85,7 +85,7 @@ def train(objective: FlowMatching | SelfDistillation, *, steps: int = STEPS) -> 
     for _ in range(steps):
         x0, x1 = (x.float() for x in PAIR.sample(BATCH, generator))
         optimizer.zero_grad()
-        run(model, Batch((), x0, x1, None, None, Position()), generator).total.backward()
+        run(model, Batch((), {"hq": x0, "lq": x1}, Position()), generator).total.backward()
         optimizer.step()
         schedule.step()
     return net

@@ -89,7 +89,7 @@ def measure() -> tuple[dict[Case, float], float]:
     torch.manual_seed(0)
     model = FlowMapStageModel(FlowMapNet(MODEL, latent_channels=CHANNELS), None).to(device)
     hq, lq, neg = torch.randn(3, BATCH, CHANNELS, SIDE, SIDE, device=device)
-    batch = Batch((), hq, lq, neg, None, Position())
+    batch = Batch((), {"hq": hq, "lq": lq, "neg": neg}, Position())
     objectives = {case: case.objective for case in CASES}
     seconds: dict[Case, list[float]] = {case: [] for case in CASES}
     for round_number in range(ROUNDS + 1):

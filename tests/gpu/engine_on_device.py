@@ -76,7 +76,7 @@ def draw(step: int, index: int) -> tuple[Batch, torch.Generator]:
     draws = torch.Generator().manual_seed(seed)
     hq, lq, neg = torch.randn(3, SAMPLES, CHANNELS, 4, 4, generator=draws)
     micro = MicroStep(index, MICRO_BATCHES)
-    batch = Batch(("",) * SAMPLES, hq, lq, neg, None, Position(), micro)
+    batch = Batch(("",) * SAMPLES, {"hq": hq, "lq": lq, "neg": neg}, Position(), micro)
     return batch, torch.Generator().manual_seed(seed + 50)
 
 

@@ -10,7 +10,7 @@ import torch
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
+from datagen.dataset.shards import Latents, stored_latents
 from datagen.samples.codecs import Codec, load_codec
 from datagen.settings import AutoencoderSettings, CodecSettings, DctSettings
 from tests.benchmarks.gpu.dataset import random_vae
@@ -18,9 +18,9 @@ from tests.support.distance import distance
 from tests.support.tiny import dataset_recipe, write_photos
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import BatchReader, LatentLoader
-from training.data.sample_decoder import BatchFields
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
+from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize
 
 SAME = 1e-4
@@ -84,13 +84,13 @@ def test_a_dataset_has_the_cpus_latents(
         manifest = build_in_process(recipe, device=str(place), threads=2)
         shards = [str(tmp_path / name / shard.path) for shard in manifest.shards]
         samples = [sample for shard in shards for sample in read_shard(shard)]
-        return {sample.key: Latents.from_bytes(sample.latents) for sample in samples}
+        return {sample.key: stored_latents(sample) for sample in samples}
 
     found, expected = built("found", device), built("expected", torch.device("cpu"))
     assert found.keys() == expected.keys() and len(found) == 4
     for key, own in found.items():
         for name in ("hq", "lq", "neg"):
-            one, other = (torch.from_numpy(getattr(each, name)) for each in (own, expected[key]))
+            one, other = (torch.from_numpy(each[name]) for each in (own, expected[key]))
             assert distance(one, other) < STORED, (key, name)
 
 
@@ -105,7 +105,7 @@ def test_pinned_batches_arrive_whole(
     """Copies that nothing waits for, of memory that the loader fills again."""
     shares = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(2, 2))
     schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=1, split="train")
-    fields = BatchFields(neg=True, pixels=True)
+    fields = BatchFields(("hq", "lq", "neg"), hq_pixels=True)
 
     def loader(pin: bool) -> LatentLoader:
         reader = BatchReader(ShardStore(str(dataset)), schedule, manifest.codec, fields, pin=pin)
@@ -125,5 +125,5 @@ def test_pinned_batches_arrive_whole(
         assert one.keys == other.keys and one.hq.device.type == device.type
         assert torch.equal(one.hq.cpu(), other.hq.float())
         assert torch.equal(one.lq.cpu(), other.lq.float())
-        assert one.pixels is not None and other.pixels is not None
-        assert torch.equal(one.pixels.cpu(), other.pixels)
+        assert one.hq_pixels is not None and other.hq_pixels is not None
+        assert torch.equal(one.hq_pixels.cpu(), other.hq_pixels)

@@ -65,7 +65,7 @@ def test_a_real_full_memory_is_explained_and_leaves_room_for_what_fits() -> None
     device = torch.device("cuda")
     total = torch.cuda.get_device_properties(device).total_memory
     latents = torch.zeros(2, 4, 16, 16, device=device)
-    batch = Batch(("a", "b"), latents, latents, None, None, Position())
+    batch = Batch(("a", "b"), {"hq": latents, "lq": latents}, Position())
     with (
         pytest.raises(FlowmapsrError, match=r"2 samples with latents of 16x16.*CUDA out of memory"),
         explain_out_of_memory(stage, batch),

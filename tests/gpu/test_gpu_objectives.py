@@ -56,7 +56,9 @@ def _batch(place: torch.device) -> Batch:
     draws = torch.Generator().manual_seed(0)
     hq, lq, neg = torch.randn(3, N, CHANNELS, SIDE, SIDE, generator=draws).half()
     pixels = torch.randint(0, 256, (N, 3, 8 * SIDE, 8 * SIDE), generator=draws, dtype=torch.uint8)
-    return Batch(("",) * N, hq, lq, neg, pixels, Position()).to(place)
+    return Batch(("",) * N, {"hq": hq, "lq": lq, "neg": neg}, Position(), hq_pixels=pixels).to(
+        place
+    )
 
 
 def _trained(

@@ -23,12 +23,12 @@ from tests.support.eventually import eventually
 from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
 from training.data.loader import Batch
-from training.data.sample_decoder import BatchFields
 from training.evaluation.evaluate import evaluate
 from training.inference.upscaler import Upscaler, bicubic
 from training.run import main
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
+from training.settings.batch_fields import BatchFields
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
@@ -54,6 +54,10 @@ class PixelError(Settings):
 
 class ConvStageSettings(StageSettings):
     objective: PixelError  # type: ignore[assignment]
+
+    @property
+    def batch_fields(self) -> BatchFields:
+        return BatchFields(latents=("lq",), hq_pixels=True)
 
 
 class ConvRecipe(TrainingRecipe):
@@ -87,7 +91,7 @@ class PixelObjective:
         self.codec = inputs.codec
 
     def __call__(self, model: StageModel, batch: Batch, generator: torch.Generator) -> Losses:
-        hq = batch.require_pixels().float() / 127.5 - 1
+        hq = batch.hq_pixels.float() / 127.5 - 1
         error = (model.net(self.codec.decode(batch.lq)) - hq).square().flatten(1).mean(dim=1)
         return Losses(error.mean(), {"loss/mse": Term.of(error)})
 
@@ -133,9 +137,6 @@ class ConvRestorer:
 class ConvSystem:
     name = "bicubic and a convolution"
     pictures_note = ""
-
-    def batch_fields(self, stage: StageSettings) -> BatchFields:
-        return BatchFields(neg=False, pixels=True)
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
         """It needs no downloads."""

@@ -10,13 +10,14 @@ import math
 
 import numpy as np
 
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset, Manifest
 from datagen.dataset.records import Split
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import BatchReader
 from training.data.schedule import MicroStep, PlannedBatch, Position, Schedule
 from training.data.shard_store import ShardStore
+from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize
 
 GROUP_PIXELS, LARGEST_GROUP, LEAST_GROUPS = 2**19, 8, 2
@@ -32,12 +33,14 @@ def held_out_split(manifest: Manifest) -> Split:
     return "validation" if "validation" in splits else "train"
 
 
-def held_out_reader(store: ShardStore, manifest: Manifest) -> BatchReader:
+def held_out_reader(store: ShardStore, dataset: Dataset) -> BatchReader:
     """Reads the groups of `held_out_groups`, with all fields that the samples have."""
+    manifest, recipe = dataset.manifest, dataset.manifest.dataset_recipe(dataset.root)
     split = held_out_split(manifest)
     shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(1, 1))
     schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=WINDOW_SHARDS, split=split)
-    return BatchReader(store, schedule, manifest.codec, fields=None)
+    fields = BatchFields.stored(recipe)
+    return BatchReader(store, schedule, manifest.codec, fields, stored_lq=recipe.lq_pixels)
 
 
 def held_out_groups(manifest: Manifest, samples: int) -> list[PlannedBatch]:

@@ -6,9 +6,8 @@ the prefetched batches and the shard store's index.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,10 +18,12 @@ from datagen.dataset.shards import DamagedShard, ShardSample
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
-from training.data.sample_decoder import BatchBuffer, BatchFields, DamagedSample, holds
+from datagen.settings import LqPixels
+from training.data.sample_decoder import BatchBuffer, DamagedSample
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedSample
+from training.settings.batch_fields import BatchFields
 
 AHEAD = 8
 """Batches prefetched."""
@@ -37,44 +38,51 @@ class Batch:
     """A micro batch of one bucket, on one device."""
 
     keys: tuple[str, ...]
-    hq: Tensor
-    """(B, C, h, w), like lq and neg: float32, but float16 (as stored) before `to`."""
-    lq: Tensor
-    neg: Tensor | None
-    """The negatives; None if not requested or not stored."""
-    pixels: Tensor | None
-    """HQ pixels (B, 3, H, W) uint8; None if not requested or not stored."""
+    latents: Mapping[str, Tensor]
+    """`hq`, `lq`, `neg` (B, C, h, w), as the stage asked: float32, but float16 (as stored) before
+    `to`."""
     position: Position
     """The loader's position after the step of this batch."""
     micro: MicroStep = MicroStep()
+    hq_pixels: Tensor | None = None
+    """(B, 3, H, W) uint8; None if not asked for."""
+    lq_pixels: Tensor | None = None
+    """At HQ size, float32 (B, 3, H, W) in [0, 1]; None if not asked for."""
     skipped: tuple[SkippedSample, ...] = ()
     """Samples that were unusable and are replaced in this batch."""
     meta: tuple[bytes, ...] = ()
     """Each sample's `meta.json`."""
 
-    def require_pixels(self) -> Tensor:
-        if self.pixels is None:
-            raise FlowmapsrError(
-                "perceptual needs HQ pixels, but the dataset has none: build it with "
-                "hq_jpeg_quality=95, or set perceptual.kind=none"
-            )
-        return self.pixels
+    @property
+    def hq(self) -> Tensor:
+        return self.latents["hq"]
 
-    def require_neg(self) -> Tensor:
-        if self.neg is None:
-            raise FlowmapsrError(
-                "objective.guidance needs negatives, but the dataset has none (no tensor 'neg' in "
-                "latents.safetensors): build it again with 'flowmapsr dataset build', or remove "
-                "guidance"
-            )
-        return self.neg
+    @property
+    def lq(self) -> Tensor:
+        return self.latents["lq"]
+
+    @property
+    def size(self) -> tuple[str, tuple[int, int]]:
+        """What its samples are made of, `latents` or else `pixels`, and their height and width."""
+        tensors = [*self.latents.values(), self.hq_pixels, self.lq_pixels]
+        height, width = next(one for one in tensors if one is not None).shape[2:]
+        return "latents" if self.latents else "pixels", (int(height), int(width))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, its latents in float32."""
-        hq, lq = (x.to(device, non_blocking=True).float() for x in (self.hq, self.lq))
-        neg = None if self.neg is None else self.neg.to(device, non_blocking=True).float()
-        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
-        return replace(self, hq=hq, lq=lq, neg=neg, pixels=pixels)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            latents={
+                name: tensor.to(device, non_blocking=True).float()
+                for name, tensor in self.latents.items()
+            },
+            hq_pixels=moved(self.hq_pixels),
+            lq_pixels=moved(self.lq_pixels),
+        )
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,11 @@ class BatchReader:
 
     store: ShardStore
     schedule: Schedule
-    codec: CodecRecord
-    fields: BatchFields | None
-    """None for everything the samples have."""
+    codec: CodecRecord | None
+    """The dataset's; None where no latents are read."""
+    fields: BatchFields
+    stored_lq: LqPixels = "none"
+    """How the dataset stores LQ pixels."""
     pin: bool = False
     """See `BatchBuffer`."""
 
@@ -98,18 +108,26 @@ class BatchReader:
         """
         skipped: dict[tuple[str, int | None], SkippedSample] = {}
         samples, size = len(planned.numbers), Bucket.from_name(planned.bucket)
-        fields, down = self.fields or self._stored(planned), self.codec.downsample
-        latents = (self.codec.channels, size.height // down, size.width // down)
-        buffer = BatchBuffer(samples, latents, (size.height, size.width), fields, pin=self.pin)
+        latents = (0, 0, 0)
+        if self.codec is not None:
+            down = self.codec.downsample
+            latents = (self.codec.channels, size.height // down, size.width // down)
+        buffer = BatchBuffer(
+            samples,
+            latents,
+            (size.height, size.width),
+            self.fields,
+            stored_lq=self.stored_lq,
+            pin=self.pin,
+        )
         read = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
         return Batch(
             keys=tuple(sample.key for sample in read),
-            hq=buffer.latents["hq"],
-            lq=buffer.latents["lq"],
-            neg=buffer.latents.get("neg"),
-            pixels=buffer.pixels,
+            latents=buffer.latents,
             position=planned.position,
             micro=planned.micro,
+            hq_pixels=buffer.hq_pixels,
+            lq_pixels=buffer.lq_pixels,
             skipped=tuple(skipped.values()),
             meta=tuple(sample.meta for sample in read),
         )
@@ -155,14 +173,6 @@ class BatchReader:
         except (DamagedShard, DamagedSample) as error:
             name, reason = shard.path, str(error)
             return SkippedSample(shard=name, index=index, key=key, samples=samples, reason=reason)
-
-    def _stored(self, planned: PlannedBatch) -> BatchFields:
-        """The fields of the first readable sample."""
-        for number in planned.numbers:
-            location = self.schedule.location(planned.bucket, number)
-            with contextlib.suppress(DamagedShard, DamagedSample):
-                return holds(self.store.read(location))
-        return BatchFields(neg=False, pixels=False)
 
 
 @dataclass(frozen=True)

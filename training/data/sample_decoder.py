@@ -6,33 +6,22 @@ in the processor's cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import safetensors
 import torch
 from torch import Tensor
 
+from datagen.dataset.records import DrawnSample
 from datagen.dataset.shards import ShardSample
+from datagen.samples.pixels import decode_pixels, lq_at_hq_size
+from datagen.settings import LqPixels
+from training.settings.batch_fields import BatchFields
 
 
 class DamagedSample(Exception):
     """A sample that cannot be trained on, with the reason."""
-
-
-@dataclass(frozen=True)
-class BatchFields:
-    """What a batch has besides hq and lq."""
-
-    neg: bool
-    pixels: bool
-
-
-def holds(sample: ShardSample) -> BatchFields:
-    """The optional fields that a sample has."""
-    return BatchFields(neg="neg" in _tensors(sample), pixels=sample.hq_jpeg is not None)
 
 
 class BatchBuffer:
@@ -45,38 +34,51 @@ class BatchBuffer:
         pixels: tuple[int, int],
         fields: BatchFields,
         *,
+        stored_lq: LqPixels,
         pin: bool,
     ) -> None:
         """
         Args:
             latents, pixels: shapes (C, h, w) and (H, W) of the bucket's samples.
+            stored_lq: how the dataset stores LQ pixels.
             pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
 
-        names = ("hq", "lq", "neg") if fields.neg else ("hq", "lq")
-        self.latents = {name: empty(*latents, dtype=torch.float16) for name in names}
-        self.pixels = empty(3, *pixels, dtype=torch.uint8) if fields.pixels else None
+        self._stored_lq = stored_lq
+        self.latents: dict[str, Tensor] = {
+            name: empty(*latents, dtype=torch.float16) for name in fields.latents
+        }
+        self.hq_pixels = empty(3, *pixels, dtype=torch.uint8) if fields.hq_pixels else None
+        self.lq_pixels = empty(3, *pixels, dtype=torch.float32) if fields.lq_pixels else None
 
     def put(self, row: int, sample: ShardSample) -> None:
         """Copies a sample's fields into a row.
 
         Raises:
-            DamagedSample: a field is missing, has another shape, is not finite, or is no JPEG; fill
-                the row again then.
+            DamagedSample: a field is missing, has another shape, is not finite, or is no image;
+                fill the row again then.
         """
-        tensors = _tensors(sample)
+        tensors = _tensors(sample) if self.latents else {}
         for name, rows in self.latents.items():
             rows.numpy()[row] = _latent(name, tensors.get(name), rows.shape[1:])
-        if self.pixels is not None:
-            image = _pixels(sample, self.pixels.shape[2:])
-            self.pixels.numpy()[row] = image.transpose(2, 0, 1)
+        if self.hq_pixels is not None:
+            image = _pixels("HQ", sample.hq_image)
+            _check_size("HQ", image, self.hq_pixels)
+            self.hq_pixels.numpy()[row] = image.transpose(2, 0, 1)
+        if self.lq_pixels is not None:
+            drawn = DrawnSample.model_validate_json(sample.meta)
+            image = lq_at_hq_size(_pixels("LQ", sample.lq_image), drawn, self._stored_lq)
+            _check_size("LQ", image, self.lq_pixels)
+            self.lq_pixels.numpy()[row] = image.transpose(2, 0, 1)
 
 
 def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
     """Data type, shape and bytes of each tensor by its name."""
+    if sample.latents is None:
+        raise DamagedSample("it has no latents")
     try:
         return dict(safetensors.deserialize(sample.latents))
     except safetensors.SafetensorError as error:
@@ -98,12 +100,16 @@ def _latent(name: str, found: dict[str, Any] | None, shape: tuple[int, ...]) -> 
     return values.reshape(shape)
 
 
-def _pixels(sample: ShardSample, shape: tuple[int, ...]) -> np.ndarray:
-    if sample.hq_jpeg is None:
-        raise DamagedSample("it has no hq.jpg")
-    rgb = cv2.imdecode(np.frombuffer(sample.hq_jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _pixels(what: str, stored: bytes | None) -> np.ndarray:
+    if stored is None:
+        raise DamagedSample(f"it has no {what} pixels")
+    rgb = decode_pixels(stored)
     if rgb is None:
-        raise DamagedSample("hq.jpg cannot be decoded")
-    if rgb.shape != (*shape, 3):
-        raise DamagedSample(f"hq.jpg is {rgb.shape[0]}x{rgb.shape[1]} pixels, not its bucket's")
+        raise DamagedSample(f"its {what} pixels cannot be decoded")
     return rgb
+
+
+def _check_size(what: str, pixels: np.ndarray, rows: Tensor) -> None:
+    if pixels.shape[:2] != tuple(rows.shape[2:]):
+        height, width, _ = pixels.shape
+        raise DamagedSample(f"its {what} pixels are {width}x{height}, not its bucket's")

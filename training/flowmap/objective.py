@@ -129,7 +129,8 @@ class FlowMapObjective:
         device_conditions = conditions.on(batch.hq.device)
         x0 = batch.hq
         if self.settings.guidance is not None:
-            x0 = torch.where(per_sample(device_conditions.is_negative, x0), batch.require_neg(), x0)
+            negative = per_sample(device_conditions.is_negative, x0)
+            x0 = torch.where(negative, batch.latents["neg"], x0)
         x_t = interpolate(x0, batch.lq, times.t)
         v = flow_matching_target(x0, batch.lq)
         target = self.teacher.targets(model.teacher, x_t, v, times, conditions)
@@ -144,7 +145,8 @@ class FlowMapObjective:
             # A negative sample is not after the HQ pixels.
             rows = (~conditions.is_negative).nonzero().squeeze(1)
             x0_prediction = select_rows(x_t - per_sample(t, x_t) * u, rows)
-            pixels = select_rows(batch.require_pixels(), rows)
+            assert batch.hq_pixels is not None, "asked for by the stage's batch_fields"
+            pixels = select_rows(batch.hq_pixels, rows)
             t_rows = select_rows(t, rows)
             perceptual = self.perceptual_loss(x0_prediction, pixels, t_rows, generator)
             total = total + perceptual.sum() / len(squared)

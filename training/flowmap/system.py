@@ -12,7 +12,6 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch
-from training.data.sample_decoder import BatchFields
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.conditions import usual_guidance
@@ -32,7 +31,6 @@ from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
 from training.run_dir.records import ChosenStep
-from training.settings.objective import NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import LoadOptions, StageInputs
@@ -49,19 +47,13 @@ class FlowMapSystem:
         "learned weighting phi."
     )
 
-    def batch_fields(self, stage: StageSettings) -> BatchFields:
-        return BatchFields(
-            neg=stage.objective.guidance is not None,
-            pixels=not isinstance(stage.perceptual, NoPerceptual),
-        )
-
     def fetch_inputs(self, inputs: StageInputs) -> None:
         fetch_inputs(inputs.recipe, inputs.folder)
-        channels = inputs.dataset.manifest.codec.channels
+        channels = inputs.dataset.manifest.require_codec().channels
         check_later_weights(inputs.recipe, inputs.folder, latent_channels=channels)
 
     def build(self, inputs: StageInputs) -> FlowMapStage:
-        channels = inputs.dataset.manifest.codec.channels
+        channels = inputs.dataset.manifest.require_codec().channels
         initial = initial_network(
             inputs.recipe, inputs.folder, latent_channels=channels, codec=inputs.codec
         )

@@ -91,8 +91,7 @@ class FlopMeter:
     @contextmanager
     def micro_step(self, step_kind: str, batch: Batch) -> Iterator[None]:
         """The block is a micro step on `batch`."""
-        height, width = batch.hq.shape[2:]
-        kind = (step_kind, int(height), int(width))
+        kind = (step_kind, *batch.size[1])
         # A batch without weight only keeps this worker in step with the others.
         images = len(batch.keys) if batch.micro.weight else 0
         is_compiled = kind in self._seen or not self.compiled

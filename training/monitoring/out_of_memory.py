@@ -33,24 +33,23 @@ def explain_out_of_memory(settings: StageSettings, batch: Batch | None = None) -
 
 
 def _describe(batch: Batch) -> str:
-    height, width = batch.hq.shape[2:]
+    what, (height, width) = batch.size
     samples = "1 sample" if len(batch.keys) == 1 else f"{len(batch.keys)} samples"
-    return f"a micro batch of {samples} with latents of {height}x{width}"
+    return f"a micro batch of {samples} with {what} of {height}x{width}"
 
 
 def _remedies(settings: StageSettings, batch: Batch | None) -> str:
+    own = f"stages.{settings.name}"
     changes = []
-    if batch is not None and not settings.gradient_checkpointing:
-        changes.append("gradient_checkpointing=true")
-    if settings.offload == "none":
-        changes.append("offload=optimizer")
-    if settings.zero_stage < 3:
-        changes.append(f"with several workers a zero_stage above {settings.zero_stage}")
-    remedies = []
-    if changes:
-        options = f"stages.{settings.name}.{', or '.join(changes)}"
-        remedies.append(f"To continue, repeat the command with {options}")
     if batch is not None and len(batch.keys) > 1:
         which = " for this pixel budget" if settings.budgets else ""
-        remedies.append(f"A lower micro_batch{which} needs a new output")
-    return ". ".join(remedies or ["Use a GPU with more memory, or a smaller model"])
+        changes.append(f"a lower {own}.micro_batch{which}")
+    if batch is not None and not settings.gradient_checkpointing:
+        changes.append(f"{own}.gradient_checkpointing=true")
+    if settings.offload == "none":
+        changes.append(f"{own}.offload=optimizer")
+    if settings.zero_stage < 3:
+        changes.append(f"with several workers a {own}.zero_stage above {settings.zero_stage}")
+    if not changes:
+        return "Use a GPU with more memory, or a smaller model"
+    return f"To continue, repeat the command with {', or '.join(changes)}"

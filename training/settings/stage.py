@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from datagen.records import Correctable, Execution, Probability, Settings
 from training.settings.adversarial import AdversarialSettings
+from training.settings.batch_fields import BatchFields
 from training.settings.held_out import EarlyStopping, HeldOutMetric
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
@@ -145,6 +146,15 @@ class StageSettings(Settings):
         if self.budgets is None:
             return (self.batch_size(),)
         return tuple(self.batch_size(one) for one in self.budgets if one.probability > 0)
+
+    @property
+    def batch_fields(self) -> BatchFields:
+        """What its batches must hold."""
+        guided = self.objective.guidance is not None
+        return BatchFields(
+            latents=("hq", "lq", "neg") if guided else ("hq", "lq"),
+            hq_pixels=not isinstance(self.perceptual, NoPerceptual),
+        )
 
     @property
     def best_metric(self) -> str | None:

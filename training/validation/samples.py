@@ -58,7 +58,7 @@ def read_group(
             skipped,
         )
     batch = batch.to(device)
-    pixels = batch.pixels
+    pixels = batch.hq_pixels
     originals = to_pixels(codec.decode(batch.hq)) if pixels is None else pixels
     drawn = [DrawnSample.model_validate_json(meta) for meta in batch.meta]
     images = originals.permute(0, 2, 3, 1).cpu().numpy()

@@ -23,11 +23,11 @@ from datagen.build.plan import plan_dataset
 from datagen.build.survey import survey
 from datagen.dataset.manifest import load_manifest, open_dataset
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
+from datagen.dataset.shards import stored_latents
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Codec, load_codec
+from datagen.samples.codecs import Codec, codec_of
 from datagen.samples.prepare import prepare
-from datagen.settings import BucketSettings, CodecSettings, DatasetRecipe, PixelBudget
+from datagen.settings import BucketSettings, DatasetRecipe, PixelBudget
 from tests.support.eventually import eventually
 from tests.support.files import digests
 from tests.support.shards import sample_keys
@@ -65,7 +65,7 @@ def test_statistics_are_those_of_the_latents(recipe: RecipeMaker) -> None:
     manifest = build_in_process(recipe())
     root = recipe().output
     samples = [s for record in manifest.shards for s in read_shard(f"{root}/{record.path}")]
-    latents = [Latents.from_bytes(sample.latents).hq.reshape(192, -1) for sample in samples]
+    latents = [stored_latents(sample)["hq"].reshape(192, -1) for sample in samples]
     values = np.concatenate(latents, axis=1).astype(np.float64)
     assert np.allclose(manifest.stats.latent.mean, values.mean(axis=1), atol=1e-9)
     assert np.allclose(manifest.stats.latent.std, values.std(axis=1), atol=1e-7)
@@ -111,15 +111,15 @@ def test_an_in_process_build_has_the_asked_device_and_threads(
     devices: list[str] = []
     threads: list[int] = []
 
-    def load(settings: CodecSettings, device: str) -> Codec:
+    def load(recipe: DatasetRecipe, device: str) -> Codec | None:
         devices.append(device)
-        return load_codec(settings, device)
+        return codec_of(recipe, device)
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         threads.append(kwargs["threads"])
         return prepare(*args, **kwargs)
 
-    monkeypatch.setattr("datagen.build.builder.load_codec", load)
+    monkeypatch.setattr("datagen.build.builder.codec_of", load)
     monkeypatch.setattr("datagen.build.builder.prepare", counting)
     other = recipe(output=str(tmp_path / "other"))
     build_in_process(other, device="cpu:0", threads=2)

@@ -24,7 +24,7 @@ import pytest
 from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents
+from datagen.dataset.shards import ShardSample, stored_latents
 from datagen.samples.codecs import DctCodec, decode_latents
 from datagen.settings import DatasetRecipe
 
@@ -102,7 +102,7 @@ def _build(folder: Path) -> dict[str, Any]:
         "made_with": _made_with(),
         "shards": {path: record.sha256 for path, record in shards.items()},
         "drawn": {sample.key: hashlib.sha256(sample.meta).hexdigest() for sample in samples},
-        "pixels": {sample.key: _pixels(sample.latents) for sample in samples},
+        "pixels": {sample.key: _pixels(sample) for sample in samples},
     }
 
 
@@ -115,12 +115,12 @@ def _made_with() -> dict[str, str]:
     return {"processor": processor, **{name: version(name) for name in LIBRARIES}}
 
 
-def _pixels(latents: bytes) -> dict[str, str]:
+def _pixels(sample: ShardSample) -> dict[str, str]:
     """Some of each picture's pixels as decoded, RGB in hexadecimal digits."""
-    images = decode_latents(DctCodec(), Latents.from_bytes(latents))
+    images = decode_latents(DctCodec(), stored_latents(sample))
     return {
         name: pixels[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].tobytes().hex()
-        for name, pixels in vars(images).items()
+        for name, pixels in images.items()
     }
 
 

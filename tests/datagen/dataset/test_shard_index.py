@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datagen.dataset.shard_index import index_shard, read_shard, sample_bytes
-from datagen.dataset.shards import DamagedShard, Latents, ShardSample, WrittenShard
+from datagen.dataset.shards import DamagedShard, ShardSample, WrittenShard, write_latents
 from datagen.io import storage
 from tests.support.shards import write_shard
 
@@ -21,7 +21,7 @@ def shard(tmp_path: Path) -> tuple[Path, WrittenShard]:
     for number in range(7):
         hq, lq, neg = rng.standard_normal((3, 4, number + 1, 3)).astype(np.float16)
         jpeg = rng.bytes(100 * number) if number % 3 else None
-        latents = Latents(hq=hq, lq=lq, neg=neg).to_bytes()
+        latents = write_latents({"hq": hq, "lq": lq, "neg": neg})
         samples.append(ShardSample(f"{number:020x}-00", latents, b"{}", jpeg))
     path = tmp_path / "a.tar"
     return path, write_shard(str(path), samples)

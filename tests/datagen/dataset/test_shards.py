@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import safetensors.numpy
 import webdataset
 
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample, stored_latents, write_latents
 from datagen.errors import FlowmapsrError
 from tests.support.shards import write_shard
 
@@ -22,9 +23,9 @@ def _samples(count: int = 3) -> list[ShardSample]:
     found = []
     for index in range(count):
         hq, lq, neg = rng.standard_normal((3, 4, 2, 3)).astype(np.float16)
-        latents = Latents(hq=hq, lq=lq, neg=neg).to_bytes()
+        latents = write_latents({"hq": hq, "lq": lq, "neg": neg})
         jpeg = b"jpeg" if index else None
-        found.append(ShardSample(f"{index:020x}-00", latents, meta=b"{}", hq_jpeg=jpeg))
+        found.append(ShardSample(f"{index:020x}-00", latents, meta=b"{}", hq_image=jpeg))
     return found
 
 
@@ -82,9 +83,11 @@ def test_altered_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_latents_round_trip_and_refuse_other_content() -> None:
-    hq, lq, neg = np.random.default_rng(0).standard_normal((3, 4, 2, 3)).astype(np.float16)
-    again = Latents.from_bytes(Latents(hq=hq, lq=lq, neg=neg).to_bytes())
-    assert np.array_equal(again.neg, neg)
-    for data in (b"junk", safetensors.numpy.save({"hq": hq})):
+    sample, hq = _samples()[0], np.zeros((4, 2, 3), np.float16)
+    latents = stored_latents(sample)
+    assert list(latents) == ["hq", "lq", "neg"]
+    assert write_latents(latents) == sample.latents
+    assert stored_latents(replace(sample, latents=None)) == {}
+    for data in (b"junk", safetensors.numpy.save({"hq": hq, "vae": hq})):
         with pytest.raises(FlowmapsrError, match="latents.safetensors"):
-            Latents.from_bytes(data)
+            stored_latents(replace(sample, latents=data))

@@ -21,7 +21,6 @@ from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.review.pictures import choose_samples, render_histograms, render_preview
 from datagen.samples.buckets import Bucket
-from datagen.samples.sample import SamplePixels
 
 
 def _drawn(seed: int, bucket: str = "64x96") -> DrawnSample:
@@ -108,7 +107,7 @@ def test_a_preview_depends_on_its_rows_alone() -> None:
         bucket = Bucket.from_name(name)
         noise = rng.integers(0, 256, (3, bucket.height, bucket.width, 3), dtype=np.uint8)
         drawn = _drawn(seed, name).model_copy(update={"source": f"/photos/写真 $x^{seed}.jpg"})
-        rows.append((drawn, SamplePixels(*noise)))
+        rows.append((drawn, dict(zip(("hq", "lq", "neg"), noise, strict=True))))
     first = render_preview(rows)
     assert first == render_preview(rows) != render_preview(rows[:2])
     assert set(Image.open(io.BytesIO(first)).info) == {"dpi"}

@@ -34,8 +34,8 @@ def test_every_sample_is_found(dataset: Path) -> None:
 def test_the_pictures_are_those_of_the_sample(dataset: Path, tmp_path: Path) -> None:
     key, shard = next(iter(_keys(dataset).items()))
     stored = next(s for s in read_shard(str(dataset / shard)) if s.key == key)
-    assert stored.hq_jpeg is not None
-    hq = np.asarray(Image.open(io.BytesIO(stored.hq_jpeg))).astype(int)
+    assert stored.hq_image is not None
+    hq = np.asarray(Image.open(io.BytesIO(stored.hq_image))).astype(int)
     files = save_pictures(inspect_sample(str(dataset), key), str(tmp_path / "new"))
     assert [Path(uri).name for uri in files] == [f"{key}-{n}.png" for n in ("hq", "lq", "neg")]
     shown = np.asarray(Image.open(files[0])).astype(int)

@@ -18,11 +18,12 @@ from datagen.build.in_process import build_in_process
 from datagen.dataset.manifest import load_manifest
 from datagen.dataset.records import RejectedCount
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample, stored_latents, write_latents
 from datagen.errors import FlowmapsrError
 from datagen.records import as_json, to_json
 from datagen.review.recompute import recompute_samples
 from datagen.review.verify import verify_dataset
+from datagen.samples.pixels import png
 from datagen.settings import DatasetRecipe
 from tests.support.shards import write_shard
 
@@ -274,20 +275,21 @@ def _replaced(sample: ShardSample, **changes: Any) -> ShardSample:
 def test_every_sample_is_checked(dataset: Path) -> None:
     original = read_shard(str(_first_tar(dataset)))
     first = original[0]
-    latents = Latents.from_bytes(first.latents)
-    broken = latents.lq.copy()
+    latents = stored_latents(first)
+    broken = latents["lq"].copy()
     broken[0, 0, 0] = np.nan
     changed = {
-        "latent lq is not finite": {
-            "latents": Latents(hq=latents.hq, lq=broken, neg=latents.neg).to_bytes()
+        "latent lq is not finite": {"latents": write_latents(latents | {"lq": broken})},
+        "latent neg is float16": {"latents": write_latents(latents | {"neg": latents["neg"][:3]})},
+        "holds hq, lq, the recipe asks for hq, lq, neg": {
+            "latents": write_latents({name: latents[name] for name in ("hq", "lq")})
         },
-        "latent neg is float16": {
-            "latents": Latents(hq=latents.hq, lq=latents.lq, neg=latents.neg[:3]).to_bytes()
-        },
+        "latents.safetensors missing": {"latents": None},
+        "lq.png not asked for": {"lq_image": png(np.zeros((8, 8, 3), np.uint8))},
         "latents.safetensors": {"latents": b"junk"},
         "meta.json is malformed": {"meta": b"{}"},
-        "hq.jpg missing": {"hq_jpeg": None},
-        "hq.jpg is no JPEG": {"hq_jpeg": b"junk"},
+        "hq.jpg missing": {"hq_image": None},
+        "HQ pixels are no image": {"hq_image": b"junk"},
     }
     for what, change in changed.items():
         samples = [_replaced(first, **change), *original[1:]]
@@ -307,8 +309,8 @@ def test_samples_are_made_again_from_their_photos(
     dataset = Path(asked.output)
     assert recompute_samples(asked.output) == ([], [])
     original = read_shard(str(_first_tar(dataset)))
-    first = Latents.from_bytes(original[0].latents)
-    swapped = Latents(hq=first.hq, lq=first.neg * 2, neg=first.neg).to_bytes()
+    first = stored_latents(original[0])
+    swapped = write_latents(first | {"lq": first["neg"] * 2})
     other = original[0].meta.replace(b'"scale": ', b'"scale": 1')
     changes = {
         "latent lq is not what the codec makes": {"latents": swapped},

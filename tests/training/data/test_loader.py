@@ -11,25 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.shard_index import read_shard
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample, stored_latents, write_latents
 from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader
-from training.data.sample_decoder import BatchFields
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
+from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize
 
 START = Position()
-ALL = BatchFields(neg=True, pixels=True)
+ALL = BatchFields(("hq", "lq", "neg"), hq_pixels=True)
 
 
 def _take(
@@ -59,9 +58,10 @@ def test_batches_hold_float32_latents_and_registered_pixels(
 ) -> None:
     (stored,) = _take(dataset, manifest, 1)
     batch = stored.to(torch.device("cpu"))
-    assert batch.hq.shape == batch.lq.shape == batch.neg.shape == (4, 192, 4, 4)
+    assert batch.hq.shape == batch.lq.shape == batch.latents["neg"].shape == (4, 192, 4, 4)
     assert batch.hq.dtype == torch.float32 and torch.equal(batch.hq, stored.hq.float())
-    pixels = batch.require_pixels()
+    pixels = batch.hq_pixels
+    assert pixels is not None
     assert pixels.shape == (4, 3, 32, 32) and pixels.dtype == torch.uint8
     decoded = (DctCodec().decode(batch.hq) + 1) * 127.5
     # hq.jpg is the same crop, but for JPEG at quality 95; another sample's is far away.
@@ -110,8 +110,8 @@ def _same(one: list[Batch], other: list[Batch]) -> bool:
         mine.keys == theirs.keys
         and mine.skipped == theirs.skipped
         and torch.equal(mine.hq, theirs.hq)
-        and torch.equal(mine.require_neg(), theirs.require_neg())
-        and torch.equal(mine.require_pixels(), theirs.require_pixels())
+        and torch.equal(mine.latents["neg"], theirs.latents["neg"])
+        and torch.equal(mine.hq_pixels, theirs.hq_pixels)
         for mine, theirs in zip(one, other, strict=True)
     )
 
@@ -134,8 +134,9 @@ def test_an_epoch_stays_complete_when_the_number_of_workers_changes(
 
 
 def test_only_requested_fields_are_decoded(dataset: Path, manifest: Manifest) -> None:
-    (batch,) = _take(dataset, manifest, 1, wanted=BatchFields(neg=False, pixels=False))
-    assert batch.neg is None and batch.pixels is None and batch.hq.shape == (4, 192, 4, 4)
+    (batch,) = _take(dataset, manifest, 1, wanted=BatchFields())
+    assert batch.latents.keys() == {"hq", "lq"} and batch.hq.shape == (4, 192, 4, 4)
+    assert batch.hq_pixels is None
 
 
 def _flip(path: Path) -> None:
@@ -179,19 +180,18 @@ def test_samples_of_a_damaged_shard_are_replaced(
 
 
 def _broken(sample: ShardSample, how: int) -> ShardSample:
-    latents = Latents.from_bytes(sample.latents)
-    tensors = vars(latents)
+    latents = stored_latents(sample)
     match how:
         case 0:
-            neg = latents.neg.copy()
+            neg = latents["neg"].copy()
             neg[-1, -1, -1] = np.inf
-            return replace(sample, latents=replace(latents, neg=neg).to_bytes())
+            return replace(sample, latents=write_latents(latents | {"neg": neg}))
         case 1:
-            tensors = {name: tensors[name] for name in ("hq", "neg")}
-            return replace(sample, latents=safetensors.numpy.save(tensors))
+            some = {name: latents[name] for name in ("hq", "neg")}
+            return replace(sample, latents=write_latents(some))
         case 2:
-            assert sample.hq_jpeg is not None
-            return replace(sample, hq_jpeg=sample.hq_jpeg[:20])
+            assert sample.hq_image is not None
+            return replace(sample, hq_image=sample.hq_image[:20])
         case _:
             return replace(sample, latents=sample.latents[:400])
 
@@ -212,7 +212,7 @@ def test_invalid_samples_are_skipped_with_the_reason(
     assert found.keys() == numbers.keys()
     reasons = [found[sample.key].reason for sample in spoilt]
     for reason, expected in zip(
-        reasons, ("neg holds values that are", "no tensor lq", "hq.jpg cannot", ""), strict=True
+        reasons, ("neg holds values that are", "no tensor lq", "HQ pixels cannot", ""), strict=True
     ):
         assert expected in reason
     assert all((one.samples, one.shard) == (1, manifest.shards[0].path) for one in found.values())

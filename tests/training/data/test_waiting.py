@@ -71,7 +71,9 @@ def test_the_host_decides_alone_what_a_micro_step_computes(
     model = FlowMapStageModel(net, DynamicWeighting()).to(DEVICE)
     hq, lq, neg = torch.empty(3, N, 192, 4, 4)
     pixels = torch.empty(N, 3, 32, 32, dtype=torch.uint8)
-    batch = Batch(tuple("abcdefgh"), hq, lq, neg, pixels, Position()).to(DEVICE)
+    batch = Batch(
+        tuple("abcdefgh"), {"hq": hq, "lq": lq, "neg": neg}, Position(), hq_pixels=pixels
+    ).to(DEVICE)
     perceptual_loss = PatchPerceptualLoss(
         LpipsDistance().to(DEVICE), DctCodec(device=str(DEVICE)), strength=1.0, patch=16
     )

@@ -151,7 +151,7 @@ def test_a_generators_step_costs_two_evaluations_more_one_of_them_with_gradient(
             (inputs[1][0].item(), inputs[2][0].item(), torch.is_grad_enabled())
         )
     )
-    batch = Batch(("a", "b"), hq, lq, neg, None, Position())
+    batch = Batch(("a", "b"), {"hq": hq, "lq": lq, "neg": neg}, Position())
     losses = trainer.generator_losses(model, batch, torch.Generator().manual_seed(0))
     named = {name: (term.sum.item(), term.count) for name, term in losses.terms.items()}
     assert named["loss/total"] == pytest.approx((2 * losses.total.item(), 2))

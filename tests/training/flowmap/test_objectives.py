@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -57,7 +58,7 @@ def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     hq, lq, neg = torch.randn(3, N, 12, 4, 4, generator=generator)
     keys = tuple(map(str, range(N)))
-    return Batch(keys, hq, lq, neg, None, Position())
+    return Batch(keys, {"hq": hq, "lq": lq, "neg": neg}, Position())
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def _naive_loss(model: FlowMapStageModel, batch: Batch, settings: Any, *, seed: 
     for i in range(N):
         one = slice(i, i + 1)
         negative = bool(drawn.prompt[i] == NEGATIVE)
-        x0, x1 = (batch.neg if negative else batch.hq)[one], batch.lq[one]  # type: ignore[index]
+        x0, x1 = (batch.latents["neg"] if negative else batch.hq)[one], batch.lq[one]  # type: ignore[index]
         ti, si, w, prompt = t[one], s[one], drawn.w[one], drawn.prompt[one]
 
         def u(x: Tensor, t: Tensor, s: Tensor, prompt: Tensor = prompt, w: Tensor = w) -> Tensor:
@@ -275,8 +276,8 @@ def test_negative_samples_are_after_the_negative_latents_and_no_pixels(
     objective = FlowMapObjective(settings, perceptual_loss=perceptual_loss)
     pixels = torch.zeros(N, 3, 32, 32, dtype=torch.uint8)
     generators = [torch.Generator().manual_seed(2) for _ in range(2)]
-    other = Batch(batch.keys, 0 * batch.hq, batch.lq, batch.neg, pixels, batch.position)
-    same = Batch(batch.keys, batch.hq, batch.lq, batch.neg, pixels, batch.position)
+    same = replace(batch, hq_pixels=pixels)
+    other = replace(same, latents={**batch.latents, "hq": 0 * batch.hq})
     one, two = (objective(model, b, g) for b, g in zip((same, other), generators, strict=True))
     assert torch.equal(one.total, two.total)
     term = one.terms["loss/perceptual"]

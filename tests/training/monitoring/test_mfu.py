@@ -130,7 +130,7 @@ def test_a_gpu_with_a_similar_name_is_unknown() -> None:
 
 def _batch(side: int) -> Batch:
     latents = torch.zeros(4, 3, side, side)
-    return Batch(tuple("abcd"), latents, latents, None, None, Position())
+    return Batch(tuple("abcd"), {"hq": latents, "lq": latents}, Position())
 
 
 def test_other_ranks_count_nothing() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datagen.build.in_process import build_in_process
-from datagen.dataset.shards import Latents, ShardSample
+from datagen.dataset.shards import ShardSample, stored_latents, write_latents
 from tests.support.launch import finish, start_workers
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, rewritten, write_photos
 from training.tracking.journal import Series, read_metrics
@@ -47,9 +47,9 @@ def with_bright_negatives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
 
     def brighten(sample: ShardSample) -> ShardSample:
-        latents = Latents.from_bytes(sample.latents)
-        bright = replace(latents, neg=latents.hq + np.float16(0.3))
-        return replace(sample, latents=bright.to_bytes())
+        latents = stored_latents(sample)
+        bright = latents | {"neg": latents["hq"] + np.float16(0.3)}
+        return replace(sample, latents=write_latents(bright))
 
     return rewritten(_dataset(folder, photos=40, fraction=0.2), folder / "bright", brighten)
 

@@ -146,7 +146,7 @@ def drawn(trainer: Trainer, step: int, index: int) -> tuple[Batch, torch.Generat
     hq, lq, neg = torch.randn(3, MICRO, CHANNELS, 4, 4, generator=generator)
     workers = dist.get_world_size()
     micro = MicroStep(index // workers, MICRO_BATCHES // workers)
-    return Batch(tuple("abcd"), hq, lq, neg, None, Position(), micro), generator
+    return Batch(tuple("abcd"), {"hq": hq, "lq": lq, "neg": neg}, Position(), micro), generator
 
 
 def state(step: int) -> TrainerState:

@@ -53,7 +53,7 @@ def batch_of(step: int) -> Batch:
     side = SIDES[step]
     generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
     hq, lq = torch.randn(2, MICRO, CHANNELS, side, side, generator=generator)
-    return Batch(tuple(map(str, range(MICRO))), hq, lq, None, None, Position())
+    return Batch(tuple(map(str, range(MICRO))), {"hq": hq, "lq": lq}, Position())
 
 
 def train(settings: StageSettings, meter: FlopMeter | None) -> tuple[Tensor, list[int]]:

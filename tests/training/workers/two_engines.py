@@ -85,7 +85,7 @@ def sample(step: int, index: int) -> Batch:
     generator = torch.Generator().manual_seed(100 * step + index)
     hq, lq, neg = torch.randn(3, 1, CHANNELS, 8, 8, generator=generator)
     micro = MicroStep(index // WORKERS, ACCUMULATION)
-    return Batch(("key",), hq, lq, neg, None, Position(), micro)
+    return Batch(("key",), {"hq": hq, "lq": lq, "neg": neg}, Position(), micro)
 
 
 def noise(step: int, index: int) -> torch.Generator:

@@ -89,7 +89,7 @@ def draw(step: int, index: int) -> tuple[Batch, torch.Generator]:
     keys = tuple(map(str, range(size)))
     weight = sizes[index] * len(sizes) / sum(sizes)
     micro = MicroStep(index // WORKERS, len(sizes) // WORKERS, weight)
-    batch = Batch(keys, hq, lq, neg, None, Position(), micro)
+    batch = Batch(keys, {"hq": hq, "lq": lq, "neg": neg}, Position(), micro)
     return batch, torch.Generator().manual_seed(seed + 50)
 
 

@@ -1,0 +1,104 @@
+"""Batches of pixels for systems that train on them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from datagen.build.in_process import build_in_process
+from datagen.dataset.manifest import open_dataset
+from datagen.dataset.records import DrawnSample
+from datagen.degradation.apply import degrade
+from datagen.errors import FlowmapsrError
+from datagen.settings import LatentName
+from tests.support.tiny import DISTILL, WARMUP, RunMaker, dataset_recipe, write_photos
+from training.data.bucket_mix import bucket_sizes, proportional_shares
+from training.data.held_out import held_out_groups, held_out_reader
+from training.data.loader import BatchReader, LatentLoader
+from training.data.schedule import Position, Schedule
+from training.data.shard_store import ShardStore
+from training.preflight import check_run
+from training.settings.batch_fields import BatchFields
+from training.settings.stage import BatchSize
+
+PIXELS = BatchFields(latents=(), hq_pixels=True, lq_pixels=True)
+
+
+def _dataset(
+    folder: Path,
+    *,
+    latents: tuple[LatentName, ...] = (),
+    hq: Literal["jpeg", "png", "none"] = "png",
+    lq: Literal["none", "small", "full"] = "small",
+) -> Path:
+    asked = dataset_recipe(write_photos(folder / "photos", 3), folder / "dataset")
+    fields = {"latents": latents, "hq_pixels": hq, "lq_pixels": lq}
+    build_in_process(asked.model_copy(update=fields))
+    return folder / "dataset"
+
+
+@pytest.mark.parametrize("stored", ["small", "full"])
+def test_a_batch_holds_the_lq_that_the_builder_made(
+    tmp_path: Path, stored: Literal["small", "full"]
+) -> None:
+    folder = _dataset(tmp_path, lq=stored)
+    manifest = open_dataset(str(folder)).manifest
+    draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, 4))
+    schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
+    store = ShardStore(str(folder))
+    reader = BatchReader(store, schedule, manifest.codec, PIXELS, stored_lq=stored)
+    loader = LatentLoader(reader, rank=0, world_size=1, threads=2)
+    for batch in itertools.islice(loader.batches(Position()), 3):
+        assert not batch.latents and batch.hq_pixels is not None and batch.lq_pixels is not None
+        assert batch.lq_pixels.dtype == torch.float32
+        for hq, lq, meta in zip(batch.hq_pixels, batch.lq_pixels, batch.meta, strict=True):
+            drawn = DrawnSample.model_validate_json(meta)
+            expected = degrade(hq.permute(1, 2, 0).numpy(), drawn.lq)
+            difference = np.abs(lq.permute(1, 2, 0).numpy() - expected).max()
+            assert difference == 0 if stored == "small" else difference <= 0.5001 / 255
+
+
+def test_held_out_samples_have_all_that_is_stored(tmp_path: Path) -> None:
+    folder = _dataset(tmp_path, latents=("hq", "lq"), hq="none")
+    dataset = open_dataset(str(folder))
+    reader = held_out_reader(ShardStore(str(folder)), dataset)
+    batch = reader.read(held_out_groups(dataset.manifest, 2)[0]).to(torch.device("cpu"))
+    assert batch.latents.keys() == {"hq", "lq"} and batch.hq.shape == batch.lq.shape
+    assert batch.hq_pixels is None and batch.lq_pixels is not None
+
+
+GUIDED = {
+    **WARMUP,
+    "name": "guidance",
+    "objective": {"kind": "flow_matching", "guidance": {"strength": [2, 2]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("latents", "hq", "stage", "words"),
+    [
+        (("hq", "lq"), "jpeg", GUIDED, r"guidance needs negatives.*latents=\[hq,lq,neg\], or rem"),
+        (("hq", "lq"), "none", DISTILL, "perceptual needs HQ pixels.*hq_pixels=jpeg, or set"),
+        ((), "jpeg", WARMUP, r"latents of hq and lq.*stores latents=\[\].*latents=\[hq,lq\]"),
+    ],
+    ids=["negatives", "pixels", "latents"],
+)
+def test_a_dataset_without_what_a_stage_needs_is_refused_before_any_stage_trains(
+    run_recipe: RunMaker,
+    tmp_path: Path,
+    latents: tuple[LatentName, ...],
+    hq: Literal["jpeg", "none"],
+    stage: dict[str, object],
+    words: str,
+) -> None:
+    folder = _dataset(tmp_path, latents=latents, hq=hq)
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP, stage] if stage != WARMUP else [WARMUP])
+    recipe = recipe.model_copy(update={"manifest": str(folder)})
+    with pytest.raises(FlowmapsrError, match=words) as caught:
+        check_run(recipe)
+    assert f"stage {stage['name']!r}" in str(caught.value)
