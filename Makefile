@@ -71,7 +71,7 @@ lock: $(INSTALLED)
 	awk -v most=infra/images/requirements.lock -v cuda=infra/images/torch-cuda.lock \
 	  '/^#/ { print > most; print > cuda } \
 	  /^[a-z]/ { file = /^(torch|triton|cuda|nvidia)/ ? cuda : most } \
-	  /win32|emscripten/ { file = "/dev/null" } file { print > file }'
+	  /(; |and )sys_platform == .(win32|emscripten)/ { file = "/dev/null" } file { print > file }'
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.degradation

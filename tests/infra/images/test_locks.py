@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 IMAGES = ROOT / "infra/images"
@@ -37,3 +40,13 @@ def test_locks_agree_with_constraints_and_pyproject() -> None:
         wanted = Requirement(text)
         version = {**most, **cuda}.get(wanted.name, "")
         assert version and wanted.specifier.contains(version), f"{text} is not locked: make lock"
+
+
+def test_locks_hold_what_their_packages_need() -> None:
+    locks = locked(IMAGES / "requirements.lock") | locked(IMAGES / "torch-cuda.lock")
+    for name in locks:
+        with suppress(PackageNotFoundError):  # of the extra `servers`, which tests do without
+            for text in requires(name) or ():
+                needed = Requirement(text)
+                if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                    assert canonicalize_name(needed.name) in locks, f"{name} needs {text}"
