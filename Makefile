@@ -47,10 +47,10 @@ demo: $(INSTALLED)
 	$(if $(STACK),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[servers]' && $(BIN)/flowmapsr stack up && eval "$$($(BIN)/flowmapsr stack env)" && )$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 
 test: $(INSTALLED)
-	$(TESTS) -m "not slow and not gpu and not kubernetes and not slurm and not stack" $(PYTEST_ARGS)
+	$(TESTS) -m "not slow and not gpu and not kubernetes and not monitoring and not slurm and not stack" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
-	$(TESTS) -m "not gpu and not kubernetes and not slurm and not stack" $(PYTEST_ARGS)
+	$(TESTS) -m "not gpu and not kubernetes and not monitoring and not slurm and not stack" $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

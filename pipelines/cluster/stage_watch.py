@@ -75,17 +75,18 @@ class StageWatch:
         """The workers start: the progress on disk is that of earlier ones."""
         self._stale = self._read()
 
-    def update(self) -> None:
-        """Updates the display."""
+    def update(self) -> StageProgress | None:
+        """Updates the display; the progress of these workers, None before their first step."""
         current = self._read()
         self._warn_of_full_disk()
         if current is None or current == self._stale:
             self._progress.advance(0, note=self._waiting())
-            return
+            return None
         if current.updated != self._last:  # by this clock: that of the workers may be another one
             self._last, self._since = current.updated, self._clock()
         still = current.stands_still(self._clock() - self._since)
         self._progress.reach(current.step, note=still or current.note)
+        return current
 
     def _warn_of_full_disk(self) -> None:
         """Once, unless this process has told it: the workers' own warnings may not fit on it."""

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from datagen.errors import FlowmapsrError
 from datagen.io.lock import LockLostError
 from datagen.records import FrozenModel
+from pipelines.cluster.prometheus import stage_exported
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.stage_watch import RunWatch, StageWatch
 from pipelines.cluster.workers import Placement, place_workers
@@ -98,13 +99,17 @@ class TrainingWorkers:
         """
         folder = StagePaths(self.run, name)
         if folder.finished_record() is None:
-            with show_progress(name, total=self.recipe.stage(name).steps, unit="steps") as progress:
+            steps = self.recipe.stage(name).steps
+            with (
+                show_progress(name, total=steps, unit="steps") as progress,
+                stage_exported(self.recipe, folder) as export,
+            ):
                 watch = StageWatch(progress, folder, self._waiting)
                 while folder.finished_record() is None and not self._ended.wait(POLL_SECONDS):
                     self.lock.raise_if_lost()
                     if self._watch.show_failure(folder):
                         watch.start_over()
-                    watch.update()
+                    export(watch.update())
                     self._watch.show_log()
             self._watch.show_log()
         record = folder.finished_record()

@@ -21,6 +21,7 @@ from datagen.photos.sources import Listing, list_sources
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
+from pipelines.cluster.prometheus import build_exported
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.environment import default_tracking_uri
@@ -115,6 +116,7 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock) -> BuildMet
     with (
         show_progress("dataset", total=meter.total, unit="samples", done=meter.done) as progress,
         progress_shown(recipe.output, lambda: build_progress(meter)),
+        build_exported(plan, pending) as export,
     ):
 
         def note(task: ShardTask, record: TaskRecord) -> None:
@@ -125,6 +127,7 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock) -> BuildMet
                 rejected=len(record.rejected),
             )
             progress.reach(meter.done, note=meter.note())
+            export(task)
             lock.raise_if_lost()
             limit.check(record)
 
