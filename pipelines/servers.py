@@ -1,4 +1,5 @@
-"""Asks the servers that the environment names whether they are there, before libraries are loaded.
+"""Asks the servers that the environment names whether they are there and take its passwords, before
+libraries are loaded.
 
 All at the same time, so that a dead one is named in seconds.
 """
@@ -8,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from datagen.errors import NoServerError
-from datagen.io.probe import ask_grpc, ask_http, asked, silence
+from datagen.io.probe import RefusedError, ask_grpc, ask_http, asked, silence
 from datagen.io.redaction import redacted
 from training.tracking.store import is_server
 
@@ -21,46 +25,86 @@ log = logging.getLogger(__name__)
 
 SECONDS = 7.0
 RAY, PREFECT, MLFLOW = "RAY_ADDRESS", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
+FIRST_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""Of a driver to its cluster."""
 
 
 class _Server(NamedTuple):
-    what: str
+    name: str
     ask: Callable[[str], Future[None] | None]
     """None for what is no address."""
     fix: str
+    login: str
+    """What to correct where it refuses."""
 
 
 def _ask_ray(address: str) -> Future[None] | None:
     # `auto` and `local` are looked for on this machine. With TLS only Ray itself can ask.
     if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return None
-    return asked(ask_grpc, address.removeprefix("ray://"), seconds=SECONDS)
+    ask = partial(ask_grpc, method=FIRST_CALL, token=_ray_token())
+    return asked(ask, address.removeprefix("ray://"), seconds=SECONDS)
+
+
+def _ray_token() -> str:
+    """That which Ray would send."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return ""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    kept = path.read_text().strip() if path.is_file() else ""
+    return os.environ.get("RAY_AUTH_TOKEN") or kept
 
 
 def _ask_prefect(url: str) -> Future[None] | None:
-    return asked(ask_http, f"{url.rstrip('/')}/health", seconds=SECONDS)
+    login = _login("PREFECT_API_KEY", os.environ.get("PREFECT_API_AUTH_STRING"))
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    return _ask_http(url, "/admin/version", login, elsewhere=home / "profiles.toml")
 
 
 def _ask_mlflow(uri: str) -> Future[None] | None:
-    return asked(ask_http, f"{uri.rstrip('/')}/health", seconds=SECONDS) if is_server(uri) else None
+    if not is_server(uri):
+        return None
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{one}") for one in ("USERNAME", "PASSWORD"))
+    login = _login("MLFLOW_TRACKING_TOKEN", f"{user}:{password}" if user else None)
+    return _ask_http(uri, "/version", login, elsewhere=Path("~/.mlflow/credentials").expanduser())
+
+
+def _login(token: str, user: str | None) -> Mapping[str, str]:
+    """Headers with the token that a variable holds, or with `user:password`."""
+    if value := os.environ.get(token):
+        return {"Authorization": f"Bearer {value}"}
+    return {"Authorization": f"Basic {b64encode(user.encode()).decode()}"} if user else {}
+
+
+def _ask_http(
+    url: str, path: str, login: Mapping[str, str], *, elsewhere: Path
+) -> Future[None] | None:
+    """Asks for a page that needs the password; for any answer where that may be in a file, which
+    the library reads."""
+    known = login if login or not elsewhere.is_file() else None
+    return asked(partial(ask_http, login=known), f"{url.rstrip('/')}{path}", seconds=SECONDS)
 
 
 SERVERS = {
     RAY: _Server(
-        "no Ray cluster answers",
+        "Ray cluster",
         _ask_ray,
         "start it (`ray start --head`), correct the variable, or unset it to work on this machine "
         "alone",
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token of its nodes",
     ),
     PREFECT: _Server(
-        "no Prefect server answers",
+        "Prefect server",
         _ask_prefect,
         "start it (`prefect server start`), correct the variable, or unset it to work without one",
+        "correct PREFECT_API_AUTH_STRING, which is user:password",
     ),
     MLFLOW: _Server(
-        "no MLflow server answers",
+        "MLflow server",
         _ask_mlflow,
         "start it (`mlflow server`) or correct the variable",
+        "correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the server lets in only "
+        "the names of its --allowed-hosts",
     ),
 }
 """By the variable that names the address."""
@@ -79,7 +123,8 @@ def ask_servers(*needed: str, tracked: bool = True) -> Callable[[], None]:
         tracked: warns of MLflow's too, without which such work goes on.
 
     Raises:
-        NoServerError: one does not answer; names its variable, its address and what to do.
+        NoServerError: one does not answer, or refuses the password; names its variable, its address
+            and what to do.
     """
     wanted = (*needed, MLFLOW) if tracked else needed
     addresses = {name: os.environ[name] for name in wanted if os.environ.get(name)}
@@ -109,9 +154,10 @@ def require_answer(name: str, address: str) -> None:
 
 def _said(name: str, address: str, answer: Future[None] | None, end: float) -> str | None:
     """What is wrong and what to do; None for a server that answers."""
+    server, where = SERVERS[name], f"{name}={redacted(address)}"
     left = max(0.0, end - time.monotonic())
-    reason = None if answer is None else silence(answer, seconds=left)
-    if reason is None:
-        return None
-    server = SERVERS[name]
-    return f"{server.what} at {name}={redacted(address)} ({reason}); {server.fix}"
+    try:
+        reason = None if answer is None else silence(answer, seconds=left)
+    except RefusedError as refusal:
+        return f"the {server.name} at {where} refuses this command ({refusal}); {server.login}"
+    return reason and f"no {server.name} answers at {where} ({reason}); {server.fix}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from platform import node as host_name
 
 import torch
 import torch.distributed as dist
 
 from datagen.errors import FlowmapsrError
+from training.machines import code_version, require_same_code, warn_of_clocks
 from training.run_dir.records import WorkerGroup
 from training.tracking.provenance import processor_name
 
@@ -19,13 +21,24 @@ def launched_as() -> tuple[int, int]:
 
 
 def gather_workers(device: torch.device) -> WorkerGroup:
-    """Machines and devices of all workers, in order of rank; every worker must call it."""
+    """Machines and devices of all workers, in order of rank; every worker must call it.
+
+    Warns of clocks that differ.
+
+    Raises:
+        FlowmapsrError: a machine has another version of flowmapsr; names both.
+    """
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
-    mine = (host_name(), name)
+    dist.barrier()  # so that all look at their clocks now
+    mine = (host_name(), name, code_version(), time.time())
     all_of_them = [mine] * dist.get_world_size()
     dist.all_gather_object(all_of_them, mine)
-    hosts, devices = zip(*all_of_them, strict=True)
+    hosts, devices, versions, clocks = zip(*all_of_them, strict=True)
+    if dist.get_rank() == 0:
+        ahead = [clock - clocks[0] for clock in clocks]
+        warn_of_clocks(dict(zip(hosts, ahead, strict=True)))
+    require_same_code(dict(zip(hosts, versions, strict=True)), here=hosts[0])
     return WorkerGroup(hosts=hosts, devices=devices, on_gpus=on_gpu)
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import IO, Any, TypeVar
 
 from datagen.errors import FlowmapsrError, NoServerError, NotFoundError, UnreadableError
@@ -52,7 +53,7 @@ _FIXES = {
     "InvalidBucketName": "correct the name of the bucket",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
-    "RequestTimeTooSkewed": "set this machine's clock",
+    "RequestTimeTooSkewed": "set this machine's clock (NTP): {clock}",
     "InvalidObjectState": "it is archived: restore it first",
     "QuotaExceeded": "raise the quota there or choose another location",
     "XMinioStorageFull": "free some space there or choose another location",
@@ -256,6 +257,14 @@ def _explained(uri: str, action: str, failure: Exception) -> FlowmapsrError:
     )
 
 
+def _clock(failure: exceptions.ClientError) -> str:
+    """How this machine's differs from the server's, which writes the time into its answers."""
+    theirs = failure.response["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if theirs is None:
+        return "the server's is another"
+    return f"{time.time() - parsedate_to_datetime(theirs).timestamp():+.0f} s from the server's"
+
+
 def _refusal(uri: str, action: str, failure: exceptions.ClientError) -> FlowmapsrError:
     code = _code(failure)
     if code in ("404", "NoSuchKey", "NotFound"):
@@ -266,7 +275,7 @@ def _refusal(uri: str, action: str, failure: exceptions.ClientError) -> Flowmaps
     if _patience(failure) > 0:
         fix = "the server stayed busy: run the same command again later"
     reason = redacted(f"{code}: {failure.response.get('Error', {}).get('Message', '')}")
-    fix = fix.format(action=action)
+    fix = fix.format(action=action, clock=_clock(failure))
     closed = code in _CLOSED and action in ("read", "list")
     refusal = ClosedObjectError if closed else S3Error
     return refusal(f"{uri}: S3 refused to {action} it ({reason}); {fix}", code)

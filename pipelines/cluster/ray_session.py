@@ -18,6 +18,7 @@ from ray._private import ray_constants
 
 from datagen.errors import FlowmapsrError, first_line
 from datagen.io.end_signals import END_SIGNALS
+from pipelines.cluster.node_check import check_nodes
 from pipelines.environment import QUIET, how_busy, prepare_environment, temporary_folder
 from pipelines.terminal.children import end_children_with_this_process
 from pipelines.terminal.doing import doing
@@ -47,6 +48,9 @@ def ray_cluster(*, cpus: int) -> Iterator[None]:
     # Ray's news of a dead process, a paragraph each; what has failed is told in our words.
     ray._private.worker._worker_logs_enabled = False
     try:
+        if address:
+            doing("asking the nodes for their version")
+            check_nodes()
         yield
     finally:
         ray.shutdown()
@@ -94,6 +98,11 @@ def _connect(address: str) -> None:
         )
     # Without the extra `ray[client]` an address that begins with ray:// is an ImportError.
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, ImportError) as error:
+        if str(error).startswith("Version mismatch"):
+            said = " ".join(str(error).split())
+            raise FlowmapsrError(
+                f"RAY_ADDRESS={address}: {said}; install the same Ray and Python on all machines"
+            ) from error
         raise FlowmapsrError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, correct the "
             f"variable, or unset it to run on this machine alone"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +15,13 @@ from datagen.io import s3_client
 from pipelines import servers
 from pipelines.servers import PREFECT, RAY, check_servers
 from tests.pipelines.conftest import Ended
-from tests.support.dead_servers import refusing_server, silent_port, swallowing_port
+from tests.support.dead_servers import (
+    guarded_server,
+    refusing_server,
+    silent_port,
+    swallowing_port,
+)
+from tests.support.ray_processes import main_server
 
 
 @pytest.fixture
@@ -59,6 +67,44 @@ def test_servers_that_answer(
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(NoServerError, match="it is another kind of server"):
             check_servers(RAY)
+
+
+def test_refused_passwords_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    right = "Basic " + b64encode(b"me:right").decode()
+    with guarded_server(right) as port, main_server("r" * 40, folder=tmp_path) as ray:
+        address = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        monkeypatch.setenv("RAY_ADDRESS", ray)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+
+        def log_in(password: str, token: str) -> None:
+            monkeypatch.setenv("PREFECT_API_AUTH_STRING", f"me:{password}")
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+            monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+
+        log_in("right", "r" * 40)
+        check_servers(RAY, PREFECT)
+        assert not caplog.messages
+        log_in("wrong", "w" * 40)
+        with pytest.raises(NoServerError) as refused:
+            check_servers(RAY, PREFECT)
+        monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+        with pytest.raises(NoServerError, match="refuses this command"):
+            check_servers(PREFECT)
+        (tmp_path / "profiles.toml").touch()  # which may hold the password
+        check_servers(PREFECT)
+    of_ray, of_prefect = str(refused.value).splitlines()
+    assert f"RAY_ADDRESS={ray} refuses" in of_ray and "set RAY_AUTH_MODE=token" in of_ray
+    assert "refuses this command (401" in of_prefect and "PREFECT_API_AUTH_STRING" in of_prefect
+    assert "correct MLFLOW_TRACKING_USERNAME" in caplog.messages[0]
+    assert caplog.messages[0].endswith("The work goes on without it")
+    assert not {"wrong", "w" * 40} & set(re.split(r"\W", f"{refused.value} {caplog.text}"))
 
 
 def test_commands_ask_before_they_load_their_libraries(

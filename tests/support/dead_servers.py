@@ -1,4 +1,5 @@
-"""Addresses at which nothing answers, in each of the ways that take a client longest."""
+"""Addresses at which nothing answers, in each of the ways that take a client longest, or that
+refuse."""
 
 from __future__ import annotations
 
@@ -33,6 +34,25 @@ def swallowing_port() -> Iterator[int]:
 def refusing_server() -> Iterator[int]:
     """The port of a web server that answers everything with an error."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@contextmanager
+def guarded_server(login: str) -> Iterator[int]:
+    """The port of a web server that answers whoever sends this header, and all at /health."""
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path.endswith("/health") or self.headers["Authorization"] == login
+            self.send_response(200 if known else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guard) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server.server_port
         server.shutdown()

@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from ray._private.services import GCS_SERVER_EXECUTABLE
 
+from infra.local_stack.folder import is_free
 from tests.support.eventually import eventually
+from tests.support.ports import free_port
 from tests.support.processes import Process
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
@@ -44,6 +49,36 @@ def _is_ready(node: subprocess.Popen[bytes], log: Path) -> bool:
     """Waits until the node is ready or has ended."""
     eventually(lambda: node.poll() is not None or READY in log.read_text(), seconds=60)
     return node.poll() is None
+
+
+@contextmanager
+def main_server(token: str, *, folder: Path) -> Iterator[str]:
+    """The address of Ray's main server alone, which takes this token."""
+    port = free_port()
+    words = {
+        "gcs_server_port": port,
+        "node-ip-address": "127.0.0.1",
+        "log_dir": folder,
+        "session-dir": folder,
+        "session-name": "session",
+        "node-id": "0" * 56,
+        "ray-commit": "none",
+        "config_list": "e30=",  # {}
+        "metrics-agent-port": "0",
+    }
+    with (folder / "log").open("wb") as output:
+        server = subprocess.Popen(
+            [GCS_SERVER_EXECUTABLE, *(f"--{name}={value}" for name, value in words.items())],
+            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(lambda: not is_free(port), server)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def ray_actors(kind: str, *nodes: Process) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
@@ -12,12 +13,14 @@ from datagen.io.probe import Probe, ask_grpc, ask_http, asked, silence
 from tests.support.dead_servers import refusing_server, silent_port, swallowing_port
 from tests.support.ports import free_port
 
+CALL = partial(ask_grpc, method="/ray.rpc.NodeInfoGcsService/GetClusterId")
+
 
 def reason(probe: Probe, address: str) -> str | None:
     return silence(asked(probe, address, seconds=0.5), seconds=0.5)
 
 
-@pytest.mark.parametrize(("probe", "scheme"), [(ask_http, "http://"), (ask_grpc, "")])
+@pytest.mark.parametrize(("probe", "scheme"), [(ask_http, "http://"), (CALL, "")])
 def test_what_does_not_answer_is_told_apart(probe: Probe, scheme: str) -> None:
     with silent_port() as silent, swallowing_port() as swallowing:
         assert reason(probe, f"{scheme}127.0.0.1:{silent}") == "it is silent"
@@ -29,12 +32,12 @@ def test_what_does_not_answer_is_told_apart(probe: Probe, scheme: str) -> None:
 def test_any_answer_counts_but_of_another_kind_of_server() -> None:
     with refusing_server() as port:
         assert reason(ask_http, f"http://127.0.0.1:{port}/health") is None
-        assert reason(ask_grpc, f"127.0.0.1:{port}") == "it is another kind of server"
+        assert reason(CALL, f"127.0.0.1:{port}") == "it is another kind of server"
 
 
 @pytest.mark.parametrize("address", ["http://head:8265/", "head", "head:6379/x"])
 def test_what_is_no_address_is_told(address: str) -> None:
-    assert "looks like 10.0.0.1:6379" in (reason(ask_grpc, address) or "")
+    assert "looks like 10.0.0.1:6379" in (reason(CALL, address) or "")
 
 
 def test_a_name_server_that_is_silent_has_a_limit() -> None:

@@ -160,6 +160,7 @@ def test_expired_credentials_that_were_not_renewed_are_a_clear_error(
         ("SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
         ("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
         ("QuotaExceeded", "raise the quota"),
+        ("RequestTimeTooSkewed", r"clock \(NTP\): [+-][0-9] s from the server's"),
     ],
 )
 def test_lasting_errors_are_not_retried(faulty_s3: FaultyS3, uri: str, code: str, fix: str) -> None:
