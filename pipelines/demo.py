@@ -22,8 +22,8 @@ from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
 from training.run_dir.records import BICUBIC, EvaluationRow
-from training.tracking.ending import ending_lines
 from training.tracking.parent_run import flush_pending
+from training.tracking.summary.ending import ending_lines
 
 TRAINING_PHOTOS = (
     ("skimage", "data/chelsea.png"),

@@ -12,7 +12,7 @@ import tempfile
 
 from datagen.io.open_files import raise_limit
 from datagen.io.redaction import split_user
-from training.tracking.store import tracking_uri
+from training.tracking.store.address import tracking_uri
 
 log = logging.getLogger(__name__)
 

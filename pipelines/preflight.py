@@ -25,8 +25,8 @@ from pipelines.environment import temporary_folder
 from pipelines.terminal.doing import doing
 from training.run_dir.lock import run_lock
 from training.settings.recipe import TrainingRecipe
-from training.tracking.database import check_database
-from training.tracking.store import database_file, mlflow_installed, tracking_uri
+from training.tracking.store.address import database_file, mlflow_installed, tracking_uri
+from training.tracking.store.database import check_database
 
 LOOKING_SECONDS = 2.0
 """For which the command itself looks at new photos: some thousands on a disk. Where there are more,

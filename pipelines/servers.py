@@ -19,7 +19,7 @@ from typing import NamedTuple
 from datagen.errors import NoServerError
 from datagen.io.probe import RefusedError, ask_grpc, ask_http, asked, silence
 from datagen.io.redaction import redacted
-from training.tracking.store import is_server
+from training.tracking.store.address import is_server
 
 log = logging.getLogger(__name__)
 

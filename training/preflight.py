@@ -36,7 +36,7 @@ from training.settings.model import TextEncoderPrompts
 from training.settings.objective import Lpips
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.tracking.mlflow_client import original_of
+from training.tracking.store.run_names import original_of
 
 log = logging.getLogger(__name__)
 

@@ -41,8 +41,8 @@ from training.settings.yaml_text import parse_yaml
 from training.stage import run_stage
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
-from training.tracking.ending import ending_lines
 from training.tracking.parent_run import parent_run
+from training.tracking.summary.ending import ending_lines
 from training.tracking.unsent import unsent_events, unsent_lines
 
 log = logging.getLogger("training.run")

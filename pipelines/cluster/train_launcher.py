@@ -35,7 +35,7 @@ from training.run_dir.starts import end_reason, last_line, read_starts
 from training.run_dir.stop_signal import StopSignal
 from training.settings.recipe import TrainingRecipe
 from training.tracking.provenance import LAUNCHED, launched
-from training.tracking.store import store_variables
+from training.tracking.store.address import store_variables
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from datagen.io import storage
 from pipelines.orchestration.run_page import Progress, show_end
 from pipelines.terminal.progress import BuildMeter
 from pipelines.terminal.text import counted, duration
-from training.tracking.stage_table import Table
+from training.tracking.summary.stage_table import Table
 
 
 def build_progress(meter: BuildMeter) -> Progress:

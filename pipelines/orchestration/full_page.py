@@ -9,7 +9,7 @@ from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import duration
 from training.run_dir.records import BICUBIC, EvaluationRow
-from training.tracking.stage_table import Table
+from training.tracking.summary.stage_table import Table
 
 
 def show_full(

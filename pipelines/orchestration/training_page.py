@@ -15,9 +15,9 @@ from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_progress, restarts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.ending import ending_lines
-from training.tracking.mlflow_client import run_page
-from training.tracking.stage_table import Table
+from training.tracking.store.run_names import run_page
+from training.tracking.summary.ending import ending_lines
+from training.tracking.summary.stage_table import Table
 from training.tracking.unsent import unsent_events, unsent_lines
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str | None) -> VerbResult:
     """A complete dataset, what this command `found` of it before, and a recipe to train with."""
-    from training.tracking.dataset_links import EXPERIMENT
+    from training.tracking.store.dataset_links import EXPERIMENT
 
     how = "is complete" if found.complete is None else "was complete already"
     folder = dataset.rstrip("/")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def review_of(run: str) -> str:
     """Where a run is compared with others: the address of a page, or the command that shows it."""
-    from training.tracking.mlflow_client import review_page
+    from training.tracking.store.run_names import review_page
 
     return review_page(Path(run)) or command("review", run)
 
@@ -31,8 +31,8 @@ def trained(recipe: TrainingRecipe, records: Sequence[StageRecord]) -> VerbResul
     """A finished training run, where to review it, how to register its model, and what its dataset
     holds by now that it was not trained on."""
     from training.run_dir.further import on_old_weights, redo_command
-    from training.tracking.ending import ending_lines
-    from training.tracking.mlflow_client import model_in_mlflow
+    from training.tracking.store.run_names import model_in_mlflow
+    from training.tracking.summary.ending import ending_lines
 
     run, newer, old = recipe.output, _newer_data(recipe), on_old_weights(recipe)
     model = f"{run}/{records[-1].model}"
@@ -75,7 +75,7 @@ def all_done(
 ) -> VerbResult:
     """A whole run, the `seconds` that its parts took, and where to review it."""
     from training.run_dir.paths import stage_paths
-    from training.tracking.ending import ending_lines
+    from training.tracking.summary.ending import ending_lines
 
     model, newer = str(stage_paths(recipe)[-1].model), _newer_data(recipe)
     lines = [

@@ -9,7 +9,8 @@ from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command, table
 
 if TYPE_CHECKING:
-    from training.tracking.review import Choice, Review
+    from training.tracking.review.chosen import Choice
+    from training.tracking.review.page import Review
 
 MOST_ROWS, MOST_COLUMNS = 10, 5
 

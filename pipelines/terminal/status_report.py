@@ -12,7 +12,7 @@ from pipelines.terminal.reports import review_of
 from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
-    from training.tracking.status import RunComparison, RunStatus, StageStatus
+    from training.tracking.summary.status import RunComparison, RunStatus, StageStatus
 
 Found = TypeVar("Found")
 RUNS_ABREAST = 6

@@ -23,11 +23,11 @@ from tests.support.processes import kill_tree
 from tests.support.tiny import WARMUP, RunMaker
 from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
-from training.tracking.description import stage_page_text
 from training.tracking.events import NOTE
-from training.tracking.mlflow_client import RunNames
 from training.tracking.parent_run import parent_run
-from training.tracking.stage_facts import stage_facts
+from training.tracking.store.run_names import RunNames
+from training.tracking.summary.description import stage_page_text
+from training.tracking.summary.stage_facts import stage_facts
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.tracking.mlflow_client import RunNames
+from training.tracking.store.run_names import RunNames
 
 
 def mlflow_names(run: str | Path) -> RunNames:

@@ -27,7 +27,7 @@ from training.flowmap.model_folder import FlowMapConfig, load_net, save_model
 from training.flowmap.prompts import PROMPTS_FILE, read_prompts
 from training.inference.upscaler import Upscaler
 from training.settings.recipe import TrainingRecipe
-from training.tracking.status import run_status
+from training.tracking.summary.status import run_status
 from training.weights.model_folder import find_model, load_config
 
 STEPS = 24

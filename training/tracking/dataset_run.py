@@ -18,10 +18,10 @@ from datagen.dataset.manifest import Dataset, Manifest
 from datagen.io import storage
 from datagen.io.redaction import redacted
 from datagen.settings import DatasetRecipe
-from training.tracking.dataset_links import EXPERIMENT
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Picture, described
-from training.tracking.mlflow_client import log_run
-from training.tracking.store import mlflow_installed, tracking_uri
+from training.tracking.store.address import mlflow_installed, tracking_uri
+from training.tracking.store.dataset_links import EXPERIMENT
+from training.tracking.store.mlflow_run import log_run
 from training.tracking.unsent import error_reason
 
 log = logging.getLogger(__name__)

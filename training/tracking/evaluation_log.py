@@ -13,9 +13,9 @@ from training.run_dir.paths import RunPaths, finished_stages
 from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.description import describe_run
 from training.tracking.events import Tags
-from training.tracking.stage_table import EVALUATION
+from training.tracking.summary.description import describe_run
+from training.tracking.summary.stage_table import EVALUATION
 from training.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)

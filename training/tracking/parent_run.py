@@ -20,12 +20,12 @@ from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
-from training.tracking.description import describe_run
 from training.tracking.events import Artifact, DatasetInput, Status, described
 from training.tracking.journal import forget_sent
-from training.tracking.mlflow_client import read_names
 from training.tracking.provenance import code_tags, launch_tags
-from training.tracking.review import refresh_review
+from training.tracking.review.page import refresh_review
+from training.tracking.store.run_names import read_names
+from training.tracking.summary.description import describe_run
 from training.tracking.tracker import STALL_SECONDS, Tracker, close_orphaned_run, fully_sent
 
 log = logging.getLogger(__name__)

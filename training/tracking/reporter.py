@@ -38,7 +38,6 @@ from training.run_dir.starts import (
     restarts,
 )
 from training.settings.recipe import TrainingRecipe
-from training.tracking.description import describe_run, stage_page_text
 from training.tracking.events import (
     NOTE,
     Artifact,
@@ -49,12 +48,13 @@ from training.tracking.events import (
     Tags,
     described,
 )
-from training.tracking.mlflow_client import ENDED
 from training.tracking.model_events import checkpoint, stage_model
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.run_curves import RunCurves
-from training.tracking.stage_facts import stage_facts
-from training.tracking.stage_table import shown_as_tables, start_table
+from training.tracking.store.send import ENDED
+from training.tracking.summary.description import describe_run, stage_page_text
+from training.tracking.summary.stage_facts import stage_facts
+from training.tracking.summary.stage_table import shown_as_tables, start_table
 from training.tracking.tracker import STALL_SECONDS, Tracker
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from training.settings.held_out import HELD_OUT, is_better, is_error
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Event, Metrics, Picture
 from training.tracking.journal import journals, read_metrics
-from training.tracking.stage_facts import facts_of_stages, facts_of_stages_set_aside
+from training.tracking.summary.stage_facts import facts_of_stages, facts_of_stages_set_aside
 
 PICTURES = "pictures/"
 CURVES = ("loss/", "gan/", HELD_OUT)

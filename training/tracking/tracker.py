@@ -28,8 +28,9 @@ from training.tracking.events import (
     Tags,
 )
 from training.tracking.journal import Journal, journals
-from training.tracking.mlflow_client import MAX_TAG, MlflowRun
-from training.tracking.store import mlflow_installed
+from training.tracking.store.address import mlflow_installed
+from training.tracking.store.mlflow_run import MlflowRun
+from training.tracking.store.send import MAX_TAG
 from training.tracking.unsent import OUTAGES
 
 log = logging.getLogger(__name__)

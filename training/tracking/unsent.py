@@ -16,7 +16,7 @@ from training.run_dir.best_effort import is_full_disk
 from training.run_dir.further import tracked_folders
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import journals
-from training.tracking.store import mlflow_installed, tracking_uri
+from training.tracking.store.address import mlflow_installed, tracking_uri
 
 log = logging.getLogger(__name__)
 

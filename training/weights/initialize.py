@@ -21,9 +21,9 @@ from datagen.io.weight_files import TensorEntry, check_plain
 from training.run_dir.paths import StagePaths
 from training.settings.initial_weights import REGISTRY, is_registry, is_stage
 from training.settings.recipe import TrainingRecipe
-from training.tracking.logged_models import patience
-from training.tracking.mlflow_client import new_client
-from training.tracking.store import mlflow_installed, tracking_uri
+from training.tracking.store.address import mlflow_installed, tracking_uri
+from training.tracking.store.client import new_client
+from training.tracking.store.logged_models import patience
 from training.tracking.unsent import error_reason
 from training.weights.diffusers_folder import Difference
 from training.weights.model_folder import CONFIG, model_kind

@@ -29,9 +29,9 @@ from training.inference.upscaler import Upscaler
 from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.stage_facts import facts_of_stages
-from training.tracking.stage_table import stage_table
-from training.tracking.status import run_status
+from training.tracking.summary.stage_facts import facts_of_stages
+from training.tracking.summary.stage_table import stage_table
+from training.tracking.summary.status import run_status
 
 RECIPE = "flowmapsr-tiny"
 SCALES, NFE = (4.0, 8.0), (1, 2, 4)

@@ -12,7 +12,7 @@ from pipelines.terminal.status_report import RUNS_ABREAST, several_runs
 from training.run_dir.datasets import plan_datasets, write_datasets
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import BICUBIC, EvaluationRow, StageRecord
-from training.tracking.status import LeftOut, RunComparison, RunStatus, StageStatus
+from training.tracking.summary.status import LeftOut, RunComparison, RunStatus, StageStatus
 
 
 def test_a_whole_run_ends_with_table_times_places_and_the_next_command(tmp_path: Path) -> None:

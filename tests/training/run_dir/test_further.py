@@ -21,7 +21,7 @@ from training.run_dir.recipe_guard import check_recipe, stages_going_on, write_r
 from training.run_dir.records import EndedBy, StageProgress, StageRecord, WorkerGroup
 from training.run_dir.starts import FINISHED, record_end, record_start, restarts
 from training.settings.recipe import TrainingRecipe
-from training.tracking.status import run_status
+from training.tracking.summary.status import run_status
 from training.tracking.tracker import reset_tracking
 from training.weights.initialize import weights_path
 

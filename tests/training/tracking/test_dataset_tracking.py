@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 
 from datagen.dataset.manifest import Dataset, load_manifest
 from datagen.settings import DatasetRecipe
-from training.tracking.dataset_links import EXPERIMENT
 from training.tracking.dataset_run import log_dataset
 from training.tracking.events import DatasetInput
+from training.tracking.store.dataset_links import EXPERIMENT
 from training.tracking.tracker import Tracker
 
 

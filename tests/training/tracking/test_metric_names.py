@@ -11,7 +11,7 @@ from tests.support.mlflow_runs import mlflow_names
 from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
 from training.tracking.journal import read_metrics
-from training.tracking.stage_table import start_table
+from training.tracking.summary.stage_table import start_table
 from training.tracking.tracker import Tracker
 
 LOSSES = {

@@ -26,8 +26,8 @@ from training.tracking import provenance
 from training.tracking import reporter as reporter_module
 from training.tracking.events import Metrics, Params, Tags
 from training.tracking.reporter import StageReporter
-from training.tracking.stage_facts import facts_of_stages
-from training.tracking.stage_table import stage_table
+from training.tracking.summary.stage_facts import facts_of_stages
+from training.tracking.summary.stage_table import stage_table
 
 PACKAGE = Path(provenance.__file__).parent
 

@@ -27,8 +27,9 @@ from training.run_dir.paths import StagePaths
 from training.tracking import tracker as tracker_module
 from training.tracking.events import Artifact, DatasetInput, Event, Metrics, Params, Picture, Tags
 from training.tracking.journal import Journal, read_metrics
-from training.tracking.mlflow_client import MlflowRun, RunNames, run_page
-from training.tracking.store import CREDENTIALS
+from training.tracking.store.address import CREDENTIALS
+from training.tracking.store.mlflow_run import MlflowRun
+from training.tracking.store.run_names import RunNames, run_page
 from training.tracking.tracker import Tracker, close_orphaned_run
 
 

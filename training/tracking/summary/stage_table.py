@@ -15,7 +15,7 @@ from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Tags
 from training.tracking.journal import last_values
-from training.tracking.stage_facts import StageFacts
+from training.tracking.summary.stage_facts import StageFacts
 
 Cell = str | int | float | None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from datagen.errors import FlowmapsrError, first_line
-from training.tracking.store import SQLITE
+from training.tracking.store.address import SQLITE
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from training.settings.held_out import is_headline
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.tracking.journal import last_values, read_metrics
-from training.tracking.mlflow_client import original_of
-from training.tracking.stage_table import EVALUATION
+from training.tracking.store.run_names import original_of
+from training.tracking.summary.stage_table import EVALUATION
 
 SPEED = "perf/images_per_second"
 PLACES = {"output", "checkpoints"}

@@ -15,7 +15,7 @@ from training.run_dir.starts import Start, append_line
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Metrics
 from training.tracking.journal import Journal
-from training.tracking.status import (
+from training.tracking.summary.status import (
     SPEED,
     compare_runs,
     differing_settings,

@@ -23,10 +23,11 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.evaluation_log import finished_training, log_evaluation
 from training.tracking.events import Picture
 from training.tracking.journal import journals
-from training.tracking.mlflow_client import FOLDER, PARENT, RunNames, run_page
 from training.tracking.parent_run import flush_pending
-from training.tracking.review import chosen
-from training.tracking.status import run_status
+from training.tracking.review.chosen import chosen
+from training.tracking.store.mlflow_run import FOLDER, PARENT
+from training.tracking.store.run_names import RunNames, run_page
+from training.tracking.summary.status import run_status
 from training.tracking.tracker import Tracker, fully_sent
 
 LOSS = "loss/fm"

@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from training.tracking.mlflow_client import RunNames
-from training.tracking.store import (
+from training.tracking.store.address import (
     CREDENTIALS,
     openable_uri,
     public_uri,
     store_variables,
     tracking_uri,
 )
+from training.tracking.store.run_names import RunNames
 
 SERVER = "https://host:5000/mlflow"
 

@@ -21,8 +21,8 @@ from training.settings.recipe import TrainingRecipe
 from training.tracking.events import NOTE, Artifact, Event, Tags
 from training.tracking.journal import last_values
 from training.tracking.provenance import code_tags, launch_tags
-from training.tracking.stage_facts import StageFacts, facts_of_stages
-from training.tracking.stage_table import (
+from training.tracking.summary.stage_facts import StageFacts, facts_of_stages
+from training.tracking.summary.stage_table import (
     EVALUATION,
     Cell,
     Table,

@@ -12,7 +12,7 @@ from tests.support.mlflow_runs import mlflow_names
 from training.tracking import tracker as tracker_module
 from training.tracking.events import Metrics, Tags
 from training.tracking.journal import journals
-from training.tracking.mlflow_client import PARENT
+from training.tracking.store.mlflow_run import PARENT
 from training.tracking.tracker import Tracker
 
 

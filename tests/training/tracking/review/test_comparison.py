@@ -7,8 +7,8 @@ import json
 import zlib
 from typing import Any
 
-from training.tracking.review_view import LoggedRun, Pictures, Role, compare, view_of
-from training.tracking.view_format import written
+from training.tracking.review.comparison import LoggedRun, Pictures, Role, compare, view_of
+from training.tracking.store.view_format import written
 
 HELD_OUT = {"best/psnr_nfe1": 26.0, "last/psnr_nfe1": 25.9, "best/gain_nfe1": 1.0}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from training.tracking import events as logged
 from training.tracking.events import NOTE
-from training.tracking.view_format import START_TIME, View, address
+from training.tracking.store.view_format import START_TIME, View, address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

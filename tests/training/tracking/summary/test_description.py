@@ -13,12 +13,12 @@ from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageProgress
 from training.run_dir.starts import record_end, record_start
 from training.settings.recipe import TrainingRecipe
-from training.tracking import description
-from training.tracking.description import run_page_text, stage_page_text
 from training.tracking.events import Metrics
 from training.tracking.journal import journals
-from training.tracking.mlflow_client import MAX_TAG
-from training.tracking.stage_facts import facts_of_stages
+from training.tracking.store.send import MAX_TAG
+from training.tracking.summary import description
+from training.tracking.summary.description import run_page_text, stage_page_text
+from training.tracking.summary.stage_facts import facts_of_stages
 
 
 def log(of: TrainingRecipe, name: str, *values: dict[str, float]) -> None:

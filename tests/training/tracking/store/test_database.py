@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 
 from datagen.errors import FlowmapsrError
 from tests.support.small_disk import DiskMaker
-from training.tracking import database
-from training.tracking.database import check_database, prepare_database
-from training.tracking.mlflow_client import new_client
+from training.tracking.store import database
+from training.tracking.store.client import new_client
+from training.tracking.store.database import check_database, prepare_database
 
 FIRST_START = """
 import sys
-from training.tracking.mlflow_client import new_client
+from training.tracking.store.client import new_client
 client = new_client(sys.argv[1])
 print(client.create_experiment(sys.argv[2]))
 """
@@ -107,7 +107,7 @@ def test_a_database_that_another_program_makes_is_waited_for(
     def step(_: float) -> None:
         shutil.copy(made, path)
 
-    monkeypatch.setattr("training.tracking.database.time.sleep", step)
+    monkeypatch.setattr("training.tracking.store.database.time.sleep", step)
     prepare_database(path)
     assert not list(tmp_path.glob("*.unfinished-*"))
 

@@ -16,8 +16,8 @@ from datagen.settings import DatasetRecipe
 from training.settings.held_out import HELD_OUT, higher_is_better
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.tracking import view_format as page
-from training.tracking.view_format import Section, View
+from training.tracking.store import view_format as page
+from training.tracking.store.view_format import Section, View
 
 Role = Literal["training", "dataset"]
 """The tag `role` of the runs that can be compared."""

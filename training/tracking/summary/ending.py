@@ -6,8 +6,8 @@ from pathlib import Path
 
 from training.run_dir.paths import RunPaths
 from training.settings.recipe import TrainingRecipe
-from training.tracking.mlflow_client import where_tracked
-from training.tracking.status import StageStatus, run_status
+from training.tracking.store.run_names import where_tracked
+from training.tracking.summary.status import StageStatus, run_status
 
 
 def ending_lines(run: Path, recipe: TrainingRecipe | None = None) -> list[str]:

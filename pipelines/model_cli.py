@@ -1,0 +1,114 @@
+"""The commands `flowmapsr evaluate` and `flowmapsr upscale`, which use a model.
+
+Imports nothing heavy at the top, like `cli.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import environment
+from pipelines.servers import check_servers
+from pipelines.terminal import reports
+from pipelines.terminal.doing import doing
+from pipelines.terminal.options import AsJson, Guidance, LoraScale, Precision
+from pipelines.terminal.process_edge import process_edge
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
+    ],
+    photos: Annotated[str, typer.Option(help="Folder of photos that were not trained on.")],
+    scales: Annotated[str, typer.Option(help="Factors to downscale by.")] = "4,8",
+    steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
+    precision: Precision = "auto",
+    track: Annotated[
+        bool, typer.Option("--track", help="Log the results to the training's MLflow run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore degraded photos and compare with the originals.
+
+    Bicubic interpolation is compared too.
+
+    \b
+    Examples:
+      flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
+      flowmapsr evaluate /data/run --photos /held-out --track
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.recipes.load import absolute_location, evaluation_settings
+
+        factors, counts = scales.split(","), steps.split(",")
+        settings = evaluation_settings(
+            photos,
+            scales=factors,
+            steps=counts,
+            lora_scale=lora_scale,
+            guidance=guidance,
+            precision=precision,
+        )
+        location = absolute_location(model, field="MODEL")
+        from training.tracking.evaluation_log import finished_training, log_evaluation
+
+        training = finished_training(location) if track else None
+        if training is not None:
+            environment.default_tracking_uri(location)
+            check_servers()
+        doing("evaluating")
+        from training.evaluation.evaluate import evaluate as evaluate_model
+
+        rows = evaluate_model(location, settings)
+        result = reports.evaluated(location, rows)
+        if training is not None:
+            log_evaluation(training, settings, rows)
+            result = reports.with_unsent(result, training)
+        out.say(result)
+
+
+def upscale(
+    source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
+    model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
+    lora_scale: LoraScale = None,
+    guidance: Guidance = None,
+    precision: Precision = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Make only missing outputs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Enlarge a photo, or every photo of a folder.
+
+    \b
+    Example:
+      flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
+    """
+    with process_edge(as_json=as_json) as out:
+        from pipelines.recipes.load import at_home
+        from pipelines.terminal.progress import show_progress
+        from training.inference.files import default_model, plan_jobs, upscale_all
+
+        source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
+        jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
+        with show_progress("upscale", total=len(jobs), unit="images") as progress:
+            report = upscale_all(
+                jobs,
+                model or default_model(),
+                scale=scale,
+                steps=steps,
+                lora_scale=lora_scale,
+                guidance=guidance,
+                precision=precision,
+                on_done=lambda source: progress.advance(note=source.name),
+            )
+        out.say(reports.upscaled(str(output), scale, report))
