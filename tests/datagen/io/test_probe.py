@@ -13,7 +13,7 @@ from datagen.io.probe import Probe, ask_grpc, ask_http, asked, silence
 from tests.support.dead_servers import refusing_server, silent_port, swallowing_port
 from tests.support.ports import free_port
 
-CALL = partial(ask_grpc, method="/ray.rpc.NodeInfoGcsService/GetClusterId")
+CALL = partial(ask_grpc, method="/ray.rpc.NodeInfoGcsService/GetClusterId", token="")
 
 
 def reason(probe: Probe, address: str) -> str | None:

@@ -60,6 +60,15 @@ def test_data_of_another_postgres_is_refused(folder: StackFolder) -> None:
 
 
 @pytest.mark.stack
+def test_a_half_made_folder_of_postgres_is_refused_and_kept(folder: StackFolder) -> None:
+    folder.postgres.mkdir()
+    (folder.postgres / "base").touch()
+    with pytest.raises(FlowmapsrError, match="holds files but no PG_VERSION.* or remove it"):
+        make_data_folder(folder, folder.secrets())
+    assert (folder.postgres / "base").exists()
+
+
+@pytest.mark.stack
 def test_a_folder_that_cannot_be_made_or_has_no_room_is_named(
     tmp_path: Path, folder: StackFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
