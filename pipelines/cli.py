@@ -14,7 +14,7 @@ from pipelines.dataset_cli import dataset_app
 from pipelines.model_cli import evaluate, upscale
 from pipelines.servers import PREFECT, RAY, ask_servers
 from pipelines.stack_cli import stack_app
-from pipelines.terminal import reports, status_report
+from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
@@ -160,28 +160,35 @@ def deploy(
 
 @app.command(cls=PlainUsage)
 def status(
-    runs: Annotated[
+    places: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="Folders of training runs, or a folder of several."),
+        typer.Argument(
+            metavar="RUN | DATASET", help="Folders of training runs, or of several; or a dataset."
+        ),
     ],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show every change until it ends.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a training's progress, or compare several trainings.
+    """Show a training's or build's progress, or compare trainings.
 
-    Several are shown side by side, with the settings that differ.
+    Several are shown side by side, with the settings that differ. With --watch the exit code is 0
+    only if all is done at its end.
 
     \b
     Examples:
       flowmapsr status /data/run
+      flowmapsr status /data/run --watch
       flowmapsr status /data/first /data/second
     """
     with process_edge(as_json=as_json) as out:
-        from training.tracking.summary.status import compare_runs, find_runs, run_status
+        from pipelines.recipes.load import absolute_location
+        from pipelines.terminal import live_status
 
-        found = find_runs(runs)
-        if len(found) == 1:
-            return out.say(status_report.one_run(run_status(found[0])))
-        out.say(status_report.several_runs(compare_runs(found)))
+        absolute = [absolute_location(place, field="RUN | DATASET") for place in places]
+        look = live_status.look_at(absolute)
+        out.say(live_status.watch(look) if watch else look().result)
 
 
 @app.command(cls=PlainUsage)

@@ -1,4 +1,4 @@
-"""What `flowmapsr status` prints: the progress of a training, or several beside each other."""
+"""What `flowmapsr status` prints: progress of a training or build, or trainings side by side."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.terminal.reports import review_of
 from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
+    from datagen.build.progress import BuildStatus
     from training.tracking.summary.status import RunComparison, RunStatus, StageStatus
 
 Found = TypeVar("Found")
@@ -50,6 +51,40 @@ def one_run(found: RunStatus) -> VerbResult:
     if found.done:
         lines += [f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', found.run)}"]
     return VerbResult({**found.model_dump(mode="json"), "review": review_of(found.run)}, lines)
+
+
+def run_line(found: RunStatus) -> str:
+    """A training in a line."""
+    stage = found.current
+    speed = _cell(stage.images_per_second, "{:.1f} images/s".format)
+    left = "" if stage.seconds_left is None else f"{duration(stage.seconds_left)} left"
+    problem = stage.stands_still or stage.problem or stage.ended or ""
+    parts = (f"{stage.stage} {stage.state} {stage.step}/{stage.steps} steps", _headline(stage))
+    words = [part for part in (*parts, speed, left, problem) if part not in ("", "-")]
+    return f"{found.run}: {', '.join(words)}"
+
+
+def dataset_line(found: BuildStatus) -> str:
+    """A dataset in a line."""
+    if found.state == "complete":
+        return f"{found.dataset}: complete"
+    if not found.tasks:
+        return f"{found.dataset}: {found.state}, planning"
+    return (
+        f"{found.dataset}: {found.state}, {found.samples_done}/{found.samples} samples, "
+        f"{found.tasks_done}/{found.tasks} tasks"
+    )
+
+
+def one_dataset(found: BuildStatus) -> VerbResult:
+    """A dataset, or its open build."""
+    following = {
+        "building": ("status", found.dataset, "--watch"),
+        "stopped": ("dataset", "build", "RECIPE", f"output={found.dataset}"),
+        "complete": ("dataset", "inspect", found.dataset),
+    }
+    next_step = f"Next: {command(*following[found.state])}"
+    return VerbResult(found.model_dump(mode="json"), [dataset_line(found), next_step])
 
 
 def _values(metrics: Mapping[str, float]) -> str:
