@@ -57,6 +57,8 @@ class Loop:
     trainer: Trainer
     loader: LatentLoader
     checkpoints: Checkpoints
+    prepare: Callable[[Batch], Batch]
+    """Adds what the trainer takes to a batch on its device."""
     validate: Callable[[], Validation]
     """Measures the model that the stage would end with now; every worker must call it."""
     best: BestSoFar
@@ -115,7 +117,8 @@ class Loop:
             skipped: list[SkippedSample] = []
             step, seen = position.step, position.images_seen
             while position.step == step:
-                batch = meter.waited(lambda: next(batches)).to(device)
+                batch = self.prepare(meter.waited(lambda: next(batches)).to(device))
+                meter.degraded(batch.degrade_seconds)
                 skipped += self.skipped.new_ones(batch.skipped)
                 with self.flop_meter.micro_step(self.trainer.step_kind(step), batch):
                     losses = self._micro_step(batch, step)

@@ -60,7 +60,14 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
         dataset = open_stage_dataset(recipe, stage.name, datasets)
         manifest = dataset.manifest
         _warn_of_partial_batches(stage, recipe.most_workers, recipe.output)
-        _check_fields(stage, dataset.manifest.dataset_recipe(dataset.root))
+        dataset_recipe = manifest.dataset_recipe(dataset.root)
+        _check_fields(stage, dataset_recipe)
+        if stage.batch_fields.lq_pixels == "fresh" and dataset_recipe.hq_pixels == "jpeg":
+            _warn_once(
+                recipe.output,
+                f"{dataset.root} stores its HQ pixels as JPEG, and degradation=fresh degrades "
+                "these: the LQ has JPEG's loss of the HQ too; hq_pixels=png has none",
+            )
         draws = bucket_shares(stage, manifest)
         _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"), recipe.output)
         _check_sides(recipe, manifest, draws)
@@ -80,8 +87,7 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
 
 def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
     """What the batches of the stage hold, the dataset must store."""
-    needed = stage.batch_fields
-    stored = BatchFields.stored(dataset)
+    needed, stored = stage.batch_fields, BatchFields.stored(dataset)
     missing = [name for name in needed.latents if name not in stored.latents]
     why = fix = None
     if missing == ["neg"]:
@@ -93,7 +99,10 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
     elif needed.hq_pixels and not stored.hq_pixels:
         why = "perceptual needs HQ pixels"
         fix = "hq_pixels=jpeg, or set perceptual.kind=none"
-    elif needed.lq_pixels and not stored.lq_pixels:
+    elif needed.lq_pixels == "fresh" and not stored.hq_pixels:
+        why = "degradation=fresh degrades HQ pixels"
+        fix = "hq_pixels=png, or set degradation=stored"
+    elif needed.lq_pixels == "stored" and not (stored.hq_pixels or dataset.lq_pixels != "none"):
         why = "it trains on LQ pixels"
         fix = "lq_pixels=small"
     if why is not None:

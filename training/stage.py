@@ -23,6 +23,7 @@ from datagen.samples.codecs import load_codec
 from training.checkpoints.records import CheckpointOrigin
 from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
+from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
 from training.data.loader import BatchReader, LatentLoader
 from training.data.schedule import Position, Schedule
@@ -245,12 +246,16 @@ class Stage:
             shuffle_window_shards=recipe.shuffle_window_shards,
             split="train",
         )
+        fresh = None
+        if settings.batch_fields.lq_pixels == "fresh":
+            fresh = FreshDegradation(inputs.dataset_recipe.degradation, recipe.seed)
         reader = BatchReader(
             self.shards,
             schedule,
             manifest.codec,
             settings.batch_fields,
             stored_lq=inputs.dataset_recipe.lq_pixels,
+            fresh=fresh,
             pin=inputs.device.type == "cuda",
         )
         return Loop(
@@ -261,6 +266,7 @@ class Stage:
                 dataset_digest=manifest.digest,
             ),
             trainer=self.built.trainer,
+            prepare=self.built.prepared,
             loader=LatentLoader(
                 reader, rank=self.rank, world_size=inputs.world_size, threads=recipe.loader_threads
             ),

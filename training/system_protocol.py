@@ -78,6 +78,9 @@ class SystemStage(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What MLflow shows of the model beside its settings."""
 
+    def prepared(self, batch: Batch) -> Batch:
+        """A batch on this worker's device, with all that the trainer takes."""
+
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         """The stage's losses of held-out samples; draws and terms as in training."""
 

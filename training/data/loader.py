@@ -19,6 +19,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
 from datagen.settings import LqPixels
+from training.data.fresh_degradation import FreshDegradation
 from training.data.sample_decoder import BatchBuffer, DamagedSample
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
@@ -48,6 +49,8 @@ class Batch:
     """(B, 3, H, W) uint8; None if not asked for."""
     lq_pixels: Tensor | None = None
     """At HQ size, float32 (B, 3, H, W) in [0, 1]; None if not asked for."""
+    degrade_seconds: float = 0.0
+    """That a thread of the loader spent on fresh degradations."""
     skipped: tuple[SkippedSample, ...] = ()
     """Samples that were unusable and are replaced in this batch."""
     meta: tuple[bytes, ...] = ()
@@ -96,6 +99,8 @@ class BatchReader:
     fields: BatchFields
     stored_lq: LqPixels = "none"
     """How the dataset stores LQ pixels."""
+    fresh: FreshDegradation | None = None
+    """What makes LQ pixels, if they are to be fresh."""
     pin: bool = False
     """See `BatchBuffer`."""
 
@@ -118,6 +123,7 @@ class BatchReader:
             (size.height, size.width),
             self.fields,
             stored_lq=self.stored_lq,
+            fresh=self.fresh,
             pin=self.pin,
         )
         read = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
@@ -128,6 +134,7 @@ class BatchReader:
             micro=planned.micro,
             hq_pixels=buffer.hq_pixels,
             lq_pixels=buffer.lq_pixels,
+            degrade_seconds=buffer.degrade_seconds,
             skipped=tuple(skipped.values()),
             meta=tuple(sample.meta for sample in read),
         )
@@ -145,7 +152,7 @@ class BatchReader:
         others = self.schedule.replacements(planned.bucket, number)
         tried: set[tuple[str, int | None]] = set()
         for location in itertools.chain([own], others):
-            found = self._put(row, location, buffer)
+            found = self._put(row, location, buffer, self.schedule.epoch(planned.bucket, number))
             if isinstance(found, ShardSample):
                 return found
             skipped[found.place] = found
@@ -158,7 +165,7 @@ class BatchReader:
         )
 
     def _put(
-        self, row: int, location: SampleLocation, buffer: BatchBuffer
+        self, row: int, location: SampleLocation, buffer: BatchBuffer, epoch: int
     ) -> ShardSample | SkippedSample:
         shard = location.shard
         index, samples = None, shard.num_samples
@@ -168,7 +175,7 @@ class BatchReader:
             index, samples = location.index, 1
             sample = self.store.read(location)
             key = sample.key
-            buffer.put(row, sample)
+            buffer.put(row, sample, epoch=epoch)
             return sample
         except (DamagedShard, DamagedSample) as error:
             name, reason = shard.path, str(error)

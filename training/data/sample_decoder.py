@@ -6,8 +6,10 @@ in the processor's cache.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import cv2
 import numpy as np
 import safetensors
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from datagen.dataset.records import DrawnSample
 from datagen.dataset.shards import ShardSample
+from datagen.degradation.apply import degrade
 from datagen.samples.pixels import decode_pixels, lq_at_hq_size
 from datagen.settings import LqPixels
+from training.data.fresh_degradation import FreshDegradation
 from training.settings.batch_fields import BatchFields
 
 
@@ -35,27 +39,35 @@ class BatchBuffer:
         fields: BatchFields,
         *,
         stored_lq: LqPixels,
+        fresh: FreshDegradation | None,
         pin: bool,
     ) -> None:
         """
         Args:
             latents, pixels: shapes (C, h, w) and (H, W) of the bucket's samples.
             stored_lq: how the dataset stores LQ pixels.
+            fresh: what makes them anew; None reads the stored ones.
             pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
 
-        self._stored_lq = stored_lq
+        self._stored_lq, self._fresh = stored_lq, fresh
+        self.degrade_seconds = 0.0
+        """Spent on fresh degradations."""
         self.latents: dict[str, Tensor] = {
             name: empty(*latents, dtype=torch.float16) for name in fields.latents
         }
         self.hq_pixels = empty(3, *pixels, dtype=torch.uint8) if fields.hq_pixels else None
-        self.lq_pixels = empty(3, *pixels, dtype=torch.float32) if fields.lq_pixels else None
+        has_lq = fields.lq_pixels != "none"
+        self._lq_rows = empty(*pixels, 3, dtype=torch.float32) if has_lq else None
+        """As degradations write it: channels last in memory."""
+        self._reads_hq = fields.hq_pixels or fresh is not None or (has_lq and stored_lq == "none")
+        self._size = pixels
 
-    def put(self, row: int, sample: ShardSample) -> None:
-        """Copies a sample's fields into a row.
+    def put(self, row: int, sample: ShardSample, *, epoch: int) -> None:
+        """Copies a sample's fields into a row; `epoch` is that of its bucket.
 
         Raises:
             DamagedSample: a field is missing, has another shape, is not finite, or is no image;
@@ -64,15 +76,40 @@ class BatchBuffer:
         tensors = _tensors(sample) if self.latents else {}
         for name, rows in self.latents.items():
             rows.numpy()[row] = _latent(name, tensors.get(name), rows.shape[1:])
-        if self.hq_pixels is not None:
-            image = _pixels("HQ", sample.hq_image)
-            _check_size("HQ", image, self.hq_pixels)
-            self.hq_pixels.numpy()[row] = image.transpose(2, 0, 1)
-        if self.lq_pixels is not None:
-            drawn = DrawnSample.model_validate_json(sample.meta)
-            image = lq_at_hq_size(_pixels("LQ", sample.lq_image), drawn, self._stored_lq)
-            _check_size("LQ", image, self.lq_pixels)
-            self.lq_pixels.numpy()[row] = image.transpose(2, 0, 1)
+        hq = None
+        if self._reads_hq:
+            hq = self._of_bucket("HQ", _decoded("HQ", sample.hq_image))
+        if self.hq_pixels is not None and hq is not None:
+            cv2.split(hq, list(self.hq_pixels[row].numpy()))
+        if self._lq_rows is not None:
+            self._put_lq(sample, hq, epoch, self._lq_rows[row].numpy())
+
+    @property
+    def lq_pixels(self) -> Tensor | None:
+        return None if self._lq_rows is None else self._lq_rows.permute(0, 3, 1, 2)
+
+    def _put_lq(
+        self, sample: ShardSample, hq: np.ndarray | None, epoch: int, out: np.ndarray
+    ) -> None:
+        if hq is not None and self._fresh is not None:
+            start = time.perf_counter()
+            self._fresh.lq(hq, key=sample.key, epoch=epoch, out=out)
+            self.degrade_seconds += time.perf_counter() - start
+            return
+        drawn = DrawnSample.model_validate_json(sample.meta)
+        if hq is not None and self._stored_lq == "none":
+            degrade(hq, drawn.lq, out=out)
+            return
+        stored = _decoded("LQ", sample.lq_image)
+        if self._stored_lq == "full":
+            self._of_bucket("LQ", stored)
+        lq_at_hq_size(stored, drawn, self._stored_lq, out=out)
+
+    def _of_bucket(self, what: str, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[:2] != self._size:
+            height, width, _ = pixels.shape
+            raise DamagedSample(f"its {what} pixels are {width}x{height}, not its bucket's")
+        return pixels
 
 
 def _tensors(sample: ShardSample) -> dict[str, dict[str, Any]]:
@@ -100,16 +137,10 @@ def _latent(name: str, found: dict[str, Any] | None, shape: tuple[int, ...]) -> 
     return values.reshape(shape)
 
 
-def _pixels(what: str, stored: bytes | None) -> np.ndarray:
+def _decoded(what: str, stored: bytes | None) -> np.ndarray:
     if stored is None:
         raise DamagedSample(f"it has no {what} pixels")
     rgb = decode_pixels(stored)
     if rgb is None:
         raise DamagedSample(f"its {what} pixels cannot be decoded")
     return rgb
-
-
-def _check_size(what: str, pixels: np.ndarray, rows: Tensor) -> None:
-    if pixels.shape[:2] != tuple(rows.shape[2:]):
-        height, width, _ = pixels.shape
-        raise DamagedSample(f"its {what} pixels are {width}x{height}, not its bucket's")

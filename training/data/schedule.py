@@ -195,6 +195,10 @@ class Schedule:
                 locations[i] for i in rng.permutation(len(locations)) if locations[i] != mine
             )
 
+    def epoch(self, bucket: str, number: int) -> int:
+        """How often all samples of the bucket came before this one of its sequence."""
+        return number // self._sizes[bucket]
+
     def location(self, bucket: str, number: int) -> SampleLocation:
         """A sample of the bucket's sequence."""
         epoch, window, offset = self._find(bucket, number)

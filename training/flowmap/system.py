@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,12 @@ class FlowMapStage:
         module = self.trainer.engine.module
         assert isinstance(module, FlowMapStageModel)
         return module
+
+    def prepared(self, batch: Batch) -> Batch:
+        if batch.lq_pixels is None or "lq" in batch.latents:
+            return batch
+        lq = self.inputs.codec.encode(2 * batch.lq_pixels - 1)
+        return replace(batch, latents={**batch.latents, "lq": lq})
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         # Not compiled, as it would be once more for every size of a group.

@@ -38,7 +38,8 @@ class Meter:
     def _start(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
         self._images = 0
-        self._waited = 0.0
+        self._waited = self._degraded = 0.0
+        self._steps = 0
         self._since = time.monotonic()
 
     def waited(self, wait: Callable[[], T]) -> T:
@@ -47,6 +48,10 @@ class Meter:
         value = wait()
         self._waited += time.monotonic() - start
         return value
+
+    def degraded(self, seconds: float) -> None:
+        """Counts what the loader's threads spent on a batch beside the training."""
+        self._degraded += seconds
 
     @contextmanager
     def validation(self) -> Iterator[None]:
@@ -63,10 +68,12 @@ class Meter:
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + total, before[1] + count)
         self._images += images
+        self._steps += 1
 
     def metrics(self) -> dict[str, float]:
         """Means over the steps since the last call, at least one, named as in MLflow; terms without
-        a sample are left out. The part of validation is that of all time so far."""
+        a sample are left out. The part of validation is that of all time so far; the seconds of
+        fresh degradation are those of this worker's threads for a step."""
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._reported = self._so_far()
         speeds = {
@@ -74,6 +81,8 @@ class Meter:
             "perf/data_wait_fraction": self._reported.data_wait_fraction,
             "perf/validation_fraction": self._validated / (time.monotonic() - self._began),
         }
+        if self._degraded:
+            speeds["data/degrade_seconds"] = self._degraded / self._steps
         self._start()
         return means | speeds
 

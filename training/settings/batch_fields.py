@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from datagen.settings import DatasetRecipe, LatentName
 
@@ -11,9 +12,12 @@ from datagen.settings import DatasetRecipe, LatentName
 class BatchFields:
     latents: tuple[LatentName, ...] = ("hq", "lq")
     hq_pixels: bool = False
-    lq_pixels: bool = False
+    lq_pixels: Literal["none", "stored", "fresh"] = "none"
+    """`stored` is made of the HQ pixels, by what was drawn for the sample, where the dataset has no
+    LQ pixels; `fresh` is made of them by new draws."""
 
     @classmethod
     def stored(cls, recipe: DatasetRecipe) -> BatchFields:
-        """All that a dataset has."""
-        return cls(recipe.latents, recipe.hq_pixels != "none", recipe.lq_pixels != "none")
+        """All that a dataset has; an LQ in any case, if only as pixels."""
+        has_lq = recipe.lq_pixels != "none" or "lq" not in recipe.latents
+        return cls(recipe.latents, recipe.hq_pixels != "none", "stored" if has_lq else "none")

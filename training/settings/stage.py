@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from datagen.records import Correctable, Execution, Probability, Settings
+from datagen.settings import LATENT_NAMES
 from training.settings.adversarial import AdversarialSettings
 from training.settings.batch_fields import BatchFields
 from training.settings.held_out import EarlyStopping, HeldOutMetric
@@ -91,6 +92,9 @@ class StageSettings(Settings):
     targets."""
     dynamic_weighting: bool = True
     """Weighs losses by a learned uncertainty of (t, s), so that all times count alike."""
+    degradation: Literal["stored", "fresh"] = "stored"
+    """`fresh` degrades the stored HQ pixels anew in every epoch, by the dataset's chain, in the
+    loader's threads; the codec encodes the result in each step. Held-out samples stay as stored."""
     perceptual: PerceptualSettings = NoPerceptual()
     """A loss on decoded pixels beside the objective."""
     adversarial: AdversarialSettings | None = None
@@ -149,11 +153,13 @@ class StageSettings(Settings):
 
     @property
     def batch_fields(self) -> BatchFields:
-        """What its batches must hold."""
-        guided = self.objective.guidance is not None
+        """What its batches hold."""
+        fresh = self.degradation == "fresh"
+        wanted = {"hq", *([] if fresh else ["lq"]), *(["neg"] if self.objective.guidance else [])}
         return BatchFields(
-            latents=("hq", "lq", "neg") if guided else ("hq", "lq"),
+            latents=tuple(name for name in LATENT_NAMES if name in wanted),
             hq_pixels=not isinstance(self.perceptual, NoPerceptual),
+            lq_pixels="fresh" if fresh else "none",
         )
 
     @property

@@ -7,7 +7,7 @@ on how many they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,8 @@ class Validator:
         """Measures the model; every worker must call it, with whole parameters."""
         mine: list[_Measured] = []
         drawn: dict[str, Image.Image] = {}
-        for group, fixed in zip(self._groups, self._fixed, strict=True):
+        for read, fixed in zip(self._groups, self._fixed, strict=True):
+            group = replace(read, batch=model.prepared(read.batch))
             restored = {
                 f"nfe{steps}": to_pixels(model.restored(group.batch, steps=steps))
                 for steps in STEPS
