@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from datagen.degradation.settings import DegradationSettings
+from datagen.degradation.settings import DegradationSettings, Usm
 from datagen.records import Execution, HubOrFolder, Location, Probability, Settings
 
 
@@ -179,6 +179,9 @@ class DatasetRecipe(Settings):
     """Flips and turns."""
     degradation: DegradationSettings = DegradationSettings()
     """The chain that makes the LQ image and the negative out of the HQ image."""
+    sharpen: Usm | None = None
+    """Sharpens the HQ, of which LQ and negative are then made: Real-ESRGAN's target with `{}`. Has
+    the settings of the operation `usm`, which sharpens what is degraded but not the target."""
     codec: CodecSettings = DctSettings()
     """What encodes images to latents; not used where `latents` is empty."""
     max_rejected_fraction: Execution[Probability] = 0.1

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 from datagen.degradation import parameters as params
-from datagen.degradation.kernels import Filter
-from datagen.degradation.noise import clipped, gaussian_noise, kept_pixels, poisson_noise, rounded
+from datagen.degradation.kernels import Filter, sharpened
+from datagen.degradation.masks import kept_pixels, without_box
+from datagen.degradation.noise import clipped, gaussian_noise, poisson_noise, rounded
 from datagen.degradation.resample import Size, blurred_and_resized, resized, resized_and_blurred
 
 
@@ -131,6 +132,12 @@ def _apply(
             return clipped(cv2.add(pixels, noise))
         case params.MaskParams(fraction=fraction, seed=seed):
             return pixels * kept_pixels(pixels.shape[:2], lost=fraction, seed=seed)
+        case params.BoxParams(side=side, x=x, y=y):
+            return without_box(pixels, side=side, x=x, y=y)
+        case params.GreyParams():
+            return cv2.transform(pixels, np.full((3, 3), 1 / 3, np.float32))
+        case params.UsmParams(strength=strength, kernel_size=width, threshold=threshold):
+            return sharpened(pixels, strength=strength, kernel_size=width, threshold=threshold)
         case params.JpegParams():
             return _jpeg(rounded(pixels), operation.quality)
 

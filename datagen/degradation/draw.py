@@ -23,7 +23,7 @@ def draw_degradation(
 ) -> params.DegradationParams:
     """Draws every parameter of the chain; `scale` fixes the downscale factor instead of a draw."""
     if scale is None:
-        scale = float(rng.uniform(*settings.scale))
+        scale = _draw_scale(settings, rng)
     operations = tuple(_draw_all(settings.operations, rng))
     return params.DegradationParams(scale=scale, operations=operations)
 
@@ -39,6 +39,18 @@ def draw_negative(
     return draw_degradation(settings, rng, scale=float(rng.uniform(lowest, lq_scale)))
 
 
+def _draw_scale(settings: ops.DegradationSettings, rng: np.random.Generator) -> float:
+    low, high = settings.scale
+    match settings.scale_law:
+        case "uniform":
+            return float(rng.uniform(low, high))
+        case "uniform_side":
+            scale = 1 / rng.uniform(1 / high, 1 / low)
+        case "log_uniform":
+            scale = math.exp(rng.uniform(math.log(low), math.log(high)))
+    return float(min(max(scale, low), high))  # rounding may leave the bounds
+
+
 def _draw_all(
     operations: tuple[ops.Operation, ...], rng: np.random.Generator
 ) -> Iterator[params.OperationParams]:
@@ -46,6 +58,9 @@ def _draw_all(
         if isinstance(operation, ops.Either):
             chain = _weighted_choice(operation.chains, [c.weight for c in operation.chains], rng)
             yield from _draw_all(chain.operations, rng)
+        elif isinstance(operation, ops.Sometimes):
+            if rng.random() < operation.probability:
+                yield from _draw_all(operation.operations, rng)
         else:
             yield _draw(operation, rng)
 
@@ -68,6 +83,15 @@ def _draw(operation: ops.Step, rng: np.random.Generator) -> params.OperationPara
         case ops.Mask():
             fraction = float(rng.uniform(*operation.fraction))
             return params.MaskParams(fraction=fraction, seed=_draw_seed(rng))
+        case ops.Box():
+            side, x, y = float(rng.uniform(*operation.side)), 0.5, 0.5
+            if operation.position == "random":
+                x, y = rng.uniform(size=2).tolist()
+            return params.BoxParams(side=side, x=x, y=y)
+        case ops.Grey():
+            return params.GreyParams()
+        case ops.Usm(strength=strength, kernel_size=size, threshold=threshold):
+            return params.UsmParams(strength=strength, kernel_size=size, threshold=threshold)
         case ops.Jpeg():
             low, high = operation.quality
             return params.JpegParams(quality=int(rng.integers(low, high + 1)))

@@ -50,15 +50,6 @@ def _random_slices(count: int, seed: int) -> np.ndarray:
     return words.view("<u2")[:count] & np.uint16(_BINS - 1)
 
 
-def kept_pixels(size: tuple[int, int], *, lost: float, seed: int) -> np.ndarray:
-    """1 where a pixel stays and 0 where it is lost, float32 (H, W, 1); exactly int(lost * H * W)
-    pixels are lost."""
-    kept = np.ones(size, np.float32)
-    kept.reshape(-1)[: int(lost * kept.size)] = 0
-    np.random.Generator(np.random.SFC64(seed)).shuffle(kept.reshape(-1))
-    return kept[..., None]
-
-
 def rounded(levels: np.ndarray) -> np.ndarray:
     """uint8 nearest to float32 levels, half to even."""
     return cv2.add(levels, (0, 0, 0, 0), dtype=cv2.CV_8U)  # saturates; 3x faster than NumPy

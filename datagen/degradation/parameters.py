@@ -85,6 +85,27 @@ class MaskParams(FrozenModel):
     seed: int
 
 
+class BoxParams(FrozenModel):
+    kind: Literal["box"] = "box"
+    side: float
+    """Of the image's shorter side."""
+    x: float
+    """Of the room that the square leaves beside it, left of it; `y` above it."""
+    y: float
+
+
+class GreyParams(FrozenModel):
+    kind: Literal["grey"] = "grey"
+
+
+class UsmParams(FrozenModel):
+    kind: Literal["usm"] = "usm"
+    strength: float
+    kernel_size: int
+    threshold: float
+    """8-bit levels."""
+
+
 class JpegParams(FrozenModel):
     kind: Literal["jpeg"] = "jpeg"
     quality: int
@@ -99,13 +120,21 @@ AnyBlur = BlurParams | SincParams
 AnyResize = ResizeParams | DownscaleParams | ResizeBackParams
 AnyNoise = GaussianNoiseParams | PoissonNoiseParams
 OperationParams = Annotated[
-    SkippedOperation | AnyBlur | AnyResize | AnyNoise | MaskParams | JpegParams,
+    SkippedOperation
+    | AnyBlur
+    | AnyResize
+    | AnyNoise
+    | MaskParams
+    | BoxParams
+    | GreyParams
+    | UsmParams
+    | JpegParams,
     Field(discriminator="kind"),
 ]
 
 
 class DegradationParams(FrozenModel):
-    """The parameters of a whole chain; of an `either`, those of the chosen chain, in line."""
+    """The parameters of a whole chain; those of a chain inside it, where it runs, in line."""
 
     scale: float
     """HQ size over LQ size."""

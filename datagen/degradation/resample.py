@@ -39,7 +39,7 @@ def resized(pixels: np.ndarray, size: Size, mode: Interpolation) -> np.ndarray:
     """float32 (H, W, 3) to exactly `size`."""
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
-    if mode == "bicubic_antialiased":
+    if mode not in _FLAGS:  # widened kernels, which OpenCV does not have
         return _resampled(pixels, *_matrices(pixels, size, mode))
     return cv2.resize(pixels, size, interpolation=_FLAGS[mode])
 

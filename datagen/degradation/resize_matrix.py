@@ -68,7 +68,7 @@ def reflected(positions: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_matrix(size: int, new_size: int, mode: Interpolation) -> BandMatrix:
-    """OpenCV's resize of one side (Pillow's for `bicubic_antialiased`) as a matrix of one term."""
+    """OpenCV's resize of one side (Pillow's for the antialiased modes) as a matrix of one term."""
     scale = size / new_size
     outputs = np.arange(new_size)
     if size == new_size:
@@ -87,8 +87,8 @@ def resize_matrix(size: int, new_size: int, mode: Interpolation) -> BandMatrix:
             taps = np.arange(-1, 3)
             distances = np.abs((centers - first)[:, None] - taps)
             return _clamped(first - 1, _cubic(distances, -0.75), size)
-        case "bicubic_antialiased":
-            return _antialiased(centers, size, max(scale, 1.0))
+        case "bilinear_antialiased" | "bicubic_antialiased":
+            return _antialiased(centers, size, max(scale, 1.0), mode)
         case "area":
             return _area(outputs, size, scale)
 
@@ -112,12 +112,14 @@ def _cubic(distances: np.ndarray, a: float) -> np.ndarray:
     return np.where(distances <= 1, near, np.where(distances < 2, far, 0))
 
 
-def _antialiased(centers: np.ndarray, size: int, width: float) -> BandMatrix:
-    """The cubic (a = -1/2) widened by `width`, cut off at the ends and normalized."""
-    taps = min(size, 2 * math.ceil(2 * width) + 1)
+def _antialiased(centers: np.ndarray, size: int, width: float, mode: Interpolation) -> BandMatrix:
+    """The triangle or the cubic (a = -1/2) widened by `width`, cut off at the ends, normalized."""
+    reach = 1 if mode == "bilinear_antialiased" else 2
+    taps = min(size, 2 * math.ceil(reach * width) + 1)
     starts = np.clip(np.round(centers).astype(int) - taps // 2, 0, size - taps)
     positions = starts[:, None] + np.arange(taps)
-    weights = _cubic(np.abs(positions - centers[:, None]) / width, -0.5)
+    distances = np.abs(positions - centers[:, None]) / width
+    weights = np.maximum(1 - distances, 0) if reach == 1 else _cubic(distances, -0.5)
     return BandMatrix(starts, (weights / weights.sum(axis=1, keepdims=True))[None])
 
 

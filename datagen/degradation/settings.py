@@ -14,9 +14,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from datagen.records import NonNegativeRange, PositiveRange, Probability, Range, Settings
 
-Interpolation = Literal["nearest", "area", "bilinear", "bicubic", "bicubic_antialiased"]
-"""The first four are OpenCV's; the last widens the cubic when shrinking, as Pillow and
-`interpolate(antialias=True)` do."""
+Interpolation = Literal[
+    "nearest", "area", "bilinear", "bicubic", "bilinear_antialiased", "bicubic_antialiased"
+]
+"""The first four are OpenCV's; the last two widen the triangle and the cubic when shrinking, as
+Pillow and `interpolate(antialias=True)` do."""
+ScaleLaw = Literal["uniform", "uniform_side", "log_uniform"]
 KernelShape = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
 ]
@@ -29,6 +32,12 @@ def _odd_widths(widths: tuple[int, int]) -> tuple[int, int]:
     if low % 2 == 0 or high % 2 == 0 or not 3 <= low <= high:
         raise ValueError(f"{widths} must be two odd widths, 3 or more, the smaller one first")
     return widths
+
+
+def _odd_width(width: int) -> int:
+    if width % 2 == 0 or not 3 <= width <= 255:
+        raise ValueError(f"{width} must be an odd width from 3 to 255, such as 51")
+    return width
 
 
 KernelSize = Annotated[tuple[int, int], AfterValidator(_odd_widths)]
@@ -137,6 +146,34 @@ class Mask(Settings):
     """Exactly this fraction of the pixels (rounded down) is lost."""
 
 
+class Box(Settings):
+    """Blackens a square: inpainting then has to make up what was in it."""
+
+    kind: Literal["box"] = "box"
+    side: Range[Annotated[float, Field(gt=0, le=1)]] = (0.5, 0.5)
+    """Side of the square over the shorter side of the image, drawn uniformly."""
+    position: Literal["center", "random"] = "center"
+    """Where the square is: in the middle, or anywhere inside the image."""
+
+
+class Grey(Settings):
+    """Removes the color: every channel becomes the mean of the three."""
+
+    kind: Literal["grey"] = "grey"
+
+
+class Usm(Settings):
+    """Sharpens by an unsharp mask, only where edges are; defaults are Real-ESRGAN's."""
+
+    kind: Literal["usm"] = "usm"
+    strength: float = Field(0.5, gt=0, le=4)
+    """Part of the difference to the blurred image that is added."""
+    kernel_size: Annotated[int, AfterValidator(_odd_width)] = 51
+    """Width of the Gaussian, pixels. Its standard deviation is 0.15 times that plus 0.35: 8."""
+    threshold: float = Field(10.0, ge=0, le=255)
+    """Least difference of an edge, 8-bit levels."""
+
+
 class Jpeg(Settings):
     """Saves as JPEG and reads it again."""
 
@@ -170,16 +207,30 @@ class Either(Settings):
     """The alternatives."""
 
 
-Step = Blur | Sinc | Resize | Downscale | Noise | Mask | Jpeg | ResizeBack
-Operation = Annotated[Step | Either, Field(discriminator="kind")]
+class Sometimes(Settings):
+    """Runs a chain with a probability, such as the second order of a degradation."""
+
+    kind: Literal["sometimes"] = "sometimes"
+    probability: Probability = 0.5
+    """How often it is run; 0 is never, 1 is always."""
+    operations: tuple[Operation, ...] = Field(min_length=1)
+    """The operations, in their order."""
+
+
+Step = Blur | Sinc | Resize | Downscale | Noise | Mask | Box | Grey | Usm | Jpeg | ResizeBack
+Operation = Annotated[Step | Either | Sometimes, Field(discriminator="kind")]
 
 
 class DegradationSettings(Settings):
     """The chain that makes an LQ image (FlowMapSR, appendix B.1): an ordered list of operations."""
 
     scale: Range[Annotated[float, Field(ge=0.25)]] = (1.0, 16.0)
-    """Bounds of the downscale factor, drawn uniformly for each image. Below 1 the LQ is larger than
-    the HQ: at 0.25 it has 16 times its pixels, and takes as much more memory."""
+    """Bounds of the downscale factor, drawn for each image. Below 1 the LQ is larger than the HQ:
+    at 0.25 it has 16 times its pixels, and takes as much more memory."""
+    scale_law: ScaleLaw = "uniform"
+    """How the factor is drawn: `uniform` itself, its inverse by `uniform_side` (every side of the
+    LQ is as likely, so small factors are frequent), or its logarithm by `log_uniform`. That of the
+    negative is uniform between 1 and the LQ's."""
     operations: tuple[Operation, ...] = (
         Blur(),
         Downscale(),
@@ -218,11 +269,17 @@ def largest_image(settings: DegradationSettings) -> float:
 
 def paths(operations: tuple[Operation, ...]) -> Iterator[list[Operation]]:
     """The operations in order, for each path through the chain."""
-    options: list[list[list[Operation]]] = [
-        [path for branch in operation.chains for path in paths(branch.operations)]
-        if isinstance(operation, Either)
-        else [[operation]]
-        for operation in operations
-    ]
-    for choice in product(*options):
+    for choice in product(*map(_alternatives, operations)):
         yield [operation for path in choice for operation in path]
+
+
+def _alternatives(operation: Operation) -> list[list[Operation]]:
+    """The chains of which one runs in place of an operation."""
+    match operation:
+        case Either():
+            return [path for branch in operation.chains for path in paths(branch.operations)]
+        case Sometimes():
+            run = list(paths(operation.operations)) if operation.probability > 0 else []
+            return run + ([[]] if operation.probability < 1 else [])
+        case _:
+            return [[operation]]

@@ -120,7 +120,7 @@ def _sample(recipe: DatasetRecipe, photo: Photo | Rejection, variant: int) -> Sa
         drawn = draw_sample(recipe, photo, variant)
     except ImageRejected as error:
         return Rejection(photo.uri, error.reason)
-    made = make_pixels(photo.pixels, drawn, wanted=_wanted(recipe))
+    made = make_pixels(photo.pixels, drawn, sharpen=recipe.sharpen, wanted=_wanted(recipe))
     return PreparedSample(
         sha256=photo.sha256,
         drawn=drawn,

@@ -16,6 +16,9 @@ import numpy as np
 from datagen.dataset.records import Crop, DrawnSample, Orientation, Split
 from datagen.degradation.apply import degrade, degrade_small, enlarge
 from datagen.degradation.draw import draw_degradation, draw_negative
+from datagen.degradation.kernels import sharpened
+from datagen.degradation.noise import rounded
+from datagen.degradation.settings import Usm
 from datagen.samples.buckets import Bucket, draw_bucket
 from datagen.settings import Augmentation, DatasetRecipe
 
@@ -94,10 +97,11 @@ def make_pixels(
     pixels: np.ndarray,
     drawn: DrawnSample,
     *,
+    sharpen: Usm | None = None,
     wanted: frozenset[str] = frozenset({"small_lq", "lq", "neg"}),
 ) -> SamplePixels:
-    """Crops and rotates the pixels of a photo, uint8 (H, W, 3), and makes the `wanted` images of
-    that: names of fields of SamplePixels."""
+    """Crops, rotates and may sharpen the pixels of a photo, uint8 (H, W, 3), and makes the `wanted`
+    images of that: names of fields of SamplePixels."""
     crop = drawn.crop
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
@@ -106,6 +110,8 @@ def make_pixels(
     if cut.shape[:2] != (bucket.height, bucket.width):
         cut = cv2.resize(cut, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
     hq = _oriented(np.ascontiguousarray(cut), drawn.orientation)
+    if sharpen is not None:
+        hq = rounded(sharpened(hq.astype(np.float32), **sharpen.model_dump(exclude={"kind"})))
     small_lq = lq = None
     if wanted & {"small_lq", "lq"}:
         small_lq = degrade_small(hq, drawn.lq)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datagen.degradation.apply import small_size
-from datagen.degradation.noise import kept_pixels
+from datagen.degradation.masks import kept_pixels
 from datagen.degradation.parameters import (
     BlurParams,
     DegradationParams,

@@ -12,14 +12,17 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from datagen.degradation.apply import degrade, degrade_small
+from datagen.degradation.apply import apply_operations, degrade, degrade_small
 from datagen.degradation.draw import draw_degradation
-from datagen.degradation.noise import gaussian_noise, kept_pixels, poisson_noise
+from datagen.degradation.masks import kept_pixels
+from datagen.degradation.noise import gaussian_noise, poisson_noise
 from datagen.degradation.parameters import (
     BlurParams,
+    BoxParams,
     DegradationParams,
     DownscaleParams,
     GaussianNoiseParams,
+    GreyParams,
     JpegParams,
     MaskParams,
     OperationParams,
@@ -28,11 +31,15 @@ from datagen.degradation.parameters import (
     ResizeParams,
     SincParams,
     SkippedOperation,
+    UsmParams,
 )
 from datagen.degradation.settings import DegradationSettings
 from pipelines.recipes.load import dataset_recipe
 
-_RECIPES = ("realesrgan", "elir-faces", "elir-sr8", "elir-denoising", "elir-inpainting")
+_RECIPES = (
+    *("realesrgan", "elir-faces", "elir-faces-code", "elir-sr8", "elir-denoising", "elir-bsr"),
+    *("elir-inpainting", "elir-box-inpainting", "elir-colorization"),
+)
 
 
 def _settings(name: str) -> DegradationSettings:
@@ -85,6 +92,16 @@ def _by_hand(hq: np.ndarray, drawn: DegradationParams) -> np.ndarray:
                 pixels = np.clip(pixels + noise, 0, 255)
             case MaskParams(fraction=fraction, seed=seed):
                 pixels = pixels * kept_pixels(pixels.shape[:2], lost=fraction, seed=seed)
+            case BoxParams(side=side, x=0.5, y=0.5):
+                half, (rows, columns) = (
+                    side * min(pixels.shape[:2]) / 2,
+                    np.indices(pixels.shape[:2]),
+                )
+                down = np.abs(rows + 0.5 - pixels.shape[0] / 2) < half
+                across = np.abs(columns + 0.5 - pixels.shape[1] / 2) < half
+                pixels = np.where((down & across)[..., None], 0, pixels)
+            case GreyParams():
+                pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
             case JpegParams(quality=quality):
                 pixels = _jpeg_by_pillow(np.clip(np.rint(pixels), 0, 255), quality)
             case SkippedOperation():
@@ -98,9 +115,8 @@ def _resized(pixels: np.ndarray, height: float, width: float, mode: str) -> np.n
     if mode in flags:
         return cv2.resize(pixels.astype(np.float32), size, interpolation=flags[mode])
     planes = [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
-    return np.stack(
-        [np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes], 2
-    )
+    kernel = Image.Resampling[mode.removesuffix("_antialiased").upper()]
+    return np.stack([np.asarray(plane.resize(size, kernel)) for plane in planes], 2)
 
 
 def _jpeg_by_pillow(pixels: np.ndarray, quality: int) -> np.ndarray:
@@ -123,6 +139,39 @@ def test_chains_equal_the_same_steps_by_hand(name: str, photo: Any) -> None:
         drawn = drawn.model_copy(update={"operations": tuple(kept)})
         difference = np.abs(degrade(hq, drawn) - _by_hand(hq, drawn)) * 255
         assert difference.mean() < 0.25 and np.quantile(difference, 0.9) < 1.1
+
+
+@pytest.mark.parametrize("strength,kernel_size,threshold", [(0.5, 51, 10.0), (2.0, 9, 3.0)])
+def test_usm_is_real_esrgans(
+    strength: float, kernel_size: int, threshold: float, photo: Any
+) -> None:
+    """The published filter of images in [0, 1] in SciPy: twice the same blur, edges softened."""
+    hq = photo(5, width=90, height=70)
+    usm = UsmParams(strength=strength, kernel_size=kernel_size, threshold=threshold)
+    found = apply_operations(hq.astype(np.float32), (usm,), scale=1, size=(90, 70)) / 255
+
+    def blurred(image: np.ndarray) -> np.ndarray:
+        radius = (kernel_size - 1) // 2
+        sigma = 0.3 * (radius - 1) + 0.8, 0.3 * (radius - 1) + 0.8, 0
+        return ndimage.gaussian_filter(image, sigma, mode="mirror", radius=(radius, radius, 0))
+
+    image = hq / 255
+    residual = image - blurred(image)
+    soft = blurred((np.abs(residual) * 255 > threshold).astype(float))
+    expected = soft * np.clip(image + strength * residual, 0, 1) + (1 - soft) * image
+    assert np.abs(found - expected).max() < 0.02  # a residual near the threshold falls either way
+    assert np.abs(found - expected).mean() < 2e-4 and np.abs(found - image).mean() > 0.003
+
+
+@pytest.mark.parametrize("x,y,left,top", [(0, 0, 0, 0), (1, 1, 60, 30), (0.5, 0.5, 30, 15)])
+def test_a_box_is_a_square_of_the_shorter_side(x: float, y: float, left: int, top: int) -> None:
+    hq = np.full((60, 90, 3), 200, np.uint8)
+    small = degrade_small(
+        hq, DegradationParams(scale=1, operations=(BoxParams(side=0.5, x=x, y=y),))
+    )
+    expected = hq.copy()
+    expected[top : top + 30, left : left + 30] = 0
+    assert np.array_equal(small, expected) and hq.min() == 200
 
 
 @pytest.mark.parametrize("quality", [1, 30, 61, 95, 100])

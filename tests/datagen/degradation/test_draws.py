@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from datagen.degradation.apply import small_size
 from datagen.degradation.draw import draw_degradation, draw_negative
 from datagen.degradation.parameters import (
     BlurParams,
+    BoxParams,
     DegradationParams,
     GaussianNoiseParams,
     JpegParams,
@@ -25,10 +27,12 @@ from datagen.degradation.parameters import (
 )
 from datagen.degradation.settings import (
     Blur,
+    Box,
     Chain,
     DegradationSettings,
     Downscale,
     Either,
+    Grey,
     Jpeg,
     Mask,
     Noise,
@@ -36,6 +40,7 @@ from datagen.degradation.settings import (
     Resize,
     ResizeBack,
     Sinc,
+    Sometimes,
 )
 from pipelines.recipes.load import dataset_recipe
 
@@ -80,6 +85,22 @@ def test_scales_are_uniform() -> None:
     rng = np.random.default_rng(0)
     scales = [draw_degradation(DegradationSettings(), rng).scale for _ in range(_COUNT)]
     _assert_uniform(scales, 1, 16)
+
+
+@pytest.mark.parametrize(
+    "law,evenly",
+    [("uniform", float), ("uniform_side", lambda scale: 1 / scale), ("log_uniform", math.log)],
+)
+@pytest.mark.parametrize("bounds", [(0.8, 32.0), (3.0, 7.0), (3.3, 3.3)])
+def test_scales_follow_their_law(
+    law: Any, evenly: Callable[[float], float], bounds: tuple[float, float]
+) -> None:
+    settings, rng = DegradationSettings(scale=bounds, scale_law=law), np.random.default_rng(0)
+    scales = [draw_degradation(settings, rng).scale for _ in range(_COUNT)]
+    assert bounds[0] <= min(scales) and max(scales) <= bounds[1]
+    if bounds[0] < bounds[1]:
+        low, high = sorted(map(evenly, bounds))
+        _assert_uniform([evenly(scale) for scale in scales], low, high)
 
 
 @pytest.mark.parametrize("bounds,lowest", [((1, 16), 1), ((4, 4), 1), ((0.8, 32), 0.8)])
@@ -223,6 +244,29 @@ def test_mask_fractions_are_uniform() -> None:
     _assert_uniform([item.seed for item in drawn], 0, 2**31)
 
 
+def test_boxes_have_uniform_sides_and_places() -> None:
+    boxes: list[BoxParams] = _draws(Box(side=(0.2, 0.6), position="random"))
+    for values, low, high in (
+        ([box.side for box in boxes], 0.2, 0.6),
+        ([box.x for box in boxes], 0, 1),
+        ([box.y for box in boxes], 0, 1),
+    ):
+        _assert_uniform(values, low, high)
+    assert set(_draws(Box())) == {BoxParams(side=0.5, x=0.5, y=0.5)}
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_a_second_order_runs_with_its_probability(probability: float) -> None:
+    second = Sometimes(probability=probability, operations=(Sinc(probability=1), Jpeg()))
+    settings = DegradationSettings(operations=(Grey(), second, Downscale(), ResizeBack()))
+    rng = np.random.default_rng(0)
+    drawn = [draw_degradation(settings, rng).operations for _ in range(_COUNT)]
+    kinds = [" ".join(item.kind for item in one) for one in drawn]
+    runs = kinds.count("grey sinc jpeg downscale resize_back")
+    assert runs + kinds.count("grey downscale resize_back") == _COUNT
+    assert stats.binomtest(runs, _COUNT, probability).pvalue > 1e-3
+
+
 def test_operations_of_an_alternative_replace_it_in_the_chain() -> None:
     first = Chain(weight=3, operations=(Downscale(), Jpeg()))
     second = Chain(operations=(Jpeg(), Mask(), Downscale()))
@@ -297,3 +341,26 @@ def test_the_elir_recipe_draws_the_published_chain() -> None:
     assert {(noise.kind, noise.gray) for noise in noises} == {("gaussian_noise", False)}
     _assert_uniform([noise.sigma for noise in noises], 0, 20)
     _assert_frequencies([jpeg.quality for jpeg in jpegs], _equal(range(30, 101)))
+
+
+def test_the_side_of_the_lq_is_uniform_as_in_elirs_code() -> None:
+    """Sides of 16 to 613 pixels of a 512-pixel face, 315 on average; the paper's reading has 60."""
+    given = {"sources": ["photos"], "output": "dataset"}
+    sides = {}
+    for name in ("elir-faces", "elir-faces-code"):
+        rng, settings = np.random.default_rng(0), dataset_recipe(name, given).degradation
+        drawn = [draw_degradation(settings, rng) for _ in range(_COUNT)]
+        sides[name] = [small_size((512, 512), one.scale)[0] for one in drawn]
+    code = sides["elir-faces-code"]
+    assert (min(code), max(code)) == (16, 613)
+    _assert_uniform(code, 15.5, 613.5)
+    assert abs(np.mean(code) - 314.5) < 10 and abs(np.mean(sides["elir-faces"]) - 60) < 5
+    assert abs(np.mean(np.array(code) < 64) - 0.08) < 0.015
+
+
+def test_the_elir_bsr_recipe_runs_the_second_order_half_of_the_time() -> None:
+    recipe = dataset_recipe("elir-bsr", {"sources": ["photos"], "output": "dataset"})
+    rng = np.random.default_rng(0)
+    drawn = [draw_degradation(recipe.degradation, rng).operations for _ in range(_COUNT)]
+    orders = [sum(isinstance(item, ResizeParams) for item in one) for one in drawn]
+    _assert_frequencies(orders, {1: 0.5, 2: 0.5})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from datagen.degradation.noise import clipped, gaussian_noise, kept_pixels, poisson_noise, rounded
+from datagen.degradation.masks import kept_pixels
+from datagen.degradation.noise import clipped, gaussian_noise, poisson_noise, rounded
 
 _SHAPE = (256, 256, 3)
 

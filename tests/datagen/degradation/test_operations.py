@@ -17,11 +17,17 @@ def _either(*chains: list[dict[str, Any]]) -> dict[str, Any]:
     return {"kind": "either", "chains": [{"operations": chain} for chain in chains]}
 
 
+def _sometimes(probability: float, *chain: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "sometimes", "probability": probability, "operations": chain}
+
+
 @pytest.mark.parametrize(
     "operations",
     [
         [_DOWN, _BACK],
         [_RESIZE, _either([_DOWN, _JPEG], [_JPEG, _DOWN]), _BACK],
+        [_sometimes(0.5, _JPEG, _RESIZE), {"kind": "usm"}, _sometimes(1, _DOWN), _BACK],
+        [{"kind": "grey"}, {"kind": "box"}, _DOWN, _sometimes(0, _DOWN), _BACK],
         [_either([_DOWN], [_RESIZE, _either([_DOWN], [_JPEG, _DOWN])]), _BACK, _JPEG],
     ],
 )
@@ -51,6 +57,14 @@ def test_valid_chains_are_accepted(operations: list[dict[str, Any]]) -> None:
         ([_DOWN, _BACK, {"kind": "mask", "fraction": [0.5, 1.5]}], "less than or equal to 1"),
         ([_DOWN, _BACK, {"kind": "noise", "gaussian_sigma": [-1, 2]}], "greater than or equal"),
         ([_DOWN, _BACK, _either([_JPEG])], "at least 2"),
+        ([_sometimes(0.5, _DOWN), _BACK], "exactly one 'downscale'"),
+        ([_DOWN, _sometimes(0.5, _RESIZE), _BACK], "'resize' must come before"),
+        ([_DOWN, _BACK, _sometimes(1.5, _JPEG)], "less than or equal to 1"),
+        ([_DOWN, _BACK, _sometimes(0.5)], "at least 1"),
+        ([{"kind": "box", "side": [0, 0.5]}, _DOWN, _BACK], "greater than 0"),
+        ([{"kind": "box", "side": [0.5, 64]}, _DOWN, _BACK], "less than or equal to 1"),
+        ([{"kind": "usm", "kernel_size": 50}, _DOWN, _BACK], "odd width from 3 to 255"),
+        ([{"kind": "usm", "threshold": -1}, _DOWN, _BACK], "greater than or equal to 0"),
         ([_DOWN, _BACK, {"kind": "blur", "shapes": {"iso": 0}}], "at least one weight"),
     ],
 )
@@ -65,11 +79,16 @@ def test_impossible_scales_are_refused(scale: list[float]) -> None:
         DegradationSettings.model_validate({"scale": scale})
 
 
+def test_an_unknown_scale_law_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValidationError, match="'uniform', 'uniform_side' or 'log_uniform'"):
+        DegradationSettings.model_validate({"scale_law": "normal"})
+
+
 def test_all_paths_through_alternatives_are_listed() -> None:
     settings = DegradationSettings.model_validate(
         {
             "operations": [
-                _either([_JPEG], [_RESIZE, _JPEG]),
+                _either([_JPEG], [_sometimes(0.5, _RESIZE), _JPEG]),
                 _either([_DOWN], [_JPEG, _DOWN]),
                 _BACK,
             ]
@@ -81,4 +100,6 @@ def test_all_paths_through_alternatives_are_listed() -> None:
         "jpeg jpeg downscale resize_back",
         "resize jpeg downscale resize_back",
         "resize jpeg jpeg downscale resize_back",
+        "jpeg downscale resize_back",
+        "jpeg jpeg downscale resize_back",
     ]

@@ -19,6 +19,7 @@ _MODES: tuple[Interpolation, ...] = (
     "area",
     "bilinear",
     "bicubic",
+    "bilinear_antialiased",
     "bicubic_antialiased",
 )
 _SIZES = [(1, 1), (5, 7), (133, 95), (260, 200)]
@@ -40,10 +41,13 @@ def test_matrices_are_opencvs_resize(size: tuple[int, int], mode: Interpolation)
 
 
 @pytest.mark.parametrize("size", _SIZES)
-def test_antialiased_is_pillows_bicubic(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+def test_antialiased_modes_are_pillows(kernel: str, size: tuple[int, int]) -> None:
     planes = [Image.fromarray(plane) for plane in np.moveaxis(_PIXELS, 2, 0)]
-    expected = [np.asarray(plane.resize(size, Image.Resampling.BICUBIC)) for plane in planes]
-    found = resample.resized(_PIXELS, size, "bicubic_antialiased")
+    filtered = Image.Resampling[kernel.upper()]
+    expected = [np.asarray(plane.resize(size, filtered)) for plane in planes]
+    mode: Interpolation = f"{kernel}_antialiased"  # type: ignore[assignment]
+    found = resample.resized(_PIXELS, size, mode)
     assert np.abs(found - np.stack(expected, axis=2)).max() < 1e-3
 
 

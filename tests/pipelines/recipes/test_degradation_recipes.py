@@ -12,7 +12,11 @@ from tests.support.tiny import write_photos
 
 
 @pytest.mark.parametrize(
-    "name", ["realesrgan", "elir-faces", "elir-sr8", "elir-denoising", "elir-inpainting"]
+    "name",
+    [
+        *("realesrgan", "elir-faces", "elir-faces-code", "elir-sr8", "elir-denoising"),
+        *("elir-bsr", "elir-inpainting", "elir-box-inpainting", "elir-colorization"),
+    ],
 )
 def test_a_bundled_degradation_recipe_builds_a_dataset(name: str, tmp_path: Path) -> None:
     recipe = dataset_recipe(
