@@ -111,6 +111,10 @@ def _describe(operation: object) -> str:
             return f"resize {operation.mode} {operation.factor:.2f}"
         case params.MaskParams():
             return f"mask {operation.fraction:.0%}"
+        case params.BoxParams():
+            return f"box {operation.side:.0%}"
+        case params.GreyParams() | params.UsmParams():
+            return operation.kind
         case params.DownscaleParams():
             return f"down {operation.mode}"
         case params.GaussianNoiseParams():
