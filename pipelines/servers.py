@@ -66,7 +66,8 @@ def _ask_mlflow(uri: str) -> Future[None] | None:
         return None
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{one}") for one in ("USERNAME", "PASSWORD"))
     login = _login("MLFLOW_TRACKING_TOKEN", f"{user}:{password}" if user else None)
-    return _ask_http(uri, "/version", login, elsewhere=Path("~/.mlflow/credentials").expanduser())
+    kept = Path("~/.mlflow/credentials").expanduser()
+    return _ask_http(uri, "/api/2.0/mlflow/users/current", login, elsewhere=kept)
 
 
 def _login(token: str, user: str | None) -> Mapping[str, str]:

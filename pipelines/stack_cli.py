@@ -108,6 +108,53 @@ def stack_logs(
         out.say(VerbResult({"server": server, "lines": found}, found))
 
 
+@stack_app.command("backup", cls=PlainUsage)
+def stack_backup(
+    place: Annotated[Path, typer.Argument(metavar="BACKUP", help="A new folder for the copy.")],
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy what the servers keep into a folder, while they work.
+
+    MLflow's and Prefect's databases and all objects of S3; no passwords.
+
+    \b
+    Example:
+      flowmapsr stack backup /backups/monday
+    """
+    with process_edge(as_json=as_json) as out:
+        from infra.local_stack.stack import Stack
+
+        at, backup = _existing(folder), _absolute(place)
+        doing("copying databases and objects")
+        with at.lock():
+            made = Stack(at).back_up(backup)
+        out.say(stack_report.backed_up(backup, made))
+
+
+@stack_app.command("restore", cls=PlainUsage)
+def stack_restore(
+    place: Annotated[Path, typer.Argument(metavar="BACKUP", help="The folder of a backup.")],
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup into a running stack that keeps nothing yet.
+
+    \b
+    Example:
+      flowmapsr stack up --folder /data/new
+      flowmapsr stack restore /backups/monday --folder /data/new
+    """
+    with process_edge(as_json=as_json) as out:
+        from infra.local_stack.stack import Stack
+
+        at, backup = _existing(folder), _absolute(place)
+        doing("putting the backup back")
+        with at.lock():
+            found = Stack(at).restore(backup, on_server=lambda _: None)
+        out.say(stack_report.restored(at.root, _words(folder), backup, found))
+
+
 @stack_app.command("down", cls=PlainUsage)
 def stack_down(
     folder: Folder = None,
@@ -145,7 +192,11 @@ def _agrees(folder: Path | None) -> bool:
 def _place(folder: Path | None) -> StackFolder:
     from infra.local_stack.folder import StackFolder, default_folder
 
-    return StackFolder(Path(os.path.expanduser(folder or default_folder())).absolute())
+    return StackFolder(_absolute(folder or default_folder()))
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def _existing(folder: Path | None) -> StackFolder:

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datagen.errors import FlowmapsrError
 from infra.local_stack.folder import Ports, Secrets, StackFolder, write_private
@@ -135,12 +136,12 @@ def _s3(folder: StackFolder, ports: Ports, client: Mapping[str, str]) -> Server:
     )
 
 
-def _make_buckets(client: Mapping[str, str]) -> None:
-    """Retries: the S3 server answers before its store does."""
+def s3_client(client: Mapping[str, str]) -> Any:
+    """boto3's client of the S3 server. Retries: it answers before its store does."""
     import boto3
     from botocore.config import Config
 
-    s3 = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=client["AWS_ENDPOINT_URL"],
         aws_access_key_id=client["AWS_ACCESS_KEY_ID"],
@@ -148,6 +149,10 @@ def _make_buckets(client: Mapping[str, str]) -> None:
         region_name=client["AWS_DEFAULT_REGION"],
         config=Config(retries={"total_max_attempts": 8, "mode": "standard"}),
     )
+
+
+def _make_buckets(client: Mapping[str, str]) -> None:
+    s3 = s3_client(client)
     known = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for name in BUCKETS:
         if name not in known:

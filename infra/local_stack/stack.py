@@ -13,6 +13,7 @@ import psutil
 
 from datagen.errors import FlowmapsrError
 from datagen.records import FrozenModel, UnreadableRecord
+from infra.local_stack.backup import Backup, Copier, check_backup
 from infra.local_stack.folder import Ports, Secrets, StackFolder, last_lines
 from infra.local_stack.postgres import make_data_folder
 from infra.local_stack.server import Server
@@ -30,6 +31,7 @@ State = Literal["running", "starting", "not answering", "stopped"]
 PATIENCE = 180.0
 """Seconds a server may take to come up: the first start makes its tables, on a busy machine."""
 FREE_BYTES = 1 << 30
+USERS_OF_DATABASES = ("prefect-worker", "prefect", "mlflow")
 
 
 class ServerState(FrozenModel):
@@ -78,6 +80,36 @@ class Stack:
     def status(self) -> list[ServerState]:
         """How each server is now, asked with its password."""
         return [self._state(server) for server in self._servers()]
+
+    def back_up(self, place: Path) -> Backup:
+        """Copies what the servers keep into a new folder, while they work.
+
+        Raises:
+            FlowmapsrError: they do not run, or the folder holds something.
+        """
+        return self._copier().save(place)
+
+    def restore(self, place: Path, *, on_server: Callable[[ServerState], None]) -> Backup:
+        """Puts a backup into this stack, which must run and keep nothing, and starts its servers
+        again.
+
+        Raises:
+            FlowmapsrError: the backup is not whole, or the stack keeps something.
+        """
+        found = check_backup(place)
+        copier = self._copier()
+        copier.require_empty()
+        for name in USERS_OF_DATABASES:
+            self._supervisor.stop_server(name)
+        copier.load(place)
+        self.up(on_server=on_server)
+        return found
+
+    def _copier(self) -> Copier:
+        ill = [one.name for one in self.status() if one.state != "running"]
+        if ill:
+            raise FlowmapsrError(f"{', '.join(ill)}: not running; start it: flowmapsr stack up")
+        return Copier(self._secrets, self._ports, self.environment())
 
     def stop_servers(self) -> None:
         """Those that the supervisor runs, and itself."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.terminal.process_edge import VerbResult
-from pipelines.terminal.text import command, duration, table
+from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
+    from infra.local_stack.backup import Backup
     from infra.local_stack.stack import ServerState
 
 
@@ -50,6 +51,25 @@ def shown(place: Path, chosen: Sequence[str], servers: Sequence[ServerState]) ->
         lines.append(f"Next: {command('stack', 'up', *chosen)}{hint}")
     result = {"folder": str(place), "servers": [one.model_dump(mode="json") for one in servers]}
     return VerbResult(result, lines, ok=not ill)
+
+
+def backed_up(backup: Path, made: Backup) -> VerbResult:
+    """A copy of all that the servers keep."""
+    lines = [
+        f"The databases and {counted(made.objects, 'object')} ({made.bytes / 1e6:.1f} MB) are "
+        f"copied to {backup}.",
+        f"Back into an empty stack: {command('stack', 'restore', str(backup))}",
+    ]
+    return VerbResult({"backup": str(backup), **made.model_dump()}, lines)
+
+
+def restored(place: Path, chosen: Sequence[str], backup: Path, found: Backup) -> VerbResult:
+    """The stack keeps what the backup held."""
+    lines = [
+        f"{place} keeps what {backup} held: the databases and {counted(found.objects, 'object')}.",
+        f'Next: eval "$({command("stack", "env", *chosen)})"',
+    ]
+    return VerbResult({"folder": str(place), "backup": str(backup), **found.model_dump()}, lines)
 
 
 def stopped(place: Path, chosen: Sequence[str], *, wiped: bool) -> VerbResult:

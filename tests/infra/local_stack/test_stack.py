@@ -16,13 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import psutil
 import pytest
 from botocore.exceptions import ClientError
+from mlflow import MlflowClient
 
+from datagen.build.in_process import build_in_process
+from datagen.dataset.manifest import load_manifest
+from datagen.errors import NoServerError
+from datagen.io import s3_client, storage
+from datagen.review.verify import verify_dataset
 from infra.local_stack.folder import StackFolder
 from infra.local_stack.supervisor import left_over
+from pipelines.servers import PREFECT, RAY, check_servers
 from tests.support.eventually import eventually
+from tests.support.tiny import dataset_recipe, write_photos
 
 NAMES = ["postgres", "s3", "mlflow", "prefect", "ray", "prefect-worker"]
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
@@ -100,6 +109,23 @@ def test_every_server_is_well_and_asks_for_its_password(
     assert [_status(flows), _status(flows, "x:no"), _status(flows, login)] == [401, 401, 200]
     with pytest.raises(ClientError, match="SignatureDoesNotMatch|403"):
         _s3({**variables, "AWS_SECRET_ACCESS_KEY": "no"}).list_buckets()
+
+
+def test_a_wrong_password_or_token_is_told_before_work_starts(
+    variables: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_servers(RAY, PREFECT)
+    assert not caplog.messages
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 48)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "flowmapsr:no")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "no")
+    with pytest.raises(NoServerError) as refused:
+        check_servers(RAY, PREFECT)
+    for said, server in zip(str(refused.value).splitlines(), (RAY, PREFECT), strict=True):
+        assert f"at {server}={variables[server]} refuses this command" in said
+    assert "MLFLOW_TRACKING_URI=" in caplog.text and "refuses this command" in caplog.text
 
 
 def _s3(variables: Mapping[str, str]) -> Any:
@@ -194,3 +220,61 @@ def test_down_leaves_no_process_and_keeps_the_data(stack: CommandLine) -> None:
     assert set(stack.states().values()) == {"stopped"}
     stack("down", "--wipe", code=1)  # nobody is there to be asked
     assert stack.folder.root.is_dir()
+
+
+def test_a_backup_is_put_back_into_a_new_stack(
+    stack: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = tmp_path / "backup"
+
+    def connect() -> dict[str, str]:
+        found = {name: str(value) for name, value in stack("env").items()}
+        for name, value in found.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(s3_client, "_clients", {})
+        return found
+
+    def prefect(path: str, body: object) -> Any:
+        url, login = os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]
+        user, password = login.split(":")
+        answer = httpx.post(f"{url}/{path}", json=body, auth=(user, password), timeout=60)
+        return answer.raise_for_status().json()
+
+    stack("up")
+    before = connect()
+    recipe = dataset_recipe(write_photos(tmp_path / "photos", 3), tmp_path)
+    recipe = recipe.model_copy(update={"output": "s3://flowmapsr/set"})
+    manifest = build_in_process(recipe)
+    client = MlflowClient(before["MLFLOW_TRACKING_URI"])
+    run = client.create_run("0").info.run_id
+    client.log_metric(run, "loss", 0.5)
+    client.log_text(run, "kept in S3", "note.txt")
+    flow = prefect("flows/", {"name": "dataset"})["id"]
+    prefect("deployments/", {"name": "nightly", "flow_id": flow})
+
+    files = storage.list_files("s3://flowmapsr/set")
+    assert stack("backup", str(backup))["objects"] == len(files) + 1
+    assert backup.stat().st_mode & 0o077 == 0
+    held = subprocess.run(["grep", "-rlaF", before["MLFLOW_TRACKING_PASSWORD"], backup])
+    assert held.returncode == 1, "a password is in the backup"
+    assert "is not empty" in str(stack("backup", str(backup), code=1)["error"])
+    assert "keeps data already" in str(stack("restore", str(backup), code=1)["error"])
+
+    stack("down", "--wipe", "--yes")
+    stack("up")
+    assert connect()["MLFLOW_TRACKING_PASSWORD"] != before["MLFLOW_TRACKING_PASSWORD"]
+    damaged = next((backup / "objects").iterdir())
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"")
+    assert "is missing or damaged" in str(stack("restore", str(backup), code=1)["error"])
+    damaged.write_bytes(whole)
+    stack("restore", str(backup))
+
+    assert stack.states() == dict.fromkeys(NAMES, "running")
+    assert verify_dataset("s3://flowmapsr/set") == []
+    assert load_manifest("s3://flowmapsr/set") == manifest
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert client.get_run(run).data.metrics == {"loss": 0.5}
+    kept = Path(client.download_artifacts(run, "note.txt", str(tmp_path)))
+    assert kept.read_text() == "kept in S3"
+    assert [one["name"] for one in prefect("deployments/filter", {})] == ["nightly"]
