@@ -23,6 +23,7 @@ from pipelines.terminal.options import (
     TakeOver,
 )
 from pipelines.terminal.process_edge import process_edge
+from training.monitoring.json_log import at_work_on
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def dataset_build(
         from pipelines.recipes.load import dataset_recipe, fitting_recipe, require_sources
 
         resolved = dataset_recipe(recipe, settings or [])
+        at_work_on(dataset=resolved.output)
         codec = resolved.codec.kind if resolved.latents else None
         training = fitting_recipe(codec, preferred=recipe)
         if dry_run:

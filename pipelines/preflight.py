@@ -6,7 +6,6 @@ Loads no torch, no Prefect and no Ray.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from datagen.photos.scan import C, MapChunks, R
 from datagen.settings import DatasetRecipe
 from pipelines.environment import temporary_folder
 from pipelines.terminal.doing import doing
+from training.monitoring.json_log import tell
 from training.run_dir.lock import run_lock
 from training.settings.recipe import TrainingRecipe
 from training.tracking.store.address import database_file, mlflow_installed, tracking_uri
@@ -72,7 +72,7 @@ def check_surroundings() -> None:
         places.append(("Ray's logs", temporary / "ray"))
     new = [f"{what} to {path}" for what, path in places if not path.exists()]
     if new:
-        print(f"Beside its output, this command writes {', '.join(new)}", file=sys.stderr)
+        tell(f"Beside its output, this command writes {', '.join(new)}")
 
 
 def check_build(recipe: DatasetRecipe, found: Survey, *, take_over: bool = False) -> None:

@@ -15,6 +15,7 @@ from pipelines.terminal import stack_report
 from pipelines.terminal.doing import doing, said_something
 from pipelines.terminal.options import AsJson, PlainUsage
 from pipelines.terminal.process_edge import VerbResult, process_edge
+from training.monitoring.json_log import tell
 
 if TYPE_CHECKING:
     from infra.local_stack.folder import StackFolder
@@ -46,7 +47,7 @@ def stack_up(folder: Folder = None, as_json: AsJson = False) -> None:
 
         def on_server(state: ServerState) -> None:
             after = time.monotonic() - begun
-            print(f"{state.name:<15} {state.address:<32} {after:4.1f} s", file=sys.stderr)
+            tell(f"{state.name:<15} {state.address:<32} {after:4.1f} s", server=state.name)
             said_something()
 
         require_packages()

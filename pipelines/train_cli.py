@@ -27,6 +27,7 @@ from pipelines.terminal.options import (
     TakeOver,
 )
 from pipelines.terminal.process_edge import process_edge
+from training.monitoring.json_log import at_work_on
 
 
 def train(
@@ -55,6 +56,7 @@ def train(
         from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
+        at_work_on(run=resolved.output, dataset=resolved.manifest)
         if dry_run:
             return out.say_recipe(resolved)
         await_servers = ask_servers(RAY, PREFECT)
@@ -118,6 +120,7 @@ def run(
         from pipelines.recipes.load import full_recipe, require_photos, require_sources
 
         resolved = full_recipe(recipe, settings or [])
+        at_work_on(run=resolved.training.output, dataset=resolved.dataset.output)
         if dry_run:
             return out.say_recipe(resolved)
         await_servers = ask_servers(RAY, PREFECT)

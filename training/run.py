@@ -26,6 +26,7 @@ from datagen.io.open_files import raise_limit
 from datagen.records import FROM_USER
 from training.distributed import launched_as, worker_device
 from training.engine.engine import start_distributed
+from training.monitoring.json_log import FORMAT, at_work_on, chosen, tell
 from training.monitoring.shown import Shown
 from training.monitoring.startup_timer import startup
 from training.monitoring.watchdog import connection_timeout
@@ -65,6 +66,7 @@ def run_stages(
     raise_limit()
     records = []
     for stage in recipe.stages:
+        at_work_on(run=recipe.output, stage=stage.name, dataset=recipe.manifest)
         record = run_stage(
             recipe, stage.name, stop_requested=stop_requested, stalled=stalled, system_of=system_of
         )
@@ -97,7 +99,7 @@ def _train_first(
             try:
                 lock.raise_if_lost()
             except LockLostError as error:
-                print(error, file=sys.stderr, flush=True)
+                tell(str(error), level="error")
                 # And its launcher ends the others: an orderly end would write into a folder that is
                 # another training's now.
                 os._exit(1)
@@ -112,7 +114,7 @@ def _train_first(
         for line in ending_lines(Path(recipe.output), recipe):
             log.info("%s", line)
     for line in unsent_lines(unsent_events(recipe), again="run the same command again"):
-        print(line, file=sys.stderr)
+        tell(line)
     return records
 
 
@@ -142,20 +144,28 @@ def main(
     parser.add_argument(
         "--redo-later", action="store_true", help="train stages anew that grew from old weights"
     )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default=os.environ.get(FORMAT, "text"),
+        help="of messages and logs",
+    )
     arguments = parser.parse_args()
+    os.environ[FORMAT] = arguments.log_format
     shown = logging.StreamHandler()
-    shown.setFormatter(Shown())
+    shown.setFormatter(chosen(Shown()))
     logging.basicConfig(handlers=[shown])
     logging.getLogger("training").setLevel(logging.INFO)
     try:
         values = parse_yaml(Path(os.path.expanduser(arguments.recipe)).read_text(encoding="utf-8"))
         recipe = recipe_type.model_validate(values, context=FROM_USER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        print(f"{arguments.recipe}: {error}", file=sys.stderr)
+        tell(f"{arguments.recipe}: {error}", level="error")
         return 2
     run = run_of(arguments.recipe)
     if run is not None:
         recipe = recipe.model_copy(update={"output": str(run)})
+    at_work_on(run=recipe.output, dataset=recipe.manifest)
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:
@@ -171,10 +181,10 @@ def main(
             _join(recipe, stop)
             records = run_stages(recipe, stop_requested=stop, system_of=system_of)
     except FlowmapsrError as error:
-        print(error, file=sys.stderr)
+        tell(str(error), level="error")
         return 1
     if records is None:
-        print("stopped with a checkpoint; run the same command to continue", file=sys.stderr)
+        tell("stopped with a checkpoint; run the same command to continue")
         return 1
     return 0
 

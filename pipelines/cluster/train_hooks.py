@@ -18,7 +18,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig
 
 from datagen.errors import FlowmapsrError
-from training.monitoring.worker_log import crash_of
+from training.monitoring.worker_log import crash_log, crash_of
 from training.network import name_interface, serve_store
 from training.run_dir.paths import RunPaths
 from training.run_dir.starts import Failure, append_line, last_line
@@ -131,5 +131,5 @@ class FailureLog(UserCallback):
         """In words; Ray's own are a paragraph of guesses."""
         crash = crash_of(self.run, rank)
         if crash is not None:
-            return f"its process crashed ({crash}; see {RunPaths(self.run).worker_log(rank)})"
+            return f"its process crashed ({crash}; see {crash_log(self.run, rank)})"
         return next((words for said, words in ENDS.items() if said in str(error)), KILLED)

@@ -26,6 +26,7 @@ from pipelines.cluster.stage_watch import RunWatch, StageWatch
 from pipelines.cluster.workers import Placement, place_workers
 from pipelines.terminal.doing import doing
 from pipelines.terminal.progress import show_progress
+from training.monitoring.json_log import FORMAT, at_work_on, json_wanted
 from training.monitoring.startup_timer import process_started, startup
 from training.monitoring.watchdog import connection_timeout
 from training.run_dir.lock import RunLock
@@ -98,6 +99,7 @@ class TrainingWorkers:
             LockLostError: another training has taken the run folder.
         """
         folder = StagePaths(self.run, name)
+        at_work_on(stage=name)
         if folder.finished_record() is None:
             steps = self.recipe.stage(name).steps
             with (
@@ -182,6 +184,8 @@ class TrainJob(FrozenModel):
     """The variables that name the store; nodes of a cluster may lack them."""
     launched: str
     """Who started which command, as JSON."""
+    log_format: str
+    """Of the workers' logs: `text` or `json`."""
     began: float
     """When the command started, in seconds since the epoch."""
     requested: float
@@ -209,6 +213,7 @@ def _trainer(recipe: TrainingRecipe, placement: Placement) -> Any:
         recipe=recipe,
         mlflow={name: SecretStr(value) for name, value in store_variables().items()},
         launched=launched(),
+        log_format="json" if json_wanted() else "text",
         began=process_started(),
         requested=time.time(),
         starts=_count_starts(recipe),
@@ -245,7 +250,7 @@ def _train(config: dict[str, Any]) -> None:
     from training.run import run_stages
 
     os.environ.update({name: value.get_secret_value() for name, value in job.mlflow.items()})
-    os.environ[LAUNCHED] = job.launched
+    os.environ |= {LAUNCHED: job.launched, FORMAT: job.log_format}
     keep_log(Path(job.recipe.output), launched_as()[0])
     try:
         run_stages(job.recipe, stop_requested=StopSignal(Path(job.recipe.output)))

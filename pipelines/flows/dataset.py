@@ -32,6 +32,7 @@ from pipelines.orchestration.run_report import reported, say, tell
 from pipelines.terminal.doing import doing
 from pipelines.terminal.progress import BuildMeter, show_progress
 from pipelines.terminal.text import counted
+from training.monitoring.json_log import at_work_on
 from training.tracking.dataset_run import log_dataset
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def build_listed(recipe: DatasetRecipe, listing: Listing, *, take_over: bool = F
             are left out.
     """
     start = time.monotonic()
+    at_work_on(dataset=recipe.output)
     with (
         output_lock(recipe.output, BUILD, take_over=take_over) as lock,
         ray_cluster(cpus=recipe.least_workers),

@@ -15,6 +15,7 @@ from pipelines.orchestration.guard import is_deployed, task_step
 from pipelines.orchestration.run_report import reported
 from pipelines.orchestration.training_page import training_page
 from pipelines.terminal.doing import doing
+from training.monitoring.json_log import at_work_on
 from training.prepare import prepare_run
 from training.run_dir.lock import run_lock
 from training.run_dir.records import StageRecord
@@ -49,6 +50,7 @@ def train_stages(
     Raises:
         FlowmapsrError: another training holds the folder, or a stage cannot continue.
     """
+    at_work_on(run=recipe.output, dataset=recipe.manifest)
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
         doing("preparing the training")

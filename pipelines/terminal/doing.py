@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from pipelines.terminal.text import duration
+from training.monitoring.json_log import chosen, tell
 from training.monitoring.shown import Shown
 
 PACKAGES = ("datagen", "training", "pipelines")
@@ -44,7 +45,7 @@ class _Speaker:
             after = f" ({duration(lasted)})" if self.said else ""
             self.said = now
             with suppress(OSError):  # nobody reads any more
-                print(f"{self.what} ...{after}", file=sys.stderr, flush=True)
+                tell(f"{self.what} ...{after}")
 
 
 class _LogLines(logging.Handler):
@@ -74,7 +75,7 @@ def speaking() -> Iterator[None]:
 def log_shown() -> Iterator[None]:
     """Shows what our packages log as plain lines, for the length of the block."""
     lines = _LogLines()
-    lines.setFormatter(Shown())
+    lines.setFormatter(chosen(Shown()))
     loggers = [logging.getLogger(name) for name in PACKAGES]
     for logger in loggers:
         logger.addHandler(lines)

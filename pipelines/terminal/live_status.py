@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipelines.terminal import status_report
 from pipelines.terminal.doing import bar_shown
 from pipelines.terminal.process_edge import VerbResult
+from training.monitoring.json_log import tell
 
 if TYPE_CHECKING:
     from training.tracking.summary.status import RunStatus
@@ -98,7 +99,7 @@ def _line_by_line() -> Iterator[Callable[[Seen], None]]:
 
     def show(seen: Seen) -> None:
         for line in [line for line in seen.lines if line not in shown]:
-            print(line, file=sys.stderr, flush=True)
+            tell(line, event="status")
         shown.clear()
         shown.update(seen.lines)
 

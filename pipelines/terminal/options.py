@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from training.monitoring.json_log import FORMAT, json_line, json_wanted
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of a bundled recipe, or a YAML file.")
@@ -65,19 +69,58 @@ class Commands(TyperGroup):
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
         except UsageError as error:
-            error.show()
+            self._show(error, options.get("args") or sys.argv)
             if "--json" in (options.get("args") or sys.argv):
                 print(json.dumps({"error": error.format_message()}))
             code = error.exit_code
         sys.exit(code)
+
+    @staticmethod
+    def _show(error: Any, words: Sequence[str]) -> None:
+        wanted = json_wanted() or "--log-format json" in " ".join(words).replace("=", " ")
+        if wanted:
+            print(json_line("error", error.format_message()), file=sys.stderr)
+        else:
+            error.show()
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
 
 
+_common = typer.Typer(add_completion=False)
+
+
+@_common.command()
+def _options_of_all(
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(
+            envvar=FORMAT,
+            show_envvar=False,
+            help="Messages on stderr and logs of workers as text, or as JSON lines.",
+        ),
+    ] = "text",
+) -> None:
+    pass
+
+
 class PlainUsage(TyperCommand):
-    """Writes required arguments in the usage line as `RECIPE`, not `{RECIPE}`."""
+    """Has the options of all commands, and writes required arguments in the usage line as `RECIPE`,
+    not `{RECIPE}`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params += typer.main.get_command(_common).params
+
+    def invoke(self, ctx: Any) -> Any:
+        """Sets the format of logs for the command and what it starts."""
+        before = os.environ.get(FORMAT, "text")
+        os.environ[FORMAT] = ctx.params.pop("log_format")
+        try:
+            return super().invoke(ctx)
+        finally:
+            os.environ[FORMAT] = before
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]

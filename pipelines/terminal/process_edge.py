@@ -22,7 +22,9 @@ import typer
 from datagen.errors import FlowmapsrError
 from datagen.io.end_signals import on_end_signal
 from pipelines.terminal.doing import log_shown, speaking
+from pipelines.terminal.json_stderr import keep_stderr_json
 from pipelines.terminal.text import command, yaml_lines
+from training.monitoring.json_log import json_wanted, tell
 
 if TYPE_CHECKING:
     from datagen.records import Settings
@@ -68,7 +70,7 @@ class Output:
         """Prints the message on stderr, and with `--json` as the one object on stdout too, with
         the details."""
         with suppress(OSError):  # the terminal is closed, or nobody reads any more
-            print(message, file=sys.stderr, flush=True)
+            tell(message, level="error")
         self.say(VerbResult({"error": message, **(details or {})}, []))
         self.exit_code = exit_code
 
@@ -88,6 +90,8 @@ def _strict_json(result: Mapping[str, Any]) -> str:
 def process_edge(*, as_json: bool) -> Iterator[Output]:
     """Runs a command; every way it can end becomes text and an exit code here, and only here."""
     output = Output(as_json=as_json)
+    if json_wanted() and sys.stderr is sys.__stderr__:  # not in a program that has put another one
+        keep_stderr_json()
     with _stdout_for_result_only() if as_json else nullcontext(), speaking(), log_shown():
         on_end_signal(_raise_terminated)
         try:

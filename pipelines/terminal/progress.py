@@ -11,6 +11,7 @@ from rich import filesize
 
 from pipelines.terminal.doing import bar_shown, doing, said_something
 from pipelines.terminal.text import duration
+from training.monitoring.json_log import tell
 
 SECONDS_BETWEEN_LINES = 9.0
 Clock = Callable[[], float]
@@ -68,19 +69,28 @@ class _Lines:
             self._print()
 
     def _print(self) -> None:
-        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}", self._left()]
-        print("  ".join(filter(None, [*parts, self._note])), file=sys.stderr, flush=True)
+        left = self._seconds_left()
+        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}"]
+        parts += [f"{duration(left)} left"] if left is not None else []
+        tell(
+            "  ".join(filter(None, [*parts, self._note])),
+            event="progress",
+            what=self._title,
+            done=self._done,
+            total=self._total,
+            unit=self._unit,
+            seconds_left=left,
+        )
         said_something()
         self._printed = self._done
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def _left(self) -> str:
+    def _seconds_left(self) -> float | None:
         made = self._done - self._done_before
         stands_still = self._done == self._printed
         if made <= 0 or self._done >= self._total or stands_still:
-            return ""
-        seconds = (time.monotonic() - self._start) * (self._total - self._done) / made
-        return f"{duration(seconds)} left"
+            return None
+        return (time.monotonic() - self._start) * (self._total - self._done) / made
 
 
 @contextmanager

@@ -1,24 +1,26 @@
 """What each worker says, in `<run>/logs/worker-N.log`; the launcher shows what the first one does.
 
-Every line has its time, level and logger, so that each can be read alone.
+Every line has its time, level and logger, so that each can be read alone: as text or as JSON.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from training.monitoring.json_log import BEGIN, chosen, json_wanted
 from training.run_dir.best_effort import best_effort
 from training.run_dir.paths import RunPaths
 
 PACKAGES = ("datagen", "training")
 PROGRESS = logging.getLogger("training.progress")
 """Of lines that a launcher with a display of its own does not need."""
-_LINE = re.compile(r"\S+ \S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<text>.*)")
+_TEXT = re.compile(r"\S+ \S+ (?P<level>[A-Z]+) (?P<logger>[\w.]+): (?P<text>.*)")
 _CRASH = re.compile(rb"^Fatal Python error: (.+)$", re.MULTILINE)
 _LAST_BYTES = 1 << 16
 
@@ -41,11 +43,20 @@ def keep_log(run: Path, rank: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _File(path)
         assert handler.stream is not None  # opened at once
-        handler.setFormatter(_Kept())
+        handler.setFormatter(chosen(_Kept()))
         logging.getLogger().addHandler(handler)
-        faulthandler.enable(handler.stream)
+        logging.captureWarnings(json_wanted())
+        crashes = _File(crash_log(run, rank), mode="w") if json_wanted() else handler
+        assert crashes.stream is not None
+        faulthandler.enable(crashes.stream)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def crash_log(run: Path, rank: int) -> Path:
+    """Where a crash in C leaves its stack traces: beside the log, if that is lines of JSON."""
+    path = RunPaths(run).worker_log(rank)
+    return path.with_suffix(".crash") if json_wanted() else path
 
 
 class Said(NamedTuple):
@@ -53,6 +64,16 @@ class Said(NamedTuple):
 
     level: int
     text: str
+
+
+def _read(line: str) -> tuple[str, Said] | None:
+    """The logger of a line and what it says; None for a line that no logger wrote."""
+    levels = logging.getLevelNamesMapping()
+    if line.startswith(BEGIN):
+        found = json.loads(line)
+        return found["logger"], Said(levels[found["level"].upper()], found["message"])
+    text = _TEXT.fullmatch(line)
+    return text and (text["logger"], Said(levels[text["level"]], text["text"]))
 
 
 class FirstWorkerLog:
@@ -72,11 +93,11 @@ class FirstWorkerLog:
                 if not line.endswith(b"\n"):
                     break  # the rest of it is still being written
                 self._read += len(line)
-                found = _LINE.fullmatch(line.decode(errors="replace").rstrip("\n"))
-                if found is None or found["logger"] == PROGRESS.name:
+                found = _read(line.decode(errors="replace").rstrip("\n"))
+                if found is None or found[0] == PROGRESS.name:
                     continue
-                if found["logger"].partition(".")[0] in PACKAGES:
-                    yield Said(logging.getLevelNamesMapping()[found["level"]], found["text"])
+                if found[0].partition(".")[0] in PACKAGES:
+                    yield found[1]
 
     def _size(self) -> int:
         return self._path.stat().st_size if self._path.is_file() else 0
@@ -85,7 +106,7 @@ class FirstWorkerLog:
 def crash_of(run: Path, rank: int) -> str | None:
     """Of what a worker died that crashed in C, such as `Segmentation fault`, by the end of its
     log."""
-    path = RunPaths(run).worker_log(rank)
+    path = crash_log(run, rank)
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -95,4 +116,4 @@ def crash_of(run: Path, rank: int) -> str | None:
     if crash is None:
         return None
     later = end[crash.end() :].decode(errors="replace").splitlines()
-    return None if any(map(_LINE.fullmatch, later)) else crash[1].decode(errors="replace")
+    return None if any(map(_TEXT.fullmatch, later)) else crash[1].decode(errors="replace")
