@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from platform import node as host_name
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,8 @@ from datagen.errors import FlowmapsrError
 from training.machines import code_version, require_same_code, warn_of_clocks
 from training.run_dir.records import WorkerGroup
 from training.tracking.provenance import processor_name
+
+T = TypeVar("T")
 
 
 def launched_as() -> tuple[int, int]:
@@ -30,16 +33,20 @@ def gather_workers(device: torch.device) -> WorkerGroup:
     """
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor_name()
-    dist.barrier()  # so that all look at their clocks now
-    mine = (host_name(), name, code_version(), time.time())
-    all_of_them = [mine] * dist.get_world_size()
-    dist.all_gather_object(all_of_them, mine)
-    hosts, devices, versions, clocks = zip(*all_of_them, strict=True)
+    hosts, devices, versions = zip(*_gathered((host_name(), name, code_version())), strict=True)
+    clocks = _gathered(time.time())  # all have met just now
     if dist.get_rank() == 0:
         ahead = [clock - clocks[0] for clock in clocks]
         warn_of_clocks(dict(zip(hosts, ahead, strict=True)))
     require_same_code(dict(zip(hosts, versions, strict=True)), here=hosts[0])
     return WorkerGroup(hosts=hosts, devices=devices, on_gpus=on_gpu)
+
+
+def _gathered(mine: T) -> list[T]:
+    """What each worker has given, in order of rank."""
+    all_of_them = [mine] * dist.get_world_size()
+    dist.all_gather_object(all_of_them, mine)
+    return all_of_them
 
 
 def worker_device() -> torch.device:

@@ -15,7 +15,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from datagen.errors import FlowmapsrError, first_line
+from pipelines.cluster.node_check import HERE
 from pipelines.cluster.workers import WorkerPlan, in_words
+from training.machines import code_version, require_same_code
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,15 @@ def run_shard_tasks(
 
 
 class _ShardWorker:
-    """The actor: one copy of the builder."""
+    """The actor: one copy of the builder. Its node may have come after all were asked for their
+    version (`node_check.py`)."""
 
-    def __init__(self, builder: Callable[[Any], Any]) -> None:
-        self._builder = builder
+    def __init__(self, builder: Callable[[Any], Any], version: str) -> None:
+        self._builder, self._version = builder, version
 
     def build(self, task: Any) -> Any:
+        node = f"node {ray.util.get_node_ip_address()}"
+        require_same_code({HERE: self._version, node: code_version()}, here=HERE)
         return self._builder(task)
 
 
@@ -114,7 +119,7 @@ class _Run(Generic[T, R]):
         # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
         remote: Any = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory)
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
-            started = remote(_ShardWorker).remote(self.builder)
+            started = remote(_ShardWorker).remote(self.builder, code_version())
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.__ray_ready__.remote()] = started
 

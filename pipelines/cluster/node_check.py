@@ -44,6 +44,8 @@ def check_nodes() -> None:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]})"
             asked[call.options(scheduling_strategy=there).remote()] = name
+    if not asked:  # those that come later say it with their first work
+        return
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
     ended = time.time()
     why = dict.fromkeys(silent, "it is silent")

@@ -131,6 +131,15 @@ def test_a_bug_in_a_task_is_raised_as_itself(tmp_path: Path) -> None:
         run(Builder(tmp_path, accident="bug"))
 
 
+def test_a_node_with_other_code_builds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_pool, "code_version", lambda: "0.0.9 (code 00000000)")
+    with pytest.raises(FlowmapsrError, match=r"this command has 0\.0\.9 .*, but node \S+ has"):
+        run(Builder(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_error_of_on_done_stops_the_run(tmp_path: Path) -> None:
     def object_to_second(task: Task, record: Record) -> None:
         if task == TASKS[1]:
