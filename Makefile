@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the whole way on the photos that ship with two libraries
-#             STACK=1: with MLflow, Prefect, Ray, S3 and Postgres as servers on this machine
+#             STACK=1: with the servers of make stack
+# make stack  starts MLflow, Prefect, Ray, S3 and Postgres as servers on this machine
 # make test   sets everything up and runs the tests
 # make audit  looks for known faults in our code and its packages, and for secrets
 # make lock   writes the lock files of the image anew, after a change of constraints.txt
@@ -8,7 +9,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format audit lock bench gpu-bundle clean
+.PHONY: help setup demo stack test test-all check format audit lock bench gpu-bundle clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,7 +46,11 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(INSTALLED)
-	$(if $(STACK),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[servers]' && $(BIN)/flowmapsr stack up && eval "$$($(BIN)/flowmapsr stack env)" && )$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
+	$(if $(STACK),$(MAKE) stack && eval "$$($(BIN)/flowmapsr stack env)" && )$(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
+
+stack: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[servers]'
+	$(BIN)/flowmapsr stack up
 
 test: $(INSTALLED)
 	$(TESTS) -m "not slow and not gpu and not kubernetes and not monitoring and not slurm and not stack" $(PYTEST_ARGS)
