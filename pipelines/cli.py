@@ -129,6 +129,7 @@ def deploy(
     interval: Annotated[str | None, typer.Option(help="Time between runs, such as 6h.")] = None,
     timezone: Annotated[str, typer.Option(help="Time zone of the schedule.")] = "UTC",
     pool: Annotated[str, typer.Option(help="Work pool; created if missing.")] = "flowmapsr",
+    now: Annotated[bool, typer.Option("--now", help="Also start a run at once.")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +155,7 @@ def deploy(
             return out.say_recipe(resolved)
         await_server()
         doing("registering it with Prefect")
-        result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool)
+        result = deployments.deploy(FLOWS[flow], resolved, schedule=schedule, pool=pool, now=now)
         out.say(reports.deployed(result))
 
 

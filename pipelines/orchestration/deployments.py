@@ -18,7 +18,11 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    WorkerStatus,
+)
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
@@ -66,9 +70,15 @@ def parse_schedule(cron: str | None, interval: str | None, timezone: str) -> Sch
 
 
 def deploy(
-    flow: Flow[Any, Any], recipe: AnyRecipe, *, schedule: Schedule | None, pool: str
+    flow: Flow[Any, Any],
+    recipe: AnyRecipe,
+    *,
+    schedule: Schedule | None,
+    pool: str,
+    now: bool = False,
 ) -> Deployed:
-    """Creates the deployment of a flow with its recipe, or updates the one of the same output.
+    """Creates the deployment of a flow with its recipe, or updates the one of the same output;
+    with `now` it starts a run of it, too.
 
     One run at a time: a run that is due while another is running is canceled, because the next one
     picks up everything new anyway; queued runs would only pile up behind a long build.
@@ -101,6 +111,8 @@ def deploy(
         assert isinstance(deployment_id, UUID)
         found = client.read_deployment(deployment_id)
         due = _next_run(client, deployment_id, schedule)
+        run = client.create_flow_run_from_deployment(deployment_id).name if now else None
+        workers = client.read_workers_for_work_pool(pool)
     return Deployed(
         deployment=f"{flow.name}/{found.name}",
         id=str(deployment_id),
@@ -109,6 +121,8 @@ def deploy(
         schedule=_describe(schedule),
         schedule_id=str(found.schedules[0].id) if found.schedules else None,
         next_run=due,
+        started=run,
+        has_worker=any(worker.status == WorkerStatus.ONLINE for worker in workers),
     )
 
 

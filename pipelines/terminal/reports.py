@@ -163,6 +163,10 @@ class Deployed:
     schedule: str | None
     schedule_id: str | None
     next_run: datetime | None
+    started: str | None
+    """The run that was started at once."""
+    has_worker: bool
+    """Whether a worker waits for runs of the pool."""
 
 
 def deployed(found: Deployed) -> VerbResult:
@@ -183,9 +187,17 @@ def deployed(found: Deployed) -> VerbResult:
     lines = [
         f"Deployed {name}: writes {found.output}, one run at a time.",
         f"  schedule  {due}",
+        *([f"  started   run {found.started}"] if found.started else []),
         *(f"  {key.replace('_', ' '):8}  {text}" for key, text in commands.items()),
-        "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
-        f"Next: {commands['worker']}",
     ]
+    if not found.has_worker:
+        lines += [
+            "The worker needs AWS_*, RAY_ADDRESS and MLFLOW_TRACKING_URI in its own environment.",
+            f"Next: {commands['worker']}",
+        ]
+    elif found.started is None:
+        lines.append(f"Next: {commands['run_now']}")
+    else:
+        lines.append(f"Next: {command('status', found.output, '--watch')}")
     due_at = found.next_run and found.next_run.isoformat()
     return VerbResult({**asdict(found), "next_run": due_at, "commands": commands}, lines)

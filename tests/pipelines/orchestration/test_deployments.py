@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -113,7 +114,13 @@ def test_the_server_holds_the_whole_recipe_and_no_secret(
     assert schedule["id"] == again["schedule_id"] and schedule["id"] in again["commands"]["pause"]
     assert datetime.fromisoformat(again["next_run"]).hour == 3
 
-    last = deploy(*words)
+    heartbeat = f"{server.env['PREFECT_API_URL']}/work_pools/{POOL}/workers/heartbeat"
+    httpx.post(heartbeat, json={"name": "a worker"}).raise_for_status()
+    last = deploy(*words, "--now")
+    assert (again["started"], again["has_worker"]) == (None, False)
+    assert last["has_worker"] and last["started"] in {
+        run["name"] for run in server.runs(deployed["id"], "Scheduled")
+    }
     assert (last["schedule"], last["next_run"]) == (None, None)
     assert server.get(f"/deployments/{deployed['id']}")["schedules"] == []
 
