@@ -10,6 +10,7 @@ Ray hands SIGTERM on to no training, so Kubernetes would kill it. Returns when a
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from training.run_dir.paths import RunPaths
 log = logging.getLogger(__name__)
 
 
-def end_trainings() -> None:
-    """Asks the trainings and commands of this pod to end, and waits for it."""
+def end_trainings(processes: Iterable[psutil.Process]) -> None:
+    """Asks the trainings and commands among the processes of a pod to end, and waits for it."""
     asked = []
-    for process in psutil.process_iter():
+    for process in processes:
         with suppress(psutil.Error):  # another user's, or gone
             runs = _trained_runs(process)
             for run in runs:
@@ -52,4 +53,4 @@ def _is_command(process: psutil.Process) -> bool:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    end_trainings()
+    end_trainings(psutil.process_iter())

@@ -27,6 +27,7 @@ from tests.support.ports import free_port
 from tests.support.tiny import WARMUP, RunMaker, same_weights
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_starts
+from training.settings.recipe import TrainingRecipe
 
 ROOT = Path(__file__).parents[3]
 PHOTOS = ("data/chelsea.png", "data/rocket.jpg")
@@ -98,7 +99,7 @@ class Slurm:
 
     def wait(self, job: str, log: Path) -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-        eventually(lambda: self.state(job)["JobState"] in ended, seconds=400, poll=0.5)
+        eventually(lambda: self.state(job)["JobState"] in ended, seconds=700, poll=0.5)
         assert self.state(job)["JobState"] == "COMPLETED", log.read_text()
 
 
@@ -114,29 +115,80 @@ def slurm() -> Iterator[Slurm]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.timeout(600)
+LONG = {**WARMUP, "steps": 600, "checkpoint_every_steps": 1000, "validate_every_steps": 600}
+"""So many steps that it does not end before it is told to; only that saves a checkpoint."""
+NODES = ("--partition=low", "--nodes=2", "--cpus-per-task=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_recipe: RunMaker, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
+    """A run that nothing stopped; only to be read."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = run_recipe(folder / "run", stages=[LONG])
+    train(recipe, folder)
+    return recipe
+
+
+class Training:
+    """A job that trains, in a folder of its own."""
+
+    def __init__(self, slurm: Slurm, recipe: TrainingRecipe, *words: str) -> None:
+        """
+        Args:
+            words: options of sbatch, the script and its arguments; RECIPE stands for the recipe's
+                file.
+        """
+        self.slurm, self.recipe, folder = slurm, recipe, Path(recipe.output).parent
+        path, self.log = folder / "recipe.yaml", folder / "train.log"
+        path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+        words = tuple(str(path) if word == "RECIPE" else word for word in words)
+        self.job = slurm.submit(*NODES, f"--output={self.log}", *words)
+        self.stage = StagePaths(Path(recipe.output), "warmup")
+        eventually(self.stage.progress.is_file, poll=0.1)
+
+    def ends_like(self, undisturbed: TrainingRecipe) -> None:
+        """Waits for the end of a training that was put back into the queue once."""
+        self.slurm.wait(self.job, self.log)
+        text = self.log.read_text()
+        assert self.slurm.state(self.job)["Restarts"] == "1", text
+        starts = read_starts(self.stage)
+        assert [start.step == 0 for start in starts] == [True, False], text
+        assert same_weights(self.recipe, undisturbed, "warmup")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "words", [("train.sh", "RECIPE"), ("ray.sh", "train", "RECIPE", "--cluster")]
+)
 def test_a_preempted_training_goes_back_into_the_queue_and_ends_with_the_same_weights(
+    words: tuple[str, ...],
+    slurm: Slurm,
+    undisturbed: TrainingRecipe,
+    run_recipe: RunMaker,
+    tmp_path: Path,
+) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[LONG])
+    training = Training(slurm, recipe, f"{ROOT}/infra/slurm/{words[0]}", *words[1:])
+    urgent = slurm.submit("--partition=high", *NODES[1:], "--wrap=sleep 2")
+    slurm.wait(urgent, training.log)
+    training.ends_like(undisturbed)
+
+
+@pytest.mark.timeout(600)
+def test_a_training_is_told_of_its_time_limit_and_goes_on_after_it(
     slurm: Slurm, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
-    # So many steps that it cannot end before it is preempted; only the signal saves a checkpoint.
-    long = {**WARMUP, "steps": 600, "checkpoint_every_steps": 1000, "validate_every_steps": 600}
-    undisturbed, recipe = (run_recipe(tmp_path / name, stages=[long]) for name in ("all", "run"))
-    train(undisturbed, tmp_path)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    log = tmp_path / "train.log"
-    job = slurm.submit(
-        *("--partition=low", "--nodes=2", "--cpus-per-task=2", f"--output={log}"),
-        *(str(ROOT / "infra/slurm/train.sh"), str(tmp_path / "recipe.yaml")),
-    )
-    stage = StagePaths(Path(recipe.output), "warmup")
-    eventually(stage.progress.is_file, poll=0.1)
-    urgent = slurm.submit("--partition=high", "--nodes=2", "--cpus-per-task=2", "--wrap=sleep 2")
-    slurm.wait(urgent, log)
-    slurm.wait(job, log)
-    assert slurm.state(job)["Restarts"] == "1"
-    starts = read_starts(stage)
-    assert [start.step == 0 for start in starts] == [True, False], log.read_text()
-    assert same_weights(recipe, undisturbed, "warmup")
+    recipe = run_recipe(tmp_path / "run", stages=[{**LONG, "steps": 5000}])
+    script = f"{ROOT}/infra/slurm/train.sh"
+    training = Training(slurm, recipe, "--time=60", "--signal=B:TERM@300", script, "RECIPE")
+    hours, minutes, _ = map(int, slurm.state(training.job)["RunTime"].split(":"))
+    limit = 60 * hours + minutes + 3  # two minutes and more from now, which is after the warning
+    slurm.run("scontrol", "update", f"JobId={training.job}", f"TimeLimit={limit}")
+    eventually(lambda: slurm.state(training.job)["Restarts"] == "1")
+    slurm.run("scontrol", "update", f"JobId={training.job}", "TimeLimit=60")
+    eventually(lambda: len(read_starts(training.stage)) == 2)
+    slurm.run("scancel", "--signal=KILL", training.job)
+    assert read_starts(training.stage)[1].step > 0, training.log.read_text()
 
 
 def test_each_job_of_an_array_builds_the_dataset_of_its_line(slurm: Slurm, tmp_path: Path) -> None:
