@@ -62,6 +62,7 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
         _warn_of_partial_batches(stage, recipe.most_workers, recipe.output)
         dataset_recipe = manifest.dataset_recipe(dataset.root)
         _check_fields(stage, dataset_recipe)
+        _check_held_out(recipe, manifest)
         if stage.batch_fields.lq_pixels == "fresh" and dataset_recipe.hq_pixels == "jpeg":
             _warn_once(
                 recipe.output,
@@ -110,6 +111,16 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
             f"stage {stage.name!r}: {why}, which the dataset does not have (it stores "
             f"latents=[{','.join(stored.latents)}], hq_pixels={dataset.hq_pixels}, "
             f"lq_pixels={dataset.lq_pixels}): build it with {fix}"
+        )
+
+
+def _check_held_out(recipe: TrainingRecipe, manifest: Manifest) -> None:
+    """Without a validation split, all its samples would be all those of the training split."""
+    held_out = sum(one.num_samples for one in manifest.shards if one.split == "validation")
+    if recipe.validation_samples == "all" and not held_out:
+        raise FlowmapsrError(
+            "validation_samples=all, but the dataset holds no photos out: build it with "
+            "validation_fraction=0.02, or set a number such as validation_samples=64"
         )
 
 

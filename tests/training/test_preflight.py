@@ -158,6 +158,12 @@ def test_missing_sources_are_named_unless_their_stage_is_finished(
     check_run(recipe)
 
 
+def test_validating_on_all_of_nothing_is_refused(run_recipe: RunMaker, tmp_path: Path) -> None:
+    recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
+    with pytest.raises(FlowmapsrError, match="validation_samples=all.*validation_fraction=0.02"):
+        check_run(recipe.model_copy(update={"validation_samples": "all"}))
+
+
 def test_a_missing_folder_of_text_encoders_is_named(run_recipe: RunMaker, tmp_path: Path) -> None:
     recipe = run_recipe(tmp_path / "run", stages=[WARMUP])
     prompts = {"kind": "text_encoders", "source": "./nowhere"}

@@ -18,6 +18,7 @@ from training.data.loader import BatchReader
 from training.data.schedule import MicroStep, PlannedBatch, Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
+from training.settings.recipe import SampleCount
 from training.settings.stage import BatchSize
 
 GROUP_PIXELS, LARGEST_GROUP, LEAST_GROUPS = 2**19, 8, 2
@@ -33,22 +34,29 @@ def held_out_split(manifest: Manifest) -> Split:
     return "validation" if "validation" in splits else "train"
 
 
-def held_out_reader(store: ShardStore, dataset: Dataset) -> BatchReader:
+def held_out_reader(store: ShardStore, dataset: Dataset, samples: SampleCount) -> BatchReader:
     """Reads the groups of `held_out_groups`, with all fields that the samples have."""
     manifest, recipe = dataset.manifest, dataset.manifest.dataset_recipe(dataset.root)
     split = held_out_split(manifest)
     shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(1, 1))
-    schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=WINDOW_SHARDS, split=split)
+    schedule = Schedule(
+        manifest,
+        shares,
+        seed=0,
+        shuffle_window_shards=WINDOW_SHARDS,
+        split=split,
+        in_order=samples == "all",
+    )
     fields = BatchFields.stored(recipe)
     return BatchReader(store, schedule, manifest.codec, fields, stored_lq=recipe.lq_pixels)
 
 
-def held_out_groups(manifest: Manifest, samples: int) -> list[PlannedBatch]:
-    """At most `samples` samples of the held-out split, from each bucket in proportion, in groups of
-    one bucket that are evaluated together."""
+def held_out_groups(manifest: Manifest, samples: SampleCount) -> list[PlannedBatch]:
+    """At most `samples` samples of the held-out split, from each bucket in proportion, or all, in
+    groups of one bucket that are evaluated together."""
     sizes = bucket_sizes(manifest, held_out_split(manifest))
     groups = []
-    for bucket, count in _shared(sizes, samples).items():
+    for bucket, count in (sizes if samples == "all" else _shared(sizes, samples)).items():
         size = Bucket.from_name(bucket)
         fitting = max(1, GROUP_PIXELS // (size.height * size.width))
         largest = min(LARGEST_GROUP, fitting, math.ceil(count / LEAST_GROUPS))

@@ -141,16 +141,19 @@ class Schedule:
         seed: int,
         shuffle_window_shards: int,
         split: Split,
+        in_order: bool = False,
     ) -> None:
         """
         Args:
             shares: of buckets that have samples in the split.
             shuffle_window_shards: shards per window; samples are shuffled within a window.
+            in_order: nothing is shuffled: the samples of a bucket come as the shards hold them.
         """
         self.shares = {share.bucket: share for share in shares}
         self.seed = seed
         self.split = split
         self.shuffle_window_shards = shuffle_window_shards
+        self.in_order = in_order
         self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.shares}
         for shard in manifest.shards:
             if shard.split == split and shard.num_samples and shard.bucket in self.shares:
@@ -213,7 +216,7 @@ class Schedule:
 
     def _shuffled_epoch(self, bucket: str, epoch: int) -> _Epoch:
         shards, size = self._shards[bucket], self.shuffle_window_shards
-        order = seeded(self.seed, "epoch", bucket, epoch).permutation(len(shards))
+        order = self._order(len(shards), "epoch", bucket, epoch)
         shuffled = [shards[i] for i in order]
         windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
         samples = [sum(shard.num_samples for shard in window) for window in windows]
@@ -222,5 +225,8 @@ class Schedule:
     def _shuffled_window(self, bucket: str, epoch: int, window: int) -> list[SampleLocation]:
         shards = self._epoch(bucket, epoch).windows[window]
         locations = [SampleLocation(shard, i) for shard in shards for i in range(shard.num_samples)]
-        rng = seeded(self.seed, "window", bucket, epoch, window)
-        return [locations[i] for i in rng.permutation(len(locations))]
+        order = self._order(len(locations), "window", bucket, epoch, window)
+        return [locations[i] for i in order]
+
+    def _order(self, count: int, *what: object) -> np.ndarray:
+        return np.arange(count) if self.in_order else seeded(self.seed, *what).permutation(count)

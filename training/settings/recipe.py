@@ -13,6 +13,8 @@ from training.settings.initial_weights import is_stage
 from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
 from training.settings.stage import StageSettings
 
+SampleCount = Annotated[int, Field(ge=1)] | Literal["all"]
+
 
 class WorkerRange(Settings):
     """As many workers as the cluster has room for, also after a node is lost or added."""
@@ -84,9 +86,10 @@ class TrainingRecipe(Settings):
     """Largest part of the training samples that may be skipped as unreadable or invalid; more end
     the run. So one damaged shard in a thousand does not end weeks of training, and in a dataset of
     less than a thousand samples the first bad one does."""
-    validation_samples: Execution[int] = Field(64, ge=1)
+    validation_samples: Execution[SampleCount] = 64
     """Largest number of held-out samples that each validation restores: the same ones in every
-    training on a dataset. A dataset without a validation split has none."""
+    training on a dataset. `all`: the whole validation split, in the order of its shards. A dataset
+    without a validation split has none."""
     max_failures: Execution[int] = Field(3, ge=0)
     """How often workers may die and be restarted from the last checkpoint before the run fails."""
     watchdog_seconds: Execution[float] = Field(600.0, ge=1)

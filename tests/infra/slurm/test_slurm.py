@@ -186,7 +186,7 @@ def test_a_training_is_told_of_its_time_limit_and_goes_on_after_it(
     slurm.run("scontrol", "update", f"JobId={training.job}", f"TimeLimit={limit}")
     eventually(lambda: slurm.state(training.job)["Restarts"] == "1")
     slurm.run("scontrol", "update", f"JobId={training.job}", "TimeLimit=60")
-    eventually(lambda: len(read_starts(training.stage)) == 2)
+    eventually(lambda: len(read_starts(training.stage)) == 2, seconds=420)
     slurm.run("scancel", "--signal=KILL", training.job)
     assert read_starts(training.stage)[1].step > 0, training.log.read_text()
 

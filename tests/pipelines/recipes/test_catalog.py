@@ -44,6 +44,13 @@ def test_every_setting_has_a_type_and_a_meaning(name: str) -> None:
     assert all(one.name_in_any_stage in text for one in found)
 
 
+def test_every_recipe_that_trains_holds_photos_out() -> None:
+    trained = [one.name for one in summaries() if "training" in one.sections]
+    assert len(trained) >= 6
+    for name in trained:
+        assert by_name(name, "dataset")["validation_fraction"].value > 0, name
+
+
 def test_a_setting_has_value_default_type_and_group() -> None:
     training = by_name(SMALL, "training")
     steps = training["stages.distill.steps"]

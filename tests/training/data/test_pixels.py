@@ -71,7 +71,7 @@ def test_a_batch_holds_the_lq_that_the_builder_made(
 def test_held_out_samples_have_all_that_is_stored(tmp_path: Path) -> None:
     folder = _dataset(tmp_path, latents=("hq", "lq"), hq="none")
     dataset = open_dataset(str(folder))
-    reader = held_out_reader(ShardStore(str(folder)), dataset)
+    reader = held_out_reader(ShardStore(str(folder)), dataset, 2)
     batch = reader.read(held_out_groups(dataset.manifest, 2)[0]).to(torch.device("cpu"))
     assert batch.latents.keys() == {"hq", "lq"} and batch.hq.shape == batch.lq.shape
     assert batch.hq_pixels is None and batch.lq_pixels is not None
