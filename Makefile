@@ -53,10 +53,10 @@ stack: $(INSTALLED)
 	$(BIN)/flowmapsr stack up
 
 test: $(INSTALLED)
-	$(TESTS) -m "not slow and not gpu and not kubernetes and not monitoring and not slurm and not stack" $(PYTEST_ARGS)
+	$(TESTS) -m "not slow and not gpu and not kubernetes and not monitoring and not slurm and not stack and not containers" $(PYTEST_ARGS)
 
 test-all: $(INSTALLED)
-	$(TESTS) -m "not gpu and not kubernetes and not monitoring and not slurm and not stack" $(PYTEST_ARGS)
+	$(TESTS) -m "not gpu and not kubernetes and not monitoring and not slurm and not stack and not containers" $(PYTEST_ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
