@@ -261,18 +261,20 @@ def test_a_training_goes_on_through_restarts_of_each_part(
 
     if CHROMIUM is None:
         pytest.skip("there is no Chromium to open the pages of MLflow and Prefect")
-    password = (containers.secrets / "mlflow_password").read_text()
-    mlflow, prefect = (containers.ports[name] for name in ("MLFLOW", "PREFECT"))
+    pages = {name: f"127.0.0.1:{containers.ports[name]}" for name in ("MLFLOW", "PREFECT")}
+    password, login = (
+        (containers.secrets / name).read_text() for name in ("mlflow_password", "prefect_login")
+    )
     with browser(tmp_path / "browser") as tab:
-        tab.open(f"http://flowmapsr:{password}@127.0.0.1:{mlflow}/#/experiments")
+        tab.open(f"http://flowmapsr:{password}@{pages['MLFLOW']}/")  # Chromium keeps the password
+        tab.wait_for("Experiments")
+        tab.open(f"http://{pages['MLFLOW']}/#/experiments")
         tab.wait_for("datasets", "flowmapsr-demo")
-        tab.open(f"http://127.0.0.1:{prefect}/runs")
-        tab.evaluate(
-            "localStorage.setItem('prefect-password', "
-            f"btoa({(containers.secrets / 'prefect_login').read_text()!r}))"
-        )
-        tab.open(f"http://127.0.0.1:{prefect}/runs/")
-        tab.wait_for("/runs/one", "s3://flowmapsr/restarted", "Completed")
+        tab.open(f"http://{pages['PREFECT']}/")
+        tab.wait_for("Login")
+        tab.evaluate(f"localStorage.setItem('prefect-password', btoa({login!r}))")
+        tab.open(f"http://{pages['PREFECT']}/runs")
+        tab.wait_for("/runs/one", "s3://flowmapsr/set", "Completed")
 
 
 def disturb(containers: Containers, deployment: str, progress: Any) -> None:
