@@ -130,8 +130,8 @@ def distributed(settings: StageSettings) -> tuple[list[float], Tensor, float]:
     with engine.gathered_parameters():
         weights = flat(model)
     batch, generator = draw(1, dist.get_rank())  # a step with one micro batch
-    broken = torch.full_like(batch.hq, math.nan)
-    update(engine, objective, dataclasses.replace(batch, hq=broken), generator)
+    broken = {**batch.latents, "hq": torch.full_like(batch.hq, math.nan)}
+    update(engine, objective, dataclasses.replace(batch, latents=broken), generator)
     broken_norm = engine.gradient_norm
     engine.close()
     return norms, weights, broken_norm
