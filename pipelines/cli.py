@@ -175,7 +175,7 @@ def status(
     """Show a training's or build's progress, or compare trainings.
 
     Several are shown side by side, with the settings that differ. With --watch the exit code is 0
-    only if all is done at its end.
+    only if all is done at its end; it waits ten minutes for something to begin.
 
     \b
     Examples:
@@ -188,8 +188,9 @@ def status(
         from pipelines.terminal import live_status
 
         absolute = [absolute_location(place, field="RUN | DATASET") for place in places]
-        look = live_status.look_at(absolute)
-        out.say(live_status.watch(look) if watch else look().result)
+        if not watch:
+            return out.say(live_status.look_at(absolute)().result)
+        out.say(live_status.watch(live_status.await_begin(absolute)))
 
 
 @app.command(cls=PlainUsage)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from pipelines.terminal import status_report
-from pipelines.terminal.doing import bar_shown
+from pipelines.terminal.doing import bar_shown, doing
 from pipelines.terminal.process_edge import VerbResult
 from training.monitoring.json_log import tell
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 SECONDS = 2.0
 """Between two looks; workers write their progress as often."""
+BEGIN_SECONDS = 600.0
+"""How long `--watch` waits for something to begin."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ def look_at(places: Sequence[str]) -> Look:
             return Seen(result, [line], found.state == "building", found.state == "complete")
 
         return build
+    for place in places:
+        if storage.is_remote(place):
+            raise FlowmapsrError(
+                f"{place}: no build of a dataset has begun there; trainings are in local folders"
+            )
     folders = find_runs(places)
 
     def trainings() -> Seen:
@@ -68,6 +77,25 @@ def look_at(places: Sequence[str]) -> Look:
         return Seen(result, lines, at_work, all(run.done for run in runs))
 
     return trainings
+
+
+def await_begin(places: Sequence[str]) -> Look:
+    """`look_at`, once there is something: one may watch for what a schedule is about to start.
+
+    Raises:
+        FlowmapsrError: there is nothing for ten minutes.
+    """
+    deadline, said = time.monotonic() + BEGIN_SECONDS, False
+    while True:
+        try:
+            return look_at(places)
+        except FlowmapsrError:
+            if time.monotonic() > deadline:
+                raise
+        if not said:
+            doing("nothing is there yet: waiting for it to begin")
+            said = True
+        time.sleep(SECONDS)
 
 
 def watch(look: Look) -> VerbResult:

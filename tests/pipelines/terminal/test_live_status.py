@@ -13,11 +13,13 @@ import pytest
 
 from datagen.dataset.layout import MANIFEST, TASKS
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from datagen.io.lock import BUILD, TRAINING, output_lock
 from datagen.photos.source_file import SourceFile
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from pipelines.terminal import live_status
-from pipelines.terminal.live_status import look_at, watch
+from pipelines.terminal.live_status import await_begin, look_at, watch
 from tests.pipelines.conftest import Ended
 from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress, StageRecord
@@ -142,3 +144,22 @@ def test_on_a_terminal_the_view_is_drawn_again(
         assert watch(look_at([str(run)])).ok
     shown = capsys.readouterr().err
     assert "running" in shown and "360/360" in shown
+
+
+def test_a_watch_waits_for_a_build_that_is_about_to_begin(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FlowmapsrError, match=f"{root}.*(no build of a dataset|no training run)"):
+        look_at([root])
+    recipe = dataset_recipe("demo", ["sources=[/photos]", f"output={root}"])
+    plan = Plan(recipe=recipe, recipe_digest="", base=None, tasks=(), rejected=())
+    acts: list[Callable[[], None]] = [
+        lambda: None,
+        lambda: storage.write_bytes(f"{root}/plan.json", plan.model_dump_json().encode()),
+    ]
+    monkeypatch.setattr(live_status.time, "sleep", lambda _: acts.pop(0)())
+    seen = await_begin([root])()
+    assert not acts and seen.lines == [f"{root}: stopped, planning"]
+    monkeypatch.setattr(live_status, "BEGIN_SECONDS", -1.0)
+    with pytest.raises(FlowmapsrError, match="holds no training run"):
+        await_begin(["/nowhere"])
