@@ -22,7 +22,7 @@ from datagen.io import storage
 from training.checkpoints.reader import Damaged
 from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
-from training.data.loader import Batch, LatentLoader
+from training.data.loader import Batch, BatchLoader
 from training.data.schedule import Position, seeded
 from training.data.skipped import SkippedList, SkippedSample
 from training.monitoring.loss_guard import LossGuard
@@ -55,7 +55,7 @@ class Loop:
     inputs: StageInputs
     origin: CheckpointOrigin
     trainer: Trainer
-    loader: LatentLoader
+    loader: BatchLoader
     checkpoints: Checkpoints
     prepare: Callable[[Batch], Batch]
     """Adds what the trainer takes to a batch on its device."""

@@ -25,7 +25,7 @@ from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
-from training.data.loader import BatchReader, LatentLoader
+from training.data.loader import BatchLoader, BatchReader
 from training.data.schedule import Position, Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
@@ -267,7 +267,7 @@ class Stage:
             ),
             trainer=self.built.trainer,
             prepare=self.built.prepared,
-            loader=LatentLoader(
+            loader=BatchLoader(
                 reader, rank=self.rank, world_size=inputs.world_size, threads=recipe.loader_threads
             ),
             checkpoints=Checkpoints(

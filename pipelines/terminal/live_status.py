@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from pipelines.terminal import status_report
 from pipelines.terminal.doing import bar_shown, doing
@@ -44,10 +43,10 @@ def look_at(places: Sequence[str]) -> Look:
     """How to look at folders of trainings, or at a dataset.
 
     Raises:
-        FlowmapsrError: there is none in one of them.
+        NoRun: there is none in one of them.
     """
     from datagen.build.progress import BuildProgress, is_dataset
-    from training.tracking.summary.status import compare_runs, find_runs, run_status
+    from training.tracking.summary.status import NoRun, compare_runs, find_runs, run_status
 
     if len(places) == 1 and is_dataset(places[0]):
         progress = BuildProgress(places[0])
@@ -60,7 +59,7 @@ def look_at(places: Sequence[str]) -> Look:
         return build
     for place in places:
         if storage.is_remote(place):
-            raise FlowmapsrError(
+            raise NoRun(
                 f"{place}: no build of a dataset has begun there; trainings are in local folders"
             )
     folders = find_runs(places)
@@ -83,17 +82,19 @@ def await_begin(places: Sequence[str]) -> Look:
     """`look_at`, once there is something: one may watch for what a schedule is about to start.
 
     Raises:
-        FlowmapsrError: there is nothing for ten minutes.
+        NoRun: there is nothing for ten minutes.
     """
+    from training.tracking.summary.status import NoRun
+
     deadline, said = time.monotonic() + BEGIN_SECONDS, False
     while True:
         try:
             return look_at(places)
-        except FlowmapsrError:
+        except NoRun:
             if time.monotonic() > deadline:
                 raise
         if not said:
-            doing("nothing is there yet: waiting for it to begin")
+            doing(f"nothing in {', '.join(places)} yet: waiting for it to begin")
             said = True
         time.sleep(SECONDS)
 

@@ -29,7 +29,7 @@ Epoch = Callable[[], Iterator[Any]]
 def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
     from training.data.bucket_mix import bucket_sizes, proportional_shares
-    from training.data.loader import BatchReader, LatentLoader
+    from training.data.loader import BatchLoader, BatchReader
     from training.data.schedule import Position, Schedule
     from training.data.shard_store import ShardStore
     from training.settings.batch_fields import BatchFields
@@ -40,7 +40,7 @@ def ours(folder: Path, *, threads: int) -> Epoch:
     schedule = Schedule(manifest, draws, seed=0, shuffle_window_shards=8, split="train")
     fields = BatchFields(("hq", "lq", "neg"))
     reader = BatchReader(ShardStore(str(folder)), schedule, manifest.codec, fields=fields)
-    loader = LatentLoader(reader, rank=0, world_size=1, threads=threads)
+    loader = BatchLoader(reader, rank=0, world_size=1, threads=threads)
     batches = loader.batches(Position())
 
     def epoch() -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Turns shards of latents into batches for one worker, prefetched by threads.
+"""Turns shards into batches for one worker, prefetched by threads.
 
 `schedule.py` decides the order of samples, `shard_store.py` finds their bytes. Memory of a worker:
 the prefetched batches and the shard store's index.
@@ -183,7 +183,7 @@ class BatchReader:
 
 
 @dataclass(frozen=True)
-class LatentLoader:
+class BatchLoader:
     """Micro batches of one worker, in order, prefetched by threads.
 
     The workers share each step's global batch. Batches depend on dataset and seed only, not on the

@@ -23,6 +23,7 @@ from pipelines.terminal.live_status import await_begin, look_at, watch
 from tests.pipelines.conftest import Ended
 from training.run_dir.paths import RunPaths, StagePaths
 from training.run_dir.records import StageProgress, StageRecord
+from training.tracking.summary.status import NoRun
 
 
 @pytest.fixture
@@ -161,5 +162,13 @@ def test_a_watch_waits_for_a_build_that_is_about_to_begin(
     seen = await_begin([root])()
     assert not acts and seen.lines == [f"{root}: stopped, planning"]
     monkeypatch.setattr(live_status, "BEGIN_SECONDS", -1.0)
-    with pytest.raises(FlowmapsrError, match="holds no training run"):
+    with pytest.raises(NoRun, match="holds no training run"):
         await_begin(["/nowhere"])
+    monkeypatch.setattr(live_status, "BEGIN_SECONDS", 600.0)
+
+    def refused(_: object) -> None:
+        raise FlowmapsrError("S3 refuses the key")
+
+    monkeypatch.setattr(live_status, "look_at", refused)
+    with pytest.raises(FlowmapsrError, match="refuses the key"):  # at once: no sleep is left
+        await_begin([root])

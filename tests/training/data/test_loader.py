@@ -21,7 +21,7 @@ from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.loader import SHARDS_AHEAD, Batch, BatchReader, LatentLoader
+from training.data.loader import SHARDS_AHEAD, Batch, BatchLoader, BatchReader
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
@@ -46,7 +46,7 @@ def _take(
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
     schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
     reader = BatchReader(ShardStore(str(dataset)), schedule, manifest.codec, fields=wanted)
-    loader = LatentLoader(reader, rank=rank, world_size=world_size, threads=threads)
+    loader = BatchLoader(reader, rank=rank, world_size=world_size, threads=threads)
     batches = loader.batches(position)
     taken = list(itertools.islice(batches, count))
     batches.close()
@@ -231,7 +231,7 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(4, 4))
     schedule = Schedule(shards, draws, seed=3, shuffle_window_shards=1, split="train")
     reader = BatchReader(ShardStore("nowhere"), schedule, shards.codec, fields=ALL)
-    loader = LatentLoader(reader, rank=0, world_size=1, threads=1)
+    loader = BatchLoader(reader, rank=0, world_size=1, threads=1)
     fetched: list[str] = []
     crew = WorkerThreads(lambda shard: fetched.append(shard.path), threads=1, name="test")
     next(loader._plans(START, crew))

@@ -24,7 +24,7 @@ from tests.support.tiny import DISTILL, WARMUP, RunMaker, dataset_recipe, write_
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
-from training.data.loader import Batch, BatchReader, LatentLoader
+from training.data.loader import Batch, BatchLoader, BatchReader
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.preflight import check_run
@@ -57,7 +57,7 @@ def test_a_batch_holds_the_lq_that_the_builder_made(
     schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
     store = ShardStore(str(folder))
     reader = BatchReader(store, schedule, manifest.codec, PIXELS, stored_lq=stored)
-    loader = LatentLoader(reader, rank=0, world_size=1, threads=2)
+    loader = BatchLoader(reader, rank=0, world_size=1, threads=2)
     for batch in itertools.islice(loader.batches(Position()), 3):
         assert not batch.latents and batch.hq_pixels is not None and batch.lq_pixels is not None
         assert batch.lq_pixels.dtype == torch.float32
@@ -122,7 +122,7 @@ def _fresh(
     schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
     fresh = FreshDegradation(manifest.dataset_recipe(root).degradation, seed=3)
     reader = BatchReader(ShardStore(root), schedule, manifest.codec, FRESH, fresh=fresh)
-    loader = LatentLoader(reader, rank=rank, world_size=world_size, threads=2)
+    loader = BatchLoader(reader, rank=rank, world_size=world_size, threads=2)
     batches = loader.batches(start)
     taken = list(itertools.islice(batches, count))
     batches.close()

@@ -126,11 +126,15 @@ class RunComparison(FrozenModel):
     left_out: tuple[LeftOut, ...] = ()
 
 
+class NoRun(FlowmapsrError):
+    """A folder holds no training run."""
+
+
 def find_runs(folders: Sequence[str]) -> tuple[Path, ...]:
     """The runs with these folders, each once; of a folder that holds several (e.g. of a demo), all.
 
     Raises:
-        FlowmapsrError: there is none in one of them.
+        NoRun: there is none in one of them.
     """
     found = (
         run for folder in folders for run in _runs_in(Path(os.path.expanduser(folder)).absolute())
@@ -144,7 +148,7 @@ def _runs_in(folder: Path) -> list[Path]:
     patterns = (f"*/{RECIPE}", f"*/run/{RECIPE}")
     found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
     if not found:
-        raise FlowmapsrError(
+        raise NoRun(
             f"{folder} holds no training run (no {RECIPE}); give the folder that was the "
             f"'output' of flowmapsr train, or one that holds several of them"
         )
