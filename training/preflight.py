@@ -33,7 +33,7 @@ from training.settings.adversarial import DiscriminatorSettings
 from training.settings.batch_fields import BatchFields
 from training.settings.initial_weights import is_local_path
 from training.settings.model import TextEncoderPrompts
-from training.settings.objective import Lpips
+from training.settings.objective import Lpips, NoPerceptual
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.tracking.store.run_names import original_of
@@ -69,6 +69,8 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
                 f"{dataset.root} stores its HQ pixels as JPEG, and degradation=fresh degrades "
                 "these: the LQ has JPEG's loss of the HQ too; hq_pixels=png has none",
             )
+        for warning in stage.warnings:
+            _warn_once(recipe.output, f"stage {stage.name!r}: {warning}")
         draws = bucket_shares(stage, manifest)
         _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"), recipe.output)
         _check_sides(recipe, manifest, draws)
@@ -98,8 +100,9 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
         why = f"it trains on the latents of {' and '.join(needed.latents)}"
         fix = f"latents=[{','.join(needed.latents)}]"
     elif needed.hq_pixels and not stored.hq_pixels:
-        why = "perceptual needs HQ pixels"
-        fix = "hq_pixels=jpeg, or set perceptual.kind=none"
+        by_pixels = isinstance(stage.perceptual, NoPerceptual)
+        why = f"{'its objective' if by_pixels else 'perceptual'} needs HQ pixels"
+        fix = "hq_pixels=png" if by_pixels else "hq_pixels=jpeg, or set perceptual.kind=none"
     elif needed.lq_pixels == "fresh" and not stored.hq_pixels:
         why = "degradation=fresh degrades HQ pixels"
         fix = "hq_pixels=png, or set degradation=stored"
@@ -178,7 +181,8 @@ def _warn_once(output: str, text: str) -> None:
 
 
 def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[BucketShare]) -> None:
-    multiple, downsample = recipe.model.latent_multiple, manifest.require_codec().downsample
+    multiple = recipe.model.latent_multiple
+    downsample = recipe.model.downsample or manifest.require_codec().downsample
     pixels = multiple * downsample
     for bucket in map(Bucket.from_name, sorted(draw.bucket for draw in draws)):
         if bucket.height % pixels or bucket.width % pixels:
@@ -186,7 +190,7 @@ def _check_sides(recipe: TrainingRecipe, manifest: Manifest, draws: Sequence[Buc
                 f"bucket {bucket.name}: its latents of {bucket.height // downsample}x"
                 f"{bucket.width // downsample} cannot be halved as often as the network does: "
                 f"sides must be multiples of {multiple} latents, {pixels} pixels. Build the "
-                f"dataset with buckets.step={pixels}, or use fewer model.block_channels"
+                f"dataset with buckets.step={pixels}{recipe.model.other_sides}"
             )
 
 

@@ -115,7 +115,12 @@ def build_stage(
     device = worker_device()
     reset_memory_peak(device)
     shards = ShardStore(dataset.root, cache=recipe_cache(recipe))
-    reader = held_out_reader(shards, dataset, recipe.validation_samples)
+    reader = held_out_reader(
+        shards,
+        dataset,
+        recipe.validation_samples,
+        lq_pixels=not recipe.stage(folder.name).batch_fields.latents,
+    )
     groups = held_out_groups(dataset.manifest, recipe.validation_samples)
     if rank == 0:
         warn_of_newer_data(recipe, datasets)

@@ -7,6 +7,7 @@ does not depend on the number of workers or the micro batch.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,8 +35,11 @@ def held_out_split(manifest: Manifest) -> Split:
     return "validation" if "validation" in splits else "train"
 
 
-def held_out_reader(store: ShardStore, dataset: Dataset, samples: SampleCount) -> BatchReader:
-    """Reads the groups of `held_out_groups`, with all fields that the samples have."""
+def held_out_reader(
+    store: ShardStore, dataset: Dataset, samples: SampleCount, *, lq_pixels: bool = False
+) -> BatchReader:
+    """Reads the groups of `held_out_groups`, with all fields that the samples have; `lq_pixels`
+    adds these where LQ latents are stored."""
     manifest, recipe = dataset.manifest, dataset.manifest.dataset_recipe(dataset.root)
     split = held_out_split(manifest)
     shares = proportional_shares(bucket_sizes(manifest, split), BatchSize(1, 1))
@@ -48,6 +52,8 @@ def held_out_reader(store: ShardStore, dataset: Dataset, samples: SampleCount) -
         in_order=samples == "all",
     )
     fields = BatchFields.stored(recipe)
+    if lq_pixels:
+        fields = replace(fields, lq_pixels="stored")
     return BatchReader(store, schedule, manifest.codec, fields, stored_lq=recipe.lq_pixels)
 
 

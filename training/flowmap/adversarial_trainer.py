@@ -59,7 +59,7 @@ class AdversarialTrainer:
         self.objective = objective
         self.objective_weight = settings.flow_map_loss_weight
         assert isinstance(generator.module, FlowMapStageModel)
-        self.u = generator.module.net.velocity(usual_guidance(stage.objective.guidance))
+        self.u = generator.module.net.velocity(usual_guidance(stage.guidance))
         scores = (DISCRIMINATOR_LOSS, GENERATOR_LOSS, REAL_SCORE, FAKE_SCORE)
         self.terms = (*scores, *objective.terms)
         self.guarded = objective.guarded

@@ -39,6 +39,12 @@ class InitialNetwork:
     """What was loaded; None for random weights."""
 
 
+def network_settings(recipe: TrainingRecipe) -> ModelSettings:
+    """Those of a recipe that trains a flow map."""
+    assert isinstance(recipe.model, ModelSettings), "the system is that of model.kind"
+    return recipe.model
+
+
 def fetch_inputs(recipe: TrainingRecipe, folder: StagePaths) -> None:
     """What a stage and those after it need from elsewhere, once for all workers: model versions,
     the prompts. A later stage's files are here before this one trains, or are told to be missing.
@@ -47,7 +53,7 @@ def fetch_inputs(recipe: TrainingRecipe, folder: StagePaths) -> None:
         fetch_weights(recipe, StagePaths(folder.run, stage.name))
     _keep_frozen(recipe, folder)
     if isinstance(recipe.prompts, TextEncoderPrompts):
-        encode_once(folder.run, recipe.prompts, channels=recipe.model.prompt_channels)
+        encode_once(folder.run, recipe.prompts, channels=network_settings(recipe).prompt_channels)
 
 
 def _keep_frozen(recipe: TrainingRecipe, folder: StagePaths) -> None:
@@ -77,9 +83,9 @@ def check_later_weights(
         if name is not None and not is_stage(name):
             later = StagePaths(folder.run, stage.name)
             with torch.device("meta"):  # names and shapes only
-                net = FlowMapNet(recipe.model, latent_channels=latent_channels)
+                net = FlowMapNet(network_settings(recipe), latent_channels=latent_channels)
             with _blamed(stage.name, name):
-                source = _open(name, later, recipe.model, net)
+                source = _open(name, later, network_settings(recipe), net)
                 report = compare(net, source, least_share=stage.min_loaded_fraction)
                 for row in report.loaded:
                     source.tensors[row.name].read_finite()
@@ -99,13 +105,13 @@ def initial_network(
     """
     settings = recipe.stage(folder.name)
     name = recipe.initial_weights_of(folder.name)
-    net = FlowMapNet(recipe.model, latent_channels=latent_channels)
+    net = FlowMapNet(network_settings(recipe), latent_channels=latent_channels)
     if name is None:
         prompts = _prompts(recipe, folder, None)
         net.prompts.copy_(prompts.embeddings)
         return InitialNetwork(net, prompts, None)
     with _blamed(folder.name, name):
-        source = _open(name, folder, recipe.model, net)
+        source = _open(name, folder, network_settings(recipe), net)
         report = fill(net, source, least_share=settings.min_loaded_fraction)
         prompts = _prompts(recipe, folder, source)
     net.prompts.copy_(prompts.embeddings)
@@ -172,7 +178,7 @@ def other_latents(source: WeightSource, codec: Codec) -> Iterator[Difference]:
 
 def _prompts(recipe: TrainingRecipe, folder: StagePaths, source: WeightSource | None) -> Prompts:
     """The recipe's text encoders decide, else a model that is trained further keeps its prompts."""
-    channels = recipe.model.prompt_channels
+    channels = network_settings(recipe).prompt_channels
     if isinstance(recipe.prompts, TextEncoderPrompts):
         return encode_once(folder.run, recipe.prompts, channels=channels)
     if source is not None and source.model_folder is not None:

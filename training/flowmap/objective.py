@@ -27,7 +27,7 @@ from training.flowmap.targets import flow_matching_target
 from training.flowmap.teacher import Teacher
 from training.flowmap.time_maps import MeanTimeMap
 from training.losses.perceptual import PatchPerceptualLoss
-from training.settings.objective import ObjectiveSettings, SelfDistillation
+from training.settings.objective import FlowMapObjectiveSettings, SelfDistillation
 from training.trainer import Losses, StageModel, Term
 
 TOTAL, FM, SD = "loss/total", "loss/fm", "loss/sd"
@@ -103,7 +103,7 @@ class FlowMapObjective:
 
     def __init__(
         self,
-        settings: ObjectiveSettings,
+        settings: FlowMapObjectiveSettings,
         *,
         perceptual_loss: PatchPerceptualLoss | None,
         gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,

@@ -32,6 +32,7 @@ from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
 from training.run_dir.records import ChosenStep
+from training.settings.objective import FlowMatching, SelfDistillation
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import LoadOptions, StageInputs
@@ -92,16 +93,18 @@ class FlowMapStage:
         self.initial = initial
         self.load_report = initial.report
         self.tags = {"prompt_embeddings": initial.prompts.made_by}
-        self.guidance = usual_guidance(settings.objective.guidance)
+        objective = settings.objective
+        assert isinstance(objective, FlowMatching | SelfDistillation), "as the recipe checks"
+        self.guidance = usual_guidance(objective.guidance)
         perceptual = load_perceptual_loss(settings.perceptual, inputs.codec, inputs.device)
         self.objective = FlowMapObjective(
-            settings.objective,
+            objective,
             perceptual_loss=perceptual,
             # Called in training steps only, when there is a trainer.
             gathered_parameters=lambda: self.trainer.engine.gathered_parameters(),
         )
         # One that gathers no parameters, as workers do not call it equally often.
-        self._held_out_objective = FlowMapObjective(settings.objective, perceptual_loss=perceptual)
+        self._held_out_objective = FlowMapObjective(objective, perceptual_loss=perceptual)
         with explain_out_of_memory(settings):
             self.trainer = self._trainer(settings, initial.net)
 

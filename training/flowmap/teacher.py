@@ -20,7 +20,7 @@ from training.flowmap.targets import (
     lagrangian_target,
     shortcut_target,
 )
-from training.settings.objective import FlowMatching, ObjectiveSettings, SelfDistillation
+from training.settings.objective import FlowMapObjectiveSettings, FlowMatching, SelfDistillation
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Teacher:
     the distilled samples of the shortcut and of the Lagrangian's own velocity.
     """
 
-    settings: ObjectiveSettings
+    settings: FlowMapObjectiveSettings
     gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered by every worker around its evaluations, whose number depends on its samples: under
     ZeRO-3 a worker can make no evaluation alone, and none with a derivative."""

@@ -21,8 +21,7 @@ DEFAULT_KIND: Literal["flowmap"] = "flowmap"
 
 
 class SystemSettings(Settings):
-    """What the model settings of every system have. A second kind makes `TrainingRecipe.model` a
-    union of them, by `kind`."""
+    """What the model settings of every system have."""
 
     kind: str
 
@@ -30,6 +29,16 @@ class SystemSettings(Settings):
     def latent_multiple(self) -> int:
         """Sides of latents must be multiples of this."""
         return 1
+
+    @property
+    def downsample(self) -> int | None:
+        """Pixels to a latent of the model's own codec; None where it takes a dataset's latents."""
+        return None
+
+    @property
+    def other_sides(self) -> str:
+        """How the model could take other sides, after what to do with the dataset."""
+        return ""
 
 
 class ModelSettings(SystemSettings):
@@ -68,6 +77,10 @@ class ModelSettings(SystemSettings):
     def latent_multiple(self) -> int:
         """Every block but the last one halves them."""
         return 2 ** (len(self.block_channels) - 1)
+
+    @property
+    def other_sides(self) -> str:
+        return ", or use fewer model.block_channels"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,4 +1,4 @@
-"""Settings of the losses: flow maps, guidance and the perceptual loss.
+"""Settings of the losses: all objectives, guidance and the perceptual loss.
 
 Defaults are FlowMapSR's where the paper gives a number.
 """
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from datagen.records import Location, NonNegativeRange, Probability, Settings
+from training.settings.elir import LatentConsistency
 
 
 class Guidance(Settings):
@@ -59,7 +60,10 @@ class SelfDistillation(Settings):
         return self.formulation != "shortcut"
 
 
-ObjectiveSettings = Annotated[FlowMatching | SelfDistillation, Field(discriminator="kind")]
+FlowMapObjectiveSettings = FlowMatching | SelfDistillation
+ObjectiveSettings = Annotated[
+    FlowMapObjectiveSettings | LatentConsistency, Field(discriminator="kind")
+]
 
 
 class NoPerceptual(Settings):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from datagen.io.redaction import holds_secret, redacted
 from datagen.records import Execution, Location, Probability, Settings, flatten
+from training.settings.elir import ElirModelSettings, LatentConsistency
 from training.settings.initial_weights import is_stage
-from training.settings.model import ModelSettings, PromptSettings, StandInPrompts
+from training.settings.model import DEFAULT_KIND, ModelSettings, PromptSettings, StandInPrompts
 from training.settings.stage import StageSettings
 
+
+def _with_kind(model: Any) -> Any:
+    """Recipes of earlier versions name no kind."""
+    return {"kind": DEFAULT_KIND, **model} if isinstance(model, Mapping) else model
+
+
+AnyModel = Annotated[
+    Annotated[ModelSettings | ElirModelSettings, Field(discriminator="kind")],
+    BeforeValidator(_with_kind),
+]
 SampleCount = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
@@ -62,10 +74,10 @@ class TrainingRecipe(Settings):
     hourly_price: Execution[float | None] = Field(None, ge=0)
     """Price of one worker for an hour, in your currency: what the training has cost is then shown
     beside its hours."""
-    model: ModelSettings = ModelSettings()
-    """The network."""
+    model: AnyModel = ModelSettings()
+    """The network, whose `kind` is that of the system."""
     prompts: PromptSettings = StandInPrompts()
-    """The two prompts that condition it."""
+    """The two prompts that condition a flow map."""
     stages: tuple[StageSettings, ...] = Field(
         min_length=1,
         examples=[[{"name": "warmup", "objective": {"kind": "flow_matching"}, "steps": 1000}]],
@@ -119,6 +131,7 @@ class TrainingRecipe(Settings):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
         self._check_order()
         self._check_secrets()
+        self._check_system()
         for stage in self.stages:
             for size in stage.batch_sizes:
                 if size.global_batch < self.most_workers:
@@ -136,6 +149,34 @@ class TrainingRecipe(Settings):
     @property
     def most_workers(self) -> int:
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    def _check_system(self) -> None:
+        """Each system has its own objectives and conditions."""
+        is_elir = isinstance(self.model, ElirModelSettings)
+        for stage in self.stages:
+            trained = isinstance(stage.objective, LatentConsistency)
+            if trained != is_elir and self.model.kind in ("elir", DEFAULT_KIND):
+                needed = "latent_consistency" if is_elir else "flow_matching or self_distillation"
+                raise ValueError(
+                    f"stage {stage.name!r}: objective.kind={stage.objective.kind} does not train "
+                    f"model.kind={self.model.kind}: set objective.kind={needed}, or "
+                    f"model.kind={DEFAULT_KIND if is_elir else 'elir'}"
+                )
+            if (
+                isinstance(self.model, ElirModelSettings)
+                and isinstance(stage.objective, LatentConsistency)
+                and stage.objective.train_encoder
+                and not self.model.has_coarse
+            ):
+                raise ValueError(
+                    f"stage {stage.name!r}: objective.train_encoder=true, but with "
+                    "model.parts=field no loss reaches the encoder: set train_encoder=false"
+                )
+        if is_elir and self.prompts != StandInPrompts():
+            raise ValueError(
+                f"prompts.kind={self.prompts.kind}: prompts condition flow maps, and "
+                "model.kind=elir has none: leave prompts out"
+            )
 
     def _check_secrets(self) -> None:
         """A recipe is stored, sent and shown wherever its run is."""

@@ -12,9 +12,11 @@ from datagen.records import Correctable, Execution, Probability, Settings
 from datagen.settings import LATENT_NAMES
 from training.settings.adversarial import AdversarialSettings
 from training.settings.batch_fields import BatchFields
+from training.settings.elir import LatentConsistency
 from training.settings.held_out import EarlyStopping, HeldOutMetric
 from training.settings.initial_weights import STAGE_NAME, InitialWeights
 from training.settings.objective import (
+    Guidance,
     NoPerceptual,
     ObjectiveSettings,
     PerceptualSettings,
@@ -154,13 +156,26 @@ class StageSettings(Settings):
     @property
     def batch_fields(self) -> BatchFields:
         """What its batches hold."""
+        if isinstance(self.objective, LatentConsistency):
+            return BatchFields(latents=(), hq_pixels=True, lq_pixels=self.degradation)
         fresh = self.degradation == "fresh"
-        wanted = {"hq", *([] if fresh else ["lq"]), *(["neg"] if self.objective.guidance else [])}
+        wanted = {"hq", *([] if fresh else ["lq"]), *(["neg"] if self.guidance else [])}
         return BatchFields(
             latents=tuple(name for name in LATENT_NAMES if name in wanted),
             hq_pixels=not isinstance(self.perceptual, NoPerceptual),
             lq_pixels="fresh" if fresh else "none",
         )
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """Of the objective, where that has one."""
+        return None if isinstance(self.objective, LatentConsistency) else self.objective.guidance
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed, and seldom meant."""
+        objective = self.objective
+        return objective.warnings if isinstance(objective, LatentConsistency) else ()
 
     @property
     def best_metric(self) -> str | None:
@@ -200,6 +215,8 @@ class StageSettings(Settings):
                 f"compile={self.compile} needs whole parameters, and ZeRO-3 spreads them: set "
                 "compile=none, or a zero_stage of 0, 1 or 2"
             )
+        if isinstance(self.objective, LatentConsistency):
+            self._check_latent_consistency()
         objective = self.objective
         differentiates = isinstance(objective, SelfDistillation) and objective.differentiates
         if self.compile == "all" and differentiates:
@@ -216,6 +233,29 @@ class StageSettings(Settings):
                 "keep_best=val/psnr_nfe1"
             )
         return self
+
+    def _check_latent_consistency(self) -> None:
+        """It has no part for what belongs to flow maps."""
+        if self.dynamic_weighting:
+            raise ValueError(
+                "dynamic_weighting weighs flow maps by two times, which objective.kind="
+                "latent_consistency does not have: set dynamic_weighting=false"
+            )
+        if not isinstance(self.perceptual, NoPerceptual):
+            raise ValueError(
+                f"perceptual.kind={self.perceptual.kind} is for flow maps: set "
+                "perceptual.kind=none; objective.kind=latent_consistency weighs pixels by beta"
+            )
+        if self.adversarial is not None:
+            raise ValueError(
+                "adversarial trains a LoRA of flow maps: leave it out with "
+                "objective.kind=latent_consistency"
+            )
+        if self.gradient_checkpointing or self.compile != "none":
+            raise ValueError(
+                f"gradient_checkpointing={self.gradient_checkpointing}, compile={self.compile}: "
+                "objective.kind=latent_consistency has neither; set false and none"
+            )
 
     def _check_budgets(self, budgets: tuple[Budget, ...]) -> None:
         sides = [one.side for one in budgets]
