@@ -78,6 +78,10 @@ class SystemStage(Protocol):
     def tags(self) -> Mapping[str, str]:
         """What MLflow shows of the model beside its settings."""
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Network evaluations that validation restores with; the first one is told as progress."""
+
     def prepared(self, batch: Batch) -> Batch:
         """A batch on this worker's device, with all that the trainer takes."""
 
@@ -87,6 +91,9 @@ class SystemStage(Protocol):
     def restored(self, batch: Batch, *, steps: int) -> Tensor:
         """HQ estimates of a batch's LQ by `steps` network evaluations, pixels (B, 3, H, W) in
         [-1, 1], as the model would restore them now."""
+
+    def shown(self, batch: Batch) -> Mapping[str, Tensor]:
+        """More images of restored samples for their pictures, alike, by what is written below."""
 
     def pictures(self) -> dict[str, Image.Image]:
         """Pictures by name beside those of restored samples; every worker must call it."""

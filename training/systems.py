@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datagen.errors import FlowmapsrError
+from training.elir.system import ElirSystem
 from training.flowmap.system import FlowMapSystem
 from training.system_protocol import System
 
@@ -16,8 +17,10 @@ def system_of(kind: str) -> System:
     match kind:
         case "flowmap":
             return FlowMapSystem()
+        case "elir":
+            return ElirSystem()
         case _:
             raise FlowmapsrError(
-                f"model.kind={kind!r} is not known to this flowmapsr (it knows flowmap): use the "
-                "flowmapsr that wrote it"
+                f"model.kind={kind!r} is not known to this flowmapsr (it knows flowmap and elir): "
+                "use the flowmapsr that wrote it"
             )

@@ -157,6 +157,10 @@ class AutoencoderCodec:
         if settings.slicing:
             self._model.enable_slicing()
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors by diffusers' names: `encoder...`, `decoder...`."""
+        return self._model.state_dict()
+
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         encoded: Any = self._model.encode(pixels.to(self._dtype))

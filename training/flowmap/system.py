@@ -81,6 +81,8 @@ class FlowMapSystem:
 class FlowMapStage:
     """A stage with one engine, or an adversarial one with two."""
 
+    steps = (1, 2, 4)
+
     def __init__(self, inputs: StageInputs, initial: InitialNetwork) -> None:
         settings = inputs.settings
         if settings.compile != "none" and inputs.device.type == "cpu":
@@ -148,6 +150,9 @@ class FlowMapStage:
     def restored(self, batch: Batch, *, steps: int) -> Tensor:
         latents = sample(self.model.net.velocity(self.guidance), batch.lq, steps)
         return self.inputs.codec.decode(latents)
+
+    def shown(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Image.Image]:

@@ -48,10 +48,8 @@ class ElirModelSettings(SystemSettings):
     """Channels of the field at the latents' own size; group norms have 32 groups."""
     middle_blocks: int = Field(1, ge=1)
     """Residual blocks of the field at its smallest size; 3 for faces of 512 pixels."""
-    coarse_blocks: int = Field(3, ge=1)
-    """Residual-in-residual dense blocks of the coarse estimator."""
     coarse_growth: int = Field(96, ge=1)
-    """Channels that each convolution of a dense block adds."""
+    """Channels that each convolution of the coarse estimator's dense blocks adds."""
     expand: int | None = Field(4, ge=1)
     """In training a 3x3 convolution has so many times its output channels, which a 1x1 convolution
     brings back; the model's files hold the two collapsed to one. Null trains the collapsed ones."""
@@ -96,14 +94,14 @@ class LatentConsistency(Settings):
     """Standard deviation of the noise on the coarse estimate: more is sharper and less exact."""
     train_encoder: bool = True
     """Trains a copy of the codec's encoder for the LQ; else it stays the codec's."""
-    flow: Literal["consistency", "matching"] = "consistency"
-    """`matching` regresses the path's slope instead, as plain flow matching: an ablation."""
+    flow: Literal["latent_consistency", "flow_matching"] = "latent_consistency"
+    """How the field is trained; plain flow matching is an ablation."""
     time_range: Literal["paper", "full"] = "paper"
     """Times are drawn up to 1 - time_step, or up to 1 (as Consistency-FM)."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        if self.flow == "matching" or self.time_step < 1 / self.segments:
+        if self.flow == "flow_matching" or self.time_step < 1 / self.segments:
             return ()
         return (
             f"objective.time_step {self.time_step:g} is as long as one of {self.segments} segments:"
@@ -113,7 +111,7 @@ class LatentConsistency(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.segments == 1 and self.beta > 0 and self.flow == "consistency":
+        if self.segments == 1 and self.beta > 0 and self.flow == "latent_consistency":
             raise ValueError(
                 f"beta {self.beta:g} has no effect with segments 1: the error of pixels has no "
                 "gradient in the last segment; set beta=0, or segments of 2 or more"

@@ -26,8 +26,6 @@ from training.trainer import StepTerms
 from training.validation.samples import HeldOutGroup, read_group
 from training.validation.spectrum import power_spectrum
 
-STEPS = (1, 2, 4)
-"""Network evaluations of a restored image."""
 BICUBIC, ORIGINAL = "bicubic", "original"
 MOST_DB = 100.0
 """PSNR of an image without any error, which would be infinite."""
@@ -54,14 +52,17 @@ class Validation:
     """Of bicubic, restored and original images: the mean power in each band of frequency."""
     pictures: Mapping[str, Image.Image]
     """By name."""
+    steps: int
+    """The first of those that images were restored in."""
 
     @property
     def headline(self) -> str:
         """For a person; empty where nothing is held out."""
-        quality, gain = (self.metrics.get(f"val/{name}_nfe1") for name in ("psnr", "gain"))
-        if quality is None or gain is None:
+        if not self.metrics:
             return ""
-        return f"held out: one step {quality:.2f} dB, {gain:+.2f} over bicubic"
+        quality, gain = (self.metrics[f"val/{name}_nfe{self.steps}"] for name in ("psnr", "gain"))
+        words = "one step" if self.steps == 1 else f"{self.steps} steps"
+        return f"held out: {words} {quality:.2f} dB, {gain:+.2f} over bicubic"
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,12 @@ class Validator:
             group = replace(read, batch=model.prepared(read.batch))
             restored = {
                 f"nfe{steps}": to_pixels(model.restored(group.batch, steps=steps))
-                for steps in STEPS
+                for steps in model.steps
             }
             mine.append(_measure(group, restored, model, fixed))
             if group.number in self._shown:
-                drawn[self._shown[group.number]] = _picture(group, restored)
+                more = {name: to_pixels(one) for name, one in model.shown(group.batch).items()}
+                drawn[self._shown[group.number]] = _picture(group, more | restored)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, drawn))
         found = sorted((one for each, _ in everyone for one in each), key=lambda one: one.number)
@@ -148,6 +150,7 @@ class Validator:
             over_time=_joined(one.over_time for one in found),
             spectra=_mean_spectra(found),
             pictures={name: pictures[name] for name in sorted(pictures)},
+            steps=model.steps[0],
         )
         return self.newest
 
@@ -241,7 +244,7 @@ def _picture(group: HeldOutGroup, restored: Mapping[str, Tensor]) -> Image.Image
     panels = [Panel("LQ", np.asarray(enlarged), f"{small.shape[1]}x{small.shape[0]}")]
     for name, batch in {BICUBIC: group.bicubic, **restored}.items():
         quality = float(psnr(original[None], batch[:1]))
-        label = name if name == BICUBIC else f"NFE {name.removeprefix('nfe')}"
+        label = name.replace("nfe", "NFE ")
         panels.append(Panel(label, _pixels(batch[0]), f"{quality:.2f} dB"))
     panels.append(Panel("HQ", _pixels(original), f"{width}x{height}"))
     zoom = max(1, SHOWN // max(height, width))

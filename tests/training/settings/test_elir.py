@@ -63,6 +63,7 @@ def _recipe(
         ({"stage": {"dynamic_weighting": True}}, "set dynamic_weighting=false"),
         ({"stage": {"perceptual": {"kind": "charbonnier"}}}, "set perceptual.kind=none"),
         ({"stage": {"adversarial": {}}}, "adversarial trains a LoRA of flow maps: leave it out"),
+        ({"stage": {"zero_stage": 3}}, "zero_stage=3 spreads.*set a zero_stage of 0, 1 or 2"),
         ({"stage": {"compile": "all"}}, "compile=all.*set false and none"),
         (
             {"stage": {"objective": {"kind": "self_distillation"}}},
@@ -87,7 +88,7 @@ def test_a_time_step_as_long_as_a_segment_is_warned_of() -> None:
     (warning,) = _recipe(objective={"time_step": 0.5}).stages[0].warnings
     assert "time_step 0.5 is as long as one of 3 segments" in warning and "below 0.333" in warning
     assert not _recipe().stages[0].warnings
-    assert not _recipe(objective={"time_step": 0.5, "flow": "matching"}).stages[0].warnings
+    assert not _recipe(objective={"time_step": 0.5, "flow": "flow_matching"}).stages[0].warnings
 
 
 def test_a_recipe_without_a_kind_is_of_a_flow_map(run_recipe: RunMaker, tmp_path: Path) -> None:
