@@ -99,6 +99,7 @@ class PixelObjective:
 class ConvStage:
     tags = {"convolutions": "1"}
     load_report = None
+    steps = (1,)
 
     def __init__(self, inputs: StageInputs) -> None:
         self.inputs = inputs
@@ -114,6 +115,9 @@ class ConvStage:
 
     def restored(self, batch: Batch, *, steps: int) -> Tensor:
         return self.net(self.inputs.codec.decode(batch.lq))
+
+    def shown(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
 
     def pictures(self) -> dict[str, Image.Image]:
         return {}
@@ -226,7 +230,9 @@ def test_it_evaluates_and_upscales_by_its_own_name(trained: ConvRecipe, tmp_path
 
 
 def test_an_unknown_kind_is_named_with_the_known_ones(trained: ConvRecipe) -> None:
-    with pytest.raises(FlowmapsrError, match=r"model\.kind='bicubic_conv'.*it knows flowmap"):
+    with pytest.raises(
+        FlowmapsrError, match=r"model\.kind='bicubic_conv'.*it knows flowmap and elir"
+    ):
         Upscaler.from_pretrained(trained.output)
 
 

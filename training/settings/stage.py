@@ -253,7 +253,7 @@ class StageSettings(Settings):
             )
         if self.zero_stage == 3:
             raise ValueError(
-                "zero_stage=3 spreads the weights that objective.kind=latent_consistency multiplies "
+                "zero_stage=3 spreads weights that objective.kind=latent_consistency multiplies "
                 "with each other: set a zero_stage of 0, 1 or 2"
             )
         if self.gradient_checkpointing or self.compile != "none":
