@@ -5,7 +5,7 @@ Imports nothing heavy at the top, so that `--help` and mistakes are answered at 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,18 +71,26 @@ def _options(version: _Version = False) -> None:
 @app.command(cls=PlainUsage)
 def demo(
     output: Annotated[str, typer.Option(help="Folder for everything it makes.")] = "demo-output",
+    system: Annotated[
+        Literal["flowmapsr", "elir"], typer.Option(help="What it trains.")
+    ] = "flowmapsr",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go from photos to an upscaled picture, in minutes on a CPU."""
+    """Go from photos to an upscaled picture, in minutes on a CPU.
+
+    \b
+    Example:
+      flowmapsr demo --system elir --output elir-demo
+    """
     with process_edge(as_json=as_json) as out:
         await_servers = ask_servers(RAY, PREFECT)
-        from pipelines.demo import demo_recipe, run_demo
+        from pipelines.demo import DEMOS, demo_recipe, run_demo
 
-        recipe = demo_recipe(output)
+        recipe = demo_recipe(output, DEMOS[system])
         if dry_run:
             return out.say_recipe(recipe)
-        report = run_demo(output, check_servers=await_servers)
+        report = run_demo(recipe, check_servers=await_servers)
         result = VerbResult(report.model_dump(mode="json"), report.lines())
         out.say(reports.with_unsent(result, recipe.training))
 

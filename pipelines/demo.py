@@ -1,4 +1,4 @@
-"""`flowmapsr demo`: the recipe `demo` on photographs that come with two installed libraries.
+"""`flowmapsr demo`: a recipe on photographs that come with two installed libraries.
 
 Runs the same flow as any full recipe; this file only copies the photos and sums up the results.
 """
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+
+from pydantic import AliasChoices, Field
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -38,6 +40,8 @@ TRAINING_PHOTOS = (
 )
 HELD_OUT_PHOTOS = (("skimage", "data/astronaut.png"), ("skimage", "data/coffee.png"))
 """Never trained on."""
+DEMOS = {"flowmapsr": "demo", "elir": "elir-demo"}
+"""The recipe of each system."""
 REPORT = "report.json"
 
 
@@ -48,8 +52,16 @@ class DemoReport(FrozenModel):
     recipe_digest: str
     rows: tuple[EvaluationRow, ...]
     seconds: dict[str, float]
-    one_step_gain_db: float
-    """Mean PSNR of one step minus that of its input, the LQ image resized by bicubic."""
+    gain_db: float = Field(validation_alias=AliasChoices("gain_db", "one_step_gain_db"))
+    """Mean PSNR of the fewest steps minus that of their input, the LQ image resized by bicubic."""
+    steps: int = 1
+    """The fewest that were evaluated."""
+
+    @property
+    def gain(self) -> str:
+        """What the model gains, for a person."""
+        words = "One step gains" if self.steps == 1 else f"{self.steps} steps gain"
+        return f"{words} {self.gain_db:+.2f} dB over the input"
 
     def lines(self) -> list[str]:
         """The results, for a person."""
@@ -57,8 +69,7 @@ class DemoReport(FrozenModel):
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
         return [
             *evaluation_table(self.rows),
-            f"One step gains {self.one_step_gain_db:+.2f} dB over its input: mean of all held-out "
-            "photos and scales.",
+            f"{self.gain}: mean of all held-out photos and scales.",
             f"Times: {times}",
             *ending_lines(base / "run"),
             f"Picture   {base / COMPARISON}",
@@ -79,27 +90,26 @@ def _prefect_page() -> str:
     return f"PREFECT_HOME={os.environ['PREFECT_HOME']} {program} server start"
 
 
-def demo_recipe(output: str) -> FullRecipe:
-    """The recipe `demo` with the demo's photos, everything under `output`."""
+def demo_recipe(output: str, name: str) -> FullRecipe:
+    """The recipe of that name with the demo's photos, everything under `output`."""
     base = Path(absolute_location(output, field="--output"))
     paths = {
         "output": str(base),
         "dataset.sources": [str(base / "photos" / "train")],
         "evaluation.photos": str(base / "photos" / "held-out"),
     }
-    return full_recipe("demo", paths)
+    return full_recipe(name, paths)
 
 
-def run_demo(output: str, *, check_servers: Callable[[], None]) -> DemoReport:
-    """Photos to a compared, upscaled picture under `output`; a second run skips what is done.
+def run_demo(recipe: FullRecipe, *, check_servers: Callable[[], None]) -> DemoReport:
+    """Photos to a compared, upscaled picture under its `output`; a second run skips what is done.
 
     Args:
         check_servers: called if there is work for them.
 
     Raises:
-        FlowmapsrError: a part failed, or one step is no better than its input.
+        FlowmapsrError: a part failed, or the fewest steps are no better than their input.
     """
-    recipe = demo_recipe(output)
     base = Path(recipe.output)
     use_local_services(base)
     report = finished_report(base, recipe)
@@ -107,11 +117,8 @@ def run_demo(output: str, *, check_servers: Callable[[], None]) -> DemoReport:
         report = _run(base, recipe, check_servers)
     else:
         flush_pending(recipe.training)
-    if report.one_step_gain_db <= 0:
-        raise FlowmapsrError(
-            f"one step gains {report.one_step_gain_db:+.2f} dB over its input, which is no "
-            f"improvement; see {base / REPORT}"
-        )
+    if report.gain_db <= 0:
+        raise FlowmapsrError(f"{report.gain}, which is no improvement; see {base / REPORT}")
     return report
 
 
@@ -156,7 +163,8 @@ def _run(base: Path, recipe: FullRecipe, check_servers: Callable[[], None]) -> D
         recipe_digest=_digest(recipe),
         rows=record.rows,
         seconds=record.seconds,
-        one_step_gain_db=one_step_gain(record.rows),
+        gain_db=least_steps_gain(record.rows),
+        steps=min(recipe.evaluation.steps),
     )
     storage.write_bytes(str(base / REPORT), report.model_dump_json(indent=2).encode())
     return report
@@ -175,10 +183,10 @@ def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def one_step_gain(rows: tuple[EvaluationRow, ...]) -> float:
-    """Mean over the scales of PSNR(one step) - PSNR(bicubic), dB."""
+def least_steps_gain(rows: tuple[EvaluationRow, ...]) -> float:
+    """Mean over the scales of PSNR(fewest steps) - PSNR(bicubic), dB."""
     bicubic = {row.scale: row.psnr for row in rows if row.method == BICUBIC}
-    gains = [
-        row.psnr - bicubic[row.scale] for row in rows if row.method != BICUBIC and row.steps == 1
-    ]
+    ours = [row for row in rows if row.method != BICUBIC]
+    least = min(row.steps for row in ours)
+    gains = [row.psnr - bicubic[row.scale] for row in ours if row.steps == least]
     return sum(gains) / len(gains)

@@ -49,6 +49,7 @@ from training.run_dir.further import checkpoints_of
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep, EndedBy, StageRecord, WorkerGroup
 from training.run_dir.starts import end_reason
+from training.settings.held_out import RAW, is_headline
 from training.settings.recipe import TrainingRecipe
 from training.system_protocol import StageInputs, System, SystemOf, SystemStage
 from training.systems import system_of as default_system_of
@@ -213,10 +214,19 @@ class Stage:
             yield
 
     def validate(self) -> Validation:
-        """Measures and shows the model that the stage would end with now; all workers call it."""
+        """Measures and shows the model that the stage would end with now, and beside an average
+        the weights themselves; all workers call it."""
+        raw = {} if self.inputs.settings.ema_decay is None else self._of_raw_weights()
         with self._whole_model():
             found = self.validator.validate(self.built)
-            return replace(found, pictures={**found.pictures, **self.built.pictures()})
+            pictures = {**found.pictures, **self.built.pictures()}
+        return replace(found, metrics={**found.metrics, **raw}, pictures=pictures)
+
+    def _of_raw_weights(self) -> dict[str, float]:
+        """The most important metrics."""
+        with self.built.trainer.engine.gathered_parameters():
+            found = self.validator.validate(self.built)
+        return {f"{name}{RAW}": value for name, value in found.metrics.items() if is_headline(name)}
 
     def _reporter(self, peak: Peak | None) -> Reporter:
         if self.rank > 0:

@@ -98,11 +98,13 @@ RECIPE_OF_FLOW: dict[str, Callable[..., AnyRecipe]] = {
 
 def fitting_recipe(codec: str | None, *, preferred: str | None = None) -> str | None:
     """A recipe to train with on latents of this codec: `preferred` if it has a training section;
-    None for a dataset without latents."""
+    None for a dataset without latents, but for one that `preferred` trains on."""
+    values = {} if preferred is None else read_recipe(preferred)
+    without_latents = values.get("dataset", {}).get("latents") == []
+    if "training" in values and (codec is not None or without_latents):
+        return preferred
     if codec is None:
         return None
-    if preferred is not None and "training" in read_recipe(preferred):
-        return preferred
     # Small autoencoders have the latents of those they were distilled from.
     return STARTING_RECIPES.get(codec, STARTING_RECIPES["autoencoder_kl"])
 

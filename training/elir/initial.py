@@ -13,6 +13,7 @@ from datagen.samples.weights import read_weights
 from datagen.settings import AutoencoderSettings
 from training.elir.codec import CodecNetworks, dct_codec, pixel_codec, tiny_codec
 from training.elir.model_folder import ElirConfig, fill, networks_of
+from training.elir.network import VectorField
 from training.elir.stage_objective import ElirNet
 from training.run_dir.paths import StagePaths
 from training.settings.elir import BlockCodec, ElirModelSettings, TinyAutoencoder
@@ -40,6 +41,10 @@ def initial_net(
     codec = codec_networks(model.codec)
     net = ElirNet(networks_of(model, codec, expand=model.expand), codec)
     if name is None:
+        # An untrained field stands still, so a training begins with the coarse estimate.
+        assert isinstance(net.networks.field, VectorField)
+        for parameter in net.networks.field.last.parameters():
+            nn.init.zeros_(parameter)
         return net, None
     try:
         source = find_model(weights_path(name, folder))

@@ -76,7 +76,7 @@ class ElirStage:
         self.model, self.net, self.load_report = model, net, report
         self.settings = settings.objective
         self.objective = ElirObjective(settings.objective, model)
-        self.steps = (settings.objective.segments,) if model.has_field else (1,)
+        self.steps = (settings.objective.segments,)
         net.encoder.requires_grad_(settings.objective.train_encoder)
         net.field.requires_grad_(model.has_field)
         # The block transforms have no weights to speak of, and lose much in bf16.

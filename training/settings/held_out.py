@@ -12,6 +12,8 @@ from datagen.records import Settings
 
 HELD_OUT = "val/"
 """Begins their names in MLflow."""
+RAW = "_raw"
+"""Ends their names where they are of the weights themselves, not of their average."""
 _HIGHER_IS_BETTER, _LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
 """First words of what follows."""
 _HEADLINE = re.compile(r"val/(psnr|gain)_nfe\d+")
@@ -63,4 +65,4 @@ def is_headline(metric: str) -> bool:
 def is_error(name: str) -> bool:
     """Whether a metric of training or validation is an error: not the total loss, which falls below
     zero and moves with its learned weighting."""
-    return "loss/" in name and not name.endswith(("loss/total", "loss/weighting"))
+    return "loss/" in name and not name.endswith(("loss/total", "loss/weighting", RAW))

@@ -172,6 +172,12 @@ class StageSettings(Settings):
         return None if isinstance(self.objective, LatentConsistency) else self.objective.guidance
 
     @property
+    def judged_by(self) -> str:
+        """The end of the names of the metrics of quality by which its model is judged: `nfe1`."""
+        objective = self.objective
+        return f"nfe{objective.segments if isinstance(objective, LatentConsistency) else 1}"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed, and seldom meant."""
         objective = self.objective

@@ -30,7 +30,6 @@ from training.tracking.summary.stage_table import (
     stage_table,
 )
 
-PSNR, GAIN = "val/psnr_nfe1", "val/gain_nfe1"
 RISE, PARTS, LEAST_POINTS = 1.2, 10, 50
 """A loss rose if it ends at so many times its lowest tenth; a shorter curve is not judged."""
 WORSE, WORSE_LOSS = 0.01, 0.05
@@ -92,7 +91,8 @@ def _verdict(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> str:
 
 def _watched(recipe: TrainingRecipe) -> str:
     """The held-out metric by which the training is judged."""
-    return next((stage.best_metric for stage in recipe.stages if stage.best_metric), PSNR)
+    kept = (stage.best_metric for stage in recipe.stages if stage.best_metric)
+    return next(kept, f"val/psnr_{recipe.stages[-1].judged_by}")
 
 
 def stage_page_text(recipe: TrainingRecipe, stage: StageFacts, *, pictures: str) -> str:
@@ -139,7 +139,11 @@ def _headlines(recipe: TrainingRecipe, stages: Sequence[StageFacts]) -> str:
 
 def _headline(recipe: TrainingRecipe, stage: StageFacts) -> dict[str, Cell]:
     metric = _watched(recipe)
-    best, last, gain = stage.best(metric), stage.last(metric), stage.best(GAIN)
+    best, last, gain = (
+        stage.best(metric),
+        stage.last(metric),
+        stage.best(f"val/gain_{stage.settings.judged_by}"),
+    )
     now = "" if last is None or f"{last:.4g}" == f"{best:.4g}" else f" (last {last:.4g})"
     speed = stage.mean("perf/images_per_second")
     losses = [
@@ -197,7 +201,8 @@ def _remarks(stage: StageFacts) -> Iterator[str]:
     for name, low, high in _rises(stage):
         yield f"`{name}` rose from {low:.4g} to {high:.4g}"
     held_out = {name: WORSE_LOSS for name in stage.errors if name.startswith("val/")}
-    for name, limit in {PSNR: WORSE, **held_out}.items():
+    quality = f"val/psnr_{stage.settings.judged_by}"
+    for name, limit in {quality: WORSE, **held_out}.items():
         best, last = stage.best(name), stage.last(name)
         if best is not None and last is not None and abs(best - last) > limit * abs(best):
             yield f"`{name}` was {best:.4g} at best and is {last:.4g}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from training.run_dir.paths import RunPaths
 from training.settings.recipe import TrainingRecipe
 from training.tracking.store.run_names import where_tracked
 from training.tracking.summary.status import StageStatus, run_status
+
+QUALITY = re.compile(r"val/psnr_nfe\d+")
 
 
 def ending_lines(run: Path, recipe: TrainingRecipe | None = None) -> list[str]:
@@ -27,7 +30,10 @@ def _how_it_ended(stage: StageStatus) -> str:
         parts.append(f"{stage.headline} {stage.headline_value:.4g}")
     if stage.restarts:
         parts.append(f"{stage.restarts} restart{'s' * (stage.restarts > 1)}")
-    if "val/psnr_nfe1" in stage.validation:
-        psnr, gain = (stage.validation[f"val/{name}_nfe1"] for name in ("psnr", "gain"))
-        parts.append(f"held out, one step {psnr:.2f} dB, {gain:+.2f} over bicubic")
+    measured = sorted(name for name in stage.validation if QUALITY.fullmatch(name))
+    if measured:
+        steps = measured[0].removeprefix("val/psnr_nfe")
+        psnr, gain = (stage.validation[f"val/{name}_nfe{steps}"] for name in ("psnr", "gain"))
+        words = "one step" if steps == "1" else f"{steps} steps"
+        parts.append(f"held out, {words} {psnr:.2f} dB, {gain:+.2f} over bicubic")
     return "; ".join(parts)
