@@ -98,7 +98,8 @@ class Engine:
         )
         drop_dry_run_step(self._optimizer)
         parts = fragments(self.module, self._optimizer, settings.zero_stage)
-        self._state = EngineState(self.module, optimizer, parts, ema_decay=settings.ema_decay)
+        decay, warmup = settings.ema_decay, settings.ema_warmup
+        self._state = EngineState(self.module, optimizer, parts, decay=decay, warmup=warmup)
         self._zero_stage = settings.zero_stage
         # DeepSpeed measures the norm everywhere but there.
         self._measures_norm = settings.zero_stage == 0 and settings.precision == "fp32"

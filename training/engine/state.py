@@ -5,7 +5,8 @@ The format does not depend on the number of workers or the ZeRO stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -21,11 +22,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's names for its moments."""
 
 
+def ema_decay(update: int, decay: float, warmup: int | None) -> float:
+    """Decay of the average at an update, counted from 1: decay (1 - exp(-update / warmup)), so that
+    the first weights are soon forgotten; `decay` at all of them without a warm-up."""
+    return decay if warmup is None else decay * (1 - math.exp(-update / warmup))
+
+
 class EngineState:
     """The state that a checkpoint saves and restores, and the average of the masters.
 
     The average works on the tensors that the optimizer updates, on their device: whole ones or a
-    worker's flat partition (ZeRO), so workers need not communicate; `ema_decay` None keeps none.
+    worker's flat partition (ZeRO), so workers need not communicate; `decay` None keeps none.
     """
 
     def __init__(
@@ -34,21 +41,25 @@ class EngineState:
         optimizer: torch.optim.AdamW,
         fragments: tuple[Fragment, ...],
         *,
-        ema_decay: float | None,
+        decay: float | None,
+        warmup: int | None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
         self.fragments = fragments
-        self._decay = ema_decay or 0.0
-        owners = () if ema_decay is None else dict.fromkeys(one.owner for one in fragments)
+        self._decay, self._warmup = decay or 0.0, warmup
+        self._updates = 0
+        owners = () if decay is None else dict.fromkeys(one.owner for one in fragments)
         self.averages = {owner: owner.detach().clone() for owner in owners}
         """fp32, by their masters; initially their values."""
 
     @torch.no_grad()
     def update_averages(self) -> None:
         """a <- decay * a + (1 - decay) * w after every update of the masters w."""
+        self._updates += 1
+        decay = ema_decay(self._updates, self._decay, self._warmup)
         for master, average in self.averages.items():
-            average.lerp_(master.detach(), 1 - self._decay)
+            average.lerp_(master.detach(), 1 - decay)
 
     @torch.no_grad()
     def swap_averages(self) -> None:
@@ -94,6 +105,7 @@ class EngineState:
                 self._restore_values(fragment, saved)
         for name, buffer in _stored_buffers(self.module):
             buffer.copy_(saved.whole(BUFFER, name))
+        self._updates = max(self._saved_steps(self.fragments, saved), default=0)
 
     def _restore_step(self, group: list[Fragment], saved: PieceFiles) -> None:
         """Restores the step count of one of the optimizer's tensors and sets its moments to zero.
@@ -103,7 +115,7 @@ class EngineState:
         """
         owner = group[0].owner
         self.optimizer.state.pop(owner, None)
-        steps = [saved.number(STEP, f.name) for f in group if saved.has(STEP, f.name)]
+        steps = self._saved_steps(group, saved)
         if not steps:
             return
         # On the device where torch's AdamW keeps the count.
@@ -112,6 +124,11 @@ class EngineState:
         state["step"] = torch.tensor(max(steps), dtype=torch.float32, device=device)
         for name in MOMENTS:
             state[name] = torch.zeros_like(owner, requires_grad=False)
+
+    @staticmethod
+    def _saved_steps(group: Sequence[Fragment], saved: PieceFiles) -> list[int]:
+        """The optimizer's counts of updates; there is none of what never had a gradient."""
+        return [int(saved.number(STEP, f.name)) for f in group if saved.has(STEP, f.name)]
 
     def _restore_values(self, fragment: Fragment, saved: PieceFiles) -> None:
         for kind, tensor in self._tensors(fragment.owner):

@@ -148,7 +148,7 @@ def discriminator_settings(stage: StageSettings, settings: AdversarialSettings) 
     average, as nothing is made of it."""
     own = settings.discriminator
     rates = {"learning_rate": own.learning_rate, "weight_decay": own.weight_decay}
-    return stage.model_copy(update={**rates, "ema_decay": None})
+    return stage.model_copy(update={**rates, "ema_decay": None, "ema_warmup": None})
 
 
 @contextmanager

@@ -114,6 +114,9 @@ class StageSettings(Settings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of a moving average of the weights, w <- decay * w + (1 - decay) * new at every step,
     which the stage's model and pictures then use. The paper has none; ELIR needs 0.999."""
+    ema_warmup: int | None = Field(None, ge=1)
+    """Updates over which that decay rises from 0, as 1 - exp(-update / ema_warmup), so that the
+    first weights do not stay in the average; null keeps it constant. ELIR's code has 2000."""
     max_loss_growth: Execution[float | None] = Field(1000.0, gt=1)
     """Ends the stage at a step whose squared error is this many times the median of the last 100
     (in the first 20 steps of the validation before them, if it is larger); null ends it only where
@@ -215,6 +218,11 @@ class StageSettings(Settings):
                 f"keep_every_steps {self.keep_every_steps} is not a multiple of "
                 f"checkpoint_every_steps {self.checkpoint_every_steps}: no checkpoint would be "
                 "made at most of these steps"
+            )
+        if self.ema_warmup is not None and self.ema_decay is None:
+            raise ValueError(
+                f"ema_warmup {self.ema_warmup} is of an average of weights, and ema_decay, which "
+                "keeps one, is null: set ema_decay, such as 0.999, or ema_warmup to null"
             )
         if self.zero_stage == 3 and self.compile != "none":
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -43,13 +44,13 @@ MICRO_BATCHES = 2
 """Of a step, shared by the workers."""
 ORIGIN = CheckpointOrigin(stage="s", recipe_digest="r", dataset_digest="d")
 CASES: dict[str, dict[str, Any]] = {
-    "zero0-fp32": {"zero_stage": 0, "ema_decay": 0.9},
+    "zero0-fp32": {"zero_stage": 0, "ema_decay": 0.9, "ema_warmup": 3},
     "zero0-bf16": {"zero_stage": 0, "precision": "bf16", "ema_decay": 0.9},
     "zero1-fp32": {"zero_stage": 1},
     "zero1-bf16": {"zero_stage": 1, "precision": "bf16", "ema_decay": 0.9},
     "zero2-fp32": {"zero_stage": 2, "offload": "optimizer", "ema_decay": 0.9},
     "zero2-bf16": {"zero_stage": 2, "precision": "bf16"},
-    "zero3-fp32": {"zero_stage": 3, "ema_decay": 0.9},
+    "zero3-fp32": {"zero_stage": 3, "ema_decay": 0.9, "ema_warmup": 3},
     "zero3-bf16": {"zero_stage": 3, "precision": "bf16", "offload": "optimizer"},
 }
 MOVES = {
@@ -69,7 +70,7 @@ MOVES_TO_ONE = {
 CASES_OF_MOVES = {
     **CASES,
     "zero2": {"zero_stage": 2},
-    "zero1-ema": {"zero_stage": 1, "ema_decay": 0.9},
+    "zero1-ema": {"zero_stage": 1, "ema_decay": 0.9, "ema_warmup": 3},
 }
 
 
@@ -203,22 +204,30 @@ def held(trainer: Trainer, kind: str) -> Tensor:
     return torch.cat([t for n in networks for k, t in n.items() if k.startswith(f"{kind}/")])
 
 
-def naive_average(path: list[Tensor], decay: float) -> Tensor:
+def naive_average(path: list[Tensor], warmup: int | None) -> Tensor:
     average = path[0]
-    for point in path[1:]:
+    for update, point in enumerate(path[1:], 1):
+        decay = 0.9 * (1 if warmup is None else 1 - math.exp(-update / warmup))
         average = decay * average + (1 - decay) * point
     return average
 
 
-def exact(folder: Path, fresh: Callable[..., Trainer]) -> dict[str, Any]:
+def exact(
+    folder: Path, fresh: Callable[..., Trainer], *, warmup: int | None = None
+) -> dict[str, Any]:
     """Compares an uninterrupted training with one loaded half-way into another trainer."""
-    result = compared(folder, fresh(), fresh(perturbed=True))
+    result = compared(folder, fresh(), fresh(perturbed=True), warmup)
     gc.collect()
     alive = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.numel() > 100]
     return result | {"alive": [str(t.shape) for t in alive]}
 
 
-def compared(folder: Path, trainer: Trainer, other: Trainer) -> dict[str, Any]:
+def exact_of(folder: Path, name: str) -> dict[str, Any]:
+    warmup = CASES_OF_MOVES[name].get("ema_warmup")
+    return exact(folder, partial(fresh_trainer, name), warmup=warmup)
+
+
+def compared(folder: Path, trainer: Trainer, other: Trainer, warmup: int | None) -> dict[str, Any]:
     path = [held(trainer, "master")]
     for step in range(SAVED):
         train(trainer, step, step + 1)
@@ -232,7 +241,7 @@ def compared(folder: Path, trainer: Trainer, other: Trainer) -> dict[str, Any]:
     resumed = resume_training(other)
     with other.engine.averaged():  # exchanges weights and averages
         average = held(other, "master")
-    expected = naive_average([*path, *uninterrupted.path], 0.9)
+    expected = naive_average([*path, *uninterrupted.path], warmup)
     for each in (trainer, other):
         each.close()
     found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
@@ -302,13 +311,13 @@ def one_failed_writer(folder: Path) -> dict[str, Any]:
 def results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if dist.get_world_size() == 2:
         for name in CASES:
-            yield name, exact(folder / name, partial(fresh_trainer, name))
+            yield name, exact_of(folder / name, name)
         yield "gan", exact(folder / "gan", fresh_gan)
         yield "one failed writer", one_failed_writer(folder / "failed")
         for name, (source, target) in MOVES.items():
             yield name, moved(folder, source, target)
     elif not (folder / "one").exists():
-        yield "one", exact(folder / "one", partial(fresh_trainer, "zero1-ema"))
+        yield "one", exact_of(folder / "one", "zero1-ema")
     else:
         for name, (source, target) in MOVES_TO_ONE.items():
             yield name, moved(folder, source, target)
