@@ -133,11 +133,6 @@ def dct_codec(block: int = 8) -> CodecNetworks:
     return CodecNetworks(encoder, decoder, 3 * block**2, downsample=block, reach=0)
 
 
-def pixel_codec() -> CodecNetworks:
-    """Latents that are the pixels themselves."""
-    return CodecNetworks(nn.Identity(), nn.Identity(), channels=3, downsample=1, reach=0)
-
-
 def trainable_copy(encoder: nn.Module, gain: float = 1.0) -> nn.Module:
     """A copy to be trained, whose latents are `gain` times those of the original."""
     copied = copy.deepcopy(encoder).requires_grad_(True)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import AutoencoderCodec
 from datagen.samples.weights import read_weights
 from datagen.settings import AutoencoderSettings
-from training.elir.codec import CodecNetworks, dct_codec, pixel_codec, tiny_codec
+from training.elir.codec import CodecNetworks, dct_codec, tiny_codec
 from training.elir.model_folder import ElirConfig, fill, networks_of
-from training.elir.network import VectorField
+from training.elir.network import Networks, VectorField
+from training.elir.public_files import public_file
+from training.elir.public_names import load_public, public_size
 from training.elir.stage_objective import ElirNet
 from training.run_dir.paths import StagePaths
 from training.settings.elir import BlockCodec, ElirModelSettings, TinyAutoencoder
+from training.settings.initial_weights import is_public
 from training.weights.initialize import LoadReport, Parameter, weights_path
 from training.weights.model_folder import (
     WEIGHTS,
@@ -47,15 +49,37 @@ def initial_net(
             nn.init.zeros_(parameter)
         return net, None
     try:
-        source = find_model(weights_path(name, folder))
-        _check_same(source, model)
-        state = read_weights(source / WEIGHTS)
-        with weights_errors(source / WEIGHTS):
-            fill(net.networks, state)
+        source = public_file(name) if is_public(name) else weights_path(name, folder)
+        fill_from = _fill_public if source.is_file() else _fill_own
+        loaded = fill_from(net.networks, source, model)
     except FlowmapsrError as error:
         raise FlowmapsrError(f"stage {folder.name!r}: init_from {name}: {error}") from error
-    loaded = tuple(Parameter(name, tuple(one.shape)) for name, one in state.items())
-    return net, LoadReport(str(source), loaded, (), ())
+    rows = tuple(Parameter(name, tuple(one.shape)) for name, one in loaded.items())
+    return net, LoadReport(str(source), rows, (), ())
+
+
+def _fill_own(networks: Networks, place: Path, model: ElirModelSettings) -> dict[str, Tensor]:
+    """Loads a model folder, or the one of a run folder; gives what it holds."""
+    source = find_model(place)
+    _check_same(source, model)
+    state = read_weights(source / WEIGHTS)
+    with weights_errors(source / WEIGHTS):
+        fill(networks, state)
+    return state
+
+
+def _fill_public(networks: Networks, file: Path, model: ElirModelSettings) -> dict[str, Tensor]:
+    """Loads a file of weights as ELIR's authors publish them; gives what it holds."""
+    state = read_weights(file)
+    for field, there in zip(("width", "middle_blocks"), public_size(state), strict=True):
+        here = getattr(model, field)
+        if there != here:
+            raise FlowmapsrError(
+                f"its field has {field} {there}, and model.{field} is {here}: set "
+                f"model.{field}={there}"
+            )
+    load_public(networks, state)
+    return state
 
 
 def _check_same(source: Path, model: ElirModelSettings) -> None:
@@ -82,7 +106,7 @@ def codec_networks(settings: TinyAutoencoder | BlockCodec) -> CodecNetworks:
         FlowmapsrError: they cannot be had, or latents are scaled by more than the weights.
     """
     if isinstance(settings, BlockCodec):
-        return pixel_codec() if settings.downsample == 1 else dct_codec(settings.downsample)
+        return dct_codec(settings.downsample)
     source = settings.source
     found = AutoencoderCodec(AutoencoderSettings(kind="autoencoder_tiny", source=source))
     if found.scaling != {"scaling_factor": 1.0, "shift_factor": 0.0}:
@@ -97,7 +121,7 @@ def codec_networks(settings: TinyAutoencoder | BlockCodec) -> CodecNetworks:
     return codec
 
 
-def _load_half(half: nn.Module, state: dict[str, torch.Tensor], name: str, source: str) -> None:
+def _load_half(half: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
     prefix = f"{name}."
     mine = {key.removeprefix(prefix): one for key, one in state.items() if key.startswith(prefix)}
     try:

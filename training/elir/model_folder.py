@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datagen.samples.weights import read_weights
-from training.elir.codec import CodecNetworks, dct_codec, pixel_codec, tiny_codec
+from training.elir.codec import CodecNetworks, dct_codec, tiny_codec
 from training.elir.collapsible import CollapsibleConv, collapse
 from training.elir.network import Networks, build
 from training.settings.elir import BlockCodec, ElirModelSettings, LatentConsistency
@@ -98,6 +98,6 @@ def fill(networks: Networks, state: Mapping[str, Tensor]) -> None:
 
 def _codec_to_fill(config: ElirConfig) -> CodecNetworks:
     codec = config.model.codec
-    if not isinstance(codec, BlockCodec):
-        return tiny_codec(config.latent_channels)
-    return pixel_codec() if codec.downsample == 1 else dct_codec(codec.downsample)
+    if isinstance(codec, BlockCodec):
+        return dct_codec(codec.downsample)
+    return tiny_codec(config.latent_channels)

@@ -29,7 +29,7 @@ class BlockCodec(Settings):
     """Convolutions that start as the block DCT, and need no weights; `pixels` is no codec."""
 
     kind: Literal["dct8", "dct4", "pixels"]
-    """Blocks of 8x8 pixels (192 channels), of 4x4 (48 channels), or the pixels themselves (3)."""
+    """Blocks of 8x8 pixels (192 channels), of 4x4 (48), or the pixels themselves (3)."""
 
     @property
     def downsample(self) -> int:

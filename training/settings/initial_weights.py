@@ -11,11 +11,19 @@ from datagen.records import located
 
 STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 REGISTRY = "models:/"
+PUBLIC = "elir:"
+"""Begins the names of published weights."""
+PUBLISHED = ("bfr", "sr", "denoising", "inpainting", "bsr")
 _MODEL_VERSION = re.compile(r"models:/[^/@]+/\d+")
 
 
 def is_registry(text: str) -> bool:
     return text.startswith(REGISTRY)
+
+
+def is_public(text: str) -> bool:
+    """Whether these are the published weights of ELIR for a task."""
+    return text.startswith(PUBLIC)
 
 
 def is_stage(text: str) -> bool:
@@ -39,6 +47,9 @@ def _checked(text: str, info: ValidationInfo) -> str:
                 "write models:/NAME/VERSION with the version's number: an alias or a stage may "
                 "come to mean another model before the run has ended"
             )
+    elif is_public(text):
+        if text.removeprefix(PUBLIC) not in PUBLISHED:
+            raise ValueError(f"write one of {', '.join(PUBLIC + name for name in PUBLISHED)}")
     elif "://" in text:
         raise ValueError("give a local path, models:/NAME/VERSION or the name of a stage")
     elif not is_stage(text) and not _looks_like_path(text):
@@ -51,4 +62,4 @@ def _checked(text: str, info: ValidationInfo) -> str:
 
 InitialWeights = Annotated[str, AfterValidator(_checked)]
 """The name of an earlier stage; a run folder, model folder, diffusers folder or `.safetensors`
-file (with a slash or that ending); or `models:/NAME/VERSION` of MLflow's registry."""
+file (with a slash or that ending); `models:/NAME/VERSION` of MLflow's registry; or `elir:TASK`."""

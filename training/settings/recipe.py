@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from datagen.io.redaction import holds_secret, redacted
 from datagen.records import Execution, Location, Probability, Settings, flatten
 from training.settings.elir import ElirModelSettings, LatentConsistency
-from training.settings.initial_weights import is_stage
+from training.settings.initial_weights import is_public, is_stage
 from training.settings.model import DEFAULT_KIND, ModelSettings, PromptSettings, StandInPrompts
 from training.settings.stage import StageSettings
 
@@ -161,6 +161,11 @@ class TrainingRecipe(Settings):
                     f"stage {stage.name!r}: objective.kind={stage.objective.kind} does not train "
                     f"model.kind={self.model.kind}: set objective.kind={needed}, or "
                     f"model.kind={DEFAULT_KIND if is_elir else 'elir'}"
+                )
+            if stage.init_from is not None and is_public(stage.init_from) and not is_elir:
+                raise ValueError(
+                    f"stage {stage.name!r}: init_from={stage.init_from} is of model.kind=elir, not "
+                    f"{self.model.kind}: name other weights"
                 )
             if (
                 isinstance(self.model, ElirModelSettings)

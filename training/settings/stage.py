@@ -103,8 +103,9 @@ class StageSettings(Settings):
     """Trains a LoRA against a discriminator, beside the objective; null trains the network."""
     init_from: InitialWeights | None = None
     """An earlier stage, a run or model folder, a diffusers folder, a `.safetensors` file (folders
-    are written with a slash) or `models:/NAME/VERSION` of MLflow; null takes the stage before,
-    and random weights for the first."""
+    are written with a slash) or `models:/NAME/VERSION` of MLflow; for ELIR also `elir:bfr`, `sr`,
+    `denoising`, `inpainting` or `bsr`, as published. Null takes the stage before, and random
+    weights for the first."""
     min_loaded_fraction: Probability = 0.5
     """Least part of the network's parameters that must be found there: what holds fewer is a
     checkpoint of another architecture."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datagen.samples.codecs import DctCodec
 from tests.training.elir.small_networks import CHANNELS, double, pixels, small_networks
 from training.elir.coarse_estimator import START_GAIN
-from training.elir.codec import TinyDecoder, TinyEncoder, dct_codec, pixel_codec
+from training.elir.codec import TinyDecoder, TinyEncoder, dct_codec
 from training.elir.network import build, time_features
 from training.elir.sampler import euler, euler_states, restore
 
@@ -93,7 +93,7 @@ def test_training_starts_where_the_coarse_estimate_is_the_latents_of_its_input()
 
 
 def test_pixels_can_take_the_place_of_latents() -> None:
-    nets = build(32, 1, expand=None, codec=pixel_codec(), growth=4)
+    nets = build(32, 1, expand=None, codec=dct_codec(1), growth=4)
     restored = restore(nets, torch.rand(1, 3, 8, 12), torch.randn(1, 3, 8, 12), 0.1, 2)
     assert restored.shape == (1, 3, 8, 12)
 

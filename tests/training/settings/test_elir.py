@@ -70,6 +70,7 @@ def _recipe(
             "objective.kind=self_distillation does not train model.kind=elir: set "
             "objective.kind=latent_consistency",
         ),
+        ({"stage": {"init_from": "elir:faces"}}, "write one of elir:bfr, elir:sr, "),
         ({"model": {"kind": "flowmap"}}, "does not train model.kind=flowmap.*model.kind=elir"),
         (
             {"prompts": {"kind": "text_encoders", "source": "/encoders"}},
@@ -115,3 +116,10 @@ def test_a_dataset_must_store_pixels_at_sides_that_the_field_can_halve(
     recipe = _recipe(manifest=str(tmp_path / "dataset"), output=str(tmp_path / "run"))
     with pytest.raises(FlowmapsrError, match=message) if message else nullcontext():
         check_run(recipe)
+
+
+def test_published_weights_are_of_elir_alone() -> None:
+    stage = {"objective": {"kind": "flow_matching"}, "init_from": "elir:sr"}
+    with pytest.raises(ValidationError, match="init_from=elir:sr is of model.kind=elir, not flow"):
+        _recipe(model={"kind": "flowmap"}, stage=stage)
+    assert _recipe(stage={"init_from": "elir:sr"}).stages[0].init_from == "elir:sr"
