@@ -76,11 +76,14 @@ def upscale(
     source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 2,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Network evaluations. [default: the model's own]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of a model or training run.")] = None,
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     precision: Precision = "auto",
+    seed: Annotated[int, typer.Option(help="Of the noise that ELIR adds, for every photo.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -109,6 +112,7 @@ def upscale(
                 lora_scale=lora_scale,
                 guidance=guidance,
                 precision=precision,
+                seed=seed,
                 on_done=lambda source: progress.advance(note=source.name),
             )
         out.say(reports.upscaled(str(output), scale, report))

@@ -119,6 +119,10 @@ class Restorer(Protocol):
     def size_multiple(self) -> int:
         """Both sides of an image must be multiples of this."""
 
+    @property
+    def usual_steps(self) -> int:
+        """Network evaluations where no number is asked for."""
+
     def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
         """LQ images at their target size (B, 3, H, W) in [-1, 1] -> HQ estimates, alike, by `steps`
         network evaluations, 1 or more."""
@@ -132,6 +136,8 @@ class LoadOptions:
     lora_scale: float | None = None
     guidance: float | None = None
     precision: Precision = "auto"
+    seed: int = 0
+    """Of the noise, in a system that restores with some: each image's is drawn from it anew."""
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Of the network's weights and activations; `auto` is bfloat16 on a GPU that computes in

@@ -104,6 +104,7 @@ def draw_comparison(recipe: FullRecipe, path: str) -> None:
         lora_scale=settings.lora_scale,
         guidance=settings.guidance,
         precision=settings.precision,
+        seed=settings.seed,
     )
     photos = degraded_photos(settings, upscaler.config.degradation, settings.scales[0])
     picture = comparison(upscaler, list(islice(photos, COMPARED_PHOTOS)), settings.steps)

@@ -130,6 +130,7 @@ class ConvStage:
 
 class ConvRestorer:
     size_multiple = 1
+    usual_steps = 1
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.config = load_config(folder, ConvConfig)

@@ -15,23 +15,30 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(z, t)."""
+OneArgument = Callable[[Tensor], Tensor]
+"""A network of pixels or latents alone."""
 Flow = Literal["latent_consistency", "flow_matching", "none"]
 """How the field is trained: as the paper does, by plain flow matching, or not at all."""
 
 
-class ElirNetworks(Protocol):
-    """Callables; `training/elir/network.py` has the real ones."""
+class RestoringNetworks(Protocol):
+    """Callables that make HQ of LQ; `training/elir/network.py` has the real ones."""
 
     @property
-    def frozen_encoder(self) -> Callable[[Tensor], Tensor]: ...
+    def encoder(self) -> OneArgument: ...
     @property
-    def encoder(self) -> Callable[[Tensor], Tensor]: ...
-    @property
-    def coarse(self) -> Callable[[Tensor], Tensor]: ...
+    def coarse(self) -> OneArgument: ...
     @property
     def field(self) -> Velocity: ...
     @property
-    def decoder(self) -> Callable[[Tensor], Tensor]: ...
+    def decoder(self) -> OneArgument: ...
+
+
+class ElirNetworks(RestoringNetworks, Protocol):
+    """And what encodes HQ in training."""
+
+    @property
+    def frozen_encoder(self) -> OneArgument: ...
 
 
 class ElirWeights(Protocol):

@@ -1,40 +1,97 @@
-"""A trained ELIR model that restores pixels."""
+"""A trained ELIR model that restores pixels of any size: codec and coarse estimator in tiles, which
+changes nothing, and the field in one piece, as its group norms see all of it."""
 
 from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from training.elir.coarse_estimator import COARSE_REACH
+from training.elir.codec import TINY_REACH
 from training.elir.model_folder import PARTS, ElirConfig
 from training.elir.network import LATENT_MULTIPLE, Networks
+from training.elir.objective import OneArgument, Velocity
 from training.elir.sampler import restore
+from training.elir.tiles import tiled
+from training.settings.elir import TinyAutoencoder
 
-NOISE_SEED = 0
+TILE_PIXELS = 1024
+"""Side of a tile; smaller pictures are one."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TiledNetworks:
+    """Those of `Networks` that restore, in tiles where that is exact."""
+
+    encoder: OneArgument
+    coarse: OneArgument
+    field: Velocity
+    decoder: OneArgument
+
+    @classmethod
+    def of(cls, networks: Networks, config: ElirConfig) -> TiledNetworks:
+        down = config.model.downsample
+        # The block transforms look at nothing beside their block.
+        reach = TINY_REACH if isinstance(config.model.codec, TinyAutoencoder) else 0
+        parted = partial(tiled, tile=TILE_PIXELS // down)
+        coarse = partial(parted, networks.coarse, reach=COARSE_REACH)
+        return cls(
+            encoder=partial(parted, networks.encoder, reach=reach, inside=down),
+            coarse=coarse if config.model.has_coarse else networks.coarse,
+            field=networks.field,
+            decoder=partial(parted, networks.decoder, reach=reach, outside=down),
+        )
 
 
 class ElirRestorer:
     """Estimates the mean HQ latents of an LQ image, and carries them to likely ones."""
 
-    def __init__(self, networks: Networks, config: ElirConfig, dtype: torch.dtype) -> None:
-        self.networks = networks
-        self.config = config
+    def __init__(
+        self, networks: Networks, config: ElirConfig, dtype: torch.dtype, seed: int = 0
+    ) -> None:
         for part in PARTS:
-            getattr(networks, part).to(dtype)
+            getattr(networks, part).to(dtype, memory_format=torch.channels_last)
+        self.networks = TiledNetworks.of(networks, config)
+        self.config = config
+        self.seed = seed
         self.device = next(networks.field.parameters()).device
         self.size_multiple = LATENT_MULTIPLE * config.model.downsample
+        self.usual_steps = max(config.steps, 1)
+        self._warned: set[int] = set()
 
     def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
-        """As `Restorer`; the noise of an image depends on its size alone."""
+        """As `Restorer`; the noise of an image depends on the seed and its size alone."""
+        self._warn(steps)
         down = self.config.model.downsample
         shape = (self.config.latent_channels, *(side // down for side in lq.shape[2:]))
-        generator = torch.Generator().manual_seed(NOISE_SEED)
+        generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(shape, generator=generator).to(lq).expand(len(lq), *shape)
         objective = self.config.objective
+        pixels = ((lq + 1) / 2).contiguous(memory_format=torch.channels_last)
         restored = restore(
             self.networks,
-            (lq + 1) / 2,
+            pixels,
             noise,
             objective.sigma_s if self.config.model.has_field else 0.0,
             steps if self.config.model.has_field else 0,
         )
         return 2 * restored - 1
+
+    def _warn(self, steps: int) -> None:
+        """Says once what another number of steps than the trained one means."""
+        trained, flow = self.config.steps, self.config.objective.flow
+        if steps in self._warned or steps == trained or flow == "flow_matching" or not trained:
+            return
+        self._warned.add(steps)
+        meaning = "pictures are more blurred" if steps < trained else "pictures do not get better"
+        log.warning(
+            "%d steps, but the model was trained for %d segments, each of which one step crosses: "
+            "%s; use %d, or train with objective.segments=%d",
+            *(steps, trained, meaning, trained, steps),
+        )

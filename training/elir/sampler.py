@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from training.elir.objective import ElirNetworks, Velocity
+from training.elir.objective import RestoringNetworks, Velocity
 
 
 def euler_states(v: Velocity, z0: Tensor, steps: int) -> Iterator[Tensor]:
@@ -30,7 +30,9 @@ def euler(v: Velocity, z0: Tensor, steps: int) -> Tensor:
     return z
 
 
-def restore(nets: ElirNetworks, y: Tensor, noise: Tensor, sigma_s: float, steps: int) -> Tensor:
+def restore(
+    nets: RestoringNetworks, y: Tensor, noise: Tensor, sigma_s: float, steps: int
+) -> Tensor:
     """HQ estimates of LQ pixels: clip(D(z), 0, 1), where z starts at g(E(y)) + σ_s noise.
 
     Args:

@@ -55,7 +55,7 @@ class ElirSystem:
                     "leave it out"
                 )
         networks = load_networks(folder, config, device)
-        return ElirRestorer(networks, config, options.dtype(device))
+        return ElirRestorer(networks, config, options.dtype(device), options.seed)
 
 
 class ElirStage:

@@ -80,6 +80,7 @@ def evaluate(
         lora_scale=settings.lora_scale,
         guidance=settings.guidance,
         precision=settings.precision,
+        seed=settings.seed,
         system_of=system_of,
     )
     rows = []

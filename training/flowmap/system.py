@@ -186,6 +186,8 @@ class FlowMapStage:
 class FlowMapRestorer:
     """Encodes LQ, travels the flow map in a few steps, decodes HQ."""
 
+    usual_steps = 2
+
     def __init__(
         self, net: FlowMapNet, codec: Codec, config: FlowMapConfig, guidance: float
     ) -> None:

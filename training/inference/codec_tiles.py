@@ -1,16 +1,13 @@
-"""A convolutional network in tiles, exactly: each tile sees all that decides about its inside, and
-is cut, not blended. For networks without global statistics, which group norms are.
-"""
+"""A codec of ELIR in tiles: what one picture at once would give, in less memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-CODEC_REACH = 19
-"""Latents around one that TAESD3's encoder and decoder look at, at most."""
+from training.elir.codec import TINY_REACH
+from training.elir.tiles import tiled
 
 
 def encode_tiled(
@@ -19,7 +16,7 @@ def encode_tiled(
     tile: int,
     *,
     downsample: int = 8,
-    reach: int = CODEC_REACH,
+    reach: int = TINY_REACH,
 ) -> Tensor:
     """Pixels (B, 3, H, W) -> `encoder(x)`, in tiles of `tile` latents and `reach` around them."""
     return tiled(encoder, x, tile, reach=reach, inside=downsample)
@@ -31,39 +28,7 @@ def decode_tiled(
     tile: int,
     *,
     downsample: int = 8,
-    reach: int = CODEC_REACH,
+    reach: int = TINY_REACH,
 ) -> Tensor:
     """Latents (B, C, h, w) -> `decoder(z)`, in tiles of `tile` latents and `reach` around them."""
     return tiled(decoder, z, tile, reach=reach, outside=downsample)
-
-
-def tiled(
-    network: Callable[[Tensor], Tensor],
-    x: Tensor,
-    tile: int,
-    *,
-    reach: int,
-    inside: int = 1,
-    outside: int = 1,
-) -> Tensor:
-    """`network(x)`, in tiles.
-
-    Args:
-        tile: side of a tile in latents, 1 or more.
-        reach: latents around one that decide about it.
-        inside, outside: side of a latent in the network's input and output.
-    """
-    height, width = (side // inside for side in x.shape[-2:])
-    rows = []
-    for top in range(0, height, tile):
-        row = []
-        for left in range(0, width, tile):
-            # At the picture's own borders the network pads as it would there in one piece.
-            y0, y1 = max(0, top - reach), min(height, top + tile + reach)
-            x0, x1 = max(0, left - reach), min(width, left + tile + reach)
-            part = x[..., y0 * inside : y1 * inside, x0 * inside : x1 * inside]
-            y, z = (top - y0) * outside, (left - x0) * outside
-            side = tile * outside
-            row.append(network(part)[..., y : y + side, z : z + side])
-        rows.append(torch.cat(row, dim=-1))
-    return torch.cat(rows, dim=-2)

@@ -77,10 +77,11 @@ def upscale_all(
     model: str,
     *,
     scale: float,
-    steps: int,
+    steps: int | None = None,
     lora_scale: float | None = None,
     guidance: float | None = None,
     precision: Precision = "auto",
+    seed: int = 0,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others are done."""
@@ -88,7 +89,7 @@ def upscale_all(
 
     report = UpscaleReport()
     upscaler = Upscaler.from_pretrained(
-        model, lora_scale=lora_scale, guidance=guidance, precision=precision
+        model, lora_scale=lora_scale, guidance=guidance, precision=precision, seed=seed
     )
     for job in jobs:
         try:

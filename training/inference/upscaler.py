@@ -45,6 +45,7 @@ class Upscaler:
         lora_scale: float | None = None,
         guidance: float | None = None,
         precision: Precision = "auto",
+        seed: int = 0,
         system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
@@ -54,6 +55,7 @@ class Upscaler:
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
             precision: of the network; `auto` is bf16 on a GPU that computes in it, else fp32.
+            seed: of the noise that a model may restore with, the same for every picture.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -62,12 +64,12 @@ class Upscaler:
         folder = find_model(path)
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        options = LoadOptions(lora_scale, guidance, precision)
+        options = LoadOptions(lora_scale, guidance, precision, seed)
         return cls(system.load(folder, place, options), method=system.name)
 
-    def upscale(self, image: np.ndarray, *, scale: float, steps: int) -> np.ndarray:
+    def upscale(self, image: np.ndarray, *, scale: float, steps: int | None = None) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
-        from 1 on, by `steps` network evaluations."""
+        from 1 on, by `steps` network evaluations; None takes those that suit the model."""
         height, width = image.shape[:2]
         target = (max(1, round(width * scale)), max(1, round(height * scale)))
         return self.restore(self.enlarge(image, target), steps=steps)
@@ -80,17 +82,18 @@ class Upscaler:
         return result.round().clip(0, 255).astype(np.uint8)
 
     @torch.inference_mode()
-    def restore(self, image: np.ndarray, *, steps: int) -> np.ndarray:
+    def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
         """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate."""
         height, width = image.shape[:2]
         tensor = torch.from_numpy(image.copy()).to(self.restorer.device)
         pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
         multiple = self.restorer.size_multiple
+        steps = steps or self.restorer.usual_steps
         padding = (0, -width % multiple, 0, -height % multiple)
         restored = self.restorer(functional.pad(pixels, padding, mode="replicate"), steps=steps)
         return to_pixels(restored)[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
 
-    def upscale_file(self, data: bytes, *, scale: float, steps: int) -> Image.Image:
+    def upscale_file(self, data: bytes, *, scale: float, steps: int | None = None) -> Image.Image:
         """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
 
         Raises:

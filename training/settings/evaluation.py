@@ -21,7 +21,7 @@ class EvaluationSettings(Settings):
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     """Numbers of network evaluations for each photo."""
     seed: int = Field(0, ge=0)
-    """Seed of the degradations."""
+    """Seed of the degradations, and of the noise that a model restores with."""
     lora_scale: float | None = Field(None, ge=0)
     """Strength of the LoRA of an adversarial model; null takes the model's default."""
     guidance: float | None = Field(None, ge=0)

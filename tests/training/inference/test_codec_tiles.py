@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.training.elir.small_networks import CHANNELS, double, pixels, small_networks
 from training.elir.coarse_estimator import COARSE_REACH
-from training.inference.codec_tiles import decode_tiled, encode_tiled, tiled
+from training.elir.tiles import tiled
+from training.inference.codec_tiles import decode_tiled, encode_tiled
 
 NETS = small_networks()
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

@@ -1,0 +1,84 @@
+"""The restorer: tiles that change nothing, noise from a seed, any size, any number of steps."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import training.elir.restorer
+from datagen.degradation.settings import DegradationSettings
+from tests.training.elir.small_networks import CHANNELS, pixels, small_networks
+from training.elir.model_folder import ElirConfig
+from training.elir.restorer import ElirRestorer
+from training.elir.sampler import restore
+from training.inference.upscaler import Upscaler
+from training.settings.elir import ElirModelSettings, LatentConsistency
+
+
+def restorer(seed: int = 0, dtype: torch.dtype = torch.float64, **objective: Any) -> ElirRestorer:
+    config = ElirConfig(
+        model=ElirModelSettings(),
+        latent_channels=CHANNELS,
+        objective=LatentConsistency(sigma_s=0.5, **objective),
+        degradation=DegradationSettings(
+            operations=[{"kind": "downscale"}, {"kind": "resize_back"}]  # type: ignore[list-item]
+        ),
+        stage="elir",
+        recipe_digest="",
+        dataset_digest="",
+    )
+    return ElirRestorer(small_networks(expand=None), config, dtype, seed)
+
+
+def lq(*size: int) -> Tensor:
+    return 2 * pixels(1, 3, *size) - 1
+
+
+@torch.no_grad()
+def test_a_large_picture_is_restored_in_tiles_as_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    y = lq(8 * 60, 8 * 28)
+    drawn = torch.randn(CHANNELS, 60, 28, generator=torch.Generator().manual_seed(4))
+    whole = restore(small_networks(expand=None), (y + 1) / 2, drawn[None].double(), 0.5, 3)
+    monkeypatch.setattr(training.elir.restorer, "TILE_PIXELS", 8 * 20)
+    tiles = restorer(seed=4)(y, steps=3)
+    torch.testing.assert_close(tiles, 2 * whole - 1, rtol=1e-10, atol=1e-11)
+
+
+@torch.no_grad()
+def test_noise_follows_from_the_seed_for_every_picture_of_a_batch() -> None:
+    y = lq(32, 64)
+    first = restorer()
+    once = first(y, steps=3)
+    assert torch.equal(first(y, steps=3), once)
+    torch.testing.assert_close(restorer()(y.repeat(2, 1, 1, 1), steps=3), once.repeat(2, 1, 1, 1))
+    assert not torch.allclose(restorer(seed=1)(y, steps=3), once)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 50)])
+def test_any_size_is_restored_in_the_trained_number_of_steps(size: tuple[int, int]) -> None:
+    upscaler = Upscaler(restorer(dtype=torch.float32, segments=5), method="elir")
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    restored = upscaler.upscale(image, scale=1)
+    assert restored.shape == image.shape and restored.dtype == np.uint8
+    assert np.array_equal(restored, upscaler.upscale(image, scale=1, steps=5))
+
+
+@torch.no_grad()
+def test_another_number_of_steps_is_told_once_with_its_meaning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trained = restorer()
+    with caplog.at_level(logging.WARNING):
+        for steps in (3, 1, 1, 25):
+            trained(lq(32, 32), steps=steps)
+        restorer(flow="flow_matching")(lq(32, 32), steps=25)
+    few, many = caplog.messages
+    assert few.startswith("1 steps, but the model was trained for 3 segments")
+    assert "more blurred; use 3" in few and "do not get better; use 3" in many
