@@ -12,7 +12,7 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from training.data.loader import Batch
 from training.data.schedule import seeded
-from training.elir.initial import codec_networks, initial_net
+from training.elir.initial import initial_net
 from training.elir.model_folder import ElirConfig, load_networks, save_model
 from training.elir.restorer import ElirRestorer
 from training.elir.sampler import euler_states
@@ -22,6 +22,7 @@ from training.monitoring.startup_timer import startup
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
 from training.settings.elir import ElirModelSettings, LatentConsistency, TinyAutoencoder
+from training.settings.initial_weights import is_stage
 from training.system_protocol import LoadOptions, StageInputs
 from training.trainer import Losses, ObjectiveTrainer
 from training.weights.initialize import LoadReport, fetch_weights
@@ -35,9 +36,14 @@ class ElirSystem:
     pictures_note = ""
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
-        for stage in inputs.recipe.stages_from(inputs.folder.name):
-            fetch_weights(inputs.recipe, StagePaths(inputs.folder.run, stage.name))
-        codec_networks(_model_settings(inputs).codec)
+        """Loads what later stages start from, too: they shall not stop a training in its middle."""
+        recipe, model = inputs.recipe, _model_settings(inputs)
+        for stage in recipe.stages_from(inputs.folder.name):
+            folder = StagePaths(inputs.folder.run, stage.name)
+            fetch_weights(recipe, folder)
+            name = recipe.initial_weights_of(stage.name)
+            if name is None or not is_stage(name):
+                initial_net(model, name, folder)
 
     def build(self, inputs: StageInputs) -> ElirStage:
         model = _model_settings(inputs)

@@ -421,6 +421,11 @@ def test_a_strength_for_a_lora_that_is_never_trained_is_refused(write: Write) ->
     assert "evaluation.lora_scale is given, but the last stage, 'warmup', trains no LoRA" in text
 
 
+def test_a_dataset_without_latents_is_trained_on_by_a_recipe_that_needs_none() -> None:
+    assert fitting_recipe(None, preferred="elir-sr8") == "elir-sr8"
+    assert fitting_recipe(None, preferred="demo") is None and fitting_recipe(None) is None
+
+
 @pytest.mark.parametrize("codec", ["dct8", "dct4", "autoencoder_kl", "autoencoder_tiny"])
 def test_latents_of_every_codec_have_a_recipe_to_start_with(codec: str) -> None:
     source = {} if codec.startswith("dct") else {"source": "owner/name"}
