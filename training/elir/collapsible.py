@@ -1,12 +1,15 @@
 """A 3x3 convolution that is trained as a wider 3x3 and a 1x1 after it, and computed as one.
 
 Nothing is between the two, so they are one linear map: W = W2 W1, b = W2 b1 + b2. Every call
-multiplies them first: the same outputs and gradients as two convolutions, for far less work.
+multiplies them first: the same outputs and gradients as two convolutions, for far less work once
+there are more pixels in a batch than channels.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +24,19 @@ class CollapsibleConv(nn.Module):
         super().__init__()
         self.wide = nn.Conv2d(cin, expand * cout, 3, padding=1)
         self.narrow = nn.Conv2d(expand * cout, cout, 1)
+        self.kept: tuple[Tensor, Tensor] | None = None
+        """Its product inside `collapsed_once`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # The zeros of the padding are input of the 3x3, so borders are the same, too.
+        return functional.conv2d(x, *(self.kept or self.product()), padding=1)
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution, with gradients."""
         narrow = self.narrow.weight.flatten(1)
         assert self.wide.bias is not None and self.narrow.bias is not None
         weight = (narrow @ self.wide.weight.flatten(1)).view(-1, *self.wide.weight.shape[1:])
-        # The zeros of the padding are input of the 3x3, so borders are the same, too.
-        return functional.conv2d(x, weight, narrow @ self.wide.bias + self.narrow.bias, padding=1)
+        return weight, narrow @ self.wide.bias + self.narrow.bias
 
     def collapsed(self) -> nn.Conv2d:
         """The one convolution that this is, multiplied in float64."""
@@ -50,6 +59,20 @@ class CollapsibleConv(nn.Module):
         nn.init.zeros_(self.narrow.bias)
         nn.init.zeros_(self.narrow.weight)
         self.narrow.weight[:, :cout, 0, 0] = torch.eye(cout).to(self.narrow.weight)
+
+
+@contextmanager
+def collapsed_once(module: nn.Module) -> Iterator[None]:
+    """In the block the module's weights stay as they are and are multiplied once for all its calls,
+    which may be differentiated together."""
+    blocks = [m for m in module.modules() if isinstance(m, CollapsibleConv)]
+    try:
+        for block in blocks:
+            block.kept = block.product()
+        yield
+    finally:
+        for block in blocks:
+            block.kept = None
 
 
 def conv3x3(cin: int, cout: int, expand: int | None) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.data.loader import Batch
 from training.elir.codec import CodecNetworks
+from training.elir.collapsible import collapsed_once
 from training.elir.network import Networks
 from training.elir.objective import Flow, elir_losses, sample_times
 from training.settings.elir import ElirModelSettings, LatentConsistency
@@ -69,7 +70,8 @@ class ElirObjective:
         t = sample_times(samples, self._time_step, generator=generator)[mine].to(x.device)
         seeds = torch.randint(2**62, (samples,), generator=generator)[mine].tolist()
         noise = net.noise(seeds, x)
-        found = elir_losses(net.networks, x, y, t, noise, self.settings, flow=self.flow)
+        with collapsed_once(net.field):
+            found = elir_losses(net.networks, x, y, t, noise, self.settings, flow=self.flow)
         # A part that the recipe leaves out counts no sample, so it is not reported.
         parts = {name: Term(found.total.new_zeros(()), 0) for name in self.terms}
         parts |= {TOTAL: _mean(found.total, len(x)), L2: _mean(found.l2, len(x))}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.elir.small_networks import CHANNELS, double, small_networks
-from training.elir.collapsible import CollapsibleConv, collapse
+from training.elir.collapsible import CollapsibleConv, collapse, collapsed_once
 
 
 def block_with_large_biases(cin: int = 3, cout: int = 5) -> CollapsibleConv:
@@ -30,6 +30,20 @@ def test_one_convolution_has_the_outputs_and_gradients_of_two(size: tuple[int, i
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-10)
     weights = torch.cos(torch.arange(ours.numel(), dtype=torch.float64)).view_as(ours)
     found, expected = (torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 1e-12 * other.norm()
+
+
+def test_calls_that_share_one_product_have_the_gradients_of_each_alone() -> None:
+    block, x = block_with_large_biases(), double(3, 2, 3, 4, 4)
+    inputs = list(block.parameters())
+    expected = torch.autograd.grad(sum(expanded(block, one).square().sum() for one in x), inputs)
+    with collapsed_once(block), torch.no_grad():
+        block(x[0])
+    with collapsed_once(nn.ModuleList([block])):
+        total = sum(block(one).square().sum() for one in x)
+    assert block.kept is None
+    found = torch.autograd.grad(total, inputs)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 1e-12 * other.norm()
 
