@@ -94,6 +94,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.servers_gone
 	$(BIN)/python -m tests.benchmarks.loading
 	$(BIN)/python -m tests.benchmarks.review
+	$(BIN)/python -m tests.benchmarks.elir_speed
 
 gpu-bundle: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.gpu.bundle $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines import environment
+from pipelines.benchmark_cli import benchmark_app
 from pipelines.dataset_cli import dataset_app
 from pipelines.model_cli import evaluate, upscale
 from pipelines.servers import PREFECT, RAY, ask_servers
@@ -37,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in the help are brackets
 )
 app.add_typer(dataset_app, help="Make and check datasets.")
+app.add_typer(benchmark_app, name="benchmark", help="Measure models.")
 app.add_typer(stack_app, help="Run MLflow, Prefect, Ray, S3 and Postgres here.")
 
 

@@ -115,6 +115,32 @@ def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:
     return VerbResult(result, [*evaluation_table(rows), f"Next: {next_step}"])
 
 
+def elir_speed(
+    settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], logged: str | None
+) -> VerbResult:
+    """The table of ELIR's parts."""
+    cells = [
+        (
+            "field, a step" if row["part"] == "field" else row["part"],
+            f"{row['parameters']:,}",
+            f"{row['trained_parameters']:,}",
+            f"{row['gflop']:.1f}",
+            f"{row['images_per_second']:.2f}",
+        )
+        for row in rows
+    ]
+    headings = ("part", "parameters", "in training", "GFLOP", "images/s")
+    precision = "bf16" if settings["bf16"] else "fp32"
+    how = (
+        f"{settings['side']}x{settings['side']} pixels, batches of {settings['batch']}, "
+        f"{settings['steps']} steps, {precision}, {settings['hardware']}, "
+        f"mean of {settings['calls']} calls."
+    )
+    where = [f"Logged to MLflow: {logged}"] if logged else []
+    result = {"settings": dict(settings), "rows": list(rows), "mlflow": logged}
+    return VerbResult(result, [*table(headings, cells), how, *where])
+
+
 def _rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
     from training.run_dir.records import CONVENTION
 
