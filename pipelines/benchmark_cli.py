@@ -42,7 +42,7 @@ def elir_speed(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show parameters, operations and images a second of ELIR's parts.
+    """Show size, operations and speed of ELIR's parts.
 
     The networks have random weights, which change none of it. The table is also logged to MLflow.
 
