@@ -1,0 +1,148 @@
+"""Finds how the LQ of a real pair lies on its HQ, by phase correlation: the shift and the scale.
+
+Positions are continuous, pixel i covers [i, i + 1]; both pictures are laid center on center first.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from skimage.registration import phase_cross_correlation
+
+LEAST_SIMILARITY = 0.2
+"""In 40 photos with noise and JPEG, pairs had 0.82 or more, different scenes 0.04 or less."""
+_LARGEST_WINDOW = 512
+_SMALLEST_WINDOW = 16
+_STEPS = 100  # in which a shift of a pixel is found
+_BROAD = 3.0  # standard deviation, LQ pixels
+_ROUNDS = 6  # at most; the second has found nearly everything
+
+
+class Registration(NamedTuple):
+    """A point of the LQ, from its center, times `scale` plus the shift is the same point of the
+    HQ, from its center."""
+
+    scale: float
+    """HQ pixels of one LQ pixel."""
+    shift_x: float
+    """HQ pixels, to the right."""
+    shift_y: float
+    """HQ pixels, downwards."""
+    offset: float
+    """HQ pixels by which the worst corner is off the place that the sizes alone give it."""
+    similarity: float
+    """Correlation of the detail of the registered pictures: 1 if they are equal."""
+
+    def fault(self, *, tolerance: float) -> str | None:
+        """Why the pair cannot be used, with the number; None if it can. `tolerance` is the largest
+        offset, HQ pixels."""
+        if self.similarity < LEAST_SIMILARITY:
+            return f"pair of different pictures (similarity {self.similarity:.2f})"
+        if self.offset > tolerance:
+            return f"pair off by {self.offset:.1f} pixels"
+        return None
+
+
+def size_fault(*, hq: tuple[int, int], lq: tuple[int, int]) -> str | None:
+    """Why pictures of these sizes (width, height) are no pair; None if they may be one.
+
+    A side of the LQ may be one pixel off what the scale of the other side gives: it was rounded.
+    """
+    (width, height), (lq_width, lq_height) = hq, lq
+    sizes = f"{width}x{height} and {lq_width}x{lq_height}"
+    if lq_width > width or lq_height > height:
+        return f"LQ larger than its HQ ({sizes})"
+    by_height, by_width = width * lq_height / height, height * lq_width / width
+    if abs(by_height - lq_width) > 1 and abs(by_width - lq_height) > 1:
+        return f"sides of the pair differ beyond the scale ({sizes})"
+    return None
+
+
+def register(hq: np.ndarray, lq: np.ndarray) -> Registration:
+    """Registers two pictures, uint8 (H, W, 3), whose sizes have no fault.
+
+    The HQ is reduced to the LQ's grid, where both have the same detail. The residual shifts of nine
+    windows give shift and scale; an LQ of fewer than 32 pixels a side keeps the scale of the sizes.
+    """
+    height, width = lq.shape[:2]
+    nominal = math.sqrt(hq.shape[0] / height * (hq.shape[1] / width))
+    target = _luma(lq)
+    # Equal to the LQ's size, or a pixel off it where that was rounded.
+    reduced = (round(hq.shape[1] / nominal), round(hq.shape[0] / nominal))
+    source = cv2.resize(_luma(hq), reduced, interpolation=cv2.INTER_AREA)
+    nominal = math.sqrt(hq.shape[1] / reduced[0] * (hq.shape[0] / reduced[1]))
+    zoom, shift = 1.0, np.zeros(2)
+    for _ in range(_ROUNDS):
+        zoom_change, change = _residual(_warped(source, target, zoom, shift), target)
+        shift = shift + zoom * change
+        zoom *= zoom_change
+        if abs(zoom_change - 1) * max(width, height) + np.abs(change).max() < 1 / _STEPS:
+            break
+    similarity = _similarity(_warped(source, target, zoom, shift), target)
+    corner = np.array([width, height]) / 2
+    offset = nominal * math.hypot(*(np.abs(zoom - 1) * corner + np.abs(shift)))
+    shift_x, shift_y = nominal * shift
+    return Registration(nominal * zoom, float(shift_x), float(shift_y), offset, similarity)
+
+
+def _luma(pixels: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def _warped(source: np.ndarray, target: np.ndarray, zoom: float, shift: np.ndarray) -> np.ndarray:
+    """The source on the target's grid: point p of it, from the center, is `zoom * p + shift`."""
+    (rows, columns), (height, width) = source.shape, target.shape
+    # OpenCV counts from the center of the first pixel.
+    start = (np.array([columns, rows]) - 1) / 2 + shift - zoom * (np.array([width, height]) - 1) / 2
+    matrix = np.array([[zoom, 0, start[0]], [0, zoom, start[1]]])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(
+        source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def _residual(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Zoom and shift that are left between two pictures of one size, from nine windows of it.
+
+    Windows count by the height of their peak: those without detail, as of a sky, have none.
+    """
+    source, target = _detail(source), _detail(target)
+    size = np.array(target.shape[::-1])
+    window = np.minimum(size // 2 if size.min() >= 2 * _SMALLEST_WINDOW else size, _LARGEST_WINDOW)
+    hanning = cv2.createHanningWindow([int(side) for side in window], cv2.CV_32F)
+    centers, shifts, weights = [], [], []
+    for part in product((0.0, 0.5, 1.0), repeat=2):
+        left, top = np.floor((size - window) * part).astype(int)
+        cut = np.s_[top : top + window[1], left : left + window[0]]
+        one, other = source[cut] * hanning, target[cut] * hanning
+        if not (one.any() and other.any()):
+            continue
+        # Not normalized: where noise is all there is of a frequency it must not count as much.
+        (down, right), error, _ = phase_cross_correlation(
+            one, other, upsample_factor=_STEPS, normalization=None
+        )
+        centers.append(np.array([left, top]) + window / 2 - size / 2)
+        shifts.append((right, down))
+        weights.append((1 - min(error, 1.0) ** 2) ** 2)
+    if not sum(weights) > 0:
+        return 1.0, np.zeros(2)
+    at, shift, weight = np.array(centers), np.array(shifts), np.array(weights)[:, None]
+    middle, mean = (weight * at).sum(0) / weight.sum(), (weight * shift).sum(0) / weight.sum()
+    spread = (weight * (at - middle) ** 2).sum()
+    slope = (weight * (at - middle) * (shift - mean)).sum() / spread if spread > 0 else 0.0
+    return 1.0 + slope, mean - slope * middle
+
+
+def _detail(luma: np.ndarray) -> np.ndarray:
+    """Without what is broad, whose peak would be broad too."""
+    return luma - cv2.GaussianBlur(luma, (0, 0), _BROAD)
+
+
+def _similarity(source: np.ndarray, target: np.ndarray) -> float:
+    a, b = _detail(source), _detail(target)
+    energy = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / energy if energy > 0 else 0.0
