@@ -25,7 +25,10 @@ _LENGTH = 8
 """Bytes in front of a header, which contain its length."""
 _LONGEST_HEADER = 100_000_000
 """Bytes that safetensors allows."""
-_PICKLE = "only safetensors are read, because a pickle can run code: save the weights as those"
+_PICKLE = (
+    "only safetensors are read, because a pickle can run code: save the weights as those, in "
+    "Python with safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
+)
 _BEGINNINGS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights: run 'git lfs pull' in the "
     "folder that it was cloned to",
