@@ -86,7 +86,7 @@ def register(hq: np.ndarray, lq: np.ndarray) -> Registration:
     corner = np.array([width, height]) / 2
     offset = nominal * math.hypot(*(np.abs(zoom - 1) * corner + np.abs(shift)))
     shift_x, shift_y = nominal * shift
-    return Registration(nominal * zoom, float(shift_x), float(shift_y), offset, similarity)
+    return Registration(float(nominal * zoom), float(shift_x), float(shift_y), offset, similarity)
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
@@ -144,5 +144,6 @@ def _detail(luma: np.ndarray) -> np.ndarray:
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> float:
     a, b = _detail(source), _detail(target)
-    energy = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
-    return float((a * b).sum()) / energy if energy > 0 else 0.0
+    power = math.sqrt(float(np.square(a).mean()) * float(np.square(b).mean()))
+    # Below a hundredth of a squared level there is no detail, only what rounding has left.
+    return float((a * b).mean()) / power if power > 0.01 else 0.0
