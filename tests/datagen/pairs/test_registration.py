@@ -6,23 +6,7 @@ import numpy as np
 import pytest
 
 from datagen.pairs.registration import register, size_fault
-
-
-def _picture(
-    width: int, height: int, *, scale: float, shift: tuple[float, float], seed: int = 0
-) -> np.ndarray:
-    """A scene of Gaussian spots through a lens that blurs by half a pixel of the picture."""
-    rng = np.random.default_rng(seed)
-    at_x, at_y = rng.uniform(-340, 340, 1500), rng.uniform(-260, 260, 1500)
-    spot = np.exp(rng.uniform(np.log(1.5), np.log(25), 1500))
-    spread = np.hypot(spot, 0.5 * scale)
-    height_of_spot = rng.choice([-60, 60], 1500) * (spot / spread) ** 2
-    x = scale * (np.arange(width) + 0.5 - width / 2) + shift[0]
-    y = scale * (np.arange(height) + 0.5 - height / 2) + shift[1]
-    columns = np.exp(-(((x[:, None] - at_x) / spread) ** 2) / 2)
-    rows = np.exp(-(((y[:, None] - at_y) / spread) ** 2) / 2)
-    value = 128 + 0.4 * (rows * height_of_spot) @ columns.T
-    return np.repeat(np.clip(np.rint(value), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+from tests.support.pair_pictures import scene_picture
 
 
 @pytest.mark.parametrize(
@@ -41,23 +25,25 @@ def _picture(
 def test_shift_and_scale_are_found(
     size: tuple[int, int], scale: float, shift: tuple[float, float]
 ) -> None:
-    hq = _picture(640, 480, scale=1.0, shift=(0, 0))
-    found = register(hq, _picture(*size, scale=scale, shift=shift))
+    hq = scene_picture(640, 480, scale=1.0, shift=(0, 0))
+    found = register(hq, scene_picture(*size, scale=scale, shift=shift))
     assert (found.shift_x, found.shift_y) == pytest.approx(shift, abs=0.1)
     assert found.scale == pytest.approx(scale, rel=5e-4)
     assert found.similarity > 0.95
 
 
 def test_a_pair_off_by_more_than_the_tolerance_is_rejected_with_the_number() -> None:
-    hq = _picture(640, 480, scale=1.0, shift=(0, 0))
-    found = register(hq, _picture(160, 120, scale=4.0, shift=(6.0, -8.0)))
+    hq = scene_picture(640, 480, scale=1.0, shift=(0, 0))
+    found = register(hq, scene_picture(160, 120, scale=4.0, shift=(6.0, -8.0)))
     assert found.fault(tolerance=9.0) == "pair off by 10.0 pixels"
     assert found.fault(tolerance=11.0) is None
 
 
 def test_pictures_of_different_scenes_are_rejected_whatever_shift_is_found() -> None:
-    hq = _picture(640, 480, scale=1.0, shift=(0, 0))
-    fault = register(hq, _picture(160, 120, scale=4.0, shift=(0, 0), seed=1)).fault(tolerance=1e9)
+    hq = scene_picture(640, 480, scale=1.0, shift=(0, 0))
+    fault = register(hq, scene_picture(160, 120, scale=4.0, shift=(0, 0), seed=1)).fault(
+        tolerance=1e9
+    )
     assert fault is not None and fault.startswith("pair of different pictures (similarity ")
 
 
