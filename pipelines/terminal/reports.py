@@ -134,7 +134,7 @@ def elir_speed(
     how = (
         f"{settings['side']}x{settings['side']} pixels, batches of {settings['batch']}, "
         f"{settings['steps']} steps, {precision}, {settings['hardware']}, "
-        f"mean of {settings['calls']} calls."
+        f"median of {settings['calls']} calls."
     )
     where = [f"Logged to MLflow: {logged}"] if logged else []
     result = {"settings": dict(settings), "rows": list(rows), "mlflow": logged}

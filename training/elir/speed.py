@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,15 +90,14 @@ def _calls(
 
 
 def _seconds(call: Callable[[], Tensor], calls: int, device: torch.device) -> float:
-    """Of one call, on average, with the device's work done."""
-    for _ in range(1 + calls // 20):
+    """Of one call with the device's work done: the median, as other programs disturb some."""
+    seconds = []
+    for _ in range(1 + calls // 20 + calls):
+        start = time.perf_counter()
         call()
-    _synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    _synchronize(device)
-    return (time.perf_counter() - start) / calls
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[-calls:])
 
 
 def _synchronize(device: torch.device) -> None:
