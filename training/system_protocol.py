@@ -106,6 +106,27 @@ class SystemStage(Protocol):
         """
 
 
+class InTiles(Protocol):
+    """Runs a network on latents of any size (`training/inference/tiler.py`)."""
+
+    def __call__(
+        self,
+        net: nn.Module,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        *,
+        pixels: int,
+        multiple: int,
+    ) -> Tensor:
+        """fn of one picture's latents x (1, C, h, w), in tiles where memory asks for them.
+
+        Args:
+            net: the network that `fn` runs; all tiles share its group norms.
+            pixels: side of what one latent shows.
+            multiple: sides of tiles must be multiples of this.
+        """
+
+
 class Restorer(Protocol):
     """A trained model that restores pixels."""
 
@@ -123,9 +144,13 @@ class Restorer(Protocol):
     def usual_steps(self) -> int:
         """Network evaluations where no number is asked for."""
 
-    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
-        """LQ images at their target size (B, 3, H, W) in [-1, 1] -> HQ estimates, alike, by `steps`
-        network evaluations, 1 or more."""
+    @property
+    def margin(self) -> int:
+        """Pixels that it needs around an image; they mirror what is inside."""
+
+    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
+        """An LQ image at its target size (1, 3, H, W) in [-1, 1] -> its HQ estimate, alike, by
+        `steps` network evaluations, 1 or more."""
 
 
 @dataclass(frozen=True)

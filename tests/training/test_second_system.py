@@ -33,7 +33,7 @@ from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import LoadOptions, StageInputs, System
+from training.system_protocol import InTiles, LoadOptions, StageInputs, System
 from training.tracking.journal import read_metrics
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
 from training.weights.model_folder import (
@@ -131,6 +131,7 @@ class ConvStage:
 class ConvRestorer:
     size_multiple = 1
     usual_steps = 1
+    margin = 0
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.config = load_config(folder, ConvConfig)
@@ -138,7 +139,7 @@ class ConvRestorer:
         self.net = Corrected().to(device)
         self.net.load_state_dict(read_weights(folder / WEIGHTS))
 
-    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
+    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
         return self.net(lq)
 
 

@@ -18,6 +18,7 @@ from training.elir.objective import OneArgument, Velocity
 from training.elir.sampler import restore
 from training.elir.tiles import tiled
 from training.settings.elir import TinyAutoencoder
+from training.system_protocol import InTiles
 
 TILE_PIXELS = 1024
 """Side of a tile; smaller pictures are one."""
@@ -52,6 +53,8 @@ class TiledNetworks:
 class ElirRestorer:
     """Estimates the mean HQ latents of an LQ image, and carries them to likely ones."""
 
+    margin = 0
+
     def __init__(
         self, networks: Networks, config: ElirConfig, dtype: torch.dtype, seed: int = 0
     ) -> None:
@@ -65,8 +68,9 @@ class ElirRestorer:
         self.usual_steps = max(config.steps, 1)
         self._warned: set[int] = set()
 
-    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
-        """As `Restorer`; the noise of an image depends on the seed and its size alone."""
+    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles | None = None) -> Tensor:
+        """As `Restorer`; the noise of an image depends on the seed and its size alone. Its own
+        tiles change nothing, so that it needs none of `in_tiles`."""
         self._warn(steps)
         down = self.config.model.downsample
         shape = (self.config.latent_channels, *(side // down for side in lq.shape[2:]))

@@ -35,7 +35,7 @@ from training.run_dir.records import ChosenStep
 from training.settings.objective import FlowMatching, SelfDistillation
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import LoadOptions, StageInputs
+from training.system_protocol import InTiles, LoadOptions, StageInputs
 from training.trainer import Losses, ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
 
@@ -187,6 +187,7 @@ class FlowMapRestorer:
     """Encodes LQ, travels the flow map in a few steps, decodes HQ."""
 
     usual_steps = 2
+    margin = 64
 
     def __init__(
         self, net: FlowMapNet, codec: Codec, config: FlowMapConfig, guidance: float
@@ -198,9 +199,19 @@ class FlowMapRestorer:
         self.device = next(net.parameters()).device
         self.size_multiple = codec.downsample * net.downsample
 
-    def __call__(self, lq: Tensor, *, steps: int) -> Tensor:
-        latents = sample(self.net.velocity(self.guidance), self.codec.encode(lq), steps)
-        return self.codec.decode(latents)
+    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
+        velocity = self.net.velocity(self.guidance)
+
+        def blended(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return in_tiles(
+                self.net,
+                lambda part: velocity(part, t, s),
+                x,
+                pixels=self.codec.downsample,
+                multiple=self.net.downsample,
+            )
+
+        return self.codec.decode(sample(blended, self.codec.encode(lq), steps))
 
 
 def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:

@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
 from datagen.degradation.resample import resized
 from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
+from training.inference.memory import is_out_of_memory
+from training.inference.tiler import Tiler
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
@@ -29,8 +30,9 @@ from training.weights.model_folder import find_model, model_kind
 class Upscaler:
     """A trained model ready to enlarge pictures."""
 
-    def __init__(self, restorer: Restorer, *, method: str) -> None:
+    def __init__(self, restorer: Restorer, *, method: str, tiler: Tiler | None = None) -> None:
         self.restorer = restorer
+        self.tiler = tiler or Tiler()
         self.method = method
         """The system's name, for tables of results."""
         self.config = restorer.config
@@ -46,6 +48,8 @@ class Upscaler:
         guidance: float | None = None,
         precision: Precision = "auto",
         seed: int = 0,
+        tile: int | None = None,
+        max_memory: int | None = None,
         system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
@@ -56,6 +60,10 @@ class Upscaler:
             guidance: guidance strength w; the model's own when None.
             precision: of the network; `auto` is bf16 on a GPU that computes in it, else fp32.
             seed: of the noise that a model may restore with, the same for every picture.
+            tile: side of the tiles of large pictures, pixels; the largest that fits into memory
+                when None, and none where the picture fits.
+            max_memory: what this process may hold on the device, bytes; most of what is free when
+                None.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -65,7 +73,8 @@ class Upscaler:
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = LoadOptions(lora_scale, guidance, precision, seed)
-        return cls(system.load(folder, place, options), method=system.name)
+        tiler = Tiler(tile=tile, max_memory=max_memory)
+        return cls(system.load(folder, place, options), method=system.name, tiler=tiler)
 
     def upscale(self, image: np.ndarray, *, scale: float, steps: int | None = None) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
@@ -85,13 +94,17 @@ class Upscaler:
     def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
         """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate."""
         height, width = image.shape[:2]
-        tensor = torch.from_numpy(image.copy()).to(self.restorer.device)
+        margin, multiple = self.restorer.margin, self.restorer.size_multiple
+        around = [
+            (margin, margin + -(length + 2 * margin) % multiple) for length in (height, width)
+        ]
+        padded = np.pad(image, [*around, (0, 0)], mode="reflect" if margin else "edge")
+        tensor = torch.from_numpy(padded).to(self.restorer.device)
         pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
-        multiple = self.restorer.size_multiple
         steps = steps or self.restorer.usual_steps
-        padding = (0, -width % multiple, 0, -height % multiple)
-        restored = self.restorer(functional.pad(pixels, padding, mode="replicate"), steps=steps)
-        return to_pixels(restored)[0, :, :height, :width].permute(1, 2, 0).cpu().numpy()
+        restored = self.restorer(pixels, steps=steps, in_tiles=self.tiler)
+        inside = restored[..., margin : margin + height, margin : margin + width]
+        return to_pixels(inside)[0].permute(1, 2, 0).cpu().numpy()
 
     def upscale_file(self, data: bytes, *, scale: float, steps: int | None = None) -> Image.Image:
         """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
@@ -103,7 +116,7 @@ class Upscaler:
         try:
             rgb = self.upscale(decoded.rgb, scale=scale, steps=steps)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             height, width = decoded.rgb.shape[:2]
             raise FlowmapsrError(
@@ -134,9 +147,3 @@ def trained_resize(degradation: DegradationSettings) -> Interpolation:
         for mode in operation.modes
     ]
     return "bicubic" if "bicubic" in modes else modes[0]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # torch's CPU allocator says so only in the text of a RuntimeError.
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)

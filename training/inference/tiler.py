@@ -1,0 +1,122 @@
+"""Runs a network on a whole picture while it fits into memory, and on tiles of it where not."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from datagen.errors import FlowmapsrError
+from training.inference.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
+from training.inference.shared_norms import SharedNorms
+from training.inference.tiling import batched, blend, tiles
+
+log = logging.getLogger(__name__)
+
+OVERLAP = 64
+"""Least overlap of tiles, pixels."""
+ATTENTION_OVERLAP = 128
+"""The same of networks with attention, whose results depend more on what a tile shows."""
+_SMALLEST = 256
+"""Side of the smallest tile that is tried, pixels."""
+_SHARE = 0.7
+"""Of the free memory that a pass may take."""
+
+
+class Tiler:
+    """Decides on tiles for one model, and runs them."""
+
+    def __init__(
+        self, *, tile: int | None = None, max_memory: int | None = None, batch: int = 1
+    ) -> None:
+        """
+        Args:
+            tile: side of a tile, pixels; None takes the largest that fits into memory, and no tiles
+                where the picture does.
+            max_memory: what this process may hold on the device, bytes; None takes most of what is
+                free.
+            batch: tiles that run at once.
+        """
+        self.tile, self.max_memory, self.batch = tile, max_memory, batch
+        self._memory: MemoryModel | None = None
+
+    def __call__(
+        self,
+        net: nn.Module,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        *,
+        pixels: int,
+        multiple: int,
+    ) -> Tensor:
+        """fn of the latents x of one picture (1, C, h, w), with a result of the same sides.
+
+        Args:
+            net: the network that `fn` runs; all tiles share its group norms.
+            pixels: side of what one latent shows.
+            multiple: sides of tiles must be multiples of this.
+
+        Raises:
+            FlowmapsrError: memory is too small for the smallest tile.
+        """
+        shown = ATTENTION_OVERLAP if _attends(net) else OVERLAP
+        overlap = multiple * math.ceil(shown / pixels / multiple)
+        smallest = max(multiple * math.ceil(_SMALLEST / pixels / multiple), overlap + multiple)
+        side = self.tile // pixels if self.tile else self._side(fn, x, smallest)
+        while True:
+            side = max(smallest, side // multiple * multiple)
+            try:
+                if max(x.shape[-2:]) <= side:
+                    return fn(x)
+                return self._tiled(net, fn, x, side, overlap, multiple)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if side <= smallest:
+                    raise FlowmapsrError(
+                        f"memory is too small for a tile of {side * pixels} pixels: close other "
+                        "programs, or use a device with more of it"
+                    ) from error
+            side = min(side, max(x.shape[-2:])) // 2
+            log.warning("memory was full: going on with tiles of %d pixels", side * pixels)
+            self.tile = side * pixels
+
+    def _tiled(
+        self,
+        net: nn.Module,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        tile: int,
+        overlap: int,
+        multiple: int,
+    ) -> Tensor:
+        norms = SharedNorms(net)
+        with norms.measuring():
+            height, width = x.shape[-2:]
+            parts = tiles(height, width, tile, overlap, multiple)
+            for _, values in batched(parts, x, self.batch):
+                fn(values)
+        with norms.applied():
+            return blend(fn, x, tile, overlap, multiple=multiple, batch=self.batch)
+
+    def _side(self, fn: Callable[[Tensor], Tensor], x: Tensor, smallest: int) -> int:
+        """Side of the largest tile that fits, latents; a picture that fits is one tile."""
+        height, width = x.shape[-2:]
+        if height * width <= (2 * smallest) ** 2:
+            return max(height, width)
+        if self._memory is None:
+            small, large = (x[..., :side, :side] for side in (smallest, 2 * smallest))
+            self._memory = MemoryModel(fn, small, large)
+        if self.max_memory is None:
+            budget = _SHARE * free_bytes(x.device)
+        else:
+            budget = self.max_memory - used_bytes(x.device)
+        blended = 3 * 4 * x.numel()  # the result, its part and the next latents, float32
+        places = self._memory.places((budget - blended) / self.batch)
+        return max(height, width) if height * width <= places else math.isqrt(places)
+
+
+def _attends(net: nn.Module) -> bool:
+    return any(type(module).__name__ == "Attention" for module in net.modules())
