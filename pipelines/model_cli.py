@@ -14,7 +14,7 @@ from pipelines import environment
 from pipelines.servers import check_servers
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
-from pipelines.terminal.options import AsJson, Guidance, LoraScale, Precision
+from pipelines.terminal.options import AsJson, Guidance, LoraScale, MaxMemory, Precision, Tile
 from pipelines.terminal.process_edge import process_edge
 
 
@@ -84,6 +84,8 @@ def upscale(
     guidance: Guidance = None,
     precision: Precision = "auto",
     seed: Annotated[int, typer.Option(help="Of the noise that ELIR adds, for every photo.")] = 0,
+    tile: Tile = None,
+    max_memory: MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -103,16 +105,23 @@ def upscale(
 
         source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
+        from training.inference.upscaler import Upscaler
+
         with show_progress("upscale", total=len(jobs), unit="images") as progress:
-            report = upscale_all(
-                jobs,
+            upscaler = Upscaler.from_pretrained(
                 model or default_model(),
-                scale=scale,
-                steps=steps,
                 lora_scale=lora_scale,
                 guidance=guidance,
                 precision=precision,
                 seed=seed,
+                tile=tile,
+                max_memory=max_memory,
+            )
+            report = upscale_all(
+                jobs,
+                upscaler,
+                scale=scale,
+                steps=steps,
                 on_done=lambda source: progress.advance(note=source.name),
             )
         out.say(reports.upscaled(str(output), scale, report))

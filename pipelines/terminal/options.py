@@ -33,6 +33,32 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
 ]
+
+
+def _bytes(text: str) -> int:
+    """Such as 4GB or 512MiB."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is not a size such as 4GB or 512MB") from error
+
+
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=256, help="Side of the tiles of large pictures, pixels; the largest that fits if none."
+    ),
+]
+MaxMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
+        help="What the command may hold of the device's memory, such as 4GB; most of it if none.",
+    ),
+]
 Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")

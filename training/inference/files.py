@@ -6,13 +6,16 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import SUFFIXES
-from training.settings.evaluation import Precision
+
+if TYPE_CHECKING:
+    from training.inference.upscaler import Upscaler
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """What can be written; photos of other formats become PNG."""
@@ -74,23 +77,14 @@ def plan_jobs(source: Path, output: Path, *, overwrite: bool, skip_existing: boo
 
 def upscale_all(
     jobs: Sequence[Job],
-    model: str,
+    upscaler: Upscaler,
     *,
     scale: float,
     steps: int | None = None,
-    lora_scale: float | None = None,
-    guidance: float | None = None,
-    precision: Precision = "auto",
-    seed: int = 0,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others are done."""
-    from training.inference.upscaler import Upscaler
-
     report = UpscaleReport()
-    upscaler = Upscaler.from_pretrained(
-        model, lora_scale=lora_scale, guidance=guidance, precision=precision, seed=seed
-    )
     for job in jobs:
         try:
             data = storage.read_bytes(str(job.source))

@@ -229,3 +229,13 @@ def test_a_photo_too_small_for_the_scale_is_named(untrained: Path, photos: Path)
     settings = EvaluationSettings(photos=str(photos), scales=(4.0,), steps=(1,))
     with pytest.raises(FlowmapsrError, match=r"tiny\.png.*too small"):
         evaluate(str(untrained), settings)
+
+
+def test_a_picture_in_tiles_is_nearly_that_in_one_piece(trained: Path) -> None:
+    image = _picture(150, 230)
+    whole = Upscaler.from_pretrained(trained, device="cpu", tile=4096)
+    tiled = Upscaler.from_pretrained(trained, device="cpu", tile=256)
+    first, second = (one.upscale(image, scale=2, steps=2) for one in (whole, tiled))
+    assert second.shape == first.shape and not np.array_equal(first, second)
+    change = np.abs(first.astype(int) - bicubic(image, (460, 300))).mean()
+    assert np.abs(second.astype(int) - first).mean() < 0.5 * change
