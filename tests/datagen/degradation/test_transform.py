@@ -95,7 +95,7 @@ def test_it_works_in_the_workers_of_a_loader() -> None:
     [
         ({"scale": (4, 2)}, "scale"),
         ({"chain": [{"kind": "downscale"}]}, "resize_back"),
-        ({"chain": [{"kind": "smear"}]}, "blurr"),
+        ({"chain": [{"kind": "smear"}]}, "smear"),
         ({"scale_law": "square"}, "scale_law"),
     ],
 )
