@@ -78,9 +78,13 @@ class Slurm:
         eventually(lambda: self.run("sinfo", "-h", "-t", "idle", "-p", "low", "-o", "%D") == "2")
 
     def stop(self) -> None:
-        self.run("scancel", "-u", getpass.getuser())
-        for pid in [*self.folder.glob("*.pid"), self.folder / "munge/pid"]:
-            os.kill(int(pid.read_text()), signal.SIGTERM)
+        """Ends jobs first, as `ray.sh` ends Ray through Slurm, and then the daemons."""
+        try:
+            self.run("scancel", "-u", getpass.getuser())
+            eventually(lambda: not self.run("squeue", "-h"), seconds=120, poll=0.5)
+        finally:
+            for pid in (*self.folder.glob("*.pid"), *self.folder.glob("munge/pid")):
+                os.kill(int(pid.read_text()), signal.SIGTERM)
 
     def run(self, *words: str) -> str:
         done = subprocess.run(
@@ -100,7 +104,9 @@ class Slurm:
     def wait(self, job: str, log: Path) -> None:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         eventually(lambda: self.state(job)["JobState"] in ended, seconds=700, poll=0.5)
-        assert self.state(job)["JobState"] == "COMPLETED", log.read_text()
+        if self.state(job)["JobState"] != "COMPLETED":
+            logs = (log, *self.folder.glob(f"*-{job}-*.log"))
+            pytest.fail("\n".join(path.read_text() for path in logs))
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +115,14 @@ def slurm() -> Iterator[Slurm]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o711)
     cluster = Slurm(folder)
-    cluster.start()
-    yield cluster
-    cluster.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        try:
+            cluster.stop()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 LONG = {**WARMUP, "steps": 600, "checkpoint_every_steps": 1000, "validate_every_steps": 600}
