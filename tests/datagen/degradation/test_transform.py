@@ -82,7 +82,9 @@ class Photos(Dataset[torch.Tensor]):
 
 
 def test_it_works_in_the_workers_of_a_loader() -> None:
-    batches = list(DataLoader(Photos(), batch_size=3, num_workers=2))
+    # Not forked: this process may have threads of other tests.
+    loader = DataLoader(Photos(), batch_size=3, num_workers=2, multiprocessing_context="spawn")
+    batches = list(loader)
     assert [tuple(batch.shape) for batch in batches] == [(3, 48, 40, 3)] * 2
     changed = [
         not torch.equal(batch[0], torch.from_numpy(photo(3 * n))) for n, batch in enumerate(batches)
