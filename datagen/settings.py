@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from datagen.degradation.settings import DegradationSettings, Usm
+from datagen.pipeline_file import pipeline_content
 from datagen.records import Execution, HubOrFolder, Location, Probability, Settings
 
 
@@ -41,12 +42,15 @@ class BucketSettings(Settings):
 
 
 class Augmentation(Settings):
-    """Geometric augmentation of the HQ crop, before it is degraded."""
+    """Augmentation of the HQ crop, before it is degraded."""
 
     flip_probability: Probability = 0.5
     """How often a crop is mirrored left to right."""
     rotate90_probability: Probability = 0.0
     """How often a crop is turned by one, two or three quarters."""
+    pipeline: Annotated[dict[str, Any] | None, BeforeValidator(pipeline_content)] = None
+    """File with a pipeline of albumentations, JSON or YAML as its `save` writes it, that runs after
+    flips and turns. The recipe keeps what the file says, not its name."""
 
 
 class ImageSettings(Settings):
@@ -176,7 +180,7 @@ class DatasetRecipe(Settings):
     filters: FilterSettings = FilterSettings()
     """Photos that are left out."""
     augmentation: Augmentation = Augmentation()
-    """Flips and turns."""
+    """Flips, turns and a pipeline of albumentations."""
     degradation: DegradationSettings = DegradationSettings()
     """The chain that makes the LQ image and the negative out of the HQ image."""
     sharpen: Usm | None = None

@@ -27,6 +27,7 @@ from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import Listing
 from datagen.records import to_compact_json
 from datagen.samples.buckets import TOO_SMALL, fitting_buckets
+from datagen.samples.pipeline import check_pipeline
 from datagen.settings import BucketSettings, DatasetRecipe
 
 _PhotoGroups = dict[tuple[str, ...], list[PhotoVariants]]
@@ -68,6 +69,8 @@ def _no_garbage_collection() -> Iterator[None]:
 def make_plan(found: Survey, *, map_chunks: scan.MapChunks = map) -> Plan:
     """The plan for a surveyed dataset; also records the new URIs of photos that moved."""
     recipe = found.recipe
+    if recipe.augmentation.pipeline is not None:
+        check_pipeline(recipe.augmentation.pipeline, recipe.buckets)
     previous = _previous_build(found)
     new_files = [file for file in found.new if file not in previous.files]
     photos, rejected = _scan(found, new_files, previous, map_chunks)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field
 
 from datagen.degradation.parameters import DegradationParams
 from datagen.records import FrozenModel
@@ -39,6 +41,8 @@ class DrawnSample(FrozenModel):
     """Of the LQ; that of the negative is in `neg`."""
     lq: DegradationParams
     neg: DegradationParams
+    replay: dict[str, Any] | None = Field(None, exclude_if=lambda replay: replay is None)
+    """What `augmentation.pipeline` drew, as `albumentations.ReplayCompose` tells it."""
 
 
 class ShardRecord(FrozenModel):

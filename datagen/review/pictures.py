@@ -84,6 +84,7 @@ def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
         f"crop {drawn.crop.width}x{drawn.crop.height} at {drawn.crop.left}, {drawn.crop.top}",
         *([f"rotated by {90 * turns}"] if turns else []),
         *(["mirrored"] if drawn.orientation.flip else []),
+        *(["augmented"] if drawn.replay and drawn.replay["applied"] else []),
     ]
     name = textwrap.shorten(drawn.source.rsplit("/", 1)[-1], _LETTERS, placeholder="...")
     hq = f"{name}\n{drawn.key}\n{_wrapped(facts)}"

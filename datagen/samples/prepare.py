@@ -120,10 +120,16 @@ def _sample(recipe: DatasetRecipe, photo: Photo | Rejection, variant: int) -> Sa
         drawn = draw_sample(recipe, photo, variant)
     except ImageRejected as error:
         return Rejection(photo.uri, error.reason)
-    made = make_pixels(photo.pixels, drawn, sharpen=recipe.sharpen, wanted=_wanted(recipe))
+    made = make_pixels(
+        photo.pixels,
+        drawn,
+        pipeline=recipe.augmentation.pipeline,
+        sharpen=recipe.sharpen,
+        wanted=_wanted(recipe),
+    )
     return PreparedSample(
         sha256=photo.sha256,
-        drawn=drawn,
+        drawn=drawn.model_copy(update={"replay": made.replay}),
         split=split_of(photo.sha256, recipe.validation_fraction),
         images=_stacked(made, recipe.latents),
         hq_image=hq_image(made.hq, recipe),

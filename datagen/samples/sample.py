@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from datagen.degradation.kernels import sharpened
 from datagen.degradation.noise import rounded
 from datagen.degradation.settings import Usm
 from datagen.samples.buckets import Bucket, draw_bucket
+from datagen.samples.pipeline import augmented
 from datagen.settings import Augmentation, DatasetRecipe
 
 
@@ -51,6 +53,8 @@ class SamplePixels:
     lq: np.ndarray | None
     """At HQ size, float32 (H, W, 3) in [0, 1]; so is `neg`."""
     neg: np.ndarray | None
+    replay: dict[str, Any] | None = None
+    """What the pipeline drew, if there is one."""
 
 
 def sample_key(sha256: str, variant: int) -> str:
@@ -97,11 +101,13 @@ def make_pixels(
     pixels: np.ndarray,
     drawn: DrawnSample,
     *,
+    pipeline: dict[str, Any] | None = None,
     sharpen: Usm | None = None,
     wanted: frozenset[str] = frozenset({"small_lq", "lq", "neg"}),
 ) -> SamplePixels:
-    """Crops, rotates and may sharpen the pixels of a photo, uint8 (H, W, 3), and makes the `wanted`
-    images of that: names of fields of SamplePixels."""
+    """Crops, rotates, augments by a `pipeline` of albumentations and may sharpen the pixels of a
+    photo, uint8 (H, W, 3), and makes the `wanted` images of that: names of fields of
+    SamplePixels."""
     crop = drawn.crop
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
@@ -110,6 +116,9 @@ def make_pixels(
     if cut.shape[:2] != (bucket.height, bucket.width):
         cut = cv2.resize(cut, (bucket.width, bucket.height), interpolation=cv2.INTER_AREA)
     hq = _oriented(np.ascontiguousarray(cut), drawn.orientation)
+    replay = None
+    if pipeline is not None:
+        hq, replay = augmented(pipeline, hq, seed=drawn.seed, key=drawn.key)
     if sharpen is not None:
         hq = rounded(sharpened(hq.astype(np.float32), **sharpen.model_dump(exclude={"kind"})))
     small_lq = lq = None
@@ -118,7 +127,7 @@ def make_pixels(
         if "lq" in wanted:
             lq = enlarge(small_lq, drawn.lq, size=(hq.shape[1], hq.shape[0]))
     neg = degrade(hq, drawn.neg) if "neg" in wanted else None
-    return SamplePixels(hq=hq, small_lq=small_lq, lq=lq, neg=neg)
+    return SamplePixels(hq=hq, small_lq=small_lq, lq=lq, neg=neg, replay=replay)
 
 
 def _generator(seed: int, key: str) -> np.random.Generator:

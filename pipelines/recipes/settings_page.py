@@ -34,7 +34,14 @@ has a table further down. The last column says what a setting decides:
   finished stage an unfinished one.
 - *execution*: where and how it runs and how it is watched. It may always be changed.
 """
-_TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
+_TYPES = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "anything",
+}
 _BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
 _TWO_63 = 2**63
 
