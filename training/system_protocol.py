@@ -163,6 +163,10 @@ class LoadOptions:
     precision: Precision = "auto"
     seed: int = 0
     """Of the noise, in a system that restores with some: each image's is drawn from it anew."""
+    tile: int | None = None
+    """Side of the tiles of large pictures, pixels; the largest that fits into memory when None."""
+    max_memory: int | None = None
+    """What this process may hold on the device, bytes; most of what is free when None."""
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Of the network's weights and activations; `auto` is bfloat16 on a GPU that computes in

@@ -60,6 +60,12 @@ class ElirSystem:
                     f"{field}={value:g}: the model in {folder} is of kind elir, which has none: "
                     "leave it out"
                 )
+        for field, value in (("tile", options.tile), ("max_memory", options.max_memory)):
+            if value is not None:
+                raise FlowmapsrError(
+                    f"{field}={value}: the model in {folder} is of kind elir, which restores in "
+                    "tiles of its own: leave it out"
+                )
         networks = load_networks(folder, config, device)
         return ElirRestorer(networks, config, options.dtype(device), options.seed)
 

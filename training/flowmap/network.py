@@ -45,9 +45,9 @@ class FlowMapNet(nn.Module):
 
         Args:
             x: latents (B, C, h, w), h and w multiples of `downsample`.
-            t, s: times (B,), 0 <= s <= t <= 1; or (1,), those of all.
-            prompt: indices, as many, into the prompt embeddings; the positive one when None.
-            w: guidance strengths, as many; 1, which is none, when None. Only used with
+            t, s: times (B,), 0 <= s <= t <= 1.
+            prompt: indices (B,) into the prompt embeddings; the positive one when None.
+            w: guidance strengths (B,); 1, which is none, when None. Only used with
                 `guidance_conditioning`.
         """
         dtype = self.unet.conv_in.weight.dtype

@@ -52,9 +52,8 @@ class SharedNorms:
         variance, mean = torch.var_mean(groups, dim=2, correction=0)
         count = groups.shape[2]
         squares = variance.double() + mean.double() ** 2
-        rows = count * torch.stack([torch.ones_like(squares), mean.double(), squares], dim=1)
-        for row in rows:  # one after the other: the same sums whatever the batch size
-            self._sums[norm] = self._sums[norm] + row if norm in self._sums else row
+        sums = count * torch.stack([torch.ones_like(squares), mean.double(), squares]).sum(dim=1)
+        self._sums[norm] = self._sums[norm] + sums if norm in self._sums else sums
 
     def _moments(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel (C,), float32."""

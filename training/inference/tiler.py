@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from datagen.errors import FlowmapsrError
 from training.inference.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
 from training.inference.shared_norms import SharedNorms
-from training.inference.tiling import batched, blend, tiles
+from training.inference.tiling import blend, tiles
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +28,15 @@ _SHARE = 0.7
 class Tiler:
     """Decides on tiles for one model, and runs them."""
 
-    def __init__(
-        self, *, tile: int | None = None, max_memory: int | None = None, batch: int = 1
-    ) -> None:
+    def __init__(self, *, tile: int | None = None, max_memory: int | None = None) -> None:
         """
         Args:
             tile: side of a tile, pixels; None takes the largest that fits into memory, and no tiles
                 where the picture does.
             max_memory: what this process may hold on the device, bytes; None takes most of what is
                 free.
-            batch: tiles that run at once.
         """
-        self.tile, self.max_memory, self.batch = tile, max_memory, batch
+        self.tile, self.max_memory = tile, max_memory
         self._memory: MemoryModel | None = None
 
     def __call__(
@@ -51,12 +48,7 @@ class Tiler:
         pixels: int,
         multiple: int,
     ) -> Tensor:
-        """fn of the latents x of one picture (1, C, h, w), with a result of the same sides.
-
-        Args:
-            net: the network that `fn` runs; all tiles share its group norms.
-            pixels: side of what one latent shows.
-            multiple: sides of tiles must be multiples of this.
+        """As `InTiles`.
 
         Raises:
             FlowmapsrError: memory is too small for the smallest tile.
@@ -95,11 +87,10 @@ class Tiler:
         norms = SharedNorms(net)
         with norms.measuring():
             height, width = x.shape[-2:]
-            parts = tiles(height, width, tile, overlap, multiple)
-            for _, values in batched(parts, x, self.batch):
-                fn(values)
+            for part in tiles(height, width, tile, overlap, multiple):
+                fn(part.of(x))
         with norms.applied():
-            return blend(fn, x, tile, overlap, multiple=multiple, batch=self.batch)
+            return blend(fn, x, tile, overlap, multiple=multiple)
 
     def _side(self, fn: Callable[[Tensor], Tensor], x: Tensor, smallest: int) -> int:
         """Side of the largest tile that fits, latents; a picture that fits is one tile."""
@@ -114,7 +105,7 @@ class Tiler:
         else:
             budget = self.max_memory - used_bytes(x.device)
         blended = 3 * 4 * x.numel()  # the result, its part and the next latents, float32
-        places = self._memory.places((budget - blended) / self.batch)
+        places = self._memory.places(budget - blended)
         return max(height, width) if height * width <= places else math.isqrt(places)
 
 

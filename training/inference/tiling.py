@@ -66,15 +66,6 @@ def tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1) -
     ]
 
 
-def batched(
-    parts: Sequence[Tile], picture: Tensor, size: int
-) -> Iterator[tuple[Sequence[Tile], Tensor]]:
-    """Up to `size` tiles at a time, with their values (size * B, C, height, width)."""
-    for first in range(0, len(parts), size):
-        group = parts[first : first + size]
-        yield group, torch.cat([part.of(picture) for part in group])
-
-
 def blend(
     fn: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -82,25 +73,23 @@ def blend(
     overlap: int,
     *,
     multiple: int = 1,
-    batch: int = 1,
 ) -> Tensor:
     """fn on tiles of x (B, C, H, W), blended: float32 (B, C', H, W).
 
     Results are weighted by a squared sine in the overlaps only, and their sums kept in float32.
 
     Args:
-        fn: tiles (n, C, h, w) to results of the same sides (n, C', h, w).
-        batch: tiles that `fn` gets at once, of each picture.
+        fn: a tile (B, C, h, w) to its result of the same sides (B, C', h, w).
     """
     height, width = x.shape[-2:]
     total, weights = None, torch.zeros(height, width, device=x.device)
-    for group, values in batched(tiles(height, width, tile, overlap, multiple), x, batch):
-        for part, result in zip(group, fn(values).float().split(len(x)), strict=True):
-            if total is None:
-                total = result.new_zeros(len(x), result.shape[1], height, width)
-            weight = part.weight.to(x.device)
-            part.of(total).add_(weight * result)
-            part.of(weights).add_(weight)
+    for part in tiles(height, width, tile, overlap, multiple):
+        result = fn(part.of(x)).float()
+        if total is None:
+            total = result.new_zeros(*result.shape[:2], height, width)
+        weight = part.weight.to(x.device)
+        part.of(total).add_(weight * result)
+        part.of(weights).add_(weight)
     assert total is not None
     return total.div_(weights)
 

@@ -72,7 +72,7 @@ class Upscaler:
         folder = find_model(path)
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        options = LoadOptions(lora_scale, guidance, precision, seed)
+        options = LoadOptions(lora_scale, guidance, precision, seed, tile, max_memory)
         tiler = Tiler(tile=tile, max_memory=max_memory)
         return cls(system.load(folder, place, options), method=system.name, tiler=tiler)
 
