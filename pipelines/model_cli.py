@@ -14,7 +14,16 @@ from pipelines import environment
 from pipelines.servers import check_servers
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
-from pipelines.terminal.options import AsJson, Guidance, LoraScale, MaxMemory, Precision, Tile
+from pipelines.terminal.options import (
+    AsJson,
+    ColorFix,
+    ColorStrength,
+    Guidance,
+    LoraScale,
+    MaxMemory,
+    Precision,
+    Tile,
+)
 from pipelines.terminal.process_edge import process_edge
 
 
@@ -86,6 +95,8 @@ def upscale(
     seed: Annotated[int, typer.Option(help="Of the noise that ELIR adds, for every photo.")] = 0,
     tile: Tile = None,
     max_memory: MaxMemory = None,
+    color_fix: ColorFix = "wavelet",
+    color_strength: ColorStrength = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -122,6 +133,8 @@ def upscale(
                 upscaler,
                 scale=scale,
                 steps=steps,
+                color_fix=color_fix,
+                color_strength=color_strength,
                 on_done=lambda source: progress.advance(note=source.name),
             )
         out.say(reports.upscaled(str(output), scale, report))

@@ -59,6 +59,13 @@ MaxMemory = Annotated[
         help="What the command may hold of the device's memory, such as 4GB; most of it if none.",
     ),
 ]
+ColorFix = Annotated[
+    Literal["wavelet", "lab", "off"],
+    typer.Option(help="How the photo's colors are given back; lab leaves its lightness more free."),
+]
+ColorStrength = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the color change that is undone.")
+]
 Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")

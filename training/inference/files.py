@@ -15,6 +15,7 @@ from datagen.io import storage
 from datagen.photos.decode import SUFFIXES
 
 if TYPE_CHECKING:
+    from training.inference.color import ColorFix
     from training.inference.upscaler import Upscaler
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -81,6 +82,8 @@ def upscale_all(
     *,
     scale: float,
     steps: int | None = None,
+    color_fix: ColorFix = "wavelet",
+    color_strength: float = 1.0,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
     """Runs every job; an image that cannot be upscaled is reported and the others are done."""
@@ -88,7 +91,13 @@ def upscale_all(
     for job in jobs:
         try:
             data = storage.read_bytes(str(job.source))
-            image = upscaler.upscale_file(data, scale=scale, steps=steps)
+            image = upscaler.upscale_file(
+                data,
+                scale=scale,
+                steps=steps,
+                color_fix=color_fix,
+                color_strength=color_strength,
+            )
             storage.write_bytes(str(job.target), encode(image, job.target.suffix))
         except FlowmapsrError as error:
             report.failed.append((job.source, str(error)))

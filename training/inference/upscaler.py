@@ -18,12 +18,12 @@ from datagen.degradation.resample import resized
 from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
+from training.inference.color import ColorFix, fix_colors
 from training.inference.memory import is_out_of_memory
 from training.inference.tiler import Tiler
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
-from training.tracking.pictures import to_pixels
 from training.weights.model_folder import find_model, model_kind
 
 
@@ -76,12 +76,26 @@ class Upscaler:
         tiler = Tiler(tile=tile, max_memory=max_memory)
         return cls(system.load(folder, place, options), method=system.name, tiler=tiler)
 
-    def upscale(self, image: np.ndarray, *, scale: float, steps: int | None = None) -> np.ndarray:
+    def upscale(
+        self,
+        image: np.ndarray,
+        *,
+        scale: float,
+        steps: int | None = None,
+        color_fix: ColorFix = "wavelet",
+        color_strength: float = 1.0,
+    ) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
-        from 1 on, by `steps` network evaluations; None takes those that suit the model."""
+        from 1 on, by `steps` network evaluations; None takes those that suit the model. The result
+        gets the colors of the image as `fix_colors` says."""
         height, width = image.shape[:2]
         target = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return self.restore(self.enlarge(image, target), steps=steps)
+        lq = self.enlarge(image, target)
+        restored = self._restored(lq, steps)
+        fixed = fix_colors(
+            restored, lq.astype(np.float32) / 255, color_fix, scale=scale, strength=color_strength
+        )
+        return _levels(fixed)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """RGB uint8 (h, w, 3) at (width, height), resized as the model's LQ was in training."""
@@ -90,9 +104,14 @@ class Upscaler:
         result = resized(image.astype(np.float32), size, self._mode)
         return result.round().clip(0, 255).astype(np.uint8)
 
-    @torch.inference_mode()
     def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
-        """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate."""
+        """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate, whose
+        colors are the network's."""
+        return _levels(self._restored(image, steps))
+
+    @torch.inference_mode()
+    def _restored(self, image: np.ndarray, steps: int | None) -> np.ndarray:
+        """RGB uint8 (H, W, 3) -> float32 in [0, 1]."""
         height, width = image.shape[:2]
         margin, multiple = self.restorer.margin, self.restorer.size_multiple
         around = [
@@ -103,10 +122,18 @@ class Upscaler:
         pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
         steps = steps or self.restorer.usual_steps
         restored = self.restorer(pixels, steps=steps, in_tiles=self.tiler)
-        inside = restored[..., margin : margin + height, margin : margin + width]
-        return to_pixels(inside)[0].permute(1, 2, 0).cpu().numpy()
+        inside = restored[0, :, margin : margin + height, margin : margin + width]
+        return ((inside.float() + 1) / 2).clamp(0, 1).permute(1, 2, 0).contiguous().cpu().numpy()
 
-    def upscale_file(self, data: bytes, *, scale: float, steps: int | None = None) -> Image.Image:
+    def upscale_file(
+        self,
+        data: bytes,
+        *,
+        scale: float,
+        steps: int | None = None,
+        color_fix: ColorFix = "wavelet",
+        color_strength: float = 1.0,
+    ) -> Image.Image:
         """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
 
         Raises:
@@ -114,7 +141,13 @@ class Upscaler:
         """
         decoded = decode_image(data)
         try:
-            rgb = self.upscale(decoded.rgb, scale=scale, steps=steps)
+            rgb = self.upscale(
+                decoded.rgb,
+                scale=scale,
+                steps=steps,
+                color_fix=color_fix,
+                color_strength=color_strength,
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,6 +162,11 @@ class Upscaler:
         if decoded.alpha is not None:
             picture.putalpha(Image.fromarray(bicubic(decoded.alpha, picture.size)))
         return picture
+
+
+def _levels(picture: np.ndarray) -> np.ndarray:
+    """Float in [0, 1], and somewhat beyond, to the nearest of uint8."""
+    return (255 * picture).round().clip(0, 255).astype(np.uint8)
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -119,7 +119,7 @@ def test_transparency_becomes_white_in_jpeg() -> None:
 class TwiceAsLarge:
     """Replaces a trained model; the files are real."""
 
-    def upscale_file(self, data: bytes, *, scale: float, steps: int) -> Image.Image:
+    def upscale_file(self, data: bytes, *, scale: float, **options: object) -> Image.Image:
         if data == b"":
             raise FlowmapsrError("empty file")
         image = Image.open(io.BytesIO(data)).convert("RGB")

@@ -1,0 +1,56 @@
+"""Gives a restored picture the colors of its LQ: networks change them, and users see it first."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import cv2
+import numpy as np
+
+ColorFix = Literal["wavelet", "lab", "off"]
+"""What is taken from the LQ: `wavelet` everything coarse, `lab` the coarse hues and of the lightness
+only what is coarser still, `off` nothing."""
+
+
+def fix_colors(
+    restored: np.ndarray, lq: np.ndarray, how: ColorFix, *, scale: float, strength: float = 1.0
+) -> np.ndarray:
+    """The restored picture with the colors of the LQ, both RGB in [0, 1], float32 (H, W, 3).
+
+    What is coarse depends on the scale: levels of StableSR's wavelet are 5 at x4, as there.
+
+    Args:
+        lq: the LQ at the size of the result.
+        scale: by which the LQ was enlarged.
+        strength: from 0, which changes nothing, to 1.
+    """
+    if how == "off" or strength == 0:
+        return restored
+    levels = 3 + round(math.log2(scale))
+    if how == "wavelet":
+        change = coarse(lq - restored, levels)
+    else:
+        change = _lab_fixed(restored, lq, levels) - restored
+    return restored + strength * change
+
+
+def coarse(image: np.ndarray, levels: int) -> np.ndarray:
+    """What is left of float32 (H, W, C) below `levels` levels of details.
+
+    The wavelet transform with holes of StableSR (arXiv:2305.07015): at every level the kernel
+    (1, 2, 1)/4 along both sides, its taps 1, 2, 4, ... pixels apart.
+    """
+    for level in range(levels):
+        kernel = np.zeros(2 * 2**level + 1, np.float32)
+        kernel[[0, 2**level, -1]] = 0.25, 0.5, 0.25
+        image = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return image
+
+
+def _lab_fixed(restored: np.ndarray, lq: np.ndarray, levels: int) -> np.ndarray:
+    lab, wanted = (cv2.cvtColor(one, cv2.COLOR_RGB2LAB) for one in (restored, lq))
+    wanted -= lab
+    lab[..., 0] += coarse(wanted[..., 0], levels + 2)
+    lab[..., 1:] += coarse(wanted[..., 1:], levels)
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
