@@ -95,7 +95,7 @@ def upscale(
     seed: Annotated[int, typer.Option(help="Of the noise that ELIR adds, for every photo.")] = 0,
     tile: Tile = None,
     max_memory: MaxMemory = None,
-    color_fix: ColorFix = "wavelet",
+    color_fix: ColorFix = None,
     color_strength: ColorStrength = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[

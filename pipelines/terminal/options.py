@@ -60,8 +60,8 @@ MaxMemory = Annotated[
     ),
 ]
 ColorFix = Annotated[
-    Literal["wavelet", "lab", "off"],
-    typer.Option(help="How the photo's colors are given back; lab leaves its lightness more free."),
+    Literal["wavelet", "lab", "off"] | None,
+    typer.Option(help="How colors are given back. [default: wavelet; off if the model makes them]"),
 ]
 ColorStrength = Annotated[
     float, typer.Option(min=0, max=1, help="Share of the color change that is undone.")

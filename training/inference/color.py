@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 ColorFix = Literal["wavelet", "lab", "off"]
-"""What is taken from the LQ: `wavelet` everything coarse, `lab` the coarse hues and of the lightness
-only what is coarser still, `off` nothing."""
+"""What is taken from the LQ: `wavelet` everything coarse, `lab` the coarse hues, and of the
+lightness only what is coarser still, `off` nothing."""
 
 
 def fix_colors(

@@ -82,7 +82,7 @@ def upscale_all(
     *,
     scale: float,
     steps: int | None = None,
-    color_fix: ColorFix = "wavelet",
+    color_fix: ColorFix | None = None,
     color_strength: float = 1.0,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:

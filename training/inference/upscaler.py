@@ -15,7 +15,16 @@ import torch
 from PIL import Image
 
 from datagen.degradation.resample import resized
-from datagen.degradation.settings import DegradationSettings, Interpolation, ResizeBack, paths
+from datagen.degradation.settings import (
+    Box,
+    DegradationSettings,
+    Grey,
+    Interpolation,
+    Mask,
+    Noise,
+    ResizeBack,
+    paths,
+)
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import decode_image
 from training.inference.color import ColorFix, fix_colors
@@ -25,6 +34,9 @@ from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import find_model, model_kind
+
+_ALL_NOISE = 20
+"""Least sigma, levels, of noise whose coarse part is seen in flat regions."""
 
 
 class Upscaler:
@@ -37,6 +49,7 @@ class Upscaler:
         """The system's name, for tables of results."""
         self.config = restorer.config
         self._mode = trained_resize(self.config.degradation)
+        self.usual_color_fix = usual_color_fix(self.config.degradation)
 
     @classmethod
     def from_pretrained(
@@ -82,20 +95,19 @@ class Upscaler:
         *,
         scale: float,
         steps: int | None = None,
-        color_fix: ColorFix = "wavelet",
+        color_fix: ColorFix | None = None,
         color_strength: float = 1.0,
     ) -> np.ndarray:
         """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
         from 1 on, by `steps` network evaluations; None takes those that suit the model. The result
-        gets the colors of the image as `fix_colors` says."""
+        gets the colors of the image as `fix_colors` says, by what suits the model when None."""
         height, width = image.shape[:2]
         target = (max(1, round(width * scale)), max(1, round(height * scale)))
         lq = self.enlarge(image, target)
         restored = self._restored(lq, steps)
-        fixed = fix_colors(
-            restored, lq.astype(np.float32) / 255, color_fix, scale=scale, strength=color_strength
-        )
-        return _levels(fixed)
+        how = color_fix or self.usual_color_fix
+        reference = lq.astype(np.float32) / 255
+        return _levels(fix_colors(restored, reference, how, scale=scale, strength=color_strength))
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """RGB uint8 (h, w, 3) at (width, height), resized as the model's LQ was in training."""
@@ -131,7 +143,7 @@ class Upscaler:
         *,
         scale: float,
         steps: int | None = None,
-        color_fix: ColorFix = "wavelet",
+        color_fix: ColorFix | None = None,
         color_strength: float = 1.0,
     ) -> Image.Image:
         """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
@@ -157,7 +169,7 @@ class Upscaler:
                 "scale or cut the picture"
             ) from error
         picture = Image.fromarray(rgb)
-        if (decoded.rgb == decoded.rgb[..., :1]).all():
+        if self.usual_color_fix != "off" and (decoded.rgb == decoded.rgb[..., :1]).all():
             picture = picture.convert("L")
         if decoded.alpha is not None:
             picture.putalpha(Image.fromarray(bicubic(decoded.alpha, picture.size)))
@@ -185,3 +197,14 @@ def trained_resize(degradation: DegradationSettings) -> Interpolation:
         for mode in operation.modes
     ]
     return "bicubic" if "bicubic" in modes else modes[0]
+
+
+def usual_color_fix(degradation: DegradationSettings) -> ColorFix:
+    """`off` where the model learned to make colors: its LQ was gray, in parts, or all noise."""
+    made = any(
+        isinstance(operation, Grey | Mask | Box)
+        or (isinstance(operation, Noise) and operation.gaussian_sigma[0] >= _ALL_NOISE)
+        for path in paths(degradation.operations)
+        for operation in path
+    )
+    return "off" if made else "wavelet"

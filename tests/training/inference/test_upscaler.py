@@ -17,7 +17,7 @@ from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
 from training.evaluation.evaluate import degraded_photos, evaluate
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.upscaler import Upscaler, bicubic, usual_color_fix
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 from training.weights.model_folder import find_model
@@ -109,6 +109,18 @@ def test_gray_stays_gray_and_alpha_is_kept(trained: Path) -> None:
     assert (result.mode, result.size) == ("RGBA", (24, 20))
     kept = np.asarray(result)[..., 3]
     assert kept[:, :8].max() == 0 and kept[:, 16:].min() == 255
+
+
+def test_colors_are_the_networks_where_it_learned_to_make_them() -> None:
+    def usual(operation: dict[str, object]) -> str:
+        operations = ({"kind": "downscale"}, operation, {"kind": "resize_back"})
+        chain = {"scale": (1, 8), "operations": operations}
+        return usual_color_fix(DegradationSettings.model_validate(chain))
+
+    assert usual_color_fix(DegradationSettings(scale=(1, 8))) == "wavelet"
+    assert usual({"kind": "noise", "gaussian_sigma": (1, 30)}) == "wavelet"
+    for making in ({"kind": "grey"}, {"kind": "noise", "gaussian_sigma": (64, 64)}):
+        assert usual(making) == "off"
 
 
 def test_orientation_is_applied(untrained: Path) -> None:
