@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,10 @@ class CollapsibleConv(nn.Module):
         self.kept: tuple[Tensor, Tensor] | None = None
         """Its product inside `collapsed_once`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | None) -> Any:
+        """None gives the `product`: under ZeRO-3 weights are whole inside a module's call only."""
+        if x is None:
+            return self.product()
         # The zeros of the padding are input of the 3x3, so borders are the same, too.
         return functional.conv2d(x, *(self.kept or self.product()), padding=1)
 
@@ -68,7 +72,7 @@ def collapsed_once(module: nn.Module) -> Iterator[None]:
     blocks = [m for m in module.modules() if isinstance(m, CollapsibleConv)]
     try:
         for block in blocks:
-            block.kept = block.product()
+            block.kept = block(None)
         yield
     finally:
         for block in blocks:

@@ -266,11 +266,6 @@ class StageSettings(Settings):
                 "adversarial trains a LoRA of flow maps: leave it out with "
                 "objective.kind=latent_consistency"
             )
-        if self.zero_stage == 3:
-            raise ValueError(
-                "zero_stage=3 spreads weights that objective.kind=latent_consistency multiplies "
-                "with each other: set a zero_stage of 0, 1 or 2"
-            )
         if self.gradient_checkpointing or self.compile != "none":
             raise ValueError(
                 f"gradient_checkpointing={self.gradient_checkpointing}, compile={self.compile}: "

@@ -85,7 +85,7 @@ def alone(pixels: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRec
 @pytest.fixture(scope="module")
 def divided(pixels: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingRecipe:
     folder = tmp_path_factory.mktemp("divided")
-    recipe = recipe_of(pixels, folder, workers=2, micro_batch=2, zero_stage=2)
+    recipe = recipe_of(pixels, folder, workers=2, micro_batch=2, zero_stage=3)
     train(recipe, folder)
     return recipe
 
@@ -108,7 +108,7 @@ def test_losses_do_not_depend_on_workers_micro_batch_or_zero_stage(
 def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(
     pixels: Path, divided: TrainingRecipe, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(pixels, tmp_path, workers=2, micro_batch=2, zero_stage=2)
+    recipe = recipe_of(pixels, tmp_path, workers=2, micro_batch=2, zero_stage=3)
     process = start_workers(recipe, tmp_path)
     saved = stage_of(recipe).checkpoints / "step-000005" / "trainer_state.json"
     eventually(saved.exists, process)

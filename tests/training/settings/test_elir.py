@@ -63,7 +63,6 @@ def _recipe(
         ({"stage": {"dynamic_weighting": True}}, "set dynamic_weighting=false"),
         ({"stage": {"perceptual": {"kind": "charbonnier"}}}, "set perceptual.kind=none"),
         ({"stage": {"adversarial": {}}}, "adversarial trains a LoRA of flow maps: leave it out"),
-        ({"stage": {"zero_stage": 3}}, "zero_stage=3 spreads.*set a zero_stage of 0, 1 or 2"),
         ({"stage": {"compile": "all"}}, "compile=all.*set false and none"),
         (
             {"stage": {"objective": {"kind": "self_distillation"}}},
