@@ -97,6 +97,13 @@ def upscale(
     max_memory: MaxMemory = None,
     color_fix: ColorFix = None,
     color_strength: ColorStrength = 1.0,
+    quality: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF. [default: 95, AVIF 90]"),
+    ] = None,
+    strip_gps: Annotated[
+        bool, typer.Option("--strip-gps", help="Leave out where photos were taken.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -112,7 +119,12 @@ def upscale(
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import at_home
         from pipelines.terminal.progress import show_progress
-        from training.inference.files import default_model, plan_jobs, upscale_all
+        from training.inference.files import (
+            UpscaleSettings,
+            default_model,
+            plan_jobs,
+            upscale_all,
+        )
 
         source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
         jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
@@ -128,13 +140,19 @@ def upscale(
                 tile=tile,
                 max_memory=max_memory,
             )
+            settings = UpscaleSettings(
+                scale=scale,
+                steps=steps,
+                seed=seed,
+                color_fix=color_fix,
+                color_strength=color_strength,
+                quality=quality,
+                strip_gps=strip_gps,
+            )
             report = upscale_all(
                 jobs,
                 upscaler,
-                scale=scale,
-                steps=steps,
-                color_fix=color_fix,
-                color_strength=color_strength,
+                settings,
                 on_done=lambda source: progress.advance(note=source.name),
             )
         out.say(reports.upscaled(str(output), scale, report))

@@ -72,19 +72,22 @@ class HeaderIncomplete(Exception):
 
 
 @dataclass(frozen=True)
-class DecodedImage:
-    """Upright pixels: `rgb` uint8 (H, W, 3) in sRGB, `alpha` uint8 (H, W), None if opaque."""
-
-    rgb: np.ndarray
-    alpha: np.ndarray | None
-
-
-@dataclass(frozen=True)
 class LoadedImage:
     """A picture as it lies in its file, and the EXIF orientation that is still to be undone."""
 
     pixels: Image.Image
     orientation: int
+    header: ImageHeader
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """Upright pixels: `rgb` uint8 (H, W, 3) in sRGB, `alpha` uint8 (H, W), None if opaque; and what
+    they were made of."""
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    loaded: LoadedImage
 
 
 class _Head(io.BytesIO):
@@ -143,16 +146,16 @@ def decode_image(data: bytes) -> DecodedImage:
     """
     image = load_image(data, _DEFAULTS)
     with _decoder_errors():
-        rgb, lying = _canvas(image, 3)
+        rgb, lying = upright_canvas(image, 3)
         alpha = None
         for rows, colors, opacity in strips(image.pixels):
             lying[rows] = colors
             if opacity is not None and opacity.min() < 255:
                 if alpha is None:
-                    alpha, lying_alpha = _canvas(image, 1)
+                    alpha, lying_alpha = upright_canvas(image, 1)
                     alpha[:] = 255
                 lying_alpha[rows, :, 0] = opacity
-    return DecodedImage(rgb, None if alpha is None else alpha[..., 0])
+    return DecodedImage(rgb, None if alpha is None else alpha[..., 0], image)
 
 
 def load_image(data: bytes, images: ImageSettings) -> LoadedImage:
@@ -169,7 +172,7 @@ def load_image(data: bytes, images: ImageSettings) -> LoadedImage:
         _check_kind(header, images)
         turn = orientation(image)
         if image.format == "WEBP" and not header.animated:
-            return LoadedImage(_still_webp(data, image.info), turn)
+            return LoadedImage(_still_webp(data, image.info), turn, header)
         with damage.tiff_messages() as messages:
             image.load()
         if images.damaged == "reject":
@@ -179,7 +182,7 @@ def load_image(data: bytes, images: ImageSettings) -> LoadedImage:
                 damage.check_jpeg(data, len(image.getbands()))
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 damage.check_tiff(data, image.tag_v2)
-    return LoadedImage(image, turn)
+    return LoadedImage(image, turn, header)
 
 
 def upright_photo(image: LoadedImage, images: ImageSettings) -> np.ndarray:
@@ -190,7 +193,7 @@ def upright_photo(image: LoadedImage, images: ImageSettings) -> np.ndarray:
         ImageRejected: "transparent" where the settings reject it, "unsupported pixel format".
     """
     with _decoder_errors():
-        rgb, lying = _canvas(image, 3)
+        rgb, lying = upright_canvas(image, 3)
         for rows, colors, alpha in strips(image.pixels):
             if alpha is not None and alpha.min() < 255:
                 if images.transparent == "reject":
@@ -214,7 +217,7 @@ def _still_webp(data: bytes, info: dict[str | tuple[int, int], Any]) -> Image.Im
     height, width, channels = pixels.shape
     mode, order = ("RGBA", "BGRA") if channels == 4 else ("RGB", "BGR")
     image = Image.frombytes(mode, (width, height), pixels, "raw", order)
-    image.info = {"icc_profile": info.get("icc_profile")}
+    image.info = {name: info.get(name) for name in ("icc_profile", "exif", "xmp")}
     return image
 
 
@@ -313,13 +316,13 @@ def _decoder_errors() -> Iterator[None]:
         raise ImageRejected("truncated" if "truncated" in message else "corrupt") from error
 
 
-def _canvas(image: LoadedImage, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """An upright picture to fill, uint8 (H, W, channels), and the same as it lies in its file:
-    EXIF's orientation (tag 274) tells which sides row 0 and column 0 are."""
+def upright_canvas(
+    image: LoadedImage, channels: int, dtype: type[np.generic] = np.uint8
+) -> tuple[np.ndarray, np.ndarray]:
+    """An upright picture to fill (H, W, channels), and the same as it lies in its file: EXIF's
+    orientation (tag 274) tells which sides row 0 and column 0 are."""
     turn, (width, height) = image.orientation, image.pixels.size
-    upright = np.empty(
-        (width, height, channels) if turn >= 5 else (height, width, channels), np.uint8
-    )
+    upright = np.empty((width, height, channels) if turn >= 5 else (height, width, channels), dtype)
     lying = upright
     if turn in (3, 4, 7, 8):
         lying = lying[::-1]

@@ -169,8 +169,11 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
 def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
     """The photos that were upscaled, and those that could not be."""
     failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
-    result = {"written": [str(path) for path in report.written], "failed": failed}
-    lines = [f"Upscaled {counted(len(report.written), 'image')} by {scale:g} to {output}."]
+    notes = [{"file": str(path), "note": note} for path, note in report.notes]
+    written = [str(path) for path in report.written]
+    result = {"written": written, "failed": failed, "notes": notes}
+    lines = [f"Upscaled {counted(len(written), 'image')} by {scale:g} to {output}."]
+    lines += [f"  {path}: {note}" for path, note in report.notes]
     if failed:
         lines += [f"Left out {counted(len(failed), 'image')}:"]
         lines += [f"  {path}: {reason}" for path, reason in report.failed]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.decode import SUFFIXES
+from training.inference.color import ColorFix
+from training.inference.encode import FORMATS, check_size, encode
+from training.inference.metadata import made_by, without_gps
+from training.inference.picture import enlarged_size, read_picture
 
 if TYPE_CHECKING:
-    from training.inference.color import ColorFix
     from training.inference.upscaler import Upscaler
 
-FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""What can be written; photos of other formats become PNG."""
-JPEG_QUALITY = 95
 DEMO_RUN = Path("demo-output") / "run"
 
 
@@ -32,6 +30,23 @@ class Job:
     target: Path
 
 
+@dataclass(frozen=True)
+class UpscaleSettings:
+    """What a result depends on, beside photo and model."""
+
+    scale: float
+    steps: int | None = None
+    """The model's own when None."""
+    seed: int = 0
+    """As the model was loaded with."""
+    color_fix: ColorFix | None = None
+    """What suits the model when None."""
+    color_strength: float = 1.0
+    quality: int | None = None
+    """Of JPEG, WebP and AVIF, 1 to 100; that of `QUALITY` when None."""
+    strip_gps: bool = False
+
+
 @dataclass
 class UpscaleReport:
     """How each job ended."""
@@ -39,6 +54,8 @@ class UpscaleReport:
     written: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Source and reason."""
+    notes: list[tuple[Path, str]] = field(default_factory=list)
+    """Source and what of it was not kept."""
 
 
 def default_model() -> str:
@@ -79,49 +96,57 @@ def plan_jobs(source: Path, output: Path, *, overwrite: bool, skip_existing: boo
 def upscale_all(
     jobs: Sequence[Job],
     upscaler: Upscaler,
+    settings: UpscaleSettings,
     *,
-    scale: float,
-    steps: int | None = None,
-    color_fix: ColorFix | None = None,
-    color_strength: float = 1.0,
     on_done: Callable[[Path], None] = lambda source: None,
 ) -> UpscaleReport:
-    """Runs every job; an image that cannot be upscaled is reported and the others are done."""
+    """Runs every job; an image that cannot be upscaled is reported and the others are done.
+
+    Raises:
+        FlowmapsrError: a result cannot be written, so the others could not be either.
+    """
     report = UpscaleReport()
     for job in jobs:
         try:
-            data = storage.read_bytes(str(job.source))
-            image = upscaler.upscale_file(
-                data,
-                scale=scale,
-                steps=steps,
-                color_fix=color_fix,
-                color_strength=color_strength,
-            )
-            storage.write_bytes(str(job.target), encode(image, job.target.suffix))
+            data, notes = _upscaled(job, upscaler, settings)
         except FlowmapsrError as error:
             report.failed.append((job.source, str(error)))
         else:
+            storage.write_bytes(str(job.target), data)
             report.written.append(job.target)
+            report.notes += [(job.source, note) for note in notes]
         on_done(job.source)
     return report
 
 
-def encode(image: Image.Image, suffix: str) -> bytes:
-    """The picture in the format of `suffix`; where that has no transparency, on white."""
-    name = Image.registered_extensions()[suffix.lower()]
-    if name in ("JPEG", "BMP") and image.mode in ("RGBA", "LA"):
-        image = _on_white(image)
-    options = {"quality": JPEG_QUALITY, "subsampling": 0} if name == "JPEG" else {}
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    solid = "L" if image.mode == "LA" else "RGB"
-    background = Image.new(image.mode, image.size, "white")
-    return Image.alpha_composite(background.convert("RGBA"), image.convert("RGBA")).convert(solid)
+def _upscaled(job: Job, upscaler: Upscaler, settings: UpscaleSettings) -> tuple[bytes, list[str]]:
+    """A photo's file to the file that it becomes, and what could not be kept."""
+    picture = read_picture(storage.read_bytes(str(job.source)))
+    format = FORMATS[job.target.suffix.lower()]
+    check_size(enlarged_size(picture.rgb, settings.scale), format)
+    steps = settings.steps or upscaler.restorer.usual_steps
+    how = settings.color_fix or upscaler.usual_color_fix
+    result = upscaler.upscale_picture(
+        picture,
+        scale=settings.scale,
+        steps=steps,
+        color_fix=how,
+        color_strength=settings.color_strength,
+    )
+    metadata = without_gps(result.metadata) if settings.strip_gps else result.metadata
+    made = {
+        "model": f"{upscaler.method}, stage {upscaler.config.stage}",
+        "modelVersion": f"{upscaler.config.recipe_digest[:12]}, step {upscaler.config.step}",
+        "software": f"flowmapsr {version('flowmapsr')}",
+        "scale": f"{settings.scale:g}",
+        "steps": str(steps),
+        "seed": str(settings.seed),
+        "colorFix": how,
+        "colorStrength": f"{settings.color_strength:g}",
+    }
+    finished = replace(result, metadata=made_by(metadata, made))
+    data, lost = encode(finished, format, settings.quality)
+    return data, [*picture.notes, *lost]
 
 
 def _folder_jobs(source: Path, output: Path) -> list[Job]:

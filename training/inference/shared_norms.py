@@ -46,6 +46,10 @@ class SharedNorms:
             for norm in self.norms:
                 del norm.forward
 
+    def are_finite(self) -> bool:
+        """Whether everything that was measured is."""
+        return all(bool(sums.isfinite().all()) for sums in self._sums.values())
+
     def _measure(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(norm, nn.GroupNorm)
         groups = inputs[0].float().flatten(2).unflatten(1, (norm.num_groups, -1)).flatten(2)

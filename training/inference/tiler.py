@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
@@ -38,6 +41,7 @@ class Tiler:
         """
         self.tile, self.max_memory = tile, max_memory
         self._memory: MemoryModel | None = None
+        self._told = False
 
     def __call__(
         self,
@@ -48,7 +52,7 @@ class Tiler:
         pixels: int,
         multiple: int,
     ) -> Tensor:
-        """As `InTiles`.
+        """As `InTiles`. A tile whose result is not finite is done again in fp32.
 
         Raises:
             FlowmapsrError: memory is too small for the smallest tile.
@@ -61,7 +65,7 @@ class Tiler:
             side = max(smallest, side // multiple * multiple)
             try:
                 if max(x.shape[-2:]) <= side:
-                    return fn(x)
+                    return self._finite(net, fn, x)
                 return self._tiled(net, fn, x, side, overlap, multiple)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -85,12 +89,32 @@ class Tiler:
         multiple: int,
     ) -> Tensor:
         norms = SharedNorms(net)
-        with norms.measuring():
-            height, width = x.shape[-2:]
-            for part in tiles(height, width, tile, overlap, multiple):
-                fn(part.of(x))
+
+        def measure() -> None:
+            with norms.measuring():
+                for part in tiles(x.shape[-2], x.shape[-1], tile, overlap, multiple):
+                    fn(part.of(x))
+
+        measure()
+        if not norms.are_finite():
+            self._tell()
+            with _in_fp32(net):
+                measure()
         with norms.applied():
-            return blend(fn, x, tile, overlap, multiple=multiple)
+            return blend(partial(self._finite, net, fn), x, tile, overlap, multiple=multiple)
+
+    def _finite(self, net: nn.Module, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        result = fn(x)
+        if result.isfinite().all():
+            return result
+        self._tell()
+        with _in_fp32(net):
+            return fn(x)
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("the network gave values that are not finite: such tiles are done in fp32")
 
     def _side(self, fn: Callable[[Tensor], Tensor], x: Tensor, smallest: int) -> int:
         """Side of the largest tile that fits, latents; a picture that fits is one tile."""
@@ -111,3 +135,13 @@ class Tiler:
 
 def _attends(net: nn.Module) -> bool:
     return any(type(module).__name__ == "Attention" for module in net.modules())
+
+
+@contextmanager
+def _in_fp32(net: nn.Module) -> Iterator[None]:
+    dtype = next((weight.dtype for weight in net.parameters()), torch.float32)
+    net.float()
+    try:
+        yield
+    finally:
+        net.to(dtype)

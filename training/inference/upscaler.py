@@ -7,10 +7,12 @@ orientation are kept.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -26,9 +28,14 @@ from datagen.degradation.settings import (
     paths,
 )
 from datagen.errors import FlowmapsrError
-from datagen.photos.decode import decode_image
 from training.inference.color import ColorFix, fix_colors
 from training.inference.memory import is_out_of_memory
+from training.inference.picture import (
+    Picture,
+    colors_everywhere,
+    enlarged_size,
+    read_picture,
+)
 from training.inference.tiler import Tiler
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
@@ -37,6 +44,9 @@ from training.weights.model_folder import find_model, model_kind
 
 _ALL_NOISE = 20
 """Least sigma, levels, of noise whose coarse part is seen in flat regions."""
+
+_BYTES_PER_PIXEL = 60
+"""Of a result: what is held of it at once beside the network's work, mostly of float32 colors."""
 
 
 class Upscaler:
@@ -98,32 +108,33 @@ class Upscaler:
         color_fix: ColorFix | None = None,
         color_strength: float = 1.0,
     ) -> np.ndarray:
-        """RGB uint8 (h, w, 3) -> RGB uint8 (round(h * scale), round(w * scale), 3), for any scale
-        from 1 on, by `steps` network evaluations; None takes those that suit the model. The result
-        gets the colors of the image as `fix_colors` says, by what suits the model when None."""
-        height, width = image.shape[:2]
-        target = (max(1, round(width * scale)), max(1, round(height * scale)))
-        lq = self.enlarge(image, target)
+        """RGB uint8 or uint16 (h, w, 3) -> (round(h * scale), round(w * scale), 3), for any scale
+        from 1 on, by `steps` network evaluations; None takes those that suit the model. The
+        result gets the colors of the image as `fix_colors` says, by what suits the model when None.
+        """
+        lq = self.enlarge(image, enlarged_size(image, scale))
         restored = self._restored(lq, steps)
         how = color_fix or self.usual_color_fix
-        reference = lq.astype(np.float32) / 255
-        return _levels(fix_colors(restored, reference, how, scale=scale, strength=color_strength))
+        reference = lq.astype(np.float32) / _top(lq)
+        fixed = fix_colors(restored, reference, how, scale=scale, strength=color_strength)
+        return _levels(fixed, image.dtype)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """RGB uint8 (h, w, 3) at (width, height), resized as the model's LQ was in training."""
+        """RGB uint8 or uint16 (h, w, 3) at (width, height), resized as the model's LQ was in
+        training."""
         if self._mode == "bicubic":
             return bicubic(image, size)
         result = resized(image.astype(np.float32), size, self._mode)
-        return result.round().clip(0, 255).astype(np.uint8)
+        return result.round().clip(0, _top(image)).astype(image.dtype)
 
     def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
-        """An LQ image already at its target size, RGB uint8 (H, W, 3) -> its HQ estimate, whose
-        colors are the network's."""
-        return _levels(self._restored(image, steps))
+        """An LQ image already at its target size, RGB uint8 or uint16 (H, W, 3) -> its HQ estimate,
+        whose colors are the network's."""
+        return _levels(self._restored(image, steps), image.dtype)
 
     @torch.inference_mode()
     def _restored(self, image: np.ndarray, steps: int | None) -> np.ndarray:
-        """RGB uint8 (H, W, 3) -> float32 in [0, 1]."""
+        """RGB uint8 or uint16 (H, W, 3) -> float32 in [0, 1]."""
         height, width = image.shape[:2]
         margin, multiple = self.restorer.margin, self.restorer.size_multiple
         around = [
@@ -131,11 +142,58 @@ class Upscaler:
         ]
         padded = np.pad(image, [*around, (0, 0)], mode="reflect" if margin else "edge")
         tensor = torch.from_numpy(padded).to(self.restorer.device)
-        pixels = tensor.permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = tensor.permute(2, 0, 1)[None].float() / (_top(image) / 2) - 1
         steps = steps or self.restorer.usual_steps
         restored = self.restorer(pixels, steps=steps, in_tiles=self.tiler)
-        inside = restored[0, :, margin : margin + height, margin : margin + width]
-        return ((inside.float() + 1) / 2).clamp(0, 1).permute(1, 2, 0).contiguous().cpu().numpy()
+        inside = restored[0, :, margin : margin + height, margin : margin + width].float()
+        if not inside.isfinite().all():
+            raise FlowmapsrError(
+                "the model gives values that are not finite: use --precision fp32, or another "
+                "model where that is used already"
+            )
+        return ((inside + 1) / 2).clamp(0, 1).permute(1, 2, 0).contiguous().cpu().numpy()
+
+    def upscale_picture(
+        self,
+        picture: Picture,
+        *,
+        scale: float,
+        steps: int | None = None,
+        color_fix: ColorFix | None = None,
+        color_strength: float = 1.0,
+    ) -> Picture:
+        """As `upscale`; gray stays gray but where the model makes colors, and transparency is
+        enlarged by bicubic interpolation.
+
+        Raises:
+            FlowmapsrError: it is too large for this machine's memory.
+        """
+        width, height = enlarged_size(picture.rgb, scale)
+        colors, alpha = picture.rgb, picture.alpha
+        try:
+            if width * height * _BYTES_PER_PIXEL > psutil.virtual_memory().available:
+                raise MemoryError
+            if alpha is not None:
+                colors = colors_everywhere(colors, alpha)
+                alpha = bicubic(alpha, (width, height))
+            rgb = self.upscale(
+                colors,
+                scale=scale,
+                steps=steps,
+                color_fix=color_fix,
+                color_strength=color_strength,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FlowmapsrError(
+                f"{width}x{height} pixels do not fit into memory; use a smaller scale or cut the "
+                "picture"
+            ) from error
+        gray = picture.gray and self.usual_color_fix != "off"
+        if gray:
+            rgb = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        return replace(picture, rgb=rgb, alpha=alpha, gray=gray)
 
     def upscale_file(
         self,
@@ -146,43 +204,37 @@ class Upscaler:
         color_fix: ColorFix | None = None,
         color_strength: float = 1.0,
     ) -> Image.Image:
-        """An image file's bytes to an enlarged picture: upright, gray stays gray, alpha is kept.
+        """An image file's bytes to an enlarged picture of 8 bits in sRGB: upright, gray stays gray,
+        transparency is kept.
 
         Raises:
             FlowmapsrError: the bytes are no picture, or it is too large for this machine's memory.
         """
-        decoded = decode_image(data)
-        try:
-            rgb = self.upscale(
-                decoded.rgb,
-                scale=scale,
-                steps=steps,
-                color_fix=color_fix,
-                color_strength=color_strength,
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = decoded.rgb.shape[:2]
-            raise FlowmapsrError(
-                f"{width}x{height} at scale {scale:g} does not fit into memory; use a smaller "
-                "scale or cut the picture"
-            ) from error
-        picture = Image.fromarray(rgb)
-        if self.usual_color_fix != "off" and (decoded.rgb == decoded.rgb[..., :1]).all():
-            picture = picture.convert("L")
-        if decoded.alpha is not None:
-            picture.putalpha(Image.fromarray(bicubic(decoded.alpha, picture.size)))
+        result = self.upscale_picture(
+            read_picture(data, deep=False),
+            scale=scale,
+            steps=steps,
+            color_fix=color_fix,
+            color_strength=color_strength,
+        )
+        picture = Image.fromarray(result.rgb[..., 0] if result.gray else result.rgb)
+        if result.alpha is not None:
+            picture.putalpha(Image.fromarray(result.alpha))
         return picture
 
 
-def _levels(picture: np.ndarray) -> np.ndarray:
-    """Float in [0, 1], and somewhat beyond, to the nearest of uint8."""
-    return (255 * picture).round().clip(0, 255).astype(np.uint8)
+def _top(image: np.ndarray) -> int:
+    return int(np.iinfo(image.dtype).max)
+
+
+def _levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Float in [0, 1], and somewhat beyond, to the nearest levels of uint8 or uint16."""
+    top = np.iinfo(dtype).max
+    return (top * picture).round().clip(0, top).astype(dtype)
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (h, w[, 3]) resized to (width, height): the baseline, and most models' input."""
+    """uint8 or uint16 (h, w[, 3]) at (width, height): the baseline, and most models' input."""
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 

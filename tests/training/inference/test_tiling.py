@@ -169,3 +169,36 @@ def test_a_picture_is_tiled_only_where_it_does_not_fit() -> None:
     sizes.clear()
     Tiler(max_memory=1)(net, fn, x, pixels=8, multiple=net.downsample)
     assert set(sizes[2:]) == {(32, 32)}
+
+
+class _Overflowing(nn.Module):
+    """As networks in bf16 may, in bright places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 3)
+        self.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = self.norm.weight.dtype == torch.float32
+        bright = x if deep else torch.where(x > 3, torch.inf, x)
+        return self.norm(bright.to(self.norm.weight.dtype)).float()
+
+
+@pytest.mark.parametrize("tile", [4096, 256])
+@torch.no_grad()
+def test_what_is_not_finite_is_done_again_in_fp32_and_told_once(
+    caplog: pytest.LogCaptureFixture, tile: int
+) -> None:
+    net, x = _Overflowing(), torch.randn(1, 3, 40, 40).clamp(-1, 1)
+    x[..., 3, 5] = 4
+    tiler = Tiler(tile=tile)
+    with caplog.at_level(logging.WARNING):
+        results = [tiler(net, net, x, pixels=8, multiple=1) for _ in range(2)]
+    expected = _Overflowing().float()(x)
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02)
+    assert net.norm.weight.dtype == torch.bfloat16
+    assert [record.message for record in caplog.records] == [
+        "the network gave values that are not finite: such tiles are done in fp32"
+    ]

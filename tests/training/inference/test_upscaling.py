@@ -1,15 +1,22 @@
+"""Files and folders: what is read and written, what is refused, and what bad input leaves."""
+
 from __future__ import annotations
 
-import io
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datagen.errors import FlowmapsrError
-from training.inference.files import Job, default_model, encode, plan_jobs, upscale_all
+from tests.support.models import saved_model
+from tests.support.picture_files import png_bomb, saved
+from tests.support.small_disk import DiskMaker
+from training.inference.files import Job, UpscaleSettings, default_model, plan_jobs, upscale_all
 from training.inference.upscaler import Upscaler
+from training.settings.model import ModelSettings
 
 
 @pytest.fixture
@@ -94,42 +101,76 @@ def test_a_missing_model_says_how_to_get_one(
     assert default_model() == "demo-output/run"
 
 
-@pytest.mark.parametrize(
-    ("suffix", "mode", "expected"),
-    [
-        (".png", "RGBA", "RGBA"),
-        (".png", "L", "L"),
-        (".webp", "RGBA", "RGBA"),
-        (".jpg", "RGBA", "RGB"),
-        (".jpg", "LA", "L"),
-        (".JPG", "L", "L"),
-        (".tiff", "RGB", "RGB"),
-    ],
-)
-def test_formats_keep_what_they_can(suffix: str, mode: str, expected: str) -> None:
-    image = Image.open(io.BytesIO(encode(Image.new(mode, (5, 4)), suffix)))
-    assert (image.mode, image.size) == (expected, (5, 4))
+@pytest.fixture
+def upscaler(tmp_path: Path, tiny_model: ModelSettings) -> Upscaler:
+    """Enlarges by bicubic interpolation."""
+    return Upscaler.from_pretrained(saved_model(tmp_path / "model", tiny_model, trained=False))
 
 
-def test_transparency_becomes_white_in_jpeg() -> None:
-    image = Image.open(io.BytesIO(encode(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), ".jpg")))
-    assert min(image.getpixel((4, 4))) > 250
-
-
-class TwiceAsLarge:
-    """Replaces a trained model; the files are real."""
-
-    def upscale_file(self, data: bytes, *, scale: float, **options: object) -> Image.Image:
-        if data == b"":
-            raise FlowmapsrError("empty file")
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        return image.resize((round(image.width * scale), round(image.height * scale)))
-
-
-def test_a_bad_image_does_not_stop_the_others(folder: Path, tmp_path: Path) -> None:
+def test_a_bad_image_does_not_stop_the_others(
+    folder: Path, tmp_path: Path, upscaler: Upscaler
+) -> None:
     (folder / "0.png").touch()
+    (folder / "1.png").write_bytes(png_bomb())
+    whole = saved(Image.effect_noise((64, 64), 50), "JPEG")
+    (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
-    report = upscale_all(jobs_of(folder, out), cast(Upscaler, TwiceAsLarge()), scale=2, steps=1)
-    assert report.failed == [(folder / "0.png", "empty file")]
+    report = upscale_all(jobs_of(folder, out), upscaler, UpscaleSettings(scale=2))
+    assert report.failed == [
+        (folder / "0.png", "empty file"),
+        (folder / "1.png", "too large"),
+        (folder / "2.jpg", "truncated"),
+    ]
     assert [Image.open(path).size for path in report.written] == [(16, 12), (16, 12)]
     assert sorted(path.name for path in out.rglob("*.*")) == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000)])
+def test_any_size_is_upscaled(tmp_path: Path, upscaler: Upscaler, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "teal").save(tmp_path / "in.png")
+    jobs = jobs_of(tmp_path / "in.png", tmp_path / "out.png")
+    assert not upscale_all(jobs, upscaler, UpscaleSettings(scale=4)).failed
+    result = Image.open(tmp_path / "out.png")
+    assert result.size == (4 * size[0], 4 * size[1]) and result.getpixel((0, 0)) == (0, 128, 128)
+
+
+def test_a_size_that_the_format_lacks_is_refused_before_the_work(
+    tmp_path: Path, upscaler: Upscaler
+) -> None:
+    Image.new("L", (5000, 1)).save(tmp_path / "in.png")
+    jobs = jobs_of(tmp_path / "in.png", tmp_path / "out.webp")
+    report = upscale_all(jobs, upscaler, UpscaleSettings(scale=4))
+    assert "20000x4 pixels are too many for WebP" in report.failed[0][1]
+
+
+def test_a_full_disk_ends_the_work_and_leaves_nothing_torn(
+    tmp_path: Path,
+    upscaler: Upscaler,
+    small_disk: DiskMaker,
+    filled: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    photos, disk = tmp_path / "in", small_disk(1 << 20)
+    photos.mkdir()
+    for name in "ab":
+        Image.effect_noise((64, 64), 50).save(photos / f"{name}.png")
+    jobs, settings = jobs_of(photos, disk / "out"), UpscaleSettings(scale=2)
+    upscale_all(jobs[:1], upscaler, settings)
+    with filled(disk), pytest.raises(FlowmapsrError, match=r"b\.png.*free some space"):
+        upscale_all(jobs[1:], upscaler, settings)
+    assert [path.name for path in (disk / "out").iterdir()] == ["a.png"]
+
+
+def test_how_it_was_made_is_in_the_file(tmp_path: Path, upscaler: Upscaler) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    exif[271] = "Maker"
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.jpg", exif=exif)
+    jobs = jobs_of(tmp_path / "in.jpg", tmp_path / "out.jpg")
+    report = upscale_all(jobs, upscaler, UpscaleSettings(scale=2, steps=3, strip_gps=True))
+    result = Image.open(report.written[0])
+    made = re.search(r"<rdf:Description[^>]*flowmapsr:.*?>", result.info["xmp"].decode())
+    assert made is not None
+    for words in ('scale="2"', 'steps="3"', 'seed="0"', 'colorFix="wavelet"', "stage warmup"):
+        assert words in made[0]
+    assert result.getexif()[271] == "Maker"
+    assert not result.getexif().get_ifd(ExifTags.IFD.GPSInfo)

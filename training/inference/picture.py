@@ -1,0 +1,122 @@
+"""A picture on its way from a file through the network to another file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from datagen.photos.decode import LoadedImage, decode_image, upright_canvas
+from training.inference.metadata import Metadata, read_metadata
+from training.inference.profile import WideProfile, converted, srgb
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Upright pixels in sRGB, of 8 or 16 bits, and what its file says beside them."""
+
+    rgb: np.ndarray
+    """uint8 or uint16 (H, W, 3)."""
+    alpha: np.ndarray | None
+    """(H, W), None if opaque."""
+    gray: bool
+    """Whether all three channels are equal."""
+    metadata: Metadata
+    notes: tuple[str, ...] = ()
+    """What was not kept, for the user."""
+
+
+def read_picture(data: bytes, *, deep: bool = True) -> Picture:
+    """An image file of any format; 16 bits are kept of PNG and TIFF where `deep` asks for them.
+
+    Raises:
+        ImageRejected: the reasons of `load_image`.
+    """
+    decoded = decode_image(data)
+    header, notes = decoded.loaded.header, []
+    metadata, left_out = read_metadata(decoded.loaded.pixels, cmyk=header.cmyk)
+    notes += left_out
+    rgb, alpha = decoded.rgb, decoded.alpha
+    if deep and header.sixteen_bit:
+        levels = _sixteen_bits(data, decoded.loaded, metadata.profile)
+        if isinstance(levels, str):
+            notes.append(f"only 8 of its bits are read: {levels}")
+        else:
+            rgb, alpha = levels[..., :3], _deep_alpha(levels, alpha)
+    gray = header.gray or bool((rgb == rgb[..., :1]).all())
+    return Picture(rgb, alpha, gray, metadata, tuple(notes))
+
+
+def enlarged_size(image: np.ndarray, scale: float) -> tuple[int, int]:
+    """(width, height) of the image enlarged, each 1 or more."""
+    height, width = image.shape[:2]
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def colors_everywhere(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The picture with colors where nothing is seen of it, grown from what is seen: enlarging mixes
+    neighbors, and whatever a file has there would show as a halo."""
+    seen = alpha > 0
+    if seen.all():
+        return rgb
+    weight = seen.astype(np.float32)
+    grown = _grown(rgb * weight[..., None], weight)
+    return np.where(seen[..., None], rgb, grown.round().astype(rgb.dtype))
+
+
+def _grown(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Colors (H, W, 3), times their weights (H, W), filled from pictures of half the size."""
+    height, width = weight.shape
+    if max(height, width) == 1:
+        return weighted / np.maximum(weight, 1e-6)[..., None]
+    half = ((width + 1) // 2, (height + 1) // 2)
+    small = [cv2.resize(one, half, interpolation=cv2.INTER_AREA) for one in (weighted, weight)]
+    below = cv2.resize(_grown(*small), (width, height), interpolation=cv2.INTER_LINEAR)
+    return weighted + (1 - weight)[..., None] * below
+
+
+def _sixteen_bits(data: bytes, loaded: LoadedImage, profile: bytes | None) -> np.ndarray | str:
+    """The upright picture (H, W, 3 or 4) in sRGB, uint16; or why there are only 8 bits.
+
+    Pillow has 8 bits of colors, so OpenCV reads them again: what both agree on is taken.
+    """
+    if loaded.pixels.format not in ("PNG", "TIFF") or loaded.header.cmyk:
+        return "16 are kept of PNG and TIFF in RGB and gray"
+    lying = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if lying is None or lying.dtype != np.uint16 or not _agree(lying, loaded.pixels):
+        return "two decoders differ on them"
+    if lying.ndim == 2:
+        lying = cv2.cvtColor(lying, cv2.COLOR_GRAY2RGB)
+    else:
+        lying = cv2.cvtColor(
+            lying, cv2.COLOR_BGRA2RGBA if lying.shape[2] == 4 else cv2.COLOR_BGR2RGB
+        )
+    upright, canvas = upright_canvas(loaded, lying.shape[2], np.uint16)
+    canvas[:] = lying
+    if profile is not None:
+        source = WideProfile.of(profile)
+        if source is None:
+            return "its color profile is a table"
+        upright[..., :3] = converted(upright[..., :3], source, srgb())
+    return upright
+
+
+def _agree(levels: np.ndarray, image: Image.Image) -> bool:
+    if levels.shape[1::-1] != image.size:
+        return False
+    if image.mode.startswith("I"):
+        return levels.ndim == 2 and np.array_equal(levels, np.asarray(image))
+    mode = {3: "RGB", 4: "RGBA"}.get(levels.shape[2] if levels.ndim == 3 else 0)
+    if mode is None:
+        return False
+    eight = np.asarray(image.convert(mode))
+    order = [2, 1, 0, 3][: levels.shape[2]]
+    return bool(np.abs(levels[..., order] // 257 - eight.astype(np.int32)).max() <= 1)
+
+
+def _deep_alpha(deep: np.ndarray, alpha: np.ndarray | None) -> np.ndarray | None:
+    if deep.shape[2] == 4:
+        return deep[..., 3] if deep[..., 3].min() < 65535 else None
+    return None if alpha is None else alpha.astype(np.uint16) * np.uint16(257)
