@@ -150,7 +150,7 @@ def _select(value: Any, dumped: Any, groups: set[Group]) -> Any:
         return {
             name: _select(getattr(value, name), dumped[name], groups)
             for name, field in type(value).model_fields.items()
-            if group_of(field) in groups
+            if group_of(field) in groups and name in dumped  # else left out by `exclude_if`
         }
     if isinstance(value, tuple):
         return [_select(*pair, groups) for pair in zip(value, dumped, strict=True)]

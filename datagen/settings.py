@@ -5,11 +5,13 @@ Values that follow from others are derived where they are used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from datagen.degradation.settings import DegradationSettings, Usm
+from datagen.pairs.settings import PairSettings
 from datagen.pipeline_file import pipeline_content
 from datagen.records import Execution, HubOrFolder, Location, Probability, Settings
 
@@ -92,6 +94,9 @@ class FilterSettings(Settings):
     the number of pixels of 512x512. Sharp photos have 200 to 4000, blurred ones less than 50."""
     min_jpeg_quality: int | None = Field(None, ge=1, le=100)
     """Least quality of JPEG files, as libjpeg counts it, estimated from the luma table."""
+    max_pair_offset: float = Field(8.0, gt=0, exclude_if=lambda offset: offset == 8)
+    """Largest distance, HQ pixels, of a corner of a pair's LQ from the place that the sizes give
+    it."""
 
 
 class DctSettings(Settings):
@@ -136,8 +141,11 @@ CodecSettings = Annotated[DctSettings | AutoencoderSettings, Field(discriminator
 class DatasetRecipe(Settings):
     """Everything that decides the bytes of a dataset, and where and how it is made."""
 
-    sources: Execution[tuple[Location, ...]] = Field(min_length=1, examples=[["/path/to/photos"]])
-    """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of these."""
+    sources: Execution[tuple[Location, ...]] = Field(examples=[["/path/to/photos"]])
+    """Photos: folders, `s3://` prefixes, image files, `.tar` archives, or `.txt` lists of these.
+    Where there are `pairs`, none need be given."""
+    pairs: Execution[tuple[PairSettings, ...]] = Field(None, validate_default=True)
+    """Photos whose LQ is real and not made by `degradation`, which then makes only the negative."""
     output: Execution[Location] = Field(examples=["/path/to/output"])
     """Local folder or `s3://` prefix that the dataset is written to."""
     workers: Execution[Annotated[int, Field(ge=1)] | Literal["auto"]] = "auto"
@@ -192,11 +200,23 @@ class DatasetRecipe(Settings):
     """The build fails when more than this part of the photos cannot be used; those that `filters`
     leave out do not count."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_alone(cls, values: Any) -> Any:
+        """Beside pairs no other photos need be given."""
+        alone = isinstance(values, dict) and values.get("pairs") and "sources" not in values
+        return {**values, "sources": ()} if alone else values
+
     @field_validator("sources", mode="before")
     @classmethod
     def _listed(cls, sources: Any) -> Any:
         """One source may be written without brackets."""
         return [sources] if isinstance(sources, str) or sources is None else sources
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _listed_pairs(cls, pairs: Any) -> Any:
+        return [pairs] if isinstance(pairs, Mapping) else pairs or ()
 
     @field_validator("latents")
     @classmethod
@@ -213,7 +233,34 @@ class DatasetRecipe(Settings):
                 "latents without hq and hq_pixels=none leave nothing of the HQ to train on: "
                 "set hq_pixels=jpeg or png, or add hq to latents"
             )
+        if not (self.sources or self.pairs):
+            raise ValueError("sources and pairs are empty: give photos")
+        if self.pairs:
+            self._check_pairs()
         return self
+
+    def _check_pairs(self) -> None:
+        if self.lq_pixels == "small":
+            raise ValueError(
+                "lq_pixels=small keeps what the degradation of an HQ made; the LQ of pairs is laid "
+                "on the pixels of the HQ: set lq_pixels=full"
+            )
+        if self.lq_pixels == "none" and "lq" not in self.latents:
+            raise ValueError(
+                "latents without lq and lq_pixels=none leave nothing of the LQ of pairs: set "
+                "lq_pixels=full, or add lq to latents"
+            )
+        if self.augmentation.pipeline is not None:
+            raise ValueError(
+                "augmentation.pipeline changes the HQ alone, and the LQ of pairs is not made of "
+                "it: remove it; flips and turns are done to both"
+            )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All addresses that photos come from."""
+        pairs = (place for pair in self.pairs for place in (pair.hq, pair.lq))
+        return tuple(dict.fromkeys([*self.sources, *pairs]))
 
     @property
     def least_workers(self) -> int:

@@ -68,9 +68,9 @@ def dataset_build(
             check_servers(RAY, PREFECT)
         doing("listing the photos")
         from datagen.build.survey import survey
-        from datagen.photos.sources import list_sources
+        from datagen.pairs.listing import list_photos
 
-        listing = list_sources(resolved.sources, exclude=resolved.output)
+        listing = list_photos(resolved)
         found = survey(resolved, listing)
         manifest = found.complete
         if manifest is None:

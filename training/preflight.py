@@ -91,6 +91,11 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
 def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
     """What the batches of the stage hold, the dataset must store."""
     needed, stored = stage.batch_fields, BatchFields.stored(dataset)
+    if needed.lq_pixels == "fresh" and dataset.pairs:
+        raise FlowmapsrError(
+            f"stage {stage.name!r}: degradation=fresh would make other LQ pixels than the "
+            "real ones of the pairs that the dataset holds: set degradation=stored"
+        )
     missing = [name for name in needed.latents if name not in stored.latents]
     why = fix = None
     if missing == ["neg"]:
@@ -106,9 +111,13 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
     elif needed.lq_pixels == "fresh" and not stored.hq_pixels:
         why = "degradation=fresh degrades HQ pixels"
         fix = "hq_pixels=png, or set degradation=stored"
-    elif needed.lq_pixels == "stored" and not (stored.hq_pixels or dataset.lq_pixels != "none"):
+    elif (
+        needed.lq_pixels == "stored"
+        and dataset.lq_pixels == "none"
+        and (dataset.pairs or not stored.hq_pixels)  # else the LQ is made of these once more
+    ):
         why = "it trains on LQ pixels"
-        fix = "lq_pixels=small"
+        fix = "lq_pixels=full" if dataset.pairs else "lq_pixels=small"
     if why is not None:
         raise FlowmapsrError(
             f"stage {stage.name!r}: {why}, which the dataset does not have (it stores "

@@ -19,7 +19,7 @@ from datagen.dataset.shards import ShardSample, ShardWriter, open_shard, write_l
 from datagen.dataset.statistics import StatisticsCollector
 from datagen.dataset.tasks import ShardTask, TaskRecord
 from datagen.io import storage
-from datagen.photos.source_file import Rejection
+from datagen.photos.source_file import Rejection, kind_of
 from datagen.records import to_json
 from datagen.samples.codecs import Codec, codec_of, codec_record
 from datagen.samples.encode import encode
@@ -90,7 +90,7 @@ class _OpenShards:
         """Stores a sample, or records why there is none."""
         if isinstance(result, Rejection):
             before = self._photos[result.uri]
-            stamp = "" if result.reason in UNREADABLE else before.stamp
+            stamp = "" if kind_of(result.reason) in UNREADABLE else before.stamp
             self._photos[result.uri] = replace(before, reason=result.reason, stamp=stamp)
             return
         drawn, latents = result.drawn, result.latents

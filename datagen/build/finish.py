@@ -5,7 +5,6 @@ Every step can be repeated; the manifest is the commit, and what comes after it 
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import zip_longest
 
 from datagen.build.plan import UnusablePhotos, enforce_limit
@@ -137,17 +136,17 @@ def _manifest(
     new = [shard for record in records for shard in record.shards]
     shards = tuple(sorted([*(before.shards if before else ()), *new], key=lambda shard: shard.path))
     earlier = [PartialStatistics.of(before.stats, before.codec)] if before else []
-    reasons = Counter(known.rejected().values())
     return Manifest(
         recipe=plan.recipe.content(),
         recipe_digest=plan.recipe.digest(),
         sources=tuple(sorted({*(before.sources if before else ()), *plan.recipe.sources})),
+        pairs=tuple(sorted({*(before.pairs if before else ()), *plan.recipe.pairs}, key=str)),
         codec=_one_codec(plan, before, records),
         num_samples=sum(shard.num_samples for shard in shards),
         num_shards=len(shards),
         bytes=sum(shard.bytes for shard in shards),
         shards=shards,
-        rejected=RejectedCount(count=reasons.total(), by_reason=dict(sorted(reasons.items()))),
+        rejected=RejectedCount.of(known.rejected().values()),
         stats=statistics_of([*earlier, *(record.stats for record in records)]),
     )
 

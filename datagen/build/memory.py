@@ -23,10 +23,10 @@ _BYTES_ENCODING = {"dct8": 120, "dct4": 120, "autoencoder_tiny": 1_200, "autoenc
 def worker_memory(recipe: DatasetRecipe, *, threads: int) -> int:
     """Most memory of a worker with that many threads, bytes.
 
-    Each thread holds one photo and one sample; `threads + 2` samples wait for the codec, and two
-    batches are inside it or on their way out.
+    Each thread holds one photo, or both of a pair, and one sample; `threads + 2` samples wait for
+    the codec, and two batches are inside it or on their way out.
     """
-    photo = recipe.filters.max_megapixels * 1e6
+    photo = recipe.filters.max_megapixels * 1e6 * (2 if recipe.pairs else 1)
     sample = max(budget.side for budget in recipe.buckets.budgets) ** 2
     degraded = sample * largest_image(recipe.degradation)
     waiting = threads + 2 + 2 * recipe.codec.batch

@@ -7,7 +7,7 @@ bytes of an uninterrupted one. Reads headers, never pixels.
 from __future__ import annotations
 
 import gc
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +18,15 @@ from datagen.build.survey import Survey, survey
 from datagen.dataset.known_photos import KnownPhoto, KnownPhotos, rejected_photo, write_reasons
 from datagen.dataset.layout import PLAN, REJECTED, SHARDS, TASKS, task_index
 from datagen.dataset.manifest import kept_manifests
+from datagen.dataset.records import RejectedCount
 from datagen.dataset.tasks import PhotoVariants, Plan, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.pairs.check import PairChecker, check_pairs
+from datagen.pairs.registration import OFF
 from datagen.photos import scan
 from datagen.photos.decode import FILTERED
-from datagen.photos.source_file import SourceFile
+from datagen.photos.source_file import Rejection, SourceFile, kind_of
 from datagen.photos.sources import Listing
 from datagen.records import to_compact_json
 from datagen.samples.buckets import TOO_SMALL, fitting_buckets
@@ -91,7 +94,7 @@ def make_plan(found: Survey, *, map_chunks: scan.MapChunks = map) -> Plan:
     enforce_limit(plan, {})
     if not plan.tasks and found.manifest is None:
         left_out = {photo.uri: photo.reason or "" for photo in plan.rejected}
-        raise UnusablePhotos(plan, left_out, f"no photo of {', '.join(recipe.sources)} can be used")
+        raise UnusablePhotos(plan, left_out, f"no photo of {', '.join(recipe.places)} can be used")
     return plan
 
 
@@ -119,7 +122,7 @@ def enforce_limit(plan: Plan, rejected: Mapping[str, str]) -> None:
 def _counts(reason: str) -> bool:
     """Whether a photo left out for this reason cannot be used: it is no copy of another one, and
     it was not the recipe that asked for others."""
-    return reason != scan.DUPLICATE and reason not in FILTERED
+    return kind_of(reason) not in {scan.DUPLICATE, OFF, *FILTERED}
 
 
 class UnusablePhotos(FlowmapsrError):
@@ -130,7 +133,7 @@ class UnusablePhotos(FlowmapsrError):
         folder = plan.output if plan.base is None else storage.join(plan.output, TASKS)
         uri = storage.join(folder, REJECTED)
         write_reasons(uri, left_out)
-        by_reason = dict(sorted(Counter(left_out.values()).items()))
+        by_reason = RejectedCount.of(left_out.values()).by_reason
         reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason.items())
         super().__init__(
             f"{what}. Left out: {reasons}, listed in {uri}. Fix or remove them, or change "
@@ -211,11 +214,17 @@ def _scan(
         else:
             moved[digest] = file
     _update_known(found, moved)
-    photos = [
-        PhotoVariants(photo.file, photo.width, photo.height, 0, recipe.samples_per_photo)
-        # By content: neighbors in a folder are often alike, and a photo's location must not matter.
-        for photo in sorted(result.photos, key=lambda photo: (photo.head, photo.file.uri))
-    ]
+    lq = found.listing.lq
+    pairs = [(one.file, lq[one.file.uri]) for one in result.photos if one.file.uri in lq]
+    checked = check_pairs(pairs, PairChecker(recipe.images, recipe.filters), map_chunks)
+    photos = []
+    # By content: neighbors in a folder are often alike, and a photo's location must not matter.
+    for file, width, height, _ in sorted(result.photos, key=lambda one: (one.head, one.file.uri)):
+        other = checked.get(file.uri)
+        if isinstance(other, Rejection):
+            rejected.append(rejected_photo(file, other.reason))
+        else:
+            photos.append(PhotoVariants(file, width, height, 0, recipe.samples_per_photo, lq=other))
     return photos, rejected
 
 

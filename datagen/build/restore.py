@@ -6,8 +6,6 @@ Counts of photo sizes come from the photos; of one that is gone, its crop stands
 
 from __future__ import annotations
 
-from collections import Counter
-
 from datagen.dataset import layout
 from datagen.dataset.known_photos import KnownPhotos
 from datagen.dataset.manifest import Manifest, file_hashes, kept_manifests, write_manifest
@@ -40,17 +38,17 @@ def restore_manifest(recipe: DatasetRecipe) -> Manifest:
     known = KnownPhotos.read(output)
     record = codec_record(recipe, codec_of(recipe))
     sides = _photo_sides(recipe, known)
-    reasons = Counter(known.rejected().values())
     manifest = Manifest(
         recipe=recipe.content(),
         recipe_digest=recipe.digest(),
         sources=tuple(sorted(recipe.sources)),
+        pairs=tuple(sorted(recipe.pairs, key=str)),
         codec=record,
         num_samples=sum(shard.num_samples for shard in shards),
         num_shards=len(shards),
         bytes=sum(shard.bytes for shard in shards),
         shards=tuple(shards),
-        rejected=RejectedCount(count=reasons.total(), by_reason=dict(sorted(reasons.items()))),
+        rejected=RejectedCount.of(known.rejected().values()),
         stats=statistics_of(_statistics(output, shard, record, sides) for shard in shards),
     )
     issues, skipped = recompute(manifest, output)

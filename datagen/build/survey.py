@@ -25,8 +25,9 @@ from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.lock import is_lock
+from datagen.pairs.listing import list_photos
 from datagen.photos.source_file import Rejection, SourceFile, is_readable
-from datagen.photos.sources import Listing, list_sources
+from datagen.photos.sources import Listing
 from datagen.records import diff, read_record
 from datagen.settings import DatasetRecipe
 
@@ -88,11 +89,12 @@ def survey(recipe: DatasetRecipe, listing: Listing | None = None) -> Survey:
     tasks_left = manifest is not None and storage.exists(storage.join(recipe.output, TASKS))
     known = KnownPhotos.read(recipe.output)
     if listing is None:
-        listing = list_sources(recipe.sources, exclude=recipe.output)
+        listing = list_photos(recipe)
     current = {line.uri: (line.bytes, line.stamp) for line in known.lines if line.stamp}
     new = [file for file in listing.files if current.get(file.uri) != (file.bytes, file.stamp)]
     closed = known.unreadable()
-    closed -= {file.uri for file in new if file.uri in closed and is_readable(file)}
+    halves = {file.uri: (file, listing.lq.get(file.uri, file)) for file in new}
+    closed -= {uri for uri in closed & halves.keys() if all(map(is_readable, halves[uri]))}
     new = [file for file in new if file.uri not in closed]
     listed = {file.uri for file in listing.files}
     made = [line for line in known.lines if line.sha256 is not None and line.stamp]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from datagen.dataset.layout import REJECTED, SOURCES
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.photos.source_file import SourceFile
+from datagen.photos.source_file import SourceFile, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ UNREADABLE = frozenset({"no permission", "archived", "missing", "link to itself"
 
 def rejected_photo(file: SourceFile, reason: str) -> KnownPhoto:
     """Of a file that could not be read without a stamp, so that a later build looks again."""
-    stamp = "" if reason in UNREADABLE else file.stamp
+    stamp = "" if kind_of(reason) in UNREADABLE else file.stamp
     return KnownPhoto(file.uri, file.bytes, stamp, sha256=None, reason=reason)
 
 

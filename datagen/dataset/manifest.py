@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
+    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationInfo,
@@ -24,6 +25,7 @@ from datagen.dataset.records import CodecRecord, RejectedCount, ShardRecord
 from datagen.dataset.statistics import Statistics
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.pairs.settings import PairSettings
 from datagen.records import FrozenModel, UnreadableRecord, as_json, read_record, to_json
 from datagen.settings import DatasetRecipe
 
@@ -41,6 +43,8 @@ class Manifest(FrozenModel):
     recipe_digest: str
     sources: tuple[str, ...]
     """Sources of all builds together."""
+    pairs: tuple[PairSettings, ...] = Field((), exclude_if=lambda pairs: not pairs)
+    """Pairs of all builds together."""
     codec: CodecRecord | None
     """None where no latents are stored."""
     num_samples: int
@@ -106,7 +110,7 @@ class Manifest(FrozenModel):
 
     def dataset_recipe(self, output: str) -> DatasetRecipe:
         """The recipe, for a dataset at `output`."""
-        places = {"sources": self.sources, "output": output}
+        places = {"sources": self.sources, "pairs": self.pairs, "output": output}
         return DatasetRecipe.model_validate({**self.recipe, **places})
 
 

@@ -111,7 +111,7 @@ class StatisticsCollector:
         self._buckets[drawn.bucket] += 1
         self._values["scale"].append(drawn.scale)
         self._values["photo_side"].append(photo_side)
-        for operation in drawn.lq.operations:
+        for operation in drawn.lq.operations if drawn.lq is not None else ():
             match operation:
                 case GaussianNoiseParams():
                     self._values["gaussian_sigma"].append(operation.sigma)

@@ -6,11 +6,18 @@ from typing import Literal, NamedTuple
 
 from datagen.dataset.known_photos import KnownPhoto
 from datagen.dataset.layout import TASKS
-from datagen.dataset.records import ShardRecord
+from datagen.dataset.records import Registration, ShardRecord
 from datagen.dataset.statistics import PartialStatistics
 from datagen.photos.source_file import SourceFile
 from datagen.records import FrozenModel
 from datagen.settings import DatasetRecipe
+
+
+class PlannedLq(NamedTuple):
+    """The other half of a pair."""
+
+    file: SourceFile
+    registration: Registration
 
 
 class PhotoVariants(NamedTuple):
@@ -22,6 +29,7 @@ class PhotoVariants(NamedTuple):
     height: int
     first: int
     variants: int
+    lq: PlannedLq | None = None
 
 
 class ShardTask(FrozenModel):

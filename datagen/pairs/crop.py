@@ -5,8 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from datagen.dataset.records import Crop
-from datagen.pairs.registration import Registration
+from datagen.dataset.records import Crop, Registration
 
 _MARGIN = 3  # pixels that the cubic kernel reaches
 

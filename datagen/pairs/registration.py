@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from skimage.registration import phase_cross_correlation
+
+from datagen.dataset.records import Registration
 
 LEAST_SIMILARITY = 0.2
 """In 40 photos with noise and JPEG, pairs had 0.82 or more, different scenes 0.04 or less."""
@@ -22,29 +23,17 @@ _BROAD = 3.0  # standard deviation, LQ pixels
 _ROUNDS = 6  # at most; the second has found nearly everything
 
 
-class Registration(NamedTuple):
-    """A point of the LQ, from its center, times `scale` plus the shift is the same point of the
-    HQ, from its center."""
+DIFFERENT, OFF = "pair of different pictures", "pair off by too much"
+"""Reasons of pairs that are left out; a number in brackets follows."""
 
-    scale: float
-    """HQ pixels of one LQ pixel."""
-    shift_x: float
-    """HQ pixels, to the right."""
-    shift_y: float
-    """HQ pixels, downwards."""
-    offset: float
-    """HQ pixels by which the worst corner is off the place that the sizes alone give it."""
-    similarity: float
-    """Correlation of the detail of the registered pictures: 1 if they are equal."""
 
-    def fault(self, *, tolerance: float) -> str | None:
-        """Why the pair cannot be used, with the number; None if it can. `tolerance` is the largest
-        offset, HQ pixels."""
-        if self.similarity < LEAST_SIMILARITY:
-            return f"pair of different pictures (similarity {self.similarity:.2f})"
-        if self.offset > tolerance:
-            return f"pair off by {self.offset:.1f} pixels"
-        return None
+def fault(found: Registration, *, largest_offset: float) -> str | None:
+    """Why the pair cannot be used, with the number; None if it can."""
+    if found.similarity < LEAST_SIMILARITY:
+        return f"{DIFFERENT} (similarity {found.similarity:.2f})"
+    if found.offset > largest_offset:
+        return f"{OFF} ({found.offset:.1f} pixels)"
+    return None
 
 
 def size_fault(*, hq: tuple[int, int], lq: tuple[int, int]) -> str | None:
@@ -86,7 +75,14 @@ def register(hq: np.ndarray, lq: np.ndarray) -> Registration:
     corner = np.array([width, height]) / 2
     offset = nominal * math.hypot(*(np.abs(zoom - 1) * corner + np.abs(shift)))
     shift_x, shift_y = nominal * shift
-    return Registration(float(nominal * zoom), float(shift_x), float(shift_y), offset, similarity)
+    # Rounded far below what can be found, so that another processor has the same numbers.
+    return Registration(
+        scale=round(float(nominal * zoom), 6),
+        shift_x=round(float(shift_x), 3),
+        shift_y=round(float(shift_y), 3),
+        offset=round(offset, 3),
+        similarity=round(similarity, 3),
+    )
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:

@@ -25,9 +25,6 @@ class PairSettings(Settings):
     """With `match: suffix`, the end of LQ names before the extension."""
     csv: Location | None = Field(None, examples=["/path/to/pairs.csv"])
     """With `match: csv`, a table with the columns `hq` and `lq`: paths below these sources."""
-    tolerance: float = Field(8.0, gt=0)
-    """Largest distance, HQ pixels, of a corner from the place that the sizes give it; a pair that
-    is off by more is left out."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

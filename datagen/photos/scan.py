@@ -80,9 +80,9 @@ def _hash(file: SourceFile) -> str:
         return ""
 
 
-def chunked(items: Iterable[C]) -> Iterator[tuple[C, ...]]:
+def chunked(items: Iterable[C], size: int = CHUNK) -> Iterator[tuple[C, ...]]:
     iterator = iter(items)
-    while chunk := tuple(islice(iterator, CHUNK)):
+    while chunk := tuple(islice(iterator, size)):
         yield chunk
 
 

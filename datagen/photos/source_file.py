@@ -26,7 +26,12 @@ class Rejection(NamedTuple):
 
     uri: str
     reason: str
-    """Short and stable, for counting."""
+    """Short and stable, for counting; what is not, such as a number, follows in brackets."""
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what follows in brackets."""
+    return reason.partition(" (")[0]
 
 
 class PassedOver(NamedTuple):

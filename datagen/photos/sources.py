@@ -8,9 +8,9 @@ from __future__ import annotations
 import codecs
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from datagen.errors import FlowmapsrError
@@ -35,6 +35,8 @@ class Listing:
     rejected: tuple[Rejection, ...]
     passed_over: tuple[PassedOver, ...] = ()
     """Other files that are not hidden, by kind: archives first, then the most frequent."""
+    lq: Mapping[str, SourceFile] = field(default_factory=dict)
+    """The LQ of those that are the HQ of a pair, by their URI."""
 
     def other_files(self) -> str:
         """What was passed over, for a message; empty if nothing was."""
@@ -48,7 +50,7 @@ class Listing:
         return f"{text}; pip install 'flowmapsr[heic]' reads HEIC" if heic else text
 
 
-_Found = SourceFile | Rejection | PassedOver
+Found = SourceFile | Rejection | PassedOver
 
 
 def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listing:
@@ -61,19 +63,23 @@ def list_sources(sources: Sequence[str], *, exclude: str | None = None) -> Listi
     Raises:
         FlowmapsrError: a source is missing or has no image file.
     """
+    return listing_of(item for source in sources for item in _list_one(source, exclude))
+
+
+def listing_of(found: Iterable[Found]) -> Listing:
+    """What was found, in order; of several with one URI the last."""
     files: dict[str, SourceFile] = {}
     rejected: dict[str, Rejection] = {}
     others: dict[str, PassedOver] = {}
-    for source in sources:
-        for item in _list_one(source, exclude):
-            if isinstance(item, Rejection):
-                rejected[item.uri] = item
-            elif isinstance(item, SourceFile):
-                files[item.uri] = item
-            else:
-                before = others.get(item.kind, item._replace(files=0))
-                example = min(before.example, item.example)
-                others[item.kind] = PassedOver(item.kind, before.files + item.files, example)
+    for item in found:
+        if isinstance(item, Rejection):
+            rejected[item.uri] = item
+        elif isinstance(item, SourceFile):
+            files[item.uri] = item
+        else:
+            before = others.get(item.kind, item._replace(files=0))
+            example = min(before.example, item.example)
+            others[item.kind] = PassedOver(item.kind, before.files + item.files, example)
     return Listing(
         tuple(files[uri] for uri in sorted(files)),
         tuple(rejected[uri] for uri in sorted(rejected)),
@@ -85,7 +91,7 @@ def _order(item: PassedOver) -> tuple[bool, int, str]:
     return item.kind not in OTHER_ARCHIVES, -item.files, item.kind
 
 
-def _list_one(source: str, exclude: str | None) -> Iterator[_Found]:
+def _list_one(source: str, exclude: str | None) -> Iterator[Found]:
     if not storage.is_remote(source):
         source = os.path.normpath(source)
     others: Counter[str] = Counter()
@@ -104,7 +110,7 @@ def _list_one(source: str, exclude: str | None) -> Iterator[_Found]:
         )
 
 
-def _expand(source: str, exclude: str | None) -> Iterator[_Found]:
+def _expand(source: str, exclude: str | None) -> Iterator[Found]:
     """The content of a source."""
     if source.endswith(LIST):
         yield from _listed(source, exclude)
@@ -121,7 +127,7 @@ def _expand(source: str, exclude: str | None) -> Iterator[_Found]:
 
 def _photos_of(
     item: storage.Entry | Rejection | PassedOver, uri: str, *, named: bool
-) -> Iterator[_Found]:
+) -> Iterator[Found]:
     """What one entry of a source gives; `named` if it is the source itself."""
     suffix = PurePosixPath(uri).suffix.lower()
     readable = _readable(uri)
@@ -144,7 +150,7 @@ def _photos_of(
         yield SourceFile(uri, item.bytes, item.stamp)
 
 
-def _listed(source: str, exclude: str | None) -> Iterator[_Found]:
+def _listed(source: str, exclude: str | None) -> Iterator[Found]:
     """A list has one URI per line; relative paths start from its folder, `#` begins a comment.
 
     A line that is no address, or that leads to nothing that can be read, is a rejection.
@@ -162,7 +168,7 @@ def _listed(source: str, exclude: str | None) -> Iterator[_Found]:
             "lists as sources"
         )
 
-    def look_up(name: str) -> list[_Found]:
+    def look_up(name: str) -> list[Found]:
         if name != _readable(name):
             return [Rejection(uri=_readable(name), reason="name is not UTF-8")]
         relative = "://" not in name and not name.startswith("/")

@@ -86,9 +86,20 @@ def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
         *(["mirrored"] if drawn.orientation.flip else []),
         *(["augmented"] if drawn.replay and drawn.replay["applied"] else []),
     ]
-    name = textwrap.shorten(drawn.source.rsplit("/", 1)[-1], _LETTERS, placeholder="...")
-    hq = f"{name}\n{drawn.key}\n{_wrapped(facts)}"
-    return hq, _degradation(drawn.lq), _degradation(drawn.neg)
+    hq = f"{_name(drawn.source)}\n{drawn.key}\n{_wrapped(facts)}"
+    lq = _real(drawn) if drawn.lq is None else _degradation(drawn.lq)
+    return hq, lq, _degradation(drawn.neg)
+
+
+def _real(drawn: DrawnSample) -> str:
+    assert drawn.real_lq is not None, "an LQ is degraded or real"
+    found = drawn.real_lq.registration
+    facts = [f"shifted by {found.shift_x:.1f}, {found.shift_y:.1f}", f"{found.scale:.3f} as large"]
+    return f"scale {drawn.scale:.1f}, real\n{_name(drawn.real_lq.source)}\n{_wrapped(facts)}"
+
+
+def _name(uri: str) -> str:
+    return textwrap.shorten(uri.rsplit("/", 1)[-1], _LETTERS, placeholder="...")
 
 
 def _degradation(drawn: params.DegradationParams) -> str:

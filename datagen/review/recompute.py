@@ -15,7 +15,7 @@ from datagen.dataset.manifest import Manifest, open_dataset
 from datagen.dataset.records import DrawnSample
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import META, ShardSample, stored_latents
-from datagen.dataset.tasks import PhotoVariants, ShardTask
+from datagen.dataset.tasks import PhotoVariants, PlannedLq, ShardTask
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.archives import scan_archive
@@ -59,7 +59,7 @@ def recompute(
             samples = read_shard(where, sha256=record.sha256)
         except FlowmapsrError:
             continue
-        pairs = ((sample, again.make(sample.key)) for sample in samples)
+        pairs = ((sample, again.make(sample)) for sample in samples)
         stored, made = next(((one, two) for one, two in pairs if two is not None), (None, None))
         if stored is None or made is None:
             skipped.append(record.path)
@@ -76,19 +76,26 @@ class _Recomputer:
         lines = KnownPhotos.read(root).lines
         self._photos = {sample_key(line.sha256, 0)[:-3]: line for line in lines if line.sha256}
 
-    def make(self, key: str) -> PreparedSample | Rejection | None:
+    def make(self, sample: ShardSample) -> PreparedSample | Rejection | None:
         """The sample, or why there is none now; None without the photo, or with another one."""
-        photo, _, variant = key.rpartition("-")
+        photo, _, variant = sample.key.rpartition("-")
         known = self._photos.get(photo)
         file = file_at(known.uri) if known and known.stamp else None
         if known is None or file is None:
             return None
-        wanted = PhotoVariants(file, 0, 0, int(variant), 1)
+        real = DrawnSample.model_validate_json(sample.meta).real_lq
+        lq_file = None if real is None else file_at(real.source)
+        if real is not None and lq_file is None:
+            return None
+        lq = PlannedLq(lq_file, real.registration) if real and lq_file else None
+        wanted = PhotoVariants(file, 0, 0, int(variant), 1, lq)
         results = prepare(ShardTask(index=0, photos=(wanted,)), self._recipe, threads=1)
         if self._codec is not None:
             results = encode(results, self._codec, self._recipe, device="cpu")
         (made,) = results
-        same = isinstance(made, Rejection) or made.sha256 == known.sha256
+        if isinstance(made, Rejection):
+            return made
+        same = made.sha256 == known.sha256 and made.drawn.real_lq == real
         return made if same else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from datagen.dataset.manifest import (
     load_manifest,
     open_dataset,
 )
-from datagen.dataset.records import DrawnSample, ShardRecord, Split
+from datagen.dataset.records import DrawnSample, RejectedCount, ShardRecord, Split
 from datagen.dataset.shard_index import read_shard
 from datagen.dataset.shards import ShardSample, stored_latents
 from datagen.dataset.statistics import PartialStatistics, StatisticsCollector, statistics_of
@@ -159,8 +158,9 @@ def _file_issues(manifest: Manifest, root: str) -> Iterator[DatasetIssue]:
 def _by_reason(rejected: bytes) -> dict[str, int] | None:
     """How often each reason is in `rejected.jsonl`; None where it cannot be read."""
     try:
-        return Counter(json.loads(line)["reason"] for line in rejected.splitlines())
-    except (ValueError, KeyError, TypeError):
+        reasons = [json.loads(line)["reason"] for line in rejected.splitlines()]
+        return RejectedCount.of(reasons).by_reason
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

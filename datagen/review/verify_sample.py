@@ -44,7 +44,7 @@ def sample_issues(
     if sample.hq_image is not None:
         yield from _pixel_issues("HQ pixels", sample.hq_image, full)
     if sample.lq_image is not None and recipe.lq_pixels != "none":
-        size = full if recipe.lq_pixels == "full" else small_size(full, drawn.lq.scale)
+        size = full if recipe.lq_pixels == "full" else small_size(full, drawn.scale)
         yield from _pixel_issues("LQ pixels", sample.lq_image, size)
 
 

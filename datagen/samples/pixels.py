@@ -59,5 +59,6 @@ def lq_at_hq_size(
     """
     if kind == "full":
         return np.divide(stored, np.float32(255), out=out, dtype=np.float32)
+    assert drawn.lq is not None, "no small LQ is stored of pairs"
     bucket = Bucket.from_name(drawn.bucket)
     return enlarge(stored, drawn.lq, size=(bucket.width, bucket.height), out=out)

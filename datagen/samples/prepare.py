@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datagen.dataset.records import DrawnSample, Split
+from datagen.dataset.records import DrawnSample, RealLq, Split
 from datagen.dataset.shards import Latents
-from datagen.dataset.tasks import ShardTask
+from datagen.dataset.tasks import PhotoVariants, ShardTask
 from datagen.degradation.noise import rounded
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.prefetch import read_ahead
+from datagen.pairs.check import reasons_of_lq
 from datagen.photos.decode import ImageRejected, check_pixels, load_image, upright_photo
 from datagen.photos.source_file import Rejection, SourceFile, read_photo
 from datagen.samples.pixels import hq_image, png
 from datagen.samples.sample import Photo, SamplePixels, draw_sample, make_pixels, split_of
-from datagen.settings import DatasetRecipe, LatentName, LqPixels
+from datagen.settings import DatasetRecipe, ImageSettings, LatentName, LqPixels
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def prepare(task: ShardTask, recipe: DatasetRecipe, *, threads: int) -> Iterator
 
 def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[tuple[_CachedPhoto, int]]:
     for photo in task.photos:
-        cached = _CachedPhoto(photo.file, recipe)
+        cached = _CachedPhoto(photo, recipe)
         for variant in range(photo.first, photo.first + photo.variants):
             yield cached, variant
 
@@ -70,8 +71,8 @@ def _jobs(task: ShardTask, recipe: DatasetRecipe) -> Iterator[tuple[_CachedPhoto
 class _CachedPhoto:
     """A photo that is decoded when its first variant asks for it, and freed after the last."""
 
-    def __init__(self, file: SourceFile, recipe: DatasetRecipe) -> None:
-        self._file = file
+    def __init__(self, planned: PhotoVariants, recipe: DatasetRecipe) -> None:
+        self._planned = planned
         self._recipe = recipe
         self._lock = threading.Lock()
         self._result: Photo | Rejection | None = None
@@ -80,21 +81,32 @@ class _CachedPhoto:
         """The decoded photo, or why its file cannot be used."""
         with self._lock:
             if self._result is None:
-                self._result = _decoded(self._file, self._recipe)
+                self._result = _decoded(self._planned, self._recipe)
             return self._result
 
 
-def _decoded(file: SourceFile, recipe: DatasetRecipe) -> Photo | Rejection:
+def _decoded(planned: PhotoVariants, recipe: DatasetRecipe) -> Photo | Rejection:
+    uri, lq = planned.file.uri, planned.lq
     try:
-        data = _planned_bytes(file)
-        sha256 = hashlib.sha256(data).hexdigest()
-        image = load_image(data, recipe.images)
-        del data  # of an uncompressed file it is as large as the picture
-        pixels = upright_photo(image, recipe.images)
+        sha256, pixels = _read(planned.file, recipe.images)
         check_pixels(pixels, recipe.filters)
+        if lq is None:
+            return Photo(uri, sha256, pixels)
+        with reasons_of_lq(lq.file):
+            lq_sha256, lq_pixels = _read(lq.file, recipe.images)
     except (ImageRejected, storage.UnreadableError) as error:
-        return Rejection(file.uri, error.reason)
-    return Photo(file.uri, sha256, pixels)
+        return Rejection(uri, error.reason)
+    real = RealLq(source=lq.file.uri, sha256=lq_sha256, registration=lq.registration)
+    return Photo(uri, sha256, pixels, real, lq_pixels)
+
+
+def _read(file: SourceFile, images: ImageSettings) -> tuple[str, np.ndarray]:
+    """SHA-256 of the file, and its pixels."""
+    data = _planned_bytes(file)
+    sha256 = hashlib.sha256(data).hexdigest()
+    image = load_image(data, images)
+    del data  # of an uncompressed file it is as large as the picture
+    return sha256, upright_photo(image, images)
 
 
 def _planned_bytes(file: SourceFile) -> bytes:
@@ -123,6 +135,7 @@ def _sample(recipe: DatasetRecipe, photo: Photo | Rejection, variant: int) -> Sa
     made = make_pixels(
         photo.pixels,
         drawn,
+        lq_pixels=photo.lq_pixels,
         pipeline=recipe.augmentation.pipeline,
         sharpen=recipe.sharpen,
         wanted=_wanted(recipe),

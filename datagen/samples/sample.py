@@ -14,12 +14,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datagen.dataset.records import Crop, DrawnSample, Orientation, Split
+from datagen.dataset.records import Crop, DrawnSample, Orientation, RealLq, Split
 from datagen.degradation.apply import degrade, degrade_small, enlarge
 from datagen.degradation.draw import draw_degradation, draw_negative
 from datagen.degradation.kernels import sharpened
 from datagen.degradation.noise import rounded
 from datagen.degradation.settings import Usm
+from datagen.pairs.crop import lq_of_crop
 from datagen.samples.buckets import Bucket, draw_bucket
 from datagen.samples.pipeline import augmented
 from datagen.settings import Augmentation, DatasetRecipe
@@ -27,11 +28,14 @@ from datagen.settings import Augmentation, DatasetRecipe
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo: its URI, the SHA-256 of its file, and its pixels, uint8 (H, W, 3)."""
+    """A decoded photo: its URI, the SHA-256 of its file, and its pixels, uint8 (H, W, 3); of a pair
+    the HQ, and what is known of the LQ with its pixels."""
 
     uri: str
     sha256: str
     pixels: np.ndarray
+    real_lq: RealLq | None = None
+    lq_pixels: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -49,7 +53,7 @@ class SamplePixels:
     hq: np.ndarray
     """uint8 (H, W, 3)."""
     small_lq: np.ndarray | None
-    """The LQ at its own size, uint8 (h, w, 3)."""
+    """The LQ at its own size, uint8 (h, w, 3); that of a pair has none on the HQ's grid."""
     lq: np.ndarray | None
     """At HQ size, float32 (H, W, 3) in [0, 1]; so is `neg`."""
     neg: np.ndarray | None
@@ -82,8 +86,9 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
     width, height = (photo.height, photo.width) if rotated else (photo.width, photo.height)
     bucket = draw_bucket(recipe.buckets, rng, width=width, height=height)
     crop = _draw_crop(recipe, rng, photo, _transposed(bucket) if rotated else bucket)
-    lq = draw_degradation(recipe.degradation, rng)
-    neg = draw_negative(recipe.degradation, rng, lq_scale=lq.scale)
+    lq = None if photo.real_lq else draw_degradation(recipe.degradation, rng)
+    scale = lq.scale if lq is not None else _real_scale(photo, bucket, crop)
+    neg = draw_negative(recipe.degradation, rng, lq_scale=scale)
     return DrawnSample(
         key=key,
         source=photo.uri,
@@ -91,9 +96,10 @@ def draw_sample(recipe: DatasetRecipe, photo: Photo, variant: int) -> DrawnSampl
         bucket=bucket.name,
         crop=crop,
         orientation=orientation,
-        scale=lq.scale,
+        scale=scale,
         lq=lq,
         neg=neg,
+        real_lq=photo.real_lq,
     )
 
 
@@ -101,13 +107,14 @@ def make_pixels(
     pixels: np.ndarray,
     drawn: DrawnSample,
     *,
+    lq_pixels: np.ndarray | None = None,
     pipeline: dict[str, Any] | None = None,
     sharpen: Usm | None = None,
     wanted: frozenset[str] = frozenset({"small_lq", "lq", "neg"}),
 ) -> SamplePixels:
     """Crops, rotates, augments by a `pipeline` of albumentations and may sharpen the pixels of a
     photo, uint8 (H, W, 3), and makes the `wanted` images of that: names of fields of
-    SamplePixels."""
+    SamplePixels. The LQ of a pair is cut out of its `lq_pixels`."""
     crop = drawn.crop
     cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     bucket = Bucket.from_name(drawn.bucket)
@@ -122,10 +129,19 @@ def make_pixels(
     if sharpen is not None:
         hq = rounded(sharpened(hq.astype(np.float32), **sharpen.model_dump(exclude={"kind"})))
     small_lq = lq = None
-    if wanted & {"small_lq", "lq"}:
+    if drawn.lq is not None and wanted & {"small_lq", "lq"}:
         small_lq = degrade_small(hq, drawn.lq)
         if "lq" in wanted:
             lq = enlarge(small_lq, drawn.lq, size=(hq.shape[1], hq.shape[0]))
+    if drawn.real_lq is not None and lq_pixels is not None and "lq" in wanted:
+        real = lq_of_crop(
+            lq_pixels,
+            drawn.real_lq.registration,
+            hq_size=(pixels.shape[1], pixels.shape[0]),
+            crop=crop,
+            size=(bucket.width, bucket.height),
+        )
+        lq = _oriented(real, drawn.orientation)
     neg = degrade(hq, drawn.neg) if "neg" in wanted else None
     return SamplePixels(hq=hq, small_lq=small_lq, lq=lq, neg=neg, replay=replay)
 
@@ -137,6 +153,13 @@ def _generator(seed: int, key: str) -> np.random.Generator:
 
 def _transposed(bucket: Bucket) -> Bucket:
     return Bucket(height=bucket.width, width=bucket.height)
+
+
+def _real_scale(photo: Photo, bucket: Bucket, crop: Crop) -> float:
+    """Of a pair's LQ, after the HQ was shrunk to its bucket; 1 where the LQ is shrunk with it."""
+    assert photo.real_lq is not None
+    shrunk = math.sqrt(crop.width * crop.height / (bucket.width * bucket.height))
+    return max(1.0, photo.real_lq.registration.scale / shrunk)
 
 
 def _draw_orientation(settings: Augmentation, rng: np.random.Generator) -> Orientation:

@@ -17,7 +17,8 @@ from datagen.build.survey import survey
 from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.dataset.tasks import Plan, ShardTask, TaskRecord
 from datagen.io.lock import BUILD, OutputLock, output_lock
-from datagen.photos.sources import Listing, list_sources
+from datagen.pairs.listing import list_photos
+from datagen.photos.sources import Listing
 from datagen.settings import DatasetRecipe
 from pipelines.cluster.actor_pool import run_shard_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
@@ -46,7 +47,7 @@ def build_dataset(recipe: DatasetRecipe) -> Manifest:
     Args:
         recipe: Which photos, what is made of them, and where the dataset is written.
     """
-    listing = list_sources(recipe.sources, exclude=recipe.output)
+    listing = list_photos(recipe)
     complete = survey(recipe, listing).complete
     if complete is None:
         return build_listed(recipe, listing)

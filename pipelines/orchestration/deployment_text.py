@@ -47,11 +47,11 @@ def description(recipe: AnyRecipe, deployment: str) -> str:
 
 
 def _dataset(recipe: DatasetRecipe) -> list[str]:
-    sources = ", ".join(f"`{source}`" for source in recipe.sources)
+    places = ", ".join(f"`{place}`" for place in recipe.places)
     sides = ", ".join(str(budget.side) for budget in recipe.buckets.budgets)
     samples = counted(recipe.samples_per_photo, "sample")
     codec = recipe.codec.kind if recipe.latents else "none"
-    return [f"from {sources}", f"dataset: {samples} a photo, side {sides} pixels, codec {codec}"]
+    return [f"from {places}", f"dataset: {samples} a photo, side {sides} pixels, codec {codec}"]
 
 
 def _training(recipe: TrainingRecipe) -> list[str]:

@@ -148,9 +148,14 @@ def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) ->
     Raises:
         RecipeError: one does not exist.
     """
-    field = f"{section}.sources" if section else "sources"
+    prefix = f"{section}." if section else ""
     for source in recipe.sources:
-        _require(source, field, "give a folder or file of photos")
+        _require(source, f"{prefix}sources", "give a folder or file of photos")
+    for number, pairs in enumerate(recipe.pairs):
+        _require(pairs.hq, f"{prefix}pairs.{number}.hq", "give a folder of photos")
+        _require(pairs.lq, f"{prefix}pairs.{number}.lq", "give a folder of photos")
+        if pairs.csv is not None:
+            _require(pairs.csv, f"{prefix}pairs.{number}.csv", "give the table of the pairs")
 
 
 def require_photos(settings: EvaluationSettings) -> None:

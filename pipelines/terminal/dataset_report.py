@@ -76,6 +76,7 @@ def inspected(dataset: str, manifest: Manifest, kept: Sequence[str] | None) -> V
             ]
         ),
         f"fields: {_fields(manifest.recipe)}",
+        *(f"pairs of {pairs.hq} and {pairs.lq}" for pairs in manifest.pairs),
         f"digest {manifest.digest}",
         f"kept for trainings: {states}, in {dataset}/{MANIFESTS}",
         *table(("bucket", "split", "samples"), rows),
@@ -128,7 +129,7 @@ def _quantiles(manifest: Manifest) -> list[tuple[str, ...]]:
     steps = [step for path in paths(chain.operations) for step in path]
     counts = manifest.stats.counts
     drawn: dict[str, tuple[Sequence[float], Sequence[int], Sequence[Any], str]] = {
-        "scale": (bins.SCALE, counts.scale, [chain], "scale"),
+        "scale": (bins.SCALE, counts.scale, [] if manifest.pairs else [chain], "scale"),
         "Gaussian sigma": (bins.GAUSSIAN_SIGMA, counts.gaussian_sigma, steps, "gaussian_sigma"),
         "Poisson scale": (bins.POISSON_SCALE, counts.poisson_scale, steps, "poisson_scale"),
         "JPEG quality": (bins.JPEG_QUALITY, counts.jpeg_quality, steps, "quality"),

@@ -98,6 +98,8 @@ class BatchBuffer:
             return
         drawn = DrawnSample.model_validate_json(sample.meta)
         if hq is not None and self._stored_lq == "none":
+            if drawn.lq is None:
+                raise DamagedSample("the LQ pixels of its pair are not stored")
             degrade(hq, drawn.lq, out=out)
             return
         stored = _decoded("LQ", sample.lq_image)

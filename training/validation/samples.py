@@ -6,12 +6,13 @@ import logging
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from datagen.dataset.records import DrawnSample
-from datagen.degradation.apply import degrade_small
+from datagen.degradation.apply import degrade_small, small_size
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch, BatchReader
 from training.data.schedule import PlannedBatch
@@ -48,7 +49,8 @@ def read_group(
 ) -> HeldOutGroup:
     """The samples of a planned group; damaged ones are replaced, with a warning.
 
-    The LQ pixels are made once more by the stored parameters of their degradation.
+    The LQ pixels are made once more by the stored parameters of their degradation; those of pairs
+    are the stored ones.
     """
     batch = reader.read(planned)
     for skipped in batch.skipped:
@@ -63,13 +65,28 @@ def read_group(
     drawn = [DrawnSample.model_validate_json(meta) for meta in batch.meta]
     images = originals.permute(0, 2, 3, 1).cpu().numpy()
     size = (images.shape[2], images.shape[1])
-    small = [degrade_small(image, one.lq) for image, one in zip(images, drawn, strict=True)]
-    enlarged = np.stack([bicubic(image, size) for image in small])
+    stored = _lq_pixels(batch, codec) if any(one.lq is None for one in drawn) else images
+    small, enlarged = [], []
+    for image, lq, one in zip(images, stored, drawn, strict=True):
+        if one.lq is not None:
+            small.append(degrade_small(image, one.lq))
+            enlarged.append(bicubic(small[-1], size))
+        else:  # the LQ of a pair, which bicubic interpolation laid on the pixels of the HQ
+            shape = small_size(size, one.scale)
+            small.append(cv2.resize(lq, shape, interpolation=cv2.INTER_AREA))
+            enlarged.append(lq)
     return HeldOutGroup(
         number=number,
         batch=batch,
         originals=originals,
-        bicubic=torch.from_numpy(enlarged).permute(0, 3, 1, 2).to(device),
+        bicubic=torch.from_numpy(np.stack(enlarged)).permute(0, 3, 1, 2).to(device),
         small=tuple(small),
         scales=tuple(scale_group(one.scale) for one in drawn),
     )
+
+
+def _lq_pixels(batch: Batch, codec: Codec) -> np.ndarray:
+    """At HQ size, uint8 (B, H, W, 3)."""
+    stored = batch.lq_pixels
+    pixels = to_pixels(codec.decode(batch.lq) if stored is None else 2 * stored - 1)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datagen.dataset.records import Registration
 from datagen.pairs.check import PairChecker
-from datagen.pairs.registration import Registration
 from datagen.photos.source_file import Rejection, SourceFile
-from datagen.settings import ImageSettings
+from datagen.settings import FilterSettings, ImageSettings
 from tests.support.pair_pictures import scene_picture
 from tests.support.picture_files import saved
 
@@ -33,13 +33,13 @@ def test_each_pair_is_registered_or_left_out_with_its_reason(tmp_path: Path) -> 
         (hq, file("broken.png", b"no image")),
         (hq, SourceFile(str(tmp_path / "gone.png"), 1, "stamp")),
     ]
-    checker = pickle.loads(pickle.dumps(PairChecker(ImageSettings(), tolerance=8.0)))
+    checker = pickle.loads(pickle.dumps(PairChecker(ImageSettings(), FilterSettings())))
     registered, *others = checker(chunk)
     assert isinstance(registered, Registration)
     assert (registered.shift_x, registered.shift_y) == pytest.approx((1.5, -0.5), abs=0.1)
     assert others == [
-        Rejection(hq.uri, "pair off by 10.0 pixels"),
+        Rejection(hq.uri, "pair off by too much (10.0 pixels)"),
         Rejection(hq.uri, "sides of the pair differ beyond the scale (640x480 and 30x120)"),
-        Rejection(str(tmp_path / "broken.png"), "not an image"),
-        Rejection(str(tmp_path / "gone.png"), "missing"),
+        Rejection(hq.uri, f"not an image (LQ {tmp_path}/broken.png)"),
+        Rejection(hq.uri, f"missing (LQ {tmp_path}/gone.png)"),
     ]

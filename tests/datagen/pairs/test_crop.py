@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datagen.dataset.records import Crop
+from datagen.dataset.records import Crop, Registration
 from datagen.pairs.crop import lq_of_crop
-from datagen.pairs.registration import Registration
 from tests.support.pair_pictures import scene_picture
 
 
@@ -24,7 +23,7 @@ def test_lq_shows_what_the_crop_shows(
 ) -> None:
     crop = Crop(left=150, top=170, width=256, height=192)
     lq = scene_picture(*lq_size, scale=scale, shift=(3.3, -2.6), lens=lens)
-    found = Registration(scale, 3.3, -2.6, offset=0.0, similarity=1.0)
+    found = Registration(scale=scale, shift_x=3.3, shift_y=-2.6, offset=0.0, similarity=1.0)
     made = lq_of_crop(lq, found, hq_size=(640, 480), crop=crop, size=size)
     center = (150 + 128 - 320.0, 170 + 96 - 240.0)
     pixel = 256 / size[0]
@@ -39,7 +38,7 @@ def test_lq_shows_what_the_crop_shows(
 
 def test_beyond_the_border_of_the_lq_its_border_is_repeated() -> None:
     lq = np.full((30, 40, 3), 51, np.uint8)
-    found = Registration(4.0, 40.0, -40.0, offset=56.6, similarity=1.0)
+    found = Registration(scale=4.0, shift_x=40.0, shift_y=-40.0, offset=56.6, similarity=1.0)
     crop = Crop(left=0, top=0, width=160, height=120)
     made = lq_of_crop(lq, found, hq_size=(160, 120), crop=crop, size=(160, 120))
     assert made.shape == (120, 160, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datagen.pairs.registration import register, size_fault
+from datagen.pairs.registration import fault, register, size_fault
 from tests.support.pair_pictures import scene_picture
 
 
@@ -35,26 +35,25 @@ def test_shift_and_scale_are_found(
 def test_a_pair_off_by_more_than_the_tolerance_is_rejected_with_the_number() -> None:
     hq = scene_picture(640, 480, scale=1.0, shift=(0, 0))
     found = register(hq, scene_picture(160, 120, scale=4.0, shift=(6.0, -8.0)))
-    assert found.fault(tolerance=9.0) == "pair off by 10.0 pixels"
-    assert found.fault(tolerance=11.0) is None
+    assert fault(found, largest_offset=9.0) == "pair off by too much (10.0 pixels)"
+    assert fault(found, largest_offset=11.0) is None
 
 
 def test_pictures_of_different_scenes_are_rejected_whatever_shift_is_found() -> None:
     hq = scene_picture(640, 480, scale=1.0, shift=(0, 0))
-    fault = register(hq, scene_picture(160, 120, scale=4.0, shift=(0, 0), seed=1)).fault(
-        tolerance=1e9
-    )
-    assert fault is not None and fault.startswith("pair of different pictures (similarity ")
+    found = register(hq, scene_picture(160, 120, scale=4.0, shift=(0, 0), seed=1))
+    what = fault(found, largest_offset=1e9)
+    assert what is not None and what.startswith("pair of different pictures (similarity ")
 
 
 def test_a_pair_without_detail_is_rejected() -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
-    fault = register(flat, flat[:16, :16]).fault(tolerance=1.0)
-    assert fault is not None and fault.startswith("pair of different pictures")
+    what = fault(register(flat, flat[:16, :16]), largest_offset=1.0)
+    assert what is not None and what.startswith("pair of different pictures")
 
 
 @pytest.mark.parametrize(
-    ("lq", "fault"),
+    ("lq", "what"),
     [
         ((160, 120), None),
         ((161, 120), None),
@@ -64,5 +63,5 @@ def test_a_pair_without_detail_is_rejected() -> None:
         ((641, 480), "LQ larger than its HQ (640x480 and 641x480)"),
     ],
 )
-def test_sizes_that_are_no_pair_are_named(lq: tuple[int, int], fault: str | None) -> None:
-    assert size_fault(hq=(640, 480), lq=lq) == fault
+def test_sizes_that_are_no_pair_are_named(lq: tuple[int, int], what: str | None) -> None:
+    assert size_fault(hq=(640, 480), lq=lq) == what
