@@ -234,7 +234,7 @@ class DatasetRecipe(Settings):
                 "set hq_pixels=jpeg or png, or add hq to latents"
             )
         if not (self.sources or self.pairs):
-            raise ValueError("sources and pairs are empty: give photos")
+            raise ValueError("sources = [] and pairs = []: give at least 1 source, or pairs")
         if self.pairs:
             self._check_pairs()
         return self
