@@ -94,7 +94,7 @@ def _captions(drawn: DrawnSample) -> tuple[str, str, str]:
 def _real(drawn: DrawnSample) -> str:
     assert drawn.real_lq is not None, "an LQ is degraded or real"
     found = drawn.real_lq.registration
-    facts = [f"shifted by {found.shift_x:.1f}, {found.shift_y:.1f}", f"{found.scale:.3f} as large"]
+    facts = [f"registered at {found.scale:.3f}", f"shift {found.shift_x:z.1f} {found.shift_y:z.1f}"]
     return f"scale {drawn.scale:.1f}, real\n{_name(drawn.real_lq.source)}\n{_wrapped(facts)}"
 
 
