@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from datagen.degradation.settings import DegradationSettings, Usm
-from datagen.pairs.settings import PairSettings
+from datagen.pair_settings import PairSettings
 from datagen.pipeline_file import pipeline_content
 from datagen.records import Execution, HubOrFolder, Location, Probability, Settings
 

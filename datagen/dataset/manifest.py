@@ -25,7 +25,7 @@ from datagen.dataset.records import CodecRecord, RejectedCount, ShardRecord
 from datagen.dataset.statistics import Statistics
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.pairs.settings import PairSettings
+from datagen.pair_settings import PairSettings
 from datagen.records import FrozenModel, UnreadableRecord, as_json, read_record, to_json
 from datagen.settings import DatasetRecipe
 

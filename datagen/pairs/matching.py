@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
-from datagen.pairs.settings import PairSettings
+from datagen.pair_settings import PairSettings
 from datagen.photos.source_file import Rejection, SourceFile
 
 NO_LQ, NO_HQ = "no LQ for this HQ", "no HQ for this LQ"

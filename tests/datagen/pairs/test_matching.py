@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from datagen.errors import FlowmapsrError
+from datagen.pair_settings import PairSettings
 from datagen.pairs.matching import MatchedPairs, match_pairs
-from datagen.pairs.settings import PairSettings
 from datagen.photos.sources import list_sources
 
 
