@@ -5,7 +5,6 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,8 +81,10 @@ def evaluate(
 
 
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PHOTOS", help="A photo, or a folder of them; or s3://...")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="File or folder to write.")],
     scale: Annotated[float, typer.Option(min=1, max=16, help="Factor to enlarge by.")] = 4.0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Network evaluations. [default: the model's own]")
@@ -112,9 +113,12 @@ def upscale(
 ) -> None:
     """Enlarge a photo, or every photo of a folder.
 
+    Of a folder the same command goes on where it was stopped; what changed is made anew.
+
     \b
-    Example:
+    Examples:
       flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
+      flowmapsr upscale s3://bucket/photos -o /large --scale 2 --model /data/run
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import at_home
@@ -122,37 +126,49 @@ def upscale(
         from training.inference.files import (
             UpscaleSettings,
             default_model,
-            plan_jobs,
+            settings_digest,
             upscale_all,
         )
+        from training.inference.jobs import plan_jobs
+        from training.inference.made import unfinished
 
         source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
-        jobs = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
+        plan = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
+        jobs, digest = plan.jobs, ""
+        doing("loading the model")
         from training.inference.upscaler import Upscaler
 
-        with show_progress("upscale", total=len(jobs), unit="images") as progress:
-            upscaler = Upscaler.from_pretrained(
-                model or default_model(),
-                lora_scale=lora_scale,
-                guidance=guidance,
-                precision=precision,
-                seed=seed,
-                tile=tile,
-                max_memory=max_memory,
-            )
-            settings = UpscaleSettings(
-                scale=scale,
-                steps=steps,
-                seed=seed,
-                color_fix=color_fix,
-                color_strength=color_strength,
-                quality=quality,
-                strip_gps=strip_gps,
-            )
+        upscaler = Upscaler.from_pretrained(
+            model or default_model(),
+            lora_scale=lora_scale,
+            guidance=guidance,
+            precision=precision,
+            seed=seed,
+            tile=tile,
+            max_memory=max_memory,
+        )
+        settings = UpscaleSettings(
+            scale=scale,
+            steps=steps,
+            seed=seed,
+            color_fix=color_fix,
+            color_strength=color_strength,
+            quality=quality,
+            strip_gps=strip_gps,
+        )
+        if any(job.record for job in jobs):
+            digest = settings_digest(upscaler, settings)
+            jobs = unfinished(jobs, digest, overwrite=overwrite)
+        total, done = len(plan.jobs), len(plan.jobs) - len(jobs)
+        with show_progress("upscale", total=total, unit="images", done=done) as progress:
             report = upscale_all(
                 jobs,
                 upscaler,
                 settings,
-                on_done=lambda source: progress.advance(note=source.name),
+                digest=digest,
+                on_done=lambda photo, report: progress.advance(
+                    note=f"{report.speed:.2f} megapixels/s  {photo.rpartition('/')[2]}"
+                ),
             )
-        out.say(reports.upscaled(str(output), scale, report))
+        report.failed += plan.unreadable
+        out.say(reports.upscaled(output, scale, report, unchanged=done))

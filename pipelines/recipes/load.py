@@ -136,10 +136,9 @@ def absolute_location(location: str, *, field: str) -> str:
         raise RecipeError(f"{field} = {location!r}: {error}") from error
 
 
-def at_home(path: Path, *, field: str) -> Path:
+def at_home(location: str, *, field: str) -> str:
     """A path of the command line with its `~`, which a shell leaves in `--output=~/x`."""
-    text = str(path)
-    return Path(absolute_location(text, field=field)) if text.startswith("~") else path
+    return absolute_location(location, field=field) if location.startswith("~") else location
 
 
 def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) -> None:

@@ -166,18 +166,24 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     return [*table(headings, cells), f"{CONVENTION}."]
 
 
-def upscaled(output: str, scale: float, report: UpscaleReport) -> VerbResult:
-    """The photos that were upscaled, and those that could not be."""
-    failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
-    notes = [{"file": str(path), "note": note} for path, note in report.notes]
-    written = [str(path) for path in report.written]
-    result = {"written": written, "failed": failed, "notes": notes}
-    lines = [f"Upscaled {counted(len(written), 'image')} by {scale:g} to {output}."]
-    lines += [f"  {path}: {note}" for path, note in report.notes]
-    if failed:
-        lines += [f"Left out {counted(len(failed), 'image')}:"]
-        lines += [f"  {path}: {reason}" for path, reason in report.failed]
-    return VerbResult(result, lines, ok=not failed)
+def upscaled(output: str, scale: float, report: UpscaleReport, *, unchanged: int) -> VerbResult:
+    """The photos that were upscaled, those that were before, and those that could not be."""
+    result = {
+        "written": report.written,
+        "unchanged": unchanged,
+        "failed": [{"file": photo, "reason": reason} for photo, reason in report.failed],
+        "notes": [{"file": photo, "note": note} for photo, note in report.notes],
+        "megapixels": round(report.megapixels, 3),
+        "seconds": round(report.seconds, 3),
+    }
+    lines = [f"Upscaled {counted(len(report.written), 'image')} by {scale:g} to {output}."]
+    lines += [f"  {photo}: {note}" for photo, note in report.notes]
+    if unchanged:
+        lines += [f"Left {counted(unchanged, 'image')} as made before by the same settings."]
+    if report.failed:
+        lines += [f"Left out {counted(len(report.failed), 'image')}:"]
+        lines += [f"  {photo}: {reason}" for photo, reason in report.failed]
+    return VerbResult(result, lines, ok=not report.failed)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,27 @@
-"""Upscales files and folders: never overwrites by accident, skips unreadable images."""
+"""Upscales files: reads each, runs the model, and writes the result with what it was made by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from datagen.errors import FlowmapsrError
-from datagen.io import storage
-from datagen.photos.decode import SUFFIXES
+from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
 from training.inference.encode import FORMATS, check_size, encode
+from training.inference.jobs import Job
+from training.inference.made import publish, sha256
 from training.inference.metadata import made_by, without_gps
-from training.inference.picture import enlarged_size, read_picture
+from training.inference.picture import Picture, enlarged_size, read_picture
 
 if TYPE_CHECKING:
     from training.inference.upscaler import Upscaler
 
 DEMO_RUN = Path("demo-output") / "run"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One photo and the file it becomes."""
-
-    source: Path
-    target: Path
 
 
 @dataclass(frozen=True)
@@ -49,13 +43,21 @@ class UpscaleSettings:
 
 @dataclass
 class UpscaleReport:
-    """How each job ended."""
+    """How each photo ended."""
 
-    written: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Source and reason."""
-    notes: list[tuple[Path, str]] = field(default_factory=list)
-    """Source and what of it was not kept."""
+    written: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """Photo and reason."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Photo and what of it was not kept."""
+    megapixels: float = 0.0
+    """Of the results."""
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Megapixels of results in a second."""
+        return self.megapixels / self.seconds if self.seconds else 0.0
 
 
 def default_model() -> str:
@@ -68,29 +70,14 @@ def default_model() -> str:
     )
 
 
-def plan_jobs(source: Path, output: Path, *, overwrite: bool, skip_existing: bool) -> list[Job]:
-    """What to read and write, checked before any work starts.
-
-    Raises:
-        FlowmapsrError: nothing to read, a format that cannot be written, or an output that exists.
-    """
-    if source.is_dir():
-        jobs = _folder_jobs(source, output)
-    elif source.is_file():
-        jobs = [Job(source, _file_target(source, output))]
-    else:
-        raise FlowmapsrError(f"{source} does not exist; give a photo or a folder of photos")
-    _check_originals_safe(jobs)
-    existing = [job.target for job in jobs if job.target.exists()]
-    if existing and skip_existing:
-        return [job for job in jobs if not job.target.exists()]
-    if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise FlowmapsrError(
-            f"{existing[0]}{more} exists already; use --overwrite to replace, --skip-existing to "
-            f"make only what is missing, or another --output"
-        )
-    return jobs
+def settings_digest(upscaler: Upscaler, settings: UpscaleSettings) -> str:
+    """Of the model's files and all settings that a result depends on."""
+    resolved = replace(
+        settings,
+        steps=settings.steps or upscaler.restorer.usual_steps,
+        color_fix=settings.color_fix or upscaler.usual_color_fix,
+    )
+    return sha256(f"{upscaler.digest()} {resolved}".encode())
 
 
 def upscale_all(
@@ -98,31 +85,40 @@ def upscale_all(
     upscaler: Upscaler,
     settings: UpscaleSettings,
     *,
-    on_done: Callable[[Path], None] = lambda source: None,
+    digest: str = "",
+    on_done: Callable[[str, UpscaleReport], None] = lambda photo, report: None,
 ) -> UpscaleReport:
-    """Runs every job; an image that cannot be upscaled is reported and the others are done.
+    """Runs every job; a photo that cannot be upscaled is reported and the others are done.
+
+    Args:
+        digest: that of `settings_digest`, for the records of a folder's results.
 
     Raises:
         FlowmapsrError: a result cannot be written, so the others could not be either.
     """
-    report = UpscaleReport()
+    report, start = UpscaleReport(), time.monotonic()
     for job in jobs:
         try:
-            data, notes = _upscaled(job, upscaler, settings)
+            photo = read_photo(job.source)
+            result, data, notes = _upscaled(photo, job.target, upscaler, settings)
         except FlowmapsrError as error:
-            report.failed.append((job.source, str(error)))
+            report.failed.append((job.source.uri, str(error)))
         else:
-            storage.write_bytes(str(job.target), data)
+            publish(job, photo, data, digest)
             report.written.append(job.target)
-            report.notes += [(job.source, note) for note in notes]
-        on_done(job.source)
+            report.notes += [(job.source.uri, note) for note in notes]
+            report.megapixels += result.rgb[..., 0].size / 1e6
+        report.seconds = time.monotonic() - start
+        on_done(job.source.uri, report)
     return report
 
 
-def _upscaled(job: Job, upscaler: Upscaler, settings: UpscaleSettings) -> tuple[bytes, list[str]]:
-    """A photo's file to the file that it becomes, and what could not be kept."""
-    picture = read_picture(storage.read_bytes(str(job.source)))
-    format = FORMATS[job.target.suffix.lower()]
+def _upscaled(
+    photo: bytes, target: str, upscaler: Upscaler, settings: UpscaleSettings
+) -> tuple[Picture, bytes, list[str]]:
+    """A photo's file to its result, the file that this becomes, and what could not be kept."""
+    picture = read_picture(photo)
+    format = FORMATS[PurePosixPath(target).suffix.lower()]
     check_size(enlarged_size(picture.rgb, settings.scale), format)
     steps = settings.steps or upscaler.restorer.usual_steps
     how = settings.color_fix or upscaler.usual_color_fix
@@ -146,49 +142,4 @@ def _upscaled(job: Job, upscaler: Upscaler, settings: UpscaleSettings) -> tuple[
     }
     finished = replace(result, metadata=made_by(metadata, made))
     data, lost = encode(finished, format, settings.quality)
-    return data, [*picture.notes, *lost]
-
-
-def _folder_jobs(source: Path, output: Path) -> list[Job]:
-    if output.is_file():
-        raise FlowmapsrError(f"{output} is a file, but {source} is a folder; give a folder to -o")
-    inside_output = output.resolve()
-    photos = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-        and not (output != source and path.resolve().is_relative_to(inside_output))
-    ]
-    if not photos:
-        raise FlowmapsrError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return [Job(path, _target_in(output, path.relative_to(source))) for path in photos]
-
-
-def _file_target(source: Path, output: Path) -> Path:
-    if output.is_dir() or not output.suffix:
-        return _target_in(output, Path(source.name))
-    if output.suffix.lower() not in FORMATS:
-        raise FlowmapsrError(
-            f"{output}: cannot write {output.suffix} files; choose from {', '.join(FORMATS)}"
-        )
-    return output
-
-
-def _target_in(folder: Path, name: Path) -> Path:
-    writable = name.suffix.lower() in FORMATS
-    return folder / (name if writable else name.with_suffix(".png"))
-
-
-def _check_originals_safe(jobs: Iterable[Job]) -> None:
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        target = job.target.resolve()
-        if target == job.source.resolve():
-            raise FlowmapsrError(f"{job.target} is the original itself; give another --output")
-        if target in taken:
-            raise FlowmapsrError(
-                f"{job.source} and {taken[target]} would both become {job.target}; rename one"
-            )
-        taken[target] = job.source
+    return finished, data, [*picture.notes, *lost]

@@ -7,6 +7,7 @@ orientation are kept.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,9 +53,18 @@ _BYTES_PER_PIXEL = 60
 class Upscaler:
     """A trained model ready to enlarge pictures."""
 
-    def __init__(self, restorer: Restorer, *, method: str, tiler: Tiler | None = None) -> None:
+    def __init__(
+        self,
+        restorer: Restorer,
+        *,
+        method: str,
+        tiler: Tiler | None = None,
+        folder: Path | None = None,
+        options: LoadOptions | None = None,
+    ) -> None:
         self.restorer = restorer
         self.tiler = tiler or Tiler()
+        self._folder, self._options = folder, options
         self.method = method
         """The system's name, for tables of results."""
         self.config = restorer.config
@@ -97,7 +107,22 @@ class Upscaler:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = LoadOptions(lora_scale, guidance, precision, seed, tile, max_memory)
         tiler = Tiler(tile=tile, max_memory=max_memory)
-        return cls(system.load(folder, place, options), method=system.name, tiler=tiler)
+        return cls(
+            system.load(folder, place, options),
+            method=system.name,
+            tiler=tiler,
+            folder=folder,
+            options=options,
+        )
+
+    def digest(self) -> str:
+        """Of the files of the model and of how it was loaded, by SHA-256."""
+        assert self._folder is not None and self._options is not None, "of a loaded model only"
+        total = hashlib.sha256(repr(replace(self._options, max_memory=None)).encode())
+        for path in sorted(self._folder.iterdir()):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
 
     def upscale(
         self,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from PIL import ExifTags, Image
 
 from datagen.errors import FlowmapsrError
+from datagen.io import local, storage
 from tests.support.models import saved_model
 from tests.support.picture_files import png_bomb, saved
+from tests.support.s3 import FaultyS3
 from tests.support.small_disk import DiskMaker
-from training.inference.files import Job, UpscaleSettings, default_model, plan_jobs, upscale_all
+from training.inference.files import UpscaleSettings, default_model, settings_digest, upscale_all
+from training.inference.jobs import Job, plan_jobs
+from training.inference.made import unfinished
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -30,28 +38,37 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def jobs_of(source: Path, output: Path, **options: bool) -> list[Job]:
-    return plan_jobs(source, output, **{"overwrite": False, "skip_existing": False, **options})
+def jobs_of(source: Path | str, output: Path | str, **options: bool) -> list[Job]:
+    chosen = {"overwrite": False, "skip_existing": False, **options}
+    return plan_jobs(str(source), str(output), **chosen).jobs
+
+
+def targets_of(source: Path | str, output: Path, **options: bool) -> list[str]:
+    return [str(Path(job.target).relative_to(output)) for job in jobs_of(source, output, **options)]
 
 
 def test_a_file_goes_to_a_file_or_into_a_folder(folder: Path, tmp_path: Path) -> None:
     photo = folder / "a.jpg"
-    assert jobs_of(photo, tmp_path / "o.png") == [Job(photo, tmp_path / "o.png")]
-    assert jobs_of(photo, tmp_path / "new") == [Job(photo, tmp_path / "new" / "a.jpg")]
-    assert jobs_of(photo, tmp_path) == [Job(photo, tmp_path / "a.jpg")]
+    assert targets_of(photo, tmp_path / "o.png") == ["."]
+    assert targets_of(photo, tmp_path / "new") == targets_of(photo, tmp_path) == ["a.jpg"]
 
 
 def test_a_folder_keeps_its_structure_and_unwritable_formats_become_png(
     folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    assert [job.target for job in jobs_of(folder, out)] == [out / "a.jpg", out / "deep" / "b.png"]
+    with tarfile.open(folder / "more.tar", "w") as archive:
+        for name in ("x/c.jpg", "/d.jpg", "../outside.jpg"):
+            archive.add(folder / "a.jpg", name)
+    expected = ["a.jpg", "deep/b.png", "more.tar/d.jpg", "more.tar/x/c.jpg"]
+    assert targets_of(folder, tmp_path / "out") == expected
+    assert targets_of(f"{folder}/deep/..", tmp_path / "out") == expected
+    assert targets_of(folder / "more.tar", tmp_path / "out") == ["d.jpg", "x/c.jpg"]
 
 
-def test_outputs_inside_the_folder_are_not_sources(folder: Path) -> None:
-    (folder / "out").mkdir()
-    Image.new("RGB", (8, 6)).save(folder / "out" / "old.png")
-    assert len(jobs_of(folder, folder / "out")) == 2
+@pytest.mark.parametrize("place", ["", "out", "deep"])
+def test_an_output_inside_the_photos_is_refused(folder: Path, place: str) -> None:
+    with pytest.raises(FlowmapsrError, match="inside the photos' folder"):
+        jobs_of(folder, folder / place)
 
 
 def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(
@@ -62,9 +79,7 @@ def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(
     with pytest.raises(FlowmapsrError, match="exists already.*--overwrite"):
         jobs_of(folder, tmp_path / "out")
     assert len(jobs_of(folder, tmp_path / "out", overwrite=True)) == 2
-    assert [job.source.name for job in jobs_of(folder, tmp_path / "out", skip_existing=True)] == [
-        "b.gif"
-    ]
+    assert targets_of(folder, tmp_path / "out", skip_existing=True) == ["deep/b.png"]
 
 
 def test_what_would_lose_something_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -75,7 +90,7 @@ def test_what_would_lose_something_is_refused(folder: Path, tmp_path: Path) -> N
         jobs_of(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["o.xyz", "o.gif"])
+@pytest.mark.parametrize("name", ["o.xyz", "o.gif", "o.bmp"])
 def test_a_format_that_cannot_be_written_is_refused(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
@@ -87,8 +102,16 @@ def test_no_source_and_no_image_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FlowmapsrError, match="does not exist"):
         jobs_of(tmp_path / "none.png", tmp_path / "o.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FlowmapsrError, match="holds no images"):
+    with pytest.raises(FlowmapsrError, match="no photo in it"):
         jobs_of(tmp_path / "empty", tmp_path / "o")
+
+
+def test_a_place_that_may_not_be_written_is_told_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))  # as for root
+    with pytest.raises(FlowmapsrError, match=rf"nothing can be written in {tmp_path};"):
+        jobs_of(folder, tmp_path / "new" / "out")
 
 
 def test_a_missing_model_says_how_to_get_one(
@@ -117,12 +140,91 @@ def test_a_bad_image_does_not_stop_the_others(
     out = tmp_path / "out"
     report = upscale_all(jobs_of(folder, out), upscaler, UpscaleSettings(scale=2))
     assert report.failed == [
-        (folder / "0.png", "empty file"),
-        (folder / "1.png", "too large"),
-        (folder / "2.jpg", "truncated"),
+        (str(folder / "0.png"), "empty file"),
+        (str(folder / "1.png"), "too large"),
+        (str(folder / "2.jpg"), "truncated"),
     ]
     assert [Image.open(path).size for path in report.written] == [(16, 12), (16, 12)]
-    assert sorted(path.name for path in out.rglob("*.*")) == ["a.jpg", "b.png"]
+    assert sorted(path.name for path in out.rglob("[!.]*.???")) == ["a.jpg", "b.png"]
+    assert report.megapixels == pytest.approx(2 * 16 * 12 / 1e6)
+
+
+def run(folder: Path | str, out: Path | str, upscaler: Upscaler, **options: Any) -> list[str]:
+    """As the command does; the names of what was written."""
+    overwrite = options.pop("overwrite", False)
+    settings = UpscaleSettings(**{"scale": 2, **options})
+    digest = settings_digest(upscaler, settings)
+    jobs = unfinished(jobs_of(folder, out, overwrite=overwrite), digest, overwrite=overwrite)
+    report = upscale_all(jobs, upscaler, settings, digest=digest)
+    assert not report.failed
+    return [PurePosixPath(path).name for path in report.written]
+
+
+def test_the_same_command_makes_what_is_missing_or_changed(
+    folder: Path, tmp_path: Path, upscaler: Upscaler
+) -> None:
+    out = tmp_path / "out"
+    assert run(folder, out, upscaler) == ["a.jpg", "b.png"]
+    (folder / "a.jpg").touch()  # another time, the same content
+    assert run(folder, out, upscaler) == []
+    (out / "a.jpg").unlink()
+    assert run(folder, out, upscaler) == ["a.jpg"]
+    assert run(folder, out, upscaler, steps=upscaler.restorer.usual_steps) == []  # as before
+    assert run(folder, out, upscaler, scale=3) == ["a.jpg", "b.png"]
+    assert Image.open(out / "a.jpg").size == (24, 18)
+    Image.new("RGB", (8, 6), "green").save(folder / "a.jpg")
+    assert run(folder, out, upscaler, scale=3) == ["a.jpg"]
+    assert run(folder, out, upscaler, scale=3, overwrite=True) == ["a.jpg", "b.png"]
+
+
+def test_a_result_that_somebody_changed_is_not_replaced(
+    folder: Path, tmp_path: Path, upscaler: Upscaler
+) -> None:
+    out = tmp_path / "out"
+    run(folder, out, upscaler)
+    Image.new("RGB", (16, 12)).save(out / "a.jpg")
+    with pytest.raises(FlowmapsrError, match=r"a\.jpg was changed since it was made; use --over"):
+        run(folder, out, upscaler, scale=3)
+    assert run(folder, out, upscaler, scale=3, overwrite=True) == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+def test_a_kill_between_result_and_record_is_no_obstacle(
+    folder: Path,
+    tmp_path: Path,
+    upscaler: Upscaler,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: int,
+) -> None:
+    out, left = tmp_path / "out", iter(range(writes))
+    run(folder, out, upscaler)
+
+    def killed(uri: str, data: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        local.write_bytes(uri, data)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(storage, "write_bytes", killed)
+        run(folder, out, upscaler, scale=3)
+    assert run(folder, out, upscaler, scale=3) == ["a.jpg", "b.png"]
+    assert [Image.open(out / name).size for name in ("a.jpg", "deep/b.png")] == [(24, 18)] * 2
+
+
+def test_photos_and_results_may_be_in_s3(
+    folder: Path, tmp_path: Path, upscaler: Upscaler, faulty_s3: FaultyS3
+) -> None:
+    s3 = f"s3://{faulty_s3.bucket}"
+    for name in ("a.jpg", "deep/b.gif"):
+        storage.write_bytes(f"{s3}/in/{name}", (folder / name).read_bytes())
+    assert run(f"{s3}/in", f"{s3}/out", upscaler) == ["a.jpg", "b.png"]
+    assert run(f"{s3}/in", f"{s3}/out", upscaler) == []
+    assert Image.open(io.BytesIO(storage.read_bytes(f"{s3}/out/deep/b.png"))).size == (16, 12)
+    assert run(f"{s3}/in", tmp_path / "out", upscaler) == ["a.jpg", "b.png"]
+    with pytest.raises(FlowmapsrError, match="inside the photos' folder"):
+        jobs_of(f"{s3}/in", f"{s3}/in/out")
+    jobs = jobs_of(f"{s3}/in/a.jpg", f"{s3}/single.webp")
+    assert upscale_all(jobs, upscaler, UpscaleSettings(scale=2)).written == [f"{s3}/single.webp"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000)])
@@ -157,7 +259,7 @@ def test_a_full_disk_ends_the_work_and_leaves_nothing_torn(
     upscale_all(jobs[:1], upscaler, settings)
     with filled(disk), pytest.raises(FlowmapsrError, match=r"b\.png.*free some space"):
         upscale_all(jobs[1:], upscaler, settings)
-    assert [path.name for path in (disk / "out").iterdir()] == ["a.png"]
+    assert [path.name for path in (disk / "out").iterdir() if path.is_file()] == ["a.png"]
 
 
 def test_how_it_was_made_is_in_the_file(tmp_path: Path, upscaler: Upscaler) -> None:
