@@ -301,10 +301,16 @@ class Loop:
                     "perf/memory_gb": memory_gb(self.inputs.device),
                     "data/images_seen": float(position.images_seen),
                     "data/skipped_samples": float(self.skipped.samples),
+                    **self._images_of_sources(position),
                 },
             )
         if meter.progress_is_due(PROGRESS_SECONDS) or last:
             self.reporter.progress(self._progress(meter, step), last=last)
+
+    def _images_of_sources(self, position: Position) -> dict[str, float]:
+        """Of a mixture, by the index in `sources`."""
+        sources = range(len(self.inputs.recipe.sources))
+        return {f"data/images_seen_source_{i}": float(position.images_of(i)) for i in sources}
 
     def _validate(self, position: Position, meter: Meter) -> bool:
         """Validates, and reports it; returns whether a watched metric has a new best value."""

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset, Manifest
 from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import tensor_entries
 from datagen.records import is_folder, read_record
 from datagen.samples.buckets import Bucket
 from datagen.settings import DatasetRecipe
 from training.data.bucket_mix import BucketShare, bucket_shares, bucket_sizes
+from training.data.mixture import check_given, check_mixture
 from training.data.shard_cache import check_cache
 from training.run_dir.datasets import (
     RunDatasets,
-    open_stage_dataset,
+    open_stage_datasets,
     plan_datasets,
     warn_of_newer_data,
 )
@@ -57,30 +59,26 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     unfinished = [stage.name for stage in stage_paths(recipe) if stage.finished_record() is None]
     unfinished += [stage.name for stage in stages_going_on(recipe)]
     for stage in map(recipe.stage, unfinished):
-        dataset = open_stage_dataset(recipe, stage.name, datasets)
-        manifest = dataset.manifest
+        opened = open_stage_datasets(recipe, stage.name, datasets)
+        manifests = [dataset.manifest for dataset in opened]
         _warn_of_partial_batches(stage, recipe.most_workers, recipe.output)
-        dataset_recipe = manifest.dataset_recipe(dataset.root)
-        _check_fields(stage, dataset_recipe)
-        _check_held_out(recipe, manifest)
-        if stage.batch_fields.lq_pixels == "fresh" and dataset_recipe.hq_pixels == "jpeg":
-            _warn_once(
-                recipe.output,
-                f"{dataset.root} stores its HQ pixels as JPEG, and degradation=fresh degrades "
-                "these: the LQ has JPEG's loss of the HQ too; hq_pixels=png has none",
-            )
+        for dataset in opened:
+            _check_dataset(recipe, stage, dataset)
+        check_mixture(stage, opened)
+        _check_held_out(recipe, opened)
         for warning in stage.warnings:
             _warn_once(recipe.output, f"stage {stage.name!r}: {warning}")
-        draws = bucket_shares(stage, manifest)
-        _warn_of_copies(stage, draws, bucket_sizes(manifest, "train"), recipe.output)
-        _check_sides(recipe, manifest, draws)
-        check_cache(recipe, manifest, draws)
+        draws = bucket_shares(stage, manifests, recipe.weights)
+        check_given(stage, opened, draws)
+        _warn_of_copies(stage, draws, [bucket_sizes(one, "train") for one in manifests], recipe)
+        _check_sides(recipe, manifests[0], draws)
+        check_cache(recipe, opened, draws)
         if stage.init_from is not None and is_local_path(stage.init_from):
             _check_weights(stage.init_from, f"stage {stage.name!r}: init_from")
         if isinstance(stage.perceptual, Lpips) and stage.perceptual.weights is not None:
             _check_weights(stage.perceptual.weights, f"stage {stage.name!r}: perceptual.weights")
         if stage.adversarial is not None:
-            _check_discriminator(stage.adversarial.discriminator, manifest, draws)
+            _check_discriminator(stage.adversarial.discriminator, manifests[0], draws)
     if unfinished:
         warn_of_newer_data(recipe, datasets, asked=newer_data)
     if isinstance(recipe.prompts, TextEncoderPrompts) and is_folder(recipe.prompts.source):
@@ -88,7 +86,19 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
     return datasets
 
 
-def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
+def _check_dataset(recipe: TrainingRecipe, stage: StageSettings, dataset: Dataset) -> None:
+    settings = dataset.manifest.dataset_recipe(dataset.root)
+    what = f"{dataset.root} (of sources)" if recipe.sources else "the dataset"
+    _check_fields(stage, settings, what)
+    if stage.batch_fields.lq_pixels == "fresh" and settings.hq_pixels == "jpeg":
+        _warn_once(
+            recipe.output,
+            f"{dataset.root} stores its HQ pixels as JPEG, and degradation=fresh degrades "
+            "these: the LQ has JPEG's loss of the HQ too; hq_pixels=png has none",
+        )
+
+
+def _check_fields(stage: StageSettings, dataset: DatasetRecipe, what: str) -> None:
     """What the batches of the stage hold, the dataset must store."""
     needed, stored = stage.batch_fields, BatchFields.stored(dataset)
     if needed.lq_pixels == "fresh" and dataset.pairs:
@@ -120,19 +130,29 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe) -> None:
         fix = "lq_pixels=full" if dataset.pairs else "lq_pixels=small"
     if why is not None:
         raise FlowmapsrError(
-            f"stage {stage.name!r}: {why}, which the dataset does not have (it stores "
+            f"stage {stage.name!r}: {why}, which {what} does not have (it stores "
             f"latents=[{','.join(stored.latents)}], hq_pixels={dataset.hq_pixels}, "
             f"lq_pixels={dataset.lq_pixels}): build it with {fix}"
         )
 
 
-def _check_held_out(recipe: TrainingRecipe, manifest: Manifest) -> None:
+def _check_held_out(recipe: TrainingRecipe, datasets: Sequence[Dataset]) -> None:
     """Without a validation split, all its samples would be all those of the training split."""
-    held_out = sum(one.num_samples for one in manifest.shards if one.split == "validation")
-    if recipe.validation_samples == "all" and not held_out:
+    without = [
+        dataset.root
+        for dataset in datasets
+        if not any(one.split == "validation" and one.num_samples for one in dataset.manifest.shards)
+    ]
+    if recipe.validation_samples == "all" and len(without) == len(datasets):
         raise FlowmapsrError(
             "validation_samples=all, but the dataset holds no photos out: build it with "
             "validation_fraction=0.02, or set a number such as validation_samples=64"
+        )
+    if 0 < len(without) < len(datasets):
+        _warn_once(
+            recipe.output,
+            f"{' and '.join(without)} of sources holds no photos out: validation measures the "
+            "other sources alone; build it with validation_fraction=0.02 to measure it too",
         )
 
 
@@ -163,9 +183,15 @@ def _warn_of_partial_batches(stage: StageSettings, workers: int, output: str) ->
 
 
 def _warn_of_copies(
-    stage: StageSettings, draws: Sequence[BucketShare], sizes: Mapping[str, int], output: str
+    stage: StageSettings,
+    draws: Sequence[BucketShare],
+    sizes_of_sources: Sequence[Mapping[str, int]],
+    recipe: TrainingRecipe,
 ) -> None:
     """A step takes all its samples from one bucket, and each again once it has had all."""
+    output, sizes = recipe.output, Counter[str]()
+    for one_size in sizes_of_sources:
+        sizes.update(one_size)
     small = [one for one in draws if one.batch.global_batch > sizes[one.bucket]]
     if small:
         worst = max(small, key=lambda one: one.batch.global_batch / sizes[one.bucket])

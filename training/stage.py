@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from datagen.dataset.manifest import Dataset
 from datagen.io import storage
 from datagen.samples.codecs import load_codec
 from training.checkpoints.records import CheckpointOrigin
@@ -25,7 +26,7 @@ from training.checkpoints.store import Checkpoints
 from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
-from training.data.loader import BatchLoader, BatchReader
+from training.data.loader import BatchLoader, BatchReader, Source
 from training.data.schedule import Position, Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
@@ -40,7 +41,7 @@ from training.monitoring.startup_timer import startup
 from training.monitoring.system_metrics import HostMetrics
 from training.monitoring.watchdog import Watchdog, connection_timeout
 from training.run_dir.datasets import (
-    open_stage_dataset,
+    open_stage_datasets,
     recorded_datasets,
     replacement_told,
     warn_of_newer_data,
@@ -112,26 +113,27 @@ def build_stage(
     # Else each launcher has its own number, and sums in another order differ in their last bits.
     torch.set_num_threads(recipe.cpus_per_worker)
     datasets = recorded_datasets(recipe)
-    dataset = open_stage_dataset(recipe, folder.name, datasets)
+    opened = open_stage_datasets(recipe, folder.name, datasets)
     device = worker_device()
     reset_memory_peak(device)
-    shards = ShardStore(dataset.root, cache=recipe_cache(recipe))
+    cache = recipe_cache(recipe)
+    stores = tuple(ShardStore(dataset.root, cache=cache) for dataset in opened)
     reader = held_out_reader(
-        shards,
-        dataset,
+        stores,
+        opened,
         recipe.validation_samples,
         lq_pixels=not recipe.stage(folder.name).batch_fields.latents,
     )
-    groups = held_out_groups(dataset.manifest, recipe.validation_samples)
+    groups = held_out_groups([one.manifest for one in opened], recipe.validation_samples)
     if rank == 0:
         warn_of_newer_data(recipe, datasets)
         if reader.schedule.split == "train":
-            _say_that_nothing_is_held_out(dataset.root)
-    dataset_recipe = dataset.manifest.dataset_recipe(dataset.root)
+            _say_that_nothing_is_held_out(" and ".join(one.root for one in opened))
+    dataset_recipe = opened[0].manifest.dataset_recipe(opened[0].root)
     inputs = StageInputs(
         recipe=recipe,
         folder=folder,
-        dataset=dataset,
+        datasets=opened,
         dataset_recipe=dataset_recipe,
         codec=load_codec(dataset_recipe.codec, device=str(device)),
         device=device,
@@ -151,7 +153,7 @@ def build_stage(
     with closing(built.trainer):
         validator = Validator(reader, groups, codec=inputs.codec, device=device)
         startup.mark("held out")
-        yield Stage(inputs, system, built, shards, validator, workers, connected, watchdog)
+        yield Stage(inputs, system, built, stores, validator, workers, connected, watchdog)
 
 
 @cache
@@ -171,7 +173,7 @@ class Stage:
     inputs: StageInputs
     system: System
     built: SystemStage
-    shards: ShardStore
+    stores: tuple[ShardStore, ...]
     validator: Validator
     workers: WorkerGroup
     connected: float
@@ -199,6 +201,7 @@ class Stage:
                     reporter.pictures(end.step, draw_figures(self.validator.newest))
                 why = loop.why_finished(end)
                 reporter.finished(why)
+                reporter.dealt([end.images_of(i) for i in range(len(self.inputs.datasets))])
                 chosen = loop.choose_model(end)
                 with self._whole_model():
                     if self.rank == 0:
@@ -238,7 +241,7 @@ class Stage:
         if loaded is not None:
             log.info("stage %s: %s", self.folder.name, loaded.summary())
         reporter.describe(
-            self.inputs.dataset,
+            self.inputs.datasets,
             initialization=None if loaded is None else loaded.table(),
             pictures=self.system.pictures_note,
             tags={
@@ -253,24 +256,19 @@ class Stage:
         self, reporter: Reporter, peak: Peak | None, stop_requested: Callable[[], bool]
     ) -> Loop:
         inputs, recipe = self.inputs, self.inputs.recipe
-        settings, manifest = inputs.settings, inputs.dataset.manifest
+        settings, manifests = inputs.settings, inputs.manifests
         schedule = Schedule(
-            manifest,
-            bucket_shares(settings, manifest),
+            manifests,
+            bucket_shares(settings, manifests, recipe.weights),
             seed=recipe.seed,
             shuffle_window_shards=recipe.shuffle_window_shards,
             split="train",
         )
-        fresh = None
-        if settings.batch_fields.lq_pixels == "fresh":
-            fresh = FreshDegradation(inputs.dataset_recipe.degradation, recipe.seed)
         reader = BatchReader(
-            self.shards,
+            [self._source(*pair) for pair in zip(self.stores, inputs.datasets, strict=True)],
             schedule,
-            manifest.codec,
+            manifests[0].codec if settings.batch_fields.latents else None,
             settings.batch_fields,
-            stored_lq=inputs.dataset_recipe.lq_pixels,
-            fresh=fresh,
             pin=inputs.device.type == "cuda",
         )
         return Loop(
@@ -278,7 +276,7 @@ class Stage:
             origin=CheckpointOrigin(
                 stage=settings.name,
                 recipe_digest=recipe.digest(fixed=True),
-                dataset_digest=manifest.digest,
+                dataset_digest=inputs.dataset_digest,
             ),
             trainer=self.built.trainer,
             prepare=self.built.prepared,
@@ -297,7 +295,9 @@ class Stage:
             stop_requested=stop_requested,
             skipped=SkippedList(
                 self.folder.skipped,
-                training_samples=sum(bucket_sizes(manifest, "train").values()),
+                training_samples=sum(
+                    sum(bucket_sizes(manifest, "train").values()) for manifest in manifests
+                ),
                 limit=recipe.max_bad_sample_fraction,
             ),
             flop_meter=FlopMeter(
@@ -310,6 +310,12 @@ class Stage:
             watchdog=self.watchdog,
             guard=LossGuard(settings.max_loss_growth),
         )
+
+    def _source(self, store: ShardStore, dataset: Dataset) -> Source:
+        recipe, fresh = dataset.manifest.dataset_recipe(dataset.root), None
+        if self.inputs.settings.batch_fields.lq_pixels == "fresh":
+            fresh = FreshDegradation(recipe.degradation, self.inputs.recipe.seed)
+        return Source(store, recipe.lq_pixels, fresh)
 
     def _peak(self) -> Peak | None:
         """Peak of rank 0's GPU, with a warning where it is unknown; None on other ranks and CPU."""
@@ -342,7 +348,7 @@ class Stage:
             model_step=chosen.step,
             checkpoint=chosen.checkpoint,
             recipe_digest=inputs.recipe.digest(),
-            dataset_digest=inputs.dataset.manifest.digest,
+            dataset_digest=inputs.dataset_digest,
             model=str(folder.model.relative_to(folder.run)),
         )
         storage.write_bytes(str(folder.done), record.model_dump_json(indent=2).encode())

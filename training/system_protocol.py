@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datagen.dataset.manifest import Dataset
+from datagen.dataset.manifest import Dataset, Manifest
 from datagen.samples.codecs import Codec
 from datagen.settings import DatasetRecipe
 from training.data.loader import Batch
 from training.engine.engine import Engine
+from training.run_dir.datasets import digest_of
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
 from training.settings.evaluation import Precision
@@ -36,16 +37,25 @@ class StageInputs:
 
     recipe: TrainingRecipe
     folder: StagePaths
-    dataset: Dataset
+    datasets: tuple[Dataset, ...]
     dataset_recipe: DatasetRecipe
+    """The first dataset's, whose degradations the model stands for in an evaluation."""
     codec: Codec
-    """The dataset's, which made the latents of its samples."""
+    """The first dataset's, which made the latents of all that are read."""
     device: torch.device
     world_size: int
 
     @property
     def settings(self) -> StageSettings:
         return self.recipe.stage(self.folder.name)
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        return [dataset.manifest for dataset in self.datasets]
+
+    @property
+    def dataset_digest(self) -> str:
+        return digest_of([manifest.digest for manifest in self.manifests])
 
     def engine(self, module: nn.Module, settings: StageSettings | None = None) -> Engine:
         """The module on this worker's device, ready to train; every worker must call it."""
@@ -60,7 +70,7 @@ class StageInputs:
             "step": chosen.step,
             "chosen": chosen.why,
             "recipe_digest": self.recipe.digest(),
-            "dataset_digest": self.dataset.manifest.digest,
+            "dataset_digest": self.dataset_digest,
         }
 
 

@@ -26,7 +26,7 @@ from datagen.degradation.draw import draw_degradation
 from pipelines.recipes.load import dataset_recipe
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.fresh_degradation import FreshDegradation
-from training.data.loader import BatchReader
+from training.data.loader import BatchReader, Source
 from training.data.schedule import Position, Schedule, seeded
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
@@ -76,11 +76,11 @@ def _row(name: str, hq: str, photos: Path, output: Path) -> str:
     build_in_process(recipe)
     manifest, root = open_dataset(str(output))
     shares = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
-    schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=8, split="train")
+    schedule = Schedule([manifest], shares, seed=0, shuffle_window_shards=8, split="train")
     fresh = FreshDegradation(recipe.degradation, seed=0)
     store = ShardStore(root)
-    both = BatchReader(store, schedule, manifest.codec, FIELDS, fresh=fresh)
-    alone = BatchReader(store, schedule, manifest.codec, HQ_ALONE)
+    both = BatchReader([Source(store, fresh=fresh)], schedule, manifest.codec, FIELDS)
+    alone = BatchReader([Source(store)], schedule, manifest.codec, HQ_ALONE)
     spent = np.zeros(3)
     position, count = Position(), 0
     for turn in range(TURNS * SAMPLES // BATCH):
@@ -93,7 +93,7 @@ def _row(name: str, hq: str, photos: Path, output: Path) -> str:
         read_alone = time.process_time()
         assert batch.hq_pixels is not None and batch.lq_pixels is not None
         images = [image.permute(1, 2, 0).contiguous().numpy() for image in batch.hq_pixels]
-        epochs = [schedule.epoch(planned.bucket, number) for number in planned.numbers]
+        epochs = [schedule.epoch(*sample) for sample in planned.samples]
         draws = [
             draw_degradation(recipe.degradation, seeded(1, "degradation", epoch, key))
             for key, epoch in zip(batch.keys, epochs, strict=True)

@@ -29,7 +29,7 @@ Epoch = Callable[[], Iterator[Any]]
 def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
     from training.data.bucket_mix import bucket_sizes, proportional_shares
-    from training.data.loader import BatchLoader, BatchReader
+    from training.data.loader import BatchLoader, BatchReader, Source
     from training.data.schedule import Position, Schedule
     from training.data.shard_store import ShardStore
     from training.settings.batch_fields import BatchFields
@@ -37,9 +37,9 @@ def ours(folder: Path, *, threads: int) -> Epoch:
 
     manifest = load_manifest(str(folder))
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(BATCH, BATCH))
-    schedule = Schedule(manifest, draws, seed=0, shuffle_window_shards=8, split="train")
+    schedule = Schedule([manifest], draws, seed=0, shuffle_window_shards=8, split="train")
     fields = BatchFields(("hq", "lq", "neg"))
-    reader = BatchReader(ShardStore(str(folder)), schedule, manifest.codec, fields=fields)
+    reader = BatchReader([Source(ShardStore(str(folder)))], schedule, manifest.codec, fields=fields)
     loader = BatchLoader(reader, rank=0, world_size=1, threads=threads)
     batches = loader.batches(Position())
 

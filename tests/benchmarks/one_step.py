@@ -94,7 +94,7 @@ def new_trainer(
     inputs = StageInputs(
         recipe=recipe.model_copy(update={"stages": (settings,)}),
         folder=StagePaths(Path(recipe.output), settings.name),
-        dataset=None,  # type: ignore[arg-type]
+        datasets=(),
         dataset_recipe=None,  # type: ignore[arg-type]
         codec=load_codec(DctSettings()),  # instead of a VAE, which no step here calls
         device=device,

@@ -17,7 +17,7 @@ from tests.benchmarks.gpu.dataset import random_vae
 from tests.support.distance import distance
 from tests.support.tiny import dataset_recipe, write_photos
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.loader import BatchLoader, BatchReader
+from training.data.loader import BatchLoader, BatchReader, Source
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
@@ -104,11 +104,13 @@ def test_pinned_batches_arrive_whole(
 ) -> None:
     """Copies that nothing waits for, of memory that the loader fills again."""
     shares = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(2, 2))
-    schedule = Schedule(manifest, shares, seed=0, shuffle_window_shards=1, split="train")
+    schedule = Schedule([manifest], shares, seed=0, shuffle_window_shards=1, split="train")
     fields = BatchFields(("hq", "lq", "neg"), hq_pixels=True)
 
     def loader(pin: bool) -> BatchLoader:
-        reader = BatchReader(ShardStore(str(dataset)), schedule, manifest.codec, fields, pin=pin)
+        reader = BatchReader(
+            [Source(ShardStore(str(dataset)))], schedule, manifest.codec, fields, pin=pin
+        )
         return BatchLoader(reader, rank=0, world_size=1, threads=2)
 
     pinned = loader(device.type == "cuda").batches(Position())

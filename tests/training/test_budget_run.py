@@ -36,8 +36,10 @@ def test_every_step_has_the_size_of_its_budget_and_its_samples_are_counted(
     training = training.model_copy(update={"manifest": recipe.output})
     train(training, tmp_path)
 
-    draws = bucket_shares(training.stages[0], manifest)
-    schedule = Schedule(manifest, draws, seed=training.seed, shuffle_window_shards=8, split="train")
+    draws = bucket_shares(training.stages[0], [manifest])
+    schedule = Schedule(
+        [manifest], draws, seed=training.seed, shuffle_window_shards=8, split="train"
+    )
     position, expected = Position(), Counter[str]()
     for _ in range(STEPS):
         step = schedule.step_at(position)

@@ -7,15 +7,16 @@ the prefetched batches and the shard store's index.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from datagen.dataset.records import CodecRecord, ShardRecord
+from datagen.dataset.records import CodecRecord
 from datagen.dataset.shards import DamagedShard, ShardSample
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
 from datagen.settings import LqPixels
@@ -89,30 +90,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A dataset that samples are read from."""
+
+    store: ShardStore
+    stored_lq: LqPixels = "none"
+    """How it stores LQ pixels."""
+    fresh: FreshDegradation | None = None
+    """What makes LQ pixels, if they are to be fresh."""
+
+
+@dataclass(frozen=True)
 class BatchReader:
     """Reads planned micro batches; thread-safe."""
 
-    store: ShardStore
+    sources: Sequence[Source]
+    """In the order of the schedule's manifests."""
     schedule: Schedule
     codec: CodecRecord | None
-    """The dataset's; None where no latents are read."""
+    """That of all sources; None where no latents are read."""
     fields: BatchFields
-    stored_lq: LqPixels = "none"
-    """How the dataset stores LQ pixels."""
-    fresh: FreshDegradation | None = None
-    """What makes LQ pixels, if they are to be fresh."""
     pin: bool = False
     """See `BatchBuffer`."""
 
     def read(self, planned: PlannedBatch) -> Batch:
-        """Reads a micro batch; an unusable sample is replaced by another of its bucket, chosen by
-        seed and dataset alone.
+        """Reads a micro batch; an unusable sample is replaced by another of its source and bucket,
+        chosen by seed and dataset alone.
 
         Raises:
             FlowmapsrError: no usable sample is found, or the dataset cannot be reached.
         """
         skipped: dict[tuple[str, int | None], SkippedSample] = {}
-        samples, size = len(planned.numbers), Bucket.from_name(planned.bucket)
+        samples, size = len(planned.samples), Bucket.from_name(planned.bucket)
         latents = (0, 0, 0)
         if self.codec is not None:
             down = self.codec.downsample
@@ -122,8 +131,6 @@ class BatchReader:
             latents,
             (size.height, size.width),
             self.fields,
-            stored_lq=self.stored_lq,
-            fresh=self.fresh,
             pin=self.pin,
         )
         read = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
@@ -147,12 +154,11 @@ class BatchReader:
         skipped: dict[tuple[str, int | None], SkippedSample],
     ) -> ShardSample:
         """Fills a row of the batch with its sample or a replacement, which is returned."""
-        number = planned.numbers[row]
-        own = self.schedule.location(planned.bucket, number)
-        others = self.schedule.replacements(planned.bucket, number)
+        wanted = planned.samples[row]
+        own, others = self.schedule.location(*wanted), self.schedule.replacements(*wanted)
         tried: set[tuple[str, int | None]] = set()
         for location in itertools.chain([own], others):
-            found = self._put(row, location, buffer, self.schedule.epoch(planned.bucket, number))
+            found = self._put(row, location, buffer, self.schedule.epoch(*wanted))
             if isinstance(found, ShardSample):
                 return found
             skipped[found.place] = found
@@ -160,25 +166,26 @@ class BatchReader:
             if len(tried) > TRIES:
                 break
         raise FlowmapsrError(
-            f"bucket {planned.bucket}: {len(tried)} samples or shards in a row cannot be used. "
+            f"bucket {wanted.part}: {len(tried)} samples or shards in a row cannot be used. "
             f"Last one: {found}. Check the dataset with 'flowmapsr dataset verify'"
         )
 
     def _put(
         self, row: int, location: SampleLocation, buffer: BatchBuffer, epoch: int
     ) -> ShardSample | SkippedSample:
-        shard = location.shard
+        shard, source = location.shard, self.sources[location.source]
         index, samples = None, shard.num_samples
         key = None
         try:
-            self.store.prepare(shard)
+            source.store.prepare(shard)
             index, samples = location.index, 1
-            sample = self.store.read(location)
+            sample = source.store.read(location)
             key = sample.key
-            buffer.put(row, sample, epoch=epoch)
+            buffer.put(row, sample, epoch=epoch, stored_lq=source.stored_lq, fresh=source.fresh)
             return sample
         except (DamagedShard, DamagedSample) as error:
-            name, reason = shard.path, str(error)
+            mixed, reason = len(self.sources) > 1, str(error)
+            name = storage.join(source.store.dataset, shard.path) if mixed else shard.path
             return SkippedSample(shard=name, index=index, key=key, samples=samples, reason=reason)
 
 
@@ -197,7 +204,7 @@ class BatchLoader:
 
     def batches(self, position: Position) -> Generator[Batch, None, None]:
         """Endless micro batches from `position` on; in each step every worker gets equally many."""
-        shards = WorkerThreads(self.reader.store.fetch, threads=2, name="shards-ahead")
+        shards = WorkerThreads(self._fetch, threads=2, name="shards-ahead")
         plans = self._plans(position, shards)
         batches = read_ahead(plans, self.reader.read, threads=self.threads, ahead=AHEAD)
         try:
@@ -206,18 +213,21 @@ class BatchLoader:
             batches.close()
             shards.stop()
 
+    def _fetch(self, first: SampleLocation) -> None:
+        self.reader.sources[first.source].store.fetch(first.shard)
+
     def _plans(
-        self, position: Position, shards: WorkerThreads[ShardRecord, None]
+        self, position: Position, shards: WorkerThreads[SampleLocation, None]
     ) -> Iterator[PlannedBatch]:
         """What this worker reads; shards are checked, and on S3 downloaded, some steps ahead."""
         schedule, scout = self.reader.schedule, position
-        windows: dict[str, list[ShardRecord]] = {}
+        windows: dict[str, list[SampleLocation]] = {}
         while True:
             while scout.step < position.step + SHARDS_AHEAD:
                 ahead = schedule.step_at(scout)
-                for window in schedule.windows(ahead):
-                    if windows.get(ahead.bucket) != window:
-                        windows[ahead.bucket] = window
+                for part, window in schedule.windows(ahead):
+                    if windows.get(part) != window:
+                        windows[part] = window
                         # Workers of a node start with different shards.
                         turn = self.rank % len(window)
                         for shard in window[turn:] + window[:turn]:

@@ -38,22 +38,17 @@ class BatchBuffer:
         pixels: tuple[int, int],
         fields: BatchFields,
         *,
-        stored_lq: LqPixels,
-        fresh: FreshDegradation | None,
         pin: bool,
     ) -> None:
         """
         Args:
             latents, pixels: shapes (C, h, w) and (H, W) of the bucket's samples.
-            stored_lq: how the dataset stores LQ pixels.
-            fresh: what makes them anew; None reads the stored ones.
             pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
 
-        self._stored_lq, self._fresh = stored_lq, fresh
         self.degrade_seconds = 0.0
         """Spent on fresh degradations."""
         self.latents: dict[str, Tensor] = {
@@ -63,11 +58,23 @@ class BatchBuffer:
         has_lq = fields.lq_pixels != "none"
         self._lq_rows = empty(*pixels, 3, dtype=torch.float32) if has_lq else None
         """As degradations write it: channels last in memory."""
-        self._reads_hq = fields.hq_pixels or fresh is not None or (has_lq and stored_lq == "none")
         self._size = pixels
 
-    def put(self, row: int, sample: ShardSample, *, epoch: int) -> None:
-        """Copies a sample's fields into a row; `epoch` is that of its bucket.
+    def put(
+        self,
+        row: int,
+        sample: ShardSample,
+        *,
+        epoch: int,
+        stored_lq: LqPixels,
+        fresh: FreshDegradation | None,
+    ) -> None:
+        """Copies a sample's fields into a row.
+
+        Args:
+            epoch: of its source's part of the bucket.
+            stored_lq: how its dataset stores LQ pixels.
+            fresh: what makes them anew; None reads the stored ones.
 
         Raises:
             DamagedSample: a field is missing, has another shape, is not finite, or is no image;
@@ -76,36 +83,38 @@ class BatchBuffer:
         tensors = _tensors(sample) if self.latents else {}
         for name, rows in self.latents.items():
             rows.numpy()[row] = _latent(name, tensors.get(name), rows.shape[1:])
-        hq = None
-        if self._reads_hq:
+        hq, has_lq = None, self._lq_rows is not None
+        if self.hq_pixels is not None or (has_lq and (fresh is not None or stored_lq == "none")):
             hq = self._of_bucket("HQ", _decoded("HQ", sample.hq_image))
         if self.hq_pixels is not None and hq is not None:
             cv2.split(hq, list(self.hq_pixels[row].numpy()))
-        if self._lq_rows is not None:
-            self._put_lq(sample, hq, epoch, self._lq_rows[row].numpy())
+        if self._lq_rows is None:
+            return
+        out = self._lq_rows[row].numpy()
+        if hq is not None and fresh is not None:
+            start = time.perf_counter()
+            fresh.lq(hq, key=sample.key, epoch=epoch, out=out)
+            self.degrade_seconds += time.perf_counter() - start
+        else:
+            self._put_stored_lq(sample, hq, stored_lq, out)
 
     @property
     def lq_pixels(self) -> Tensor | None:
         return None if self._lq_rows is None else self._lq_rows.permute(0, 3, 1, 2)
 
-    def _put_lq(
-        self, sample: ShardSample, hq: np.ndarray | None, epoch: int, out: np.ndarray
+    def _put_stored_lq(
+        self, sample: ShardSample, hq: np.ndarray | None, stored_lq: LqPixels, out: np.ndarray
     ) -> None:
-        if hq is not None and self._fresh is not None:
-            start = time.perf_counter()
-            self._fresh.lq(hq, key=sample.key, epoch=epoch, out=out)
-            self.degrade_seconds += time.perf_counter() - start
-            return
         drawn = DrawnSample.model_validate_json(sample.meta)
-        if hq is not None and self._stored_lq == "none":
+        if hq is not None and stored_lq == "none":
             if drawn.lq is None:
                 raise DamagedSample("the LQ pixels of its pair are not stored")
             degrade(hq, drawn.lq, out=out)
             return
         stored = _decoded("LQ", sample.lq_image)
-        if self._stored_lq == "full":
+        if stored_lq == "full":
             self._of_bucket("LQ", stored)
-        lq_at_hq_size(stored, drawn, self._stored_lq, out=out)
+        lq_at_hq_size(stored, drawn, stored_lq, out=out)
 
     def _of_bucket(self, what: str, pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[:2] != self._size:

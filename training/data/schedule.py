@@ -1,22 +1,26 @@
-"""Which samples make the global batch of a step: a pure function of manifest, seed and position.
+"""Which samples make the global batch of a step: a pure function of manifests, seed and position.
 
-The order does not depend on the number of workers, so a run can resume with another number: in
-every epoch of a bucket each of its samples is used exactly once. Memory: a few windows of sample
-locations per bucket and a few numbers per shard.
+The order does not depend on the number of workers, so a run can resume with another number. Each
+source of a bucket has an endless sequence, in every epoch of which each of its samples is used
+exactly once; `dealing.py` says from which source the next sample comes. Memory: a few windows of
+sample locations per bucket and a few numbers per shard.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from datagen.dataset.manifest import Manifest
 from datagen.dataset.records import ShardRecord, Split
 from training.data.bucket_mix import BucketShare
+from training.data.dealing import deal
 from training.settings.stage import BatchSize
 
 
@@ -32,6 +36,29 @@ class SampleLocation:
 
     shard: ShardRecord
     index: int
+    source: int = 0
+    """Index of the dataset that has the shard."""
+
+
+class Numbered(NamedTuple):
+    """A sample, by its place in the endless sequence of what a source has of a bucket."""
+
+    part: str
+    """See `part_name`."""
+    number: int
+
+
+def part_name(bucket: str, source: int) -> str:
+    """The samples of a bucket that one source has: of the first, the name of the bucket."""
+    return f"{bucket}@{source}" if source else bucket
+
+
+def bucket_of(part: str) -> str:
+    return part.partition("@")[0]
+
+
+def source_of(part: str) -> int:
+    return int(part.partition("@")[2] or 0)
 
 
 @dataclass(frozen=True)
@@ -40,18 +67,16 @@ class Position:
 
     step: int = 0
     consumed: tuple[tuple[str, int], ...] = ()
-    """Samples taken so far from each bucket."""
+    """Samples taken so far from each source of each bucket, by `part_name`."""
 
     @property
     def images_seen(self) -> int:
         """Samples used by all steps so far, counting repetitions."""
         return sum(count for _, count in self.consumed)
 
-    def advanced(self, bucket: str, count: int) -> Position:
-        """The position after one more step that took `count` samples of `bucket`."""
-        counts = dict(self.consumed)
-        counts[bucket] = counts.get(bucket, 0) + count
-        return Position(self.step + 1, tuple(sorted(counts.items())))
+    def images_of(self, source: int) -> int:
+        """Those of one source."""
+        return sum(count for part, count in self.consumed if source_of(part) == source)
 
 
 @dataclass(frozen=True)
@@ -81,8 +106,7 @@ class PlannedBatch:
     """A micro batch of one worker, not yet read."""
 
     bucket: str
-    numbers: range
-    """Of its samples in the bucket's endless sequence."""
+    samples: tuple[Numbered, ...]
     micro: MicroStep
     position: Position
     """After the step it belongs to."""
@@ -93,8 +117,7 @@ class PlannedStep:
     """The global batch of a step."""
 
     bucket: str
-    numbers: range
-    """Of its samples in the bucket's endless sequence."""
+    samples: tuple[Numbered, ...]
     size: BatchSize
     position: Position
     """After this step."""
@@ -109,13 +132,13 @@ class PlannedStep:
         parts' mean losses the mean over samples. Parts without a sample repeat one at weight 0.
         """
         count = self.size.accumulation(world_size)
-        total, parts = len(self.numbers), count * world_size
+        total, parts = len(self.samples), count * world_size
         for index in range(count):
             part = index * world_size + rank
             start, end = (total * edge // parts for edge in (part, part + 1))
             yield PlannedBatch(
                 self.bucket,
-                self.numbers[start : max(end, start + 1)],
+                self.samples[start : max(end, start + 1)],
                 MicroStep(index, count, (end - start) * parts / total, start, total),
                 self.position,
             )
@@ -123,9 +146,10 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One pass over a bucket: its shards in a new order, split into windows."""
+    """One pass over a source's part of a bucket: its shards in a new order, split into windows."""
 
-    windows: list[list[ShardRecord]]
+    windows: list[list[SampleLocation]]
+    """The first sample of each shard."""
     ends: np.ndarray
     """Cumulative samples, including each window."""
 
@@ -135,7 +159,7 @@ class Schedule:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifests: Sequence[Manifest],
         shares: tuple[BucketShare, ...],
         *,
         seed: int,
@@ -145,87 +169,138 @@ class Schedule:
     ) -> None:
         """
         Args:
+            manifests: of the sources.
             shares: of buckets that have samples in the split.
             shuffle_window_shards: shards per window; samples are shuffled within a window.
-            in_order: nothing is shuffled: the samples of a bucket come as the shards hold them.
+            in_order: nothing is shuffled: the samples of a source's part of a bucket come as its
+                shards hold them.
         """
         self.shares = {share.bucket: share for share in shares}
         self.seed = seed
         self.split = split
         self.shuffle_window_shards = shuffle_window_shards
         self.in_order = in_order
-        self._shards: dict[str, list[ShardRecord]] = {bucket: [] for bucket in self.shares}
-        for shard in manifest.shards:
-            if shard.split == split and shard.num_samples and shard.bucket in self.shares:
-                self._shards[shard.bucket].append(shard)
+        self.sources = len(manifests)
+        self._shards: dict[str, list[SampleLocation]] = {}
+        """The first sample of each shard of a part."""
+        for source, manifest in enumerate(manifests):
+            for shard in manifest.shards:
+                if shard.split == split and shard.num_samples and shard.bucket in self.shares:
+                    part = part_name(shard.bucket, source)
+                    self._shards.setdefault(part, []).append(SampleLocation(shard, 0, source))
         self._sizes = {
-            bucket: sum(shard.num_samples for shard in shards)
-            for bucket, shards in self._shards.items()
+            part: sum(first.shard.num_samples for first in shards)
+            for part, shards in self._shards.items()
         }
         # At the border between two, both are in use.
-        self._epoch = lru_cache(maxsize=2 * len(shares))(self._shuffled_epoch)
-        self._window = lru_cache(maxsize=4 * len(shares))(self._shuffled_window)
+        self._epoch = lru_cache(maxsize=2 * len(self._shards))(self._shuffled_epoch)
+        self._window = lru_cache(maxsize=4 * len(self._shards))(self._shuffled_window)
 
     def step_at(self, position: Position) -> PlannedStep:
         """The step at `position`, the same on every worker."""
+        taken = Counter(dict(position.consumed))
+        bucket = self._bucket(position.step, taken)
+        share = self.shares[bucket]
+        sources = deal(
+            share.sources,
+            [taken[part_name(bucket, source)] for source in range(self.sources)],
+            self._behind(taken),
+            share.batch.global_batch,
+        )
+        samples = []
+        for part in (part_name(bucket, source) for source in sources):
+            samples.append(Numbered(part, taken[part]))
+            taken[part] += 1
+        after = Position(position.step + 1, tuple(sorted(taken.items())))
+        return PlannedStep(bucket, tuple(samples), share.batch, after)
+
+    def _bucket(self, step: int, taken: Mapping[str, int]) -> str:
+        """The bucket of a step. One source's are drawn; those of a mixture are dealt out as well,
+        since draws would leave the shares of its sources to luck."""
         chances = np.array([share.probability for share in self.shares.values()])
-        rng = seeded(self.seed, "bucket", position.step)
-        bucket = list(self.shares)[rng.choice(len(chances), p=chances / chances.sum())]
-        size = self.shares[bucket].batch
-        after = position.advanced(bucket, size.global_batch)
-        first = dict(position.consumed).get(bucket, 0)
-        return PlannedStep(bucket, range(first, first + size.global_batch), size, after)
+        chances /= chances.sum()
+        if self.sources == 1:
+            return list(self.shares)[
+                seeded(self.seed, "bucket", step).choice(len(chances), p=chances)
+            ]
+        steps = [
+            self._taken(share.bucket, taken) / share.batch.global_batch
+            for share in self.shares.values()
+        ]
+        return list(self.shares)[int(np.argmax(chances * (step + 1) - steps))]
 
-    def windows(self, step: PlannedStep) -> Iterator[list[ShardRecord]]:
-        """The windows of shards a step reads from; a new epoch may repeat one."""
-        number = step.numbers.start
-        while number < step.numbers.stop:
-            epoch, window, offset = self._find(step.bucket, number)
-            found = self._epoch(step.bucket, epoch).windows[window]
-            yield found
-            number += sum(shard.num_samples for shard in found) - offset
+    def _taken(self, bucket: str, taken: Mapping[str, int]) -> int:
+        return sum(taken[part_name(bucket, source)] for source in range(self.sources))
 
-    def replacements(self, bucket: str, number: int) -> Iterator[SampleLocation]:
-        """All other samples of the bucket, in the order in which they replace an unusable one:
-        those of its own window first, since those shards are open already."""
-        epoch, own, offset = self._find(bucket, number)
-        mine = self._window(bucket, epoch, own)[offset]
-        count = len(self._epoch(bucket, epoch).windows)
+    def _behind(self, taken: Mapping[str, int]) -> list[float]:
+        """By how many samples each source is behind its shares of all buckets."""
+        return [
+            sum(
+                share.sources[source] * self._taken(bucket, taken)
+                - taken[part_name(bucket, source)]
+                for bucket, share in self.shares.items()
+            )
+            for source in range(self.sources)
+        ]
+
+    def windows(self, step: PlannedStep) -> Iterator[tuple[str, list[SampleLocation]]]:
+        """The windows that a step reads from, each as the first samples of its shards, by part; a
+        new epoch may repeat one."""
+        numbers: dict[str, list[int]] = {}
+        for part, number in step.samples:
+            numbers.setdefault(part, []).append(number)
+        for part, all_numbers in numbers.items():
+            number = all_numbers[0]
+            while number <= all_numbers[-1]:
+                epoch, window, offset = self._find(part, number)
+                found = self._epoch(part, epoch).windows[window]
+                yield part, found
+                number += sum(first.shard.num_samples for first in found) - offset
+
+    def replacements(self, part: str, number: int) -> Iterator[SampleLocation]:
+        """All other samples of the part, in the order in which they replace an unusable one: those
+        of its own window first, since those shards are open already."""
+        epoch, own, offset = self._find(part, number)
+        mine = self._window(part, epoch, own)[offset]
+        count = len(self._epoch(part, epoch).windows)
         for turn in range(count):
-            locations = self._window(bucket, epoch, (own + turn) % count)
-            rng = seeded(self.seed, "replacement", bucket, number, turn)
+            locations = self._window(part, epoch, (own + turn) % count)
+            rng = seeded(self.seed, "replacement", part, number, turn)
             yield from (
                 locations[i] for i in rng.permutation(len(locations)) if locations[i] != mine
             )
 
-    def epoch(self, bucket: str, number: int) -> int:
-        """How often all samples of the bucket came before this one of its sequence."""
-        return number // self._sizes[bucket]
+    def epoch(self, part: str, number: int) -> int:
+        """How often all samples of the part came before this one of its sequence."""
+        return number // self._sizes[part]
 
-    def location(self, bucket: str, number: int) -> SampleLocation:
-        """A sample of the bucket's sequence."""
-        epoch, window, offset = self._find(bucket, number)
-        return self._window(bucket, epoch, window)[offset]
+    def location(self, part: str, number: int) -> SampleLocation:
+        """A sample of the part's sequence."""
+        epoch, window, offset = self._find(part, number)
+        return self._window(part, epoch, window)[offset]
 
-    def _find(self, bucket: str, number: int) -> tuple[int, int, int]:
+    def _find(self, part: str, number: int) -> tuple[int, int, int]:
         """Epoch and window of a sample of the sequence, and its index in the window."""
-        epoch, offset = divmod(number, self._sizes[bucket])
-        ends = self._epoch(bucket, epoch).ends
+        epoch, offset = divmod(number, self._sizes[part])
+        ends = self._epoch(part, epoch).ends
         window = int(np.searchsorted(ends, offset, side="right"))
         return epoch, window, offset - int(ends[window - 1]) if window else offset
 
-    def _shuffled_epoch(self, bucket: str, epoch: int) -> _Epoch:
-        shards, size = self._shards[bucket], self.shuffle_window_shards
-        order = self._order(len(shards), "epoch", bucket, epoch)
+    def _shuffled_epoch(self, part: str, epoch: int) -> _Epoch:
+        shards, size = self._shards[part], self.shuffle_window_shards
+        order = self._order(len(shards), "epoch", part, epoch)
         shuffled = [shards[i] for i in order]
         windows = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
-        samples = [sum(shard.num_samples for shard in window) for window in windows]
+        samples = [sum(first.shard.num_samples for first in window) for window in windows]
         return _Epoch(windows, np.cumsum(samples))
 
-    def _shuffled_window(self, bucket: str, epoch: int, window: int) -> list[SampleLocation]:
-        shards = self._epoch(bucket, epoch).windows[window]
-        locations = [SampleLocation(shard, i) for shard in shards for i in range(shard.num_samples)]
-        order = self._order(len(locations), "window", bucket, epoch, window)
+    def _shuffled_window(self, part: str, epoch: int, window: int) -> list[SampleLocation]:
+        locations = [
+            SampleLocation(first.shard, index, first.source)
+            for first in self._epoch(part, epoch).windows[window]
+            for index in range(first.shard.num_samples)
+        ]
+        order = self._order(len(locations), "window", part, epoch, window)
         return [locations[i] for i in order]
 
     def _order(self, count: int, *what: object) -> np.ndarray:

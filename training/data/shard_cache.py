@@ -11,11 +11,11 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset
 from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import ShardIndex, index_shard
 from datagen.errors import FlowmapsrError
@@ -49,28 +49,34 @@ def recipe_cache(recipe: TrainingRecipe) -> ShardCache | None:
     return ShardCache(folder, limit=round(recipe.cache_gb * 1e9))
 
 
-def check_cache(recipe: TrainingRecipe, manifest: Manifest, shares: Iterable[BucketShare]) -> None:
+def check_cache(
+    recipe: TrainingRecipe, datasets: Sequence[Dataset], shares: Iterable[BucketShare]
+) -> None:
     """Refuses a cache so small that the same shards would be downloaded over and over.
 
-    Training reads from one window of every bucket, and from two of a bucket at their border.
+    Training reads from one window of every bucket of a dataset, and from two at their border.
 
     Raises:
         FlowmapsrError: the cache cannot hold these windows.
     """
-    if recipe.cache_gb == 0 or not storage.is_remote(recipe.manifest):
+    buckets = {share.bucket for share in shares}
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for manifest, root in datasets:
+        for shard in manifest.shards:
+            if storage.is_remote(root) and shard.split == "train" and shard.bucket in buckets:
+                sizes.setdefault((root, shard.bucket), []).append(shard.bytes)
+    if recipe.cache_gb == 0 or not sizes:
         return
-    sizes: dict[str, list[int]] = {share.bucket: [] for share in shares}
-    for shard in manifest.shards:
-        if shard.split == "train" and shard.bucket in sizes:
-            sizes[shard.bucket].append(shard.bytes)
     windows = [sum(sorted(one)[-recipe.shuffle_window_shards :]) for one in sizes.values()]
     needed = sum(windows) + max(windows)
     if needed > recipe.cache_gb * 1e9:
+        what = "this dataset" if len(datasets) == 1 else "these datasets"
+        whose = "its" if len(datasets) == 1 else "their"
         raise FlowmapsrError(
-            f"cache_gb {recipe.cache_gb:g} is too small for this dataset: windows of "
-            f"{recipe.shuffle_window_shards} shards (shuffle_window_shards) of its {len(windows)} "
-            f"buckets need {needed / 1e9:.3g} GB. Increase it, lower shuffle_window_shards, or set "
-            "cache_gb=0 to read every sample from S3"
+            f"cache_gb {recipe.cache_gb:g} is too small for {what}: windows of "
+            f"{recipe.shuffle_window_shards} shards (shuffle_window_shards) of {whose} "
+            f"{len(windows)} buckets need {needed / 1e9:.3g} GB. Increase it, lower "
+            "shuffle_window_shards, or set cache_gb=0 to read every sample from S3"
         )
 
 

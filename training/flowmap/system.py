@@ -51,11 +51,11 @@ class FlowMapSystem:
 
     def fetch_inputs(self, inputs: StageInputs) -> None:
         fetch_inputs(inputs.recipe, inputs.folder)
-        channels = inputs.dataset.manifest.require_codec().channels
+        channels = inputs.manifests[0].require_codec().channels
         check_later_weights(inputs.recipe, inputs.folder, latent_channels=channels)
 
     def build(self, inputs: StageInputs) -> FlowMapStage:
-        channels = inputs.dataset.manifest.require_codec().channels
+        channels = inputs.manifests[0].require_codec().channels
         initial = initial_network(
             inputs.recipe, inputs.folder, latent_channels=channels, codec=inputs.codec
         )

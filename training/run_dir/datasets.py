@@ -1,4 +1,4 @@
-"""Which state of its dataset each stage of a run is trained on: `<run>/datasets.json`.
+"""Which state of its datasets each stage of a run is trained on: `<run>/datasets.json`.
 
 A build may extend a dataset while a run is trained on it. The run goes on with the state that it
 began with, which the dataset keeps (`datagen/dataset/manifest.py`); a stage that has not begun
@@ -7,14 +7,15 @@ takes up a newer one if it is asked to.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from datagen.dataset.layout import MANIFEST
 from datagen.dataset.manifest import Dataset, Manifest, dataset_root, open_dataset, open_state
@@ -36,17 +37,39 @@ class OtherDataset(FlowmapsrError):
     """What a stage is trained on is no longer at the place of its dataset."""
 
 
+def digest_of(digests: Sequence[str]) -> str:
+    """Identifies the samples of datasets together: of one, its own digest."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
 class DatasetState(FrozenModel):
-    """A state in which the dataset was, as a run took it up."""
+    """A state in which the dataset was, or all of a mixture, as a run took it up."""
 
     digest: str
+    """See `digest_of`."""
     samples: int
     time: float
     """When it was taken up, in seconds since the epoch."""
+    sources: tuple[DatasetState, ...] = ()
+    """Of each dataset of a mixture, in order."""
+
+    @property
+    def parts(self) -> tuple[DatasetState, ...]:
+        """Of each dataset."""
+        return self.sources or (self,)
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        return cls(digest=manifest.digest, samples=manifest.num_samples, time=time.time())
+    def of(cls, manifests: Sequence[Manifest]) -> Self:
+        return cls(
+            digest=digest_of([manifest.digest for manifest in manifests]),
+            samples=sum(manifest.num_samples for manifest in manifests),
+            time=time.time(),
+            sources=tuple(map(DatasetState.of, ([one] for one in manifests)))
+            if len(manifests) > 1
+            else (),
+        )
 
 
 class RunDatasets(FrozenModel):
@@ -70,13 +93,15 @@ def plan_datasets(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDat
     names, waiting = [stage.name for stage in recipe.stages], _waiting(recipe)
     known = read_datasets(recipe) or _of_records(recipe)
     if known is None or waiting == names:
-        now = DatasetState.of(open_dataset(recipe.manifest).manifest)
-        return RunDatasets(stages=dict.fromkeys(names, now))
+        return RunDatasets(stages=dict.fromkeys(names, _now(recipe)))
     if not newer_data or not waiting:
         return known
-    open_stage_dataset(recipe, waiting[0], known)  # refuses another dataset
-    now = DatasetState.of(open_dataset(recipe.manifest).manifest)
-    return RunDatasets(stages={**known.stages, **dict.fromkeys(waiting, now)})
+    open_stage_datasets(recipe, waiting[0], known)  # refuses another dataset
+    return RunDatasets(stages={**known.stages, **dict.fromkeys(waiting, _now(recipe))})
+
+
+def _now(recipe: TrainingRecipe) -> DatasetState:
+    return DatasetState.of([open_dataset(place).manifest for place in recipe.places])
 
 
 def write_datasets(recipe: TrainingRecipe, datasets: RunDatasets) -> None:
@@ -96,23 +121,30 @@ def recorded_datasets(recipe: TrainingRecipe) -> RunDatasets:
     return read_datasets(recipe) or plan_datasets(recipe)
 
 
-def open_stage_dataset(recipe: TrainingRecipe, stage: str, datasets: RunDatasets) -> Dataset:
-    """The dataset of a stage.
+def open_stage_datasets(
+    recipe: TrainingRecipe, stage: str, datasets: RunDatasets
+) -> tuple[Dataset, ...]:
+    """The datasets of a stage, in the order of the recipe.
 
     Raises:
         OtherDataset: there is another dataset now; says which and since when.
     """
     mine = datasets.stages[stage]
-    found = open_state(recipe.manifest, mine.digest)
-    if found is not None:
-        return found
-    now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
+    return tuple(
+        open_state(place, part.digest) or _refuse_other(recipe, stage, place, part)
+        for place, part in zip(recipe.places, mine.parts, strict=True)
+    )
+
+
+def _refuse_other(recipe: TrainingRecipe, stage: str, place: str, mine: DatasetState) -> NoReturn:
+    now, root = open_dataset(place).manifest, dataset_root(place)
     written = storage.modified(storage.join(root, MANIFEST))
+    name = f"sources.{recipe.places.index(place)}.uri" if recipe.sources else "manifest"
     raise OtherDataset(
-        f"manifest {recipe.manifest}: the dataset at this place is another one now, of digest "
+        f"{name} {place}: the dataset at this place is another one now, of digest "
         f"{now.digest[:_DIGITS]}, written {_date(written)}; stage {stage!r} of {recipe.output} is "
         f"of digest {mine.digest[:_DIGITS]}, taken up {_date(mine.time)}, which is no earlier "
-        "state of it. Put that dataset back, give the place where it is as manifest=..., or train "
+        f"state of it. Put that dataset back, give the place where it is as {name}=..., or train "
         "on the new one into another output"
     )
 
@@ -124,7 +156,7 @@ def replacement_told(recipe: TrainingRecipe, stage: str) -> Iterator[None]:
         yield
     except FlowmapsrError as error:
         try:
-            open_stage_dataset(recipe, stage, recorded_datasets(recipe))
+            open_stage_datasets(recipe, stage, recorded_datasets(recipe))
         except OtherDataset as other:
             raise OtherDataset(f"{other}. It was found by this: {error}") from error
         except FlowmapsrError as unknown:
@@ -138,22 +170,24 @@ def about_newer_data(recipe: TrainingRecipe, datasets: RunDatasets, *, asked: bo
     cannot be read is told too."""
     mine = datasets.stages[recipe.stages[-1].name]
     try:
-        now, root = open_dataset(recipe.manifest).manifest, dataset_root(recipe.manifest)
+        now = _now(recipe)
     except FlowmapsrError as error:
         return f"it is not known whether there are newer data: {error}"
+    roots = [dataset_root(place) for place in recipe.places]
+    root = roots[0] if len(roots) == 1 else f"the mixture of {' and '.join(roots)}"
     if now.digest == mine.digest:
         names = [name for name, one in datasets.stages.items() if one.digest == now.digest]
-        told = f"trained on all {now.num_samples} samples that {root} has now: {', '.join(names)}"
+        told = f"trained on all {now.samples} samples that {root} has now: {', '.join(names)}"
         return told if asked else ""
     waiting = _waiting(recipe)
     if waiting:
         more = f"To train {' and '.join(waiting)} on all of them, add --newer-data"
     else:
         more = "Every stage has begun: to train on all of them, give another output"
-    added = now.num_samples - mine.samples
+    added = now.samples - mine.samples
     what = f"{added} samples more" if added > 0 else "other samples"
     return (
-        f"{root} has {what} than this training took up ({now.num_samples}, not "
+        f"{root} has {what} than this training took up ({now.samples}, not "
         f"{mine.samples}), and it is trained without them. {more}"
     )
 
@@ -180,7 +214,7 @@ def _waiting(recipe: TrainingRecipe) -> list[str]:
 
 def _of_records(recipe: TrainingRecipe) -> RunDatasets | None:
     """What finished stages say, in the folder of a version that recorded nothing else."""
-    for stage in stage_paths(recipe):
+    for stage in stage_paths(recipe) if not recipe.sources else ():
         record = stage.finished_record()
         if record is not None and record.dataset_digest:
             found = open_state(recipe.manifest, record.dataset_digest)

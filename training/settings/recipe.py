@@ -43,12 +43,25 @@ class WorkerRange(Settings):
         return self
 
 
+class SourceSettings(Settings):
+    """One dataset of a mixture."""
+
+    uri: Execution[Location] = Field(examples=["/path/to/dataset"])
+    """Like `manifest`."""
+    weight: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Its part of the samples, over the sum of all weights: 3 and 1 give three quarters and one.
+    Null for all sources takes each sample of all of them equally often."""
+
+
 class TrainingRecipe(Settings):
     """Everything that decides a training run, and where and how it runs."""
 
     manifest: Execution[Location] = Field(examples=["/path/to/dataset"])
     """The dataset: its `manifest.json`, or the folder or `s3://` prefix with it. It may move while
-    a run is unfinished: its digest identifies it."""
+    a run is unfinished: its digest identifies it. With `sources` it is left out, or the first."""
+    sources: tuple[SourceSettings, ...] = ()
+    """Several datasets at once, instead of `manifest`:
+    `[{uri: A, weight: 3}, {uri: B, weight: 1}]`. Their samples are dealt out by weight, exactly."""
     output: Execution[Location] = Field(examples=["/path/to/output"])
     """Local folder of the run; workers on other machines must see it at the same path."""
     checkpoints: Execution[Location | None] = None
@@ -110,6 +123,16 @@ class TrainingRecipe(Settings):
     waiting for the files of a checkpoint may take three times as long. A process that stands still
     as a whole, stopped or waiting for a lost disk, is killed from outside 15 seconds later."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_sources(cls, data: Any) -> Any:
+        """`manifest` is the first of the sources where it is left out."""
+        sources = data.get("sources") if isinstance(data, Mapping) else None
+        if not isinstance(sources, list | tuple) or not sources or "manifest" in data:
+            return data
+        uri = sources[0].get("uri") if isinstance(sources[0], Mapping) else None
+        return data if uri is None else {**data, "manifest": uri}
+
     @field_validator("output")
     @classmethod
     def _local(cls, output: str) -> str:
@@ -129,6 +152,7 @@ class TrainingRecipe(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
+        self._check_sources()
         self._check_order()
         self._check_secrets()
         self._check_system()
@@ -141,6 +165,45 @@ class TrainingRecipe(Settings):
                         "global_batch, or use fewer workers"
                     )
         return self
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Of all datasets: those of `sources`, or `manifest` alone."""
+        return tuple(source.uri for source in self.sources) or (self.manifest,)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Of all datasets; None takes all their samples equally often."""
+        given = [source.weight for source in self.sources if source.weight is not None]
+        return tuple(given) or None
+
+    def _check_sources(self) -> None:
+        if not self.sources:
+            return
+        if self.manifest != self.sources[0].uri:
+            raise ValueError(
+                f"manifest={self.manifest} is not the first of sources, {self.sources[0].uri}: "
+                "leave manifest out, and add its dataset to sources if it is to be trained on too"
+            )
+        weights = [source.weight for source in self.sources]
+        for index, source in enumerate(self.sources):
+            if source.weight is None and any(weight is not None for weight in weights):
+                raise ValueError(
+                    f"sources.{index}.weight: {source.uri} has none, and other sources have one: "
+                    "give all of them a weight, or none to take each sample equally often"
+                )
+        if weights[0] is not None and not any(weights):
+            raise ValueError(
+                f"sources: the weights {', '.join(f'{weight:g}' for weight in self.weights or ())} "
+                "sum to nothing, so no source would give a sample: raise at least one, and leave "
+                "out the sources that are not to be trained on"
+            )
+        for index, source in enumerate(self.sources):
+            if source.weight == 0:
+                raise ValueError(
+                    f"sources.{index}.weight is 0: {source.uri} would give no sample; leave it out "
+                    "of sources, or raise its weight"
+                )
 
     @property
     def least_workers(self) -> int:

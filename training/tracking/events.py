@@ -64,15 +64,18 @@ class DatasetInput(FrozenModel):
     digest: str
     source: Public
     samples: int
+    weight: float | None = None
+    """In a mixture: its part of the training samples."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Self:
+    def of(cls, dataset: Dataset, weight: float | None = None) -> Self:
         manifest, root = dataset
         return cls(
             name=PurePosixPath(root).name,
             digest=manifest.digest,
             source=root,
             samples=manifest.num_samples,
+            weight=weight,
         )
 
     @property
@@ -132,9 +135,15 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 def described(
     settings: Mapping[str, Any], datasets: Sequence[DatasetInput], tags: Mapping[str, str]
 ) -> list[Event]:
-    """Settings, datasets and tags of a run; the tag of the dataset is of the last one."""
+    """Settings, datasets and tags of a run; the tag of the datasets is of all of them, if `tags`
+    has no other."""
     return [
         Params(values=flatten(settings)),
-        Tags(values={"dataset.digest": datasets[-1].digest, **tags}),
+        Tags(values={"dataset.digest": digest_tag(datasets), **tags}),
         *datasets,
     ]
+
+
+def digest_tag(datasets: Sequence[DatasetInput]) -> str:
+    """By which the trainings on a dataset are found."""
+    return ", ".join(dataset.digest for dataset in datasets)

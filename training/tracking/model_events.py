@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import NOTE, DatasetInput, Model
+from training.tracking.events import NOTE, DatasetInput, Model, digest_tag
 from training.tracking.journal import metrics_at
 
 STAGE_MODEL = """\
@@ -22,7 +24,7 @@ is no model to be loaded or registered: the stage makes that at its end.
 
 
 def stage_model(
-    recipe: TrainingRecipe, folder: StagePaths, dataset: DatasetInput, chosen: ChosenStep
+    recipe: TrainingRecipe, folder: StagePaths, datasets: Sequence[DatasetInput], chosen: ChosenStep
 ) -> Model:
     """The model folder that a stage has just written."""
     path, limit = str(folder.model), recipe.upload_models_gb
@@ -42,14 +44,19 @@ def stage_model(
         path=path,
         upload=upload,
         params={"stage": folder.name, "step": str(chosen.step), "chosen": chosen.why},
-        tags=_tags(recipe, folder, dataset, path=path, note=note),
-        dataset=dataset,
+        tags=_tags(recipe, folder, datasets, path=path, note=note),
+        dataset=datasets[0],
         held_out=metrics_at(folder.root, chosen.step, prefix="val/"),
     )
 
 
 def checkpoint(
-    recipe: TrainingRecipe, folder: StagePaths, dataset: DatasetInput, *, step: int, uri: str
+    recipe: TrainingRecipe,
+    folder: StagePaths,
+    datasets: Sequence[DatasetInput],
+    *,
+    step: int,
+    uri: str,
 ) -> Model:
     """A checkpoint that was just written; its files stay where they are."""
     note = CHECKPOINT.format(stage=folder.name, step=step, path=uri)
@@ -60,19 +67,24 @@ def checkpoint(
         path=uri,
         upload=False,
         params={"stage": folder.name, "step": str(step)},
-        tags=_tags(recipe, folder, dataset, path=uri, note=note),
-        dataset=dataset,
+        tags=_tags(recipe, folder, datasets, path=uri, note=note),
+        dataset=datasets[0],
         held_out=metrics_at(folder.root, step, prefix="val/"),
     )
 
 
 def _tags(
-    recipe: TrainingRecipe, folder: StagePaths, dataset: DatasetInput, *, path: str, note: str
+    recipe: TrainingRecipe,
+    folder: StagePaths,
+    datasets: Sequence[DatasetInput],
+    *,
+    path: str,
+    note: str,
 ) -> dict[str, str]:
     return {
         NOTE: note,
         "files": path,
         "run": str(folder.run),
         "recipe.digest": recipe.digest(),
-        "dataset.digest": dataset.digest,
+        "dataset.digest": digest_tag(datasets),
     }

@@ -20,7 +20,7 @@ from training.run_dir.paths import RunPaths, finished_stages, stage_paths
 from training.run_dir.stacks import stack_files
 from training.run_dir.starts import end_reason
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Artifact, DatasetInput, Status, described
+from training.tracking.events import Artifact, DatasetInput, Status, described, digest_tag
 from training.tracking.journal import forget_sent
 from training.tracking.provenance import code_tags, launch_tags
 from training.tracking.review.page import refresh_review
@@ -84,17 +84,20 @@ class ParentRun:
         settings |= {stage.name: stage.content() for stage in recipe.stages}
         names = ", ".join(stage.name for stage in recipe.stages)
         tags = {"recipe.digest": recipe.digest(), "stages": names, **code_tags(), **launch_tags()}
-        datasets, root = recorded_datasets(recipe), dataset_root(recipe.manifest)
+        datasets = recorded_datasets(recipe)
         if len(datasets.states) > 1:
             stages = datasets.stages.items()
             samples = (f"{name} {state.samples} ({state.digest[:12]})" for name, state in stages)
             tags["dataset.samples_of_stages"] = ", ".join(samples)
+        roots = list(map(dataset_root, recipe.places))
         inputs = [
             DatasetInput(
                 name=PurePosixPath(root).name, digest=one.digest, source=root, samples=one.samples
             )
-            for one in datasets.states
+            for state in datasets.states
+            for root, one in zip(roots, state.parts, strict=True)
         ]
+        tags["dataset.digest"] = digest_tag(inputs[-len(roots) :])
         self.tracker.write(*described(settings, inputs, tags))
         self.tracker.write(Artifact(path=str(self.run.recipe)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 
 from datagen.dataset.manifest import Dataset
 from datagen.io import storage
+from training.data.bucket_mix import source_shares
 from training.engine.engine import deepspeed_config
 from training.monitoring.progress_lines import ProgressLines
 from training.run_dir.best_effort import best_effort
@@ -94,6 +95,9 @@ class Reporter:
     def finished(self, why: str) -> None:
         """The stage takes no more steps, and why."""
 
+    def dealt(self, images: Sequence[int]) -> None:
+        """How many images the stage has seen of each dataset."""
+
     def model_written(self, chosen: ChosenStep) -> None:
         """The stage's model folder is there, with the weights of that step."""
 
@@ -145,20 +149,23 @@ class StageReporter(Reporter):
 
     def describe(
         self,
-        dataset: Dataset,
+        datasets: Sequence[Dataset],
         *,
         initialization: str | None,
         pictures: str,
         tags: Mapping[str, str],
     ) -> None:
-        """Logs dataset, settings, code and workers.
+        """Logs datasets, settings, code and workers.
 
         Args:
             initialization: a table of what the first weights were loaded from, if they were.
             pictures: what its pictures show.
             tags: of the model.
         """
-        self._dataset = DatasetInput.of(dataset)
+        parts: list[float | None] = [None]
+        if len(datasets) > 1:
+            parts[:] = source_shares([one.manifest for one in datasets], self.recipe.weights)
+        self._datasets = list(map(DatasetInput.of, datasets, parts))
         self._pictures = pictures
         settings = self.recipe.stage(self.folder.name)
         tags = {
@@ -169,7 +176,7 @@ class StageReporter(Reporter):
             **self.workers.tags(),
         }
         shown = shown_as_tables(self.folder.start_table.name, self.folder.loss_over_time.name)
-        described_by = described(settings.model_dump(mode="json"), [self._dataset], tags)
+        described_by = described(settings.model_dump(mode="json"), self._datasets, tags)
         self.tracker.write(*described_by, shown)
         self._show_stacks()
         config = deepspeed_config(settings, world_size=len(self.workers.hosts))
@@ -277,16 +284,24 @@ class StageReporter(Reporter):
 
     def checkpoints_changed(self, step: int, uri: str, kept: dict[int, str]) -> None:
         with best_effort("the list of checkpoints"):
-            new = checkpoint(self.recipe, self.folder, self._dataset, step=step, uri=uri)
+            new = checkpoint(self.recipe, self.folder, self._datasets, step=step, uri=uri)
             self.tracker.write(new, KeptCheckpoints(reasons=kept))
 
     def finished(self, why: str) -> None:
         log.info("%s: %s", self.folder.name, why)
         self.tracker.write(Tags(values={ENDED: why}))
 
+    def dealt(self, images: Sequence[int]) -> None:
+        if len(images) > 1:
+            parts = (
+                f"{one.source} {count} ({count / sum(images):.2%}, weight {one.weight:.2%})"
+                for one, count in zip(self._datasets, images, strict=True)
+            )
+            log.info("%s: images of each source: %s", self.folder.name, ", ".join(parts))
+
     def model_written(self, chosen: ChosenStep) -> None:
         with best_effort("the entry of the model"):
-            self.tracker.write(stage_model(self.recipe, self.folder, self._dataset, chosen))
+            self.tracker.write(stage_model(self.recipe, self.folder, self._datasets, chosen))
 
     def checkpoint_failed(self, problem: str) -> None:
         self.tracker.write(Tags(values={"last_failed_checkpoint": problem}))

@@ -33,7 +33,7 @@ def mixed(manifest: Manifest) -> Manifest:
 
 
 def test_budgets_are_drawn_by_probability_and_buckets_by_samples(mixed: Manifest) -> None:
-    draws = {draw.bucket: draw for draw in bucket_shares(_stage(SMALL, LARGE), mixed)}
+    draws = {draw.bucket: draw for draw in bucket_shares(_stage(SMALL, LARGE), [mixed])}
     chances = {name: draw.probability for name, draw in draws.items()}
     assert chances == pytest.approx(
         {"256x256": 0.75 * 0.75, "192x352": 0.75 * 0.25, "512x512": 0.25}
@@ -43,7 +43,7 @@ def test_budgets_are_drawn_by_probability_and_buckets_by_samples(mixed: Manifest
 
 
 def test_without_budgets_buckets_are_drawn_by_samples(mixed: Manifest) -> None:
-    draws = bucket_shares(StageSettings.model_validate(WARMUP), mixed)
+    draws = bucket_shares(StageSettings.model_validate(WARMUP), [mixed])
     assert {draw.bucket: draw.probability for draw in draws} == pytest.approx(
         {"192x352": 10 / 52, "256x256": 30 / 52, "512x512": 12 / 52}
     )
@@ -51,7 +51,7 @@ def test_without_budgets_buckets_are_drawn_by_samples(mixed: Manifest) -> None:
 
 def test_a_budget_of_probability_0_is_left_out(mixed: Manifest) -> None:
     stage = _stage(SMALL, {**LARGE, "probability": 0, "global_batch": 6, "micro_batch": 4})
-    assert {draw.bucket for draw in bucket_shares(stage, mixed)} == {"192x352", "256x256"}
+    assert {draw.bucket for draw in bucket_shares(stage, [mixed])} == {"192x352", "256x256"}
     assert stage.batch_sizes == (BatchSize(32, 8),) and stage.images_per_step == 32
     assert _stage(SMALL, LARGE).images_per_step == 0.75 * 32 + 0.25 * 4
 
@@ -72,7 +72,7 @@ def test_budgets_that_do_not_match_the_dataset_are_refused(
     mixed: Manifest, budgets: tuple[dict[str, Any], ...], message: str
 ) -> None:
     with pytest.raises(FlowmapsrError, match=message):
-        bucket_shares(_stage(*budgets), mixed)
+        bucket_shares(_stage(*budgets), [mixed])
 
 
 def test_mismatched_budgets_are_refused_before_training(

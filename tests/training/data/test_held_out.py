@@ -22,8 +22,8 @@ def test_the_whole_split_is_read_in_the_order_of_its_shards(tmp_path: Path) -> N
     shards = [one for one in dataset.manifest.shards if one.split == "validation"]
     assert len(shards) > 1
     expected = [sample.key for one in shards for sample in read_shard(f"{dataset.root}/{one.path}")]
-    reader = held_out_reader(ShardStore(dataset.root), dataset, "all")
-    batches = [reader.read(group) for group in held_out_groups(dataset.manifest, "all")]
+    reader = held_out_reader([ShardStore(dataset.root)], [dataset], "all")
+    batches = [reader.read(group) for group in held_out_groups([dataset.manifest], "all")]
     assert [key for batch in batches for key in batch.keys] == expected
 
 
@@ -49,8 +49,8 @@ def test_buckets_give_samples_in_proportion_in_groups_of_few_pixels(
 ) -> None:
     data = _held_out(manifest, **{"256x256_0": 20, "512x512_0": 6, "1024x1024_0": 1})
     found: dict[str, list[int]] = {}
-    for group in held_out_groups(data, samples):
+    for group in held_out_groups([data], samples):
         edges = found.setdefault(group.bucket, [0])
-        assert edges[-1] == group.numbers.start
-        edges.append(group.numbers.stop)
+        assert edges[-1] == group.samples[0].number
+        edges.append(group.samples[-1].number + 1)
     assert found == expected

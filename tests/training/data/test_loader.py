@@ -21,8 +21,8 @@ from datagen.io.prefetch import WorkerThreads
 from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.loader import SHARDS_AHEAD, Batch, BatchLoader, BatchReader
-from training.data.schedule import Position, Schedule
+from training.data.loader import SHARDS_AHEAD, Batch, BatchLoader, BatchReader, Source
+from training.data.schedule import Position, SampleLocation, Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize
@@ -44,8 +44,10 @@ def _take(
     wanted: BatchFields = ALL,
 ) -> list[Batch]:
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, micro_batch))
-    schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
-    reader = BatchReader(ShardStore(str(dataset)), schedule, manifest.codec, fields=wanted)
+    schedule = Schedule([manifest], draws, seed=3, shuffle_window_shards=2, split="train")
+    reader = BatchReader(
+        [Source(ShardStore(str(dataset)))], schedule, manifest.codec, fields=wanted
+    )
     loader = BatchLoader(reader, rank=rank, world_size=world_size, threads=threads)
     batches = loader.batches(position)
     taken = list(itertools.islice(batches, count))
@@ -229,21 +231,21 @@ def test_shards_are_fetched_in_the_order_in_which_steps_need_them(manifest: Mani
     sizes = {"32x32_1": 8, "32x32_2": 8, "32x32_3": 8, "64x64_1": 4, "64x64_2": 4}
     shards = with_shards(manifest, **sizes)
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(4, 4))
-    schedule = Schedule(shards, draws, seed=3, shuffle_window_shards=1, split="train")
-    reader = BatchReader(ShardStore("nowhere"), schedule, shards.codec, fields=ALL)
+    schedule = Schedule([shards], draws, seed=3, shuffle_window_shards=1, split="train")
+    reader = BatchReader([Source(ShardStore("nowhere"))], schedule, shards.codec, fields=ALL)
     loader = BatchLoader(reader, rank=0, world_size=1, threads=1)
     fetched: list[str] = []
-    crew = WorkerThreads(lambda shard: fetched.append(shard.path), threads=1, name="test")
+    crew = WorkerThreads(lambda first: fetched.append(first.shard.path), threads=1, name="test")
     next(loader._plans(START, crew))
-    crew.submit(shards.shards[0]).result(60)  # after all others
+    crew.submit(SampleLocation(shards.shards[0], 0)).result(60)  # after all others
     crew.stop()
     needed: dict[str, list[str]] = {"32x32": [], "64x64": []}
     order, position = [], START
     for _ in range(SHARDS_AHEAD):
         step = loader.reader.schedule.step_at(position)
         position = step.position
-        for number in step.numbers:
-            location = loader.reader.schedule.location(step.bucket, number)
+        for wanted in step.samples:
+            location = loader.reader.schedule.location(*wanted)
             if needed[step.bucket][-1:] != [location.shard.path]:
                 needed[step.bucket].append(location.shard.path)
                 order.append(location.shard.path)

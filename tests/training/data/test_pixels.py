@@ -24,7 +24,7 @@ from tests.support.tiny import DISTILL, WARMUP, RunMaker, dataset_recipe, write_
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
-from training.data.loader import Batch, BatchLoader, BatchReader
+from training.data.loader import Batch, BatchLoader, BatchReader, Source
 from training.data.schedule import Position, Schedule
 from training.data.shard_store import ShardStore
 from training.preflight import check_run
@@ -54,9 +54,9 @@ def test_a_batch_holds_the_lq_that_the_builder_made(
     folder = _dataset(tmp_path, lq=stored)
     manifest = open_dataset(str(folder)).manifest
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(4, 4))
-    schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
+    schedule = Schedule([manifest], draws, seed=3, shuffle_window_shards=2, split="train")
     store = ShardStore(str(folder))
-    reader = BatchReader(store, schedule, manifest.codec, PIXELS, stored_lq=stored)
+    reader = BatchReader([Source(store, stored)], schedule, manifest.codec, PIXELS)
     loader = BatchLoader(reader, rank=0, world_size=1, threads=2)
     for batch in itertools.islice(loader.batches(Position()), 3):
         assert not batch.latents and batch.hq_pixels is not None and batch.lq_pixels is not None
@@ -71,8 +71,8 @@ def test_a_batch_holds_the_lq_that_the_builder_made(
 def test_held_out_samples_have_all_that_is_stored(tmp_path: Path) -> None:
     folder = _dataset(tmp_path, latents=("hq", "lq"), hq="none")
     dataset = open_dataset(str(folder))
-    reader = held_out_reader(ShardStore(str(folder)), dataset, 2)
-    batch = reader.read(held_out_groups(dataset.manifest, 2)[0]).to(torch.device("cpu"))
+    reader = held_out_reader([ShardStore(str(folder))], [dataset], 2)
+    batch = reader.read(held_out_groups([dataset.manifest], 2)[0]).to(torch.device("cpu"))
     assert batch.latents.keys() == {"hq", "lq"} and batch.hq.shape == batch.lq.shape
     assert batch.hq_pixels is None and batch.lq_pixels is not None
 
@@ -119,9 +119,9 @@ def _fresh(
     """The first micro batches of a worker from a position on, in steps of two samples."""
     manifest, root = open_dataset(str(folder))
     draws = proportional_shares(bucket_sizes(manifest, "train"), BatchSize(2, 2 // world_size))
-    schedule = Schedule(manifest, draws, seed=3, shuffle_window_shards=2, split="train")
+    schedule = Schedule([manifest], draws, seed=3, shuffle_window_shards=2, split="train")
     fresh = FreshDegradation(manifest.dataset_recipe(root).degradation, seed=3)
-    reader = BatchReader(ShardStore(root), schedule, manifest.codec, FRESH, fresh=fresh)
+    reader = BatchReader([Source(ShardStore(root), fresh=fresh)], schedule, manifest.codec, FRESH)
     loader = BatchLoader(reader, rank=rank, world_size=world_size, threads=2)
     batches = loader.batches(start)
     taken = list(itertools.islice(batches, count))

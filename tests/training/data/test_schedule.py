@@ -12,7 +12,14 @@ from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.schedule import PlannedBatch, PlannedStep, Position, SampleLocation, Schedule
+from training.data.schedule import (
+    Numbered,
+    PlannedBatch,
+    PlannedStep,
+    Position,
+    SampleLocation,
+    Schedule,
+)
 from training.settings.stage import BatchSize
 
 START = Position()
@@ -24,7 +31,7 @@ def _schedule(
     size = BatchSize(global_batch, 1)
     draws = proportional_shares(bucket_sizes(manifest, "train"), size)
     return Schedule(
-        manifest, draws, seed=seed, shuffle_window_shards=shuffle_window_shards, split="train"
+        [manifest], draws, seed=seed, shuffle_window_shards=shuffle_window_shards, split="train"
     )
 
 
@@ -45,7 +52,7 @@ def _run(
 def _locations(
     schedule: Schedule, planned: PlannedStep | PlannedBatch
 ) -> tuple[SampleLocation, ...]:
-    return tuple(schedule.location(planned.bucket, number) for number in planned.numbers)
+    return tuple(schedule.location(*sample) for sample in planned.samples)
 
 
 def _names(locations: tuple[SampleLocation, ...]) -> list[tuple[str, int]]:
@@ -54,8 +61,9 @@ def _names(locations: tuple[SampleLocation, ...]) -> list[tuple[str, int]]:
 
 def _window_paths(schedule: Schedule, first: int, count: int) -> set[str]:
     """The shards that `count` samples of bucket a are read together with."""
-    step = PlannedStep("a", range(first, first + count), BatchSize(count, 1), START)
-    return {shard.path for window in schedule.windows(step) for shard in window}
+    samples = tuple(Numbered("a", number) for number in range(first, first + count))
+    step = PlannedStep("a", samples, BatchSize(count, 1), START)
+    return {one.shard.path for _, window in schedule.windows(step) for one in window}
 
 
 def test_every_sample_is_used_exactly_once_in_each_epoch(manifest: Manifest) -> None:
@@ -89,7 +97,7 @@ def test_samples_mix_inside_a_window_and_not_beyond_it(manifest: Manifest) -> No
     schedule = _schedule(with_shards(manifest, **shards), global_batch=20)
     for step in _steps(schedule, 3):
         used = {location.shard.path for location in _locations(schedule, step)}
-        assert len(used) == 2 and used == _window_paths(schedule, step.numbers.start, 20)
+        assert len(used) == 2 and used == _window_paths(schedule, step.samples[0].number, 20)
 
 
 @pytest.mark.parametrize("global_batch", [1, 7, 20, 33, 130])
@@ -100,7 +108,7 @@ def test_the_windows_of_a_step_are_those_of_its_samples(
     schedule = _schedule(shards, global_batch=global_batch)
     for step in _steps(schedule, 12):
         used = {location.shard.path for location in _locations(schedule, step)}
-        windows = _window_paths(schedule, step.numbers.start, global_batch)
+        windows = _window_paths(schedule, step.samples[0].number, global_batch)
         assert used <= windows and len(windows) <= len(used) + 4
 
 
@@ -118,38 +126,38 @@ def test_every_bucket_has_its_own_batch_size(manifest: Manifest) -> None:
     shards = with_shards(manifest, a_1=30, b_1=10)
     one, other = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
     draws = (one, replace(other, batch=BatchSize(4, 1)))
-    schedule = Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train")
+    schedule = Schedule([shards], draws, seed=0, shuffle_window_shards=2, split="train")
     steps = _steps(schedule, 20)
-    assert {(step.bucket, len(step.numbers)) for step in steps} == {("a", 8), ("b", 4)}
+    assert {(step.bucket, len(step.samples)) for step in steps} == {("a", 8), ("b", 4)}
     for step in steps:
         shares = [list(step.micro_batches_of(rank, 2)) for rank in range(2)]
         micro = step.size.micro_batch
-        assert [len(batch.numbers) for batch in shares[1]] == [micro, micro]
+        assert [len(batch.samples) for batch in shares[1]] == [micro, micro]
         assert [batch.micro.is_last for batch in shares[0]] == [False, True]
         taken = [batch for pair in zip(*shares, strict=True) for batch in pair]
-        assert [number for batch in taken for number in batch.numbers] == list(step.numbers)
-        assert [batch.numbers.start - step.numbers.start for batch in taken] == [
+        assert [one for batch in taken for one in batch.samples] == list(step.samples)
+        assert [batch.samples[0].number - step.samples[0].number for batch in taken] == [
             0,
             micro,
             2 * micro,
             3 * micro,
         ]
-    assert steps[-1].position.images_seen == sum(len(step.numbers) for step in steps)
+    assert steps[-1].position.images_seen == sum(len(step.samples) for step in steps)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 7])
 def test_a_step_is_divided_among_any_number_of_workers(manifest: Manifest, world_size: int) -> None:
     shards = with_shards(manifest, a_1=30)
     draws = proportional_shares(bucket_sizes(shards, "train"), BatchSize(8, 2))
-    (step,) = _steps(Schedule(shards, draws, seed=0, shuffle_window_shards=2, split="train"), 1)
+    (step,) = _steps(Schedule([shards], draws, seed=0, shuffle_window_shards=2, split="train"), 1)
     shares = [list(step.micro_batches_of(rank, world_size)) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     taken = [batch for turn in zip(*shares, strict=True) for batch in turn]
-    assert all(1 <= len(batch.numbers) <= 2 for batch in taken)
+    assert all(1 <= len(batch.samples) <= 2 for batch in taken)
     used = [batch for batch in taken if batch.micro.weight]
-    assert [number for batch in used for number in batch.numbers] == list(step.numbers)
+    assert [one for batch in used for one in batch.samples] == list(step.samples)
     for batch in used:  # every sample counts alike in the mean over workers and micro batches
-        each = batch.micro.weight / batch.micro.count / world_size / len(batch.numbers)
+        each = batch.micro.weight / batch.micro.count / world_size / len(batch.samples)
         assert each == pytest.approx(1 / 8)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from datagen.dataset.manifest import Manifest
+from datagen.dataset.manifest import Dataset, Manifest
 from datagen.dataset.shards import DamagedShard
 from datagen.errors import FlowmapsrError
 from tests.support.s3 import FaultyS3
@@ -294,9 +294,10 @@ def test_a_cache_too_small_for_the_windows_is_refused(
     manifest: Manifest, run_recipe: RunMaker, tmp_path: Path
 ) -> None:
     recipe = run_recipe(tmp_path, stages=[WARMUP])
-    draws = bucket_shares(StageSettings.model_validate(WARMUP), manifest)
-    small = {"manifest": "s3://bucket/data", "cache_gb": 1e-6}
+    draws = bucket_shares(StageSettings.model_validate(WARMUP), [manifest])
+    small, remote = {"cache_gb": 1e-6}, Dataset(manifest, "s3://bucket/data")
     with pytest.raises(FlowmapsrError, match=r"cache_gb 1e-06 is too small.*cache_gb=0"):
-        check_cache(recipe.model_copy(update=small), manifest, draws)
-    for fine in ({"cache_gb": 0}, {"cache_gb": 0.01}, {"manifest": "/data"}):
-        check_cache(recipe.model_copy(update=small | fine), manifest, draws)
+        check_cache(recipe.model_copy(update=small), [remote], draws)
+    for fine in ({"cache_gb": 0}, {"cache_gb": 0.01}):
+        check_cache(recipe.model_copy(update=small | fine), [remote], draws)
+    check_cache(recipe.model_copy(update=small), [Dataset(manifest, "/data")], draws)

@@ -37,8 +37,8 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     """The samples of a step, in the order of its global batch."""
     manifest: Manifest = load_manifest(str(dataset))
     schedule = Schedule(
-        manifest,
-        bucket_shares(recipe.stages[0], manifest),
+        [manifest],
+        bucket_shares(recipe.stages[0], [manifest]),
         seed=recipe.seed,
         shuffle_window_shards=recipe.shuffle_window_shards,
         split="train",
@@ -47,7 +47,7 @@ def _keys_of_step(dataset: Path, recipe: TrainingRecipe, step: int) -> list[str]
     for _ in range(step):
         planned = schedule.step_at(planned.position)
     shards = {record.path: read_shard(str(dataset / record.path)) for record in manifest.shards}
-    locations = [schedule.location(planned.bucket, number) for number in planned.numbers]
+    locations = [schedule.location(*sample) for sample in planned.samples]
     return [shards[one.shard.path][one.index].key for one in locations]
 
 

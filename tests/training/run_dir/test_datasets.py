@@ -15,7 +15,7 @@ from tests.support.tiny import DISTILL, WARMUP, RunMaker, dataset_recipe, grow, 
 from training.preflight import check_run
 from training.run_dir.datasets import (
     about_newer_data,
-    open_stage_dataset,
+    open_stage_datasets,
     plan_datasets,
     recorded_datasets,
     replacement_told,
@@ -43,7 +43,9 @@ def _begin(recipe: TrainingRecipe, stage: int, *, newer_data: bool = False) -> N
 
 def _digests(recipe: TrainingRecipe) -> list[str]:
     datasets = recorded_datasets(recipe)
-    manifests = (open_stage_dataset(recipe, one.name, datasets)[0] for one in recipe.stages)
+    manifests = (
+        open_stage_datasets(recipe, one.name, datasets)[0].manifest for one in recipe.stages
+    )
     return [manifest.digest for manifest in manifests]
 
 

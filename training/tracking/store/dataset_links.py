@@ -21,7 +21,7 @@ EXPERIMENT = "datasets"
 def log_dataset_input(client: MlflowClient, run_id: str, event: logged.DatasetInput) -> None:
     """Logs the dataset of a run. Where it has a run of its own, the one page opens from the other:
     the dataset's by "Open dataset", the list of its trainings from its description."""
-    from mlflow.entities import Dataset, DatasetInput
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     run = client.get_run(run_id)
     made_by = _run_of(client, event.digest, user=run)
@@ -37,7 +37,8 @@ def log_dataset_input(client: MlflowClient, run_id: str, event: logged.DatasetIn
     dataset = Dataset(
         event.name, event.short_digest, source_type, json.dumps(source), profile=profile
     )
-    client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=[])])
+    tags = [] if event.weight is None else [InputTag("weight", f"{event.weight:.6g}")]
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags=tags)])
 
 
 def _run_of(client: MlflowClient, digest: str, *, user: Run) -> Run | None:
@@ -54,7 +55,8 @@ def _list_trainings(client: MlflowClient, dataset: Run, experiment_id: str) -> N
     """Adds to a dataset's description where its trainings in an experiment are listed: however many
     come, it is one line."""
     digest = dataset.data.tags["dataset.digest"]
-    filter = f"tags.`dataset.digest` = '{digest}' AND tags.role = 'training'"
+    # A training on a mixture has the digests of all its datasets there.
+    filter = f"tags.`dataset.digest` LIKE '%{digest}%' AND tags.role = 'training'"
     view = View(filter, order=START_TIME, ascending=False, columns=())
     page = address(experiment_id, view, None).removeprefix("/")
     note = dataset.data.tags.get(NOTE, "")
