@@ -32,7 +32,9 @@ def fix_colors(
         change = coarse(lq - restored, levels)
     else:
         change = _lab_fixed(restored, lq, levels) - restored
-    return restored + strength * change
+    change *= strength
+    change += restored
+    return change
 
 
 def coarse(image: np.ndarray, levels: int) -> np.ndarray:

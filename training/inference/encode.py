@@ -46,7 +46,11 @@ def check_size(size: tuple[int, int], format: str) -> None:
 
 
 def encode(picture: Picture, format: str, quality: int | None = None) -> tuple[bytes, list[str]]:
-    """The file, and what of the picture the format could not hold."""
+    """The file, and what of the picture the format could not hold.
+
+    Raises:
+        FlowmapsrError: the format cannot hold such a picture.
+    """
     picture, notes = _fitted(picture, format)
     pixels, profile, lost = _file_colors(picture)
     metadata = replace(picture.metadata, profile=profile)
@@ -115,8 +119,13 @@ def _by_pillow(
     elif format == "JPEG":
         options["subsampling"] = 0
         if len(exif.tobytes()) > _JPEG_SEGMENT:
-            exif.get_ifd(ExifTags.IFD.Exif).pop(ExifTags.Base.MakerNote, None)
+            details = dict(metadata.exif.get(ExifTags.IFD.Exif, {}))
+            details.pop(ExifTags.Base.MakerNote, None)
+            exif[ExifTags.IFD.Exif] = details
             notes.append("the camera maker's part of its EXIF is too long for JPEG")
+        if len(exif.tobytes()) > _JPEG_SEGMENT:
+            exif = Image.Exif()
+            notes[-1] = "its EXIF is too long for JPEG"
         if xmp is not None and len(xmp) > _JPEG_SEGMENT:
             notes.append("its XMP is too long for JPEG")
             xmp = None
@@ -125,7 +134,10 @@ def _by_pillow(
     if len(exif):
         options["exif"] = exif.tobytes()
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format, **options)
+    try:
+        Image.fromarray(pixels).save(stream, format, **options)
+    except (OSError, ValueError, MemoryError) as error:
+        raise FlowmapsrError(f"cannot be written as {format}: {error}; use another name") from error
     return stream.getvalue(), notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from training.inference.picture import Picture, enlarged_size, read_picture
 
 if TYPE_CHECKING:
     from training.inference.upscaler import Upscaler
+
+log = logging.getLogger(__name__)
 
 DEMO_RUN = Path("demo-output") / "run"
 
@@ -96,6 +99,12 @@ def upscale_all(
     Raises:
         FlowmapsrError: a result cannot be written, so the others could not be either.
     """
+    least, most = upscaler.config.degradation.scale
+    if not least <= settings.scale <= most:
+        log.warning(
+            "the model was trained for scales from %g to %g, not for %g: results may be worse",
+            *(least, most, settings.scale),
+        )
     report, start = UpscaleReport(), time.monotonic()
     for job in jobs:
         try:

@@ -193,14 +193,14 @@ class Upscaler:
         Raises:
             FlowmapsrError: it is too large for this machine's memory.
         """
-        width, height = enlarged_size(picture.rgb, scale)
+        size = enlarged_size(picture.rgb, scale)
         colors, alpha = picture.rgb, picture.alpha
         try:
-            if width * height * _BYTES_PER_PIXEL > psutil.virtual_memory().available:
+            if size[0] * size[1] * _BYTES_PER_PIXEL > psutil.virtual_memory().available:
                 raise MemoryError
             if alpha is not None:
                 colors = colors_everywhere(colors, alpha)
-                alpha = bicubic(alpha, (width, height))
+                alpha = bicubic(alpha, size)
             rgb = self.upscale(
                 colors,
                 scale=scale,
@@ -211,9 +211,10 @@ class Upscaler:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            height, width = colors.shape[:2]
             raise FlowmapsrError(
-                f"{width}x{height} pixels do not fit into memory; use a smaller scale or cut the "
-                "picture"
+                f"{width}x{height} at scale {scale:g} does not fit into memory; use a smaller "
+                "scale or cut the picture"
             ) from error
         gray = picture.gray and self.usual_color_fix != "off"
         if gray:
@@ -255,7 +256,8 @@ def _top(image: np.ndarray) -> int:
 def _levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Float in [0, 1], and somewhat beyond, to the nearest levels of uint8 or uint16."""
     top = np.iinfo(dtype).max
-    return (top * picture).round().clip(0, top).astype(dtype)
+    levels = np.rint(top * picture)
+    return np.clip(levels, 0, top, out=levels).astype(dtype)
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

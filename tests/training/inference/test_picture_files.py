@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,18 +13,22 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
+from tests.support.models import saved_model
 from tests.support.picture_files import (
     cmyk_profile,
     linear_gray_profile,
+    png_chunk,
     saved,
     sixteen_bit_png,
     sixteen_bit_tiff,
     turned,
 )
 from training.inference.encode import encode
-from training.inference.metadata import made_by, without_gps
+from training.inference.metadata import Metadata, made_by, without_gps
 from training.inference.picture import Picture, colors_everywhere, read_picture
 from training.inference.profile import WideProfile, converted, srgb, srgb_profile
+from training.inference.upscaler import Upscaler
+from training.settings.model import ModelSettings
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WebP", "AVIF")
 ADOBE_RGB = {
@@ -140,12 +147,7 @@ def deepened(colors: np.ndarray, profile: bytes) -> Picture:
     source = WideProfile.of(profile)
     assert source is not None
     levels = converted(colors.astype(np.uint16) * np.uint16(257), source, srgb())
-    return Picture(
-        levels,
-        None,
-        False,
-        read_picture(saved(Image.new("RGB", (1, 1)), icc_profile=profile)).metadata,
-    )
+    return Picture(levels, None, False, Metadata(profile=profile))
 
 
 def test_16_bits_convert_as_littlecms_does(colors: np.ndarray) -> None:
@@ -171,6 +173,9 @@ def test_a_profile_of_gray_levels_is_kept(colors: np.ndarray) -> None:
     assert picture.gray and loss(picture.rgb[..., 0], gray) > 10
     written = Image.open(io.BytesIO(encode(picture, "PNG")[0]))
     assert written.mode == "L" and loss(np.asarray(written), gray) <= 1
+    deep = replace(picture, rgb=picture.rgb.astype(np.uint16) * np.uint16(257))
+    kept, notes = reread(deep, "PNG")
+    assert notes == [] and kept.gray and loss(kept.rgb, deep.rgb) <= 2
 
 
 def test_cmyk_is_read_and_that_it_is_not_written_is_told(colors: np.ndarray) -> None:
@@ -258,26 +263,73 @@ def test_the_photos_of_phones_keep_their_exif(colors: np.ndarray) -> None:
     assert picture.metadata.exif[ExifTags.Base.Make] == "Phone" and loss(picture.rgb, colors) < 20
 
 
-def test_what_is_hidden_does_not_shine_through() -> None:
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_is_hidden_does_not_shine_through(
+    tmp_path: Path, tiny_model: ModelSettings, deep: bool
+) -> None:
     """An opaque disc on nothing, enlarged, over black and over white: no seam of what a file has
     where nothing is seen."""
     y, x = np.mgrid[:40, :40]
     alpha = np.where((x - 19.5) ** 2 + (y - 19.5) ** 2 < 150, 255, 0).astype(np.uint8)
     disc = np.where(alpha[..., None] > 0, np.uint8([200, 120, 40]), np.uint8([0, 255, 0]))
-    grown = colors_everywhere(disc, alpha)
-    size = (160, 160)
-    large, opacity = (
-        cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in (grown, alpha)
-    )
-    weight = opacity[..., None] / 255
+    picture = Picture(disc, alpha, False, Metadata())
+    if deep:
+        levels = (one.astype(np.uint16) * np.uint16(257) for one in (disc, alpha))
+        picture = Picture(*levels, False, Metadata())
+    bicubic = Upscaler.from_pretrained(saved_model(tmp_path / "m", tiny_model, trained=False))
+    large = bicubic.upscale_picture(picture, scale=4)
+    assert large.alpha is not None and large.rgb.dtype == picture.rgb.dtype
+    unit = 257 if deep else 1
+    weight = large.alpha[..., None] / (255 * unit)
     for background in (0, 255):
-        over = large * weight + background * (1 - weight)
+        over = large.rgb / unit * weight + background * (1 - weight)
         small = np.where(alpha[..., None] > 0, disc, background).astype(np.uint8)
-        expected = cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
-        inside = (opacity > 0) & (opacity < 255)  # beyond, the interpolation of `small` overshoots
-        assert np.abs(over - expected)[inside].max() <= 2
-    assert np.array_equal(grown[alpha > 0], disc[alpha > 0])
-    assert np.array_equal(colors_everywhere(disc, np.zeros_like(alpha)), np.zeros_like(disc))
+        expected = cv2.resize(small, (160, 160), interpolation=cv2.INTER_CUBIC)
+        edge = (weight > 0) & (weight < 1)  # beyond, the interpolation of `small` overshoots
+        assert np.abs(over - expected)[edge[..., 0]].max() <= 2
+
+
+def test_colors_grow_from_what_is_seen(colors: np.ndarray) -> None:
+    alpha = np.zeros(colors.shape[:2], np.uint8)
+    assert not colors_everywhere(colors, alpha).any()
+    alpha[5, 7] = 1
+    grown = colors_everywhere(colors, alpha)
+    assert loss(grown, np.broadcast_to(colors[5, 7], colors.shape)) <= 1
+    assert colors_everywhere(colors, alpha + 1) is colors
+
+
+def test_16_bits_with_a_profile_of_tables_are_read_with_8_and_that_is_told() -> None:
+    profile = bytearray(wide_profile())
+    count = int.from_bytes(profile[128:132], "big")
+    names = [bytes(profile[132 + 12 * n : 136 + 12 * n]) for n in range(count)]
+    at = 132 + 12 * names.index(b"cprt")
+    profile[at : at + 4] = b"A2B0"
+    levels = np.random.default_rng(0).integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    file = encode(Picture(levels, None, False, Metadata()), "TIFF")[0]
+    tagged = Picture(levels, None, False, Metadata(profile=bytes(profile)))
+    data, notes = encode(tagged, "PNG")
+    assert "its color profile cannot be written to" in notes[0]
+    assert read_picture(data).rgb.dtype == read_picture(file).rgb.dtype == np.uint16
+    header = 33
+    chunk = png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(bytes(profile)))
+    picture = read_picture(data[:header] + chunk + data[header:])
+    assert picture.rgb.dtype == np.uint8
+    assert picture.notes == ("only 8 of its bits are read: its color profile is a table",)
+
+
+def test_what_is_too_long_for_jpeg_is_told(colors: np.ndarray) -> None:
+    exif = {ExifTags.IFD.Exif: {ExifTags.Base.MakerNote: bytes(70_000), 33434: 0.02}}
+    xmp = made_by(Metadata(), {"model": "x" * 70_000}).xmp
+    picture = Picture(colors, None, False, Metadata(exif=exif, xmp=xmp))
+    kept, notes = reread(picture, "JPEG")
+    assert notes == [
+        "the camera maker's part of its EXIF is too long for JPEG",
+        "its XMP is too long for JPEG",
+    ]
+    assert list(kept.metadata.exif[ExifTags.IFD.Exif]) == [33434] and kept.metadata.xmp is None
+    assert reread(picture, "PNG")[1] == []
+    said = Picture(colors, None, False, Metadata(exif={ExifTags.Base.Artist: "x" * 70_000}))
+    assert encode(said, "JPEG")[1] == ["its EXIF is too long for JPEG"]
 
 
 def test_an_orientation_is_undone_in_the_pixels(colors: np.ndarray) -> None:

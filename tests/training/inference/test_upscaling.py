@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import tarfile
@@ -276,3 +277,14 @@ def test_how_it_was_made_is_in_the_file(tmp_path: Path, upscaler: Upscaler) -> N
         assert words in made[0]
     assert result.getexif()[271] == "Maker"
     assert not result.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+
+
+@pytest.mark.parametrize(("scale", "told"), [(8, False), (9, True)])
+def test_a_scale_beyond_what_the_model_saw_is_told(
+    tmp_path: Path, upscaler: Upscaler, caplog: pytest.LogCaptureFixture, scale: int, told: bool
+) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "in.png")
+    jobs = jobs_of(tmp_path / "in.png", tmp_path / "out.png")
+    with caplog.at_level(logging.WARNING):
+        upscale_all(jobs, upscaler, UpscaleSettings(scale=scale))
+    assert ("scales from 1 to 8, not for 9" in caplog.text) is told
