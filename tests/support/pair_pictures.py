@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
+
+from tests.support.picture_files import saved
+
+SHIFT = (2.5, -1.25)
 
 
 def scene_picture(
@@ -27,3 +34,17 @@ def scene_picture(
     rows = np.exp(-(((y[:, None] - at_y) / spread) ** 2) / 2)
     value = 128 + 0.4 * (rows * height_of_spot) @ columns.T
     return np.repeat(np.clip(np.rint(value), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def write_pair(folder: Path, number: int, *, shift: tuple[float, float] = SHIFT) -> None:
+    """`<number>_HR.png` and the `<number>_LR4.png` that shows a quarter of its pixels, shifted."""
+    hq = scene_picture(240, 180, scale=1.0, shift=(0, 0), seed=number)
+    lq = scene_picture(60, 45, scale=4.0, shift=shift, seed=number)
+    for pixels, name in ((hq, f"{number}_HR.png"), (lq, f"{number}_LR4.png")):
+        (folder / name).write_bytes(saved(Image.fromarray(pixels)))
+
+
+def pairs_of(folder: Path) -> dict[str, str]:
+    """The setting `pairs` of what `write_pair` writes."""
+    suffixes = {"hq_suffix": "_HR", "lq_suffix": "_LR4"}
+    return {"hq": str(folder), "lq": str(folder), "match": "suffix", **suffixes}

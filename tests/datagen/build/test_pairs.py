@@ -28,11 +28,10 @@ from datagen.review.verify import verify_dataset
 from datagen.samples.buckets import Bucket
 from datagen.samples.pixels import decode_pixels
 from datagen.settings import DatasetRecipe
-from tests.support.pair_pictures import scene_picture
+from tests.support.pair_pictures import SHIFT, pairs_of, write_pair
 from tests.support.picture_files import saved
 
 RecipeMaker = Callable[..., DatasetRecipe]
-SHIFT = (2.5, -1.25)
 
 
 class Pairs:
@@ -43,10 +42,7 @@ class Pairs:
         self._recipe = recipe
 
     def add(self, number: int, *, shift: tuple[float, float] = SHIFT) -> None:
-        hq = scene_picture(240, 180, scale=1.0, shift=(0, 0), seed=number)
-        lq = scene_picture(60, 45, scale=4.0, shift=shift, seed=number)
-        for pixels, path in ((hq, self.hq(number)), (lq, self.lq(number))):
-            path.write_bytes(saved(Image.fromarray(pixels)))
+        write_pair(self.folder, number, shift=shift)
 
     def hq(self, number: int) -> Path:
         return self.folder / f"{number}_HR.png"
@@ -55,10 +51,8 @@ class Pairs:
         return self.folder / f"{number}_LR4.png"
 
     def recipe(self, **changes: object) -> DatasetRecipe:
-        pairs = {"hq": str(self.folder), "lq": str(self.folder), "match": "suffix"}
-        pairs |= {"hq_suffix": "_HR", "lq_suffix": "_LR4"}
-        fields: dict[str, object] = {"sources": (), "pairs": pairs, "max_rejected_fraction": 1.0}
-        return self._recipe(**{**fields, **changes})
+        fields: dict[str, object] = {"sources": (), "pairs": pairs_of(self.folder)}
+        return self._recipe(**{**fields, "max_rejected_fraction": 1.0, **changes})
 
 
 @pytest.fixture
