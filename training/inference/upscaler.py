@@ -47,7 +47,7 @@ _ALL_NOISE = 20
 """Least sigma, levels, of noise whose coarse part is seen in flat regions."""
 
 _BYTES_PER_PIXEL = 60
-"""Of a result: what is held of it at once beside the network's work, mostly of float32 colors."""
+"""Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""
 
 
 class Upscaler:
@@ -138,10 +138,13 @@ class Upscaler:
         result gets the colors of the image as `fix_colors` says, by what suits the model when None.
         """
         lq = self.enlarge(image, enlarged_size(image, scale))
-        restored = self._restored(lq, steps)
-        how = color_fix or self.usual_color_fix
-        reference = lq.astype(np.float32) / _top(lq)
-        fixed = fix_colors(restored, reference, how, scale=scale, strength=color_strength)
+        fixed = fix_colors(  # holds the one copy of either picture
+            self._restored(lq, steps),
+            np.divide(lq, _top(lq), dtype=np.float32),
+            color_fix or self.usual_color_fix,
+            scale=scale,
+            strength=color_strength,
+        )
         return _levels(fixed, image.dtype)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -167,7 +170,7 @@ class Upscaler:
         ]
         padded = np.pad(image, [*around, (0, 0)], mode="reflect" if margin else "edge")
         tensor = torch.from_numpy(padded).to(self.restorer.device)
-        pixels = tensor.permute(2, 0, 1)[None].float() / (_top(image) / 2) - 1
+        pixels = tensor.permute(2, 0, 1)[None].float().div_(_top(image) / 2).sub_(1)
         steps = steps or self.restorer.usual_steps
         restored = self.restorer(pixels, steps=steps, in_tiles=self.tiler)
         inside = restored[0, :, margin : margin + height, margin : margin + width].float()
@@ -176,7 +179,8 @@ class Upscaler:
                 "the model gives values that are not finite: use --precision fp32, or another "
                 "model where that is used already"
             )
-        return ((inside + 1) / 2).clamp(0, 1).permute(1, 2, 0).contiguous().cpu().numpy()
+        shares = inside.add(1).div_(2).clamp_(0, 1)
+        return shares.permute(1, 2, 0).contiguous().cpu().numpy()
 
     def upscale_picture(
         self,
@@ -256,7 +260,8 @@ def _top(image: np.ndarray) -> int:
 def _levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Float in [0, 1], and somewhat beyond, to the nearest levels of uint8 or uint16."""
     top = np.iinfo(dtype).max
-    levels = np.rint(top * picture)
+    levels = top * picture
+    np.rint(levels, out=levels)
     return np.clip(levels, 0, top, out=levels).astype(dtype)
 
 
