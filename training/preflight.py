@@ -88,7 +88,7 @@ def check_run(recipe: TrainingRecipe, *, newer_data: bool = False) -> RunDataset
 
 def _check_dataset(recipe: TrainingRecipe, stage: StageSettings, dataset: Dataset) -> None:
     settings = dataset.manifest.dataset_recipe(dataset.root)
-    what = f"{dataset.root} (of sources)" if recipe.sources else "the dataset"
+    what = dataset.root if recipe.sources else "the dataset"
     _check_fields(stage, settings, what)
     if stage.batch_fields.lq_pixels == "fresh" and settings.hq_pixels == "jpeg":
         _warn_once(
@@ -104,7 +104,7 @@ def _check_fields(stage: StageSettings, dataset: DatasetRecipe, what: str) -> No
     if needed.lq_pixels == "fresh" and dataset.pairs:
         raise FlowmapsrError(
             f"stage {stage.name!r}: degradation=fresh would make other LQ pixels than the "
-            "real ones of the pairs that the dataset holds: set degradation=stored"
+            f"real ones of the pairs that {what} holds: set degradation=stored"
         )
     missing = [name for name in needed.latents if name not in stored.latents]
     why = fix = None

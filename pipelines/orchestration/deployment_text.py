@@ -33,7 +33,8 @@ def description(recipe: AnyRecipe, deployment: str) -> str:
         parts = _dataset(recipe)
     elif isinstance(recipe, TrainingRecipe):
         what = "Trains a model. A run continues from the last checkpoint; one that is done stays."
-        parts = [f"from `{recipe.manifest}`", *_training(recipe)]
+        places = ", ".join(f"`{place}`" for place in recipe.places)
+        parts = [f"from {places}", *_training(recipe)]
     else:
         what = "Makes a dataset of photos, trains a model on it and evaluates the model."
         parts = [*_dataset(recipe.dataset), *_training(recipe.training)]

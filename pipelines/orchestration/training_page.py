@@ -57,7 +57,7 @@ def _summary(
         ("time", duration(seconds)),
         ("steps by this run", f"{trained} of {_total(recipe)}"),
         ("restarts of all runs", sum(len(restarts(stage)) for stage in stage_paths(recipe))),
-        ("dataset", f"`{recipe.manifest}`"),
+        ("dataset", ", ".join(f"`{place}`" for place in recipe.places)),
         ("digest of the dataset", f"`{records[-1].dataset_digest}`"),
         ("model", f"`{storage.join(recipe.output, records[-1].model)}`"),
         ("MLflow run", run_page(run.root) or f"its ID is in `{run.mlflow}`"),

@@ -13,6 +13,7 @@ from datagen.records import Execution, Location, Probability, Settings, flatten
 from training.settings.elir import ElirModelSettings, LatentConsistency
 from training.settings.initial_weights import is_public, is_stage
 from training.settings.model import DEFAULT_KIND, ModelSettings, PromptSettings, StandInPrompts
+from training.settings.sources import SourceSettings, check_sources
 from training.settings.stage import StageSettings
 
 
@@ -41,16 +42,6 @@ class WorkerRange(Settings):
         if self.min > self.max:
             raise ValueError(f"min {self.min} is larger than max {self.max}; swap them")
         return self
-
-
-class SourceSettings(Settings):
-    """One dataset of a mixture."""
-
-    uri: Execution[Location] = Field(examples=["/path/to/dataset"])
-    """Like `manifest`."""
-    weight: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Its part of the samples, over the sum of all weights: 3 and 1 give three quarters and one.
-    Null for all sources takes each sample of all of them equally often."""
 
 
 class TrainingRecipe(Settings):
@@ -152,7 +143,7 @@ class TrainingRecipe(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must differ: {', '.join(names)}")
-        self._check_sources()
+        check_sources(self.manifest, self.sources)
         self._check_order()
         self._check_secrets()
         self._check_system()
@@ -176,34 +167,6 @@ class TrainingRecipe(Settings):
         """Of all datasets; None takes all their samples equally often."""
         given = [source.weight for source in self.sources if source.weight is not None]
         return tuple(given) or None
-
-    def _check_sources(self) -> None:
-        if not self.sources:
-            return
-        if self.manifest != self.sources[0].uri:
-            raise ValueError(
-                f"manifest={self.manifest} is not the first of sources, {self.sources[0].uri}: "
-                "leave manifest out, and add its dataset to sources if it is to be trained on too"
-            )
-        weights = [source.weight for source in self.sources]
-        for index, source in enumerate(self.sources):
-            if source.weight is None and any(weight is not None for weight in weights):
-                raise ValueError(
-                    f"sources.{index}.weight: {source.uri} has none, and other sources have one: "
-                    "give all of them a weight, or none to take each sample equally often"
-                )
-        if weights[0] is not None and not any(weights):
-            raise ValueError(
-                f"sources: the weights {', '.join(f'{weight:g}' for weight in self.weights or ())} "
-                "sum to nothing, so no source would give a sample: raise at least one, and leave "
-                "out the sources that are not to be trained on"
-            )
-        for index, source in enumerate(self.sources):
-            if source.weight == 0:
-                raise ValueError(
-                    f"sources.{index}.weight is 0: {source.uri} would give no sample; leave it out "
-                    "of sources, or raise its weight"
-                )
 
     @property
     def least_workers(self) -> int:
