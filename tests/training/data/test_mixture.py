@@ -5,18 +5,32 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datagen.dataset.manifest import Dataset, Manifest
+from datagen.build.in_process import build_in_process
+from datagen.dataset.manifest import Dataset, Manifest, open_dataset
+from datagen.degradation.settings import DegradationSettings, Downscale, ResizeBack
 from datagen.errors import FlowmapsrError
-from tests.support.tiny import WARMUP, with_shards
+from tests.support.tiny import WARMUP, dataset_recipe, with_shards, write_photos
 from training.data.bucket_mix import bucket_shares
 from training.data.dealing import deal
+from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups
+from training.data.loader import BatchReader, Source
 from training.data.mixture import check_mixture
-from training.data.schedule import PlannedStep, Position, Schedule, source_of
+from training.data.schedule import (
+    MicroStep,
+    PlannedBatch,
+    PlannedStep,
+    Position,
+    Schedule,
+    source_of,
+)
+from training.data.shard_store import ShardStore
+from training.settings.batch_fields import BatchFields
 from training.settings.stage import StageSettings
 
 START = Position()
@@ -149,3 +163,33 @@ def test_sources_that_do_not_fit_together_are_refused_by_name(manifest: Manifest
     ):
         with pytest.raises(FlowmapsrError, match=message):
             check_mixture(_stage(4), [first, other])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_each_source_is_read_by_its_own_chain(tmp_path: Path, fresh: bool) -> None:
+    """One dataset is degraded, the other leaves its photos as they are."""
+    datasets = []
+    for name, scale in (("degraded", (4, 4)), ("plain", (1, 1))):
+        made = dataset_recipe(write_photos(tmp_path / f"{name} photos", 3), tmp_path / name)
+        chain = DegradationSettings(scale=scale, operations=(Downscale(), ResizeBack()))
+        stored = {"degradation": chain, "hq_pixels": "png", "latents": (), "samples_per_photo": 2}
+        build_in_process(made.model_copy(update=stored))
+        datasets.append(open_dataset(made.output))
+    manifests = [one.manifest for one in datasets]
+    sources = [
+        Source(
+            ShardStore(root),
+            fresh=FreshDegradation(manifest.dataset_recipe(root).degradation, 0) if fresh else None,
+        )
+        for manifest, root in datasets
+    ]
+    fields = BatchFields((), hq_pixels=True, lq_pixels="fresh" if fresh else "stored")
+    schedule = _schedule(manifests, [1, 1])
+    step = schedule.step_at(START)
+    planned = PlannedBatch(step.bucket, step.samples, MicroStep(), START)
+    batch = BatchReader(sources, schedule, None, fields).read(planned)
+    assert batch.hq_pixels is not None and batch.lq_pixels is not None
+    errors = (batch.hq_pixels / 255 - batch.lq_pixels).abs().amax((1, 2, 3)).tolist()
+    from_plain = [source_of(part) for part, _ in planned.samples]
+    assert sorted(from_plain) == [0, 0, 1, 1]
+    assert [error < 0.01 for error in errors] == [bool(one) for one in from_plain]

@@ -22,6 +22,7 @@ from training.run_dir.datasets import (
     write_datasets,
 )
 from training.run_dir.paths import stage_paths
+from training.run_dir.recipe_guard import write_recipe
 from training.settings.recipe import TrainingRecipe
 
 
@@ -132,3 +133,34 @@ def test_a_training_can_be_given_an_earlier_state_of_a_dataset(
     _begin(kept, 0)
     assert _digests(kept) == [first, first]
     assert about_newer_data(kept, recorded_datasets(kept)) == ""
+
+
+def test_a_mixture_stays_with_the_state_of_each_source(
+    recipe: TrainingRecipe, tmp_path: Path
+) -> None:
+    first, second = Path(recipe.manifest), tmp_path / "second"
+    digests = [load_manifest(recipe.manifest).digest]
+    made = dataset_recipe(write_photos(tmp_path / "photos", 4), second)
+    digests.append(build_in_process(made.model_copy(update={"seed": 1})).digest)
+    values = recipe.model_dump(mode="json", exclude={"manifest"})
+    sources = [{"uri": str(first), "weight": 3}, {"uri": str(second), "weight": 1}]
+    mixed = TrainingRecipe.model_validate({**values, "sources": sources})
+    assert mixed.manifest == str(first) and mixed.weights == (3, 1)
+
+    write_recipe(mixed, on_replace=lambda _: None)
+    _begin(mixed, 0)
+    (state,) = recorded_datasets(mixed).states
+    assert [one.digest for one in state.parts] == digests and state.digest not in digests
+    grow(first, tmp_path / "more")
+    opened = open_stage_datasets(mixed, "warmup", recorded_datasets(mixed))
+    assert [one.manifest.digest for one in opened] == digests
+    told = about_newer_data(mixed, recorded_datasets(mixed))
+    assert told.startswith(f"the mixture of {first} and {second} has 8 samples more")
+
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    with pytest.raises(FlowmapsrError, match=r"^sources.1.uri .* give .* as sources.1.uri=\.\.\."):
+        check_run(mixed)
+    heavier = [{**sources[0], "weight": 2}, sources[1]]
+    with pytest.raises(FlowmapsrError, match=r"different: sources.0.weight was 3.0, is 2.0"):
+        check_run(TrainingRecipe.model_validate({**values, "sources": heavier}))

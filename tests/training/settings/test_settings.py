@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def _recipe(**values: Any) -> TrainingRecipe:
     )
 
 
+def _sources(*weights: float | None) -> dict[str, Any]:
+    """Mixed datasets, of which `manifest` names the first."""
+    sources = [{"uri": f"/data{i or ''}", "weight": weight} for i, weight in enumerate(weights)]
+    return {"sources": sources}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -69,6 +76,12 @@ def _recipe(**values: Any) -> TrainingRecipe:
         ({"stages": [_distill("shortcut", guidance={"strength": [3, 1]})]}, "lower bound"),
         ({"model": {"block_channels": [64]}}, "transformer_layers needs 1 values"),
         ({"model": {"norm_groups": 48}}, "must be divisible"),
+        (_sources(0, 0), "sources: the weights 0, 0 sum to nothing.*raise at least one"),
+        (_sources(1, 0), "sources.1.weight is 0: /data1 would give no sample; leave it out"),
+        (_sources(1, -1), "sources.1.weight"),
+        (_sources(math.nan, 1), "sources.0.weight\n.*finite"),
+        (_sources(1, None), "sources.1.weight: /data1 has none.*give all of them a weight"),
+        ({**_sources(1, 1), "manifest": "/other"}, "manifest=/other is not the first of sources"),
     ],
 )
 def test_an_invalid_recipe_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
