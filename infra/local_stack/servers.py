@@ -252,8 +252,8 @@ def _prefect_worker(folder: StackFolder, client: Mapping[str, str]) -> Server:
         "prefect-worker",
         f"pool {POOL}",
         (
-            *(sys.executable, "-m", "prefect", "worker", "start"),
-            *("--pool", POOL, "--type", "process", "--name", "stack"),
+            *(sys.executable, "-m", "pipelines.orchestration.pool_worker"),
+            *(POOL, "--name", "stack"),
         ),
         is_well,
         {

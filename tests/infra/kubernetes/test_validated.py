@@ -59,6 +59,7 @@ def test_the_servers_know_their_options() -> None:
         for container in pod.spec["containers"]:
             words = [word for word in container.get("args", []) if not word.startswith("-")]
             if words[:1] == ["work-for-prefect"]:  # the image's, around that
+                assert words[1:] == ["ray-head-svc:6379", "flowmapsr"]
                 words = ["prefect", "worker", "start"]
             if words:
                 known = _run(*words, "--help").stdout

@@ -12,6 +12,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from datagen.io import s3_client, storage
 from datagen.review.verify import verify_dataset
 from infra.local_stack.folder import StackFolder
 from infra.local_stack.supervisor import left_over
+from pipelines.orchestration.pool_worker import RUN_ID
 from pipelines.servers import PREFECT, RAY, check_servers
 from tests.support.eventually import eventually
 from tests.support.tiny import dataset_recipe, write_photos
 
 NAMES = ["postgres", "s3", "mlflow", "prefect", "ray", "prefect-worker"]
+LONG_BUILD = ("samples_per_photo=99", "samples_per_shard=2", "buckets.budgets=[{side: 256}]")
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
 
@@ -138,6 +141,22 @@ def _s3(variables: Mapping[str, str]) -> Any:
     )
 
 
+def _prefect(variables: Mapping[str, str], path: str, body: object) -> Any:
+    user, password = variables["PREFECT_API_AUTH_STRING"].split(":")
+    url = f"{variables['PREFECT_API_URL']}/{path}"
+    answer = httpx.post(url, json=body, auth=(user, password), timeout=60)
+    return answer.raise_for_status().json()
+
+
+def _deployments(variables: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(one["name"], one["id"]) for one in _prefect(variables, "deployments/filter", {})]
+
+
+def _shards(variables: Mapping[str, str]) -> list[str]:
+    found = _s3(variables).list_objects_v2(Bucket="flowmapsr", Prefix="lost/shards/")
+    return [one["Key"] for one in found.get("Contents", ())]
+
+
 def test_ray_takes_a_job_with_its_token_and_no_other(variables: Mapping[str, str]) -> None:
     job = (
         "import ray; ray.init(log_to_driver=False); print(ray.get(ray.remote(lambda: 6).remote()))"
@@ -202,6 +221,50 @@ def _pids(stack: CommandLine) -> list[int]:
     return [server["pid"] for server in servers]
 
 
+def test_a_run_that_ended_with_its_worker_or_with_the_stack_goes_on(
+    stack: CommandLine, variables: Mapping[str, str], tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+        shutil.copy(str(files("skimage") / "data" / name), photos)
+    words = ("demo", f"sources=[{photos}]", "output=s3://flowmapsr/lost")
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "deploy", *words, *LONG_BUILD],
+        env={**os.environ, **variables},
+        check=True,
+    )
+    (deployment,) = _prefect(variables, "deployments/filter", {})
+    run = _prefect(variables, f"deployments/{deployment['id']}/create_flow_run", {})["id"]
+
+    def at_work() -> psutil.Process:
+        """The process of the run, once it has added shards."""
+
+        def found() -> list[psutil.Process]:
+            return [one for one in left_over(stack.folder) if one.environ().get(RUN_ID) == run]
+
+        eventually(found, seconds=60, poll=0.5)
+        count = len(_shards(variables))
+        eventually(lambda: len(_shards(variables)) > count, seconds=120, poll=0.5)
+        (process,) = found()
+        return process
+
+    process = at_work()
+    psutil.Process(_pids(stack)[NAMES.index("prefect-worker")]).kill()
+    process.kill()
+    assert at_work() != process
+    stack("down")
+    stack("up")
+    at_work()
+
+    def is_completed() -> bool:
+        (found,) = _prefect(variables, "flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        assert found["state_type"] not in ("FAILED", "CRASHED", "CANCELLED"), found["state"]
+        return bool(found["state_type"] == "COMPLETED")
+
+    eventually(is_completed, seconds=300, poll=1)
+
+
 def test_orphans_of_a_killed_supervisor_are_ended_and_ports_stay(
     stack: CommandLine, variables: Mapping[str, str]
 ) -> None:
@@ -234,12 +297,6 @@ def test_a_backup_is_put_back_into_a_new_stack(
         monkeypatch.setattr(s3_client, "_clients", {})
         return found
 
-    def prefect(path: str, body: object) -> Any:
-        url, login = os.environ["PREFECT_API_URL"], os.environ["PREFECT_API_AUTH_STRING"]
-        user, password = login.split(":")
-        answer = httpx.post(f"{url}/{path}", json=body, auth=(user, password), timeout=60)
-        return answer.raise_for_status().json()
-
     stack("up")
     before = connect()
     recipe = dataset_recipe(write_photos(tmp_path / "photos", 3), tmp_path)
@@ -249,14 +306,15 @@ def test_a_backup_is_put_back_into_a_new_stack(
     run = client.create_run("0").info.run_id
     client.log_metric(run, "loss", 0.5)
     client.log_text(run, "kept in S3", "note.txt")
-    flow = prefect("flows/", {"name": "dataset"})["id"]
-    prefect("deployments/", {"name": "nightly", "flow_id": flow})
+    flow = _prefect(before, "flows/", {"name": "dataset"})["id"]
+    _prefect(before, "deployments/", {"name": "nightly", "flow_id": flow})
+    deployments = _deployments(before)
 
-    files = storage.list_files("s3://flowmapsr/set")
+    built = storage.list_files("s3://flowmapsr/set")
     count = stack("backup", str(backup))["objects"]
     objects = [json.loads(line) for line in (backup / "objects.jsonl").read_text().splitlines()]
     kept = {f"s3://{one['bucket']}/{one['key']}" for one in objects}  # also of other tests
-    assert kept >= set(files) and any("note.txt" in uri for uri in kept) and count == len(kept)
+    assert kept >= set(built) and any("note.txt" in uri for uri in kept) and count == len(kept)
     assert backup.stat().st_mode & 0o077 == 0
     held = subprocess.run(["grep", "-rlaF", before["MLFLOW_TRACKING_PASSWORD"], backup])
     assert held.returncode == 1, "a password is in the backup"
@@ -280,4 +338,4 @@ def test_a_backup_is_put_back_into_a_new_stack(
     assert client.get_run(run).data.metrics == {"loss": 0.5}
     kept = Path(client.download_artifacts(run, "note.txt", str(tmp_path)))
     assert kept.read_text() == "kept in S3"
-    assert [one["name"] for one in prefect("deployments/filter", {})] == ["nightly"]
+    assert _deployments(os.environ) == deployments
