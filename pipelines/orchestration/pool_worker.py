@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Scheduled
 
@@ -59,9 +59,11 @@ def requeue_lost_runs(pool: str) -> None:
         for run in runs:
             if str(run.id) in alive:
                 continue
-            after = Cancelled() if run.state_type is StateType.CANCELLING else Scheduled()
+            after: State[None] = (
+                Cancelled() if run.state_type is StateType.CANCELLING else Scheduled()
+            )
             after.message = "its worker was started again"
-            print(f"{run.name}: {after.name.lower()}, {after.message}", flush=True)
+            print(f"{run.name}: {after.type.value.lower()}, {after.message}", flush=True)
             client.set_flow_run_state(run.id, after)
 
 
