@@ -66,7 +66,7 @@ def _folder(recipe: TrainingRecipe) -> StagePaths:
 
 
 def _write_model(recipe: TrainingRecipe, tracker: Tracker, step: int = 30) -> None:
-    tracker.write(stage_model(recipe, _folder(recipe), DATASET, ChosenStep(step, "last")))
+    tracker.write(stage_model(recipe, _folder(recipe), [DATASET], ChosenStep(step, "last")))
 
 
 def _models(client: MlflowClient, recipe: TrainingRecipe) -> dict[str, LoggedModel]:
@@ -131,7 +131,7 @@ def test_checkpoints_on_disk_are_listed_with_what_was_measured(
     for step in (10, 20, 30):
         tracker.metrics(step, {"val/psnr_nfe1": 20.0 + step, "loss/fm": 1.0})
         kept = {step: "one of the last", 10: "best val/psnr_nfe1" if step > 10 else "the last"}
-        new = checkpoint(recipe, folder, DATASET, step=step, uri=f"s3://bucket/step-{step}")
+        new = checkpoint(recipe, folder, [DATASET], step=step, uri=f"s3://bucket/step-{step}")
         tracker.write(new, KeptCheckpoints(reasons=kept))
     _write_model(recipe, tracker)
     assert tracker.close("FINISHED", models=True)
@@ -214,7 +214,7 @@ def test_a_model_too_large_to_send_is_loaded_from_where_it_was_trained(
     recipe = recipe.model_copy(update={"upload_models_gb": 1e-9})
     tracker = _tracker(recipe)
     _write_model(recipe, tracker)
-    new = checkpoint(recipe, _folder(recipe), DATASET, step=30, uri=str(tmp_path / "step-000030"))
+    new = checkpoint(recipe, _folder(recipe), [DATASET], step=30, uri=str(tmp_path / "step-000030"))
     tracker.write(new)
     assert tracker.close("FINISHED", models=True)
     models = _models(client, recipe)
