@@ -114,7 +114,9 @@ def _residual(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray
     for part in product((0.0, 0.5, 1.0), repeat=2):
         left, top = np.floor((size - window) * part).astype(int)
         cut = np.s_[top : top + window[1], left : left + window[0]]
-        one, other = source[cut] * hanning, target[cut] * hanning
+        # In 32 bits a peak is so flat that the order of additions, another for each number of
+        # threads, would decide between two steps.
+        one, other = ((side[cut] * hanning).astype(np.float64) for side in (source, target))
         if not (one.any() and other.any()):
             continue
         # Not normalized: where noise is all there is of a frequency it must not count as much.

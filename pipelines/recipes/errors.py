@@ -91,6 +91,8 @@ def _walk(location: _Location, model: type[BaseModel], data: Any) -> _Place:
     place = _Place([], [], [], [model])
     for index, part in enumerate(location):
         keys = data if isinstance(data, Mapping) else {}
+        if isinstance(part, int) and isinstance(data, Mapping):
+            continue  # one item, written without brackets
         if isinstance(part, int):
             data = data[part] if isinstance(data, list | tuple) and part < len(data) else None
             name = data.get("name") if isinstance(data, Mapping) else None

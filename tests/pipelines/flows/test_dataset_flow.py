@@ -15,12 +15,15 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from datagen.dataset.manifest import load_manifest
+from datagen.build.in_process import build_in_process
+from datagen.dataset.manifest import Manifest, load_manifest
 from datagen.review.verify import verify_dataset
+from datagen.settings import DatasetRecipe
 from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import dataset_recipe
 from tests.support.eventually import eventually
 from tests.support.files import digests
+from tests.support.pair_pictures import pairs_of, write_pair
 from tests.support.prefect_servers import artifacts, last_run, log_lines
 from tests.support.ray_processes import ray_actors
 
@@ -36,10 +39,14 @@ def servers(prefect_server: str, ray_cluster_address: str) -> dict[str, str]:
 
 
 def build(words: list[str]) -> None:
+    build_recipe(dataset_recipe(words[2], words[3:]))
+
+
+def build_recipe(recipe: DatasetRecipe) -> Manifest:
     """The flow in this process, on the session's servers."""
     from pipelines.flows.dataset import build_dataset
 
-    build_dataset(dataset_recipe(words[2], words[3:]))
+    return build_dataset(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,22 @@ def test_two_workers_make_the_same_bytes(
 ) -> None:
     build(build_words(tmp_path / "set", "workers=2"))
     assert digests(tmp_path / "set") == digests(reference)
+
+
+def test_pairs_registered_on_the_cluster_give_the_bytes_of_one_process(
+    servers: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(16):  # fewer chunks would stay in the process of the flow
+        write_pair(folder, number)
+    settings = {"pairs": pairs_of(folder), "output": str(tmp_path / "set"), "workers": 2}
+    settings |= {"samples_per_photo": 1, "samples_per_shard": 4, "latents": [], "lq_pixels": "full"}
+    asked = dataset_recipe("demo", settings)
+    manifest = build_recipe(asked)
+    alone = asked.model_copy(update={"output": str(tmp_path / "alone")})
+    assert manifest.num_samples == 16
+    assert manifest.digest == build_in_process(alone).digest
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(

@@ -222,6 +222,12 @@ def test_a_path_that_follows_from_output_cannot_be_set(write: Write) -> None:
         (["sources=[/photos]", "output=7"], ["output = 7", "string"]),
         (["sources=[/photos]", "output="], ["output = None", "set the variable"]),
         (["sources=", "output=/set"], ["sources.0 = None", "set the variable"]),
+        (["pairs={hq: /a}", "output=/set"], ["pairs.lq: must be given", "pairs.lq=/path/to/LR"]),
+        (
+            ["pairs={hq: /a, lq: /b, mach: name}", "output=/set"],
+            ["pairs.mach = 'name'", "did you mean 'match'"],
+        ),
+        (["pairs=[{hq: /a, lq: ''}]", "output=/set"], ["pairs.0.lq = ''", "set the variable"]),
         (["sources=['']", "output=/set"], ["sources.0 = ''", "set the variable"]),
     ],
 )
