@@ -46,8 +46,8 @@ def test_held_out_pairs_are_compared_with_their_stored_lq(
 ) -> None:
     recipe = _pairs(tmp_path, validation_fraction=1.0, samples_per_photo=2, **fields)
     dataset = open_dataset(recipe.output)
-    reader = held_out_reader(ShardStore(dataset.root), dataset, 4)
-    planned = held_out_groups(dataset.manifest, 4)[0]
+    reader = held_out_reader([ShardStore(dataset.root)], [dataset], 4)
+    planned = held_out_groups([dataset.manifest], 4)[0]
     codec = load_codec(recipe.codec)
     group = read_group(reader, planned, 0, codec=codec, device=torch.device("cpu"))
     shards = [read_shard(f"{dataset.root}/{one.path}") for one in dataset.manifest.shards]
