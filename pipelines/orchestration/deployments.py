@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import (
     ConcurrencyLimitStrategy,
     WorkerStatus,
 )
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
@@ -110,7 +111,7 @@ def deploy(
         deployment_id = deployment.apply()
         assert isinstance(deployment_id, UUID)
         found = client.read_deployment(deployment_id)
-        due = _next_run(client, deployment_id, schedule)
+        due = _next_run(client, found)
         run = client.create_flow_run_from_deployment(deployment_id).name if now else None
         workers = client.read_workers_for_work_pool(pool)
     return Deployed(
@@ -126,22 +127,25 @@ def deploy(
     )
 
 
-def _next_run(
-    client: SyncPrefectClient, deployment: UUID, schedule: Schedule | None
-) -> datetime | None:
+def _next_run(client: SyncPrefectClient, deployment: DeploymentResponse) -> datetime | None:
     """Next scheduled run according to the server."""
-    if schedule is None:
+    if not deployment.schedules:
         return None
-    path = {"id": deployment}  # at once, where the server would take some seconds
+    (kept,) = deployment.schedules
+    path = {"id": deployment.id}  # at once, where the server would take some seconds
     client.request("POST", "/deployments/{id}/schedule", path_params=path, json={"min_runs": 1})
     runs = client.read_flow_runs(
-        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment]}}),
+        deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}}),
         flow_run_filter=FlowRunFilter.model_validate({"state": {"name": {"any_": ["Scheduled"]}}}),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-        limit=1,
     )
+    # The server may still be adding runs of the schedule that this one has replaced.
+    own = f"scheduled {deployment.id} {kept.id} "
+    runs = [run for run in runs if (run.idempotency_key or "").startswith(own)]
     start = runs[0].expected_start_time if runs else None
-    return start.astimezone(ZoneInfo(schedule.timezone or "UTC")) if start else None
+    if start is None:
+        return None
+    return start.astimezone(ZoneInfo(getattr(kept.schedule, "timezone", None) or "UTC"))
 
 
 def _parse_interval(text: str) -> timedelta:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,10 @@ time.sleep(0.5)
 """
 COMMAND = """
 import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def end(*_):
+    print("asked to end", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
 print("works", flush=True)
 time.sleep(60)
 """
@@ -58,14 +60,9 @@ def test_a_training_saves_and_commands_end_before_the_pod_does(tmp_path: Path) -
         started("-c", WORKER, str(other)) as no_training,  # of Ray, whose logs have such names
         started(str(command), "train") as driver,
     ):
-        # Nobody else waits for these, as Ray does for its own.
-        reapers = [threading.Thread(target=one.wait) for one in (worker, driver)]
-        for reaper in reapers:
-            reaper.start()
         end_trainings(psutil.Process(one.pid) for one in (worker, no_training, driver))
         assert (run / "saved").is_file()
         assert no_training.poll() is None
         assert not RunPaths(other).stop.exists()
-        for reaper in reapers:
-            reaper.join()
-    assert driver.returncode == 143
+        assert driver.stdout is not None
+        assert driver.stdout.read() == b"asked to end\n"
