@@ -51,7 +51,8 @@ def _find(name: str, *, beside: Path) -> Path:
             f"there is no recipe {name!r}{did_you_mean(name, known) or '.'} Those that come with "
             f"flowmapsr: {', '.join(known)} (give your own by its path, such as ./{name}.yaml)"
         )
-    path = beside / os.path.expanduser(name)
+    in_folder = BUNDLED / f"{name}.yaml"  # such as elir-ablations/pixels
+    path = in_folder if in_folder.is_file() else beside / os.path.expanduser(name)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise RecipeError(

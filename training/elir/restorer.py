@@ -15,6 +15,7 @@ from training.elir.codec import TINY_REACH
 from training.elir.model_folder import PARTS, ElirConfig
 from training.elir.network import LATENT_MULTIPLE, Networks
 from training.elir.objective import OneArgument, Velocity
+from training.elir.picture_memory import PictureMemory
 from training.elir.sampler import restore
 from training.elir.tiles import tiled
 from training.settings.elir import TinyAutoencoder
@@ -56,8 +57,18 @@ class ElirRestorer:
     margin = 0
 
     def __init__(
-        self, networks: Networks, config: ElirConfig, dtype: torch.dtype, seed: int = 0
+        self,
+        networks: Networks,
+        config: ElirConfig,
+        dtype: torch.dtype,
+        seed: int = 0,
+        max_memory: int | None = None,
     ) -> None:
+        """
+        Args:
+            max_memory: what this process may hold on the device, bytes; most of what is free when
+                None.
+        """
         for part in PARTS:
             getattr(networks, part).to(dtype, memory_format=torch.channels_last)
         self.networks = TiledNetworks.of(networks, config)
@@ -67,10 +78,21 @@ class ElirRestorer:
         self.size_multiple = LATENT_MULTIPLE * config.model.downsample
         self.usual_steps = max(config.steps, 1)
         self._warned: set[int] = set()
+        self._memory = PictureMemory(
+            self.networks,
+            size_multiple=self.size_multiple,
+            downsample=config.model.downsample,
+            largest_tile=TILE_PIXELS + 2 * COARSE_REACH * config.model.downsample,
+            max_memory=max_memory,
+        )
 
     def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles | None = None) -> Tensor:
         """As `Restorer`; the noise of an image depends on the seed and its size alone. Its own
-        tiles change nothing, so that it needs none of `in_tiles`."""
+        tiles change nothing, so that it needs none of `in_tiles`.
+
+        Raises:
+            FlowmapsrError: memory does not hold such a picture.
+        """
         self._warn(steps)
         down = self.config.model.downsample
         shape = (self.config.latent_channels, *(side // down for side in lq.shape[2:]))
@@ -78,6 +100,7 @@ class ElirRestorer:
         noise = torch.randn(shape, generator=generator).to(lq).expand(len(lq), *shape)
         objective = self.config.objective
         pixels = ((lq + 1) / 2).contiguous(memory_format=torch.channels_last)
+        self._memory.require(pixels)
         restored = restore(
             self.networks,
             pixels,

@@ -60,14 +60,14 @@ class ElirSystem:
                     f"{field}={value:g}: the model in {folder} is of kind elir, which has none: "
                     "leave it out"
                 )
-        for field, value in (("tile", options.tile), ("max_memory", options.max_memory)):
-            if value is not None:
-                raise FlowmapsrError(
-                    f"{field}={value}: the model in {folder} is of kind elir, which restores in "
-                    "tiles of its own: leave it out"
-                )
+        if options.tile is not None:
+            raise FlowmapsrError(
+                f"tile={options.tile}: the model in {folder} is of kind elir, which restores in "
+                "tiles of its own: leave it out"
+            )
         networks = load_networks(folder, config, device)
-        return ElirRestorer(networks, config, options.dtype(device), options.seed)
+        dtype = options.dtype(device)
+        return ElirRestorer(networks, config, dtype, options.seed, options.max_memory)
 
 
 class ElirStage:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
-from training.inference.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
 from training.inference.shared_norms import SharedNorms
 from training.inference.tiling import blend, tiles
+from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
 
 log = logging.getLogger(__name__)
 

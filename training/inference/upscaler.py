@@ -30,7 +30,6 @@ from datagen.degradation.settings import (
 )
 from datagen.errors import FlowmapsrError
 from training.inference.color import ColorFix, fix_colors
-from training.inference.memory import is_out_of_memory
 from training.inference.picture import (
     Picture,
     colors_everywhere,
@@ -38,6 +37,7 @@ from training.inference.picture import (
     read_picture,
 )
 from training.inference.tiler import Tiler
+from training.monitoring.memory import is_out_of_memory
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from datagen.build.memory import worker_memory
 from datagen.settings import DatasetRecipe
-from pipelines.recipes.files import bundled_recipes
+from pipelines.recipes.files import BUNDLED, bundled_recipes, purpose
 from pipelines.recipes.load import (
     dataset_recipe,
     evaluation_settings,
@@ -61,6 +61,17 @@ def refusal(read: Callable[..., Any], *arguments: Any) -> str:
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_bundled_recipes_are_valid(name: str) -> None:
     assert dataset_recipe(name, PATHS).output == "/set"
+
+
+def test_each_ablation_of_elir_is_a_recipe_that_changes_the_training_of_the_demo() -> None:
+    paths = ["manifest=/set", "output=/run"]
+    demo, seen = training_recipe("elir-demo", paths), []
+    for name in sorted(f"elir-ablations/{path.stem}" for path in BUNDLED.glob("*/*.yaml")):
+        seen.append(training_recipe(name, paths))
+        assert seen[-1] not in (demo, *seen[:-1]), name
+        assert 20 < len(purpose(name)) <= 80, name
+        assert dataset_recipe(name, PATHS) == dataset_recipe("elir-demo", PATHS)
+    assert len(seen) == 17
 
 
 def test_the_readmes_cluster_command_is_valid() -> None:

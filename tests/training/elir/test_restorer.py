@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,22 @@ from torch import Tensor
 
 import training.elir.restorer
 from datagen.degradation.settings import DegradationSettings
+from datagen.errors import FlowmapsrError
 from tests.training.elir.small_networks import CHANNELS, pixels, small_networks
 from training.elir.model_folder import ElirConfig
 from training.elir.restorer import ElirRestorer
 from training.elir.sampler import restore
 from training.inference.upscaler import Upscaler
+from training.monitoring.memory import PeakBytes, used_bytes
 from training.settings.elir import ElirModelSettings, LatentConsistency
 
 
-def restorer(seed: int = 0, dtype: torch.dtype = torch.float64, **objective: Any) -> ElirRestorer:
+def restorer(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    max_memory: int | None = None,
+    **objective: Any,
+) -> ElirRestorer:
     config = ElirConfig(
         model=ElirModelSettings(),
         latent_channels=CHANNELS,
@@ -32,7 +40,7 @@ def restorer(seed: int = 0, dtype: torch.dtype = torch.float64, **objective: Any
         recipe_digest="",
         dataset_digest="",
     )
-    return ElirRestorer(small_networks(expand=None), config, dtype, seed)
+    return ElirRestorer(small_networks(expand=None), config, dtype, seed, max_memory)
 
 
 def lq(*size: int) -> Tensor:
@@ -82,3 +90,26 @@ def test_another_number_of_steps_is_told_once_with_its_meaning(
     few, many = caplog.messages
     assert few.startswith("1 steps, but the model was trained for 3 segments")
     assert "more blurred; use 3" in few and "do not get better; use 3" in many
+
+
+def test_a_picture_larger_than_memory_is_refused_with_the_size_that_fits() -> None:
+    limit = used_bytes(torch.device("cpu")) + 600_000_000
+    upscaler = Upscaler(restorer(dtype=torch.float32, max_memory=limit), method="elir")
+    with pytest.raises(FlowmapsrError, match=r"a result of 8192x4096 pixels takes \d") as refused:
+        upscaler.upscale(np.zeros((4096, 8192, 3), dtype=np.uint8), scale=1)
+    match = re.search(r"up to (\d+)x\1 pixels fit", str(refused.value))
+    assert match and 512 <= int(match[1]) < 4096
+
+    none = Upscaler(restorer(dtype=torch.float32, max_memory=1), method="elir")
+    with pytest.raises(FlowmapsrError, match=r"no picture fits"):
+        none.upscale(np.zeros((1024, 1024, 3), dtype=np.uint8), scale=1)
+
+
+@torch.no_grad()
+def test_what_is_told_of_memory_is_what_a_restoration_takes() -> None:
+    own = restorer(dtype=torch.float32)
+    y = lq(768, 768).float()
+    with PeakBytes() as measured:
+        own(y, steps=3)
+    told = own._memory._bytes(768 * 768)
+    assert measured.peak < told < 2 * measured.peak

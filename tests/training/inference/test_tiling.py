@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from tests.support.networks import ATTENTION, tiny_net
-from training.inference.memory import MemoryModel, PeakBytes
 from training.inference.shared_norms import SharedNorms
 from training.inference.tiler import Tiler
 from training.inference.tiling import blend, tile_plan, tiles
+from training.monitoring.memory import MemoryModel, PeakBytes
 
 
 @pytest.mark.parametrize(

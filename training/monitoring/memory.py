@@ -61,8 +61,13 @@ class MemoryModel:
         """The most places (height x width of an input) whose pass fits into `budget` bytes."""
         return max(0, int((budget - self.fixed) / self.per_place))
 
+    def bytes(self, places: int) -> float:
+        """What a pass over so many places takes."""
+        return self.fixed + self.per_place * places
+
     @staticmethod
     def _peak(fn: Callable[[Tensor], Tensor], x: Tensor) -> int:
+        x = x.clone()  # a view would hold all that it is a view of
         with PeakBytes() as measured:
             fn(x)
         return measured.peak
