@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import composite
-from training.inference.metadata import exif_of, xmp_packet
+from training.inference.metadata import Metadata, exif_of, xmp_packet
 from training.inference.picture import Picture
+from training.inference.png import PngRows
 from training.inference.profile import in_profile
 from training.inference.tiff import tiff_file
 
@@ -60,7 +58,7 @@ def encode(picture: Picture, format: str, quality: int | None = None) -> tuple[b
     if format == "TIFF":
         return tiff_file(pixels, metadata), notes + lost
     if pixels.dtype == np.uint16:
-        return _deep_png(pixels, picture), notes + lost
+        return _deep_png(pixels, metadata), notes + lost
     data, left_out = _by_pillow(pixels, picture, format, quality)
     return data, [*notes, *lost, *left_out]
 
@@ -141,36 +139,10 @@ def _by_pillow(
     return stream.getvalue(), notes
 
 
-def _deep_png(pixels: np.ndarray, picture: Picture) -> bytes:
-    """OpenCV's file, and between its header and the rest what it does not write."""
-    metadata, header = picture.metadata, 33
-    file = cv2.imencode(".png", _bgr(pixels))[1].tobytes()
-    chunks = []
-    if metadata.profile is not None:
-        chunks.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata.profile)))
-    if metadata.dpi is not None:
-        per_meter = [round(dpi / 0.0254) for dpi in metadata.dpi]
-        chunks.append(_chunk(b"pHYs", struct.pack(">IIB", *per_meter, 1)))
-    if metadata.exif:
-        chunks.append(_chunk(b"eXIf", exif_of(metadata).tobytes().removeprefix(b"Exif\0\0")))
-    if metadata.xmp is not None:
-        text = b"XML:com.adobe.xmp" + bytes(5) + xmp_packet(metadata.xmp)
-        chunks.append(_chunk(b"iTXt", text))
-    return file[:header] + b"".join(chunks) + file[header:]
-
-
-def _bgr(pixels: np.ndarray) -> np.ndarray:
-    """As OpenCV writes it; it has no gray with transparency."""
-    match pixels.shape[2:]:
-        case (2,):
-            return pixels[..., [0, 0, 0, 1]]
-        case (3,):
-            return pixels[..., ::-1]
-        case (4,):
-            return pixels[..., [2, 1, 0, 3]]
-    return pixels
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
+def _deep_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
+    stream = io.BytesIO()
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    file = PngRows(stream, pixels.shape[1::-1], channels, pixels.dtype, metadata)
+    file.write(pixels)
+    file.end()
+    return stream.getvalue()

@@ -6,14 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from training.inference.shared_norms import SharedNorms
-from training.inference.tiling import blend, tiles
+from training.inference.tiling import blended_rows, tiles
 from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
 
 log = logging.getLogger(__name__)
@@ -57,18 +56,48 @@ class Tiler:
         Raises:
             FlowmapsrError: memory is too small for the smallest tile.
         """
+        whole: Tensor | None = None
+        held = 3 * 4 * x.numel()  # the result, its part and the next latents, float32
+        for rows, part in self.rows(net, fn, x, pixels=pixels, multiple=multiple, held=held):
+            if part.shape[-2] == x.shape[-2]:
+                return part
+            if whole is None:
+                whole = part.new_empty(*part.shape[:2], *x.shape[-2:])
+            whole[..., rows, :] = part
+        assert whole is not None
+        return whole
+
+    def rows(
+        self,
+        net: nn.Module,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        *,
+        pixels: int,
+        multiple: int,
+        held: int = 0,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """As a call, but the result comes in rows from top to bottom, with their numbers; x may be
+        replaced in rows that were given.
+
+        Args:
+            x: on any device; `fn` takes its tiles to that of the network.
+            held: bytes that will be needed beside the network's.
+        """
         shown = ATTENTION_OVERLAP if _attends(net) else OVERLAP
         overlap = multiple * math.ceil(shown / pixels / multiple)
         smallest = max(multiple * math.ceil(_SMALLEST / pixels / multiple), overlap + multiple)
-        side = self.tile // pixels if self.tile else self._side(fn, x, smallest)
+        side = self.tile // pixels if self.tile else self._side(net, fn, x, smallest, held)
+        given = False
         while True:
             side = max(smallest, side // multiple * multiple)
             try:
-                if max(x.shape[-2:]) <= side:
-                    return self._finite(net, fn, x)
-                return self._tiled(net, fn, x, side, overlap, multiple)
+                for rows, part in self._rows(net, fn, x, side, overlap, multiple):
+                    given = True
+                    yield rows, part
+                return
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if given or not is_out_of_memory(error):
                     raise
                 if side <= smallest:
                     raise FlowmapsrError(
@@ -79,7 +108,7 @@ class Tiler:
             log.warning("memory was full: going on with tiles of %d pixels", side * pixels)
             self.tile = side * pixels
 
-    def _tiled(
+    def _rows(
         self,
         net: nn.Module,
         fn: Callable[[Tensor], Tensor],
@@ -87,21 +116,27 @@ class Tiler:
         tile: int,
         overlap: int,
         multiple: int,
-    ) -> Tensor:
+    ) -> Iterator[tuple[slice, Tensor]]:
+        height, width = x.shape[-2:]
+        if max(height, width) <= tile:
+            yield slice(0, height), self._finite(net, fn, x)
+            return
+        places = tiles(height, width, tile, overlap, multiple)
         norms = SharedNorms(net)
 
         def measure() -> None:
             with norms.measuring():
-                for part in tiles(x.shape[-2], x.shape[-1], tile, overlap, multiple):
-                    fn(part.of(x))
+                for place in places:
+                    fn(place.of(x))
 
-        measure()
+        if norms.norms:
+            measure()
         if not norms.are_finite():
             self._tell()
             with _in_fp32(net):
                 measure()
         with norms.applied():
-            return blend(partial(self._finite, net, fn), x, tile, overlap, multiple=multiple)
+            yield from blended_rows(lambda place: self._finite(net, fn, place.of(x)), places)
 
     def _finite(self, net: nn.Module, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         result = fn(x)
@@ -116,7 +151,9 @@ class Tiler:
             self._told = True
             log.warning("the network gave values that are not finite: such tiles are done in fp32")
 
-    def _side(self, fn: Callable[[Tensor], Tensor], x: Tensor, smallest: int) -> int:
+    def _side(
+        self, net: nn.Module, fn: Callable[[Tensor], Tensor], x: Tensor, smallest: int, held: int
+    ) -> int:
         """Side of the largest tile that fits, latents; a picture that fits is one tile."""
         height, width = x.shape[-2:]
         if height * width <= (2 * smallest) ** 2:
@@ -124,12 +161,12 @@ class Tiler:
         if self._memory is None:
             small, large = (x[..., :side, :side] for side in (smallest, 2 * smallest))
             self._memory = MemoryModel(fn, small, large)
+        device = next((weight.device for weight in net.parameters()), x.device)
         if self.max_memory is None:
-            budget = _SHARE * free_bytes(x.device)
+            budget = _SHARE * free_bytes(device)
         else:
-            budget = self.max_memory - used_bytes(x.device)
-        blended = 3 * 4 * x.numel()  # the result, its part and the next latents, float32
-        places = self._memory.places(budget - blended)
+            budget = self.max_memory - used_bytes(device)
+        places = self._memory.places(budget - held)
         return max(height, width) if height * width <= places else math.isqrt(places)
 
 

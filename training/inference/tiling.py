@@ -82,16 +82,51 @@ def blend(
         fn: a tile (B, C, h, w) to its result of the same sides (B, C', h, w).
     """
     height, width = x.shape[-2:]
-    total, weights = None, torch.zeros(height, width, device=x.device)
-    for part in tiles(height, width, tile, overlap, multiple):
-        result = fn(part.of(x)).float()
+    total = None
+    for rows, part in blended_rows(
+        lambda place: fn(place.of(x)), tiles(height, width, tile, overlap, multiple)
+    ):
         if total is None:
-            total = result.new_zeros(*result.shape[:2], height, width)
-        weight = part.weight.to(x.device)
-        part.of(total).add_(weight * result)
-        part.of(weights).add_(weight)
+            total = part.new_empty(*part.shape[:2], height, width)
+        total[..., rows, :] = part
     assert total is not None
-    return total.div_(weights)
+    return total
+
+
+def blended_rows(
+    fn: Callable[[Tile], Tensor], places: Sequence[Tile]
+) -> Iterator[tuple[slice, Tensor]]:
+    """The results of tiles, blended: rows from top to bottom, each as soon as no later tile has a
+    part in them, and those rows of the result, float32 (B, C, rows, W).
+
+    Rows that were given are looked at by no later tile, so that what the tiles show may be
+    replaced there.
+
+    Args:
+        fn: a tile to its result (B, C, h, w), of the tile's sides.
+        places: those of `tiles`.
+    """
+    width = max(place.columns.stop for place in places)
+    lines = [list(line) for _, line in itertools.groupby(places, key=lambda place: place.rows)]
+    ends = [*(line[0].rows.start for line in lines[1:]), lines[-1][0].rows.stop]
+    carried: tuple[Tensor, Tensor] | None = None  # sums and weights of rows shared with the next
+    for line, end in zip(lines, ends, strict=True):
+        top, bottom = line[0].rows.start, line[0].rows.stop
+        total, weights = torch.empty(0), torch.empty(0)
+        for number, place in enumerate(line):
+            result = fn(place).float()
+            if number == 0:
+                total = result.new_zeros(*result.shape[:2], bottom - top, width)
+                weights = result.new_zeros(bottom - top, width)
+                if carried is not None:
+                    total[..., : carried[0].shape[-2], :] = carried[0]
+                    weights[: len(carried[1])] = carried[1]
+            weight = place.weight.to(result.device)
+            total[..., place.columns].add_(weight * result)
+            weights[:, place.columns].add_(weight)
+        done = end - top
+        carried = total[..., done:, :].clone(), weights[done:].clone()
+        yield slice(top, end), total[..., :done, :].div_(weights[:done])
 
 
 def _ramps(starts: Sequence[int], size: int) -> Iterator[Tensor]:
