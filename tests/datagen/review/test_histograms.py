@@ -77,6 +77,23 @@ def test_values_beyond_the_bins_are_counted() -> None:
     assert counts.photo_side[:2] == (2, 1) and counts.photo_side[-1] == 1
 
 
+def test_latents_add_up_as_float64_of_each_stored_value() -> None:
+    """Of several samples of two sizes, to the last bit."""
+    codec = CodecRecord(kind="dct8", fingerprint="", channels=5, downsample=8)
+    collector, rng = StatisticsCollector(codec), np.random.default_rng(0)
+    total, squares = np.zeros(5), np.zeros(5)
+    for size in ((7, 9), (2, 2), (7, 9)):
+        latent = rng.normal(0, 3, (5, *size)).astype(np.float16)
+        latent[0, 0, 0] = 65504
+        collector.add(latent, _drawn(1), photo_side=100)
+        exact = latent.astype(np.float32).reshape(5, -1)
+        total += exact.sum(axis=1, dtype=np.float64)
+        squares += np.einsum("cp,cp->c", exact, exact, dtype=np.float64)
+    found = collector.result()
+    assert found.latent_sum == tuple(total) and found.latent_square_sum == tuple(squares)
+    assert found.positions == 2 * 63 + 4
+
+
 def test_quantiles_are_those_of_the_values_and_not_the_edges_of_bins() -> None:
     drawn = np.random.default_rng(0).uniform(1, 10, 20_000)
     counts = np.histogram(drawn, [*bins.SCALE, np.inf])[0].tolist()
