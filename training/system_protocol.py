@@ -158,9 +158,12 @@ class Restorer(Protocol):
     def margin(self) -> int:
         """Pixels that it needs around an image; they mirror what is inside."""
 
-    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
+    def __call__(
+        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+    ) -> Tensor:
         """An LQ image at its target size (1, 3, H, W) in [-1, 1] -> its HQ estimate, alike, by
-        `steps` network evaluations, 1 or more."""
+        `steps` network evaluations, 1 or more. `on_step` is called after each; what it raises ends
+        the work."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from pipelines.recipes.files import BUNDLED
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from tests.support.launch import finish, start_torchrun
 from training.evaluation.evaluate import degraded_photos, quality
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 
 HELD_OUT, SCALES, RUNS = 16, (1.0, 2.0), 2

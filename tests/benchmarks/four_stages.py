@@ -19,7 +19,8 @@ from pipelines.flows.training import train
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
 from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from training.evaluation.comparison import comparison
 from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 
 SIDE, SAMPLES = 512, 3

@@ -34,7 +34,7 @@ from tests.benchmarks.gpu.photos import middles, smallest_first
 from training.evaluation.evaluate import degraded_photos
 from training.flowmap.interpolant import interpolate
 from training.flowmap.network import FlowMapNet
-from training.inference.upscaler import bicubic
+from training.inference.levels import bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 

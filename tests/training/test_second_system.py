@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
 from training.data.loader import Batch
 from training.evaluation.evaluate import evaluate
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.run import main
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
@@ -139,7 +141,9 @@ class ConvRestorer:
         self.net = Corrected().to(device)
         self.net.load_state_dict(read_weights(folder / WEIGHTS))
 
-    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
+    def __call__(
+        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+    ) -> Tensor:
         return self.net(lq)
 
 

@@ -4,7 +4,8 @@ changes nothing, and the field in one piece, as its group norms see all of it.""
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -86,7 +87,14 @@ class ElirRestorer:
             max_memory=max_memory,
         )
 
-    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles | None = None) -> Tensor:
+    def __call__(
+        self,
+        lq: Tensor,
+        *,
+        steps: int,
+        in_tiles: InTiles | None = None,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """As `Restorer`; the noise of an image depends on the seed and its size alone. Its own
         tiles change nothing, so that it needs none of `in_tiles`.
 
@@ -101,8 +109,14 @@ class ElirRestorer:
         objective = self.config.objective
         pixels = ((lq + 1) / 2).contiguous(memory_format=torch.channels_last)
         self._memory.require(pixels)
+
+        def field(z: Tensor, t: Tensor) -> Tensor:
+            velocity = self.networks.field(z, t)
+            on_step()
+            return velocity
+
         restored = restore(
-            self.networks,
+            replace(self.networks, field=field),
             pixels,
             noise,
             objective.sigma_s if self.config.model.has_field else 0.0,

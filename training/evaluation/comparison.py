@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from training.evaluation.evaluate import DegradedPhoto, quality
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.tracking.pictures import Panel, panel_grid
 
 CROP, ZOOM = 192, 2

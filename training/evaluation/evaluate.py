@@ -26,7 +26,8 @@ from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
 from training.data.schedule import seeded
 from training.evaluation.metrics import WINDOW, psnr, ssim
-from training.inference.upscaler import Upscaler, bicubic
+from training.inference.levels import bicubic
+from training.inference.upscaler import Upscaler
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.system_protocol import SystemOf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,17 +200,21 @@ class FlowMapRestorer:
         self.device = next(net.parameters()).device
         self.size_multiple = codec.downsample * net.downsample
 
-    def __call__(self, lq: Tensor, *, steps: int, in_tiles: InTiles) -> Tensor:
+    def __call__(
+        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+    ) -> Tensor:
         velocity = self.net.velocity(self.guidance)
 
         def blended(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            return in_tiles(
+            result = in_tiles(
                 self.net,
                 lambda part: velocity(part, t, s),
                 x,
                 pixels=self.codec.downsample,
                 multiple=self.net.downsample,
             )
+            on_step()
+            return result
 
         return self.codec.decode(sample(blended, self.codec.encode(lq), steps))
 

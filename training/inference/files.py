@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.source_file import read_photo
@@ -18,13 +18,35 @@ from training.inference.jobs import Job
 from training.inference.made import publish, sha256
 from training.inference.metadata import made_by, without_gps
 from training.inference.picture import Picture, enlarged_size, read_picture
-
-if TYPE_CHECKING:
-    from training.inference.upscaler import Upscaler
+from training.inference.watch import Watch
+from training.system_protocol import Restorer
+from training.weights.model_folder import ModelConfig
 
 log = logging.getLogger(__name__)
 
 DEMO_RUN = Path("demo-output") / "run"
+
+
+class PictureUpscaler(Protocol):
+    """What of an `Upscaler` files are made with."""
+
+    method: str
+    restorer: Restorer
+    config: ModelConfig
+    usual_color_fix: ColorFix
+
+    def digest(self) -> str: ...
+
+    def upscale_picture(
+        self,
+        picture: Picture,
+        *,
+        scale: float,
+        steps: int | None = None,
+        color_fix: ColorFix | None = None,
+        color_strength: float = 1.0,
+        watch: Watch | None = None,
+    ) -> Picture: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,29 @@ class UpscaleSettings:
     strip_gps: bool = False
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How one photo ended."""
+
+    failed: str = ""
+    """Why nothing was made of it."""
+    notes: tuple[str, ...] = ()
+    """What of it was not kept."""
+    megapixels: float = 0.0
+    """Of the result."""
+
+
+@dataclass(frozen=True)
+class UpscaledFile:
+    """A photo's file and the one that it becomes."""
+
+    photo: bytes
+    data: bytes
+    notes: tuple[str, ...]
+    """What of the photo could not be kept."""
+    megapixels: float
+
+
 @dataclass
 class UpscaleReport:
     """How each photo ended."""
@@ -56,6 +101,14 @@ class UpscaleReport:
     megapixels: float = 0.0
     """Of the results."""
     seconds: float = 0.0
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        if outcome.failed:
+            self.failed.append((job.source.uri, outcome.failed))
+            return
+        self.written.append(job.target)
+        self.notes += [(job.source.uri, note) for note in outcome.notes]
+        self.megapixels += outcome.megapixels
 
     @property
     def speed(self) -> float:
@@ -73,7 +126,7 @@ def default_model() -> str:
     )
 
 
-def settings_digest(upscaler: Upscaler, settings: UpscaleSettings) -> str:
+def settings_digest(upscaler: PictureUpscaler, settings: UpscaleSettings) -> str:
     """Of the model's files and all settings that a result depends on."""
     resolved = replace(
         settings,
@@ -85,7 +138,7 @@ def settings_digest(upscaler: Upscaler, settings: UpscaleSettings) -> str:
 
 def upscale_all(
     jobs: Sequence[Job],
-    upscaler: Upscaler,
+    upscaler: PictureUpscaler,
     settings: UpscaleSettings,
     *,
     digest: str = "",
@@ -99,35 +152,52 @@ def upscale_all(
     Raises:
         FlowmapsrError: a result cannot be written, so the others could not be either.
     """
-    least, most = upscaler.config.degradation.scale
-    if not least <= settings.scale <= most:
-        log.warning(
-            "the model was trained for scales from %g to %g, not for %g: results may be worse",
-            *(least, most, settings.scale),
-        )
+    warn_of_scale(upscaler, settings.scale)
     report, start = UpscaleReport(), time.monotonic()
     for job in jobs:
-        try:
-            photo = read_photo(job.source)
-            result, data, notes = _upscaled(photo, job.target, upscaler, settings)
-        except FlowmapsrError as error:
-            report.failed.append((job.source.uri, str(error)))
-        else:
-            publish(job, photo, data, digest)
-            report.written.append(job.target)
-            report.notes += [(job.source.uri, note) for note in notes]
-            report.megapixels += result.rgb[..., 0].size / 1e6
+        report.add(job, upscale_job(job, upscaler, settings, digest=digest))
         report.seconds = time.monotonic() - start
         on_done(job.source.uri, report)
     return report
 
 
-def _upscaled(
-    photo: bytes, target: str, upscaler: Upscaler, settings: UpscaleSettings
-) -> tuple[Picture, bytes, list[str]]:
-    """A photo's file to its result, the file that this becomes, and what could not be kept."""
+def warn_of_scale(upscaler: PictureUpscaler, scale: float) -> None:
+    """Says so where the model did not see the scale in training."""
+    least, most = upscaler.config.degradation.scale
+    if not least <= scale <= most:
+        log.warning(
+            "the model was trained for scales from %g to %g, not for %g: results may be worse",
+            *(least, most, scale),
+        )
+
+
+def upscale_job(
+    job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings, *, digest: str = ""
+) -> Outcome:
+    """Makes and writes the result of one photo.
+
+    Raises:
+        FlowmapsrError: it cannot be written, so that of others could not be either.
+    """
+    try:
+        made = upscaled_file(job, upscaler, settings)
+    except FlowmapsrError as error:
+        return Outcome(failed=str(error))
+    publish(job, made.photo, made.data, digest)
+    return Outcome(notes=made.notes, megapixels=made.megapixels)
+
+
+def upscaled_file(
+    job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings, *, watch: Watch | None = None
+) -> UpscaledFile:
+    """Reads a photo and makes the file that it becomes; writes nothing.
+
+    Raises:
+        FlowmapsrError: no picture, one too large, or one that the format cannot hold.
+    """
+    photo = read_photo(job.source)
     picture = read_picture(photo)
-    format = FORMATS[PurePosixPath(target).suffix.lower()]
+    format = FORMATS[PurePosixPath(job.target).suffix.lower()]
     check_size(enlarged_size(picture.rgb, settings.scale), format)
     steps = settings.steps or upscaler.restorer.usual_steps
     how = settings.color_fix or upscaler.usual_color_fix
@@ -137,6 +207,7 @@ def _upscaled(
         steps=steps,
         color_fix=how,
         color_strength=settings.color_strength,
+        watch=watch,
     )
     metadata = without_gps(result.metadata) if settings.strip_gps else result.metadata
     made = {
@@ -151,4 +222,5 @@ def _upscaled(
     }
     finished = replace(result, metadata=made_by(metadata, made))
     data, lost = encode(finished, format, settings.quality)
-    return finished, data, [*picture.notes, *lost]
+    notes = (*picture.notes, *lost)
+    return UpscaledFile(photo, data, notes, result.rgb[..., 0].size / 1e6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -50,15 +51,20 @@ class Tiler:
         *,
         pixels: int,
         multiple: int,
+        on_part: Callable[[float], None] = lambda share: None,
     ) -> Tensor:
         """As `InTiles`. A tile whose result is not finite is done again in fp32.
+
+        Args:
+            on_part: called with the share of the work that is done, after every tile.
 
         Raises:
             FlowmapsrError: memory is too small for the smallest tile.
         """
         whole: Tensor | None = None
         held = 3 * 4 * x.numel()  # the result, its part and the next latents, float32
-        for rows, part in self.rows(net, fn, x, pixels=pixels, multiple=multiple, held=held):
+        given = self.rows(net, fn, x, pixels=pixels, multiple=multiple, held=held, on_part=on_part)
+        for rows, part in given:
             if part.shape[-2] == x.shape[-2]:
                 return part
             if whole is None:
@@ -76,6 +82,7 @@ class Tiler:
         pixels: int,
         multiple: int,
         held: int = 0,
+        on_part: Callable[[float], None] = lambda share: None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """As a call, but the result comes in rows from top to bottom, with their numbers; x may be
         replaced in rows that were given.
@@ -83,6 +90,7 @@ class Tiler:
         Args:
             x: on any device; `fn` takes its tiles to that of the network.
             held: bytes that will be needed beside the network's.
+            on_part: as of a call.
         """
         shown = ATTENTION_OVERLAP if _attends(net) else OVERLAP
         overlap = multiple * math.ceil(shown / pixels / multiple)
@@ -92,7 +100,7 @@ class Tiler:
         while True:
             side = max(smallest, side // multiple * multiple)
             try:
-                for rows, part in self._rows(net, fn, x, side, overlap, multiple):
+                for rows, part in self._rows(net, fn, x, side, overlap, multiple, on_part):
                     given = True
                     yield rows, part
                 return
@@ -116,6 +124,7 @@ class Tiler:
         tile: int,
         overlap: int,
         multiple: int,
+        on_part: Callable[[float], None],
     ) -> Iterator[tuple[slice, Tensor]]:
         height, width = x.shape[-2:]
         if max(height, width) <= tile:
@@ -123,6 +132,7 @@ class Tiler:
             return
         places = tiles(height, width, tile, overlap, multiple)
         norms = SharedNorms(net)
+        fn = _counted(fn, on_part, len(places) * (2 if norms.norms else 1))
 
         def measure() -> None:
             with norms.measuring():
@@ -172,6 +182,20 @@ class Tiler:
 
 def _attends(net: nn.Module) -> bool:
     return any(type(module).__name__ == "Attention" for module in net.modules())
+
+
+def _counted(
+    fn: Callable[[Tensor], Tensor], on_part: Callable[[float], None], passes: int
+) -> Callable[[Tensor], Tensor]:
+    """The function, telling after each call the share of the passes that are done."""
+    calls = itertools.count(1)
+
+    def counted(x: Tensor) -> Tensor:
+        result = fn(x)
+        on_part(min(1.0, next(calls) / passes))  # a tile may be done again
+        return result
+
+    return counted
 
 
 @contextmanager

@@ -8,8 +8,12 @@ orientation are kept.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any, TypedDict, Unpack, overload
 
 import cv2
 import numpy as np
@@ -18,40 +22,47 @@ import torch
 from PIL import Image
 
 from datagen.degradation.resample import resized
-from datagen.degradation.settings import (
-    Box,
-    DegradationSettings,
-    Grey,
-    Interpolation,
-    Mask,
-    Noise,
-    ResizeBack,
-    paths,
-)
 from datagen.errors import FlowmapsrError
 from training.inference.color import ColorFix, fix_colors
-from training.inference.picture import (
-    Picture,
-    colors_everywhere,
-    enlarged_size,
-    read_picture,
-)
+from training.inference.files import UpscaleSettings, upscaled_file
+from training.inference.forms import Form, in_form_of, picture_of
+from training.inference.jobs import plan_jobs
+from training.inference.levels import bicubic, to_levels, top_level
+from training.inference.made import publish
+from training.inference.picture import Picture, colors_everywhere, enlarged_size
 from training.inference.tiler import Tiler
+from training.inference.trained import trained_resize, usual_color_fix
+from training.inference.watch import OnProgress, Watch
 from training.monitoring.memory import is_out_of_memory
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import find_model, model_kind
 
-_ALL_NOISE = 20
-"""Least sigma, levels, of noise whose coarse part is seen in flat regions."""
-
 _BYTES_PER_PIXEL = 60
 """Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""
 
 
+class How(TypedDict, total=False):
+    """How a picture is enlarged; what is left out is as suits the model."""
+
+    steps: int | None
+    """Network evaluations, 1 or more."""
+    color_fix: ColorFix | None
+    """How the picture gets the colors of the small one, as `fix_colors` says."""
+    color_strength: float
+    """Share of the color change that is undone, 0 to 1; all of it when left out."""
+
+
+class Options(How, total=False):
+    on_progress: OnProgress | None
+    """Called with the share that is done, 0 to 1; what it raises ends the work."""
+    cancel: Event | None
+    """Once it is set, by any thread, the work ends before its next tile: `UpscalingStopped`."""
+
+
 class Upscaler:
-    """A trained model ready to enlarge pictures."""
+    """A trained model ready to enlarge pictures, one after the other."""
 
     def __init__(
         self,
@@ -124,28 +135,86 @@ class Upscaler:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
+    @overload
+    def upscale(self, image: Form, *, scale: float, **options: Unpack[Options]) -> Form: ...
+
+    @overload
+    def upscale(
+        self, image: Sequence[Form], *, scale: float, **options: Unpack[Options]
+    ) -> list[Form]: ...
+
     def upscale(
         self,
-        image: np.ndarray,
+        image: Any,
         *,
         scale: float,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
-    ) -> np.ndarray:
-        """RGB uint8 or uint16 (h, w, 3) -> (round(h * scale), round(w * scale), 3), for any scale
-        from 1 on, by `steps` network evaluations; None takes those that suit the model. The
-        result gets the colors of the image as `fix_colors` says, by what suits the model when None.
+        on_progress: OnProgress | None = None,
+        cancel: Event | None = None,
+        **how: Unpack[How],
+    ) -> Any:
+        """Pictures in memory, `scale` times as large, each in the form it was given in: round(h *
+        scale) rows of round(w * scale) pixels. An image of Pillow comes upright and in sRGB.
+
+        Args:
+            image: an array of uint8 or uint16 in sRGB, gray (h, w), RGB (h, w, 3) or with alpha
+                (h, w, 4); an image of Pillow; or a list of these.
+            scale: 1 or more.
+            on_progress, cancel, how: see `Options`.
+
+        Raises:
+            FlowmapsrError: no picture, or one too large for this machine's memory.
+            UpscalingStopped: `cancel` was set.
         """
-        lq = self.enlarge(image, enlarged_size(image, scale))
-        fixed = fix_colors(  # holds the one copy of either picture
-            self._restored(lq, steps),
-            np.divide(lq, _top(lq), dtype=np.float32),
-            color_fix or self.usual_color_fix,
+        single = isinstance(image, np.ndarray | Image.Image)
+        images: Any = [image] if single else list(image)
+        watch, results = Watch(on_progress, cancel, pictures=len(images)), []
+        for given in images:
+            picture = self.upscale_picture(picture_of(given), scale=scale, watch=watch, **how)
+            results.append(in_form_of(picture, given))
+            watch.end()
+        return results[0] if single else results
+
+    def upscale_file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        scale: float,
+        quality: int | None = None,
+        strip_gps: bool = False,
+        on_progress: OnProgress | None = None,
+        cancel: Event | None = None,
+        **how: Unpack[How],
+    ) -> list[str]:
+        """A photo's file to an enlarged one, paths or addresses in S3, as `flowmapsr upscale` does:
+        the target's name says the format, and all that it can hold of the photo is kept. It appears
+        when it is whole, in place of what was there.
+
+        Args:
+            quality: of JPEG, WebP and AVIF, 1 to 100.
+            strip_gps: leaves out where the photo was taken.
+            on_progress, cancel, how: see `Options`.
+
+        Returns:
+            What of the photo was not kept, for people.
+
+        Raises:
+            FlowmapsrError: no picture, one too large, or no place to write to.
+            UpscalingStopped: `cancel` was set; nothing is written.
+        """
+        plan = plan_jobs(str(source), str(target), overwrite=True, skip_existing=False)
+        settings = UpscaleSettings(
             scale=scale,
-            strength=color_strength,
+            seed=self._options.seed if self._options else 0,
+            quality=quality,
+            strip_gps=strip_gps,
+            **how,
         )
-        return _levels(fixed, image.dtype)
+        watch = Watch(on_progress, cancel)
+        made = upscaled_file(plan.jobs[0], self, settings, watch=watch)
+        publish(plan.jobs[0], made.photo, made.data, "")
+        watch.end()
+        return list(made.notes)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """RGB uint8 or uint16 (h, w, 3) at (width, height), resized as the model's LQ was in
@@ -153,15 +222,36 @@ class Upscaler:
         if self._mode == "bicubic":
             return bicubic(image, size)
         result = resized(image.astype(np.float32), size, self._mode)
-        return result.round().clip(0, _top(image)).astype(image.dtype)
+        return result.round().clip(0, top_level(image)).astype(image.dtype)
 
     def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
         """An LQ image already at its target size, RGB uint8 or uint16 (H, W, 3) -> its HQ estimate,
         whose colors are the network's."""
-        return _levels(self._restored(image, steps), image.dtype)
+        return to_levels(self._restored(image, steps, Watch()), image.dtype)
+
+    def _upscaled(
+        self,
+        image: np.ndarray,
+        *,
+        scale: float,
+        steps: int | None,
+        color_fix: ColorFix | None,
+        color_strength: float,
+        watch: Watch,
+    ) -> np.ndarray:
+        """RGB uint8 or uint16 (h, w, 3) -> (round(h * scale), round(w * scale), 3)."""
+        lq = self.enlarge(image, enlarged_size(image, scale))
+        fixed = fix_colors(  # holds the one copy of either picture
+            self._restored(lq, steps, watch),
+            np.divide(lq, top_level(lq), dtype=np.float32),
+            color_fix or self.usual_color_fix,
+            scale=scale,
+            strength=color_strength,
+        )
+        return to_levels(fixed, image.dtype)
 
     @torch.inference_mode()
-    def _restored(self, image: np.ndarray, steps: int | None) -> np.ndarray:
+    def _restored(self, image: np.ndarray, steps: int | None, watch: Watch) -> np.ndarray:
         """RGB uint8 or uint16 (H, W, 3) -> float32 in [0, 1]."""
         height, width = image.shape[:2]
         margin, multiple = self.restorer.margin, self.restorer.size_multiple
@@ -170,9 +260,15 @@ class Upscaler:
         ]
         padded = np.pad(image, [*around, (0, 0)], mode="reflect" if margin else "edge")
         tensor = torch.from_numpy(padded).to(self.restorer.device)
-        pixels = tensor.permute(2, 0, 1)[None].float().div_(_top(image) / 2).sub_(1)
+        pixels = tensor.permute(2, 0, 1)[None].float().div_(top_level(image) / 2).sub_(1)
         steps = steps or self.restorer.usual_steps
-        restored = self.restorer(pixels, steps=steps, in_tiles=self.tiler)
+        watch.begin(steps)
+        restored = self.restorer(
+            pixels,
+            steps=steps,
+            in_tiles=partial(self.tiler, on_part=watch.part),
+            on_step=watch.step,
+        )
         inside = restored[0, :, margin : margin + height, margin : margin + width].float()
         if not inside.isfinite().all():
             raise FlowmapsrError(
@@ -190,9 +286,10 @@ class Upscaler:
         steps: int | None = None,
         color_fix: ColorFix | None = None,
         color_strength: float = 1.0,
+        watch: Watch | None = None,
     ) -> Picture:
         """As `upscale`; gray stays gray but where the model makes colors, and transparency is
-        enlarged by bicubic interpolation.
+        enlarged by bicubic interpolation. `watch` is told of the network's work.
 
         Raises:
             FlowmapsrError: it is too large for this machine's memory.
@@ -205,12 +302,13 @@ class Upscaler:
             if alpha is not None:
                 colors = colors_everywhere(colors, alpha)
                 alpha = bicubic(alpha, size)
-            rgb = self.upscale(
+            rgb = self._upscaled(
                 colors,
                 scale=scale,
                 steps=steps,
                 color_fix=color_fix,
                 color_strength=color_strength,
+                watch=watch or Watch(),
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -224,71 +322,3 @@ class Upscaler:
         if gray:
             rgb = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return replace(picture, rgb=rgb, alpha=alpha, gray=gray)
-
-    def upscale_file(
-        self,
-        data: bytes,
-        *,
-        scale: float,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
-    ) -> Image.Image:
-        """An image file's bytes to an enlarged picture of 8 bits in sRGB: upright, gray stays gray,
-        transparency is kept.
-
-        Raises:
-            FlowmapsrError: the bytes are no picture, or it is too large for this machine's memory.
-        """
-        result = self.upscale_picture(
-            read_picture(data, deep=False),
-            scale=scale,
-            steps=steps,
-            color_fix=color_fix,
-            color_strength=color_strength,
-        )
-        picture = Image.fromarray(result.rgb[..., 0] if result.gray else result.rgb)
-        if result.alpha is not None:
-            picture.putalpha(Image.fromarray(result.alpha))
-        return picture
-
-
-def _top(image: np.ndarray) -> int:
-    return int(np.iinfo(image.dtype).max)
-
-
-def _levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Float in [0, 1], and somewhat beyond, to the nearest levels of uint8 or uint16."""
-    top = np.iinfo(dtype).max
-    levels = top * picture
-    np.rint(levels, out=levels)
-    return np.clip(levels, 0, top, out=levels).astype(dtype)
-
-
-def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 or uint16 (h, w[, 3]) at (width, height): the baseline, and most models' input."""
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
-
-
-def trained_resize(degradation: DegradationSettings) -> Interpolation:
-    """How the LQ came to the size of the HQ in training. Of a mixture bicubic, which keeps most of
-    the picture, else the first one."""
-    modes = [
-        mode
-        for path in paths(degradation.operations)
-        for operation in path
-        if isinstance(operation, ResizeBack)
-        for mode in operation.modes
-    ]
-    return "bicubic" if "bicubic" in modes else modes[0]
-
-
-def usual_color_fix(degradation: DegradationSettings) -> ColorFix:
-    """`off` where the model learned to make colors: its LQ was gray, in parts, or all noise."""
-    made = any(
-        isinstance(operation, Grey | Mask | Box)
-        or (isinstance(operation, Noise) and operation.gaussian_sigma[0] >= _ALL_NOISE)
-        for path in paths(degradation.operations)
-        for operation in path
-    )
-    return "off" if made else "wavelet"

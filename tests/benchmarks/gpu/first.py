@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipelines.recipes.load import dataset_recipe
 from tests.benchmarks.gpu.card import ceilings, libraries
@@ -191,11 +192,11 @@ class Checks:
 
     def _upscaling(self, photos: Path) -> str:
         """Equal to the CPU's in fp32; what models are loaded in otherwise is only told."""
-        data = min(photos.iterdir()).read_bytes()
+        photo = Image.open(min(photos.iterdir()))
 
         def levels(**where: Any) -> np.ndarray:
             upscaler = Upscaler.from_pretrained(self._model(), **where)
-            picture = upscaler.upscale_file(data, scale=2, steps=2)
+            picture = upscaler.upscale(photo, scale=2, steps=2)
             picture.save(self.options.out / "upscaled.png")
             return np.asarray(picture).astype(int)
 

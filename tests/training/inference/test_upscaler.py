@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
 from training.evaluation.evaluate import degraded_photos, evaluate
-from training.inference.upscaler import Upscaler, bicubic, usual_color_fix
+from training.inference.levels import bicubic
+from training.inference.trained import usual_color_fix
+from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 from training.weights.model_folder import find_model
@@ -36,12 +37,6 @@ def trained(tmp_path: Path, tiny_model: ModelSettings) -> Path:
 def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (16, 16), (33, 50)])
@@ -100,12 +95,12 @@ def test_the_guidance_strength_is_the_models_own_unless_it_is_chosen(
 def test_gray_stays_gray_and_alpha_is_kept(trained: Path) -> None:
     upscaler = Upscaler.from_pretrained(trained)
     gray = Image.fromarray(_picture(10, 12)[..., 0])
-    assert upscaler.upscale_file(_png(gray), scale=2, steps=1).mode == "L"
+    assert upscaler.upscale(gray, scale=2, steps=1).mode == "L"
     alpha = np.zeros((10, 12), np.uint8)
     alpha[:, 6:] = 255
     color = Image.fromarray(_picture(10, 12))
     color.putalpha(Image.fromarray(alpha))
-    result = upscaler.upscale_file(_png(color), scale=2, steps=1)
+    result = upscaler.upscale(color, scale=2, steps=1)
     assert (result.mode, result.size) == ("RGBA", (24, 20))
     kept = np.asarray(result)[..., 3]
     assert kept[:, :8].max() == 0 and kept[:, 16:].min() == 255
@@ -121,22 +116,6 @@ def test_colors_are_the_networks_where_it_learned_to_make_them() -> None:
     assert usual({"kind": "noise", "gaussian_sigma": (1, 30)}) == "wavelet"
     for making in ({"kind": "grey"}, {"kind": "noise", "gaussian_sigma": (64, 64)}):
         assert usual(making) == "off"
-
-
-def test_orientation_is_applied(untrained: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    stream = io.BytesIO()
-    Image.fromarray(_picture(10, 20)).save(stream, format="JPEG", exif=exif)
-    result = Upscaler.from_pretrained(untrained).upscale_file(stream.getvalue(), scale=2, steps=1)
-    assert result.size == (20, 40)
-
-
-def test_bytes_that_are_not_an_image_are_refused(untrained: Path) -> None:
-    upscaler = Upscaler.from_pretrained(untrained)
-    for data in (b"", b"hello", _png(Image.fromarray(_picture(8, 8)))[:60]):
-        with pytest.raises(FlowmapsrError):
-            upscaler.upscale_file(data, scale=2, steps=1)
 
 
 def test_a_run_folder_means_its_last_finished_stage(trained: Path, tmp_path: Path) -> None:
