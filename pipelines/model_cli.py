@@ -5,7 +5,7 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,20 @@ def evaluate(
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     precision: Precision = "auto",
+    metrics: Annotated[
+        str, typer.Option(help="More to measure, such as psnr_y,ssim_y,niqe,lpips_alex.")
+    ] = "",
+    convention: Annotated[
+        Literal["plain", "paper", "basicsr", "pyiqa"],
+        typer.Option(help="Whose luma and border PSNR, SSIM and NIQE follow."),
+    ] = "plain",
+    metric_weights: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the networks of metrics.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to write a line per photo."),
+    ] = None,
     track: Annotated[
         bool, typer.Option("--track", help="Log the results to the training's MLflow run.")
     ] = False,
@@ -48,6 +62,7 @@ def evaluate(
     \b
     Examples:
       flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
+      flowmapsr evaluate /data/run --photos /held-out --metrics psnr_y,niqe
       flowmapsr evaluate /data/run --photos /held-out --track
     """
     with process_edge(as_json=as_json) as out:
@@ -61,7 +76,11 @@ def evaluate(
             lora_scale=lora_scale,
             guidance=guidance,
             precision=precision,
+            metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+            convention=convention,
+            metric_weights=metric_weights,
         )
+        folder = None if output is None else absolute_location(output, field="--output")
         location = absolute_location(model, field="MODEL")
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
@@ -72,10 +91,14 @@ def evaluate(
         doing("evaluating")
         from training.evaluation.evaluate import evaluate as evaluate_model
 
-        rows = evaluate_model(location, settings)
-        result = reports.evaluated(location, rows)
+        found = evaluate_model(location, settings)
+        if folder is not None:
+            from training.evaluation.results import write_results
+
+            write_results(folder, location, settings, found)
+        result = reports.evaluated(location, found, folder)
         if training is not None:
-            log_evaluation(training, settings, rows)
+            log_evaluation(training, settings, found.rows)
             result = reports.with_unsent(result, training)
         out.say(result)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from training.run_dir.records import EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.evaluation_log import log_evaluation
+
+log = logging.getLogger(__name__)
 
 COMPARED_PHOTOS = 6
 """Most photos in the picture."""
@@ -87,15 +90,17 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
     from training.evaluation.evaluate import evaluate  # heavy: not before it is needed
 
-    rows = evaluate(training.output, settings)
-    log_evaluation(training, settings, rows)
-    return rows
+    found = evaluate(training.output, settings)
+    for note in found.notes:
+        log.warning("not measured: %s", note)
+    log_evaluation(training, settings, found.rows)
+    return list(found.rows)
 
 
 def draw_comparison(recipe: FullRecipe, path: str) -> None:
     """Upscales held-out photos and shows every number of steps beside bicubic and original."""
     from training.evaluation.comparison import comparison  # heavy: not before it is needed
-    from training.evaluation.evaluate import degraded_photos
+    from training.evaluation.photos import degraded_photos
     from training.inference.upscaler import Upscaler
 
     settings = recipe.evaluation

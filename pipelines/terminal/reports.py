@@ -16,7 +16,7 @@ from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
     from training.inference.files import UpscaleReport
-    from training.run_dir.records import EvaluationRow, StageRecord
+    from training.run_dir.records import Evaluation, EvaluationRow, StageRecord
     from training.settings.recipe import TrainingRecipe
 
 
@@ -108,11 +108,23 @@ def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
     return VerbResult({**found.result, "unsent": unsent}, [*found.lines, *last])
 
 
-def evaluated(model: str, rows: Sequence[EvaluationRow]) -> VerbResult:
-    """The evaluation table of a model."""
+def evaluated(model: str, found: Evaluation, output: str | None) -> VerbResult:
+    """The evaluation table of a model, what could not be measured, and where its files are."""
     next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
-    result = {"model": model, **_rows(rows)}
-    return VerbResult(result, [*evaluation_table(rows), f"Next: {next_step}"])
+    result = {
+        "model": model,
+        **_rows(found.rows),
+        "pictures": [row.model_dump(mode="json") for row in found.pictures],
+        "notes": list(found.notes),
+        "output": output,
+    }
+    lines = [
+        *evaluation_table(found.rows),
+        *(f"Not measured: {note}" for note in found.notes),
+        *([f"Wrote {output}: a line for each photo and method"] if output else []),
+        f"Next: {next_step}",
+    ]
+    return VerbResult(result, lines)
 
 
 def elir_speed(
@@ -151,6 +163,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     """Lines of the table that compares methods, and what its numbers mean."""
     from training.run_dir.records import CONVENTION
 
+    more = dict.fromkeys(name for row in rows for name in row.more)
     cells = [
         (
             row.method,
@@ -159,10 +172,11 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
             f"{row.psnr:.2f}",
             f"{row.ssim:.4f}",
             f"{row.seconds:.2f}",
+            *(f"{row.more[name]:.4f}" if name in row.more else "-" for name in more),
         )
         for row in rows
     ]
-    headings = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds")
+    headings = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds", *more)
     return [*table(headings, cells), f"{CONVENTION}."]
 
 

@@ -26,7 +26,8 @@ from datagen.samples.codecs import DctCodec
 from pipelines.recipes.files import BUNDLED
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from tests.support.launch import finish, start_torchrun
-from training.evaluation.evaluate import degraded_photos, quality
+from training.evaluation.metrics.fidelity import quality
+from training.evaluation.photos import degraded_photos
 from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings

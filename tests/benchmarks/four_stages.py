@@ -18,7 +18,8 @@ from pipelines.flows.dataset import build_dataset
 from pipelines.flows.training import train
 from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
+from training.evaluation.metrics.fidelity import quality
+from training.evaluation.photos import DegradedPhoto, degraded_photos
 from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings

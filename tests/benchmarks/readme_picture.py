@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import DegradedPhoto, degraded_photos, quality
+from training.evaluation.metrics.fidelity import quality
+from training.evaluation.photos import DegradedPhoto, degraded_photos
 from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings

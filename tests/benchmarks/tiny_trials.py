@@ -31,7 +31,7 @@ from datagen.io import storage
 from datagen.samples.codecs import DctCodec
 from pipelines.recipes.load import dataset_recipe
 from tests.benchmarks.gpu.photos import middles, smallest_first
-from training.evaluation.evaluate import degraded_photos
+from training.evaluation.photos import degraded_photos
 from training.flowmap.interpolant import interpolate
 from training.flowmap.network import FlowMapNet
 from training.inference.levels import bicubic

@@ -224,7 +224,7 @@ def test_it_trains_stops_and_resumes(trained: ConvRecipe) -> None:
 def test_it_evaluates_and_upscales_by_its_own_name(trained: ConvRecipe, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 2)
     settings = EvaluationSettings(photos=str(photos), scales=(1.0, 2.0), steps=(1,))
-    rows = evaluate(trained.output, settings, system_of=system_of)
+    rows = evaluate(trained.output, settings, system_of=system_of).rows
     methods = [(row.method, row.scale) for row in rows]
     own = ConvSystem.name
     assert methods == [("bicubic", 1.0), (own, 1.0), ("bicubic", 2.0), (own, 2.0)]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from training.evaluation.evaluate import DegradedPhoto, quality
+from training.evaluation.metrics.fidelity import quality
+from training.evaluation.photos import DegradedPhoto
 from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
 from training.tracking.pictures import Panel, panel_grid

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from pydantic import ConfigDict
+
 from datagen.records import FrozenModel
 
 BICUBIC = "bicubic"
 """Method of the baseline rows of an evaluation."""
+PSNR, SSIM = "psnr_rgb", "ssim_rgb"
+"""Metrics of every evaluation; see `CONVENTION`."""
 STILL_SECONDS = 30.0
 """A stage without a step for so long is said to stand still."""
 CONVENTION = (
@@ -138,6 +142,8 @@ class StageProgress(FrozenModel):
 class EvaluationRow(FrozenModel):
     """A row of the evaluation table: means over the held-out photos."""
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # PSNR of equal pictures is infinite
+
     method: str
     """`bicubic`, or the name of the model's system."""
     scale: float
@@ -148,3 +154,35 @@ class EvaluationRow(FrozenModel):
     ssim: float
     seconds: float
     """Mean seconds per photo."""
+    values: dict[str, float] = {}
+    """Every metric by its name, which says its convention; means, but for those of sets."""
+
+    @property
+    def more(self) -> dict[str, float]:
+        """The values that are not fields of their own."""
+        return {name: one for name, one in self.values.items() if name not in (PSNR, SSIM)}
+
+
+class PictureRow(FrozenModel):
+    """A line of `results.jsonl`: one photo, restored by one method."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # PSNR of equal pictures is infinite
+
+    photo: str
+    """Its path below the folder of photos."""
+    method: str
+    scale: float
+    steps: int
+    seconds: float
+    values: dict[str, float]
+    """Every metric that this photo has."""
+
+
+class Evaluation(FrozenModel):
+    """What an evaluation found."""
+
+    rows: tuple[EvaluationRow, ...]
+    """The table, by scale and method."""
+    pictures: tuple[PictureRow, ...]
+    notes: tuple[str, ...] = ()
+    """Everything that could not be measured, and why."""

@@ -1,14 +1,56 @@
-"""Settings of an evaluation: which photos it restores, at which scales and in how many steps."""
+"""Settings of an evaluation: which photos it restores, at which scales and in how many steps, and
+what it measures."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from datagen.records import Location, Settings
+from datagen.records import Execution, Location, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
+MetricName = Literal[
+    "psnr_rgb",
+    "psnr_y",
+    "ssim_rgb",
+    "ssim_y",
+    "niqe",
+    "lpips_alex",
+    "lpips_vgg",
+    "dists",
+    "ids_degrees",
+    "fid_whole",
+    "fid_patches",
+    "kid_whole",
+    "kid_patches",
+    "maniqa_koniq",
+    "maniqa_pipal",
+    "musiq_koniq",
+    "clipiqa",
+]
+Border = Annotated[int, Field(ge=0)] | Literal["scale"]
+"""Pixels cut from every edge; `scale` cuts as many as the scale."""
+Luma = Literal["ycbcr", "yiq"]
+"""`ycbcr`: BT.601 from 16 to 235, as MATLAB and BasicSR; `yiq`: NTSC from 0 to 255, as pyiqa."""
+Preset = Literal["plain", "paper", "basicsr", "pyiqa"]
+
+
+class Convention(NamedTuple):
+    """How PSNR, SSIM and NIQE are measured; all other metrics see the whole picture."""
+
+    luma: Luma = "ycbcr"
+    border: Border = 0
+    pyiqa_ssim: bool = False
+    """SSIM of whole levels, its contrast part at least 0 at every pixel."""
+
+
+PRESETS: dict[Preset, Convention] = {
+    "plain": Convention(),
+    "paper": Convention(pyiqa_ssim=True),
+    "basicsr": Convention(border="scale"),
+    "pyiqa": Convention(luma="yiq", pyiqa_ssim=True),
+}
 
 
 class EvaluationSettings(Settings):
@@ -20,6 +62,17 @@ class EvaluationSettings(Settings):
     """Factors by which photos are reduced and enlarged again; 1 keeps their size."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     """Numbers of network evaluations for each photo."""
+    metrics: tuple[MetricName, ...] = ()
+    """What is measured beside PSNR and SSIM on RGB."""
+    metric_weights: Execution[Location | None] = None
+    """Folder of the networks that metrics need, as safetensors; null takes the downloads."""
+    convention: Preset = "plain"
+    """How PSNR, SSIM and NIQE are measured: on BT.601 luma without a cut border (`plain`), or as by
+    pyiqa on BT.601 (`paper`), BasicSR (`basicsr`) or pyiqa's defaults (`pyiqa`)."""
+    border: Border | None = None
+    """Pixels cut from every edge before PSNR, SSIM and NIQE, or `scale`; null as the convention."""
+    luma: Luma | None = None
+    """Of PSNR, SSIM and NIQE; null as the convention."""
     seed: int = Field(0, ge=0)
     """Seed of the degradations, and of the noise that a model restores with."""
     lora_scale: float | None = Field(None, ge=0)
@@ -28,3 +81,12 @@ class EvaluationSettings(Settings):
     """Guidance strength w of a model that takes it as an input; null takes the model's default."""
     precision: Precision = "auto"
     """Of the network; `auto` is bf16 on a GPU that computes in it, else fp32."""
+
+    def conventions(self) -> Convention:
+        """Those of the preset, but for what is set beside it."""
+        preset = PRESETS[self.convention]
+        return Convention(
+            luma=preset.luma if self.luma is None else self.luma,
+            border=preset.border if self.border is None else self.border,
+            pyiqa_ssim=preset.pyiqa_ssim,
+        )

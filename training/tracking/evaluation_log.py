@@ -65,4 +65,6 @@ def evaluation_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
         method = BICUBIC if row.method == BICUBIC else f"nfe{row.steps}"
         metrics[f"{EVALUATION}psnr_x{row.scale:g}_{method}"] = row.psnr
         metrics[f"{EVALUATION}ssim_x{row.scale:g}_{method}"] = row.ssim
+        for name, value in row.more.items():
+            metrics[f"{EVALUATION}{name}_x{row.scale:g}_{method}"] = value
     return metrics

@@ -19,7 +19,7 @@ from torch import Tensor
 from datagen.samples.codecs import Codec
 from training.data.loader import BatchReader
 from training.data.schedule import PlannedBatch, seeded
-from training.evaluation.metrics import psnr, ssim
+from training.evaluation.metrics.fidelity import psnr, ssim
 from training.system_protocol import SystemStage
 from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels
 from training.trainer import StepTerms

@@ -187,7 +187,7 @@ class Checks:
         settings = EvaluationSettings(photos=str(photos), scales=(4.0,))
         return ", ".join(
             f"{row.method} {row.steps}: {row.psnr:.2f} dB {row.seconds:.2f} s"
-            for row in evaluate(self._model(), settings)
+            for row in evaluate(self._model(), settings).rows
         )
 
     def _upscaling(self, photos: Path) -> str:

@@ -24,7 +24,8 @@ from tests.benchmarks.gpu.pack import pack
 from tests.benchmarks.gpu.photos import middles, photos_or_those_of_the_demo, smallest_first
 from tests.benchmarks.gpu.results import Results
 from training.evaluation.comparison import comparison
-from training.evaluation.evaluate import degraded_photos, evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.photos import degraded_photos
 from training.inference.upscaler import Upscaler
 from training.run_dir.paths import RunPaths, StagePaths, stage_paths
 from training.settings.evaluation import EvaluationSettings

@@ -138,7 +138,7 @@ def test_the_model_folder_holds_collapsed_weights_and_restores(
     assert config["model"]["kind"] == "elir" and config["objective"]["segments"] == 3
     photos = write_photos(tmp_path / "photos", 1)
     settings = EvaluationSettings(photos=str(photos), scales=(1.0,), steps=(1, 3))
-    rows = evaluate(alone.output, settings)
+    rows = evaluate(alone.output, settings).rows
     assert [(row.method, row.steps) for row in rows] == [("bicubic", 0), ("elir", 1), ("elir", 3)]
     upscaler = Upscaler.from_pretrained(alone.output)
     image = np.asarray(Image.open(photos / "0.png"))[:50, :41]

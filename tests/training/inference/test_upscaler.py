@@ -15,7 +15,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
-from training.evaluation.evaluate import degraded_photos, evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.photos import degraded_photos
 from training.inference.levels import bicubic
 from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
@@ -186,7 +187,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_the_evaluation_table_compares_with_bicubic(untrained: Path, photos: Path) -> None:
     settings = EvaluationSettings(photos=str(photos), scales=(2.0, 4.0), steps=(1, 2))
-    rows = evaluate(str(untrained), settings)
+    rows = evaluate(str(untrained), settings).rows
     assert [(row.method, row.scale, row.steps) for row in rows] == [
         ("bicubic", 2.0, 0),
         ("flowmapsr", 2.0, 1),
@@ -218,7 +219,13 @@ def test_every_evaluation_degrades_alike(untrained: Path, photos: Path) -> None:
 def test_a_photo_too_small_for_the_scale_is_named(untrained: Path, photos: Path) -> None:
     Image.fromarray(_picture(9, 9)).save(photos / "tiny.png")
     settings = EvaluationSettings(photos=str(photos), scales=(4.0,), steps=(1,))
-    with pytest.raises(FlowmapsrError, match=r"tiny\.png.*too small"):
+    found = evaluate(str(untrained), settings)
+    assert [row.photo for row in found.pictures] == ["0.png", "1.png"] * 2
+    (note,) = found.notes
+    assert note.endswith("tiny.png: 9x9 is too small to evaluate at scale 4")
+    for photo in ("0.png", "1.png"):
+        (photos / photo).unlink()
+    with pytest.raises(FlowmapsrError, match="every photo is too small"):
         evaluate(str(untrained), settings)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from training.evaluation.metrics import psnr, ssim
+from training.evaluation.metrics.fidelity import psnr, ssim
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image() -> None:

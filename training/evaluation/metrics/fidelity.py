@@ -1,10 +1,14 @@
 """How close restored images are to their originals: PSNR and SSIM, for each image of a batch.
 
-Images are RGB, uint8 (B, 3, H, W), whole: no border is cut and no luma is taken. Sums are float64.
+Images are RGB or luma (B, C, H, W) in levels of 8 bits, whole: no border is cut. Sums are float64.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,9 +25,13 @@ def psnr(originals: Tensor, images: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / errors)
 
 
-def ssim(originals: Tensor, images: Tensor) -> Tensor:
+def ssim(originals: Tensor, images: Tensor, *, least_contrast: float = -math.inf) -> Tensor:
     """Structural similarity (B,), the mean over pixels and colors (Wang et al. 2004): Gaussian
-    window of 11 pixels and sigma 1.5, population variances, K1 = 0.01, K2 = 0.03."""
+    window of 11 pixels and sigma 1.5, population variances, K1 = 0.01, K2 = 0.03.
+
+    Args:
+        least_contrast: of the contrast and structure part at every pixel; 0 in pyiqa.
+    """
     x, y = originals.double(), images.double()
     maps = _blurred(torch.cat([x, y, x * x, y * y, x * y]))
     mean_x, mean_y, xx, yy, xy = maps.chunk(5)
@@ -32,7 +40,7 @@ def ssim(originals: Tensor, images: Tensor) -> Tensor:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     contrast = (2 * covariance + c2) / (variance_x + variance_y + c2)
-    return (luminance * contrast).flatten(1).mean(dim=1)
+    return (luminance * contrast.clamp(min=least_contrast)).flatten(1).mean(dim=1)
 
 
 def _blurred(images: Tensor) -> Tensor:
@@ -45,3 +53,16 @@ def _blurred(images: Tensor) -> Tensor:
     planes = functional.conv2d(planes, vertical, groups=planes.shape[1])
     planes = functional.conv2d(planes, vertical.transpose(2, 3), groups=planes.shape[1])
     return planes.view(*images.shape[:2], *planes.shape[2:])
+
+
+class Quality(NamedTuple):
+    """How close a restored photo is to its original."""
+
+    psnr: float
+    ssim: float
+
+
+def quality(original: np.ndarray, result: np.ndarray) -> Quality:
+    """Of two images, RGB uint8 (H, W, 3)."""
+    both = [torch.from_numpy(image.copy()).permute(2, 0, 1)[None] for image in (original, result)]
+    return Quality(float(psnr(*both)), float(ssim(*both)))

@@ -1,0 +1,59 @@
+"""Scores of methods, a row for each photo; what is missing is told, and the rest is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from training.evaluation.metrics.catalog import find_metrics
+from training.evaluation.photos import DegradedPhoto
+from training.evaluation.results import write_results
+from training.evaluation.scores import Method, Scorer
+from training.run_dir.records import Evaluation, PictureRow
+from training.settings.evaluation import PRESETS, EvaluationSettings
+
+
+def _photo(name: str, original: np.ndarray) -> DegradedPhoto:
+    small = Image.fromarray(original).resize((original.shape[1] // 2, original.shape[0] // 2))
+    return DegradedPhoto(name, original, np.asarray(small))
+
+
+def _repeated(photo: DegradedPhoto) -> np.ndarray:
+    return photo.small.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def test_a_photo_without_a_value_is_named_and_all_others_are_measured(tmp_path: Path) -> None:
+    cat = data.chelsea()
+    photos = [_photo("cat.png", cat[:192, :288]), _photo("face.png", cat[60:140, 100:180])]
+    metrics = find_metrics(("psnr_y", "niqe"), PRESETS["plain"])
+    scorer = Scorer(photos, 2.0, metrics)
+    scores = scorer.score(Method("nearest", 0, _repeated))
+    first, second = scores.pictures
+    assert (first.photo, second.photo) == ("cat.png", "face.png")
+    assert set(first.values) == {"psnr_rgb", "ssim_rgb", "psnr_y", "niqe"}
+    assert set(second.values) == {"psnr_rgb", "ssim_rgb", "psnr_y"}
+    assert scorer.notes == [
+        "niqe: face.png at x2: 80x80 holds fewer than two of its blocks of 96 pixels"
+    ]
+    row = scores.row
+    assert row.psnr == pytest.approx((first.values["psnr_rgb"] + second.values["psnr_rgb"]) / 2)
+    assert row.values["niqe"] == first.values["niqe"]
+    assert set(row.more) == {"psnr_y", "niqe"}
+
+
+def test_results_are_read_back_even_of_equal_pictures(tmp_path: Path) -> None:
+    photo = _photo("cat.png", data.chelsea()[:64, :64])
+    scorer = Scorer([photo], 2.0, find_metrics((), PRESETS["plain"]))
+    scores = scorer.score(Method("perfect", 1, lambda photo: photo.original))
+    found = Evaluation(rows=(scores.row,), pictures=scores.pictures)
+    write_results(str(tmp_path), "model", EvaluationSettings(photos="/photos"), found)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [PictureRow.model_validate_json(line) for line in lines] == list(scores.pictures)
+    assert scores.pictures[0].values["psnr_rgb"] == float("inf")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rows"][0]["ssim"] == pytest.approx(1)

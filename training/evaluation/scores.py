@@ -1,0 +1,118 @@
+"""What the methods of an evaluation are worth: each metric of each restored photo, and of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from training.evaluation.metrics.metric import Metrics, NotMeasurable, SetMetric
+from training.evaluation.photos import DegradedPhoto
+from training.run_dir.records import PSNR, SSIM, EvaluationRow, PictureRow
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to restore photos."""
+
+    name: str
+    steps: int
+    """Network evaluations; 0 for what has none."""
+    restore: Callable[[DegradedPhoto], np.ndarray]
+    """To RGB uint8 of the original's size."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one method."""
+
+    row: EvaluationRow
+    pictures: tuple[PictureRow, ...]
+
+
+@dataclass
+class Scorer:
+    """Measures methods on the photos of one scale."""
+
+    photos: Sequence[DegradedPhoto]
+    scale: float
+    metrics: Metrics
+    notes: list[str] = field(default_factory=list)
+    """On every value that could not be measured: its metric, its photo and why."""
+    _of_originals: dict[Features, np.ndarray] = field(default_factory=dict)
+
+    def score(self, method: Method) -> Scores:
+        """Restores all photos; a metric that one of them does not have is left out of its row."""
+        features: dict[Features, list[np.ndarray]] = {
+            one.features: [] for one in self.metrics.of_sets
+        }
+        pictures = []
+        for photo in self.photos:
+            start = time.perf_counter()
+            result = method.restore(photo)
+            seconds = time.perf_counter() - start
+            for find, found in features.items():
+                found.append(find(result))
+            pictures.append(
+                PictureRow(
+                    photo=photo.name,
+                    method=method.name,
+                    scale=self.scale,
+                    steps=method.steps,
+                    seconds=seconds,
+                    values=self._values(photo, result),
+                )
+            )
+        of_sets = {find: np.concatenate(found) for find, found in features.items()}
+        return Scores(self._row(method, pictures, of_sets), tuple(pictures))
+
+    def _values(self, photo: DegradedPhoto, result: np.ndarray) -> dict[str, float]:
+        values = {}
+        for metric in self.metrics.of_pictures:
+            try:
+                values[metric.name] = metric.value(result, photo.original, scale=self.scale)
+            except NotMeasurable as error:
+                self._note(f"{metric.name}: {photo.name} at x{self.scale:g}: {error}")
+        return values
+
+    def _row(
+        self,
+        method: Method,
+        pictures: Sequence[PictureRow],
+        features: dict[Features, np.ndarray],
+    ) -> EvaluationRow:
+        values: dict[str, float] = {}
+        for name in (one.name for one in self.metrics.of_pictures):
+            found = [row.values[name] for row in pictures if name in row.values]
+            if found:
+                values[name] = float(np.mean(found))
+        for metric in self.metrics.of_sets:
+            try:
+                values[metric.name] = metric.compare(
+                    features[metric.features], self._features_of_originals(metric)
+                )
+            except NotMeasurable as error:
+                self._note(f"{metric.name}: {error}")
+        return EvaluationRow(
+            method=method.name,
+            scale=self.scale,
+            steps=method.steps,
+            psnr=values[PSNR],
+            ssim=values[SSIM],
+            seconds=float(np.mean([row.seconds for row in pictures])),
+            values=values,
+        )
+
+    def _features_of_originals(self, metric: SetMetric) -> np.ndarray:
+        if metric.features not in self._of_originals:
+            found = [metric.features(photo.original) for photo in self.photos]
+            self._of_originals[metric.features] = np.concatenate(found)
+        return self._of_originals[metric.features]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
