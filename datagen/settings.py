@@ -123,7 +123,8 @@ class AutoencoderSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of its weights and activations."""
     tiling: bool = False
-    """Encode large images in overlapping tiles: less memory, and slightly other latents."""
+    """Encode images larger than 512 pixels in tiles, which need less memory and two to six times as
+    long. Latents are those of the whole image, without seams, but for rounding."""
     slicing: bool = False
     """Encode one image after another: less memory."""
     batch: int = Field(4, ge=1)

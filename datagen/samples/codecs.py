@@ -21,9 +21,15 @@ from datagen.errors import FlowmapsrError
 from datagen.io.weight_files import checked_variant, read_json
 from datagen.samples.weights import check_finite
 from datagen.settings import AutoencoderSettings, CodecSettings, DatasetRecipe
+from datagen.tiles.autoencoder import CodecTiles, decode_tiled, encode_tiled
+from datagen.tiles.reach import tiled
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
+
+
+_TILE = 512
+"""Side of the tiles that `codec.tiling` asks for, pixels. Latents depend on it by rounding."""
 
 
 class Codec(Protocol):
@@ -38,11 +44,11 @@ class Codec(Protocol):
     scaling: Mapping[str, float]
     """The numbers of a VAE's config that latents are scaled by."""
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable."""
+    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+        """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable where not in tiles."""
 
 
 def decode_latents(codec: Codec, latents: Latents) -> dict[str, np.ndarray]:
@@ -111,7 +117,9 @@ class DctCodec:
         self.fingerprint = hashlib.sha256(f"dct{block}".encode() + scales.tobytes()).hexdigest()
 
     @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+        if tiles is not None:
+            return tiled(self.encode, pixels, tiles.side, reach=0, inside=self.downsample)
         batch, colors, height, width = pixels.shape
         n = self.downsample
         if height % n or width % n:
@@ -121,7 +129,9 @@ class DctCodec:
         blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, colors, n**2, -1)
         return (self._basis @ blocks).reshape(batch, -1, rows, columns)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+        if tiles is not None:
+            return tiled(self.decode, latents, tiles.side, reach=0, outside=self.downsample)
         batch, _, rows, columns = latents.shape
         n = self.downsample
         coefficients = latents.float().reshape(batch, 3, n**2, rows * columns)
@@ -152,24 +162,39 @@ class AutoencoderCodec:
         # Not diffusers' own `to`, which warns about a cast even for models without fp32 modules.
         torch.nn.Module.to(self._model, device=device, dtype=self._dtype)
         self._model.to(memory_format=torch.channels_last)
-        if settings.tiling:
-            self._model.enable_tiling()
         if settings.slicing:
             self._model.enable_slicing()
+        self._tiles = CodecTiles(_TILE // self.downsample) if settings.tiling else None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The tensors by diffusers' names: `encoder...`, `decoder...`."""
         return self._model.state_dict()
 
     @torch.no_grad()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        encoded: Any = self._model.encode(pixels.to(self._dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+        tiles = tiles or self._tiles
+        pixels = pixels.to(self._dtype)
+        if tiles is not None and max(pixels.shape[-2:]) > tiles.side * self.downsample:
+            # One after another: others in the batch change no bit.
+            latents = torch.cat([self._encode_tiled(one, tiles) for one in pixels.split(1)])
+        else:
+            encoded: Any = self._model.encode(pixels)
+            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents.float() - self._shift) * self._scale
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        unscaled = latents.float() / self._scale + self._shift
-        decoded: torch.Tensor = self._model.decode(unscaled.to(self._dtype)).sample
+    def _encode_tiled(self, pixels: torch.Tensor, tiles: CodecTiles) -> torch.Tensor:
+        encoded = encode_tiled(self._model.encoder, pixels, tiles.side, tiles.keep)
+        convolution = getattr(self._model, "quant_conv", None)
+        moments = encoded if convolution is None else convolution(encoded)
+        return moments[:, : self.channels]  # an AutoencoderKL gives means, then variances
+
+    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+        unscaled = (latents.float() / self._scale + self._shift).to(self._dtype)
+        if tiles is not None:
+            convolution = getattr(self._model, "post_quant_conv", None)
+            unscaled = unscaled if convolution is None else convolution(unscaled)
+            return decode_tiled(self._model.decoder, unscaled, tiles.side, tiles.keep).float()
+        decoded: torch.Tensor = self._model.decode(unscaled).sample
         return decoded.float()
 
 

@@ -22,7 +22,7 @@ import cv2
 import torch
 from torch import Tensor
 
-from training.elir.tiles import tiled
+from datagen.tiles.reach import tiled
 from training.flowmap.interpolant import sample
 from training.flowmap.system import FlowMapRestorer
 from training.inference.tiler import OVERLAP, Tiler

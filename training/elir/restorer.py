@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from datagen.tiles.reach import tiled
 from training.elir.coarse_estimator import COARSE_REACH
 from training.elir.codec import TINY_REACH
 from training.elir.model_folder import PARTS, ElirConfig
@@ -18,7 +19,6 @@ from training.elir.network import LATENT_MULTIPLE, Networks
 from training.elir.objective import OneArgument, Velocity
 from training.elir.picture_memory import PictureMemory
 from training.elir.sampler import restore
-from training.elir.tiles import tiled
 from training.settings.elir import TinyAutoencoder
 from training.system_protocol import InTiles
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 import safetensors.torch
 import scipy.fft
 import torch
+from torch import nn
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Codec, load_codec
+from datagen.samples import codecs
+from datagen.samples.codecs import Codec, DctCodec, load_codec
 from datagen.settings import AutoencoderSettings, DctSettings
+from datagen.tiles.autoencoder import CodecTiles
 
 
 @pytest.fixture
@@ -135,6 +140,35 @@ def test_precision_tiling_and_slicing_change_little_and_no_fingerprint(
     assert latents.dtype == torch.float32
     assert (latents - plain.encode(pixels)).abs().mean() < 0.02
     assert frugal.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("save", [_save_kl, _save_tiny])
+@torch.no_grad()
+def test_tiles_leave_latents_and_pictures_as_they_are(
+    save: Callable[[Path], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path)
+    kind: Literal["autoencoder_kl", "autoencoder_tiny"] = (
+        "autoencoder_kl" if save is _save_kl else "autoencoder_tiny"
+    )
+    settings = AutoencoderSettings(kind=kind, source=str(tmp_path))
+    whole = load_codec(settings)
+    monkeypatch.setattr(codecs, "_TILE", 48)
+    tiled = load_codec(settings.model_copy(update={"tiling": True}))
+    pixels = 2 * torch.rand(2, 3, 128, 72, generator=torch.Generator().manual_seed(0)) - 1
+    latents = tiled.encode(pixels)
+    torch.testing.assert_close(latents, whole.encode(pixels), rtol=1e-4, atol=1e-5)
+    # Whatever else is in a batch changes no bit.
+    assert torch.equal(tiled.encode(pixels[1:]), latents[1:])
+    decoded = whole.decode(latents, CodecTiles(11))
+    torch.testing.assert_close(decoded, whole.decode(latents), rtol=1e-4, atol=1e-5)
+
+
+def test_the_dct_in_tiles_is_the_same() -> None:
+    codec, pixels = DctCodec(), 2 * torch.rand(2, 3, 80, 56) - 1
+    latents = codec.encode(pixels, CodecTiles(4))
+    torch.testing.assert_close(latents, codec.encode(pixels))
+    torch.testing.assert_close(codec.decode(latents, CodecTiles(3)), codec.decode(latents))
 
 
 def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:

@@ -8,35 +8,50 @@ import pytest
 import torch
 from torch import Tensor
 
+from datagen.tiles.reach import tiled
 from tests.training.elir.small_networks import CHANNELS, double, pixels, small_networks
 from training.elir.coarse_estimator import COARSE_REACH
-from training.elir.tiles import tiled
+from training.elir.codec import TINY_REACH
 from training.inference.codec_tiles import decode_tiled, encode_tiled
 
 NETS = small_networks()
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
 
-def encode(tile: int, reach: int) -> tuple[Tensor, Tensor]:
-    x = pixels(1, 3, 8 * 45, 8 * 24)
-    return encode_tiled(NETS.encoder, x, tile, reach=reach), NETS.encoder(x)
+def encode(tile: int, reach: int | None = None) -> tuple[Tensor, Tensor]:
+    x, encoder = pixels(1, 3, 8 * 45, 8 * 24), NETS.encoder
+    if reach is None:
+        return encode_tiled(encoder, x, tile), encoder(x)
+    return tiled(encoder, x, tile, reach=reach, inside=8), encoder(x)
 
 
-def decode(tile: int, reach: int) -> tuple[Tensor, Tensor]:
-    z = double(1, CHANNELS, 45, 24)
-    return decode_tiled(NETS.decoder, z, tile, reach=reach), NETS.decoder(z)
+def decode(tile: int, reach: int | None = None) -> tuple[Tensor, Tensor]:
+    z, decoder = double(1, CHANNELS, 45, 24), NETS.decoder
+    if reach is None:
+        return decode_tiled(decoder, z, tile), decoder(z)
+    return tiled(decoder, z, tile, reach=reach, outside=8), decoder(z)
 
 
-def estimate(tile: int, reach: int) -> tuple[Tensor, Tensor]:
+def estimate(tile: int, reach: int | None) -> tuple[Tensor, Tensor]:
     z = 10 * double(1, CHANNELS, 104, 44)
+    assert reach is not None
     return tiled(NETS.coarse, z, tile, reach=reach), NETS.coarse(z)
 
 
 @pytest.mark.parametrize("tile", [15, 32])
-@pytest.mark.parametrize(("part", "reach"), [(encode, 19), (decode, 19), (estimate, COARSE_REACH)])
+@pytest.mark.parametrize(
+    ("part", "reach"),
+    [
+        (encode, None),
+        (decode, None),
+        (encode, TINY_REACH),
+        (decode, TINY_REACH),
+        (estimate, COARSE_REACH),
+    ],
+)
 @torch.no_grad()
 def test_tiles_equal_the_whole(
-    part: Callable[[int, int], tuple[Tensor, Tensor]], reach: int, tile: int
+    part: Callable[[int, int | None], tuple[Tensor, Tensor]], reach: int | None, tile: int
 ) -> None:
     tiles, whole = part(tile, reach)
     torch.testing.assert_close(tiles, whole, **EXACT)  # type: ignore[arg-type]
