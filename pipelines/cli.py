@@ -12,7 +12,7 @@ import typer
 from pipelines import environment
 from pipelines.benchmark_cli import benchmark_app
 from pipelines.dataset_cli import dataset_app
-from pipelines.model_cli import evaluate, upscale
+from pipelines.model_cli import evaluate
 from pipelines.servers import PREFECT, RAY, ask_servers
 from pipelines.stack_cli import stack_app
 from pipelines.terminal import reports
@@ -28,6 +28,7 @@ from pipelines.terminal.options import (
 )
 from pipelines.terminal.process_edge import VerbResult, process_edge
 from pipelines.train_cli import run, train
+from pipelines.upscale_cli import upscale
 
 app = typer.Typer(
     cls=Commands,

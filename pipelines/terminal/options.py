@@ -64,7 +64,12 @@ ColorFix = Annotated[
     typer.Option(help="How colors are given back. [default: wavelet; off if the model makes them]"),
 ]
 ColorStrength = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of the color change that is undone.")
+    float | None,
+    typer.Option(min=0, max=1, help="Share of the color change that is undone. [default: 1]"),
+]
+Preset = Annotated[
+    Literal["faithful", "balanced", "detailed"] | None,
+    typer.Option(help="Steps and strengths by the model's measured curve, where none are given."),
 ]
 Flow = Literal["dataset", "training", "full"]
 AsJson = Annotated[

@@ -30,6 +30,7 @@ from training.inference.jobs import plan_jobs
 from training.inference.levels import bicubic, to_levels, top_level
 from training.inference.made import publish
 from training.inference.picture import Picture, colors_everywhere, enlarged_size
+from training.inference.presets import CURVE
 from training.inference.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import OnProgress, Watch
@@ -131,6 +132,8 @@ class Upscaler:
         assert self._folder is not None and self._options is not None, "of a loaded model only"
         total = hashlib.sha256(repr(replace(self._options, max_memory=None)).encode())
         for path in sorted(self._folder.iterdir()):
+            if path.name == CURVE or path.name.startswith("."):  # decides about no pixel
+                continue
             with path.open("rb") as file:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
