@@ -172,12 +172,29 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
             f"{row.psnr:.2f}",
             f"{row.ssim:.4f}",
             f"{row.seconds:.2f}",
+            "-" if row.parameters is None else f"{row.parameters / 1e6:.1f}",
+            "-" if row.gflop is None else f"{row.gflop:.1f}",
             *(f"{row.more[name]:.4f}" if name in row.more else "-" for name in more),
         )
         for row in rows
     ]
-    headings = ("method", "scale", "steps", "PSNR dB", "SSIM", "seconds", *more)
-    return [*table(headings, cells), f"{CONVENTION}."]
+    headings = (
+        "method",
+        "scale",
+        "steps",
+        "PSNR dB",
+        "SSIM",
+        "seconds",
+        "M params",
+        "GFLOP",
+        *more,
+    )
+    costs = "GFLOP: for a picture of 256x256"
+    return [
+        *table(headings, cells),
+        f"{CONVENTION}.",
+        *([costs] if any(row.gflop for row in rows) else []),
+    ]
 
 
 def upscaled(output: str, scale: float, report: UpscaleReport, *, unchanged: int) -> VerbResult:

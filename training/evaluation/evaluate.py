@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from datagen.errors import FlowmapsrError
+from training.evaluation.cost import cost_of
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto, degraded_photos
 from training.evaluation.scores import Method, Scorer
@@ -39,7 +40,10 @@ def evaluate(
     metrics = find_metrics(settings.metrics, settings.conventions())
     methods = [
         Method(BICUBIC, 0, _bicubic),
-        *(Method(upscaler.method, n, partial(_restored, upscaler, n)) for n in settings.steps),
+        *(
+            Method(upscaler.method, n, partial(_restored, upscaler, n), cost_of(upscaler, n))
+            for n in settings.steps
+        ),
     ]
     notes = list(metrics.left_out)
     scores = []

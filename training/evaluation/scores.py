@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from training.evaluation.cost import Cost
 from training.evaluation.metrics.metric import Metrics, NotMeasurable, SetMetric
 from training.evaluation.photos import DegradedPhoto
 from training.run_dir.records import PSNR, SSIM, EvaluationRow, PictureRow
@@ -24,6 +25,8 @@ class Method:
     """Network evaluations; 0 for what has none."""
     restore: Callable[[DegradedPhoto], np.ndarray]
     """To RGB uint8 of the original's size."""
+    cost: Cost | None = None
+    """None for what has no network."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Scorer:
             psnr=values[PSNR],
             ssim=values[SSIM],
             seconds=float(np.mean([row.seconds for row in pictures])),
+            parameters=method.cost.parameters if method.cost else None,
+            gflop=method.cost.gflop if method.cost else None,
             values=values,
         )
 

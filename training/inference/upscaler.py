@@ -38,7 +38,7 @@ from training.monitoring.memory import is_out_of_memory
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
-from training.weights.model_folder import find_model, model_kind
+from training.weights.model_folder import count_parameters, find_model, model_kind
 
 _BYTES_PER_PIXEL = 60
 """Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""
@@ -126,6 +126,11 @@ class Upscaler:
             folder=folder,
             options=options,
         )
+
+    def parameters(self) -> int:
+        """How many the model folder holds."""
+        assert self._folder is not None, "of a loaded model only"
+        return count_parameters(self._folder)
 
     def digest(self) -> str:
         """Of the files of the model and of how it was loaded, by SHA-256."""

@@ -154,6 +154,10 @@ class EvaluationRow(FrozenModel):
     ssim: float
     seconds: float
     """Mean seconds per photo."""
+    parameters: int | None = None
+    """Of the model, in its folder; null for bicubic."""
+    gflop: float | None = None
+    """10^9 operations for a picture of 256x256, as a machine-independent cost; null for bicubic."""
     values: dict[str, float] = {}
     """Every metric by its name, which says its convention; means, but for those of sets."""
 

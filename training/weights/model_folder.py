@@ -3,6 +3,7 @@ and read with checks."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ class ModelConfig(FrozenModel):
     """Why that step: the last one, or the best by a held-out metric."""
     recipe_digest: str
     dataset_digest: str
+
+
+def count_parameters(folder: Path) -> int:
+    """Values of a model folder's weights, from the file's header alone."""
+    with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in list(file.keys())]
+    return sum(map(math.prod, shapes))
 
 
 Config = TypeVar("Config", bound=ModelConfig)

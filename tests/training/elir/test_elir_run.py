@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
 from datagen.build.in_process import build_in_process
@@ -18,8 +19,11 @@ from datagen.errors import FlowmapsrError
 from tests.support.eventually import eventually
 from tests.support.launch import start_workers, train
 from tests.support.tiny import STAGE, dataset_recipe, same_weights, write_photos
+from training.elir.codec import dct_codec
+from training.elir.network import build
 from training.evaluation.evaluate import evaluate
 from training.inference.upscaler import Upscaler
+from training.monitoring.mfu import FlopCounter
 from training.run_dir.paths import StagePaths
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -140,6 +144,12 @@ def test_the_model_folder_holds_collapsed_weights_and_restores(
     settings = EvaluationSettings(photos=str(photos), scales=(1.0,), steps=(1, 3))
     rows = evaluate(alone.output, settings).rows
     assert [(row.method, row.steps) for row in rows] == [("bicubic", 0), ("elir", 1), ("elir", 3)]
+    assert rows[2].parameters == sum(tensor.numel() for tensor in weights.values())
+    field = build(32, 1, expand=None, codec=dct_codec(4)).field
+    with FlopCounter() as counter:
+        field(torch.zeros(1, 48, 64, 64), torch.zeros(1))
+    assert rows[1].gflop and rows[2].gflop and rows[0].gflop is None
+    assert rows[2].gflop - rows[1].gflop == pytest.approx(2 * counter.flops / 1e9)
     upscaler = Upscaler.from_pretrained(alone.output)
     image = np.asarray(Image.open(photos / "0.png"))[:50, :41]
     restored = upscaler.upscale(image, scale=1.5, steps=3)
