@@ -37,7 +37,9 @@ def evaluate(
         seed=settings.seed,
         system_of=system_of,
     )
-    metrics = find_metrics(settings.metrics, settings.conventions())
+    metrics = find_metrics(
+        settings.metrics, settings.conventions(), weights=settings.metric_weights
+    )
     methods = [
         Method(BICUBIC, 0, _bicubic),
         *(

@@ -59,7 +59,7 @@ class Scorer:
             result = method.restore(photo)
             seconds = time.perf_counter() - start
             for find, found in features.items():
-                found.append(find(result))
+                found += self._features(find, photo, result)
             pictures.append(
                 PictureRow(
                     photo=photo.name,
@@ -70,8 +70,18 @@ class Scorer:
                     values=self._values(photo, result),
                 )
             )
-        of_sets = {find: np.concatenate(found) for find, found in features.items()}
-        return Scores(self._row(method, pictures, of_sets), tuple(pictures))
+        return Scores(self._row(method, pictures, features), tuple(pictures))
+
+    def _features(
+        self, find: Features, photo: DegradedPhoto, picture: np.ndarray
+    ) -> list[np.ndarray]:
+        """Of the photo or its result; nothing of one that is too small, which is told."""
+        try:
+            return [find(picture)]
+        except NotMeasurable as error:
+            names = ", ".join(one.name for one in self.metrics.of_sets if one.features == find)
+            self._note(f"{names}: {photo.name} at x{self.scale:g}: {error}")
+            return []
 
     def _values(self, photo: DegradedPhoto, result: np.ndarray) -> dict[str, float]:
         values = {}
@@ -86,7 +96,7 @@ class Scorer:
         self,
         method: Method,
         pictures: Sequence[PictureRow],
-        features: dict[Features, np.ndarray],
+        features: dict[Features, list[np.ndarray]],
     ) -> EvaluationRow:
         values: dict[str, float] = {}
         for name in (one.name for one in self.metrics.of_pictures):
@@ -95,9 +105,10 @@ class Scorer:
                 values[name] = float(np.mean(found))
         for metric in self.metrics.of_sets:
             try:
-                values[metric.name] = metric.compare(
-                    features[metric.features], self._features_of_originals(metric)
-                )
+                originals = self._features_of_originals(metric)
+                if len(originals):
+                    results = np.concatenate(features[metric.features])
+                    values[metric.name] = metric.compare(results, originals)
             except NotMeasurable as error:
                 self._note(f"{metric.name}: {error}")
         return EvaluationRow(
@@ -114,8 +125,12 @@ class Scorer:
 
     def _features_of_originals(self, metric: SetMetric) -> np.ndarray:
         if metric.features not in self._of_originals:
-            found = [metric.features(photo.original) for photo in self.photos]
-            self._of_originals[metric.features] = np.concatenate(found)
+            found = [
+                one
+                for photo in self.photos
+                for one in self._features(metric.features, photo, photo.original)
+            ]
+            self._of_originals[metric.features] = np.concatenate(found) if found else np.empty(0)
         return self._of_originals[metric.features]
 
     def _note(self, text: str) -> None:

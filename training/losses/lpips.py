@@ -6,6 +6,7 @@ No other pickle is ever opened.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -36,26 +37,37 @@ REMEDY = (
 )
 
 
+def _max_pool() -> nn.Module:
+    return nn.MaxPool2d(2)
+
+
+def vgg16_slices(pool: Callable[[], nn.Module] = _max_pool) -> nn.ModuleList:
+    """torchvision's `features` up to the last ReLU before each pooling, in five slices."""
+    slices = nn.ModuleList()
+    channels = 3
+    for index, widths in enumerate(VGG16_WIDTHS):
+        layers: list[nn.Module] = [] if index == 0 else [pool()]
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        slices.append(nn.Sequential(*layers))
+    return slices
+
+
 class LpipsDistance(nn.Module):
-    """LPIPS 0.1 on VGG-16 (Zhang et al., 2018): weighted squared distance of unit features."""
+    """LPIPS 0.1 (Zhang et al., 2018): weighted squared distance of unit features, on VGG-16 or on
+    the slices of another network."""
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, slices: nn.ModuleList | None = None) -> None:
         super().__init__()
         for name, values in (("shift", LPIPS_SHIFT), ("scale", LPIPS_SCALE)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        self.slices = nn.ModuleList()
-        channels = 3
-        for index, widths in enumerate(VGG16_WIDTHS):
-            layers: list[nn.Module] = [] if index == 0 else [nn.MaxPool2d(2)]
-            for width in widths:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
-            self.slices.append(nn.Sequential(*layers))
+        self.slices = vgg16_slices() if slices is None else slices
         self.linears = nn.ModuleList(
-            nn.Conv2d(widths[-1], 1, 1, bias=False) for widths in VGG16_WIDTHS
+            nn.Conv2d(_width(features), 1, 1, bias=False) for features in self.slices
         )
         self.requires_grad_(False)
 
@@ -85,6 +97,11 @@ class LpipsDistance(nn.Module):
             message = f"perceptual.weights: {path} has no LPIPS weights: {error}"
             raise FlowmapsrError(message) from error
         return distance
+
+
+def _width(features: nn.Module) -> int:
+    """Channels of the last convolution."""
+    return [one.out_channels for one in features.modules() if isinstance(one, nn.Conv2d)][-1]
 
 
 def lpips_weights(setting: str | None) -> Path:
@@ -123,14 +140,28 @@ def convert_weights(vgg: dict[str, Tensor], linears: dict[str, Tensor]) -> dict[
     """torchvision's VGG-16 (`features.0.weight` ...) and the lpips package's linear layers
     (`lin0.model.1.weight` ...) under the names of `LpipsDistance`."""
     with torch.device("meta"):
-        ours = LpipsDistance().slices.state_dict()
-    names = [name.removesuffix(".weight") for name in ours if name.endswith(".weight")]
-    numbers = sorted({int(name.split(".")[1]) for name in vgg if name.startswith("features.")})
-    converted = {
-        f"slices.{name}.{part}": vgg[f"features.{number}.{part}"].contiguous()
+        slices = vgg16_slices()
+    return {**convert_features(vgg, slices), **convert_linears(linears)}
+
+
+def convert_features(features: Mapping[str, Tensor], slices: nn.ModuleList) -> dict[str, Tensor]:
+    """torchvision's `features.0.weight` ... as the parameters `slices.0.0.weight` ...
+
+    Raises:
+        KeyError, ValueError: of another network.
+    """
+    names = [name.removesuffix(".weight") for name in slices.state_dict() if "weight" in name]
+    numbers = sorted({int(name.split(".")[1]) for name in features if name.startswith("features.")})
+    return {
+        f"slices.{name}.{part}": features[f"features.{number}.{part}"].contiguous()
         for name, number in zip(names, numbers, strict=True)
         for part in ("weight", "bias")
     }
-    for block in range(len(VGG16_WIDTHS)):
-        converted[f"linears.{block}.weight"] = linears[f"lin{block}.model.1.weight"].contiguous()
-    return converted
+
+
+def convert_linears(linears: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The lpips package's `lin0.model.1.weight` ... as `linears.0.weight` ..."""
+    return {
+        f"linears.{block}.weight": linears[f"lin{block}.model.1.weight"].contiguous()
+        for block in range(len(VGG16_WIDTHS))
+    }

@@ -21,6 +21,10 @@ class NotMeasurable(ValueError):
     """Why a picture has no value of a metric, such as that it is smaller than a window."""
 
 
+class Unavailable(Exception):
+    """Why a metric cannot be measured here, and how to change that."""
+
+
 @dataclass(frozen=True)
 class PictureMetric:
     """A number for each picture."""
