@@ -23,6 +23,7 @@ from datagen.io import storage
 from datagen.samples.codecs import load_codec
 from training.checkpoints.records import CheckpointOrigin
 from training.checkpoints.store import Checkpoints
+from training.data.batch_memory import BatchMemory
 from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
@@ -269,7 +270,7 @@ class Stage:
             schedule,
             manifests[0].codec if settings.batch_fields.latents else None,
             settings.batch_fields,
-            pin=inputs.device.type == "cuda",
+            memory=BatchMemory(pin=inputs.device.type == "cuda"),
         )
         return Loop(
             inputs=inputs,

@@ -16,6 +16,7 @@ from datagen.settings import AutoencoderSettings, CodecSettings, DctSettings
 from tests.benchmarks.gpu.dataset import random_vae
 from tests.support.distance import distance
 from tests.support.tiny import dataset_recipe, write_photos
+from training.data.batch_memory import BatchMemory
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import BatchLoader, BatchReader, Source
 from training.data.schedule import Position, Schedule
@@ -109,7 +110,11 @@ def test_pinned_batches_arrive_whole(
 
     def loader(pin: bool) -> BatchLoader:
         reader = BatchReader(
-            [Source(ShardStore(str(dataset)))], schedule, manifest.codec, fields, pin=pin
+            [Source(ShardStore(str(dataset)))],
+            schedule,
+            manifest.codec,
+            fields,
+            memory=BatchMemory(pin=pin),
         )
         return BatchLoader(reader, rank=0, world_size=1, threads=2)
 

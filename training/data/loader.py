@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from datagen.io import storage
 from datagen.io.prefetch import WorkerThreads, read_ahead
 from datagen.samples.buckets import Bucket
 from datagen.settings import LqPixels
+from training.data.batch_memory import BatchMemory
 from training.data.fresh_degradation import FreshDegradation
 from training.data.sample_decoder import BatchBuffer, DamagedSample
 from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
@@ -110,8 +111,7 @@ class BatchReader:
     codec: CodecRecord | None
     """That of all sources; None where no latents are read."""
     fields: BatchFields
-    pin: bool = False
-    """See `BatchBuffer`."""
+    memory: BatchMemory = field(default_factory=BatchMemory)
 
     def read(self, planned: PlannedBatch) -> Batch:
         """Reads a micro batch; an unusable sample is replaced by another of its source and bucket,
@@ -131,7 +131,7 @@ class BatchReader:
             latents,
             (size.height, size.width),
             self.fields,
-            pin=self.pin,
+            self.memory,
         )
         read = [self._fill(row, planned, buffer, skipped) for row in range(samples)]
         return Batch(

@@ -20,6 +20,7 @@ from datagen.dataset.shards import ShardSample
 from datagen.degradation.apply import degrade
 from datagen.samples.pixels import decode_pixels, lq_at_hq_size
 from datagen.settings import LqPixels
+from training.data.batch_memory import BatchMemory
 from training.data.fresh_degradation import FreshDegradation
 from training.settings.batch_fields import BatchFields
 
@@ -37,17 +38,15 @@ class BatchBuffer:
         latents: tuple[int, int, int],
         pixels: tuple[int, int],
         fields: BatchFields,
-        *,
-        pin: bool,
+        memory: BatchMemory,
     ) -> None:
         """
         Args:
             latents, pixels: shapes (C, h, w) and (H, W) of the bucket's samples.
-            pin: use page-locked memory, from which copies to a GPU run in the background.
         """
 
         def empty(*size: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty((samples, *size), dtype=dtype, pin_memory=pin)
+            return memory.empty(samples, *size, dtype=dtype)
 
         self.degrade_seconds = 0.0
         """Spent on fresh degradations."""

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from datagen.degradation.apply import small_size
-from datagen.degradation.draw import draw_degradation, draw_negative
+from datagen.degradation.draw import _weighted_choice, draw_degradation, draw_negative
 from datagen.degradation.parameters import (
     BlurParams,
     BoxParams,
@@ -53,6 +53,21 @@ def _draws(operation: Operation, *, seed: int = 0) -> list[Any]:
     settings = DegradationSettings(operations=(operation, Downscale(), ResizeBack()))
     rng = np.random.default_rng(seed)
     return [draw_degradation(settings, rng).operations[0] for _ in range(_COUNT)]
+
+
+def test_weighted_choices_are_those_of_numpy() -> None:
+    """To the last bit: the bytes of datasets depend on them."""
+    rng = np.random.default_rng(0)
+    for seed in range(300):
+        count = int(rng.integers(1, 12))
+        weights = (rng.random(count) ** 3 * 10).tolist()
+        weights[int(rng.integers(count)) if count > 1 else 0] = 0.0 if count > 1 else 2.0
+        ours, numpys = np.random.default_rng(seed), np.random.default_rng(seed)
+        chances = np.array(weights) / np.sum(weights)
+        for _ in range(20):
+            expected = int(numpys.choice(count, p=chances))
+            assert _weighted_choice(tuple(range(count)), weights, ours) == expected
+        assert ours.random() == numpys.random(), "another number of draws"
 
 
 def _assert_uniform(values: Sequence[float], low: float, high: float) -> None:
