@@ -6,7 +6,7 @@ Network, objective and sampler of a system change together, so each has its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +137,45 @@ class InTiles(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class CodecPart:
+    """One direction of a restorer's codec."""
+
+    fn: Callable[[Tensor], Tensor]
+    """Of a tile on the device, (1, C, H, W)."""
+    network: nn.Module | None
+    """What it runs: tiles share its group norms, and see some of what is around them."""
+
+
+@dataclass(frozen=True)
+class LatentPass:
+    """A network's pass over latents, and what becomes of them."""
+
+    net: nn.Module
+    fn: Callable[[Tensor], Tensor]
+    """Of a tile of latents on the device."""
+    multiple: int
+    """Sides of tiles must be multiples of this."""
+    update: Callable[[Tensor, Tensor], Tensor]
+    """Latents and what `fn` made of them -> the next ones, each from its own place."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A restorer taken apart, for pictures whose pixels are not held whole."""
+
+    encode: CodecPart
+    """Pixels (1, 3, H, W) in [-1, 1] -> latents (1, C, h, w)."""
+    decode: CodecPart
+    """The other way."""
+    channels: int
+    """C."""
+    downsample: int
+    """H / h and W / w."""
+    passes: Callable[[int], Iterable[LatentPass]]
+    """Of a number of network evaluations, in order."""
+
+
 class Restorer(Protocol):
     """A trained model that restores pixels."""
 
@@ -164,6 +203,9 @@ class Restorer(Protocol):
         """An LQ image at its target size (1, 3, H, W) in [-1, 1] -> its HQ estimate, alike, by
         `steps` network evaluations, 1 or more. `on_step` is called after each; what it raises ends
         the work."""
+
+    def parts(self) -> Parts | None:
+        """The same taken apart; None where it cannot be."""
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def _temporary(path: str) -> Iterator[IO[bytes]]:
     os.makedirs(folder or ".", exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "xb") as stream:
+        with open(temporary, "x+b") as stream:
             yield stream
     finally:
         with contextlib.suppress(OSError):  # gone, or an error that would hide the first one

@@ -44,6 +44,14 @@ class Codec(Protocol):
     scaling: Mapping[str, float]
     """The numbers of a VAE's config that latents are scaled by."""
 
+    @property
+    def encoder(self) -> torch.nn.Module | None:
+        """The network that encodes; None where there is none, and each block is for itself."""
+
+    @property
+    def decoder(self) -> torch.nn.Module | None:
+        """As `encoder`."""
+
     def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
 
@@ -106,6 +114,8 @@ class DctCodec:
     over 0.7 (next) to 0.02 (finest).
     """
 
+    encoder = decoder = None
+
     def __init__(self, block: int = 8, device: str = "cpu") -> None:
         self.downsample = block
         self.channels = 3 * block**2
@@ -165,6 +175,16 @@ class AutoencoderCodec:
         if settings.slicing:
             self._model.enable_slicing()
         self._tiles = CodecTiles(_TILE // self.downsample) if settings.tiling else None
+
+    @property
+    def encoder(self) -> torch.nn.Module:
+        encoder: torch.nn.Module = self._model.encoder
+        return encoder
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        decoder: torch.nn.Module = self._model.decoder
+        return decoder
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The tensors by diffusers' names: `encoder...`, `decoder...`."""

@@ -146,6 +146,9 @@ class ConvRestorer:
     ) -> Tensor:
         return self.net(lq)
 
+    def parts(self) -> None:
+        """It has no latents."""
+
 
 class ConvSystem:
     name = "bicubic and a convolution"

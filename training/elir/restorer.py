@@ -124,6 +124,9 @@ class ElirRestorer:
         )
         return 2 * restored - 1
 
+    def parts(self) -> None:
+        """Its field sees a picture in one piece only."""
+
     def _warn(self, steps: int) -> None:
         """Says once what another number of steps than the trained one means."""
         trained, flow = self.config.steps, self.config.objective.flow

@@ -9,7 +9,7 @@ t = 1 back to t = 0.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -64,9 +64,14 @@ def sample(u: Velocity, x1: Tensor, steps: int) -> Tensor:
     """Few-step inference (eq. 13): x_{k+1} = X_{t_k, t_{k+1}}(x_k) over equal intervals from t = 1
     to t = 0, from LQ latents x1 (B, C, h, w). A step is a network evaluation (NFE)."""
     x = x1
-    for start, end in itertools.pairwise(torch.linspace(1.0, 0.0, steps + 1).tolist()):
+    for start, end in intervals(steps):
         x = flow_map(u, x, x.new_full((len(x),), start), x.new_full((len(x),), end))
     return x
+
+
+def intervals(steps: int) -> Iterator[tuple[float, float]]:
+    """From which time to which each step goes."""
+    return itertools.pairwise(torch.linspace(1.0, 0.0, steps + 1).tolist())
 
 
 def sample_times(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Codec
+from datagen.samples.codecs import Codec, CodecTiles
 from training.data.loader import Batch
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
@@ -23,7 +24,7 @@ from training.flowmap.initial import (
     fetch_inputs,
     initial_network,
 )
-from training.flowmap.interpolant import sample
+from training.flowmap.interpolant import intervals, sample
 from training.flowmap.lora import add_lora, check_targets
 from training.flowmap.model_folder import FlowMapConfig, load_matching_codec, load_net, save_model
 from training.flowmap.network import FlowMapNet
@@ -36,7 +37,14 @@ from training.run_dir.records import ChosenStep
 from training.settings.objective import FlowMatching, SelfDistillation
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import InTiles, LoadOptions, StageInputs
+from training.system_protocol import (
+    CodecPart,
+    InTiles,
+    LatentPass,
+    LoadOptions,
+    Parts,
+    StageInputs,
+)
 from training.trainer import Losses, ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
 
@@ -184,6 +192,10 @@ class FlowMapStage:
         save_model(folder, net, config, prompts=self.initial.prompts)
 
 
+_WHOLE = 1 << 30
+"""Latents of a side that no tile has."""
+
+
 class FlowMapRestorer:
     """Encodes LQ, travels the flow map in a few steps, decodes HQ."""
 
@@ -217,6 +229,28 @@ class FlowMapRestorer:
             return result
 
         return self.codec.decode(sample(blended, self.codec.encode(lq), steps))
+
+    def parts(self) -> Parts:
+        whole = CodecTiles(_WHOLE)  # no tiles of the codec's own inside those of the picture
+        return Parts(
+            encode=CodecPart(partial(self.codec.encode, tiles=whole), self.codec.encoder),
+            decode=CodecPart(self.codec.decode, self.codec.decoder),
+            channels=self.codec.channels,
+            downsample=self.codec.downsample,
+            passes=self._passes,
+        )
+
+    def _passes(self, steps: int) -> Iterator[LatentPass]:
+        velocity = self.net.velocity(self.guidance)
+        for t, s in intervals(steps):
+
+            def moved(x: Tensor, u: Tensor, span: float = t - s) -> Tensor:
+                return x - span * u
+
+            def of_tile(x: Tensor, t: float = t, s: float = s) -> Tensor:
+                return velocity(x, x.new_full((len(x),), t), x.new_full((len(x),), s))
+
+            yield LatentPass(self.net, of_tile, self.net.downsample, moved)
 
 
 def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:

@@ -12,6 +12,9 @@ ColorFix = Literal["wavelet", "lab", "off"]
 """What is taken from the LQ: `wavelet` everything coarse, `lab` the coarse hues, and of the
 lightness only what is coarser still, `off` nothing."""
 
+_COARSER = 2
+"""Levels of `lab` that the lightness is coarser by."""
+
 
 def fix_colors(
     restored: np.ndarray, lq: np.ndarray, how: ColorFix, *, scale: float, strength: float = 1.0
@@ -27,7 +30,7 @@ def fix_colors(
     """
     if how == "off" or strength == 0:
         return restored
-    levels = 3 + round(math.log2(scale))
+    levels = _levels(scale)
     if how == "wavelet":
         change = coarse(lq - restored, levels)
     else:
@@ -35,6 +38,18 @@ def fix_colors(
     change *= strength
     change += restored
     return change
+
+
+def color_reach(how: ColorFix, scale: float) -> int:
+    """How far from a pixel is what `fix_colors` looks at, pixels."""
+    if how == "off":
+        return 0
+    levels = _levels(scale) + (_COARSER if how == "lab" else 0)
+    return 2**levels - 1
+
+
+def _levels(scale: float) -> int:
+    return 3 + round(math.log2(scale))
 
 
 def coarse(image: np.ndarray, levels: int) -> np.ndarray:
@@ -53,6 +68,6 @@ def coarse(image: np.ndarray, levels: int) -> np.ndarray:
 def _lab_fixed(restored: np.ndarray, lq: np.ndarray, levels: int) -> np.ndarray:
     lab, wanted = (cv2.cvtColor(one, cv2.COLOR_RGB2LAB) for one in (restored, lq))
     wanted -= lab
-    lab[..., 0] += coarse(wanted[..., 0], levels + 2)
+    lab[..., 0] += coarse(wanted[..., 0], levels + _COARSER)
     lab[..., 1:] += coarse(wanted[..., 1:], levels)
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
@@ -15,7 +16,7 @@ from training.inference.metadata import Metadata, exif_of, xmp_packet
 from training.inference.picture import Picture
 from training.inference.png import PngRows
 from training.inference.profile import in_profile
-from training.inference.tiff import tiff_file
+from training.inference.tiff import TiffRows, tiff_file
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",
@@ -41,6 +42,50 @@ def check_size(size: tuple[int, int], format: str) -> None:
             f"{size[0]}x{size[1]} pixels are too many for {format}, whose sides have at most "
             f"{longest}: use a name that ends in .png or .tif, or a smaller scale"
         )
+
+
+def check_streamed(size: tuple[int, int], format: str) -> None:
+    """Refuses formats that are not written row by row.
+
+    Raises:
+        FlowmapsrError: the format is another than PNG and TIFF.
+    """
+    if format in _DEEP:
+        return
+    longest = _LONGEST_SIDE[format]
+    raise FlowmapsrError(
+        f"{size[0]}x{size[1]} pixels are too many to be held whole, as {format} needs (its sides "
+        f"have at most {longest}, and it is not written row by row): give the photo by itself and "
+        "an --output that ends in .tif or .png, or use a smaller scale"
+    )
+
+
+def write_bands(
+    stream: IO[bytes], bands: Iterable[Picture], size: tuple[int, int], format: str
+) -> list[str]:
+    """Writes a picture that comes in rows from top to bottom, as PNG or BigTIFF; returns what of it
+    the format could not hold.
+
+    Args:
+        stream: seekable.
+        size: (width, height) of all of it.
+        format: one that `check_streamed` takes.
+    """
+    file: PngRows | TiffRows | None = None
+    notes: list[str] = []
+    for band in bands:
+        pixels, profile, notes = _file_colors(band)
+        if band.alpha is not None:
+            pixels = np.dstack([pixels, band.alpha])
+        if file is None:
+            channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+            metadata = replace(band.metadata, profile=profile)
+            kind = TiffRows if format == "TIFF" else PngRows
+            file = kind(stream, size, channels, pixels.dtype, metadata)
+        file.write(pixels)
+    assert file is not None, "a picture has rows"
+    file.end()
+    return notes
 
 
 def encode(picture: Picture, format: str, quality: int | None = None) -> tuple[bytes, list[str]]:

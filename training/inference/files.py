@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol, TypedDict
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
-from training.inference.encode import FORMATS, check_size, encode
+from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
 from training.inference.jobs import Job
 from training.inference.made import publish, sha256
 from training.inference.metadata import made_by, without_gps
 from training.inference.picture import Picture, enlarged_size, read_picture
-from training.inference.watch import Watch
+from training.inference.watch import UpscalingStopped, Watch
 from training.system_protocol import Restorer
 from training.weights.model_folder import ModelConfig
 
@@ -47,6 +49,19 @@ class PictureUpscaler(Protocol):
         color_strength: float = 1.0,
         watch: Watch | None = None,
     ) -> Picture: ...
+
+    def is_streamed(self, size: tuple[int, int]) -> bool: ...
+
+    def upscale_bands(
+        self,
+        picture: Picture,
+        *,
+        scale: float,
+        steps: int | None = None,
+        color_fix: ColorFix | None = None,
+        color_strength: float = 1.0,
+        watch: Watch | None = None,
+    ) -> Iterator[Picture]: ...
 
 
 @dataclass(frozen=True)
@@ -83,10 +98,16 @@ class UpscaledFile:
     """A photo's file and the one that it becomes."""
 
     photo: bytes
-    data: bytes
-    notes: tuple[str, ...]
-    """What of the photo could not be kept."""
+    write: Callable[[IO[bytes]], None]
+    """Writes it to a seekable stream. A large picture is made meanwhile, and may raise
+    `PhotoFailed`."""
+    notes: list[str]
+    """What of the photo could not be kept; all of it is known when the file is written."""
     megapixels: float
+
+
+class PhotoFailed(FlowmapsrError):
+    """Nothing can be made of one photo; those after it are not concerned."""
 
 
 @dataclass
@@ -128,12 +149,7 @@ def default_model() -> str:
 
 def settings_digest(upscaler: PictureUpscaler, settings: UpscaleSettings) -> str:
     """Of the model's files and all settings that a result depends on."""
-    resolved = replace(
-        settings,
-        steps=settings.steps or upscaler.restorer.usual_steps,
-        color_fix=settings.color_fix or upscaler.usual_color_fix,
-    )
-    return sha256(f"{upscaler.digest()} {resolved}".encode())
+    return sha256(f"{upscaler.digest()} {_resolved(upscaler, settings)}".encode())
 
 
 def upscale_all(
@@ -180,11 +196,23 @@ def upscale_job(
         FlowmapsrError: it cannot be written, so that of others could not be either.
     """
     try:
-        made = upscaled_file(job, upscaler, settings)
-    except FlowmapsrError as error:
+        with _photo_errors():
+            made = upscaled_file(job, upscaler, settings)
+        publish(job, made.photo, made.write, digest)
+    except PhotoFailed as error:
         return Outcome(failed=str(error))
-    publish(job, made.photo, made.data, digest)
-    return Outcome(notes=made.notes, megapixels=made.megapixels)
+    return Outcome(notes=tuple(made.notes), megapixels=made.megapixels)
+
+
+@contextmanager
+def _photo_errors() -> Iterator[None]:
+    """Tells what is wrong with a photo from what is wrong with the place that is written to."""
+    try:
+        yield
+    except UpscalingStopped:
+        raise
+    except FlowmapsrError as error:
+        raise PhotoFailed(str(error)) from error
 
 
 def upscaled_file(
@@ -198,29 +226,66 @@ def upscaled_file(
     photo = read_photo(job.source)
     picture = read_picture(photo)
     format = FORMATS[PurePosixPath(job.target).suffix.lower()]
-    check_size(enlarged_size(picture.rgb, settings.scale), format)
-    steps = settings.steps or upscaler.restorer.usual_steps
-    how = settings.color_fix or upscaler.usual_color_fix
-    result = upscaler.upscale_picture(
-        picture,
-        scale=settings.scale,
-        steps=steps,
-        color_fix=how,
-        color_strength=settings.color_strength,
-        watch=watch,
+    size = enlarged_size(picture.rgb, settings.scale)
+    check_size(size, format)
+    settings = _resolved(upscaler, settings)
+    metadata = without_gps(picture.metadata) if settings.strip_gps else picture.metadata
+    described = made_by(metadata, _how_made(upscaler, settings))
+    notes, megapixels = list(picture.notes), size[0] * size[1] / 1e6
+    picture = replace(picture, metadata=described)
+    how: _How = {
+        "scale": settings.scale,
+        "steps": settings.steps,
+        "color_fix": settings.color_fix,
+        "color_strength": settings.color_strength,
+        "watch": watch,
+    }
+    if upscaler.is_streamed(size):
+        check_streamed(size, format)
+
+        def write(stream: IO[bytes]) -> None:
+            bands = _failing(upscaler.upscale_bands(picture, **how))
+            notes.extend(write_bands(stream, bands, size, format))
+
+        return UpscaledFile(photo, write, notes, megapixels)
+    data, lost = encode(upscaler.upscale_picture(picture, **how), format, settings.quality)
+    return UpscaledFile(photo, partial(_write, data), [*notes, *lost], megapixels)
+
+
+class _How(TypedDict):
+    scale: float
+    steps: int | None
+    color_fix: ColorFix | None
+    color_strength: float
+    watch: Watch | None
+
+
+def _write(data: bytes, stream: IO[bytes]) -> None:
+    stream.write(data)
+
+
+def _failing(bands: Iterator[Picture]) -> Iterator[Picture]:
+    with _photo_errors():
+        yield from bands
+
+
+def _resolved(upscaler: PictureUpscaler, settings: UpscaleSettings) -> UpscaleSettings:
+    """With what suits the model where nothing was asked for."""
+    return replace(
+        settings,
+        steps=settings.steps or upscaler.restorer.usual_steps,
+        color_fix=settings.color_fix or upscaler.usual_color_fix,
     )
-    metadata = without_gps(result.metadata) if settings.strip_gps else result.metadata
-    made = {
+
+
+def _how_made(upscaler: PictureUpscaler, settings: UpscaleSettings) -> dict[str, str]:
+    return {
         "model": f"{upscaler.method}, stage {upscaler.config.stage}",
         "modelVersion": f"{upscaler.config.recipe_digest[:12]}, step {upscaler.config.step}",
         "software": f"flowmapsr {version('flowmapsr')}",
         "scale": f"{settings.scale:g}",
-        "steps": str(steps),
+        "steps": str(settings.steps),
         "seed": str(settings.seed),
-        "colorFix": how,
+        "colorFix": str(settings.color_fix),
         "colorStrength": f"{settings.color_strength:g}",
     }
-    finished = replace(result, metadata=made_by(metadata, made))
-    data, lost = encode(finished, format, settings.quality)
-    notes = (*picture.notes, *lost)
-    return UpscaledFile(photo, data, notes, result.rgb[..., 0].size / 1e6)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from torch import Tensor
+
+from datagen.errors import FlowmapsrError
 
 
 def top_level(image: np.ndarray) -> int:
@@ -16,6 +19,22 @@ def to_levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
     levels = top * picture
     np.rint(levels, out=levels)
     return np.clip(levels, 0, top, out=levels).astype(dtype)
+
+
+def shares_of(restored: Tensor) -> np.ndarray:
+    """What a restorer made, (3, H, W) in [-1, 1] -> float32 (H, W, 3) in [0, 1].
+
+    Raises:
+        FlowmapsrError: values that are not finite.
+    """
+    restored = restored.float()
+    if not restored.isfinite().all():
+        raise FlowmapsrError(
+            "the model gives values that are not finite: use --precision fp32, or another "
+            "model where that is used already"
+        )
+    shares = restored.add(1).div_(2).clamp_(0, 1)
+    return shares.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

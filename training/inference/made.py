@@ -4,7 +4,8 @@ that the same command goes on where it was stopped, and changed settings make al
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import IO
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -37,24 +38,29 @@ def unfinished(jobs: Sequence[Job], settings: str, *, overwrite: bool) -> list[J
     return [job for job in jobs if overwrite or not _is_done(job, settings)]
 
 
-def publish(job: Job, photo: bytes, result: bytes, settings: str) -> None:
+def publish(job: Job, photo: bytes, write: Callable[[IO[bytes]], None], settings: str) -> None:
     """Writes a result and its record. Killed at any moment, the next run knows the file as one
-    that was made here."""
-    if job.record is None:
-        storage.write_bytes(job.target, result)
-        return
+    that was made here.
+
+    Args:
+        write: writes the whole result to a seekable stream.
+    """
     before = _record(job) if job.target_exists else None
-    made = Made(
-        source=sha256(photo),
-        source_stamp=_stamp(job),
-        settings=settings,
-        results=(sha256(result),),
-        whole=True,
-    )
-    both = (*(before.results if before else ()), *made.results)
-    begun = made.model_copy(update={"whole": False, "results": both})
-    storage.write_bytes(job.record, to_json(begun))
-    storage.write_bytes(job.target, result)
+    with storage.open_atomic(job.target) as stream:
+        write(stream)
+        if job.record is None:
+            return
+        stream.seek(0)
+        made = Made(
+            source=sha256(photo),
+            source_stamp=_stamp(job),
+            settings=settings,
+            results=(hashlib.file_digest(stream, "sha256").hexdigest(),),  # type: ignore[arg-type]
+            whole=True,
+        )
+        both = (*(before.results if before else ()), *made.results)
+        begun = made.model_copy(update={"whole": False, "results": both})
+        storage.write_bytes(job.record, to_json(begun))
     storage.write_bytes(job.record, to_json(made))
 
 

@@ -8,7 +8,7 @@ orientation are kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,11 @@ from training.inference.color import ColorFix, fix_colors
 from training.inference.files import UpscaleSettings, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
 from training.inference.jobs import plan_jobs
-from training.inference.levels import bicubic, to_levels, top_level
+from training.inference.levels import bicubic, shares_of, to_levels, top_level
 from training.inference.made import publish
 from training.inference.picture import Picture, colors_everywhere, enlarged_size
 from training.inference.presets import CURVE
+from training.inference.streaming import BandUpscaler
 from training.inference.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import OnProgress, Watch
@@ -42,6 +43,9 @@ from training.weights.model_folder import count_parameters, find_model, model_ki
 
 _BYTES_PER_PIXEL = 60
 """Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""
+
+LARGEST_WHOLE = 100_000_000
+"""Pixels of the largest result that is held whole."""
 
 
 class How(TypedDict, total=False):
@@ -80,7 +84,7 @@ class Upscaler:
         self.method = method
         """The system's name, for tables of results."""
         self.config = restorer.config
-        self._mode = trained_resize(self.config.degradation)
+        self._resize = trained_resize(self.config.degradation)
         self.usual_color_fix = usual_color_fix(self.config.degradation)
 
     @classmethod
@@ -220,16 +224,16 @@ class Upscaler:
         )
         watch = Watch(on_progress, cancel)
         made = upscaled_file(plan.jobs[0], self, settings, watch=watch)
-        publish(plan.jobs[0], made.photo, made.data, "")
+        publish(plan.jobs[0], made.photo, made.write, "")
         watch.end()
         return list(made.notes)
 
     def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """RGB uint8 or uint16 (h, w, 3) at (width, height), resized as the model's LQ was in
         training."""
-        if self._mode == "bicubic":
+        if self._resize == "bicubic":
             return bicubic(image, size)
-        result = resized(image.astype(np.float32), size, self._mode)
+        result = resized(image.astype(np.float32), size, self._resize)
         return result.round().clip(0, top_level(image)).astype(image.dtype)
 
     def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
@@ -277,14 +281,7 @@ class Upscaler:
             in_tiles=partial(self.tiler, on_part=watch.part),
             on_step=watch.step,
         )
-        inside = restored[0, :, margin : margin + height, margin : margin + width].float()
-        if not inside.isfinite().all():
-            raise FlowmapsrError(
-                "the model gives values that are not finite: use --precision fp32, or another "
-                "model where that is used already"
-            )
-        shares = inside.add(1).div_(2).clamp_(0, 1)
-        return shares.permute(1, 2, 0).contiguous().cpu().numpy()
+        return shares_of(restored[0, :, margin : margin + height, margin : margin + width])
 
     def upscale_picture(
         self,
@@ -305,7 +302,7 @@ class Upscaler:
         size = enlarged_size(picture.rgb, scale)
         colors, alpha = picture.rgb, picture.alpha
         try:
-            if size[0] * size[1] * _BYTES_PER_PIXEL > psutil.virtual_memory().available:
+            if not self._fits(size):
                 raise MemoryError
             if alpha is not None:
                 colors = colors_everywhere(colors, alpha)
@@ -330,3 +327,26 @@ class Upscaler:
         if gray:
             rgb = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return replace(picture, rgb=rgb, alpha=alpha, gray=gray)
+
+    def is_streamed(self, size: tuple[int, int]) -> bool:
+        """Whether a result of (width, height) is made by `upscale_bands`, if its format can be
+        written so."""
+        if self.restorer.parts() is None:
+            return False
+        return size[0] * size[1] > LARGEST_WHOLE or not self._fits(size)
+
+    def _fits(self, size: tuple[int, int]) -> bool:
+        """Whether memory holds such a result beside the work of the network."""
+        return size[0] * size[1] * _BYTES_PER_PIXEL <= psutil.virtual_memory().available
+
+    def upscale_bands(
+        self, picture: Picture, *, scale: float, watch: Watch | None = None, **how: Unpack[How]
+    ) -> Iterator[Picture]:
+        """As `upscale_picture`, in bands of rows from top to bottom, of which memory needs to hold
+        one and no more.
+
+        Raises:
+            FlowmapsrError: the model cannot restore in parts, or memory is too small even so.
+        """
+        bands = BandUpscaler(self.restorer, self.tiler, self._resize, self.usual_color_fix)
+        return bands(picture, scale=scale, watch=watch or Watch(), **how)

@@ -1,0 +1,163 @@
+"""Pictures whose results come in rows: what whole ones would be, in little memory, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from datagen.degradation.resample import resized
+from tests.support.models import saved_model
+from training.inference import upscaler as upscaler_module
+from training.inference.color import ColorFix
+from training.inference.files import UpscaleReport, UpscaleSettings, upscale_all
+from training.inference.jobs import plan_jobs
+from training.inference.metadata import Metadata
+from training.inference.picture import Picture, read_picture
+from training.inference.rows import enlarged_rows, padded_rows, with_rows_around
+from training.inference.upscaler import Upscaler
+from training.settings.model import ModelSettings
+
+STREAMED = 20_000
+"""Pixels of the largest result that is held whole in these tests."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = ModelSettings(
+        block_channels=(16, 16),
+        layers_per_block=1,
+        transformer_layers=(0, 0),
+        attention_heads=(2, 2),
+        norm_groups=4,
+    )
+    return saved_model(tmp_path_factory.mktemp("streaming") / "model", settings, trained=True)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upscaler_module, "LARGEST_WHOLE", STREAMED)
+
+
+def photo(height: int, width: int, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, channels), dtype=np.uint8)
+    fine = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return fine.reshape(height, width, channels).astype(dtype) * (np.iinfo(dtype).max // 255)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest", "bicubic_antialiased", "area"])
+@pytest.mark.parametrize("size", [(101, 75), (50, 31), (20, 9)])
+def test_rows_are_enlarged_as_the_whole(mode: Any, size: tuple[int, int]) -> None:
+    image = photo(9, 20)
+    rows = enlarged_rows(lambda wanted: image[wanted], (9, 20), size, mode)
+    parts = [rows(slice(top, min(size[1], top + 7))) for top in range(0, size[1], 7)]
+    whole = resized(image.astype(np.float32), size, mode).round().clip(0, 255)
+    assert np.abs(np.concatenate(parts) - whole).max() <= 1
+
+
+@pytest.mark.parametrize(("margin", "mode"), [(8, "reflect"), (0, "edge")])
+@pytest.mark.parametrize("height", [1, 5, 40])
+def test_rows_are_padded_as_by_numpy(margin: int, mode: Any, height: int) -> None:
+    image, around = photo(height, 30), ((margin, margin + 3), (margin, margin + 2))
+    whole = np.pad(image, [*around, (0, 0)], mode=mode)
+    rows = padded_rows(lambda wanted: image[wanted], (height, 30), around)
+    parts = [rows(slice(top, min(len(whole), top + 4))) for top in range(0, len(whole), 4)]
+    assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("reach", [0, 3, 30])
+def test_rows_come_with_those_around_them(reach: int) -> None:
+    image, done = photo(50, 4), 0
+    parts = (image[top : min(50, top + 8)] for top in range(0, 50, 8))
+    for rows, around, held in with_rows_around(parts, 50, reach):
+        assert np.array_equal(held, image[around]) and rows.start == done
+        assert around.start <= max(0, rows.start - reach)
+        assert around.stop >= min(50, rows.stop + reach)
+        done = rows.stop
+    assert done == 50
+
+
+@pytest.mark.parametrize(
+    ("color_fix", "scale", "channels", "dtype"),
+    [
+        ("wavelet", 4.0, 3, np.uint8),
+        ("lab", 2.5, 3, np.uint16),
+        ("off", 1.0, 4, np.uint8),
+        ("wavelet", 1.7, 1, np.uint16),
+    ],
+)
+def test_bands_are_the_whole_picture(
+    model: Path, color_fix: ColorFix, scale: float, channels: int, dtype: Any
+) -> None:
+    """Bands of the codec, one piece for the network: nothing may differ but by rounding."""
+    pixels = photo(300, 180, channels, dtype)
+    rgb = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., :3]
+    alpha = pixels[..., 3] if channels == 4 else None
+    picture = Picture(np.ascontiguousarray(rgb), alpha, channels == 1, Metadata())
+    upscaler = Upscaler.from_pretrained(model, device="cpu", tile=4096)
+    whole = upscaler.upscale_picture(picture, scale=scale, color_fix=color_fix)
+    upscaler.tiler.tile = None  # the codec's own
+    bands = list(upscaler.upscale_bands(picture, scale=scale, color_fix=color_fix))
+    difference = np.concatenate([band.rgb for band in bands]).astype(int) - whole.rgb
+    assert np.abs(difference).max() <= 2 * (np.iinfo(dtype).max // 255)
+    assert np.abs(difference).mean() < 0.02 * (np.iinfo(dtype).max // 255)
+    assert len(bands) > 1 or scale < 4
+    if alpha is not None:
+        assert whole.alpha is not None
+        assert np.array_equal(np.concatenate([band.alpha for band in bands]), whole.alpha)
+    assert all(band.gray is whole.gray for band in bands)
+
+
+def run(source: Path, target: Path, upscaler: Upscaler, **settings: Any) -> UpscaleReport:
+    jobs = plan_jobs(str(source), str(target), overwrite=False, skip_existing=False).jobs
+    return upscale_all(jobs, upscaler, UpscaleSettings(scale=2, **settings))
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """A photo with all that a file can say beside its pixels."""
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    exif.get_ifd(34665)[33434] = 0.01
+    pixels = Image.fromarray(photo(120, 90, 4))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels.save(tmp_path / "in.png", exif=exif, dpi=(300, 300), icc_profile=profile)
+    return tmp_path / "in.png"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_file_written_in_rows_keeps_what_one_written_whole_keeps(
+    model: Path,
+    described: Path,
+    tmp_path: Path,
+    suffix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upscaler = Upscaler.from_pretrained(model, device="cpu")
+    assert not run(described, tmp_path / f"whole.{suffix}", upscaler).failed
+    monkeypatch.setattr(upscaler_module, "LARGEST_WHOLE", STREAMED)
+    assert not run(described, tmp_path / f"rows.{suffix}", upscaler).failed
+    data = (tmp_path / f"rows.{suffix}").read_bytes()
+    assert suffix == "png" or data[:4] == b"II\x2b\0", "BigTIFF"
+    whole, rows = (
+        read_picture((tmp_path / f"{n}.{suffix}").read_bytes()) for n in ("whole", "rows")
+    )
+    assert rows.metadata == whole.metadata and rows.metadata.dpi == pytest.approx((300, 300), 1e-3)
+    assert rows.metadata.exif[34665] == {33434: pytest.approx(0.01)}
+    assert np.abs(rows.rgb.astype(int) - whole.rgb).max() <= 2
+    assert rows.alpha is not None and whole.alpha is not None
+    assert np.abs(rows.alpha.astype(int) - whole.alpha).max() <= 1
+
+
+def test_formats_that_need_the_whole_picture_are_refused_with_the_fix(
+    model: Path, described: Path, tmp_path: Path, small: None
+) -> None:
+    upscaler = Upscaler.from_pretrained(model, device="cpu")
+    report = run(described, tmp_path / "out.jpg", upscaler)
+    assert "180x240 pixels are too many" in report.failed[0][1]
+    assert "at most 65500" in report.failed[0][1] and ".tif or .png" in report.failed[0][1]
+    assert not (tmp_path / "out.jpg").exists()
