@@ -24,7 +24,7 @@ class _Speaker:
     def __init__(self) -> None:
         self.begin("reading the settings")
         self.quiet = False
-        """Whether a bar shows the progress."""
+        """Whether there is nothing to say: a bar shows the progress, or a page is served."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._speak, name="doing", daemon=True)
         self._thread.start()
@@ -103,8 +103,8 @@ def said_something() -> None:
 
 
 @contextmanager
-def bar_shown() -> Iterator[None]:
-    """A bar moves for the length of the block, which lines would tear."""
+def says_nothing() -> Iterator[None]:
+    """For the length of the block: a bar moves, which lines would tear, or a page is served."""
     if _speaker is None:
         yield
         return

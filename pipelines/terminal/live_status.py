@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from datagen.io import storage
 from pipelines.terminal import status_report
-from pipelines.terminal.doing import bar_shown, doing
+from pipelines.terminal.doing import doing, says_nothing
 from pipelines.terminal.process_edge import VerbResult
 from training.monitoring.json_log import tell
 
@@ -102,7 +102,7 @@ def await_begin(places: Sequence[str]) -> Look:
 def watch(look: Look) -> VerbResult:
     """Shows every change on stderr until nothing is at work; the last look, which is ok if all is
     done."""
-    with bar_shown(), _redrawn() if sys.stderr.isatty() else _line_by_line() as show:
+    with says_nothing(), _redrawn() if sys.stderr.isatty() else _line_by_line() as show:
         while True:
             seen = look()
             show(seen)

@@ -17,6 +17,7 @@ from typing import IO
 from datagen.errors import FlowmapsrError
 from pipelines.environment import how_busy
 from pipelines.terminal.children import end_children_with_this_process
+from pipelines.terminal.doing import doing, says_nothing
 from pipelines.terminal.process_edge import Terminated
 
 HOST = "127.0.0.1"
@@ -34,14 +35,15 @@ def serve_page(store: str, *, port: int, on_ready: Callable[[str], None]) -> Non
         FlowmapsrError: the port is taken, the server ends by itself, or is silent twice.
     """
     address = f"http://{HOST}:{_bindable(port)}"
-    print("Starting MLflow's page, which takes some seconds ...", file=sys.stderr)
+    doing("starting MLflow's page, which takes some seconds")
     end_children_with_this_process()
     try:
         for again in ("once more", "not again"):
             with _server(store, address) as (server, log):
                 if _answers(address, server):
                     on_ready(address)
-                    server.wait()
+                    with says_nothing():
+                        server.wait()
                 if server.poll() is not None:
                     raise FlowmapsrError(f"MLflow's server has ended: {_last_line(log)}")
             late = f"MLflow's server does not answer in {START_SECONDS:.0f} s, and {how_busy()}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich import filesize
 
-from pipelines.terminal.doing import bar_shown, doing, said_something
+from pipelines.terminal.doing import doing, said_something, says_nothing
 from pipelines.terminal.text import duration
 from training.monitoring.json_log import tell
 
@@ -107,7 +107,7 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Show]:
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}"),
     )
-    with bar_shown(), bars.Progress(*columns, console=Console(stderr=True)) as display:
+    with says_nothing(), bars.Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(title, total=total, completed=done, unit=unit, note="")
         yield lambda done, note: display.update(task, completed=done, note=note)
 

@@ -92,7 +92,7 @@ def _train(name: str, work: Path, steps: int) -> str:
         "stages.elir.checkpoint_every_steps": steps,
     }
     recipe = training_recipe("elir-demo" if name in SEEDS else name, changes)
-    finish(start_torchrun(recipe, run))
+    finish(start_torchrun(recipe, run), seconds=None)
     return str(run)
 
 

@@ -152,9 +152,9 @@ def train(recipe: TrainingRecipe, folder: Path) -> None:
     finish(start_workers(recipe, folder))
 
 
-def finish(process: Process) -> None:
-    """Waits for a launcher that must succeed."""
-    output, _ = process.communicate(timeout=280)
+def finish(process: Process, *, seconds: float | None = 280) -> None:
+    """Waits for a launcher that must succeed; None waits as long as it takes."""
+    output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
 
 

@@ -22,7 +22,7 @@ def test_a_long_step_is_named_and_named_again_and_a_short_one_is_not(
         doing.doing("a short step")
         doing.doing("a long step")
         eventually(lambda: len(lines()) == 2, seconds=20)
-        with doing.bar_shown():
+        with doing.says_nothing():
             pass
         doing.doing("another short step")
     assert lines() == ["a long step ...", said[1]]
