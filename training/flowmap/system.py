@@ -18,6 +18,7 @@ from training.data.loader import Batch
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.conditions import usual_guidance
+from training.flowmap.fitting_codec import FittingCodec
 from training.flowmap.initial import (
     InitialNetwork,
     check_later_weights,
@@ -84,7 +85,14 @@ class FlowMapSystem:
         net.to(options.dtype(device))
         if guidance is None:
             guidance = config.guidance_strength
-        return FlowMapRestorer(net, load_matching_codec(config, device), config, guidance)
+        return FlowMapRestorer(
+            net,
+            load_matching_codec(config, device),
+            config,
+            guidance,
+            tile=options.tile,
+            max_memory=options.max_memory,
+        )
 
 
 class FlowMapStage:
@@ -203,14 +211,26 @@ class FlowMapRestorer:
     margin = 64
 
     def __init__(
-        self, net: FlowMapNet, codec: Codec, config: FlowMapConfig, guidance: float
+        self,
+        net: FlowMapNet,
+        codec: Codec,
+        config: FlowMapConfig,
+        guidance: float,
+        *,
+        tile: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
+        """
+        Args:
+            tile, max_memory: of the codec's tiles, as in `FittingCodec`.
+        """
         self.net = net
         self.codec = codec
         self.config = config
         self.guidance = guidance
         self.device = next(net.parameters()).device
         self.size_multiple = codec.downsample * net.downsample
+        self._fitting = FittingCodec(codec, self.device, tile=tile, max_memory=max_memory)
 
     def __call__(
         self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
@@ -228,7 +248,7 @@ class FlowMapRestorer:
             on_step()
             return result
 
-        return self.codec.decode(sample(blended, self.codec.encode(lq), steps))
+        return self._fitting.decode(sample(blended, self._fitting.encode(lq), steps))
 
     def parts(self) -> Parts:
         whole = CodecTiles(_WHOLE)  # no tiles of the codec's own inside those of the picture

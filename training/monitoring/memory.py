@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 _SPARE = 1.3
@@ -71,6 +72,19 @@ class MemoryModel:
         with PeakBytes() as measured:
             fn(x)
         return measured.peak
+
+
+def foretold_bytes(
+    fn: Callable[[Tensor], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> float:
+    """What a pass over an input of that shape takes, for which nothing is computed."""
+    with (
+        _disable_current_modes(),  # such as a count of FLOPs, of which there are none
+        FakeTensorMode(allow_non_fake_inputs=True),
+        PeakBytes() as measured,
+    ):
+        fn(torch.empty(*shape, dtype=dtype, device=device))
+    return _SPARE * measured.peak
 
 
 def used_bytes(device: torch.device) -> int:
