@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from datagen.errors import NoServerError
+from datagen.errors import FlowmapsrError, NoServerError
 from datagen.io.probe import RefusedError, ask_grpc, ask_http, asked, silence
 from datagen.io.redaction import redacted
 from training.tracking.store.address import is_server
@@ -162,3 +162,12 @@ def _said(name: str, address: str, answer: Future[None] | None, end: float) -> s
     except RefusedError as refusal:
         return f"the {server.name} at {where} refuses this command ({refusal}); {server.login}"
     return reason and f"no {server.name} answers at {where} ({reason}); {server.fix}"
+
+
+def require_cluster_address(cluster: bool) -> None:
+    """Where `--cluster` is given: raises `FlowmapsrError` where no address of one is."""
+    if cluster and not os.environ.get("RAY_ADDRESS"):
+        raise FlowmapsrError(
+            "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such "
+            "as 10.0.0.1:6379, or leave --cluster out to work on this machine"
+        )

@@ -5,15 +5,13 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from datagen.errors import FlowmapsrError
 from pipelines import environment
-from pipelines.servers import PREFECT, RAY, ask_servers
+from pipelines.servers import PREFECT, RAY, ask_servers, require_cluster_address
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -52,7 +50,7 @@ def train(
       flowmapsr train demo manifest=/data/set output=/run stages.warmup.steps=900
     """
     with process_edge(as_json=as_json) as out:
-        _require_address(cluster)
+        require_cluster_address(cluster)
         from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
@@ -116,7 +114,7 @@ def run(
       flowmapsr run demo output=OUT dataset.sources=[A] evaluation.photos=B
     """
     with process_edge(as_json=as_json) as out:
-        _require_address(cluster)
+        require_cluster_address(cluster)
         from pipelines.recipes.load import full_recipe, require_photos, require_sources
 
         resolved = full_recipe(recipe, settings or [])
@@ -143,11 +141,3 @@ def run(
         record = guarded(full, resolved, partial(make_all, resolved, newer_data=newer_data))
         result = reports.all_done(resolved.training, record.rows, record.seconds)
         out.say(reports.with_unsent(result, resolved.training))
-
-
-def _require_address(cluster: bool) -> None:
-    if cluster and not os.environ.get("RAY_ADDRESS"):
-        raise FlowmapsrError(
-            "--cluster: RAY_ADDRESS is not set; set it to the address of the head node, such "
-            "as 10.0.0.1:6379, or leave --cluster out to work on this machine"
-        )

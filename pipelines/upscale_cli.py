@@ -5,10 +5,13 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from datagen.errors import FlowmapsrError
+from pipelines.servers import require_cluster_address
 from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
@@ -56,6 +59,17 @@ def upscale(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
     ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster",
+            help="Spread photos over the Ray cluster at RAY_ADDRESS, whose nodes must all see "
+            "photos, output and model: in shared folders, or photos and output in s3://.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Of --cluster, at most. [default: all that fit]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Enlarge a photo, or every photo of a folder.
@@ -66,25 +80,33 @@ def upscale(
     Examples:
       flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
       flowmapsr upscale s3://bucket/photos -o /large --scale 2 --model /data/run
+      flowmapsr upscale /shared/photos -o /shared/large --cluster --model /shared/run
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipes.load import at_home
+        require_cluster_address(cluster)
+        if workers is not None and not cluster:
+            raise FlowmapsrError("--workers is for --cluster: give that too, or leave it out")
+        from pipelines.recipes.load import absolute_location, at_home
         from pipelines.terminal.progress import show_progress
         from training.inference.files import (
+            UpscaleReport,
             UpscaleSettings,
             default_model,
             settings_digest,
             upscale_all,
+            warn_of_scale,
         )
         from training.inference.jobs import plan_jobs
         from training.inference.made import unfinished
         from training.inference.presets import Knobs, read_curve
+        from training.system_protocol import LoadOptions
         from training.weights.model_folder import find_model
 
-        source, output = at_home(source, field="PHOTOS"), at_home(output, field="--output")
+        located = absolute_location if cluster else at_home  # nodes have other working folders
+        source, output = located(source, field="PHOTOS"), located(output, field="--output")
         plan = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
         jobs, digest = plan.jobs, ""
-        folder = find_model(model or default_model())
+        folder = find_model(located(model or default_model(), field="--model"))
         knobs = Knobs(steps, lora_scale, guidance, color_strength)
         if preset is not None:
             curve = read_curve(folder)
@@ -94,15 +116,10 @@ def upscale(
         doing("loading the model")
         from training.inference.upscaler import Upscaler
 
-        upscaler = Upscaler.from_pretrained(
-            folder,
-            lora_scale=knobs.lora_scale,
-            guidance=knobs.guidance,
-            precision=precision,
-            seed=seed,
-            tile=tile,
-            max_memory=max_memory,
+        options = LoadOptions(
+            knobs.lora_scale, knobs.guidance, precision, seed, tile=tile, max_memory=max_memory
         )
+        upscaler = Upscaler.from_pretrained(folder, **asdict(options))
         settings = UpscaleSettings(
             scale=scale,
             steps=knobs.steps,
@@ -112,19 +129,30 @@ def upscale(
             quality=quality,
             strip_gps=strip_gps,
         )
+        warn_of_scale(upscaler, scale)
         if any(job.record for job in jobs):
             digest = settings_digest(upscaler, settings)
             jobs = unfinished(jobs, digest, overwrite=overwrite)
         total, done = len(plan.jobs), len(plan.jobs) - len(jobs)
-        with show_progress("upscale", total=total, unit="images", done=done) as progress:
-            report = upscale_all(
-                jobs,
-                upscaler,
-                settings,
-                digest=digest,
-                on_done=lambda photo, report: progress.advance(
-                    note=f"{report.speed:.2f} megapixels/s  {photo.rpartition('/')[2]}"
-                ),
-            )
+
+        def note(photo: str, report: UpscaleReport) -> None:
+            speed = f"{report.speed:.2f} megapixels/s"
+            progress.advance(note=f"{speed}  {photo.rpartition('/')[2]}")
+
+        if cluster:
+            del upscaler  # the workers have their own
+            from pipelines.cluster.ray_session import ray_cluster
+            from pipelines.cluster.upscale import upscale_on_cluster
+
+            with (
+                ray_cluster(cpus=1),
+                show_progress("upscale", total=total, unit="images", done=done) as progress,
+            ):
+                report = upscale_on_cluster(
+                    jobs, folder, options, settings, digest=digest, workers=workers, on_done=note
+                )
+        else:
+            with show_progress("upscale", total=total, unit="images", done=done) as progress:
+                report = upscale_all(jobs, upscaler, settings, digest=digest, on_done=note)
         report.failed += plan.unreadable
         out.say(reports.upscaled(output, scale, report, unchanged=done))

@@ -1,6 +1,5 @@
-"""Runs shard tasks on Ray actors, replaces dead ones, and never ends with a task missing.
-
-A builder is any callable from task to record.
+"""Runs tasks on Ray actors, replaces dead ones, and never ends with a task missing: shards of a
+dataset, photos to be upscaled. A builder is any callable from task to record.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ T = TypeVar("T", bound=Task)
 R = TypeVar("R")
 
 
-def run_shard_tasks(
+def run_tasks(
     builder: Callable[[T], R],
     tasks: Sequence[T],
     *,
     workers: WorkerPlan,
     on_done: Callable[[T, R], None],
+    given_up: Callable[[T, str], R] | None = None,
 ) -> list[R]:
     """Runs every task on up to `workers.count` actors of the connected Ray cluster.
 
@@ -53,6 +53,8 @@ def run_shard_tasks(
         workers: how many actors, and what each asks for.
         on_done: called here with each task and its record as they arrive; what it raises stops the
             run like a task that raises.
+        given_up: the record of a task that lost its worker too often, and why; such a task stops
+            the run when None.
 
     Returns:
         One record for each task, in the order of `tasks`.
@@ -60,7 +62,7 @@ def run_shard_tasks(
     Raises:
         FlowmapsrError: a task raised one, lost its worker too often, or left no record.
     """
-    run = _Run(builder, waiting=deque(tasks), workers=workers)
+    run = _Run(builder, waiting=deque(tasks), workers=workers, given_up=given_up)
     try:
         while run.unfinished():
             run.assign()
@@ -71,11 +73,11 @@ def run_shard_tasks(
         raise run.failure
     missing = [task.path for task in tasks if task.path not in run.records]
     if missing:
-        raise FlowmapsrError(f"these shards are missing: {', '.join(missing)}; run again")
+        raise FlowmapsrError(f"these are missing: {', '.join(missing)}; run again")
     return [run.records[task.path] for task in tasks]
 
 
-class _ShardWorker:
+class _Worker:
     """The actor: one copy of the builder. Its node may have come after all were asked for their
     version (`node_check.py`)."""
 
@@ -95,6 +97,7 @@ class _Run(Generic[T, R]):
     builder: Callable[[T], R]
     waiting: deque[T]
     workers: WorkerPlan
+    given_up: Callable[[T, str], R] | None
     starting: dict[Any, Any] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
     busy: dict[Any, tuple[Any, T]] = field(default_factory=dict)
@@ -119,7 +122,7 @@ class _Run(Generic[T, R]):
         # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
         remote: Any = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory)
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
-            started = remote(_ShardWorker).remote(self.builder, code_version())
+            started = remote(_Worker).remote(self.builder, code_version())
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.__ray_ready__.remote()] = started
 
@@ -164,17 +167,23 @@ class _Run(Generic[T, R]):
         try:
             record = ray.get(ref)
             self.idle.append(actor)
-            self.records[task.path] = record
-            on_done(task, record)
+            self._note_record(task, record, on_done)
         except RayTaskError as error:
             self.idle.append(actor)
             self._fail(error.cause if isinstance(error.cause, FlowmapsrError) else error)
         except RayError as error:
-            self._note_loss(actor, task, error)
+            self._note_loss(actor, task, error, on_done)
+
+    def _note_record(self, task: T, record: R, on_done: Callable[[T, R], None]) -> None:
+        try:
+            self.records[task.path] = record
+            on_done(task, record)
         except FlowmapsrError as error:
             self._fail(error)
 
-    def _note_loss(self, actor: Any, task: T, error: RayError) -> None:
+    def _note_loss(
+        self, actor: Any, task: T, error: RayError, on_done: Callable[[T, R], None]
+    ) -> None:
         ray.kill(actor)  # it may be cut off but alive, and must not write any more
         path = task.path
         self.losses[path] += 1
@@ -182,12 +191,14 @@ class _Run(Generic[T, R]):
         if self.losses[path] < ATTEMPTS:
             self.waiting.appendleft(task)
             return
-        self._fail(
-            FlowmapsrError(
-                f"shard {path} lost its worker {ATTEMPTS} times, last: {first_line(error)}; "
-                f"the usual reason is too little memory: lower workers and run the same command"
-            )
+        why = (
+            f"{path} lost its worker {ATTEMPTS} times, last: {first_line(error)}; the usual reason "
+            "is too little memory: lower workers and run the same command"
         )
+        if self.given_up is None:
+            self._fail(FlowmapsrError(why))
+        else:
+            self._note_record(task, self.given_up(task, why), on_done)
 
     def _fail(self, error: Exception) -> None:
         """The first failure is raised, once the running tasks have ended."""

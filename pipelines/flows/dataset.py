@@ -20,7 +20,7 @@ from datagen.io.lock import BUILD, OutputLock, output_lock
 from datagen.pairs.listing import list_photos
 from datagen.photos.sources import Listing
 from datagen.settings import DatasetRecipe
-from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.chunk_map import map_chunks_on_cluster
 from pipelines.cluster.prometheus import build_exported
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
@@ -134,7 +134,7 @@ def shards_step(recipe: DatasetRecipe, plan: Plan, lock: OutputLock) -> BuildMet
             lock.raise_if_lost()
             limit.check(record)
 
-        run_shard_tasks(builder, pending, workers=workers, on_done=note)
+        run_tasks(builder, pending, workers=workers, on_done=note)
     return meter
 
 

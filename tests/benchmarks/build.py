@@ -30,7 +30,7 @@ from datagen.samples.codecs import load_codec
 from datagen.samples.encode import encode
 from datagen.samples.prepare import prepare
 from datagen.settings import DatasetRecipe
-from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.workers import plan_workers
 from pipelines.recipes.load import dataset_recipe
@@ -115,7 +115,7 @@ def _made_in(recipe: DatasetRecipe) -> float:
     builder = ShardBuilder(recipe, device=workers.device, threads=workers.each.cpus)
     done: list[float] = []
     tasks = pending_tasks(plan)
-    run_shard_tasks(
+    run_tasks(
         builder, tasks, workers=workers, on_done=lambda task, record: done.append(time.monotonic())
     )
     # The start of Python and torch is excluded: timing starts at each worker's first result.

@@ -168,7 +168,6 @@ def upscale_all(
     Raises:
         FlowmapsrError: a result cannot be written, so the others could not be either.
     """
-    warn_of_scale(upscaler, settings.scale)
     report, start = UpscaleReport(), time.monotonic()
     for job in jobs:
         report.add(job, upscale_job(job, upscaler, settings, digest=digest))

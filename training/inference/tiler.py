@@ -24,6 +24,8 @@ ATTENTION_OVERLAP = 128
 """The same of networks with attention, whose results depend more on what a tile shows."""
 _SMALLEST = 256
 """Side of the smallest tile that is tried, pixels."""
+EVERYWHERE = 1024
+"""Side of a tile where it may not depend on a machine's memory, pixels."""
 _SHARE = 0.7
 """Of the free memory that a pass may take."""
 
@@ -31,15 +33,20 @@ _SHARE = 0.7
 class Tiler:
     """Decides on tiles for one model, and runs them."""
 
-    def __init__(self, *, tile: int | None = None, max_memory: int | None = None) -> None:
+    def __init__(
+        self, *, tile: int | None = None, max_memory: int | None = None, fixed: bool = False
+    ) -> None:
         """
         Args:
             tile: side of a tile, pixels; None takes the largest that fits into memory, and no tiles
                 where the picture does.
             max_memory: what this process may hold on the device, bytes; None takes most of what is
                 free.
+            fixed: memory decides about no tile, so that results are the same wherever they are
+                made: None takes `EVERYWHERE`, and a tile that does not fit is an error.
         """
-        self.tile, self.max_memory = tile, max_memory
+        self.tile = EVERYWHERE if fixed and tile is None else tile
+        self.max_memory, self._fixed = max_memory, fixed
         self._memory: MemoryModel | None = None
         self._told = False
 
@@ -107,6 +114,11 @@ class Tiler:
             except (MemoryError, RuntimeError) as error:
                 if given or not is_out_of_memory(error):
                     raise
+                if self._fixed:
+                    raise FlowmapsrError(
+                        f"memory is too small for a tile of {side * pixels} pixels, and tiles are "
+                        "to be the same on all workers: give a smaller --tile"
+                    ) from error
                 if side <= smallest:
                     raise FlowmapsrError(
                         f"memory is too small for a tile of {side * pixels} pixels: close other "

@@ -99,6 +99,7 @@ class Upscaler:
         seed: int = 0,
         tile: int | None = None,
         max_memory: int | None = None,
+        same_everywhere: bool = False,
         system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
@@ -122,7 +123,7 @@ class Upscaler:
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = LoadOptions(lora_scale, guidance, precision, seed, tile, max_memory)
-        tiler = Tiler(tile=tile, max_memory=max_memory)
+        tiler = Tiler(tile=tile, max_memory=max_memory, fixed=same_everywhere)
         return cls(
             system.load(folder, place, options),
             method=system.name,

@@ -13,7 +13,7 @@ import pytest
 
 from datagen.errors import FlowmapsrError
 from pipelines.cluster import actor_pool
-from pipelines.cluster.actor_pool import run_shard_tasks
+from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 
 pytestmark = pytest.mark.usefixtures("ray_cluster_address")
@@ -67,7 +67,7 @@ def of_one_cpu(count: int) -> WorkerPlan:
 
 def run(builder: Builder, *, workers: int = 2) -> list[Record]:
     noted: list[Record] = []
-    records = run_shard_tasks(
+    records = run_tasks(
         builder,
         TASKS,
         workers=of_one_cpu(workers),
@@ -103,7 +103,7 @@ def test_a_cluster_that_is_slow_is_not_called_full(
 
 
 def test_no_tasks_need_no_workers(tmp_path: Path) -> None:
-    assert run_shard_tasks(Builder(tmp_path), [], workers=of_one_cpu(2), on_done=print) == []
+    assert run_tasks(Builder(tmp_path), [], workers=of_one_cpu(2), on_done=print) == []
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
@@ -117,6 +117,23 @@ def test_a_task_that_always_loses_its_worker_is_named(tmp_path: Path) -> None:
     with pytest.raises(FlowmapsrError, match=r"shards/2\.tar lost its worker 3 times"):
         run(builder)
     assert "2.tar" not in builder.made()
+
+
+def test_the_others_are_done_where_a_task_may_be_given_up(tmp_path: Path) -> None:
+    builder, noted = Builder(tmp_path, accident="killed always"), []
+
+    def given_up(task: Task, why: str) -> Record:
+        return Record(why, 0)
+
+    records = run_tasks(
+        builder,
+        TASKS,
+        workers=of_one_cpu(2),
+        on_done=lambda task, record: noted.append(task),
+        given_up=given_up,
+    )
+    assert "shards/2.tar lost its worker 3 times" in records[2].path and len(noted) == len(TASKS)
+    assert builder.made() == {f"{index}.tar" for index in range(8)} - {"2.tar"}
 
 
 def test_a_task_that_fails_stops_the_run_after_those_under_way(tmp_path: Path) -> None:
@@ -147,5 +164,5 @@ def test_an_error_of_on_done_stops_the_run(tmp_path: Path) -> None:
 
     builder = Builder(tmp_path)
     with pytest.raises(FlowmapsrError, match="left out"):
-        run_shard_tasks(builder, TASKS, workers=of_one_cpu(1), on_done=object_to_second)
+        run_tasks(builder, TASKS, workers=of_one_cpu(1), on_done=object_to_second)
     assert builder.made() == {"0.tar", "1.tar"}

@@ -21,7 +21,13 @@ from tests.support.models import saved_model
 from tests.support.picture_files import png_bomb, saved
 from tests.support.s3 import FaultyS3
 from tests.support.small_disk import DiskMaker
-from training.inference.files import UpscaleSettings, default_model, settings_digest, upscale_all
+from training.inference.files import (
+    UpscaleSettings,
+    default_model,
+    settings_digest,
+    upscale_all,
+    warn_of_scale,
+)
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import unfinished
 from training.inference.upscaler import Upscaler
@@ -281,10 +287,8 @@ def test_how_it_was_made_is_in_the_file(tmp_path: Path, upscaler: Upscaler) -> N
 
 @pytest.mark.parametrize(("scale", "told"), [(8, False), (9, True)])
 def test_a_scale_beyond_what_the_model_saw_is_told(
-    tmp_path: Path, upscaler: Upscaler, caplog: pytest.LogCaptureFixture, scale: int, told: bool
+    upscaler: Upscaler, caplog: pytest.LogCaptureFixture, scale: int, told: bool
 ) -> None:
-    Image.new("RGB", (2, 2)).save(tmp_path / "in.png")
-    jobs = jobs_of(tmp_path / "in.png", tmp_path / "out.png")
     with caplog.at_level(logging.WARNING):
-        upscale_all(jobs, upscaler, UpscaleSettings(scale=scale))
+        warn_of_scale(upscaler, scale)
     assert ("scales from 1 to 8, not for 9" in caplog.text) is told
