@@ -23,6 +23,7 @@ HOMES = {
     "peft": ("training/flowmap/lora.py",),
     "diffusers": ("training/flowmap/", "training/weights/", "datagen/samples/codecs.py"),
     "torchvision": (),
+    "pyiqa": ("training/evaluation/metrics/iqa.py",),
 }
 """The only files or folders that may import a library."""
 

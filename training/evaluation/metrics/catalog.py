@@ -8,6 +8,7 @@ import torch
 
 from training.evaluation.metrics.classic import niqe_metric, psnr_metric, ssim_metric
 from training.evaluation.metrics.distributions import frechet_distance, kernel_distance
+from training.evaluation.metrics.iqa import iqa_metric
 from training.evaluation.metrics.metric import (
     Metric,
     Metrics,
@@ -73,7 +74,7 @@ def _metrics(name: MetricName, how: Convention, networks: Networks) -> Iterator[
         case "kid_whole" | "kid_patches":
             yield SetMetric(name, "lower", _features(name, networks), kernel_distance)
         case "maniqa_koniq" | "maniqa_pipal" | "musiq_koniq" | "clipiqa":
-            raise Unavailable("not measured by this version")
+            yield iqa_metric(name, networks.device)
 
 
 def _features(name: str, networks: Networks) -> Features:
