@@ -154,7 +154,7 @@ def dataset_verify(
             return out.say(dataset_report.verified(location, faults, recipe="RECIPE"))
         with show_progress("verify", total=manifest.num_shards, unit="shards") as progress:
             issues = verify_dataset(location, on_shard=lambda done, _: progress.reach(done))
-        without_photo: list[str] | None = None
+        without_photo = None
         if deep:
             from datagen.review.recompute import recompute_samples
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,16 +26,24 @@ from datagen.review.verify import DatasetIssue
 from datagen.samples.codecs import codec_of
 from datagen.samples.encode import encode
 from datagen.samples.pixels import decode_pixels
-from datagen.samples.prepare import PreparedSample, prepare
+from datagen.samples.prepare import PreparedSample, SampleResult, prepare
 from datagen.samples.sample import sample_key
 
 _RELATIVE = 0.05
 """Of the mean size of a latent or pixel: another processor may round differently."""
 
 
+class NotMade(NamedTuple):
+    """A shard of which no sample could be made again."""
+
+    shard: str
+    missing: tuple[str, ...]
+    """Why, for each of its photos: `/photos/7_LR4.png is gone`."""
+
+
 def recompute_samples(
     uri: str, *, on_shard: Callable[[int], None] = lambda done: None
-) -> tuple[list[DatasetIssue], list[str]]:
+) -> tuple[list[DatasetIssue], list[NotMade]]:
     """`recompute` of a dataset, given its folder or manifest."""
     manifest, root = open_dataset(uri)
     return recompute(manifest, root, on_shard=on_shard)
@@ -42,8 +51,9 @@ def recompute_samples(
 
 def recompute(
     manifest: Manifest, root: str, *, on_shard: Callable[[int], None] = lambda done: None
-) -> tuple[list[DatasetIssue], list[str]]:
-    """Recomputes on the CPU; the issues, and the shards none of whose photos is there any more.
+) -> tuple[list[DatasetIssue], list[NotMade]]:
+    """Recomputes on the CPU; the issues, and the shards none of whose photos is there any more, of
+    pairs with its LQ.
 
     Shards that cannot be read are left to `verify_dataset`.
 
@@ -52,19 +62,24 @@ def recompute(
     """
     again = _Recomputer(manifest, root)
     issues: list[DatasetIssue] = []
-    skipped: list[str] = []
+    skipped: list[NotMade] = []
     for done, record in enumerate(manifest.shards, start=1):
         where = storage.join(root, record.path)
         try:
             samples = read_shard(where, sha256=record.sha256)
         except FlowmapsrError:
             continue
-        pairs = ((sample, again.make(sample)) for sample in samples)
-        stored, made = next(((one, two) for one, two in pairs if two is not None), (None, None))
-        if stored is None or made is None:
-            skipped.append(record.path)
-        elif what := _difference(stored, made):
-            issues.append(DatasetIssue(f"{where}#{stored.key}", what))
+        missing: dict[str, None] = {}
+        for sample in samples:
+            made = again.make(sample)
+            if isinstance(made, str):
+                missing[made] = None
+                continue
+            if what := _difference(sample, made):
+                issues.append(DatasetIssue(f"{where}#{sample.key}", what))
+            break
+        else:
+            skipped.append(NotMade(record.path, tuple(missing)))
         on_shard(done)
     return issues, skipped
 
@@ -76,27 +91,33 @@ class _Recomputer:
         lines = KnownPhotos.read(root).lines
         self._photos = {sample_key(line.sha256, 0)[:-3]: line for line in lines if line.sha256}
 
-    def make(self, sample: ShardSample) -> PreparedSample | Rejection | None:
-        """The sample, or why there is none now; None without the photo, or with another one."""
+    def make(self, sample: ShardSample) -> PreparedSample | Rejection | str:
+        """The sample, or why there is none now; as text where its photo is missing or changed."""
         photo, _, variant = sample.key.rpartition("-")
-        known = self._photos.get(photo)
-        file = file_at(known.uri) if known and known.stamp else None
+        drawn, known = DrawnSample.model_validate_json(sample.meta), self._photos.get(photo)
+        uri, real = known.uri if known else drawn.source, drawn.real_lq
+        file = file_at(uri) if known and known.stamp else None
         if known is None or file is None:
-            return None
-        real = DrawnSample.model_validate_json(sample.meta).real_lq
+            return f"{uri} is gone"
         lq_file = None if real is None else file_at(real.source)
         if real is not None and lq_file is None:
-            return None
+            return f"{real.source}, its LQ, is gone"
         lq = PlannedLq(lq_file, real.registration) if real and lq_file else None
-        wanted = PhotoVariants(file, 0, 0, int(variant), 1, lq)
+        made = self._made(PhotoVariants(file, 0, 0, int(variant), 1, lq))
+        if isinstance(made, Rejection):
+            return made
+        if made.sha256 != known.sha256:
+            return f"{uri} is another photo now"
+        if real is not None and made.drawn.real_lq != real:
+            return f"{real.source}, its LQ, is another photo now"
+        return made
+
+    def _made(self, wanted: PhotoVariants) -> SampleResult:
         results = prepare(ShardTask(index=0, photos=(wanted,)), self._recipe, threads=1)
         if self._codec is not None:
             results = encode(results, self._codec, self._recipe, device="cpu")
         (made,) = results
-        if isinstance(made, Rejection):
-            return made
-        same = made.sha256 == known.sha256 and made.drawn.real_lq == real
-        return made if same else None
+        return made
 
 
 def file_at(uri: str) -> SourceFile | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -114,6 +114,8 @@ def _line(fault: ErrorDetails, place: _Place) -> str:
     kind = fault["type"]
     if kind == "missing":
         return f"{path}: must be given{_example(path, place.fields)}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{path}{_given(fault)}: must be a list{_example(path, place.fields, place.models)}"
     if kind == "extra_forbidden":
         known = sorted({name for owner in place.owners for name in owner.model_fields})
         return f"{path} = {_value(fault)}: unknown key; {nearest(place.names[-1], known)}"
@@ -123,6 +125,12 @@ def _line(fault: ErrorDetails, place: _Place) -> str:
         choices = fault["ctx"]["expected"]
         hint = did_you_mean(fault["input"], _names(choices))
         return f"{path} = {_value(fault)}: choose {choices}{hint}"
+    if kind in ("model_type", "model_attributes_type"):
+        example = next(
+            (f", for example {path}={on_one_line(_needed(m))}" for m in place.models if _needed(m)),
+            "",
+        )
+        return f"{path}{_given(fault)}: {_rule(fault)}{example}"
     return f"{path}{_given(fault)}: {_rule(fault)}"
 
 
@@ -163,10 +171,19 @@ def _value(fault: ErrorDetails) -> str:
     return shortened(fault["input"])
 
 
-def _example(path: str, fields: list[FieldInfo]) -> str:
-    """The example that the missing field brings along."""
+def _example(path: str, fields: list[FieldInfo], items: Sequence[type[BaseModel]] = ()) -> str:
+    """The example that the field brings along, or of a list an item's with what it must have."""
     examples = [example for field in fields for example in field.examples or ()]
+    examples += [[needed] for item in items if (needed := _needed(item))]
     return f", for example {path}={on_one_line(examples[0])}" if examples else ""
+
+
+def _needed(model: type[BaseModel]) -> dict[str, Any]:
+    """Examples of the fields without which there are no such settings."""
+    fields = model.model_fields.items()
+    return {
+        name: field.examples[0] for name, field in fields if field.is_required() and field.examples
+    }
 
 
 def on_one_line(value: Any) -> str:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from datagen.build.survey import Survey
     from datagen.dataset.manifest import Manifest
     from datagen.review.inspect_sample import InspectedSample
+    from datagen.review.recompute import NotMade
     from datagen.review.verify import DatasetIssue
+
+_SHARDS = 10
+"""Listed at most of those that could not be made again."""
 
 
 def built(dataset: str, manifest: Manifest, found: Survey, *, recipe: str | None) -> VerbResult:
@@ -150,26 +154,34 @@ def verified(
     faults: Sequence[DatasetIssue],
     *,
     recipe: str | None,
-    without_photo: Sequence[str] | None = None,
+    without_photo: Sequence[NotMade] | None = None,
 ) -> VerbResult:
     """How a dataset compares with its manifest, and the recipe to train with; `without_photo` are
     the shards of which no sample could be made again, None if none was to be."""
     result: dict[str, Any] = {"ok": not faults, "faults": [fault._asdict() for fault in faults]}
     if without_photo is not None:
-        result["not_recomputed"] = list(without_photo)
+        result["not_recomputed"] = [shard._asdict() for shard in without_photo]
     if faults:
         lines = [f"{dataset}: {counted(len(faults), 'fault')}"]
         lines += [f"  {fault.where}: {fault.what}" for fault in faults]
         return VerbResult(result, lines, ok=False)
     lines = [f"{dataset}: every part matches its manifest.", *_next(recipe, dataset)]
     if without_photo is not None:
-        missing = f"; not of {counted(len(without_photo), 'shard')}, whose photos are gone"
-        lines.insert(
-            1,
-            "One sample of each shard was made again and is the same"
-            f"{missing if without_photo else ''}.",
-        )
+        lines[1:1] = _made_again(without_photo)
     return VerbResult(result, lines)
+
+
+def _made_again(without_photo: Sequence[NotMade]) -> list[str]:
+    same = "One sample of each shard was made again and is the same"
+    if not without_photo:
+        return [f"{same}."]
+    count = counted(len(without_photo), "shard")
+    lines = [f"{same}; not of {count}, whose photos are not what they were:"]
+    for shard, missing in without_photo[:_SHARDS]:
+        others = f", and so on for {len(missing) - 1} more" if len(missing) > 1 else ""
+        lines.append(f"  {shard}: {missing[0]}{others}")
+    rest = len(without_photo) - _SHARDS
+    return [*lines, f"  and {rest} more (--json lists all)"] if rest > 0 else lines
 
 
 def _next(recipe: str | None, dataset: str) -> list[str]:

@@ -322,7 +322,10 @@ def test_samples_are_made_again_from_their_photos(
         assert what in issue.what and original[0].key in issue.where and skipped == []
     shutil.rmtree(photos)
     shards = [record.path for record in load_manifest(asked.output).shards]
-    assert recompute_samples(asked.output) == ([], shards)
+    issues, not_made = recompute_samples(asked.output)
+    assert issues == [] and [one.shard for one in not_made] == shards
+    assert all(what.endswith(" is gone") for one in not_made for what in one.missing)
+    assert {what.split(".")[0] for one in not_made for what in one.missing} > {f"{photos}/p2"}
 
 
 def test_repeated_and_unknown_keys_are_issues(dataset: Path) -> None:

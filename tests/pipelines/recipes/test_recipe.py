@@ -247,6 +247,19 @@ def test_an_error_names_field_value_and_fix(overrides: list[str], parts: list[st
     assert [part for part in parts if part not in text] == []
 
 
+def test_what_must_be_a_list_comes_with_an_example_of_one() -> None:
+    given = re.escape("must be a list, for example pairs=[{hq: /path/to/HR, lq: /path/to/LR}]")
+    for value in ("7", "/photos"):
+        with pytest.raises(RecipeError, match=f"pairs = .*: {given}"):
+            dataset_recipe("demo", [*PATHS, f"pairs={value}"])
+    item = "pairs.0 = 7: must be a mapping of settings, for example pairs.0={hq: /path/to/HR, lq: "
+    with pytest.raises(RecipeError, match=re.escape(item)):
+        dataset_recipe("demo", [*PATHS, "pairs=[7]"])
+    stages = "stages = 7: must be a list, for example stages=[{name: warmup, "
+    with pytest.raises(RecipeError, match=re.escape(stages)):
+        training_recipe("demo", ["manifest=/set", "output=/run", "stages=7"])
+
+
 def test_errors_in_stages_name_the_stage(write: Write) -> None:
     path = write("t.yaml", TRAINING)
     settings = ["manifest=/m", "output=/run", "stages.distill.steps=0", "stages.warmup.step=3"]
