@@ -41,6 +41,10 @@ def evaluate(
         str | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where to write a line per photo."),
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A page with tables, curves and pictures (.html)."),
+    ] = None,
     track: Annotated[
         bool, typer.Option("--track", help="Log the results to the training's MLflow run.")
     ] = False,
@@ -54,6 +58,7 @@ def evaluate(
     Examples:
       flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
       flowmapsr evaluate /data/run --photos /held-out --metrics psnr_y,niqe
+      flowmapsr evaluate /data/run --photos /held-out --report report.html
       flowmapsr evaluate /data/run --photos /held-out --track
     """
     with process_edge(as_json=as_json) as out:
@@ -72,6 +77,7 @@ def evaluate(
             metric_weights=metric_weights,
         )
         folder = None if output is None else absolute_location(output, field="--output")
+        page_at = None if report is None else absolute_location(report, field="--report")
         location = absolute_location(model, field="MODEL")
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
@@ -80,15 +86,23 @@ def evaluate(
             environment.default_tracking_uri(location)
             check_servers()
         doing("evaluating")
+        from datagen.io import storage
         from training.evaluation.evaluate import evaluate as evaluate_model
+        from training.evaluation.report.examples import Examples
+        from training.evaluation.report.page import report_page
 
-        found = evaluate_model(location, settings)
+        examples = Examples(len(settings.scales))
+        wants_page = page_at is not None or training is not None
+        found = evaluate_model(location, settings, on_scale=examples.add if wants_page else None)
+        page = report_page(location, settings, found, examples.found) if wants_page else None
+        if page_at is not None and page is not None:
+            storage.write_bytes(page_at, page)
         if folder is not None:
             from training.evaluation.results import write_results
 
             write_results(folder, location, settings, found)
-        result = reports.evaluated(location, found, folder)
+        result = reports.evaluated(location, found, folder, page_at)
         if training is not None:
-            log_evaluation(training, settings, found.rows)
+            log_evaluation(training, settings, found.rows, page)
             result = reports.with_unsent(result, training)
         out.say(result)

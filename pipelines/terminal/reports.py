@@ -108,7 +108,7 @@ def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
     return VerbResult({**found.result, "unsent": unsent}, [*found.lines, *last])
 
 
-def evaluated(model: str, found: Evaluation, output: str | None) -> VerbResult:
+def evaluated(model: str, found: Evaluation, output: str | None, page: str | None) -> VerbResult:
     """The evaluation table of a model, what could not be measured, and where its files are."""
     next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
     result = {
@@ -117,11 +117,13 @@ def evaluated(model: str, found: Evaluation, output: str | None) -> VerbResult:
         "pictures": [row.model_dump(mode="json") for row in found.pictures],
         "notes": list(found.notes),
         "output": output,
+        "report": page,
     }
     lines = [
         *evaluation_table(found.rows),
         *(f"Not measured: {note}" for note in found.notes),
         *([f"Wrote {output}: a line for each photo and method"] if output else []),
+        *([f"Wrote {page}: open it in a browser"] if page else []),
         f"Next: {next_step}",
     ]
     return VerbResult(result, lines)

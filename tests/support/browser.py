@@ -31,6 +31,11 @@ class Browser:
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)
 
+    def resize(self, width: int, height: int) -> None:
+        """To a screen of another size, such as a phone's."""
+        screen = {"deviceScaleFactor": 1, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, **screen)
+
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression."""
         found = self._call("Runtime.evaluate", expression=script, returnByValue=True)

@@ -3,6 +3,7 @@ steps, at each scale, and measured."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,17 +15,26 @@ from training.evaluation.photos import DegradedPhoto, degraded_photos
 from training.evaluation.scores import Method, Scorer
 from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
-from training.run_dir.records import BICUBIC, Evaluation
+from training.run_dir.records import BICUBIC, Evaluation, PictureRow
 from training.settings.evaluation import EvaluationSettings
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 
+OnScale = Callable[[float, Sequence[DegradedPhoto], Sequence[Method], Sequence[PictureRow]], None]
+
 
 def evaluate(
-    model: str, settings: EvaluationSettings, *, system_of: SystemOf = default_system_of
+    model: str,
+    settings: EvaluationSettings,
+    *,
+    on_scale: OnScale | None = None,
+    system_of: SystemOf = default_system_of,
 ) -> Evaluation:
     """Bicubic and every number of steps, at every scale. What cannot be measured is told in the
     notes.
+
+    Args:
+        on_scale: gets the photos of each scale, the methods and the rows, for pictures of them.
 
     Raises:
         FlowmapsrError: no model or no photo there.
@@ -52,12 +62,17 @@ def evaluate(
     for scale in settings.scales:
         found = degraded_photos(settings, upscaler.config.degradation, scale, on_small=notes.append)
         scorer = Scorer(_at_least_one(list(found), settings, scale), scale, metrics)
-        scores += [scorer.score(method) for method in methods]
+        at_scale = [scorer.score(method) for method in methods]
+        if on_scale is not None:
+            pictures = [row for each in at_scale for row in each.pictures]
+            on_scale(scale, scorer.photos, methods, pictures)
+        scores += at_scale
         notes += scorer.notes
     return Evaluation(
         rows=tuple(each.row for each in scores),
         pictures=tuple(row for each in scores for row in each.pictures),
         notes=tuple(notes),
+        better=metrics.better(),
     )
 
 

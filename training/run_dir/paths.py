@@ -33,6 +33,7 @@ class RunPaths:
         self.mlflow = root / "mlflow.json"
         self.mlflow_lock = root / ".mlflow.lock"
         self.folder_id = root / "folder_id"
+        self.report = root / "report.html"
         self.set_aside = root / "set_aside.jsonl"
         self.stages = root / "stages"
 

@@ -190,3 +190,5 @@ class Evaluation(FrozenModel):
     pictures: tuple[PictureRow, ...]
     notes: tuple[str, ...] = ()
     """Everything that could not be measured, and why."""
+    better: dict[str, Literal["higher", "lower"]] = {}
+    """Which way is better, by the name of a metric."""

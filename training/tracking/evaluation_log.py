@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from datagen.records import flatten, read_record
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages
 from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import Tags
+from training.tracking.events import Artifact, Tags
 from training.tracking.summary.description import describe_run
 from training.tracking.summary.stage_table import EVALUATION
 from training.tracking.tracker import Tracker
@@ -39,9 +40,13 @@ def finished_training(run: str) -> TrainingRecipe:
 
 
 def log_evaluation(
-    recipe: TrainingRecipe, settings: EvaluationSettings, rows: Sequence[EvaluationRow]
+    recipe: TrainingRecipe,
+    settings: EvaluationSettings,
+    rows: Sequence[EvaluationRow],
+    page: bytes | None = None,
 ) -> None:
-    """Logs the rows of the last stage's model, beside the step of all stages together.
+    """Logs the rows of the last stage's model, beside the step of all stages together, and the
+    page of a report, which is kept in the run's folder, too.
 
     Another process that holds the run's folder costs a warning: the rows are not lost for it.
     """
@@ -52,6 +57,10 @@ def log_evaluation(
             steps = sum(record.steps for record in finished_stages(recipe) or ())
             tracker.metrics(steps, evaluation_metrics(rows))
             tracker.write(*describe_run(recipe, ended=True))
+            if page is not None:
+                report = RunPaths(Path(recipe.output)).report
+                storage.write_bytes(str(report), page)
+                tracker.write(Artifact(path=str(report)))
             tracker.write(Tags(values={**how, "eval.convention": CONVENTION}))
             tracker.close("FINISHED")
     except FlowmapsrError as error:

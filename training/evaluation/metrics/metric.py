@@ -84,3 +84,8 @@ class Metrics:
     of_sets: tuple[SetMetric, ...] = ()
     left_out: tuple[str, ...] = ()
     """`NAME: why, and how to get it`."""
+
+    def better(self) -> dict[str, Better]:
+        """Which way is better, by name."""
+        named: list[Metric] = [*self.of_pictures, *self.of_sets]
+        return {one.name: one.better for one in named}

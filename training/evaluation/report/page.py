@@ -1,0 +1,141 @@
+"""An evaluation as one page that opens offline: `report.html`."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import torch
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from datagen.io.weight_files import read_json
+from training.evaluation.report.charts import steps_chart, trade_chart
+from training.evaluation.report.examples import Example
+from training.evaluation.report.tables import Cell, MethodRow, table
+from training.evaluation.statistics import LEAST, Interval
+from training.run_dir.records import BICUBIC, CONVENTION, PSNR, Evaluation
+from training.settings.evaluation import EvaluationSettings
+from training.tracking.provenance import code_tags
+from training.weights.model_folder import CONFIG, find_model
+
+
+@dataclass(frozen=True)
+class ScalePart:
+    """What the page shows of one scale."""
+
+    scale: float
+    photos: int
+    metrics: tuple[str, ...]
+    rows: tuple[MethodRow, ...]
+    charts: tuple[Markup, ...]
+
+
+def headline(part: ScalePart) -> str:
+    """The result at a scale in one sentence: the model's most exact number of steps, and whether
+    its difference from the baseline is more than chance."""
+    compared = [
+        (row, cell)
+        for row in part.rows
+        for cell in row.cells
+        if cell.metric == PSNR and cell.difference is not None and cell.difference.count
+    ]
+    if not compared:
+        return f"x{part.scale:g}: nothing to compare."
+    row, cell = max(compared, key=lambda one: one[1].value.mean)
+    assert cell.difference is not None
+    text = f"x{part.scale:g}: {row.label} {cell.difference.mean:+.2f} dB PSNR against {BICUBIC}"
+    if math.isnan(cell.difference.low):
+        return f"{text} on {cell.difference.count} photos, too few to say more (from {LEAST} on)."
+    bounds = f"95 % interval {cell.difference.low:+.2f} to {cell.difference.high:+.2f}"
+    sure = "" if cell.difference.excludes_zero else ", which may be chance"
+    return f"{text} ({bounds}, {cell.difference.count} photos){sure}."
+
+
+def report_page(
+    model: str, settings: EvaluationSettings, found: Evaluation, examples: Sequence[Example]
+) -> bytes:
+    """The page of an evaluation of a model or run folder; the same evaluation on the same code
+    gives the same bytes."""
+    scales = list(dict.fromkeys(row.scale for row in found.rows))
+    parts = [_part(found, scale) for scale in scales]
+    text = _template().render(
+        title=f"{model.rstrip('/').rpartition('/')[2]}: evaluation",
+        headlines=[headline(part) for part in parts],
+        parts=parts,
+        examples=examples,
+        facts=_facts(model, settings),
+        notes=found.notes,
+        better=found.better,
+        convention=CONVENTION,
+        baseline=BICUBIC,
+    )
+    return text.encode()
+
+
+def _facts(model: str, settings: EvaluationSettings) -> dict[str, str]:
+    """What the page was made of, and how to make it again."""
+    config = read_json(find_model(model) / CONFIG)
+    code = code_tags()
+    at = f", commit {code['code.commit']}" if "code.commit" in code else ""
+    changed = " and changes" if code.get("code.dirty") == "true" else ""
+    return {
+        "model": f"{model}, stage {config['stage']}, step {config.get('step')}",
+        "recipe": str(config["recipe_digest"]),
+        "dataset": str(config["dataset_digest"]),
+        "photos": settings.photos,
+        "settings": settings.model_dump_json(exclude={"photos"}, exclude_none=True),
+        "code": f"flowmapsr {code['code.version']}{at}{changed}",
+        "seconds": f"mean of a photo, alone in a batch, on {_hardware()}",
+    }
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"a CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+
+
+def _part(found: Evaluation, scale: float) -> ScalePart:
+    rows = table(found.rows, found.pictures, scale, found.better)
+    metrics = list(dict.fromkeys(cell.metric for row in rows for cell in row.cells))
+    perceptual = [name for name in metrics if found.better.get(name) == "lower"]
+    charts = [
+        *(steps_chart(rows, name, found.better.get(name)) for name in metrics),
+        *(trade_chart(rows, name, found.better) for name in perceptual),
+    ]
+    photos = {row.photo for row in found.pictures if row.scale == scale}
+    drawn = tuple(Markup(one) for one in charts if one is not None)  # made here: safe as it is
+    return ScalePart(scale, len(photos), tuple(metrics), tuple(rows), drawn)
+
+
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "interval": _interval, "cell": _cell_of}
+    text = resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _number(value: float) -> str:
+    """With as many digits as mean something: `24.36`, `0.6044`."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _interval(value: Interval, *, signed: bool = False) -> str:
+    """Its bounds, or nothing where photos are too few."""
+    if math.isnan(value.low):
+        return ""
+    return " to ".join(
+        f"{bound:+.3g}" if signed else _number(bound) for bound in (value.low, value.high)
+    )
+
+
+def _cell_of(row: MethodRow, metric: str) -> Cell | None:
+    return next((cell for cell in row.cells if cell.metric == metric), None)

@@ -1,0 +1,111 @@
+"""The rows of an evaluation as a report shows them: means with intervals, and differences that are
+more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from training.evaluation.metrics.metric import Better
+from training.evaluation.statistics import Interval, mean_interval, paired_difference
+from training.run_dir.records import BICUBIC, EvaluationRow, PictureRow
+
+Verdict = Literal["better", "worse", "may be chance", ""]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a method at a scale."""
+
+    metric: str
+    value: Interval
+    difference: Interval | None
+    """From the baseline, photo by photo; None for itself and for metrics of sets."""
+    verdict: Verdict
+    """Of the difference: `may be chance` where its interval holds zero."""
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """A method at a scale."""
+
+    method: str
+    steps: int
+    seconds: float
+    parameters: int | None
+    gflop: float | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def label(self) -> str:
+        return method_label(self.method, self.steps)
+
+
+def method_label(method: str, steps: int) -> str:
+    """A method as it is written in the report: `flowmapsr, 2 steps`."""
+    return f"{method}, {steps} step{'s' if steps > 1 else ''}" if steps else method
+
+
+def table(
+    rows: Sequence[EvaluationRow],
+    pictures: Sequence[PictureRow],
+    scale: float,
+    better: Mapping[str, Better],
+    *,
+    baseline: str = BICUBIC,
+) -> list[MethodRow]:
+    """All methods at a scale, compared with the baseline.
+
+    Args:
+        better: which way is better, by the name of a metric; others are compared with no verdict.
+    """
+    by_method = _values(pictures, scale)
+    of_baseline = by_method.get((baseline, 0), {})
+    found = []
+    for row in (row for row in rows if row.scale == scale):
+        values = by_method[row.method, row.steps]
+        cells = [
+            _cell(name, mean, values.get(name), of_baseline.get(name), better.get(name))
+            for name, mean in row.values.items()
+        ]
+        if row.method == baseline:
+            cells = [Cell(cell.metric, cell.value, None, "") for cell in cells]
+        found.append(
+            MethodRow(row.method, row.steps, row.seconds, row.parameters, row.gflop, tuple(cells))
+        )
+    return found
+
+
+def _values(
+    pictures: Sequence[PictureRow], scale: float
+) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
+    """Method and steps -> metric -> photo -> value."""
+    found: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
+    for row in sorted(pictures, key=lambda one: one.photo):
+        if row.scale == scale:
+            metrics = found.setdefault((row.method, row.steps), {})
+            for name, value in row.values.items():
+                metrics.setdefault(name, {})[row.photo] = value
+    return found
+
+
+def _cell(
+    name: str,
+    mean: float,
+    own: Mapping[str, float] | None,
+    others: Mapping[str, float] | None,
+    better: Better | None,
+) -> Cell:
+    if own is None:  # of all pictures as a set
+        return Cell(name, Interval(mean, float("nan"), float("nan"), 0), None, "")
+    difference = None if others is None else paired_difference(own, others)
+    return Cell(name, mean_interval(own), difference, _verdict(difference, better))
+
+
+def _verdict(difference: Interval | None, better: Better | None) -> Verdict:
+    if difference is None or better is None:
+        return ""
+    if not difference.excludes_zero:
+        return "may be chance"
+    return "better" if (difference.mean > 0) == (better == "higher") else "worse"
