@@ -23,7 +23,8 @@ from training.checkpoints.reader import Damaged
 from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch, BatchLoader
-from training.data.schedule import Position, seeded
+from training.data.planned import Position
+from training.data.seeded import seeded
 from training.data.skipped import SkippedList, SkippedSample
 from training.monitoring.loss_guard import LossGuard
 from training.monitoring.meter import Meter, memory_gb

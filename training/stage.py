@@ -28,7 +28,8 @@ from training.data.bucket_mix import bucket_shares, bucket_sizes
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
 from training.data.loader import BatchLoader, BatchReader, Source
-from training.data.schedule import Position, Schedule
+from training.data.planned import Position
+from training.data.schedule import Schedule
 from training.data.shard_cache import recipe_cache
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedList

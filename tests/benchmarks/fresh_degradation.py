@@ -27,7 +27,9 @@ from pipelines.recipes.load import dataset_recipe
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.fresh_degradation import FreshDegradation
 from training.data.loader import BatchReader, Source
-from training.data.schedule import Position, Schedule, seeded
+from training.data.planned import Position
+from training.data.schedule import Schedule
+from training.data.seeded import seeded
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize

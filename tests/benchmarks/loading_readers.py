@@ -30,7 +30,8 @@ def ours(folder: Path, *, threads: int) -> Epoch:
     from datagen.dataset.manifest import load_manifest
     from training.data.bucket_mix import bucket_sizes, proportional_shares
     from training.data.loader import BatchLoader, BatchReader, Source
-    from training.data.schedule import Position, Schedule
+    from training.data.planned import Position
+    from training.data.schedule import Schedule
     from training.data.shard_store import ShardStore
     from training.settings.batch_fields import BatchFields
     from training.settings.stage import BatchSize

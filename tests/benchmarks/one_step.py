@@ -22,7 +22,7 @@ from datagen.samples.codecs import load_codec
 from datagen.settings import DctSettings
 from tests.support.ports import free_port
 from training.data.loader import Batch
-from training.data.schedule import MicroStep, Position
+from training.data.planned import MicroStep, Position
 from training.flowmap.initial import InitialNetwork
 from training.flowmap.network import FlowMapNet
 from training.flowmap.prompts import stand_in

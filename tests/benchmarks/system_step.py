@@ -116,7 +116,7 @@ def bare_step(samples: int) -> Step:
 
 def _time_bare_loop(samples: int) -> None:
     from training.data.loader import Batch
-    from training.data.schedule import Position
+    from training.data.planned import Position
     from training.flowmap.network import FlowMapNet
     from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tests.support.gaussian import GaussianPair
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.interpolant import Velocity, sample
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.objective import FlowMatching, SelfDistillation

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.settings.model import ModelSettings

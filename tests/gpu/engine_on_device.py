@@ -23,7 +23,7 @@ from tests.support.networks import flat, tiny_net
 from tests.support.tiny import STAGE
 from training.checkpoints.tensor_files import PieceFiles, safetensors_chunks
 from training.data.loader import Batch
-from training.data.schedule import MicroStep, Position
+from training.data.planned import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel

@@ -19,7 +19,8 @@ from tests.support.tiny import dataset_recipe, write_photos
 from training.data.batch_memory import BatchMemory
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import BatchLoader, BatchReader, Source
-from training.data.schedule import Position, Schedule
+from training.data.planned import Position
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize

@@ -14,7 +14,7 @@ from tests.support.models import saved_model
 from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import STAGE
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.inference.upscaler import Upscaler
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.settings.evaluation import Precision

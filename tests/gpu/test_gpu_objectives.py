@@ -11,7 +11,7 @@ from datagen.samples.codecs import DctCodec
 from tests.support.distance import distance, gradient
 from tests.support.networks import ATTENTION, tiny_net
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.losses.perceptual import PatchPerceptualLoss, charbonnier
 from training.settings.objective import FlowMatching, Guidance, ObjectiveSettings, SelfDistillation

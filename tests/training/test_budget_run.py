@@ -13,7 +13,8 @@ from tests.support.launch import train
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, write_photos
 from training.checkpoints.records import COMMIT, Commit
 from training.data.bucket_mix import bucket_shares
-from training.data.schedule import Position, Schedule
+from training.data.planned import Position
+from training.data.schedule import Schedule
 
 STEPS = 10
 BUDGETS = [

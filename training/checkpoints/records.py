@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from datagen.records import FrozenModel
-from training.data.schedule import Position
+from training.data.planned import Position
 
 COMMIT = "trainer_state.json"
 """Written last: a folder that holds it is a checkpoint, any other is a leftover."""

@@ -13,7 +13,7 @@ import numpy as np
 from datagen.degradation.apply import degrade
 from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
-from training.data.schedule import seeded
+from training.data.seeded import seeded
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,8 @@ from datagen.dataset.records import Split
 from datagen.samples.buckets import Bucket
 from training.data.bucket_mix import BucketShare, bucket_sizes
 from training.data.loader import BatchReader, Source
-from training.data.schedule import (
-    MicroStep,
-    Numbered,
-    PlannedBatch,
-    Position,
-    Schedule,
-    bucket_of,
-    part_name,
-)
+from training.data.planned import MicroStep, Numbered, PlannedBatch, Position, bucket_of, part_name
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.recipe import SampleCount

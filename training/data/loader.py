@@ -22,8 +22,9 @@ from datagen.samples.buckets import Bucket
 from datagen.settings import LqPixels
 from training.data.batch_memory import BatchMemory
 from training.data.fresh_degradation import FreshDegradation
+from training.data.planned import MicroStep, PlannedBatch, Position, SampleLocation
 from training.data.sample_decoder import BatchBuffer, DamagedSample
-from training.data.schedule import MicroStep, PlannedBatch, Position, SampleLocation, Schedule
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.data.skipped import SkippedSample
 from training.settings.batch_fields import BatchFields

@@ -13,7 +13,7 @@ from datagen.dataset.records import ShardRecord
 from datagen.dataset.shard_index import ShardIndex, index_shard, sample_bytes
 from datagen.dataset.shards import DamagedShard, ShardSample
 from datagen.io import storage
-from training.data.schedule import SampleLocation
+from training.data.planned import SampleLocation
 from training.data.shard_cache import CacheUnusable, ShardCache
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from training.data.loader import Batch
-from training.data.schedule import seeded
+from training.data.seeded import seeded
 from training.elir.initial import initial_net
 from training.elir.model_folder import ElirConfig, load_networks, save_model
 from training.elir.restorer import ElirRestorer

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.checkpoints.tensor_files import PieceFiles
-from training.data.schedule import MicroStep
+from training.data.planned import MicroStep
 from training.engine.deepspeed_patches import (
     clone_workers_group,
     drop_dry_run_step,

@@ -21,7 +21,7 @@ from datagen.photos.decode import ImageRejected, decode_photo
 from datagen.photos.source_file import read_photo
 from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
-from training.data.schedule import seeded
+from training.data.seeded import seeded
 from training.evaluation.metrics.fidelity import WINDOW
 from training.settings.evaluation import EvaluationSettings
 

@@ -15,7 +15,7 @@ from datagen.dataset.records import DrawnSample
 from datagen.degradation.apply import degrade_small, small_size
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch, BatchReader
-from training.data.schedule import PlannedBatch
+from training.data.planned import PlannedBatch
 from training.inference.levels import bicubic
 from training.tracking.pictures import to_pixels
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from datagen.samples.codecs import Codec
 from training.data.loader import BatchReader
-from training.data.schedule import PlannedBatch, seeded
+from training.data.planned import PlannedBatch
+from training.data.seeded import seeded
 from training.evaluation.metrics.fidelity import psnr, ssim
 from training.system_protocol import SystemStage
 from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels

@@ -22,7 +22,8 @@ from datagen.samples.codecs import DctCodec
 from tests.support.tiny import rewritten, with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.loader import SHARDS_AHEAD, Batch, BatchLoader, BatchReader, Source
-from training.data.schedule import Position, SampleLocation, Schedule
+from training.data.planned import Position, SampleLocation
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.stage import BatchSize

@@ -21,14 +21,8 @@ from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups
 from training.data.loader import BatchReader, Source
 from training.data.mixture import check_mixture
-from training.data.schedule import (
-    MicroStep,
-    PlannedBatch,
-    PlannedStep,
-    Position,
-    Schedule,
-    source_of,
-)
+from training.data.planned import MicroStep, PlannedBatch, PlannedStep, Position, source_of
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.settings.batch_fields import BatchFields
 from training.settings.stage import StageSettings

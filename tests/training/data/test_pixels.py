@@ -25,7 +25,8 @@ from training.data.bucket_mix import bucket_sizes, proportional_shares
 from training.data.fresh_degradation import FreshDegradation
 from training.data.held_out import held_out_groups, held_out_reader
 from training.data.loader import Batch, BatchLoader, BatchReader, Source
-from training.data.schedule import Position, Schedule
+from training.data.planned import Position
+from training.data.schedule import Schedule
 from training.data.shard_store import ShardStore
 from training.preflight import check_run
 from training.settings.batch_fields import BatchFields

@@ -12,14 +12,8 @@ from datagen.dataset.manifest import Manifest
 from datagen.errors import FlowmapsrError
 from tests.support.tiny import with_shards
 from training.data.bucket_mix import bucket_sizes, proportional_shares
-from training.data.schedule import (
-    Numbered,
-    PlannedBatch,
-    PlannedStep,
-    Position,
-    SampleLocation,
-    Schedule,
-)
+from training.data.planned import Numbered, PlannedBatch, PlannedStep, Position, SampleLocation
+from training.data.schedule import Schedule
 from training.settings.stage import BatchSize
 
 START = Position()

@@ -24,7 +24,7 @@ from tests.support.s3 import FaultyS3
 from tests.support.tiny import WARMUP, RunMaker
 from training.data import shard_cache
 from training.data.bucket_mix import bucket_shares
-from training.data.schedule import SampleLocation
+from training.data.planned import SampleLocation
 from training.data.shard_cache import CacheUnusable, ShardCache, check_cache
 from training.data.shard_store import ShardStore
 from training.settings.stage import StageSettings
@@ -225,7 +225,7 @@ def test_a_full_disk_is_reported_once_and_samples_are_still_read(
         "import logging, sys\n"
         "from pathlib import Path\n"
         "from datagen.dataset.manifest import load_manifest\n"
-        "from training.data.schedule import SampleLocation\n"
+        "from training.data.planned import SampleLocation\n"
         "from training.data.shard_cache import ShardCache\n"
         "from training.data.shard_store import ShardStore\n"
         "logging.basicConfig(stream=sys.stdout)\n"

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from datagen.samples.codecs import DctCodec
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.losses.lpips import LpipsDistance

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.gaussian import GaussianPair
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.adversarial import (
     Discriminator,
     discriminator_loss,

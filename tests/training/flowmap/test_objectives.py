@@ -20,7 +20,7 @@ from datagen.samples.codecs import DctCodec
 from tests.support.networks import ATTENTION, tiny_net
 from tests.support.tiny import WARMUP
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.conditions import draw_conditions
 from training.flowmap.interpolant import sample_times
 from training.flowmap.objective import (

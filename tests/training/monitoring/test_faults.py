@@ -24,7 +24,8 @@ from tests.support.tiny import WARMUP, RunMaker, rewritten
 from training.checkpoints.reader import read_commit
 from training.data.bucket_mix import bucket_shares
 from training.data.loader import Batch
-from training.data.schedule import Position, Schedule
+from training.data.planned import Position
+from training.data.schedule import Schedule
 from training.monitoring.loss_guard import FIRST_STEPS
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.run_dir.paths import StagePaths

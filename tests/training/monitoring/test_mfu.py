@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.support.launch import found_by
 from tests.support.networks import ATTENTION, tiny_net
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.flowmap.network import FlowMapNet
 from training.monitoring.mfu import FlopCounter, FlopMeter, Peak, counted_flops, gpu_peak
 from training.settings.model import ModelSettings

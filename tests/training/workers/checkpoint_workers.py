@@ -29,7 +29,7 @@ from training.checkpoints.reader import read_commit
 from training.checkpoints.records import CheckpointOrigin, TrainerState
 from training.checkpoints.store import Checkpoints
 from training.data.loader import Batch
-from training.data.schedule import MicroStep, Position
+from training.data.planned import MicroStep, Position
 from training.engine.engine import Engine, start_distributed
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
 from training.flowmap.objective import FlowMapObjective

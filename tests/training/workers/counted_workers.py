@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.support.networks import flat, tiny_net
 from tests.support.tiny import STAGE
 from training.data.loader import Batch
-from training.data.schedule import Position
+from training.data.planned import Position
 from training.engine.engine import Engine
 from training.flowmap.objective import FlowMapObjective, FlowMapStageModel
 from training.monitoring.mfu import FlopCounter, FlopMeter, Peak

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from tests.support.networks import tiny_net
 from training.data.loader import Batch
-from training.data.schedule import MicroStep, Position
+from training.data.planned import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings

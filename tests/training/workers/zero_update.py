@@ -21,7 +21,7 @@ from torch import Tensor
 from tests.support.networks import flat, tiny_net
 from tests.support.tiny import STAGE
 from training.data.loader import Batch
-from training.data.schedule import MicroStep, Position
+from training.data.planned import MicroStep, Position
 from training.engine.engine import Engine
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
 from training.settings.objective import SelfDistillation
