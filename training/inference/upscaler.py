@@ -30,6 +30,7 @@ from training.inference.jobs import plan_jobs
 from training.inference.levels import bicubic, shares_of, to_levels, top_level
 from training.inference.made import publish
 from training.inference.picture import Picture, colors_everywhere, enlarged_size
+from training.inference.precision import loaded
 from training.inference.presets import CURVE
 from training.inference.streaming import BandUpscaler
 from training.inference.tiler import Tiler
@@ -108,7 +109,8 @@ class Upscaler:
             device: torch device; the first GPU where there is one, else the CPU.
             lora_scale: strength of an adversarial stage's LoRA; the model's own when None.
             guidance: guidance strength w; the model's own when None.
-            precision: of the network; `auto` is bf16 on a GPU that computes in it, else fp32.
+            precision: of the network; `auto` is bf16 on a GPU that computes in it, where the
+                model then gives what it gives in fp32, else fp32.
             seed: of the noise that a model may restore with, the same for every picture.
             tile: side of the tiles of large pictures, pixels; the largest that fits into memory
                 when None, and none where the picture fits.
@@ -125,7 +127,7 @@ class Upscaler:
         options = LoadOptions(lora_scale, guidance, precision, seed, tile, max_memory)
         tiler = Tiler(tile=tile, max_memory=max_memory, fixed=same_everywhere)
         return cls(
-            system.load(folder, place, options),
+            loaded(partial(system.load, folder, place), options, place, tiler),
             method=system.name,
             tiler=tiler,
             folder=folder,
