@@ -97,7 +97,7 @@ def upscale(
             warn_of_scale,
         )
         from training.inference.jobs import plan_jobs
-        from training.inference.made import unfinished
+        from training.inference.made import remove_leftovers, unfinished
         from training.inference.presets import Knobs, read_curve
         from training.system_protocol import LoadOptions
         from training.weights.model_folder import find_model
@@ -105,6 +105,7 @@ def upscale(
         located = absolute_location if cluster else at_home  # nodes have other working folders
         source, output = located(source, field="PHOTOS"), located(output, field="--output")
         plan = plan_jobs(source, output, overwrite=overwrite, skip_existing=skip_existing)
+        remove_leftovers(plan.jobs)
         jobs, digest = plan.jobs, ""
         folder = find_model(located(model or default_model(), field="--model"))
         knobs = Knobs(steps, lora_scale, guidance, color_strength)

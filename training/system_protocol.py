@@ -208,6 +208,10 @@ class Restorer(Protocol):
         """The same taken apart; None where it cannot be."""
 
 
+EVERYWHERE = 1024
+"""Side of a tile where it may not depend on a machine's memory, pixels."""
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """What may be chosen when a model is loaded. A system refuses strengths that it does not have;
@@ -222,6 +226,14 @@ class LoadOptions:
     """Side of the tiles of large pictures, pixels; the largest that fits into memory when None."""
     max_memory: int | None = None
     """What this process may hold on the device, bytes; most of what is free when None."""
+    same_everywhere: bool = False
+    """Whether memory decides about no tile, so that results are the same wherever they are made: a
+    `tile` of None then is `EVERYWHERE`, and one that does not fit an error."""
+
+    @property
+    def side(self) -> int | None:
+        """Of the tiles of a system that takes them from here, pixels."""
+        return EVERYWHERE if self.same_everywhere and self.tile is None else self.tile
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Of the network's weights and activations; `auto` is bfloat16 on a GPU that computes in

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from datagen.errors import ChangedError, FlowmapsrError, NotFoundError, UnreadableError
 
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-"""Of a file being written, or left by a killed process."""
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{12}\.tmp")
+"""Of a file being written, or left by a killed process: the name it was to get, and a token."""
+_OLD = 2.0
+"""Seconds after which a file that is being written has its lock."""
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _REASONS = {
     errno.ENOENT: "missing",
@@ -117,7 +121,7 @@ def open_random(path: str) -> IO[bytes]:
 @contextlib.contextmanager
 def open_atomic(path: str) -> Iterator[IO[bytes]]:
     """A file to write that appears when the block ends: temporary name, fsync, rename."""
-    with errors(path, "write"), _temporary(path) as stream:
+    with errors(path, "write"), temporary(path) as stream:
         yield stream
         _sync(stream)
         os.replace(stream.name, path)
@@ -166,6 +170,31 @@ def is_temporary(path: str) -> bool:
     return _TEMPORARY_NAME.fullmatch(os.path.basename(path)) is not None
 
 
+def remove_abandoned(folder: str, wanted: Container[str]) -> list[str]:
+    """Removes unfinished files of killed processes that were to get one of these names in the
+    folder; safe while others write there, as those hold a lock. Returns their paths, sorted."""
+    gone = []
+    for name in names(folder, "."):
+        match = _TEMPORARY_NAME.fullmatch(name)
+        path = os.path.join(folder, name)
+        if match and match[1] in wanted and _is_abandoned(path):
+            delete(path)
+            gone.append(path)
+    return sorted(gone)
+
+
+def _is_abandoned(path: str) -> bool:
+    """Whether nobody holds the lock of a file; not where there are no locks."""
+    try:
+        with open(path, "r+b") as stream:
+            if time.time() - os.fstat(stream.fileno()).st_mtime < _OLD:
+                return False
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def errors(path: str, action: str) -> Iterator[None]:
     """Turns an OSError into a FlowmapsrError that names the file, the reason and the fix."""
@@ -210,21 +239,24 @@ def entry_of(path: str, status: os.stat_result) -> Entry:
 
 
 @contextlib.contextmanager
-def _temporary(path: str) -> Iterator[IO[bytes]]:
-    """A file in the folder of `path` (which is made), removed after the block unless renamed."""
+def temporary(path: str) -> Iterator[IO[bytes]]:
+    """A file in the folder of `path` (which is made), removed after the block unless renamed. It is
+    locked for the block, where that is possible, so that nobody takes it for a leftover."""
     folder, name = os.path.split(path)
     os.makedirs(folder or ".", exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
+    unfinished = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "x+b") as stream:
+        with open(unfinished, "x+b") as stream:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stream
     finally:
         with contextlib.suppress(OSError):  # gone, or an error that would hide the first one
-            os.unlink(temporary)
+            os.unlink(unfinished)
 
 
 def _link_whole(path: str, data: bytes) -> bool:
-    with _temporary(path) as stream:
+    with temporary(path) as stream:
         stream.write(data)
         _sync(stream)
         won = _link(stream.name, path, data)

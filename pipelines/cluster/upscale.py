@@ -7,18 +7,17 @@ and a worker without a GPU computes on one thread.
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import ray
 
 from datagen.errors import FlowmapsrError
-from datagen.io import storage
+from datagen.io import local, storage
 from datagen.photos.source_file import SourceFile
 from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.ray_session import cluster_nodes
@@ -30,7 +29,7 @@ from training.inference.files import (
     upscale_job,
 )
 from training.inference.jobs import Job
-from training.inference.made import sha256
+from training.inference.made import SIGN, sha256
 from training.inference.upscaler import Upscaler
 from training.system_protocol import LoadOptions
 from training.weights.model_folder import CONFIG
@@ -96,7 +95,7 @@ class PhotoWorker:
                 f"{_node()} does not see the model {self.model}, or sees another one there: "
                 "with --cluster it must be in a folder that all nodes share"
             )
-        return Upscaler.from_pretrained(self.model, **asdict(self.options), same_everywhere=True)
+        return Upscaler.from_pretrained(self.model, **asdict(self.options))
 
 
 def upscale_on_cluster(
@@ -133,7 +132,8 @@ def upscale_on_cluster(
         return Elsewhere(Outcome(failed=why))
 
     with _sign(jobs[0].target, jobs[0].record) as sign:
-        worker = PhotoWorker(str(model), _digest_of(model), sign, options, settings, digest)
+        same = replace(options, same_everywhere=True)
+        worker = PhotoWorker(str(model), _digest_of(model), sign, same, settings, digest)
         tasks = [PhotoTask(job, _bytes_of(job.source)) for job in jobs]
         records = run_tasks(worker, tasks, workers=plan, on_done=note, given_up=given_up)
     report = UpscaleReport(seconds=so_far.seconds)
@@ -181,13 +181,8 @@ def _sign(target: str, record: str | None) -> Iterator[str | None]:
         yield None
         return
     folder = os.path.dirname(record or target)
-    name = f".cluster.{secrets.token_hex(6)}.tmp"  # one left behind is a leftover
-    sign = os.path.join(folder, name)
-    storage.write_bytes(sign, b"")
-    try:
-        yield sign
-    finally:
-        storage.delete(sign)
+    with local.temporary(os.path.join(folder, SIGN)) as file:
+        yield file.name
 
 
 def _bytes_of(source: SourceFile) -> int | None:

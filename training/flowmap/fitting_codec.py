@@ -37,6 +37,7 @@ class FittingCodec:
         *,
         tile: int | None = None,
         max_memory: int | None = None,
+        fixed: bool = False,
     ) -> None:
         """
         Args:
@@ -44,9 +45,10 @@ class FittingCodec:
                 picture does.
             max_memory: what this process may hold on the device, bytes; None takes most of what is
                 free.
+            fixed: a tile that does not fit is an error.
         """
         self._codec, self._device = codec, device
-        self._tile, self._max_memory = tile, max_memory
+        self._tile, self._max_memory, self._fixed = tile, max_memory, fixed
         self._foretold = cache(self._bytes)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class FittingCodec:
         down = self._codec.downsample
         smallest, largest = (max(1, pixels // down) for pixels in (_SIDES[-1], _SIDES[0]))
         side = latents if tiles is None else tiles.side
-        if side <= smallest:
+        if side <= smallest or self._fixed:
             raise FlowmapsrError(
                 f"memory is too small for the codec's tiles of {side * down} pixels: close other "
                 "programs, use a smaller scale, or a device with more of it"

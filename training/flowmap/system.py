@@ -90,8 +90,9 @@ class FlowMapSystem:
             load_matching_codec(config, device),
             config,
             guidance,
-            tile=options.tile,
+            tile=options.side,
             max_memory=options.max_memory,
+            fixed=options.same_everywhere,
         )
 
 
@@ -219,10 +220,11 @@ class FlowMapRestorer:
         *,
         tile: int | None = None,
         max_memory: int | None = None,
+        fixed: bool = False,
     ) -> None:
         """
         Args:
-            tile, max_memory: of the codec's tiles, as in `FittingCodec`.
+            tile, max_memory, fixed: of the codec's tiles, as in `FittingCodec`.
         """
         self.net = net
         self.codec = codec
@@ -230,7 +232,9 @@ class FlowMapRestorer:
         self.guidance = guidance
         self.device = next(net.parameters()).device
         self.size_multiple = codec.downsample * net.downsample
-        self._fitting = FittingCodec(codec, self.device, tile=tile, max_memory=max_memory)
+        self._fitting = FittingCodec(
+            codec, self.device, tile=tile, max_memory=max_memory, fixed=fixed
+        )
 
     def __call__(
         self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]

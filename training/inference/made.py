@@ -4,11 +4,12 @@ that the same command goes on where it was stopped, and changed settings make al
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import IO
 
 from datagen.errors import FlowmapsrError
-from datagen.io import storage
+from datagen.io import local, storage
 from datagen.photos.source_file import read_photo
 from datagen.records import FrozenModel, read_record, to_json
 from training.inference.jobs import Job
@@ -62,6 +63,22 @@ def publish(job: Job, photo: bytes, write: Callable[[IO[bytes]], None], settings
         begun = made.model_copy(update={"whole": False, "results": both})
         storage.write_bytes(job.record, to_json(begun))
     storage.write_bytes(job.record, to_json(made))
+
+
+SIGN = "cluster"
+"""Name, while it is being written, of a file by which workers know the output's folder."""
+
+
+def remove_leftovers(jobs: Sequence[Job]) -> None:
+    """Removes what killed runs of the same command left unfinished on a disk."""
+    written: dict[str, set[str]] = {}
+    for job in jobs:
+        for uri in (job.target, job.record):
+            if uri is not None and not storage.is_remote(uri):
+                folder, name = os.path.split(uri)
+                written.setdefault(folder or ".", {SIGN}).add(name)
+    for folder, names in written.items():
+        local.remove_abandoned(folder, names)
 
 
 def sha256(data: bytes) -> str:

@@ -24,8 +24,6 @@ ATTENTION_OVERLAP = 128
 """The same of networks with attention, whose results depend more on what a tile shows."""
 _SMALLEST = 256
 """Side of the smallest tile that is tried, pixels."""
-EVERYWHERE = 1024
-"""Side of a tile where it may not depend on a machine's memory, pixels."""
 _SHARE = 0.7
 """Of the free memory that a pass may take."""
 
@@ -42,11 +40,9 @@ class Tiler:
                 where the picture does.
             max_memory: what this process may hold on the device, bytes; None takes most of what is
                 free.
-            fixed: memory decides about no tile, so that results are the same wherever they are
-                made: None takes `EVERYWHERE`, and a tile that does not fit is an error.
+            fixed: a tile that does not fit is an error.
         """
-        self.tile = EVERYWHERE if fixed and tile is None else tile
-        self.max_memory, self._fixed = max_memory, fixed
+        self.tile, self.max_memory, self._fixed = tile, max_memory, fixed
         self._memory: MemoryModel | None = None
         self._told = False
 

@@ -28,7 +28,7 @@ from training.inference.files import UpscaleSettings, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
 from training.inference.jobs import plan_jobs
 from training.inference.levels import bicubic, shares_of, to_levels, top_level
-from training.inference.made import publish
+from training.inference.made import publish, remove_leftovers
 from training.inference.picture import Picture, colors_everywhere, enlarged_size
 from training.inference.precision import loaded
 from training.inference.presets import CURVE
@@ -116,6 +116,8 @@ class Upscaler:
                 when None, and none where the picture fits.
             max_memory: what this process may hold on the device, bytes; most of what is free when
                 None.
+            same_everywhere: tiles do not depend on the memory of this machine, so that results are
+                the same wherever they are made.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -124,8 +126,10 @@ class Upscaler:
         folder = find_model(path)
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        options = LoadOptions(lora_scale, guidance, precision, seed, tile, max_memory)
-        tiler = Tiler(tile=tile, max_memory=max_memory, fixed=same_everywhere)
+        options = LoadOptions(
+            lora_scale, guidance, precision, seed, tile, max_memory, same_everywhere
+        )
+        tiler = Tiler(tile=options.side, max_memory=max_memory, fixed=same_everywhere)
         return cls(
             loaded(partial(system.load, folder, place), options, place, tiler),
             method=system.name,
@@ -142,7 +146,8 @@ class Upscaler:
     def digest(self) -> str:
         """Of the files of the model and of how it was loaded, by SHA-256."""
         assert self._folder is not None and self._options is not None, "of a loaded model only"
-        total = hashlib.sha256(repr(replace(self._options, max_memory=None)).encode())
+        options = replace(self._options, max_memory=None, same_everywhere=False)
+        total = hashlib.sha256(repr(options).encode())
         for path in sorted(self._folder.iterdir()):
             if path.name == CURVE or path.name.startswith("."):  # decides about no pixel
                 continue
@@ -225,6 +230,7 @@ class Upscaler:
             strip_gps=strip_gps,
             **how,
         )
+        remove_leftovers(plan.jobs)
         watch = Watch(on_progress, cancel)
         made = upscaled_file(plan.jobs[0], self, settings, watch=watch)
         publish(plan.jobs[0], made.photo, made.write, "")
@@ -336,6 +342,8 @@ class Upscaler:
         written so."""
         if self.restorer.parts() is None:
             return False
+        if self._options is not None and self._options.same_everywhere:  # bands round differently
+            return size[0] * size[1] > LARGEST_WHOLE
         return size[0] * size[1] > LARGEST_WHOLE or not self._fits(size)
 
     def _fits(self, size: tuple[int, int]) -> bool:

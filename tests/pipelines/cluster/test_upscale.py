@@ -88,6 +88,7 @@ def test_any_number_of_workers_and_a_kill_give_the_same_bytes(
     torch.set_num_threads(threads)
     assert digests(out) == digests(tmp_path / "alone") and len(digests(out)) == PHOTOS
     assert Image.open(out / "1.png").size == (320, 160)
+    assert not list(out.rglob(".*.tmp"))
 
 
 def test_the_address_of_a_cluster_is_needed(invoke: Invoke, folder: Path, model: Path) -> None:

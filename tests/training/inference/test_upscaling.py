@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -29,7 +31,7 @@ from training.inference.files import (
     warn_of_scale,
 )
 from training.inference.jobs import Job, plan_jobs
-from training.inference.made import unfinished
+from training.inference.made import remove_leftovers, unfinished
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -216,6 +218,28 @@ def test_a_kill_between_result_and_record_is_no_obstacle(
         run(folder, out, upscaler, scale=3)
     assert run(folder, out, upscaler, scale=3) == ["a.jpg", "b.png"]
     assert [Image.open(out / name).size for name in ("a.jpg", "deep/b.png")] == [(24, 18)] * 2
+
+
+@pytest.mark.parametrize("name", ["a.jpg", ".flowmapsr/a.jpg.json", ".flowmapsr/cluster"])
+def test_what_a_killed_run_left_unfinished_is_removed_by_the_next(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    target = tmp_path / "out" / name
+    code = (
+        "import os, signal, sys; from datagen.io import local\n"
+        "with local.temporary(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    other = target.with_name(f".other.jpg.{12 * 'a'}.tmp")  # of another command
+    other.touch()
+    left = {path for path in target.parent.glob(".*.tmp") if path != other}
+    for path in (*left, other):
+        os.utime(path, (0, 0))
+    with local.temporary(str(target)) as living:  # of one that is at work
+        os.utime(living.name, (0, 0))
+        remove_leftovers(jobs_of(folder, tmp_path / "out"))
+        there = set(target.parent.glob(".*.tmp"))
+        assert len(left) == 1 and there == {other, Path(living.name)}
 
 
 def test_photos_and_results_may_be_in_s3(
