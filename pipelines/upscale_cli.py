@@ -80,7 +80,7 @@ def upscale(
     Examples:
       flowmapsr upscale photo.jpg -o large.png --scale 4 --model /data/run
       flowmapsr upscale s3://bucket/photos -o /large --scale 2 --model /data/run
-      flowmapsr upscale /shared/photos -o /shared/large --cluster --model /shared/run
+      flowmapsr upscale /nfs/photos -o /nfs/large --cluster --model /nfs/run
     """
     with process_edge(as_json=as_json) as out:
         require_cluster_address(cluster)
