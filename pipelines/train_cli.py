@@ -54,7 +54,7 @@ def train(
         from pipelines.recipes.load import training_recipe
 
         resolved = training_recipe(recipe, settings or [])
-        at_work_on(run=resolved.output, dataset=resolved.manifest)
+        at_work_on(run=resolved.output, dataset=resolved.datasets_label)
         if dry_run:
             return out.say_recipe(resolved)
         await_servers = ask_servers(RAY, PREFECT)

@@ -66,7 +66,7 @@ def run_stages(
     raise_limit()
     records = []
     for stage in recipe.stages:
-        at_work_on(run=recipe.output, stage=stage.name, dataset=recipe.manifest)
+        at_work_on(run=recipe.output, stage=stage.name, dataset=recipe.datasets_label)
         record = run_stage(
             recipe, stage.name, stop_requested=stop_requested, stalled=stalled, system_of=system_of
         )
@@ -165,7 +165,7 @@ def main(
     run = run_of(arguments.recipe)
     if run is not None:
         recipe = recipe.model_copy(update={"output": str(run)})
-    at_work_on(run=recipe.output, dataset=recipe.manifest)
+    at_work_on(run=recipe.output, dataset=recipe.datasets_label)
     try:
         stop = StopSignal(Path(recipe.output))
         if launched_as()[0] == 0:

@@ -86,7 +86,7 @@ def stage_exported(
 ) -> Iterator[Callable[[StageProgress | None], None]]:
     """Exports a stage for the length of the block, which passes the progress of its workers, or
     None before their first step."""
-    labels = {"run": recipe.output, "stage": stage.name, "dataset": recipe.manifest}
+    labels = {"run": recipe.output, "stage": stage.name, "dataset": recipe.datasets_label}
     gauges, bad_before, now = _Gauges(TRAINING, labels), _written(stage.bad_step), time.time()
     gauges.values |= {
         "flowmapsr_last_step_seconds": now,

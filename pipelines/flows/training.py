@@ -50,7 +50,7 @@ def train_stages(
     Raises:
         FlowmapsrError: another training holds the folder, or a stage cannot continue.
     """
-    at_work_on(run=recipe.output, dataset=recipe.manifest)
+    at_work_on(run=recipe.output, dataset=recipe.datasets_label)
     default_tracking_uri(recipe.output, worker=is_deployed())
     with run_lock(recipe, take_over=take_over) as lock:
         doing("preparing the training")

@@ -44,6 +44,10 @@ class WorkerRange(Settings):
         return self
 
 
+LABELED = 3
+"""Datasets that a label names."""
+
+
 class TrainingRecipe(Settings):
     """Everything that decides a training run, and where and how it runs."""
 
@@ -161,6 +165,12 @@ class TrainingRecipe(Settings):
     def places(self) -> tuple[str, ...]:
         """Of all datasets: those of `sources`, or `manifest` alone."""
         return tuple(source.uri for source in self.sources) or (self.manifest,)
+
+    @property
+    def datasets_label(self) -> str:
+        """All datasets in one label of logs and metrics; of many the first and a count."""
+        named, others = self.places[:LABELED], len(self.places[LABELED:])
+        return ", ".join([*named, *([f"{others} more"] if others else [])])
 
     @property
     def weights(self) -> tuple[float, ...] | None:

@@ -74,6 +74,19 @@ def test_a_stage_exports_its_progress_and_that_it_has_ended(
     assert all(one == labels for one in KeptGauge.labels)
 
 
+def test_a_mixture_is_labeled_with_all_its_datasets(exported: Exported, tmp_path: Path) -> None:
+    for uris, label in (
+        (["/a", "s3://b/c"], "/a, s3://b/c"),
+        ([f"/{name}" for name in "abcde"], "/a, /b, /c, 2 more"),
+    ):
+        sources = "sources=[" + ",".join(f"{{uri: '{uri}'}}" for uri in uris) + "]"
+        recipe = training_recipe("demo", [f"output={tmp_path}", sources])
+        KeptGauge.labels.clear()
+        with stage_exported(recipe, StagePaths(tmp_path, "warmup")):
+            pass
+        assert {one["dataset"] for one in KeptGauge.labels} == {label}
+
+
 def test_only_a_bad_step_of_this_command_is_exported(exported: Exported, tmp_path: Path) -> None:
     recipe = training_recipe("demo", [f"output={tmp_path}", "manifest=/set"])
     stage = StagePaths(tmp_path, "warmup")
