@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from training.validation.validator import Points, Validation
+from training.validation.quality import Points
+from training.validation.validator import Validation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from datagen.dataset.records import DrawnSample
 from datagen.degradation.apply import degrade_small, small_size
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch, BatchReader
-from training.data.planned import PlannedBatch
+from training.data.planned import PlannedBatch, source_of
 from training.inference.levels import bicubic
 from training.tracking.pictures import to_pixels
 
@@ -28,6 +28,8 @@ class HeldOutGroup:
 
     number: int
     """The same for any number of workers."""
+    source: int
+    """The index of its dataset."""
     batch: Batch
     originals: Tensor
     """HQ, uint8 (B, 3, H, W), like `bicubic`."""
@@ -77,6 +79,7 @@ def read_group(
             enlarged.append(lq)
     return HeldOutGroup(
         number=number,
+        source=source_of(planned.samples[0].part),
         batch=batch,
         originals=originals,
         bicubic=torch.from_numpy(np.stack(enlarged)).permute(0, 3, 1, 2).to(device),

@@ -6,7 +6,7 @@ on how many they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,22 +20,26 @@ from datagen.samples.codecs import Codec
 from training.data.loader import BatchReader
 from training.data.planned import PlannedBatch
 from training.data.seeded import seeded
-from training.evaluation.metrics.fidelity import psnr, ssim
+from training.evaluation.metrics.fidelity import psnr
 from training.system_protocol import SystemStage
 from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels
 from training.trainer import StepTerms
+from training.validation.quality import (
+    BICUBIC,
+    ORIGINAL,
+    Measured,
+    Points,
+    Quality,
+    held_out_metrics,
+    joined,
+    mean_spectra,
+)
 from training.validation.samples import HeldOutGroup, read_group
-from training.validation.spectrum import power_spectrum
 
-BICUBIC, ORIGINAL = "bicubic", "original"
-MOST_DB = 100.0
-"""PSNR of an image without any error, which would be infinite."""
 SHOWN = 256
 """Largest side of the shown part of a sample, pixels."""
 PICTURES = 4
 """Groups whose first sample is shown."""
-
-Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -64,35 +68,6 @@ class Validation:
         quality, gain = (self.metrics[f"val/{name}_nfe{self.steps}"] for name in ("psnr", "gain"))
         words = "one step" if self.steps == 1 else f"{self.steps} steps"
         return f"held out: {words} {quality:.2f} dB, {gain:+.2f} over bicubic"
-
-
-@dataclass(frozen=True)
-class _Quality:
-    """Of the images of a group, a row for each sample."""
-
-    psnr: np.ndarray
-    ssim: np.ndarray
-    spectrum: np.ndarray
-
-    @classmethod
-    def of(cls, images: Tensor, originals: Tensor) -> _Quality:
-        return cls(
-            psnr=_array(psnr(originals, images).clamp(max=MOST_DB)),
-            ssim=_array(ssim(originals, images)),
-            spectrum=_array(power_spectrum(images)),
-        )
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """The values of a group."""
-
-    number: int
-    scales: tuple[int, ...]
-    terms: StepTerms
-    over_time: dict[str, Points]
-    quality: dict[str, _Quality]
-    """By method."""
 
 
 class Validator:
@@ -126,7 +101,7 @@ class Validator:
     @torch.no_grad()
     def validate(self, model: SystemStage) -> Validation:
         """Measures the model; every worker must call it, with whole parameters."""
-        mine: list[_Measured] = []
+        mine: list[Measured] = []
         drawn: dict[str, Image.Image] = {}
         for read, fixed in zip(self._groups, self._fixed, strict=True):
             group = replace(read, batch=model.prepared(read.batch))
@@ -147,33 +122,34 @@ class Validator:
             found = []
         self.newest = Validation(
             losses=losses,
-            metrics=_metrics(found),
-            over_time=_joined(one.over_time for one in found),
-            spectra=_mean_spectra(found),
+            metrics=held_out_metrics(found),
+            over_time=joined(one.over_time for one in found),
+            spectra=mean_spectra(found),
             pictures={name: pictures[name] for name in sorted(pictures)},
             steps=model.steps[0],
         )
         return self.newest
 
 
-def _fixed_quality(group: HeldOutGroup) -> dict[str, _Quality]:
+def _fixed_quality(group: HeldOutGroup) -> dict[str, Quality]:
     """Of the images that are the same at every validation."""
     fixed = {BICUBIC: group.bicubic, ORIGINAL: group.originals}
-    return {name: _Quality.of(images, group.originals) for name, images in fixed.items()}
+    return {name: Quality.of(images, group.originals) for name, images in fixed.items()}
 
 
 def _measure(
     group: HeldOutGroup,
     restored: Mapping[str, Tensor],
     model: SystemStage,
-    fixed: dict[str, _Quality],
-) -> _Measured:
+    fixed: dict[str, Quality],
+) -> Measured:
     # The noise of a group is the same at every validation, in every training.
     seed = int(seeded("validation", group.number).integers(2**62))
     losses = model.losses(group.batch, torch.Generator().manual_seed(seed))
-    quality = {name: _Quality.of(images, group.originals) for name, images in restored.items()}
-    return _Measured(
+    quality = {name: Quality.of(images, group.originals) for name, images in restored.items()}
+    return Measured(
         number=group.number,
+        source=group.source,
         scales=group.scales,
         terms={name: (float(term.sum), term.count) for name, term in losses.terms.items()},
         over_time={
@@ -182,59 +158,6 @@ def _measure(
         },
         quality=fixed | quality,
     )
-
-
-def _array(values: Tensor) -> np.ndarray:
-    array: np.ndarray = values.cpu().numpy()
-    return array
-
-
-def _metrics(found: Sequence[_Measured]) -> dict[str, float]:
-    """`val/loss/...`, and PSNR, SSIM and gain over bicubic of all samples and of each group of
-    scale: `val/psnr_nfe1`, `val/psnr_x4_nfe1`, `val/gain_x4_nfe1`."""
-    if not found:
-        return {}
-    metrics = {}
-    for name in found[0].terms:
-        total, count = (
-            sum(parts) for parts in zip(*(one.terms[name] for one in found), strict=True)
-        )
-        if count:
-            metrics[f"val/{name}"] = total / count
-    scales = np.array([scale for one in found for scale in one.scales])
-    rows = {"": np.ones(len(scales), bool)}
-    rows |= {f"_x{scale}": scales == scale for scale in sorted(set(scales.tolist()))}
-    base = np.concatenate([one.quality[BICUBIC].psnr for one in found])
-    for method in (name for name in found[0].quality if name != ORIGINAL):
-        qualities = [one.quality[method] for one in found]
-        values = {
-            "psnr": np.concatenate([one.psnr for one in qualities]),
-            "ssim": np.concatenate([one.ssim for one in qualities]),
-        }
-        if method != BICUBIC:
-            values["gain"] = values["psnr"] - base
-        metrics |= {
-            f"val/{measure}{group}_{method}": float(each[chosen].mean())
-            for measure, each in values.items()
-            for group, chosen in rows.items()
-        }
-    return metrics
-
-
-def _joined(parts: Iterable[Mapping[str, Points]]) -> dict[str, Points]:
-    joined: dict[str, Points] = {}
-    for part in parts:
-        for name, points in part.items():
-            joined[name] = [*joined.get(name, ()), *points]
-    return joined
-
-
-def _mean_spectra(found: Sequence[_Measured]) -> dict[str, np.ndarray]:
-    methods = found[0].quality if found else ()
-    return {
-        method: np.concatenate([one.quality[method].spectrum for one in found]).mean(axis=0)
-        for method in methods
-    }
 
 
 def _picture(group: HeldOutGroup, restored: Mapping[str, Tensor]) -> Image.Image:
@@ -254,4 +177,5 @@ def _picture(group: HeldOutGroup, restored: Mapping[str, Tensor]) -> Image.Image
 
 def _pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) -> (H, W, 3) in host memory."""
-    return _array(image.permute(1, 2, 0))
+    pixels: np.ndarray = image.permute(1, 2, 0).cpu().numpy()
+    return pixels

@@ -118,9 +118,11 @@ def _log_metrics(client: MlflowClient, run_id: str, model_id: str, event: Model)
 
 def _column(metric: tuple[str, float]) -> tuple[bool, bool, bool, str]:
     """The place of a metric among the columns of MLflow's page, which keep the order in which they
-    came: quality over all samples, then by scale, and last what is there to compare with."""
+    came: quality over all samples, then by scale and source, and last what is there to compare
+    with."""
     name, _ = metric
-    return name.startswith("val/loss/"), name.endswith("_bicubic"), "_x" in name, name
+    part = "_x" in name or "_source" in name
+    return name.startswith("val/loss/"), name.endswith("_bicubic"), part, name
 
 
 @contextmanager
