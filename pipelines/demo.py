@@ -186,7 +186,7 @@ def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
 def least_steps_gain(rows: tuple[EvaluationRow, ...]) -> float:
     """Mean over the scales of PSNR(fewest steps) - PSNR(bicubic), dB."""
     bicubic = {row.scale: row.psnr for row in rows if row.method == BICUBIC}
-    ours = [row for row in rows if row.method != BICUBIC]
+    ours = [row for row in rows if row.steps]
     least = min(row.steps for row in ours)
     gains = [row.psnr - bicubic[row.scale] for row in ours if row.steps == least]
     return sum(gains) / len(gains)

@@ -27,6 +27,12 @@ def evaluate(
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     precision: Precision = "auto",
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=DIR]", help="lanczos, or pictures that another system made of the LQ."
+        ),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="More to measure, such as psnr_y,ssim_y,niqe,lpips_alex.")
     ] = "",
@@ -39,7 +45,7 @@ def evaluate(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where to write a line per photo."),
+        typer.Option("--output", "-o", metavar="DIR", help="Where results and LQ are written."),
     ] = None,
     report: Annotated[
         str | None,
@@ -59,10 +65,16 @@ def evaluate(
       flowmapsr evaluate /data/run --photos /held-out --scales 4,8 --steps 1,2
       flowmapsr evaluate /data/run --photos /held-out --metrics psnr_y,niqe
       flowmapsr evaluate /data/run --photos /held-out --report report.html
+      flowmapsr evaluate /data/run --photos /held-out --baseline other=/their
       flowmapsr evaluate /data/run --photos /held-out --track
     """
     with process_edge(as_json=as_json) as out:
-        from pipelines.recipes.load import absolute_location, evaluation_settings
+        from pipelines.recipes.load import (
+            absolute_location,
+            baseline_values,
+            evaluation_settings,
+            require_photos,
+        )
 
         factors, counts = scales.split(","), steps.split(",")
         settings = evaluation_settings(
@@ -72,6 +84,7 @@ def evaluate(
             lora_scale=lora_scale,
             guidance=guidance,
             precision=precision,
+            baselines=[baseline_values(text) for text in baseline or ()],
             metrics=[name.strip() for name in metrics.split(",") if name.strip()],
             convention=convention,
             metric_weights=metric_weights,
@@ -85,6 +98,7 @@ def evaluate(
         if training is not None:
             environment.default_tracking_uri(location)
             check_servers()
+        require_photos(settings)
         doing("evaluating")
         from datagen.io import storage
         from training.evaluation.evaluate import evaluate as evaluate_model
@@ -93,7 +107,12 @@ def evaluate(
 
         examples = Examples(len(settings.scales))
         wants_page = page_at is not None or training is not None
-        found = evaluate_model(location, settings, on_scale=examples.add if wants_page else None)
+        found = evaluate_model(
+            location,
+            settings,
+            lq_folder=None if folder is None else f"{folder}/lq",
+            on_scale=examples.add if wants_page else None,
+        )
         page = report_page(location, settings, found, examples.found) if wants_page else None
         if page_at is not None and page is not None:
             storage.write_bytes(page_at, page)

@@ -92,7 +92,7 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
 
     found = evaluate(training.output, settings)
     for note in found.notes:
-        log.warning("not measured: %s", note)
+        log.warning("evaluation: %s", note)
     log_evaluation(training, settings, found.rows)
     return list(found.rows)
 

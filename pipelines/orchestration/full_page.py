@@ -41,7 +41,7 @@ def show_full(
 def _best(rows: Sequence[EvaluationRow], scale: float) -> str:
     """`x4 27.10 dB in 1 step (bicubic 25.30)`."""
     here = [row for row in rows if row.scale == scale]
-    best = max((row for row in here if row.method != BICUBIC), key=lambda row: row.psnr)
+    best = max((row for row in here if row.steps), key=lambda row: row.psnr)
     base = next(row.psnr for row in here if row.method == BICUBIC)
     steps = f"{best.steps} step{'s' if best.steps > 1 else ''}"
     return f"x{scale:g} {best.psnr:.2f} dB in {steps} (bicubic {base:.2f})"

@@ -114,6 +114,14 @@ def evaluation_settings(photos: str, **options: Any) -> EvaluationSettings:
     return validated(EvaluationSettings, {"photos": photos, **options}, title="evaluate")
 
 
+def baseline_values(text: str) -> dict[str, str]:
+    """`lanczos`, or `NAME=FOLDER` of pictures, as a baseline of `EvaluationSettings`."""
+    name, given, folder = text.partition("=")
+    if not given:
+        return {"kind": name}
+    return {"kind": "pictures", "name": name, "folder": folder}
+
+
 def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> Model:
     """`values` as a checked `model`.
 
@@ -158,12 +166,16 @@ def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) ->
 
 
 def require_photos(settings: EvaluationSettings) -> None:
-    """Checks the held-out photos of a whole run before anything is made.
+    """Checks the held-out photos, and those of baselines, before anything is made.
 
     Raises:
         RecipeError: there are none.
     """
     _require(settings.photos, "evaluation.photos", "give a folder of photos")
+    for number, one in enumerate(settings.baselines):
+        if one.kind == "pictures":
+            field = f"evaluation.baselines.{number}.folder"
+            _require(one.folder, field, "give the folder of its pictures")
 
 
 def _require(location: str, field: str, fix: str) -> None:

@@ -121,8 +121,8 @@ def evaluated(model: str, found: Evaluation, output: str | None, page: str | Non
     }
     lines = [
         *evaluation_table(found.rows),
-        *(f"Not measured: {note}" for note in found.notes),
-        *([f"Wrote {output}: a line for each photo and method"] if output else []),
+        *(f"Note: {note}" for note in found.notes),
+        *([f"Wrote {output}: results of each photo, and the LQ pictures"] if output else []),
         *([f"Wrote {page}: open it in a browser"] if page else []),
         f"Next: {next_step}",
     ]
@@ -166,6 +166,10 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     from training.run_dir.records import CONVENTION
 
     more = dict.fromkeys(name for row in rows for name in row.more)
+    at_scale: dict[float, set[int | None]] = {}
+    for row in rows:
+        at_scale.setdefault(row.scale, set()).add(row.photos)
+    unlike = any(len(counts) > 1 for counts in at_scale.values())
     cells = [
         (
             row.method,
@@ -176,6 +180,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
             f"{row.seconds:.2f}",
             "-" if row.parameters is None else f"{row.parameters / 1e6:.1f}",
             "-" if row.gflop is None else f"{row.gflop:.1f}",
+            *([str(row.photos)] if unlike else []),
             *(f"{row.more[name]:.4f}" if name in row.more else "-" for name in more),
         )
         for row in rows
@@ -189,6 +194,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
         "seconds",
         "M params",
         "GFLOP",
+        *(["photos"] if unlike else []),
         *more,
     )
     costs = "GFLOP: for a picture of 256x256"

@@ -134,6 +134,17 @@ def test_everything_of_another_recipe_is_refused_before_the_dataset_is_built(
             2,
             ["scales.0 = '0'", "greater than or equal to 1"],
         ),
+        (["evaluate", "model", "--photos", "p"], 2, ["p does not exist"]),
+        (
+            ["evaluate", "model", "--photos", ".", "--baseline", "theirs=none"],
+            2,
+            ["evaluation.baselines.0.folder: ", "none does not exist"],
+        ),
+        (
+            ["evaluate", "model", "--photos", "p", "--baseline", "a b=none"],
+            2,
+            ["name = 'a b'"],
+        ),
         (
             ["evaluate", "model", "--photos", "p", "--track"],
             1,

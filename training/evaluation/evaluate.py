@@ -9,14 +9,14 @@ from functools import partial
 import numpy as np
 
 from datagen.errors import FlowmapsrError
+from training.evaluation.baselines import baseline_method, write_lq
 from training.evaluation.cost import cost_of
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto, degraded_photos
 from training.evaluation.scores import Method, Scorer
-from training.inference.levels import bicubic
 from training.inference.upscaler import Upscaler
-from training.run_dir.records import BICUBIC, Evaluation, PictureRow
-from training.settings.evaluation import EvaluationSettings
+from training.run_dir.records import Evaluation, PictureRow
+from training.settings.evaluation import Baseline, EvaluationSettings, Interpolation
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 
@@ -27,17 +27,19 @@ def evaluate(
     model: str,
     settings: EvaluationSettings,
     *,
+    lq_folder: str | None = None,
     on_scale: OnScale | None = None,
     system_of: SystemOf = default_system_of,
 ) -> Evaluation:
-    """Bicubic and every number of steps, at every scale. What cannot be measured is told in the
-    notes.
+    """Bicubic, other baselines and every number of steps, at every scale. What cannot be measured
+    is told in the notes.
 
     Args:
+        lq_folder: where the LQ pictures are written.
         on_scale: gets the photos of each scale, the methods and the rows, for pictures of them.
 
     Raises:
-        FlowmapsrError: no model or no photo there.
+        FlowmapsrError: no model, no photo or no pictures of a baseline there.
     """
     upscaler = Upscaler.from_pretrained(
         model,
@@ -50,26 +52,31 @@ def evaluate(
     metrics = find_metrics(
         settings.metrics, settings.conventions(), weights=settings.metric_weights
     )
-    methods = [
-        Method(BICUBIC, 0, _bicubic),
-        *(
-            Method(upscaler.method, n, partial(_restored, upscaler, n), cost_of(upscaler, n))
-            for n in settings.steps
-        ),
+    ours = [
+        Method(upscaler.method, n, partial(_restored, upscaler, n), cost_of(upscaler, n))
+        for n in settings.steps
     ]
+    for one in settings.baselines:
+        if one.name == upscaler.method:
+            raise FlowmapsrError(f"baseline {one.name} has the name of the model; choose another")
     notes = list(metrics.left_out)
     scores = []
     for scale in settings.scales:
         found = degraded_photos(settings, upscaler.config.degradation, scale, on_small=notes.append)
-        scorer = Scorer(_at_least_one(list(found), settings, scale), scale, metrics)
+        photos = _at_least_one(list(found), settings, scale)
+        if lq_folder is not None:
+            write_lq(lq_folder, scale, photos)
+        scorer = Scorer(photos, scale, metrics)
+        others = [baseline_method(one, scale) for one in _with_bicubic(settings.baselines)]
+        methods = [*others, *ours]
         at_scale = [scorer.score(method) for method in methods]
         if on_scale is not None:
             pictures = [row for each in at_scale for row in each.pictures]
-            on_scale(scale, scorer.photos, methods, pictures)
+            on_scale(scale, photos, methods, pictures)
         scores += at_scale
         notes += scorer.notes
     return Evaluation(
-        rows=tuple(each.row for each in scores),
+        rows=tuple(each.row for each in scores if each.row is not None),
         pictures=tuple(row for each in scores for row in each.pictures),
         notes=tuple(notes),
         better=metrics.better(),
@@ -87,8 +94,10 @@ def _at_least_one(
     return photos
 
 
-def _bicubic(photo: DegradedPhoto) -> np.ndarray:
-    return bicubic(photo.small, photo.size)
+def _with_bicubic(baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Bicubic first, which every evaluation has."""
+    first: Baseline = Interpolation(kind="bicubic")
+    return [first, *(one for one in baselines if one != first)]
 
 
 def _restored(upscaler: Upscaler, steps: int, photo: DegradedPhoto) -> np.ndarray:

@@ -24,16 +24,23 @@ class Method:
     steps: int
     """Network evaluations; 0 for what has none."""
     restore: Callable[[DegradedPhoto], np.ndarray]
-    """To RGB uint8 of the original's size."""
+    """To RGB uint8 of the original's size. Raises `NoResult`."""
     cost: Cost | None = None
     """None for what has no network."""
+    notes: Callable[[], list[str]] = list
+    """What was wrong with its results, once they are all made."""
+
+
+class NoResult(Exception):
+    """A method has none for a photo."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """Of one method."""
 
-    row: EvaluationRow
+    row: EvaluationRow | None
+    """None if it has no result at all."""
     pictures: tuple[PictureRow, ...]
 
 
@@ -56,7 +63,10 @@ class Scorer:
         pictures = []
         for photo in self.photos:
             start = time.perf_counter()
-            result = method.restore(photo)
+            try:
+                result = method.restore(photo)
+            except NoResult:
+                continue
             seconds = time.perf_counter() - start
             for find, found in features.items():
                 found += self._features(find, photo, result)
@@ -70,7 +80,9 @@ class Scorer:
                     values=self._values(photo, result),
                 )
             )
-        return Scores(self._row(method, pictures, features), tuple(pictures))
+        self.notes += method.notes()
+        row = self._row(method, pictures, features) if pictures else None
+        return Scores(row, tuple(pictures))
 
     def _features(
         self, find: Features, photo: DegradedPhoto, picture: np.ndarray
@@ -120,6 +132,7 @@ class Scorer:
             seconds=float(np.mean([row.seconds for row in pictures])),
             parameters=method.cost.parameters if method.cost else None,
             gflop=method.cost.gflop if method.cost else None,
+            photos=len(pictures),
             values=values,
         )
 

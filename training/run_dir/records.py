@@ -158,6 +158,8 @@ class EvaluationRow(FrozenModel):
     """Of the model, in its folder; null for bicubic."""
     gflop: float | None = None
     """10^9 operations for a picture of 256x256, as a machine-independent cost; null for bicubic."""
+    photos: int | None = None
+    """How many have a part in the means; null in records of older versions."""
     values: dict[str, float] = {}
     """Every metric by its name, which says its convention; means, but for those of sets."""
 
@@ -189,6 +191,6 @@ class Evaluation(FrozenModel):
     """The table, by scale and method."""
     pictures: tuple[PictureRow, ...]
     notes: tuple[str, ...] = ()
-    """Everything that could not be measured, and why."""
+    """Everything that could not be measured, and why; and what was wrong with a baseline."""
     better: dict[str, Literal["higher", "lower"]] = {}
     """Which way is better, by the name of a metric."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from datagen.records import Execution, Location, Settings
 
@@ -53,6 +53,29 @@ PRESETS: dict[Preset, Convention] = {
 }
 
 
+class Interpolation(Settings):
+    """LQ pictures enlarged without a network."""
+
+    kind: Literal["bicubic", "lanczos"]
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+
+class Pictures(Settings):
+    """Pictures that another system made of the LQ pictures that `evaluate --output` writes."""
+
+    kind: Literal["pictures"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["osediff"])
+    """Of the system, for the table."""
+    folder: Location = Field(examples=["/outputs/osediff"])
+    """With a folder `x4` ... for each scale, or the pictures themselves; named as the LQ."""
+
+
+Baseline = Annotated[Interpolation | Pictures, Field(discriminator="kind")]
+
+
 class EvaluationSettings(Settings):
     """Held-out photos are degraded by the chain of the dataset at fixed scales, then restored."""
 
@@ -62,6 +85,8 @@ class EvaluationSettings(Settings):
     """Factors by which photos are reduced and enlarged again; 1 keeps their size."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     """Numbers of network evaluations for each photo."""
+    baselines: tuple[Baseline, ...] = ()
+    """What the model is compared with beside bicubic interpolation."""
     metrics: tuple[MetricName, ...] = ()
     """What is measured beside PSNR and SSIM on RGB."""
     metric_weights: Execution[Location | None] = None
@@ -81,6 +106,18 @@ class EvaluationSettings(Settings):
     """Guidance strength w of a model that takes it as an input; null takes the model's default."""
     precision: Precision = "auto"
     """Of the network; `auto` is bf16 on a GPU that computes in it, else fp32."""
+
+    @field_validator("baselines")
+    @classmethod
+    def _names_differ(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        names = [one.name for one in baselines]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is given twice; name each baseline differently")
+        for one in baselines:
+            if one.kind == "pictures" and one.name in ("bicubic", "lanczos"):
+                raise ValueError(f"{one.name} is the name of an interpolation; choose another one")
+        return baselines
 
     def conventions(self) -> Convention:
         """Those of the preset, but for what is set beside it."""

@@ -11,7 +11,7 @@ from datagen.io import storage
 from datagen.records import flatten, read_record
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages
-from training.run_dir.records import BICUBIC, CONVENTION, EvaluationRow
+from training.run_dir.records import CONVENTION, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Tags
@@ -71,7 +71,7 @@ def evaluation_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     """`eval/psnr_x4_nfe1`, `eval/ssim_x4_bicubic`, ..."""
     metrics: dict[str, float] = {}
     for row in rows:
-        method = BICUBIC if row.method == BICUBIC else f"nfe{row.steps}"
+        method = f"nfe{row.steps}" if row.steps else row.method
         metrics[f"{EVALUATION}psnr_x{row.scale:g}_{method}"] = row.psnr
         metrics[f"{EVALUATION}ssim_x{row.scale:g}_{method}"] = row.ssim
         for name, value in row.more.items():

@@ -22,6 +22,7 @@ from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
+from training.tracking.evaluation_log import evaluation_metrics
 from training.weights.model_folder import find_model
 
 
@@ -204,6 +205,28 @@ def test_the_evaluation_table_compares_with_bicubic(untrained: Path, photos: Pat
         for p in degraded_photos(settings, DegradationSettings(scale=(1, 8)), 4.0)
     ]
     assert rows[3].psnr == pytest.approx(np.mean(by_hand))
+
+
+def test_other_baselines_stand_beside_bicubic_and_the_lq_is_written(
+    untrained: Path, photos: Path, tmp_path: Path
+) -> None:
+    settings = EvaluationSettings.model_validate(
+        {"photos": str(photos), "scales": [4], "steps": [1], "baselines": [{"kind": "lanczos"}]}
+    )
+    rows = evaluate(str(untrained), settings, lq_folder=str(tmp_path / "lq")).rows
+    assert [row.method for row in rows] == ["bicubic", "lanczos", "flowmapsr"]
+    assert rows[1].psnr != rows[0].psnr
+    first, *_ = degraded_photos(settings, DegradationSettings(scale=(1, 8)), 4.0)
+    written = np.asarray(Image.open(tmp_path / "lq/x4/0.png"))
+    assert np.array_equal(written, first.small)
+    named = {"kind": "pictures", "name": "flowmapsr", "folder": str(tmp_path / "lq/x4")}
+    clash = settings.model_validate({**settings.model_dump(), "baselines": [named]})
+    with pytest.raises(FlowmapsrError, match="has the name of the model"):
+        evaluate(str(untrained), clash)
+    other = {**named, "name": "theirs"}
+    again = settings.model_validate({**settings.model_dump(), "baselines": [other]})
+    logged = evaluation_metrics(evaluate(str(untrained), again).rows)
+    assert {"eval/psnr_x4_bicubic", "eval/psnr_x4_theirs", "eval/psnr_x4_nfe1"} < set(logged)
 
 
 def test_every_evaluation_degrades_alike(untrained: Path, photos: Path) -> None:

@@ -82,9 +82,9 @@ def chosen(rows: Sequence[PictureRow], *, count: int) -> list[tuple[str, str]]:
 
 
 def judged(rows: Sequence[PictureRow]) -> tuple[str, int]:
-    """Method and steps of the highest mean PSNR among those after the first, the baseline."""
-    keys = dict.fromkeys((row.method, row.steps) for row in rows)
-    return max(list(keys)[1:], key=lambda key: np.mean(list(_psnr(rows, key).values())))
+    """Method and steps of the model's highest mean PSNR."""
+    keys = dict.fromkeys((row.method, row.steps) for row in rows if row.steps)
+    return max(keys, key=lambda key: np.mean(list(_psnr(rows, key).values())))
 
 
 def _psnr(rows: Sequence[PictureRow], key: tuple[str, int]) -> dict[str, float]:
@@ -98,10 +98,11 @@ def _example(
     methods: Sequence[Method],
     rows: Sequence[PictureRow],
 ) -> Example:
+    psnr = {(row.method, row.steps): row.values[PSNR] for row in rows if row.photo == photo.name}
+    methods = [one for one in methods if (one.name, one.steps) in psnr]
     results = [method.restore(photo) for method in methods]
     best = [(one.name, one.steps) for one in methods].index(judged(rows))
     top, left = _farthest(results[best], photo.original)
-    psnr = {(row.method, row.steps): row.values[PSNR] for row in rows if row.photo == photo.name}
     lq = cv2.resize(photo.small, photo.size, interpolation=cv2.INTER_NEAREST)
     named = [
         ("LQ", None, lq),

@@ -40,6 +40,7 @@ def headline(part: ScalePart) -> str:
     compared = [
         (row, cell)
         for row in part.rows
+        if row.steps
         for cell in row.cells
         if cell.metric == PSNR and cell.difference is not None and cell.difference.count
     ]

@@ -1,0 +1,126 @@
+"""What a model is compared with: interpolation, and pictures that another system made of the same
+LQ pictures, which an evaluation writes out."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from datagen.errors import FlowmapsrError
+from datagen.io import storage
+from datagen.photos.decode import ImageRejected, decode_photo
+from datagen.photos.source_file import SourceFile, read_photo
+from datagen.photos.sources import list_sources
+from datagen.settings import ImageSettings
+from training.evaluation.photos import DegradedPhoto
+from training.evaluation.scores import Method, NoResult
+from training.inference.levels import bicubic
+from training.settings.evaluation import Baseline, Pictures
+
+LQ = "lq"
+"""Folder of a report, with a folder `x4` ... for each scale."""
+
+
+def baseline_method(settings: Baseline, scale: float) -> Method:
+    """
+    Raises:
+        FlowmapsrError: there is no such folder of pictures, or none in it.
+    """
+    if isinstance(settings, Pictures):
+        found = MadePictures(settings, scale)
+        return Method(settings.name, 0, found.restore, notes=found.notes)
+    match settings.kind:
+        case "bicubic":
+            return Method(settings.kind, 0, lambda photo: bicubic(photo.small, photo.size))
+        case "lanczos":
+            return Method(settings.kind, 0, _lanczos)
+
+
+def _lanczos(photo: DegradedPhoto) -> np.ndarray:
+    """Pillow's, of three lobes."""
+    return np.asarray(Image.fromarray(photo.small).resize(photo.size, Image.Resampling.LANCZOS))
+
+
+class MadePictures:
+    """A folder of results, or its folder `x4` ... of that scale where there is one. Their names are
+    those of the LQ pictures, with any suffix of a picture."""
+
+    def __init__(self, settings: Pictures, scale: float) -> None:
+        self._folder = settings.folder.rstrip("/")
+        self._called = f"{settings.name} at x{scale:g}"
+        try:
+            files = list_sources((scale_folder(self._folder, scale),)).files
+            self._folder = scale_folder(self._folder, scale)
+        except FlowmapsrError:
+            files = list_sources((self._folder,)).files
+        self._by_name = {_stem(file.uri.removeprefix(f"{self._folder}/")): file for file in files}
+        self._missing: list[str] = []
+        self._resized: list[str] = []
+        self._unreadable: list[str] = []
+
+    def restore(self, photo: DegradedPhoto) -> np.ndarray:
+        """
+        Raises:
+            NoResult: there is none that can be read.
+        """
+        file = self._by_name.get(_stem(photo.name))
+        if file is None:
+            self._missing.append(photo.name)
+            raise NoResult
+        picture = self._read(file)
+        height, width = picture.shape[:2]
+        if (width, height) == photo.size:
+            return picture
+        wanted = f"{photo.size[0]}x{photo.size[1]}"
+        self._resized.append(f"{photo.name} from {width}x{height} to {wanted}")
+        return np.asarray(Image.fromarray(picture).resize(photo.size, Image.Resampling.BICUBIC))
+
+    def _read(self, file: SourceFile) -> np.ndarray:
+        try:
+            return decode_photo(read_photo(file), ImageSettings())
+        except ImageRejected as error:
+            self._unreadable.append(f"{file.uri} ({error})")
+            raise NoResult from error
+
+    def notes(self) -> list[str]:
+        """What was wrong with them; photos without a result have no part in the means."""
+        found = (
+            (f"no picture in {self._folder} of", self._missing),
+            ("unreadable:", self._unreadable),
+            ("resized, having another size:", self._resized),
+        )
+        return [f"{self._called}: {what} {_listed(names)}" for what, names in found if names]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def scale_folder(base: str, scale: float) -> str:
+    """Where a scale's pictures lie."""
+    return f"{base.rstrip('/')}/x{scale:g}"
+
+
+def write_lq(folder: str, scale: float, photos: list[DegradedPhoto]) -> None:
+    """The LQ pictures as PNG, named as their photos: what other systems are run on.
+
+    Raises:
+        FlowmapsrError: two photos differ in their suffix only, or a file cannot be written.
+    """
+    names: dict[str, str] = {}
+    for photo in photos:
+        stem = _stem(photo.name)
+        if stem in names:
+            raise FlowmapsrError(
+                f"{names[stem]} and {photo.name} would get one LQ picture, {stem}.png; rename one"
+            )
+        names[stem] = photo.name
+        with storage.open_atomic(f"{scale_folder(folder, scale)}/{stem}.png") as file:
+            Image.fromarray(photo.small).save(file, format="PNG")
