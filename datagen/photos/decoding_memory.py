@@ -21,6 +21,7 @@ _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _BITS, _COMPRESSION = 278, 322, 323, 258, 259
 _ORIENTATION = 274
 AVIF_DEEP = 0b0100_0000
 """Of `avif_flags`: 10 or 12 bits."""
+_AVIF_TWELVE = 0b0010_0000
 _AVIF_GRAY, _AVIF_HALF_WIDTH, _AVIF_HALF_HEIGHT = 0b1_0000, 0b1000, 0b100
 
 
@@ -64,6 +65,14 @@ def avif_flags(head: bytes) -> int:
     """What the `av1C` box says of depth and colors; source: AV1-ISOBMFF, section 2.3.3."""
     at = head.find(b"av1C")
     return head[at + 6] if 0 <= at < len(head) - 6 else 0
+
+
+def avif_bits(head: bytes) -> int:
+    """Of a channel: 8, 10 or 12."""
+    flags = avif_flags(head)
+    if not flags & AVIF_DEEP:
+        return 8
+    return 12 if flags & _AVIF_TWELVE else 10
 
 
 def _avif_planes(head: bytes, *, alpha: bool) -> float:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from datagen.photos.decode import LoadedImage, decode_image, upright_canvas
+from training.inference.deep import deep_levels
 from training.inference.metadata import Metadata, read_metadata
 from training.inference.profile import WideProfile, converted, srgb
 
@@ -29,7 +29,8 @@ class Picture:
 
 
 def read_picture(data: bytes, *, deep: bool = True) -> Picture:
-    """An image file of any format; 16 bits are kept of PNG and TIFF where `deep` asks for them.
+    """An image file of any format; more than 8 bits are kept of PNG, TIFF, AVIF and HEIC where
+    `deep` asks for them.
 
     Raises:
         ImageRejected: the reasons of `load_image`.
@@ -78,21 +79,12 @@ def _grown(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _sixteen_bits(data: bytes, loaded: LoadedImage, profile: bytes | None) -> np.ndarray | str:
-    """The upright picture (H, W, 3 or 4) in sRGB, uint16; or why there are only 8 bits.
-
-    Pillow has 8 bits of colors, so OpenCV reads them again: what both agree on is taken.
-    """
-    if loaded.pixels.format not in ("PNG", "TIFF") or loaded.header.cmyk:
-        return "16 are kept of PNG and TIFF in RGB and gray"
-    lying = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if lying is None or lying.dtype != np.uint16 or not _agree(lying, loaded.pixels):
-        return "two decoders differ on them"
-    if lying.ndim == 2:
-        lying = cv2.cvtColor(lying, cv2.COLOR_GRAY2RGB)
-    else:
-        lying = cv2.cvtColor(
-            lying, cv2.COLOR_BGRA2RGBA if lying.shape[2] == 4 else cv2.COLOR_BGR2RGB
-        )
+    """The upright picture (H, W, 3 or 4) in sRGB, uint16; or why there are only 8 bits."""
+    if loaded.header.cmyk:
+        return "more are kept of RGB and gray"
+    lying = deep_levels(data, loaded.pixels)
+    if isinstance(lying, str):
+        return lying
     upright, canvas = upright_canvas(loaded, lying.shape[2], np.uint16)
     canvas[:] = lying
     if profile is not None:
@@ -101,19 +93,6 @@ def _sixteen_bits(data: bytes, loaded: LoadedImage, profile: bytes | None) -> np
             return "its color profile is a table"
         upright[..., :3] = converted(upright[..., :3], source, srgb())
     return upright
-
-
-def _agree(levels: np.ndarray, image: Image.Image) -> bool:
-    if levels.shape[1::-1] != image.size:
-        return False
-    if image.mode.startswith("I"):
-        return levels.ndim == 2 and np.array_equal(levels, np.asarray(image))
-    mode = {3: "RGB", 4: "RGBA"}.get(levels.shape[2] if levels.ndim == 3 else 0)
-    if mode is None:
-        return False
-    eight = np.asarray(image.convert(mode))
-    order = [2, 1, 0, 3][: levels.shape[2]]
-    return bool(np.abs(levels[..., order] // 257 - eight.astype(np.int32)).max() <= 1)
 
 
 def _deep_alpha(deep: np.ndarray, alpha: np.ndarray | None) -> np.ndarray | None:

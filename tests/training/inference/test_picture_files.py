@@ -337,3 +337,41 @@ def test_an_orientation_is_undone_in_the_pixels(colors: np.ndarray) -> None:
     assert np.array_equal(picture.rgb, np.rot90(colors, -1))
     written = Image.open(io.BytesIO(encode(picture, "PNG")[0]))
     assert ExifTags.Base.Orientation not in written.getexif()
+
+
+def _levels_of(bits: int) -> np.ndarray:
+    """A picture (40, 61, 3) of colors that 8 bits do not have."""
+    top = (1 << bits) - 1
+    down, right = np.mgrid[0:40, 0:61]
+    return np.stack([right * top // 60, down * top // 39, top - right - down], -1).astype(np.uint16)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_all_bits_of_avif_are_read(bits: int, alpha: bool) -> None:
+    levels = _levels_of(bits)
+    given = np.dstack([levels, levels[..., 0]]) if alpha else levels
+    bgr = given[..., [2, 1, 0, 3][: given.shape[2]]]
+    options = [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100]
+    picture = read_picture(cv2.imencode(".avif", bgr, options)[1].tobytes())
+    exact = levels * (65535 / ((1 << bits) - 1))
+    assert picture.rgb.dtype == np.uint16 and picture.notes == ()
+    assert np.abs(picture.rgb - exact).max() <= 0.5  # of 16 bits, as the file loses nothing
+    if alpha:
+        assert picture.alpha is not None
+        assert np.abs(picture.alpha - exact[..., 0]).max() <= 0.5
+
+
+@pytest.mark.parametrize("chroma", [420, 444])
+def test_all_bits_of_heic_are_read(chroma: int) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    levels = (_levels_of(10) << 6).astype(np.uint16)
+    image = pillow_heif.from_bytes(mode="RGB;16", size=(61, 40), data=levels.tobytes())
+    stream = io.BytesIO()
+    image.save(stream, quality=-1, chroma=chroma)
+    picture = read_picture(stream.getvalue())
+    assert picture.rgb.dtype == np.uint16 and picture.rgb.shape == (40, 61, 3)
+    exact = _levels_of(10) * (65535 / 1023)
+    if chroma == 444:
+        assert np.abs(picture.rgb - exact).mean() < 257 / 4  # which rounding to 8 bits has
+    assert picture.notes == () and len(np.unique(picture.rgb[0])) > 61
