@@ -11,8 +11,8 @@ from datagen.photos.decoding_memory import avif_bits
 from datagen.photos.heic import heic_levels
 
 _APART = {"AVIF": 4, "HEIF": 4}
-"""Levels of 8 bits that decoders may differ by: they round chroma at other places, by 3 at most where
-that was measured."""
+"""Levels of 8 bits that decoders may differ by: they round chroma at other places, and 3 were
+measured at most."""
 
 
 def deep_levels(data: bytes, image: Image.Image) -> np.ndarray | str:
