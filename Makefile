@@ -85,6 +85,7 @@ lock: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.degradation
 	$(BIN)/python -m tests.benchmarks.build
+	$(BIN)/python -m tests.benchmarks.build_profile
 	$(BIN)/python -m tests.benchmarks.fresh_degradation
 	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.toy_flow_maps
