@@ -51,8 +51,9 @@ class Scorer:
     photos: Sequence[DegradedPhoto]
     scale: float
     metrics: Metrics
-    notes: list[str] = field(default_factory=list)
-    """On every value that could not be measured: its metric, its photo and why."""
+    _of_methods: list[str] = field(default_factory=list)
+    _missed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Why, by metric and photo."""
     _of_originals: dict[Features, np.ndarray] = field(default_factory=dict)
 
     def score(self, method: Method) -> Scores:
@@ -80,7 +81,7 @@ class Scorer:
                     values=self._values(photo, result),
                 )
             )
-        self.notes += method.notes()
+        self._of_methods += method.notes()
         row = self._row(method, pictures, features) if pictures else None
         return Scores(row, tuple(pictures))
 
@@ -92,7 +93,7 @@ class Scorer:
             return [find(picture)]
         except NotMeasurable as error:
             names = ", ".join(one.name for one in self.metrics.of_sets if one.features == find)
-            self._note(f"{names}: {photo.name} at x{self.scale:g}: {error}")
+            self._missed.setdefault(names, {}).setdefault(photo.name, str(error))
             return []
 
     def _values(self, photo: DegradedPhoto, result: np.ndarray) -> dict[str, float]:
@@ -101,7 +102,7 @@ class Scorer:
             try:
                 values[metric.name] = metric.value(result, photo.original, scale=self.scale)
             except NotMeasurable as error:
-                self._note(f"{metric.name}: {photo.name} at x{self.scale:g}: {error}")
+                self._missed.setdefault(metric.name, {}).setdefault(photo.name, str(error))
         return values
 
     def _row(
@@ -122,7 +123,7 @@ class Scorer:
                     results = np.concatenate(features[metric.features])
                     values[metric.name] = metric.compare(results, originals)
             except NotMeasurable as error:
-                self._note(f"{metric.name}: {error}")
+                self._missed.setdefault(metric.name, {}).setdefault("", str(error))
         return EvaluationRow(
             method=method.name,
             scale=self.scale,
@@ -146,6 +147,14 @@ class Scorer:
             self._of_originals[metric.features] = np.concatenate(found) if found else np.empty(0)
         return self._of_originals[metric.features]
 
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+    @property
+    def notes(self) -> list[str]:
+        """On every metric that lacks values: a photo, why, and how many more; and what was wrong
+        with results."""
+        found = []
+        for name, photos in self._missed.items():
+            photo, why = next(iter(photos.items()))
+            more = f", and {len(photos) - 1} more" if len(photos) > 1 else ""
+            at = f"{photo}: " if photo else ""
+            found.append(f"{name} at x{self.scale:g}: {at}{why}{more}")
+        return [*found, *self._of_methods]

@@ -29,7 +29,8 @@ def _repeated(photo: DegradedPhoto) -> np.ndarray:
 
 def test_a_photo_without_a_value_is_named_and_all_others_are_measured(tmp_path: Path) -> None:
     cat = data.chelsea()
-    photos = [_photo("cat.png", cat[:192, :288]), _photo("face.png", cat[60:140, 100:180])]
+    face = cat[60:140, 100:180]
+    photos = [_photo("cat.png", cat[:192, :288]), _photo("face.png", face)]
     metrics = find_metrics(("psnr_y", "niqe"), PRESETS["plain"])
     scorer = Scorer(photos, 2.0, metrics)
     scores = scorer.score(Method("nearest", 0, _repeated))
@@ -38,8 +39,13 @@ def test_a_photo_without_a_value_is_named_and_all_others_are_measured(tmp_path: 
     assert set(first.values) == {"psnr_rgb", "ssim_rgb", "psnr_y", "niqe"}
     assert set(second.values) == {"psnr_rgb", "ssim_rgb", "psnr_y"}
     assert scorer.notes == [
-        "niqe: face.png at x2: 80x80 holds fewer than two of its blocks of 96 pixels"
+        "niqe at x2: face.png: 80x80 holds fewer than two of its blocks of 96 pixels"
     ]
+    scorer = Scorer([*photos, _photo("nose.png", face[:20])], 2.0, metrics)
+    for name in ("nearest", "again"):
+        scorer.score(Method(name, 0, _repeated))
+    (note,) = scorer.notes
+    assert note.endswith("blocks of 96 pixels, and 1 more")
     row = scores.row
     assert row.psnr == pytest.approx((first.values["psnr_rgb"] + second.values["psnr_rgb"]) / 2)
     assert row.values["niqe"] == first.values["niqe"]
