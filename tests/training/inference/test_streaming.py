@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from datagen.degradation.resample import resized
+from datagen.errors import FlowmapsrError
+from tests.support.launch import ForkedLauncher, found_by
 from tests.support.models import saved_model
+from tests.support.small_disk import DiskMaker
+from training.flowmap.system import FlowMapRestorer
 from training.inference import upscaler as upscaler_module
 from training.inference.color import ColorFix
 from training.inference.files import UpscaleReport, UpscaleSettings, upscale_all
@@ -93,22 +101,22 @@ def test_rows_come_with_those_around_them(reach: int) -> None:
 def test_bands_are_the_whole_picture(
     model: Path, color_fix: ColorFix, scale: float, channels: int, dtype: Any
 ) -> None:
-    """Bands of the codec, one piece for the network: nothing may differ but by rounding."""
+    """The same tiles of the network: nothing may differ but by rounding."""
     pixels = photo(300, 180, channels, dtype)
     rgb = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., :3]
     alpha = pixels[..., 3] if channels == 4 else None
     picture = Picture(np.ascontiguousarray(rgb), alpha, channels == 1, Metadata())
-    upscaler = Upscaler.from_pretrained(model, device="cpu", tile=4096)
+    upscaler = Upscaler.from_pretrained(model, device="cpu", tile=256)
     whole = upscaler.upscale_picture(picture, scale=scale, color_fix=color_fix)
-    upscaler.tiler.tile = None  # the codec's own
     bands = list(upscaler.upscale_bands(picture, scale=scale, color_fix=color_fix))
     difference = np.concatenate([band.rgb for band in bands]).astype(int) - whole.rgb
     assert np.abs(difference).max() <= 2 * (np.iinfo(dtype).max // 255)
     assert np.abs(difference).mean() < 0.02 * (np.iinfo(dtype).max // 255)
-    assert len(bands) > 1 or scale < 4
+    assert len(bands) > 1
     if alpha is not None:
         assert whole.alpha is not None
-        assert np.array_equal(np.concatenate([band.alpha for band in bands]), whole.alpha)
+        alphas = [band.alpha for band in bands if band.alpha is not None]
+        assert np.array_equal(np.concatenate(alphas), whole.alpha)
     assert all(band.gray is whole.gray for band in bands)
 
 
@@ -161,3 +169,56 @@ def test_formats_that_need_the_whole_picture_are_refused_with_the_fix(
     assert "180x240 pixels are too many" in report.failed[0][1]
     assert "at most 65500" in report.failed[0][1] and ".tif or .png" in report.failed[0][1]
     assert not (tmp_path / "out.jpg").exists()
+
+
+def test_memory_holds_bands_where_it_does_not_hold_the_whole(model: Path, tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "in.png"), photo(512, 512))
+    words = (str(model), str(tmp_path / "in.png"), str(tmp_path / "out.tif"))
+
+    def ended(largest: int) -> dict[str, Any]:
+        module, results = "tests.training.workers.limited_upscale", tmp_path / "ended.json"
+        return found_by(module, *words, str(largest), "190", workers=1, results=results)
+
+    assert "does not fit into memory" in ended(10**9)["failed"][0][1]
+    assert not (tmp_path / "out.tif").exists()
+    assert ended(10**6)["failed"] == []
+    assert read_picture((tmp_path / "out.tif").read_bytes()).rgb.shape == (2048, 2048, 3)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    model: Path, tmp_path: Path, small: None, small_disk: DiskMaker
+) -> None:
+    disk = small_disk(1 << 17)
+    Image.effect_noise((200, 200), 100).convert("RGB").save(tmp_path / "in.png")
+    upscaler = Upscaler.from_pretrained(model, device="cpu")
+    with pytest.raises(FlowmapsrError, match=r"out\.tif.*free some space"):
+        run(tmp_path / "in.png", disk / "out.tif", upscaler)
+    assert not list(disk.iterdir())
+
+
+def test_a_picture_that_fails_half_way_leaves_nothing_and_does_not_stop_the_others(
+    model: Path, described: Path, tmp_path: Path, small: None
+) -> None:
+    upscaler = Upscaler.from_pretrained(model, device="cpu")
+    restorer = upscaler.restorer
+    assert isinstance(restorer, FlowMapRestorer)
+    torch.nn.init.constant_(restorer.net.unet.conv_out.bias, float("nan"))
+    report = run(described, tmp_path / "out.tif", upscaler)
+    assert "not finite" in report.failed[0][1]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+def test_a_kill_leaves_nothing_under_the_name(model: Path, tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "in.png"), photo(640, 640))
+    out = tmp_path / "out"
+    words = [str(model), str(tmp_path / "in.png"), str(out / "out.png"), "1000", "4000", "-"]
+    module = "tests.training.workers.limited_upscale"
+    process = ForkedLauncher(module, words, workers=1, env=dict(os.environ))
+    while not list(out.glob(".*.tmp")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.kill()
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (out / "out.png").exists()
