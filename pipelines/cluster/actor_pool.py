@@ -77,7 +77,7 @@ def run_tasks(
     return [run.records[task.path] for task in tasks]
 
 
-class _Worker:
+class _PoolWorker:
     """The actor: one copy of the builder. Its node may have come after all were asked for their
     version (`node_check.py`)."""
 
@@ -122,7 +122,7 @@ class _Run(Generic[T, R]):
         # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
         remote: Any = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory)
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
-            started = remote(_Worker).remote(self.builder, code_version())
+            started = remote(_PoolWorker).remote(self.builder, code_version())
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.__ray_ready__.remote()] = started
 

@@ -102,7 +102,7 @@ class Chaos:
             driver = start_driver(path, self.folder / f"{name}.log")
             while driver.poll() is None:
                 time.sleep(self.rng.expovariate(1 / 0.5))
-                if left and ray_actors("_ShardWorker", self.node) and driver.poll() is None:
+                if left and ray_actors("_PoolWorker", self.node) and driver.poll() is None:
                     left -= self._kill(driver)
             if driver.returncode == 0:
                 return starts
@@ -114,7 +114,7 @@ class Chaos:
     def _kill(self, driver: subprocess.Popen[bytes]) -> int:
         victim = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
         if victim == "worker":
-            workers = ray_actors("_ShardWorker", self.node)
+            workers = ray_actors("_PoolWorker", self.node)
             if not workers:
                 return 0
             self.rng.choice(workers).kill()

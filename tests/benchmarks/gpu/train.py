@@ -155,7 +155,7 @@ class Training:
 
     def _evaluate(self, stage: StagePaths, held_out: Path, results: Results) -> None:
         settings = EvaluationSettings(photos=str(held_out), scales=SCALES, steps=NFE)
-        for row in evaluate(str(stage.model), settings):
+        for row in evaluate(str(stage.model), settings).rows:
             results.row(
                 *(stage.name, row.method, f"x{row.scale:g}", row.steps or "-"),
                 *(f"{row.psnr:.2f}", f"{row.ssim:.4f}", f"{row.seconds:.3f}"),

@@ -114,7 +114,7 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
 
     def kill_one() -> None:
         wait_for_first_task(output)
-        for process in ray_actors("_ShardWorker")[:1]:
+        for process in ray_actors("_PoolWorker")[:1]:
             process.kill()
             killed.append(process.pid)
 

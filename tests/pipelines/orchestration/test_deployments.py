@@ -174,7 +174,7 @@ def test_a_cancelled_run_stops_cleanly_and_the_next_one_finishes(
     before = records(output)
     assert not (output / "manifest.json").exists()
     assert [path for path in output.rglob("*") if path.name.startswith(".")] == []
-    assert ray_actors("_ShardWorker") == []
+    assert ray_actors("_PoolWorker") == []
 
     again = server.start_run(deployed["id"])
     eventually(lambda: server.state(again) == "Completed")
@@ -231,7 +231,7 @@ def test_a_server_killed_in_the_middle_costs_a_warning(
     deployed = deploy(*settings(photos, by_worker, "samples_per_photo=48", "workers=1"))
     server.start_run(deployed["id"])
     eventually(lambda: records(by_worker))
-    held = ray_actors("_ShardWorker")  # neither build may be over before the server is killed
+    held = ray_actors("_PoolWorker")  # neither build may be over before the server is killed
     for actor in held:
         actor.suspend()
     env = {**server.env, "RAY_ADDRESS": ray_cluster_address}
