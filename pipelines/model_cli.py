@@ -92,6 +92,7 @@ def evaluate(
         folder = None if output is None else absolute_location(output, field="--output")
         page_at = None if report is None else absolute_location(report, field="--report")
         location = absolute_location(model, field="MODEL")
+        from training.evaluation.results import RESULTS, require_place, write_results
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
         training = finished_training(location) if track else None
@@ -99,6 +100,8 @@ def evaluate(
             environment.default_tracking_uri(location)
             check_servers()
         require_photos(settings)
+        for path in filter(None, (page_at, folder and f"{folder}/{RESULTS}")):
+            require_place(path)
         doing("evaluating")
         from datagen.io import storage
         from training.evaluation.evaluate import evaluate as evaluate_model
@@ -117,8 +120,6 @@ def evaluate(
         if page_at is not None and page is not None:
             storage.write_bytes(page_at, page)
         if folder is not None:
-            from training.evaluation.results import write_results
-
             write_results(folder, location, settings, found)
         result = reports.evaluated(location, found, folder, page_at)
         if training is not None:

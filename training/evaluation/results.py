@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from datagen.io.local import errors
 from datagen.records import FrozenModel
 from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow
 from training.settings.evaluation import EvaluationSettings
@@ -19,6 +24,23 @@ class Summary(FrozenModel):
     """Of the fields `psnr` and `ssim` of a row; the names of other metrics say theirs."""
     rows: tuple[EvaluationRow, ...]
     notes: tuple[str, ...]
+
+
+def require_place(path: str) -> None:
+    """Makes the folder of a file that is written when the work is done.
+
+    Raises:
+        FlowmapsrError: nothing can be written there, or the path is a folder.
+    """
+    if storage.is_remote(path):
+        return
+    with errors(path, "write"):
+        folder = Path(path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    if Path(path).is_dir():
+        raise FlowmapsrError(f"{path} is a folder; name a file, such as {path}/report.html")
 
 
 def write_results(folder: str, model: str, settings: EvaluationSettings, found: Evaluation) -> None:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from datagen.errors import FlowmapsrError
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto
-from training.evaluation.results import write_results
+from training.evaluation.results import require_place, write_results
 from training.evaluation.scores import Method, Scorer
 from training.run_dir.records import Evaluation, PictureRow
 from training.settings.evaluation import PRESETS, EvaluationSettings
@@ -63,3 +64,14 @@ def test_results_are_read_back_even_of_equal_pictures(tmp_path: Path) -> None:
     assert scores.pictures[0].values["psnr_rgb"] == float("inf")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rows"][0]["ssim"] == pytest.approx(1)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    report = tmp_path / "new/report.html"
+    require_place(str(report))
+    assert list(report.parent.iterdir()) == []
+    with pytest.raises(FlowmapsrError, match="new is a folder; name a file"):
+        require_place(str(report.parent))
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowmapsrError, match="file/report.html"):
+        require_place(str(tmp_path / "file/report.html"))
