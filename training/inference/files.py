@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol, TypedDict
+from typing import IO, Protocol, Unpack
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
 from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
+from training.inference.how import How
 from training.inference.jobs import Job
 from training.inference.made import publish, sha256
 from training.inference.metadata import made_by, without_gps
@@ -40,27 +41,13 @@ class PictureUpscaler(Protocol):
     def digest(self) -> str: ...
 
     def upscale_picture(
-        self,
-        picture: Picture,
-        *,
-        scale: float,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
-        watch: Watch | None = None,
+        self, picture: Picture, *, scale: float, watch: Watch | None = None, **how: Unpack[How]
     ) -> Picture: ...
 
     def is_streamed(self, size: tuple[int, int]) -> bool: ...
 
     def upscale_bands(
-        self,
-        picture: Picture,
-        *,
-        scale: float,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
-        watch: Watch | None = None,
+        self, picture: Picture, *, scale: float, watch: Watch | None = None, **how: Unpack[How]
     ) -> Iterator[Picture]: ...
 
 
@@ -79,6 +66,13 @@ class UpscaleSettings:
     quality: int | None = None
     """Of JPEG, WebP and AVIF, 1 to 100; that of `QUALITY` when None."""
     strip_gps: bool = False
+
+    def how(self) -> How:
+        return {
+            "steps": self.steps,
+            "color_fix": self.color_fix,
+            "color_strength": self.color_strength,
+        }
 
 
 @dataclass(frozen=True)
@@ -232,31 +226,18 @@ def upscaled_file(
     described = made_by(metadata, _how_made(upscaler, settings))
     notes, megapixels = list(picture.notes), size[0] * size[1] / 1e6
     picture = replace(picture, metadata=described)
-    how: _How = {
-        "scale": settings.scale,
-        "steps": settings.steps,
-        "color_fix": settings.color_fix,
-        "color_strength": settings.color_strength,
-        "watch": watch,
-    }
+    scale, how = settings.scale, settings.how()
     if upscaler.is_streamed(size):
         check_streamed(size, format)
 
         def write(stream: IO[bytes]) -> None:
-            bands = _failing(upscaler.upscale_bands(picture, **how))
+            bands = _failing(upscaler.upscale_bands(picture, scale=scale, watch=watch, **how))
             notes.extend(write_bands(stream, bands, size, format))
 
         return UpscaledFile(photo, write, notes, megapixels)
-    data, lost = encode(upscaler.upscale_picture(picture, **how), format, settings.quality)
+    large = upscaler.upscale_picture(picture, scale=scale, watch=watch, **how)
+    data, lost = encode(large, format, settings.quality)
     return UpscaledFile(photo, partial(_write, data), [*notes, *lost], megapixels)
-
-
-class _How(TypedDict):
-    scale: float
-    steps: int | None
-    color_fix: ColorFix | None
-    color_strength: float
-    watch: Watch | None
 
 
 def _write(data: bytes, stream: IO[bytes]) -> None:

@@ -12,6 +12,7 @@ from datagen.degradation.settings import Interpolation
 from datagen.errors import FlowmapsrError
 from training.inference.bands import BandRestorer
 from training.inference.color import ColorFix, color_reach, fix_colors
+from training.inference.how import Decided
 from training.inference.levels import shares_of, to_levels
 from training.inference.picture import Picture, colors_everywhere, enlarged_size
 from training.inference.rows import Rows, enlarged_rows, padded_rows, with_rows_around
@@ -31,25 +32,16 @@ class BandUpscaler:
     usual_color_fix: ColorFix
 
     def __call__(
-        self,
-        picture: Picture,
-        *,
-        scale: float,
-        watch: Watch,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
+        self, picture: Picture, scale: float, how: Decided, watch: Watch
     ) -> Iterator[Picture]:
-        """As `Upscaler.upscale_bands`."""
+        """As `Enlarger.upscale_bands`."""
         enlarged = _Enlarged(picture, scale, self.resize)
-        steps = steps or self.restorer.usual_steps
-        how = color_fix or self.usual_color_fix
         gray = picture.gray and self.usual_color_fix != "off"
-        restored = self._restored(enlarged, steps, watch)
-        reach, levels = color_reach(how, scale), picture.rgb.dtype
+        restored = self._restored(enlarged, how.steps, watch)
+        reach, levels = color_reach(how.color_fix, scale), picture.rgb.dtype
         for rows, around, held in with_rows_around(restored, enlarged.shape[0], reach):
             lq = np.divide(enlarged.lq(around), np.iinfo(levels).max, dtype=np.float32)
-            fixed = fix_colors(held, lq, how, scale=scale, strength=color_strength)
+            fixed = fix_colors(held, lq, how.color_fix, scale=scale, strength=how.color_strength)
             inside = fixed[rows.start - around.start : rows.stop - around.start]
             rgb = to_levels(inside, levels)
             if gray:

@@ -42,7 +42,7 @@ class Tiler:
                 free.
             fixed: a tile that does not fit is an error.
         """
-        self.tile, self.max_memory, self._fixed = tile, max_memory, fixed
+        self.tile, self.max_memory, self.fixed = tile, max_memory, fixed
         self._memory: MemoryModel | None = None
         self._told = False
 
@@ -110,7 +110,7 @@ class Tiler:
             except (MemoryError, RuntimeError) as error:
                 if given or not is_out_of_memory(error):
                     raise
-                if self._fixed:
+                if self.fixed:
                     raise FlowmapsrError(
                         f"memory is too small for a tile of {side * pixels} pixels, and tiles are "
                         "to be the same on all workers: give a smaller --tile"

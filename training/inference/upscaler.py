@@ -1,74 +1,38 @@
 """A photo and a scale to a larger one: `Upscaler.from_pretrained(folder).upscale(image, scale=4,
-steps=2)`.
-
-Resizes to the target size as in training and lets the model restore the pixels. Alpha, gray and
-orientation are kept.
-"""
+steps=2)`. Loads models, and takes pictures as programs and files have them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
-import cv2
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 
-from datagen.degradation.resample import resized
-from datagen.errors import FlowmapsrError
-from training.inference.color import ColorFix, fix_colors
+from training.inference.enlarger import Enlarger
 from training.inference.files import UpscaleSettings, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
+from training.inference.how import How, Options
 from training.inference.jobs import plan_jobs
-from training.inference.levels import bicubic, shares_of, to_levels, top_level
 from training.inference.made import publish, remove_leftovers
-from training.inference.picture import Picture, colors_everywhere, enlarged_size
 from training.inference.precision import loaded
 from training.inference.presets import CURVE
-from training.inference.streaming import BandUpscaler
 from training.inference.tiler import Tiler
-from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import OnProgress, Watch
-from training.monitoring.memory import is_out_of_memory
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import count_parameters, find_model, model_kind
 
-_BYTES_PER_PIXEL = 60
-"""Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""
 
-LARGEST_WHOLE = 100_000_000
-"""Pixels of the largest result that is held whole."""
-
-
-class How(TypedDict, total=False):
-    """How a picture is enlarged; what is left out is as suits the model."""
-
-    steps: int | None
-    """Network evaluations, 1 or more."""
-    color_fix: ColorFix | None
-    """How the picture gets the colors of the small one, as `fix_colors` says."""
-    color_strength: float
-    """Share of the color change that is undone, 0 to 1; all of it when left out."""
-
-
-class Options(How, total=False):
-    on_progress: OnProgress | None
-    """Called with the share that is done, 0 to 1; what it raises ends the work."""
-    cancel: Event | None
-    """Once it is set, by any thread, the work ends before its next tile: `UpscalingStopped`."""
-
-
-class Upscaler:
-    """A trained model ready to enlarge pictures, one after the other."""
+class Upscaler(Enlarger):
+    """A trained model of a folder, ready to enlarge pictures in memory and in files."""
 
     def __init__(
         self,
@@ -79,14 +43,10 @@ class Upscaler:
         folder: Path | None = None,
         options: LoadOptions | None = None,
     ) -> None:
-        self.restorer = restorer
-        self.tiler = tiler or Tiler()
+        super().__init__(restorer, tiler)
         self._folder, self._options = folder, options
         self.method = method
         """The system's name, for tables of results."""
-        self.config = restorer.config
-        self._resize = trained_resize(self.config.degradation)
-        self.usual_color_fix = usual_color_fix(self.config.degradation)
 
     @classmethod
     def from_pretrained(
@@ -236,128 +196,3 @@ class Upscaler:
         publish(plan.jobs[0], made.photo, made.write, "")
         watch.end()
         return list(made.notes)
-
-    def enlarge(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """RGB uint8 or uint16 (h, w, 3) at (width, height), resized as the model's LQ was in
-        training."""
-        if self._resize == "bicubic":
-            return bicubic(image, size)
-        result = resized(image.astype(np.float32), size, self._resize)
-        return result.round().clip(0, top_level(image)).astype(image.dtype)
-
-    def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
-        """An LQ image already at its target size, RGB uint8 or uint16 (H, W, 3) -> its HQ estimate,
-        whose colors are the network's."""
-        return to_levels(self._restored(image, steps, Watch()), image.dtype)
-
-    def _upscaled(
-        self,
-        image: np.ndarray,
-        *,
-        scale: float,
-        steps: int | None,
-        color_fix: ColorFix | None,
-        color_strength: float,
-        watch: Watch,
-    ) -> np.ndarray:
-        """RGB uint8 or uint16 (h, w, 3) -> (round(h * scale), round(w * scale), 3)."""
-        lq = self.enlarge(image, enlarged_size(image, scale))
-        fixed = fix_colors(  # holds the one copy of either picture
-            self._restored(lq, steps, watch),
-            np.divide(lq, top_level(lq), dtype=np.float32),
-            color_fix or self.usual_color_fix,
-            scale=scale,
-            strength=color_strength,
-        )
-        return to_levels(fixed, image.dtype)
-
-    @torch.inference_mode()
-    def _restored(self, image: np.ndarray, steps: int | None, watch: Watch) -> np.ndarray:
-        """RGB uint8 or uint16 (H, W, 3) -> float32 in [0, 1]."""
-        height, width = image.shape[:2]
-        margin, multiple = self.restorer.margin, self.restorer.size_multiple
-        around = [
-            (margin, margin + -(length + 2 * margin) % multiple) for length in (height, width)
-        ]
-        padded = np.pad(image, [*around, (0, 0)], mode="reflect" if margin else "edge")
-        tensor = torch.from_numpy(padded).to(self.restorer.device)
-        pixels = tensor.permute(2, 0, 1)[None].float().div_(top_level(image) / 2).sub_(1)
-        steps = steps or self.restorer.usual_steps
-        watch.begin(steps)
-        restored = self.restorer(
-            pixels,
-            steps=steps,
-            in_tiles=partial(self.tiler, on_part=watch.part),
-            on_step=watch.step,
-        )
-        return shares_of(restored[0, :, margin : margin + height, margin : margin + width])
-
-    def upscale_picture(
-        self,
-        picture: Picture,
-        *,
-        scale: float,
-        steps: int | None = None,
-        color_fix: ColorFix | None = None,
-        color_strength: float = 1.0,
-        watch: Watch | None = None,
-    ) -> Picture:
-        """As `upscale`; gray stays gray but where the model makes colors, and transparency is
-        enlarged by bicubic interpolation. `watch` is told of the network's work.
-
-        Raises:
-            FlowmapsrError: it is too large for this machine's memory.
-        """
-        size = enlarged_size(picture.rgb, scale)
-        colors, alpha = picture.rgb, picture.alpha
-        try:
-            if not self._fits(size):
-                raise MemoryError
-            if alpha is not None:
-                colors = colors_everywhere(colors, alpha)
-                alpha = bicubic(alpha, size)
-            rgb = self._upscaled(
-                colors,
-                scale=scale,
-                steps=steps,
-                color_fix=color_fix,
-                color_strength=color_strength,
-                watch=watch or Watch(),
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = colors.shape[:2]
-            raise FlowmapsrError(
-                f"{width}x{height} at scale {scale:g} does not fit into memory; use a smaller "
-                "scale or cut the picture"
-            ) from error
-        gray = picture.gray and self.usual_color_fix != "off"
-        if gray:
-            rgb = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        return replace(picture, rgb=rgb, alpha=alpha, gray=gray)
-
-    def is_streamed(self, size: tuple[int, int]) -> bool:
-        """Whether a result of (width, height) is made by `upscale_bands`, if its format can be
-        written so."""
-        if self.restorer.parts() is None:
-            return False
-        if self._options is not None and self._options.same_everywhere:  # bands round differently
-            return size[0] * size[1] > LARGEST_WHOLE
-        return size[0] * size[1] > LARGEST_WHOLE or not self._fits(size)
-
-    def _fits(self, size: tuple[int, int]) -> bool:
-        """Whether memory holds such a result beside the work of the network."""
-        return size[0] * size[1] * _BYTES_PER_PIXEL <= psutil.virtual_memory().available
-
-    def upscale_bands(
-        self, picture: Picture, *, scale: float, watch: Watch | None = None, **how: Unpack[How]
-    ) -> Iterator[Picture]:
-        """As `upscale_picture`, in bands of rows from top to bottom, of which memory needs to hold
-        one and no more.
-
-        Raises:
-            FlowmapsrError: the model cannot restore in parts, or memory is too small even so.
-        """
-        bands = BandUpscaler(self.restorer, self.tiler, self._resize, self.usual_color_fix)
-        return bands(picture, scale=scale, watch=watch or Watch(), **how)

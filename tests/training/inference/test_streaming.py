@@ -20,7 +20,7 @@ from tests.support.launch import ForkedLauncher, found_by
 from tests.support.models import saved_model
 from tests.support.small_disk import DiskMaker
 from training.flowmap.system import FlowMapRestorer
-from training.inference import upscaler as upscaler_module
+from training.inference import enlarger
 from training.inference.color import ColorFix
 from training.inference.files import UpscaleReport, UpscaleSettings, upscale_all
 from training.inference.jobs import plan_jobs
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscaler_module, "LARGEST_WHOLE", STREAMED)
+    monkeypatch.setattr(enlarger, "LARGEST_WHOLE", STREAMED)
 
 
 def photo(height: int, width: int, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_a_file_written_in_rows_keeps_what_one_written_whole_keeps(
 ) -> None:
     upscaler = Upscaler.from_pretrained(model, device="cpu")
     assert not run(described, tmp_path / f"whole.{suffix}", upscaler).failed
-    monkeypatch.setattr(upscaler_module, "LARGEST_WHOLE", STREAMED)
+    monkeypatch.setattr(enlarger, "LARGEST_WHOLE", STREAMED)
     assert not run(described, tmp_path / f"rows.{suffix}", upscaler).failed
     data = (tmp_path / f"rows.{suffix}").read_bytes()
     assert suffix == "png" or data[:4] == b"II\x2b\0", "BigTIFF"

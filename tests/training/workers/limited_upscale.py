@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from training.inference import upscaler as upscaler_module
+from training.inference import enlarger
 from training.inference.files import UpscaleSettings, upscale_all
 from training.inference.jobs import plan_jobs
 from training.inference.upscaler import Upscaler
@@ -23,7 +23,7 @@ def main(model: str, photo: str, target: str, largest: str, megabytes: str, resu
     torch.set_num_threads(1)
     upscaler = Upscaler.from_pretrained(model, device="cpu", tile=256)
     upscaler.upscale(np.zeros((64, 64, 3), np.uint8), scale=2)  # loads what is loaded once
-    upscaler_module.LARGEST_WHOLE = int(largest)
+    enlarger.LARGEST_WHOLE = int(largest)
     limit = _data_bytes() + (int(megabytes) << 20)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     before = psutil.Process().memory_info().rss
