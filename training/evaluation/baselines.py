@@ -14,8 +14,8 @@ from datagen.photos.decode import ImageRejected, decode_photo
 from datagen.photos.source_file import SourceFile, read_photo
 from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
+from training.evaluation.measure import Flaw, Made, Method, NoResult
 from training.evaluation.photos import DegradedPhoto
-from training.evaluation.scores import Method, NoResult
 from training.inference.levels import bicubic
 from training.settings.evaluation import Baseline, Pictures
 
@@ -29,8 +29,7 @@ def baseline_method(settings: Baseline, scale: float) -> Method:
         FlowmapsrError: there is no such folder of pictures, or none in it.
     """
     if isinstance(settings, Pictures):
-        found = MadePictures(settings, scale)
-        return Method(settings.name, 0, found.restore, notes=found.notes)
+        return Method(settings.name, 0, MadePictures(settings, scale).restore)
     match settings.kind:
         case "bicubic":
             return Method(settings.kind, 0, lambda photo: bicubic(photo.small, photo.size))
@@ -49,54 +48,37 @@ class MadePictures:
 
     def __init__(self, settings: Pictures, scale: float) -> None:
         self._folder = settings.folder.rstrip("/")
-        self._called = f"{settings.name} at x{scale:g}"
         try:
             files = list_sources((scale_folder(self._folder, scale),)).files
             self._folder = scale_folder(self._folder, scale)
         except FlowmapsrError:
             files = list_sources((self._folder,)).files
         self._by_name = {_stem(file.uri.removeprefix(f"{self._folder}/")): file for file in files}
-        self._missing: list[str] = []
-        self._resized: list[str] = []
-        self._unreadable: list[str] = []
 
-    def restore(self, photo: DegradedPhoto) -> np.ndarray:
+    def restore(self, photo: DegradedPhoto) -> Made:
         """
         Raises:
             NoResult: there is none that can be read.
         """
         file = self._by_name.get(_stem(photo.name))
         if file is None:
-            self._missing.append(photo.name)
-            raise NoResult
+            raise NoResult(Flaw(f"no picture in {self._folder} of", photo.name))
         picture = self._read(file)
         height, width = picture.shape[:2]
         if (width, height) == photo.size:
-            return picture
+            return Made(picture)
         wanted = f"{photo.size[0]}x{photo.size[1]}"
-        self._resized.append(f"{photo.name} from {width}x{height} to {wanted}")
-        return np.asarray(Image.fromarray(picture).resize(photo.size, Image.Resampling.BICUBIC))
+        resized = Image.fromarray(picture).resize(photo.size, Image.Resampling.BICUBIC)
+        flaw = Flaw(
+            "resized, having another size:", f"{photo.name} from {width}x{height} to {wanted}"
+        )
+        return Made(np.asarray(resized), flaw)
 
     def _read(self, file: SourceFile) -> np.ndarray:
         try:
             return decode_photo(read_photo(file), ImageSettings())
         except ImageRejected as error:
-            self._unreadable.append(f"{file.uri} ({error})")
-            raise NoResult from error
-
-    def notes(self) -> list[str]:
-        """What was wrong with them; photos without a result have no part in the means."""
-        found = (
-            (f"no picture in {self._folder} of", self._missing),
-            ("unreadable:", self._unreadable),
-            ("resized, having another size:", self._resized),
-        )
-        return [f"{self._called}: {what} {_listed(names)}" for what, names in found if names]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more}"
+            raise NoResult(Flaw("unreadable:", f"{file.uri} ({error})")) from error
 
 
 def _stem(name: str) -> str:

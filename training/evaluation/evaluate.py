@@ -11,9 +11,10 @@ import numpy as np
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method, write_lq
 from training.evaluation.cost import cost_of
+from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto, degraded_photos
-from training.evaluation.scores import Method, Scorer
+from training.evaluation.scores import score
 from training.inference.upscaler import Upscaler
 from training.run_dir.records import Evaluation, PictureRow
 from training.settings.evaluation import Baseline, EvaluationSettings, Interpolation
@@ -66,18 +67,17 @@ def evaluate(
         photos = _at_least_one(list(found), settings, scale)
         if lq_folder is not None:
             write_lq(lq_folder, scale, photos)
-        scorer = Scorer(photos, scale, metrics)
         others = [baseline_method(one, scale) for one in _with_bicubic(settings.baselines)]
         methods = [*others, *ours]
-        at_scale = [scorer.score(method) for method in methods]
+        at_scale = score(photos, methods, scale, metrics)
         if on_scale is not None:
-            pictures = [row for each in at_scale for row in each.pictures]
-            on_scale(scale, photos, methods, pictures)
-        scores += at_scale
-        notes += scorer.notes
+            on_scale(scale, photos, methods, at_scale.pictures)
+        scores.append(at_scale)
+        notes += at_scale.notes
     return Evaluation(
-        rows=tuple(each.row for each in scores if each.row is not None),
+        rows=tuple(row for each in scores for row in each.rows),
         pictures=tuple(row for each in scores for row in each.pictures),
+        seconds=tuple(one for each in scores for one in each.seconds),
         notes=tuple(notes),
         better=metrics.better(),
     )

@@ -1,4 +1,5 @@
-"""An evaluation as files: `results.jsonl`, a line for each photo and method, and `summary.json`."""
+"""An evaluation as files: `results.jsonl`, a line for each photo and method, `timings.jsonl` with
+their seconds, which differ each time, and `summary.json`."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.local import errors
 from datagen.records import FrozenModel
-from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow
+from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow, PictureSeconds
 from training.settings.evaluation import EvaluationSettings
 
-RESULTS, SUMMARY = "results.jsonl", "summary.json"
+RESULTS, TIMINGS, SUMMARY = "results.jsonl", "timings.jsonl", "summary.json"
 
 
 class Summary(FrozenModel):
@@ -52,6 +53,7 @@ def write_results(folder: str, model: str, settings: EvaluationSettings, found: 
     base = folder.rstrip("/")
     lines = "".join(row.model_dump_json() + "\n" for row in found.pictures)
     storage.write_bytes(f"{base}/{RESULTS}", lines.encode())
+    storage.write_bytes(f"{base}/{TIMINGS}", _timings(found).encode())
     summary = Summary(
         model=model,
         settings=settings,
@@ -60,3 +62,13 @@ def write_results(folder: str, model: str, settings: EvaluationSettings, found: 
         notes=found.notes,
     )
     storage.write_bytes(f"{base}/{SUMMARY}", summary.model_dump_json(indent=2).encode())
+
+
+def _timings(found: Evaluation) -> str:
+    return "".join(
+        PictureSeconds(
+            photo=row.photo, method=row.method, scale=row.scale, steps=row.steps, seconds=seconds
+        ).model_dump_json()
+        + "\n"
+        for row, seconds in zip(found.pictures, found.seconds, strict=True)
+    )

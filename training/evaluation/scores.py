@@ -1,160 +1,146 @@
-"""What the methods of an evaluation are worth: each metric of each restored photo, and of all."""
+"""From what was measured of each photo to what methods are worth: the table, the rows behind it,
+and everything that is missing in them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from training.evaluation.cost import Cost
-from training.evaluation.metrics.metric import Metrics, NotMeasurable, SetMetric
+from training.evaluation.measure import (
+    ORIGINAL,
+    Measurement,
+    Method,
+    measure,
+    measure_original,
+)
+from training.evaluation.metrics.metric import Metrics, NotMeasurable
 from training.evaluation.photos import DegradedPhoto
 from training.run_dir.records import PSNR, SSIM, EvaluationRow, PictureRow
 
-Features = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to restore photos."""
-
-    name: str
-    steps: int
-    """Network evaluations; 0 for what has none."""
-    restore: Callable[[DegradedPhoto], np.ndarray]
-    """To RGB uint8 of the original's size. Raises `NoResult`."""
-    cost: Cost | None = None
-    """None for what has no network."""
-    notes: Callable[[], list[str]] = list
-    """What was wrong with its results, once they are all made."""
-
-
-class NoResult(Exception):
-    """A method has none for a photo."""
+MethodKey = tuple[str, int]
+"""Name and steps: which method it is, at a scale."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one method."""
+    """Of all methods at one scale."""
 
-    row: EvaluationRow | None
-    """None if it has no result at all."""
+    rows: tuple[EvaluationRow, ...]
+    """Without the methods that have no result at all."""
     pictures: tuple[PictureRow, ...]
+    seconds: tuple[float, ...]
+    """Of each of these pictures."""
+    notes: tuple[str, ...]
 
 
-@dataclass
-class Scorer:
-    """Measures methods on the photos of one scale."""
+def score(
+    photos: Sequence[DegradedPhoto], methods: Sequence[Method], scale: float, metrics: Metrics
+) -> Scores:
+    """Measures every method on every photo, here."""
+    originals = photos if metrics.of_sets else ()
+    found = [
+        *(measure(method, photo, scale, metrics) for method in methods for photo in photos),
+        *(measure_original(photo, scale, metrics) for photo in originals),
+    ]
+    costs = {(one.name, one.steps): one.cost for one in methods if one.cost is not None}
+    return summarize(found, scale, metrics, costs)
 
-    photos: Sequence[DegradedPhoto]
-    scale: float
-    metrics: Metrics
-    _of_methods: list[str] = field(default_factory=list)
-    _missed: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Why, by metric and photo."""
-    _of_originals: dict[Features, np.ndarray] = field(default_factory=dict)
 
-    def score(self, method: Method) -> Scores:
-        """Restores all photos; a metric that one of them does not have is left out of its row."""
-        features: dict[Features, list[np.ndarray]] = {
-            one.features: [] for one in self.metrics.of_sets
-        }
-        pictures = []
-        for photo in self.photos:
-            start = time.perf_counter()
+def summarize(
+    found: Sequence[Measurement],
+    scale: float,
+    metrics: Metrics,
+    costs: Mapping[MethodKey, Cost],
+) -> Scores:
+    """The rows of all methods at a scale, in the order in which they are first found; a metric
+    that one of a method's photos does not have is a mean over the others."""
+    originals = [one for one in found if one.measured.method == ORIGINAL]
+    results = [one for one in found if one.measured.seconds is not None]
+    by_method: dict[MethodKey, list[Measurement]] = {}
+    for one in results:
+        by_method.setdefault((one.measured.method, one.measured.steps), []).append(one)
+    rows = []
+    uncompared: dict[str, str] = {}
+    for key, own in by_method.items():
+        values, missed = _values(own, originals, metrics)
+        rows.append(_row(own, values, costs.get(key)))
+        uncompared |= missed
+    return Scores(
+        rows=tuple(rows),
+        pictures=tuple(one.measured.row for one in results),
+        seconds=tuple(one.measured.seconds or 0.0 for one in results),
+        notes=tuple(_notes(found, uncompared, scale)),
+    )
+
+
+def _values(
+    own: Sequence[Measurement], originals: Sequence[Measurement], metrics: Metrics
+) -> tuple[dict[str, float], dict[str, str]]:
+    """A method's value of each metric, and why there is none."""
+    values: dict[str, float] = {}
+    missed: dict[str, str] = {}
+    for name in (one.name for one in metrics.of_pictures):
+        each = [one.measured.values[name] for one in own if name in one.measured.values]
+        if each:
+            values[name] = float(np.mean(each))
+    for metric in metrics.of_sets:
+        theirs, ours = _features(originals, metric.of), _features(own, metric.of)
+        if theirs and ours:
             try:
-                result = method.restore(photo)
-            except NoResult:
-                continue
-            seconds = time.perf_counter() - start
-            for find, found in features.items():
-                found += self._features(find, photo, result)
-            pictures.append(
-                PictureRow(
-                    photo=photo.name,
-                    method=method.name,
-                    scale=self.scale,
-                    steps=method.steps,
-                    seconds=seconds,
-                    values=self._values(photo, result),
-                )
-            )
-        self._of_methods += method.notes()
-        row = self._row(method, pictures, features) if pictures else None
-        return Scores(row, tuple(pictures))
-
-    def _features(
-        self, find: Features, photo: DegradedPhoto, picture: np.ndarray
-    ) -> list[np.ndarray]:
-        """Of the photo or its result; nothing of one that is too small, which is told."""
-        try:
-            return [find(picture)]
-        except NotMeasurable as error:
-            names = ", ".join(one.name for one in self.metrics.of_sets if one.features == find)
-            self._missed.setdefault(names, {}).setdefault(photo.name, str(error))
-            return []
-
-    def _values(self, photo: DegradedPhoto, result: np.ndarray) -> dict[str, float]:
-        values = {}
-        for metric in self.metrics.of_pictures:
-            try:
-                values[metric.name] = metric.value(result, photo.original, scale=self.scale)
+                values[metric.name] = metric.compare(np.concatenate(ours), np.concatenate(theirs))
             except NotMeasurable as error:
-                self._missed.setdefault(metric.name, {}).setdefault(photo.name, str(error))
-        return values
+                missed[metric.name] = str(error)
+    return values, missed
 
-    def _row(
-        self,
-        method: Method,
-        pictures: Sequence[PictureRow],
-        features: dict[Features, list[np.ndarray]],
-    ) -> EvaluationRow:
-        values: dict[str, float] = {}
-        for name in (one.name for one in self.metrics.of_pictures):
-            found = [row.values[name] for row in pictures if name in row.values]
-            if found:
-                values[name] = float(np.mean(found))
-        for metric in self.metrics.of_sets:
-            try:
-                originals = self._features_of_originals(metric)
-                if len(originals):
-                    results = np.concatenate(features[metric.features])
-                    values[metric.name] = metric.compare(results, originals)
-            except NotMeasurable as error:
-                self._missed.setdefault(metric.name, {}).setdefault("", str(error))
-        return EvaluationRow(
-            method=method.name,
-            scale=self.scale,
-            steps=method.steps,
-            psnr=values[PSNR],
-            ssim=values[SSIM],
-            seconds=float(np.mean([row.seconds for row in pictures])),
-            parameters=method.cost.parameters if method.cost else None,
-            gflop=method.cost.gflop if method.cost else None,
-            photos=len(pictures),
-            values=values,
-        )
 
-    def _features_of_originals(self, metric: SetMetric) -> np.ndarray:
-        if metric.features not in self._of_originals:
-            found = [
-                one
-                for photo in self.photos
-                for one in self._features(metric.features, photo, photo.original)
-            ]
-            self._of_originals[metric.features] = np.concatenate(found) if found else np.empty(0)
-        return self._of_originals[metric.features]
+def _features(found: Iterable[Measurement], name: str) -> list[np.ndarray]:
+    return [one.features[name] for one in found if name in one.features]
 
-    @property
-    def notes(self) -> list[str]:
-        """On every metric that lacks values: a photo, why, and how many more; and what was wrong
-        with results."""
-        found = []
-        for name, photos in self._missed.items():
-            photo, why = next(iter(photos.items()))
-            more = f", and {len(photos) - 1} more" if len(photos) > 1 else ""
-            at = f"{photo}: " if photo else ""
-            found.append(f"{name} at x{self.scale:g}: {at}{why}{more}")
-        return [*found, *self._of_methods]
+
+def _row(
+    own: Sequence[Measurement], values: Mapping[str, float], cost: Cost | None
+) -> EvaluationRow:
+    first = own[0].measured
+    return EvaluationRow(
+        method=first.method,
+        scale=first.scale,
+        steps=first.steps,
+        lora_scale=first.lora_scale,
+        guidance=first.guidance,
+        psnr=values[PSNR],
+        ssim=values[SSIM],
+        seconds=float(np.mean([one.measured.seconds for one in own])),
+        parameters=cost.parameters if cost else None,
+        gflop=cost.gflop if cost else None,
+        photos=len(own),
+        values=dict(values),
+    )
+
+
+def _notes(found: Sequence[Measurement], uncompared: Mapping[str, str], scale: float) -> list[str]:
+    """On every metric that lacks values: a photo, why, and how many more; and on what is wrong
+    with results."""
+    missed: dict[str, dict[str, str]] = {}
+    flaws: dict[tuple[str, str], list[str]] = {}
+    for one in (each.measured for each in found):
+        for name, why in one.missed.items():
+            missed.setdefault(name, {}).setdefault(one.photo, why)
+        if one.flaw is not None:
+            flaws.setdefault((one.method, one.flaw.what), []).append(one.flaw.of)
+    return [
+        *(
+            f"{name} at x{scale:g}: {_first(f'{photo}: {why}' for photo, why in photos.items())}"
+            for name, photos in missed.items()
+        ),
+        *(f"{name} at x{scale:g}: {why}" for name, why in uncompared.items()),
+        *(f"{method} at x{scale:g}: {what} {_first(of)}" for (method, what), of in flaws.items()),
+    ]
+
+
+def _first(texts: Iterable[str]) -> str:
+    """The first one, and how many more there are."""
+    first, *others = texts
+    return f"{first}, and {len(others)} more" if others else first

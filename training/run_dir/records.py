@@ -149,6 +149,9 @@ class EvaluationRow(FrozenModel):
     scale: float
     steps: int
     """Network evaluations; 0 for bicubic."""
+    lora_scale: float | None = None
+    """As the evaluation set it; null is the model's own."""
+    guidance: float | None = None
     psnr: float
     """dB against the original; see `CONVENTION`."""
     ssim: float
@@ -179,9 +182,21 @@ class PictureRow(FrozenModel):
     method: str
     scale: float
     steps: int
-    seconds: float
+    lora_scale: float | None = None
+    """As the evaluation set it; null is the model's own."""
+    guidance: float | None = None
     values: dict[str, float]
     """Every metric that this photo has."""
+
+
+class PictureSeconds(FrozenModel):
+    """A line of `timings.jsonl`: how long restoring one photo took, alone."""
+
+    photo: str
+    method: str
+    scale: float
+    steps: int
+    seconds: float
 
 
 class Evaluation(FrozenModel):
@@ -190,6 +205,8 @@ class Evaluation(FrozenModel):
     rows: tuple[EvaluationRow, ...]
     """The table, by scale and method."""
     pictures: tuple[PictureRow, ...]
+    seconds: tuple[float, ...] = ()
+    """Of each of the pictures."""
     notes: tuple[str, ...] = ()
     """Everything that could not be measured, and why; and what was wrong with a baseline."""
     better: dict[str, Literal["higher", "lower"]] = {}

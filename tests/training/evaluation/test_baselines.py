@@ -11,9 +11,10 @@ from skimage import data
 
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method, write_lq
+from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto
-from training.evaluation.scores import Method, Scorer, Scores
+from training.evaluation.scores import Scores, score
 from training.run_dir.records import EvaluationRow
 from training.settings.evaluation import (
     PRESETS,
@@ -32,14 +33,14 @@ def _photos(*names: str) -> list[DegradedPhoto]:
     return found
 
 
-def _scored(photos: list[DegradedPhoto], method: Method) -> tuple[Scores, list[str]]:
-    scorer = Scorer(photos, 2.0, find_metrics((), PRESETS["plain"]))
-    return scorer.score(method), scorer.notes
+def _scored(photos: list[DegradedPhoto], method: Method) -> tuple[Scores, tuple[str, ...]]:
+    scores = score(photos, [method], 2.0, find_metrics((), PRESETS["plain"]))
+    return scores, scores.notes
 
 
 def _row(scores: Scores) -> EvaluationRow:
-    assert scores.row is not None
-    return scores.row
+    (row,) = scores.rows
+    return row
 
 
 def _theirs(folder: Path) -> Pictures:
@@ -59,7 +60,7 @@ def test_another_systems_pictures_are_scored_like_ones_own(tmp_path: Path) -> No
     Image.new("RGB", (8, 8)).save(tmp_path / "out/x4/a.png")  # of another scale
     expected, _ = _scored(photos, lanczos)
     found, notes = _scored(photos, baseline_method(_theirs(tmp_path / "out"), 2.0))
-    assert notes == []
+    assert notes == ()
     assert _row(found).values == _row(expected).values
     assert [one.values for one in found.pictures] == [one.values for one in expected.pictures]
     assert (_row(found).method, _row(found).steps) == ("theirs", 0)
@@ -75,12 +76,12 @@ def test_missing_damaged_and_resized_pictures_are_told(tmp_path: Path) -> None:
     found, notes = _scored(photos, baseline_method(_theirs(tmp_path), 2.0))
     assert [one.photo for one in found.pictures] == ["a.png", "b.png"]
     assert found.pictures[0].values["psnr_rgb"] == float("inf")
-    assert notes[0] == f"theirs at x2: no picture in {tmp_path} of d.png"
+    assert notes[0] == "theirs at x2: resized, having another size: b.png from 160x120 to 80x60"
     assert notes[1].startswith(f"theirs at x2: unreadable: {tmp_path}/c.png (")
-    assert notes[2] == "theirs at x2: resized, having another size: b.png from 160x120 to 80x60"
+    assert notes[2] == f"theirs at x2: no picture in {tmp_path} of d.png"
     nothing, notes = _scored(_photos("x.png", "y.png"), baseline_method(_theirs(tmp_path), 2.0))
-    assert nothing.row is None and nothing.pictures == ()
-    assert notes == [f"theirs at x2: no picture in {tmp_path} of x.png and 1 more"]
+    assert nothing.rows == () and nothing.pictures == ()
+    assert notes == (f"theirs at x2: no picture in {tmp_path} of x.png, and 1 more",)
 
 
 def test_a_folder_without_pictures_and_names_that_clash_are_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ DRAG = """(() => {
 def rows_of(method: str, steps: int, values: list[float]) -> list[PictureRow]:
     return [
         PictureRow(
-            photo=f"{i}.png", method=method, scale=4, steps=steps, seconds=0,
+            photo=f"{i}.png", method=method, scale=4, steps=steps,
             values={"psnr_rgb": value, "niqe": 10 - value},
         )
         for i, value in enumerate(values)

@@ -11,10 +11,11 @@ from PIL import Image
 from skimage import data
 
 from datagen.errors import FlowmapsrError
+from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto
 from training.evaluation.results import require_place, write_results
-from training.evaluation.scores import Method, Scorer
+from training.evaluation.scores import score
 from training.run_dir.records import Evaluation, PictureRow
 from training.settings.evaluation import PRESETS, EvaluationSettings
 
@@ -33,21 +34,19 @@ def test_a_photo_without_a_value_is_named_and_all_others_are_measured(tmp_path: 
     face = cat[60:140, 100:180]
     photos = [_photo("cat.png", cat[:192, :288]), _photo("face.png", face)]
     metrics = find_metrics(("psnr_y", "niqe"), PRESETS["plain"])
-    scorer = Scorer(photos, 2.0, metrics)
-    scores = scorer.score(Method("nearest", 0, _repeated))
+    scores = score(photos, [Method("nearest", 0, _repeated)], 2.0, metrics)
     first, second = scores.pictures
     assert (first.photo, second.photo) == ("cat.png", "face.png")
     assert set(first.values) == {"psnr_rgb", "ssim_rgb", "psnr_y", "niqe"}
     assert set(second.values) == {"psnr_rgb", "ssim_rgb", "psnr_y"}
-    assert scorer.notes == [
-        "niqe at x2: face.png: 80x80 holds fewer than two of its blocks of 96 pixels"
-    ]
-    scorer = Scorer([*photos, _photo("nose.png", face[:20])], 2.0, metrics)
-    for name in ("nearest", "again"):
-        scorer.score(Method(name, 0, _repeated))
-    (note,) = scorer.notes
+    assert scores.notes == (
+        "niqe at x2: face.png: 80x80 holds fewer than two of its blocks of 96 pixels",
+    )
+    more = [*photos, _photo("nose.png", face[:20])]
+    twice = score(more, [Method(name, 0, _repeated) for name in ("one", "two")], 2.0, metrics)
+    (note,) = twice.notes
     assert note.endswith("blocks of 96 pixels, and 1 more")
-    row = scores.row
+    (row,) = scores.rows
     assert row.psnr == pytest.approx((first.values["psnr_rgb"] + second.values["psnr_rgb"]) / 2)
     assert row.values["niqe"] == first.values["niqe"]
     assert set(row.more) == {"psnr_y", "niqe"}
@@ -55,13 +54,18 @@ def test_a_photo_without_a_value_is_named_and_all_others_are_measured(tmp_path: 
 
 def test_results_are_read_back_even_of_equal_pictures(tmp_path: Path) -> None:
     photo = _photo("cat.png", data.chelsea()[:64, :64])
-    scorer = Scorer([photo], 2.0, find_metrics((), PRESETS["plain"]))
-    scores = scorer.score(Method("perfect", 1, lambda photo: photo.original))
-    found = Evaluation(rows=(scores.row,), pictures=scores.pictures)
+    perfect = Method("perfect", 1, lambda photo: photo.original)
+    scores = score([photo], [perfect], 2.0, find_metrics((), PRESETS["plain"]))
+    found = Evaluation(rows=scores.rows, pictures=scores.pictures, seconds=scores.seconds)
     write_results(str(tmp_path), "model", EvaluationSettings(photos="/photos"), found)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [PictureRow.model_validate_json(line) for line in lines] == list(scores.pictures)
     assert scores.pictures[0].values["psnr_rgb"] == float("inf")
+    (timing,) = (tmp_path / "timings.jsonl").read_text().splitlines()
+    assert json.loads(timing) == {
+        "photo": "cat.png", "method": "perfect", "scale": 2, "steps": 1,
+        "seconds": scores.seconds[0],
+    }  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rows"][0]["ssim"] == pytest.approx(1)
 

@@ -67,15 +67,17 @@ def _metrics(name: MetricName, how: Convention, networks: Networks) -> Iterator[
         case "ids_degrees":
             yield PictureMetric(name, "lower", networks.identity_angle())
         case "fid_whole" | "fid_patches":
-            features = _features(name, networks)
-            yield SetMetric(name, "lower", features, frechet_distance)
+            of, features = _features(name, networks)
+            yield SetMetric(name, "lower", of, features, frechet_distance)
             # For sets that are too small for FID, and those whose FID says little.
-            yield SetMetric(name.replace("fid", "kid"), "lower", features, kernel_distance)
+            yield SetMetric(name.replace("fid", "kid"), "lower", of, features, kernel_distance)
         case "kid_whole" | "kid_patches":
-            yield SetMetric(name, "lower", _features(name, networks), kernel_distance)
+            yield SetMetric(name, "lower", *_features(name, networks), kernel_distance)
         case "maniqa_koniq" | "maniqa_pipal" | "musiq_koniq" | "clipiqa":
             yield iqa_metric(name, networks.device)
 
 
-def _features(name: str, networks: Networks) -> Features:
-    return networks.whole_features if name.endswith("whole") else networks.patch_features
+def _features(name: str, networks: Networks) -> tuple[str, Features]:
+    """What a metric of sets is of, by its name, and the function of a picture."""
+    of = name.partition("_")[2]
+    return of, networks.whole_features if of == "whole" else networks.patch_features

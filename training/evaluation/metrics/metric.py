@@ -66,8 +66,10 @@ class SetMetric:
 
     name: str
     better: Better
+    of: str
+    """Name of the features; metrics of the same ones share their work."""
     features: Callable[[np.ndarray], np.ndarray]
-    """Of a picture, (N, D); metrics that share this function share its work."""
+    """Of a picture, (N, D)."""
     compare: Callable[[np.ndarray, np.ndarray], float]
     """All features of the results and all of the originals, (N, D) and (M, D), to a number.
     Raises `NotMeasurable`: they are too few."""

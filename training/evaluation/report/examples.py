@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from training.evaluation.measure import Method
 from training.evaluation.photos import DegradedPhoto
 from training.evaluation.report.tables import method_label
-from training.evaluation.scores import Method
 from training.run_dir.records import PSNR, PictureRow
 
 COUNT = 10
@@ -100,7 +100,7 @@ def _example(
 ) -> Example:
     psnr = {(row.method, row.steps): row.values[PSNR] for row in rows if row.photo == photo.name}
     methods = [one for one in methods if (one.name, one.steps) in psnr]
-    results = [method.restore(photo) for method in methods]
+    results = [method.make(photo).picture for method in methods]
     best = [(one.name, one.steps) for one in methods].index(judged(rows))
     top, left = _farthest(results[best], photo.original)
     lq = cv2.resize(photo.small, photo.size, interpolation=cv2.INTER_NEAREST)

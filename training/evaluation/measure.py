@@ -1,0 +1,153 @@
+"""One method on one photo: what it makes of it, in numbers.
+
+Needs no other photo, so that many machines can share the work; `scores.py` makes the table of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict
+
+from datagen.records import FrozenModel
+from training.evaluation.cost import Cost
+from training.evaluation.metrics.metric import Metrics, NotMeasurable
+from training.evaluation.photos import DegradedPhoto
+from training.run_dir.records import PictureRow
+
+ORIGINAL = "original"
+"""Method of what is measured of the photos themselves, for metrics of sets."""
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a result, or why there is none."""
+
+    what: str
+    """Such as `no picture in /outputs/other of`; those of one kind are told together."""
+    of: str
+    """Which picture, and more about it."""
+
+
+class NoResult(Exception):
+    """A method has none for a photo."""
+
+    def __init__(self, flaw: Flaw) -> None:
+        self.flaw = flaw
+
+
+@dataclass(frozen=True)
+class Made:
+    """A result that has a flaw."""
+
+    picture: np.ndarray
+    flaw: Flaw | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to restore photos."""
+
+    name: str
+    steps: int
+    """Network evaluations; 0 for what has none."""
+    restore: Callable[[DegradedPhoto], np.ndarray | Made]
+    """To RGB uint8 of the original's size. Raises `NoResult`."""
+    cost: Cost | None = None
+    """None for what has no network."""
+    lora_scale: float | None = None
+    """As it was set; None is the model's own."""
+    guidance: float | None = None
+
+    def make(self, photo: DegradedPhoto) -> Made:
+        """
+        Raises:
+            NoResult: there is none for this photo.
+        """
+        made = self.restore(photo)
+        return made if isinstance(made, Made) else Made(made)
+
+
+class Measured(FrozenModel):
+    """What was measured of one result, as a file holds it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # PSNR of equal pictures is infinite
+
+    photo: str
+    method: str
+    scale: float
+    steps: int
+    lora_scale: float | None = None
+    guidance: float | None = None
+    seconds: float | None = None
+    """Of restoring; None where there is no result."""
+    values: dict[str, float] = {}
+    missed: dict[str, str] = {}
+    """Why there is no value, by metric."""
+    flaw: Flaw | None = None
+
+    @property
+    def row(self) -> PictureRow:
+        kept = self.model_dump(include=set(PictureRow.model_fields))
+        return PictureRow.model_validate(kept)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """With what metrics of sets compare."""
+
+    measured: Measured
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    """(N, D) by the name of the features."""
+
+
+def measure(method: Method, photo: DegradedPhoto, scale: float, metrics: Metrics) -> Measurement:
+    """Restores a photo and measures the result; what it cannot be measured by is told in it."""
+    which = {
+        "photo": photo.name,
+        "method": method.name,
+        "scale": scale,
+        "steps": method.steps,
+        "lora_scale": method.lora_scale,
+        "guidance": method.guidance,
+    }
+    start = time.perf_counter()
+    try:
+        made = method.make(photo)
+    except NoResult as none:
+        return Measurement(Measured(**which, flaw=none.flaw))
+    seconds = time.perf_counter() - start
+    features, missed = _features(made.picture, metrics)
+    values: dict[str, float] = {}
+    for metric in metrics.of_pictures:
+        try:
+            values[metric.name] = metric.value(made.picture, photo.original, scale=scale)
+        except NotMeasurable as error:
+            missed[metric.name] = str(error)
+    measured = Measured(**which, seconds=seconds, values=values, missed=missed, flaw=made.flaw)
+    return Measurement(measured, features)
+
+
+def measure_original(photo: DegradedPhoto, scale: float, metrics: Metrics) -> Measurement:
+    """What metrics of sets compare results with."""
+    features, missed = _features(photo.original, metrics)
+    measured = Measured(photo=photo.name, method=ORIGINAL, scale=scale, steps=0, missed=missed)
+    return Measurement(measured, features)
+
+
+def _features(
+    picture: np.ndarray, metrics: Metrics
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Of a picture by their names, and why it has none, by metrics; metrics share them."""
+    found: dict[str, np.ndarray] = {}
+    missed: dict[str, str] = {}
+    for name, metric in {one.of: one for one in metrics.of_sets}.items():
+        try:
+            found[name] = metric.features(picture)
+        except NotMeasurable as error:
+            sharing = ", ".join(one.name for one in metrics.of_sets if one.of == name)
+            missed[sharing] = str(error)
+    return found, missed
