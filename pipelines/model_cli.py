@@ -21,8 +21,22 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
     ],
-    photos: Annotated[str, typer.Option(help="Folder of photos that were not trained on.")],
-    scales: Annotated[str, typer.Option(help="Factors to downscale by.")] = "4,8",
+    photos: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Photos that were not trained on.")
+    ] = None,
+    pairs: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="HQ=DIR LQ=DIR", help="Instead of --photos: those with their LQ."),
+    ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="How pairs match: ends of names (_HR,_LR4) or a table (.csv)."
+        ),
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Factors to downscale photos by.", show_default="4,8")
+    ] = None,
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
@@ -58,7 +72,7 @@ def evaluate(
 ) -> None:
     """Restore degraded photos and compare with the originals.
 
-    Bicubic interpolation is compared too.
+    Bicubic interpolation is compared too. LQ of photos is made as in training.
 
     \b
     Examples:
@@ -67,20 +81,22 @@ def evaluate(
       flowmapsr evaluate /data/run --photos /held-out --report report.html
       flowmapsr evaluate /data/run --photos /held-out --baseline other=/their
       flowmapsr evaluate /data/run --photos /held-out --track
+      flowmapsr evaluate /data/run --pairs HQ=/set/HR LQ=/set/LR
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import (
             absolute_location,
             baseline_values,
             evaluation_settings,
+            pair_values,
             require_photos,
         )
 
-        factors, counts = scales.split(","), steps.split(",")
         settings = evaluation_settings(
-            photos,
-            scales=factors,
-            steps=counts,
+            photos=photos,
+            pairs=pair_values(pairs, match),
+            scales=None if scales is None else scales.split(","),
+            steps=steps.split(","),
             lora_scale=lora_scale,
             guidance=guidance,
             precision=precision,
@@ -105,14 +121,17 @@ def evaluate(
         doing("evaluating")
         from datagen.io import storage
         from training.evaluation.evaluate import evaluate as evaluate_model
+        from training.evaluation.photo_list import list_photos
         from training.evaluation.report.examples import Examples
         from training.evaluation.report.page import report_page
 
-        examples = Examples(len(settings.scales))
+        given = list_photos(settings)
+        examples = Examples(len(given.scales))
         wants_page = page_at is not None or training is not None
         found = evaluate_model(
             location,
             settings,
+            given=given,
             lq_folder=None if folder is None else f"{folder}/lq",
             on_scale=examples.add if wants_page else None,
         )

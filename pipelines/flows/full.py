@@ -77,7 +77,7 @@ def make_all(recipe: FullRecipe, *, newer_data: bool = False) -> FullRecord:
     picture = str(Path(recipe.output) / COMPARISON)
     doing("drawing the comparison")
     with _timed(seconds, "comparison"):
-        task_step("compare", lambda: draw_comparison(recipe, picture))
+        task_step("compare", lambda: draw_comparison(recipe, picture, rows[0].scale))
     show_full(recipe, rows, seconds, picture)
     return FullRecord(rows=tuple(rows), seconds=seconds)
 
@@ -97,10 +97,11 @@ def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list
     return list(found.rows)
 
 
-def draw_comparison(recipe: FullRecipe, path: str) -> None:
-    """Upscales held-out photos and shows every number of steps beside bicubic and original."""
+def draw_comparison(recipe: FullRecipe, path: str, scale: float) -> None:
+    """Restores held-out photos and shows every number of steps beside bicubic and original."""
     from training.evaluation.comparison import comparison  # heavy: not before it is needed
-    from training.evaluation.photos import degraded_photos
+    from training.evaluation.photo_list import list_photos
+    from training.evaluation.photos import read_photos
     from training.inference.upscaler import Upscaler
 
     settings = recipe.evaluation
@@ -111,7 +112,12 @@ def draw_comparison(recipe: FullRecipe, path: str) -> None:
         precision=settings.precision,
         seed=settings.seed,
     )
-    photos = degraded_photos(settings, upscaler.config.degradation, settings.scales[0])
+    photos = read_photos(
+        list_photos(settings).at(scale),
+        settings,
+        upscaler.config.degradation,
+        on_left_out=lambda _: None,  # the evaluation has told
+    )
     picture = comparison(upscaler, list(islice(photos, COMPARED_PHOTOS)), settings.steps)
     with storage.open_atomic(path) as file:
         picture.save(file, format="PNG")

@@ -38,7 +38,7 @@ def description(recipe: AnyRecipe, deployment: str) -> str:
     else:
         what = "Makes a dataset of photos, trains a model on it and evaluates the model."
         parts = [*_dataset(recipe.dataset), *_training(recipe.training)]
-        parts.append(f"evaluation on the photos in `{recipe.evaluation.photos}`")
+        parts.append(f"evaluation on the photos in `{recipe.evaluation.place}`")
     return TEXT.format(
         what=what,
         parts="\n".join(f"- {part}" for part in (*parts, f"to `{recipe.output}`")),

@@ -24,7 +24,7 @@ def show_full(
     facts = (
         ("dataset", f"`{recipe.dataset.output}`"),
         ("training", f"`{recipe.training.output}`"),
-        ("held-out photos", f"`{recipe.evaluation.photos}`"),
+        ("held-out photos", f"`{recipe.evaluation.place}`"),
         *((f"time of {part}", duration(value)) for part, value in seconds.items()),
     )
     summary = [

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from datagen.pair_settings import PairSettings
 from datagen.records import FROM_USER, absolute
 from datagen.settings import DatasetRecipe
 from pipelines.recipes.errors import describe, models_in
@@ -109,9 +110,36 @@ def fitting_recipe(codec: str | None, *, preferred: str | None = None) -> str | 
     return STARTING_RECIPES.get(codec, STARTING_RECIPES["autoencoder_kl"])
 
 
-def evaluation_settings(photos: str, **options: Any) -> EvaluationSettings:
+def evaluation_settings(**options: Any) -> EvaluationSettings:
     """Validated options of `flowmapsr evaluate`. Raises `RecipeError`."""
-    return validated(EvaluationSettings, {"photos": photos, **options}, title="evaluate")
+    return validated(EvaluationSettings, options, title="evaluate")
+
+
+def pair_values(folders: tuple[str, str] | None, match: str | None) -> dict[str, str] | None:
+    """`HQ=FOLDER LQ=FOLDER`, in any order, and suffixes or a table, as `PairSettings`.
+
+    Raises:
+        RecipeError: they are not these.
+    """
+    if folders is None:
+        if match is not None:
+            raise RecipeError(f"--match {match}: say how pairs match together with --pairs")
+        return None
+    given = {name.lower(): folder for name, _, folder in (one.partition("=") for one in folders)}
+    if given.keys() != {"hq", "lq"}:
+        raise RecipeError(f"--pairs {' '.join(folders)}: write --pairs HQ=FOLDER LQ=FOLDER")
+    return {**given, **_matching(match)}
+
+
+def _matching(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    if text.endswith(".csv"):
+        return {"match": "csv", "csv": text}
+    hq, comma, lq = text.partition(",")
+    if not comma:
+        raise RecipeError(f"--match {text}: write two ends of names as _HR,_LR4, or a .csv table")
+    return {"match": "suffix", "hq_suffix": hq, "lq_suffix": lq}
 
 
 def baseline_values(text: str) -> dict[str, str]:
@@ -159,10 +187,14 @@ def require_sources(recipe: DatasetRecipe, *, section: Section | None = None) ->
     for source in recipe.sources:
         _require(source, f"{prefix}sources", "give a folder or file of photos")
     for number, pairs in enumerate(recipe.pairs):
-        _require(pairs.hq, f"{prefix}pairs.{number}.hq", "give a folder of photos")
-        _require(pairs.lq, f"{prefix}pairs.{number}.lq", "give a folder of photos")
-        if pairs.csv is not None:
-            _require(pairs.csv, f"{prefix}pairs.{number}.csv", "give the table of the pairs")
+        _require_pairs(pairs, f"{prefix}pairs.{number}")
+
+
+def _require_pairs(pairs: PairSettings, field: str) -> None:
+    _require(pairs.hq, f"{field}.hq", "give a folder of photos")
+    _require(pairs.lq, f"{field}.lq", "give a folder of photos")
+    if pairs.csv is not None:
+        _require(pairs.csv, f"{field}.csv", "give the table of the pairs")
 
 
 def require_photos(settings: EvaluationSettings) -> None:
@@ -171,7 +203,10 @@ def require_photos(settings: EvaluationSettings) -> None:
     Raises:
         RecipeError: there are none.
     """
-    _require(settings.photos, "evaluation.photos", "give a folder of photos")
+    if settings.photos is not None:
+        _require(settings.photos, "evaluation.photos", "give a folder of photos")
+    if settings.pairs is not None:
+        _require_pairs(settings.pairs, "evaluation.pairs")
     for number, one in enumerate(settings.baselines):
         if one.kind == "pictures":
             field = f"evaluation.baselines.{number}.folder"

@@ -13,7 +13,8 @@ from training.evaluation.baselines import baseline_method, write_lq
 from training.evaluation.cost import cost_of
 from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
-from training.evaluation.photos import DegradedPhoto, degraded_photos
+from training.evaluation.photo_list import PhotoList, list_photos, told
+from training.evaluation.photos import DegradedPhoto, read_photos
 from training.evaluation.scores import score
 from training.inference.upscaler import Upscaler
 from training.run_dir.records import Evaluation, PictureRow
@@ -28,6 +29,7 @@ def evaluate(
     model: str,
     settings: EvaluationSettings,
     *,
+    given: PhotoList | None = None,
     lq_folder: str | None = None,
     on_scale: OnScale | None = None,
     system_of: SystemOf = default_system_of,
@@ -36,11 +38,13 @@ def evaluate(
     is told in the notes.
 
     Args:
+        given: what `list_photos` found; None lists them now.
         lq_folder: where the LQ pictures are written.
         on_scale: gets the photos of each scale, the methods and the rows, for pictures of them.
 
     Raises:
-        FlowmapsrError: no model, no photo or no pictures of a baseline there.
+        FlowmapsrError: no model, no photo or no pictures of a baseline there, or no photo that can
+            be evaluated.
     """
     upscaler = Upscaler.from_pretrained(
         model,
@@ -60,11 +64,14 @@ def evaluate(
     for one in settings.baselines:
         if one.name == upscaler.method:
             raise FlowmapsrError(f"baseline {one.name} has the name of the model; choose another")
-    notes = list(metrics.left_out)
-    scores = []
-    for scale in settings.scales:
-        found = degraded_photos(settings, upscaler.config.degradation, scale, on_small=notes.append)
-        photos = _at_least_one(list(found), settings, scale)
+    given = given or list_photos(settings)
+    notes, scores, faults = list(metrics.left_out), [], list(given.left_out)
+    for scale in given.scales:
+        files, chain = given.at(scale), upscaler.config.degradation
+        photos = list(read_photos(files, settings, chain, on_left_out=faults.append))
+        faults += [one for photo in photos for one in photo.remarks]
+        if not photos:
+            continue
         if lq_folder is not None:
             write_lq(lq_folder, scale, photos)
         others = [baseline_method(one, scale) for one in _with_bicubic(settings.baselines)]
@@ -74,24 +81,15 @@ def evaluate(
             on_scale(scale, photos, methods, at_scale.pictures)
         scores.append(at_scale)
         notes += at_scale.notes
+    if not scores:
+        raise FlowmapsrError(f"{settings.place}: no photo to evaluate; {'; '.join(told(faults))}")
     return Evaluation(
         rows=tuple(row for each in scores for row in each.rows),
         pictures=tuple(row for each in scores for row in each.pictures),
         seconds=tuple(one for each in scores for one in each.seconds),
-        notes=tuple(notes),
+        notes=(*told(faults), *notes),
         better=metrics.better(),
     )
-
-
-def _at_least_one(
-    photos: list[DegradedPhoto], settings: EvaluationSettings, scale: float
-) -> list[DegradedPhoto]:
-    if not photos:
-        raise FlowmapsrError(
-            f"{settings.photos}: every photo is too small to evaluate at scale {scale:g}; take "
-            "larger ones or leave this scale out"
-        )
-    return photos
 
 
 def _with_bicubic(baselines: Sequence[Baseline]) -> list[Baseline]:

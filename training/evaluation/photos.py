@@ -1,4 +1,5 @@
-"""The photos of an evaluation, degraded by the model's own chain at a fixed scale.
+"""Reads the photos of an evaluation: an original and its small LQ, which is given, or made by the
+model's own chain at a fixed scale.
 
 The degradation of a photo depends only on seed, photo and scale, so every model and every number
 of steps sees the same LQ image.
@@ -7,8 +8,7 @@ of steps sees the same LQ image.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,23 +17,31 @@ from datagen.degradation.apply import degrade_small
 from datagen.degradation.draw import draw_degradation
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
-from datagen.photos.decode import ImageRejected, decode_photo
-from datagen.photos.source_file import read_photo
-from datagen.photos.sources import list_sources
-from datagen.settings import ImageSettings
+from datagen.io import storage
+from datagen.pairs.check import reasons_of_lq
+from datagen.pairs.registration import fault, register
+from datagen.photos.decode import ImageRejected, load_image, upright_photo
+from datagen.photos.source_file import Rejection, SourceFile, read_photo
+from datagen.settings import FilterSettings
 from training.data.seeded import seeded
 from training.evaluation.metrics.fidelity import WINDOW
+from training.evaluation.photo_list import IMAGES, PhotoFile, list_photos
 from training.settings.evaluation import EvaluationSettings
+
+OnLeftOut = Callable[[Rejection], None]
 
 
 @dataclass(frozen=True)
 class DegradedPhoto:
-    """An original (RGB uint8, sides cut to multiples of the scale) and its small LQ image."""
+    """An original (RGB uint8) and its small LQ image."""
 
     name: str
     """Its path below the folder of photos."""
     original: np.ndarray
+    """Its sides are cut to what the LQ shows."""
     small: np.ndarray
+    remarks: tuple[Rejection, ...] = ()
+    """What a reader of its numbers should know, such as that it has 16 bits."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,36 +55,87 @@ def degraded_photos(
     degradation: DegradationSettings,
     scale: float,
     *,
-    on_small: Callable[[str], None] | None = None,
+    on_left_out: OnLeftOut | None = None,
 ) -> Iterator[DegradedPhoto]:
-    """Every photo of the folder with its LQ image at `scale`, in the order of their names.
-
-    Args:
-        on_small: is told of each photo that is left out because it is too small for the scale.
+    """Every photo at `scale` in the order of their names; see `read_photos`.
 
     Raises:
-        FlowmapsrError: a photo cannot be read, or is too small and there is no `on_small`.
+        FlowmapsrError: there are none.
     """
-    for source in list_sources((settings.photos,)).files:
-        data = read_photo(source)
+    files = list_photos(settings).at(scale)
+    return read_photos(files, settings, degradation, on_left_out=on_left_out)
+
+
+def read_photos(
+    files: Iterable[PhotoFile],
+    settings: EvaluationSettings,
+    degradation: DegradationSettings,
+    *,
+    on_left_out: OnLeftOut | None = None,
+) -> Iterator[DegradedPhoto]:
+    """
+    Args:
+        on_left_out: is told of each photo that cannot be read or is too small.
+
+    Raises:
+        FlowmapsrError: there is such a photo, and no `on_left_out`.
+    """
+    for file in files:
         try:
-            photo = decode_photo(data, ImageSettings())
-        except ImageRejected as error:
-            raise FlowmapsrError(f"{source.uri}: {error}; take it out of the folder") from error
-        height, width = (int(side // scale * scale) for side in photo.shape[:2])
-        if min(height, width) < WINDOW:
-            size = f"{source.uri}: {photo.shape[1]}x{photo.shape[0]}"
-            problem = f"{size} is too small to evaluate at scale {scale:g}"
-            if on_small is None:
-                raise FlowmapsrError(f"{problem}; take it out of the folder")
-            on_small(problem)
-            continue
-        original = np.ascontiguousarray(photo[:height, :width])
-        rng = seeded(settings.seed, hashlib.sha256(data).hexdigest(), scale)
-        drawn = draw_degradation(degradation, rng, scale=scale)
-        small = degrade_small(original, drawn)
-        yield DegradedPhoto(_name(source.uri, settings.photos), original, small)
+            yield _pair(file, file.lq) if file.lq else _degraded(file, settings.seed, degradation)
+        except (ImageRejected, storage.UnreadableError) as error:
+            if on_left_out is None:
+                text = f"{file.file.uri}: {error.reason}; take it out of the folder"
+                raise FlowmapsrError(text) from error
+            on_left_out(Rejection(file.file.uri, error.reason))
 
 
-def _name(uri: str, folder: str) -> str:
-    return uri.removeprefix(folder.rstrip("/") + "/") if uri != folder else os.path.basename(uri)
+def _degraded(photo: PhotoFile, seed: int, degradation: DegradationSettings) -> DegradedPhoto:
+    """Its sides are multiples of the scale."""
+    data = read_photo(photo.file)
+    pixels, remarks = _decoded(photo.file, data)
+    height, width = (int(side // photo.scale * photo.scale) for side in pixels.shape[:2])
+    original = _large_enough(photo, np.ascontiguousarray(pixels[:height, :width]), pixels)
+    rng = seeded(seed, hashlib.sha256(data).hexdigest(), photo.scale)
+    drawn = draw_degradation(degradation, rng, scale=photo.scale)
+    return DegradedPhoto(photo.name, original, degrade_small(original, drawn), remarks)
+
+
+def _pair(photo: PhotoFile, lq: SourceFile) -> DegradedPhoto:
+    pixels, remarks = _decoded(photo.file, read_photo(photo.file))
+    with reasons_of_lq(lq):
+        small, _ = _decoded(lq, read_photo(lq))
+    found = register(pixels, small)
+    what = fault(found, largest_offset=FilterSettings().max_pair_offset)
+    if what is not None:  # a strong degradation leaves as little in common: measured all the same
+        remarks = (*remarks, Rejection(photo.file.uri, f"measured, but {what}"))
+    original = _large_enough(photo, _shown_by(small, pixels, photo.scale), pixels)
+    return DegradedPhoto(photo.name, original, small, remarks)
+
+
+def _shown_by(small: np.ndarray, original: np.ndarray, scale: float) -> np.ndarray:
+    """The upper left part that an LQ was made of, of an original whose sides are no multiples of a
+    whole scale, as sets of pairs cut theirs."""
+    height, width = (round(side * scale) for side in small.shape[:2])
+    over = original.shape[0] - height, original.shape[1] - width
+    if scale.is_integer() and all(0 <= rest < scale for rest in over):
+        return np.ascontiguousarray(original[:height, :width])
+    return original
+
+
+def _decoded(file: SourceFile, data: bytes) -> tuple[np.ndarray, tuple[Rejection, ...]]:
+    """RGB uint8 (H, W, 3), and how it was converted."""
+    image = load_image(data, IMAGES)
+    how = []
+    if image.header.sixteen_bit:
+        how.append("has 16 bits a color, measured with 8")
+    if image.header.cmyk:
+        how.append("is CMYK, measured in sRGB")
+    return upright_photo(image, IMAGES), tuple(Rejection(file.uri, one) for one in how)
+
+
+def _large_enough(photo: PhotoFile, original: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    if min(original.shape[:2]) < WINDOW:
+        size = f"{whole.shape[1]}x{whole.shape[0]}"
+        raise ImageRejected(f"too small to evaluate at scale {photo.scale:g} ({size})")
+    return original

@@ -3,10 +3,11 @@ what it measures."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from datagen.pair_settings import PairSettings
 from datagen.records import Execution, Location, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -77,12 +78,16 @@ Baseline = Annotated[Interpolation | Pictures, Field(discriminator="kind")]
 
 
 class EvaluationSettings(Settings):
-    """Held-out photos are degraded by the chain of the dataset at fixed scales, then restored."""
+    """Held-out photos are degraded by the chain of the dataset at fixed scales, or come with their
+    LQ, and are restored."""
 
-    photos: Location = Field(examples=["/path/to/held-out-photos"])
-    """Folder of held-out photos."""
-    scales: tuple[Annotated[float, Field(ge=1)], ...] = Field((4.0, 8.0), min_length=1)
-    """Factors by which photos are reduced and enlarged again; 1 keeps their size."""
+    photos: Location | None = Field(examples=["/path/to/held-out-photos"])
+    """Folder of held-out photos that are degraded; null, or left out, with `pairs`."""
+    pairs: PairSettings | None = None
+    """Held-out photos whose LQ is given; nothing is degraded."""
+    scales: Annotated[tuple[Annotated[float, Field(ge=1)], ...], Field(min_length=1)] | None = None
+    """Factors by which photos are reduced and enlarged again, 1 keeps their size; null takes 4 and
+    8. Those of pairs follow from their sizes."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     """Numbers of network evaluations for each photo."""
     baselines: tuple[Baseline, ...] = ()
@@ -107,6 +112,12 @@ class EvaluationSettings(Settings):
     precision: Precision = "auto"
     """Of the network; `auto` is bf16 on a GPU that computes in it, else fp32."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_photos(cls, values: Any) -> Any:
+        alone = isinstance(values, dict) and values.get("pairs") and "photos" not in values
+        return {**values, "photos": None} if alone else values
+
     @field_validator("baselines")
     @classmethod
     def _names_differ(cls, baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
@@ -118,6 +129,27 @@ class EvaluationSettings(Settings):
             if one.kind == "pictures" and one.name in ("bicubic", "lanczos"):
                 raise ValueError(f"{one.name} is the name of an interpolation; choose another one")
         return baselines
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.photos is None and self.pairs is None:
+            raise ValueError("give photos or pairs: what is evaluated")
+        if self.pairs is not None:
+            for name in ("photos", "scales"):
+                if getattr(self, name) is not None:
+                    why = "these follow from their sizes" if name == "scales" else "give one"
+                    raise ValueError(f"pairs and {name} are both given, {why}; leave {name} out")
+        return self
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The scales of photos that are degraded."""
+        return self.scales or (4.0, 8.0)
+
+    @property
+    def place(self) -> str:
+        """Where the photos lie, for people."""
+        return self.photos or (f"{self.pairs.hq} and {self.pairs.lq}" if self.pairs else "")
 
     def conventions(self) -> Convention:
         """Those of the preset, but for what is set beside it."""

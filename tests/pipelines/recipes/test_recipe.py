@@ -17,6 +17,7 @@ from pipelines.recipes.load import (
     evaluation_settings,
     fitting_recipe,
     full_recipe,
+    pair_values,
     require_sources,
     training_recipe,
     validated,
@@ -51,9 +52,9 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return to
 
 
-def refusal(read: Callable[..., Any], *arguments: Any) -> str:
+def refusal(read: Callable[..., Any], *arguments: Any, **named: Any) -> str:
     with pytest.raises(RecipeError) as error:
-        read(*arguments)
+        read(*arguments, **named)
     assert error.value.exit_code == 2
     return str(error.value)
 
@@ -393,11 +394,25 @@ def test_a_missing_source_is_refused_before_anything_starts(tmp_path: Path) -> N
 
 def test_evaluation_arguments_are_checked() -> None:
     def read(scales: str, steps: str) -> Any:
-        return evaluation_settings("/photos", scales=scales.split(","), steps=steps.split(","))
+        return evaluation_settings(
+            photos="/photos", scales=scales.split(","), steps=steps.split(",")
+        )
 
     assert read("4, 8", "1,2").scales == (4.0, 8.0)
     assert "scales.1 = 'x'" in refusal(read, "4,x", "1")
     assert "steps.0 = '0'" in refusal(read, "4", "0")
+    assert "give photos or pairs" in refusal(evaluation_settings, photos=None)
+    pairs = pair_values(("LQ=/lr", "hq=/hr"), "_HR,_LR4")
+    found = evaluation_settings(pairs=pairs).pairs
+    assert found is not None and (found.hq, found.lq, found.match) == ("/hr", "/lr", "suffix")
+    assert (found.hq_suffix, found.lq_suffix) == ("_HR", "_LR4")
+    table = pair_values(("HQ=/hr", "LQ=/lr"), "/pairs.csv")
+    assert table is not None and table["csv"] == "/pairs.csv"
+    assert "leave photos out" in refusal(evaluation_settings, photos="/photos", pairs=pairs)
+    assert "leave scales out" in refusal(evaluation_settings, scales=["4"], pairs=pairs)
+    assert "write --pairs HQ=FOLDER LQ=FOLDER" in refusal(pair_values, ("HQ=/a", "/b"), None)
+    assert "two ends of names" in refusal(pair_values, ("HQ=/a", "LQ=/b"), "_HR")
+    assert "together with --pairs" in refusal(pair_values, None, "_HR,_LR")
 
 
 def test_paths_that_stages_and_prompts_start_from_become_absolute(

@@ -87,8 +87,8 @@ def _facts(model: str, settings: EvaluationSettings) -> dict[str, str]:
         "model": f"{model}, stage {config['stage']}, step {config.get('step')}",
         "recipe": str(config["recipe_digest"]),
         "dataset": str(config["dataset_digest"]),
-        "photos": settings.photos,
-        "settings": settings.model_dump_json(exclude={"photos"}, exclude_none=True),
+        "photos": settings.place,
+        "settings": settings.model_dump_json(exclude={"photos", "pairs"}, exclude_none=True),
         "code": f"flowmapsr {code['code.version']}{at}{changed}",
         "seconds": f"mean of a photo, alone in a batch, on {_hardware()}",
     }
