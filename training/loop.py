@@ -60,8 +60,9 @@ class Loop:
     checkpoints: Checkpoints
     prepare: Callable[[Batch], Batch]
     """Adds what the trainer takes to a batch on its device."""
-    validate: Callable[[], Validation]
-    """Measures the model that the stage would end with now; every worker must call it."""
+    validate: Callable[..., Validation]
+    """Measures the model that the stage would end with now, with `all_metrics` or without those
+    that the recipe adds; every worker must call it."""
     best: BestSoFar
     reporter: Reporter
     stop_requested: Callable[[], bool]
@@ -318,18 +319,28 @@ class Loop:
         step = position.step
         self.watchdog.alive(f"step {step}", next_is_long=True)
         with self.reporter.doing("validating"), meter.validation():
-            found = self.validate()
+            all_metrics = self._all_metrics_are_due(position)
+            found = self.validate(all_metrics=all_metrics)
             self.reporter.metrics(step, found.metrics)
+            if found.measures_seconds:
+                seconds = {"perf/validation_metrics_seconds": found.measures_seconds}
+                self.reporter.metrics(step, seconds)
             self.reporter.pictures(step, found.pictures)
             self.reporter.validated(step, found.headline, table=over_time_table(found.over_time))
         self.watchdog.alive(f"the validation of step {step}")
-        self.best.check(found.metrics)
+        if all_metrics:
+            self.best.check(found.metrics)
         if step == 0:
             self.guard.begin(
                 [terms[name][0] / terms[name][1] for terms in found.losses if terms[name][1]]
                 for name in self.trainer.guarded
             )
         return step > 0 and self.best.add(step, found.metrics)
+
+    def _all_metrics_are_due(self, position: Position) -> bool:
+        validations = position.step // self.settings.validate_every_steps
+        every = self.inputs.recipe.validation.every
+        return validations % every == 0 or self.finished(position)
 
     def _progress(self, meter: Meter, step: int) -> StageProgress:
         newest = self.checkpoints.newest

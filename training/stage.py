@@ -59,6 +59,7 @@ from training.systems import system_of as default_system_of
 from training.tracking.reporter import Reporter, StageReporter
 from training.validation.best import BestSoFar
 from training.validation.figures import draw_figures
+from training.validation.measures import find_measures
 from training.validation.validator import Validation, Validator
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,13 @@ def build_stage(
     built = system.build(inputs)
     startup.mark("engine")
     with closing(built.trainer):
-        validator = Validator(reader, groups, codec=inputs.codec, device=device)
+        validator = Validator(
+            reader,
+            groups,
+            codec=inputs.codec,
+            device=device,
+            measures=find_measures(recipe.validation),
+        )
         startup.mark("held out")
         yield Stage(inputs, system, built, stores, validator, workers, connected, watchdog)
 
@@ -218,19 +225,19 @@ class Stage:
         with engine.averaged(), engine.gathered_parameters():
             yield
 
-    def validate(self) -> Validation:
+    def validate(self, *, all_metrics: bool) -> Validation:
         """Measures and shows the model that the stage would end with now, and beside an average
         the weights themselves; all workers call it."""
         raw = {} if self.inputs.settings.ema_decay is None else self._of_raw_weights()
         with self._whole_model():
-            found = self.validator.validate(self.built)
+            found = self.validator.validate(self.built, all_metrics=all_metrics)
             pictures = {**found.pictures, **self.built.pictures()}
         return replace(found, metrics={**found.metrics, **raw}, pictures=pictures)
 
     def _of_raw_weights(self) -> dict[str, float]:
         """The most important metrics."""
         with self.built.trainer.engine.gathered_parameters():
-            found = self.validator.validate(self.built)
+            found = self.validator.validate(self.built, all_metrics=False)
         return {f"{name}{RAW}": value for name, value in found.metrics.items() if is_headline(name)}
 
     def _reporter(self, peak: Peak | None) -> Reporter:

@@ -11,7 +11,7 @@ from datagen.pair_settings import PairSettings
 from datagen.records import Execution, Location, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
-MetricName = Literal[
+PictureMetricName = Literal[
     "psnr_rgb",
     "psnr_y",
     "ssim_rgb",
@@ -21,15 +21,13 @@ MetricName = Literal[
     "lpips_vgg",
     "dists",
     "ids_degrees",
-    "fid_whole",
-    "fid_patches",
-    "kid_whole",
-    "kid_patches",
     "maniqa_koniq",
     "maniqa_pipal",
     "musiq_koniq",
     "clipiqa",
 ]
+SetMetricName = Literal["fid_whole", "fid_patches", "kid_whole", "kid_patches"]
+MetricName = PictureMetricName | SetMetricName
 Border = Annotated[int, Field(ge=0)] | Literal["scale"]
 """Pixels cut from every edge; `scale` cuts as many as the scale."""
 Luma = Literal["ycbcr", "yiq"]

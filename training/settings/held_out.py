@@ -14,8 +14,10 @@ HELD_OUT = "val/"
 """Begins their names in MLflow."""
 RAW = "_raw"
 """Ends their names where they are of the weights themselves, not of their average."""
-_HIGHER_IS_BETTER, _LOWER_IS_BETTER = ("psnr", "ssim", "gain"), ("loss",)
+_HIGHER_IS_BETTER = ("psnr", "ssim", "gain", "maniqa", "musiq", "clipiqa")
+_LOWER_IS_BETTER = ("loss", "niqe", "lpips", "dists", "ids")
 """First words of what follows."""
+_QUALITY = re.compile(r"val/(?!loss)(\w+?)(_x\d+|_source\d+)?_(nfe\d+|bicubic)(_raw)?")
 _HEADLINE = re.compile(r"val/(psnr|gain)_nfe\d+")
 
 
@@ -25,8 +27,8 @@ def _checked(metric: str) -> str:
     if metric.startswith(HELD_OUT) and word in known:
         return metric
     raise ValueError(
-        f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, val/gain_nfe1 or "
-        "val/loss/fm"
+        f"{metric!r} is no held-out metric: give one such as val/psnr_x4_nfe1, val/gain_nfe1, "
+        "val/loss/fm or, with validation.metrics=[niqe], val/niqe_nfe1"
     )
 
 
@@ -43,6 +45,14 @@ class EarlyStopping(Settings):
     """How many validations in a row may bring no new best."""
 
 
+def needed_metric(metric: str) -> str | None:
+    """What `validation.metrics` must name for this held-out metric; None for what is always
+    measured."""
+    found = _QUALITY.fullmatch(metric)
+    name = found[1] if found else None
+    return None if name in ("psnr", "ssim", "gain") else name
+
+
 def is_better(metric: str, value: float, than: float) -> bool:
     """Whether a value of a held-out metric is better than another: higher quality or less loss;
     NaN is never better, and everything else is better than it."""
@@ -52,7 +62,8 @@ def is_better(metric: str, value: float, than: float) -> bool:
 
 
 def higher_is_better(metric: str) -> bool:
-    """With or without `val/`: PSNR, SSIM and gains; of losses less is."""
+    """With or without `val/`: PSNR, SSIM, gains and some of quality
+    without a reference; of losses, distances and NIQE less is."""
     return metric.removeprefix(HELD_OUT).startswith(_HIGHER_IS_BETTER)
 
 

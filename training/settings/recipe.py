@@ -11,10 +11,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from datagen.io.redaction import holds_secret, redacted
 from datagen.records import Execution, Location, Probability, Settings, flatten
 from training.settings.elir import ElirModelSettings, LatentConsistency
+from training.settings.held_out import needed_metric
 from training.settings.initial_weights import is_public, is_stage
 from training.settings.model import DEFAULT_KIND, ModelSettings, PromptSettings, StandInPrompts
 from training.settings.sources import SourceSettings, check_sources
 from training.settings.stage import StageSettings
+from training.settings.validation import ValidationSettings
 
 
 def _with_kind(model: Any) -> Any:
@@ -110,6 +112,8 @@ class TrainingRecipe(Settings):
     """Largest number of held-out samples that each validation restores: the same ones in every
     training on a dataset. `all`: the whole validation split, in the order of its shards. A dataset
     without a validation split has none."""
+    validation: Execution[ValidationSettings] = ValidationSettings()
+    """More metrics of held-out samples."""
     max_failures: Execution[int] = Field(3, ge=0)
     """How often workers may die and be restarted from the last checkpoint before the run fails."""
     watchdog_seconds: Execution[float] = Field(600.0, ge=1)
@@ -151,6 +155,7 @@ class TrainingRecipe(Settings):
         self._check_order()
         self._check_secrets()
         self._check_system()
+        self._check_watched()
         for stage in self.stages:
             for size in stage.batch_sizes:
                 if size.global_batch < self.most_workers:
@@ -160,6 +165,17 @@ class TrainingRecipe(Settings):
                         "global_batch, or use fewer workers"
                     )
         return self
+
+    def _check_watched(self) -> None:
+        """A stage's best checkpoint needs what validation measures."""
+        for stage in self.stages:
+            for watched in stage.watched:
+                metric = needed_metric(watched)
+                if metric is not None and metric not in self.validation.metrics:
+                    raise ValueError(
+                        f"stage {stage.name!r} watches {watched}, which is not measured: set "
+                        f"validation.metrics=[{metric}]"
+                    )
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -188,6 +188,13 @@ class StageSettings(Settings):
         return objective.warnings if isinstance(objective, LatentConsistency) else ()
 
     @property
+    def watched(self) -> tuple[str, ...]:
+        """The held-out metrics of which the best value is kept."""
+        early = self.early_stopping
+        named = (self.keep_best, None if early is None else early.metric)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+    @property
     def best_metric(self) -> str | None:
         """The held-out metric by which a checkpoint is the best one."""
         if self.keep_best is not None or self.early_stopping is None:

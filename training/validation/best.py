@@ -15,9 +15,7 @@ class BestSoFar:
 
     def __init__(self, settings: StageSettings) -> None:
         self.settings = settings
-        early = settings.early_stopping
-        named = (settings.keep_best, None if early is None else early.metric)
-        self.watched = tuple(dict.fromkeys(name for name in named if name is not None))
+        self.watched = settings.watched
         self.found: dict[str, BestValue] = {}
 
     def restore(self, found: Mapping[str, BestValue]) -> None:
@@ -25,9 +23,10 @@ class BestSoFar:
         self.found = {name: found[name] for name in self.watched if name in found}
 
     def add(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Compares a validation; returns whether a watched metric has a new best value."""
+        """Compares a validation; returns whether a watched metric has a new best value. What it
+        did not measure waits for the next one."""
         improved = False
-        for name in self.watched:
+        for name in (one for one in self.watched if one in metrics):
             value, best = metrics[name], self.found.get(name)
             if best is None or is_better(name, value, best.value):
                 self.found[name] = BestValue(value=value, step=step)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from training.evaluation.metrics.fidelity import psnr, ssim
 from training.trainer import StepTerms
+from training.validation.measures import NO_MEASURES, Measures, Values
 from training.validation.spectrum import power_spectrum
 
 BICUBIC, ORIGINAL = "bicubic", "original"
@@ -26,13 +27,16 @@ class Quality:
     psnr: np.ndarray
     ssim: np.ndarray
     spectrum: np.ndarray
+    values: Values = field(default_factory=dict)
+    """Of the metrics that the recipe adds."""
 
     @classmethod
-    def of(cls, images: Tensor, originals: Tensor) -> Quality:
+    def of(cls, images: Tensor, originals: Tensor, measures: Measures = NO_MEASURES) -> Quality:
         return cls(
             psnr=_array(psnr(originals, images).clamp(max=MOST_DB)),
             ssim=_array(ssim(originals, images)),
             spectrum=_array(power_spectrum(images)),
+            values=measures.of(images, originals),
         )
 
 
@@ -53,7 +57,7 @@ class Measured:
 def held_out_metrics(found: Sequence[Measured]) -> dict[str, float]:
     """`val/loss/...`, and PSNR, SSIM and gain over bicubic of all samples, of each group of
     scale and of each dataset of a mixture: `val/psnr_nfe1`, `val/psnr_x4_nfe1`,
-    `val/gain_source0_nfe1`."""
+    `val/gain_source0_nfe1`. Of further metrics the same, over the samples that have one."""
     if not found:
         return {}
     metrics = {}
@@ -83,6 +87,17 @@ def held_out_metrics(found: Sequence[Measured]) -> dict[str, float]:
             for measure, each in values.items()
             for group, chosen in rows.items()
         }
+        for measure in qualities[0].values:
+            of_bicubic, each = (
+                np.concatenate([one.quality[name].values[measure] for one in found])
+                for name in (BICUBIC, method)
+            )
+            measured = ~np.isnan(of_bicubic)  # the others are too small for it
+            metrics |= {
+                f"val/{measure}{group}_{method}": float(each[chosen & measured].mean())
+                for group, chosen in rows.items()
+                if (chosen & measured).any()
+            }
     return metrics
 
 

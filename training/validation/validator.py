@@ -6,6 +6,7 @@ on how many they are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from training.evaluation.metrics.fidelity import psnr
 from training.system_protocol import SystemStage
 from training.tracking.pictures import PHOTO, Panel, panel_grid, to_pixels
 from training.trainer import StepTerms
+from training.validation.measures import NO_MEASURES, Measures
 from training.validation.quality import (
     BICUBIC,
     ORIGINAL,
@@ -35,6 +37,8 @@ from training.validation.quality import (
     mean_spectra,
 )
 from training.validation.samples import HeldOutGroup, read_group
+
+log = logging.getLogger(__name__)
 
 SHOWN = 256
 """Largest side of the shown part of a sample, pixels."""
@@ -59,6 +63,8 @@ class Validation:
     """By name."""
     steps: int
     """The first of those that images were restored in."""
+    measures_seconds: float = 0.0
+    """What the metrics that the recipe adds took the slowest worker."""
 
     @property
     def headline(self) -> str:
@@ -81,10 +87,12 @@ class Validator:
         *,
         codec: Codec,
         device: torch.device,
+        measures: Measures = NO_MEASURES,
     ) -> None:
         """
         Args:
             groups: all of them, on every worker.
+            measures: further metrics, the same on every worker.
         """
         self._held_out = reader.schedule.split == "validation"
         spread = (len(groups) * index // PICTURES for index in range(PICTURES))
@@ -95,12 +103,20 @@ class Validator:
             read_group(reader, groups[number], number, codec=codec, device=device)
             for number in mine
         ]
-        self._fixed = [_fixed_quality(group) for group in self._groups]
+        self._measures = measures if self._held_out else NO_MEASURES
+        self._fixed = [_fixed_quality(group, self._measures) for group in self._groups]
+        self._told = False
         self.newest: Validation | None = None
 
     @torch.no_grad()
-    def validate(self, model: SystemStage) -> Validation:
-        """Measures the model; every worker must call it, with whole parameters."""
+    def validate(self, model: SystemStage, *, all_metrics: bool = True) -> Validation:
+        """Measures the model; every worker must call it, with whole parameters.
+
+        Args:
+            all_metrics: those of the recipe too.
+        """
+        measures = self._measures if all_metrics else NO_MEASURES
+        before = measures.seconds
         mine: list[Measured] = []
         drawn: dict[str, Image.Image] = {}
         for read, fixed in zip(self._groups, self._fixed, strict=True):
@@ -109,14 +125,15 @@ class Validator:
                 f"nfe{steps}": to_pixels(model.restored(group.batch, steps=steps))
                 for steps in model.steps
             }
-            mine.append(_measure(group, restored, model, fixed))
+            mine.append(_measure(group, restored, model, fixed, measures))
             if group.number in self._shown:
                 more = {name: to_pixels(one) for name, one in model.shown(group.batch).items()}
                 drawn[self._shown[group.number]] = _picture(group, more | restored)
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, (mine, drawn))
-        found = sorted((one for each, _ in everyone for one in each), key=lambda one: one.number)
-        pictures = {name: image for _, each in everyone for name, image in each.items()}
+        shared = (mine, drawn, measures.seconds - before, measures.missed)
+        dist.all_gather_object(everyone, shared)
+        found = sorted((one for each in everyone for one in each[0]), key=lambda one: one.number)
+        pictures = {name: image for each in everyone for name, image in each[1].items()}
         losses = [one.terms for one in found]
         if not self._held_out:
             found = []
@@ -127,14 +144,32 @@ class Validator:
             spectra=mean_spectra(found),
             pictures={name: pictures[name] for name in sorted(pictures)},
             steps=model.steps[0],
+            measures_seconds=max(each[2] for each in everyone),
         )
+        if measures.metrics and not self._told and dist.get_rank() == 0:
+            self._told = True
+            _tell(self.newest, measures, {k: v for each in everyone for k, v in each[3].items()})
         return self.newest
 
 
-def _fixed_quality(group: HeldOutGroup) -> dict[str, Quality]:
+def _tell(found: Validation, measures: Measures, missed: Mapping[str, str]) -> None:
+    """What the recipe's metrics cost, and which of them the samples are too small for."""
+    log.info(
+        "%s of the held-out samples take %.1f s of a validation; validation.every=N measures them "
+        "in each Nth only",
+        ", ".join(one.name for one in measures.metrics),
+        found.measures_seconds,
+    )
+    for name, why in missed.items():
+        log.warning("validation measures %s of a part of the samples, or none: %s", name, why)
+
+
+def _fixed_quality(group: HeldOutGroup, measures: Measures) -> dict[str, Quality]:
     """Of the images that are the same at every validation."""
-    fixed = {BICUBIC: group.bicubic, ORIGINAL: group.originals}
-    return {name: Quality.of(images, group.originals) for name, images in fixed.items()}
+    return {
+        BICUBIC: Quality.of(group.bicubic, group.originals, measures),
+        ORIGINAL: Quality.of(group.originals, group.originals),
+    }
 
 
 def _measure(
@@ -142,11 +177,14 @@ def _measure(
     restored: Mapping[str, Tensor],
     model: SystemStage,
     fixed: dict[str, Quality],
+    measures: Measures,
 ) -> Measured:
     # The noise of a group is the same at every validation, in every training.
     seed = int(seeded("validation", group.number).integers(2**62))
     losses = model.losses(group.batch, torch.Generator().manual_seed(seed))
-    quality = {name: Quality.of(images, group.originals) for name, images in restored.items()}
+    quality = {
+        name: Quality.of(images, group.originals, measures) for name, images in restored.items()
+    }
     return Measured(
         number=group.number,
         source=group.source,
@@ -156,8 +194,12 @@ def _measure(
             name: list(zip(t.tolist(), values.tolist(), strict=True))
             for name, (t, values) in losses.over_time.items()
         },
-        quality=fixed | quality,
+        quality=(fixed if measures.metrics else _without_values(fixed)) | quality,
     )
+
+
+def _without_values(qualities: Mapping[str, Quality]) -> dict[str, Quality]:
+    return {name: replace(one, values={}) for name, one in qualities.items()}
 
 
 def _picture(group: HeldOutGroup, restored: Mapping[str, Tensor]) -> Image.Image:

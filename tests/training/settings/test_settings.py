@@ -82,6 +82,13 @@ def _sources(*weights: float | None) -> dict[str, Any]:
         (_sources(math.nan, 1), "sources.0.weight\n.*finite"),
         (_sources(1, None), "sources.1.weight: /data1 has none.*give all of them a weight"),
         ({**_sources(1, 1), "manifest": "/other"}, "manifest=/other is not the first of sources"),
+        (
+            {"stages": [{**STAGE, "keep_best": "val/lpips_alex_x4_nfe1"}]},
+            r"'warmup' watches val/lpips_alex.*set validation.metrics=\[lpips_alex\]",
+        ),
+        ({"validation": {"metrics": ["fid_whole"]}}, "fid_whole compares sets.*flowmapsr evaluate"),
+        ({"validation": {"metrics": ["psnr_rgb"]}}, "always measured, as val/psnr_nfe1"),
+        ({"validation": {"every": 0}}, "greater than or equal to 1"),
     ],
 )
 def test_an_invalid_recipe_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:

@@ -25,6 +25,9 @@ def _settings(**changes: object) -> StageSettings:
         ("val/ssim_nfe4", [0.5, 0.4], 1),
         ("val/loss/fm", [0.3, math.nan, 0.1, 0.2], 3),
         ("val/loss/fm", [math.nan, 0.3], 2),
+        ("val/lpips_alex_nfe1", [0.5, 0.4, 0.6], 2),
+        ("val/niqe_x4_nfe2", [5, 6], 1),
+        ("val/musiq_koniq_nfe1", [50, 60], 2),
     ],
 )
 def test_the_best_is_the_highest_quality_or_the_least_loss(

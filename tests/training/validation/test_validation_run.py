@@ -12,9 +12,12 @@ import pytest
 from datagen.build.in_process import build_in_process
 from tests.support.eventually import eventually
 from tests.support.launch import start_workers, train
+from tests.support.random_networks import save_random_weights
 from tests.support.tiny import WARMUP, RunMaker, dataset_recipe, made_once, write_photos
+from training.evaluation.metrics.weights import ALEXNET
 from training.run_dir.paths import StagePaths
 from training.settings.recipe import TrainingRecipe
+from training.settings.validation import ValidationSettings
 from training.tracking.journal import read_metrics
 
 METRIC = "val/psnr_nfe1"
@@ -33,6 +36,12 @@ STAGE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of LPIPS, random."""
+    return save_random_weights(tmp_path_factory.mktemp("weights"), ALEXNET.file)
+
+
+@pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four samples of six photos, of which four are held out."""
 
@@ -43,18 +52,24 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "held-out", make) / "dataset"
 
 
-def _recipe(run_recipe: RunMaker, held_out: Path, output: Path, **changes: Any) -> TrainingRecipe:
+def _recipe(
+    run_recipe: RunMaker, held_out: Path, weights: Path, output: Path, **changes: Any
+) -> TrainingRecipe:
     second = {**WARMUP, "name": "second", "steps": 4, "validate_every_steps": 4}
+    more = ValidationSettings(
+        metrics=("psnr_y", "lpips_alex", "niqe"), metric_weights=str(weights), every=2
+    )
     recipe = run_recipe(output, stages=[STAGE, second])
-    return recipe.model_copy(update={"manifest": str(held_out), **changes})
+    update = {"manifest": str(held_out), "validation": more, **changes}
+    return recipe.model_copy(update=update)
 
 
 @pytest.fixture(scope="module")
 def stopped_early(
-    run_recipe: RunMaker, held_out: Path, tmp_path_factory: pytest.TempPathFactory
+    run_recipe: RunMaker, held_out: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainingRecipe:
     folder = tmp_path_factory.mktemp("validation")
-    recipe = _recipe(run_recipe, held_out, folder / "run")
+    recipe = _recipe(run_recipe, held_out, weights, folder / "run")
     train(recipe, folder)
     return recipe
 
@@ -90,6 +105,26 @@ def test_quality_is_measured_at_the_start_at_every_interval_and_at_the_end(
     assert sum(row[2] for row in table["data"]) == 16
 
 
+def test_metrics_of_the_recipe_are_measured_in_every_second_validation(
+    stopped_early: TrainingRecipe,
+) -> None:
+    values = _values(stopped_early)
+    psnr = values["val/psnr_y_nfe1"]
+    last = max(values[METRIC])
+    assert list(psnr) == [*range(0, last, 8), *([last] if last % 8 == 0 else [])]
+    for group in ("", "_x1", "_x2", "_x4"):
+        for method in ("nfe1", "nfe4", "bicubic"):
+            luma, distance = (
+                values[f"val/{metric}{group}_{method}"] for metric in ("psnr_y", "lpips_alex")
+            )
+            assert list(luma) == list(distance) == list(psnr)
+            assert all(0 < one < 2 for one in distance.values())
+    seconds = read_metrics(StagePaths(Path(stopped_early.output), "warmup").root, prefix="perf/")
+    assert seconds["perf/validation_metrics_seconds"].steps == list(psnr)
+    # Samples of 32 pixels have no NIQE.
+    assert not any("niqe" in name for name in values)
+
+
 def test_a_stage_ends_early_and_its_model_is_the_best_from_which_the_next_one_starts(
     stopped_early: TrainingRecipe,
 ) -> None:
@@ -116,7 +151,7 @@ def test_a_stage_ends_early_and_its_model_is_the_best_from_which_the_next_one_st
 
 
 def test_neither_the_number_of_workers_nor_how_weights_are_sharded_changes_a_value(
-    run_recipe: RunMaker, held_out: Path, tmp_path: Path
+    run_recipe: RunMaker, held_out: Path, weights: Path, tmp_path: Path
 ) -> None:
     """Before the first step, as gradients of other groups differ in their last bits."""
     guided = {
@@ -130,17 +165,24 @@ def test_neither_the_number_of_workers_nor_how_weights_are_sharded_changes_a_val
         folder = tmp_path / str(workers)
         folder.mkdir()
         recipe = run_recipe(folder / "run", stages=[{**guided, "zero_stage": zero_stage}])
-        recipe = recipe.model_copy(update={"manifest": str(held_out), "workers": workers})
+        more = ValidationSettings(metrics=("lpips_alex",), metric_weights=str(weights))
+        update = {"manifest": str(held_out), "workers": workers, "validation": more}
+        recipe = recipe.model_copy(update=update)
         train(recipe, folder)
         found.append({name: values[0] for name, values in _values(recipe).items()})
     assert found[0] == found[1]
-    assert {"val/loss/fm", "val/loss/sd", "val/loss/perceptual", METRIC} <= found[0].keys()
+    names = {"val/loss/fm", "val/loss/sd", "val/loss/perceptual", METRIC, "val/lpips_alex_nfe1"}
+    assert names <= found[0].keys()
 
 
 def test_a_killed_run_measures_the_same_when_it_goes_on(
-    run_recipe: RunMaker, held_out: Path, stopped_early: TrainingRecipe, tmp_path: Path
+    run_recipe: RunMaker,
+    held_out: Path,
+    weights: Path,
+    stopped_early: TrainingRecipe,
+    tmp_path: Path,
 ) -> None:
-    recipe = _recipe(run_recipe, held_out, tmp_path / "run")
+    recipe = _recipe(run_recipe, held_out, weights, tmp_path / "run")
     process = start_workers(recipe, tmp_path)
     checkpoint = StagePaths(Path(recipe.output), "warmup").checkpoints / "step-000012"
     eventually((checkpoint / "trainer_state.json").exists, process)

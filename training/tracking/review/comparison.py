@@ -28,6 +28,10 @@ COSTS = ("cost/price", "cost/images_seen", "cost/restarts")
 HOLDINGS = ("num_samples", "rejected", "seconds", "bytes", "num_shards")
 ONE_STEP = re.compile(r"eval/psnr_x\d+_nfe1")
 """Of an evaluation on photos after the training."""
+MORE = re.compile(
+    rf"({HELD_OUT}(?!(?:psnr|ssim|gain)_(?:nfe|bicubic))[a-z]+(?:_[a-z]+)?)_(?:nfe\d+|bicubic)"
+)
+"""Of the metrics that a recipe adds to validation; the first group is all but the method."""
 BY_SCALE = re.compile(rf"{HELD_OUT}(psnr|ssim)_x\d+_nfe1")
 LOSS_TERM = re.compile(r"gan/|loss/(?!total|weighting)")
 """The terms of a loss; its learned weighting says nothing about a training."""
@@ -177,6 +181,7 @@ def _training_charts(found: Comparison) -> list[Section]:
             *([quality], [quality.replace("psnr", "gain")], by_steps),
             *([name] for name in by_scale),
         ],
+        "More metrics of held-out photos": _charts_by_metric(logged),
         # The same on held-out samples beside it: overfitting shows where they part.
         "Losses": [[name, HELD_OUT + name] for name in (*losses, LOSS)],
         "Optimization": [["optim/gradient_norm"]],
@@ -193,6 +198,15 @@ def _training_charts(found: Comparison) -> list[Section]:
         across = [page.parallel(found.settings, by)] if len(found.settings) > 1 else []
         sections.append(Section("Settings", (*scatters, *across)))
     return [section for section in sections if section.charts]
+
+
+def _charts_by_metric(logged: set[str]) -> list[list[str]]:
+    """A chart for each metric that a recipe adds, of all numbers of steps and bicubic."""
+    charts: dict[str, list[str]] = {}
+    for name in sorted(logged, reverse=True):
+        if found := MORE.fullmatch(name):
+            charts.setdefault(found[1], []).append(name)
+    return [charts[metric] for metric in sorted(charts)]
 
 
 def _dataset_charts(found: Comparison) -> list[Section]:
