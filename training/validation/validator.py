@@ -155,7 +155,7 @@ class Validator:
 def _tell(found: Validation, measures: Measures, missed: Mapping[str, str]) -> None:
     """What the recipe's metrics cost, and which of them the samples are too small for."""
     log.info(
-        "%s of the held-out samples take %.1f s of a validation; validation.every=N measures them "
+        "%s of the held-out samples take %.2g s of a validation; validation.every=N measures them "
         "in each Nth only",
         ", ".join(one.name for one in measures.metrics),
         found.measures_seconds,
