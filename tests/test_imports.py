@@ -21,7 +21,7 @@ HOMES = {
     "botocore": ("datagen/io/", "infra/local_stack/servers.py"),
     "webdataset": (),
     "peft": ("training/flowmap/lora.py",),
-    "diffusers": ("training/flowmap/", "training/weights/", "datagen/samples/codecs.py"),
+    "diffusers": ("training/flowmap/", "training/weights/", "datagen/samples/autoencoder_codec.py"),
     "torchvision": (),
     "pyiqa": ("training/evaluation/metrics/iqa.py",),
 }

@@ -6,7 +6,7 @@ Network, objective and sampler of a system change together, so each has its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from datagen.dataset.manifest import Dataset, Manifest
 from datagen.samples.codecs import Codec
 from datagen.settings import DatasetRecipe
+from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Source
 from training.data.loader import Batch
 from training.engine.engine import Engine
 from training.run_dir.datasets import digest_of
@@ -138,42 +140,47 @@ class InTiles(Protocol):
 
 
 @dataclass(frozen=True)
-class CodecPart:
-    """One direction of a restorer's codec."""
-
-    fn: Callable[[Tensor], Tensor]
-    """Of a tile on the device, (1, C, H, W)."""
-    network: nn.Module | None
-    """What it runs: tiles share its group norms, and see some of what is around them."""
-
-
-@dataclass(frozen=True)
 class LatentPass:
     """A network's pass over latents, and what becomes of them."""
 
-    net: nn.Module
     fn: Callable[[Tensor], Tensor]
-    """Of a tile of latents on the device."""
-    multiple: int
-    """Sides of tiles must be multiples of this."""
+    """Of a tile of latents on the device, or of all of them."""
     update: Callable[[Tensor, Tensor], Tensor]
     """Latents and what `fn` made of them -> the next ones, each from its own place."""
+    net: nn.Module | None
+    """What `fn` runs, whose group norms all tiles share; None where it needs all latents at
+    once."""
+    multiple: int = 1
+    """Sides of tiles must be multiples of this."""
+    is_step: bool = True
+    """Whether it is one of the network evaluations that are asked for."""
+
+
+class RowCodec(Protocol):
+    """A codec whose pictures need not be whole, as `Codec`."""
+
+    def encode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[Tensor]: ...
+
+    def decode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Parts:
     """A restorer taken apart, for pictures whose pixels are not held whole."""
 
-    encode: CodecPart
-    """Pixels (1, 3, H, W) in [-1, 1] -> latents (1, C, h, w)."""
-    decode: CodecPart
-    """The other way."""
+    codec: RowCodec
     channels: int
-    """C."""
+    """C of the latents."""
     downsample: int
     """H / h and W / w."""
     passes: Callable[[int], Iterable[LatentPass]]
     """Of a number of network evaluations, in order."""
+    require: Callable[[tuple[int, int]], None] = lambda shape: None
+    """Raises `FlowmapsrError` where memory does not hold what it needs of a picture of (H, W)."""
 
 
 class Restorer(Protocol):

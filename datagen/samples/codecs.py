@@ -6,30 +6,20 @@ Pixels are (B, 3, H, W) float32 in [-1, 1].
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from datagen.dataset.records import CodecRecord
 from datagen.dataset.shards import Latents
-from datagen.errors import FlowmapsrError
-from datagen.io.weight_files import checked_variant, read_json
-from datagen.samples.weights import check_finite
+from datagen.samples.autoencoder_codec import AutoencoderCodec
 from datagen.settings import AutoencoderSettings, CodecSettings, DatasetRecipe
-from datagen.tiles.autoencoder import CodecTiles, decode_tiled, encode_tiled
-from datagen.tiles.reach import tiled
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny
-
-
-_TILE = 512
-"""Side of the tiles that `codec.tiling` asks for, pixels. Latents depend on it by rounding."""
+from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Source, in_rows
+from datagen.tiles.reach import tiled, tiled_parts
 
 
 class Codec(Protocol):
@@ -57,6 +47,22 @@ class Codec(Protocol):
 
     def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
         """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable where not in tiles."""
+
+    def encode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[torch.Tensor]:
+        """As `encode`, of one picture that need not be whole: rows of its latents (1, C, rows, w)
+        from top to bottom.
+
+        Args:
+            source: gives the pixels (1, 3, H, W) of a box of latents, in [-1, 1].
+            size: (h, w).
+        """
+
+    def decode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[torch.Tensor]:
+        """As `encode_rows`, from latents to pixels."""
 
 
 def decode_latents(codec: Codec, latents: Latents) -> dict[str, np.ndarray]:
@@ -141,123 +147,19 @@ class DctCodec:
 
     def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
         if tiles is not None:
-            return tiled(self.decode, latents, tiles.side, reach=0, outside=self.downsample)
+            return tiled(self.decode, latents, tiles.side, reach=0)
         batch, _, rows, columns = latents.shape
         n = self.downsample
         coefficients = latents.float().reshape(batch, 3, n**2, rows * columns)
         blocks = (self._basis.T @ coefficients).reshape(batch, 3, n, n, rows, columns)
         return blocks.permute(0, 1, 4, 2, 5, 3).reshape(batch, 3, rows * n, columns * n)
 
+    def encode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[torch.Tensor]:
+        return in_rows(tiled_parts(self.encode, source, size, tiles.side, 0), size[1])
 
-class AutoencoderCodec:
-    """diffusers' `AutoencoderKL` (mode of the posterior) or `AutoencoderTiny`, scaled and shifted.
-
-    latents = (z - shift_factor) * scaling_factor, as the model's own config says.
-    """
-
-    def __init__(self, settings: AutoencoderSettings, device: str = "cpu") -> None:
-        self._model = _load_autoencoder(settings)
-        config: Any = self._model.config
-        self.channels = int(config.latent_channels)
-        widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
-        self.downsample = 2 ** (len(widths) - 1)
-        self.fingerprint = _fingerprint(self._model)
-        self._scale = float(config.scaling_factor)
-        self._shift = float(config.shift_factor or 0.0)
-        self.scaling: Mapping[str, float] = {
-            "scaling_factor": self._scale,
-            "shift_factor": self._shift,
-        }
-        self._dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        # Not diffusers' own `to`, which warns about a cast even for models without fp32 modules.
-        torch.nn.Module.to(self._model, device=device, dtype=self._dtype)
-        self._model.to(memory_format=torch.channels_last)
-        if settings.slicing:
-            self._model.enable_slicing()
-        self._tiles = CodecTiles(_TILE // self.downsample) if settings.tiling else None
-
-    @property
-    def encoder(self) -> torch.nn.Module:
-        encoder: torch.nn.Module = self._model.encoder
-        return encoder
-
-    @property
-    def decoder(self) -> torch.nn.Module:
-        decoder: torch.nn.Module = self._model.decoder
-        return decoder
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The tensors by diffusers' names: `encoder...`, `decoder...`."""
-        return self._model.state_dict()
-
-    @torch.no_grad()
-    def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
-        tiles = tiles or self._tiles
-        pixels = pixels.to(self._dtype)
-        if tiles is not None and max(pixels.shape[-2:]) > tiles.side * self.downsample:
-            # One after another: others in the batch change no bit.
-            latents = torch.cat([self._encode_tiled(one, tiles) for one in pixels.split(1)])
-        else:
-            encoded: Any = self._model.encode(pixels)
-            latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents.float() - self._shift) * self._scale
-
-    def _encode_tiled(self, pixels: torch.Tensor, tiles: CodecTiles) -> torch.Tensor:
-        encoded = encode_tiled(self._model.encoder, pixels, tiles.side, tiles.keep)
-        convolution = getattr(self._model, "quant_conv", None)
-        moments = encoded if convolution is None else convolution(encoded)
-        return moments[:, : self.channels]  # an AutoencoderKL gives means, then variances
-
-    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
-        unscaled = (latents.float() / self._scale + self._shift).to(self._dtype)
-        if tiles is not None:
-            convolution = getattr(self._model, "post_quant_conv", None)
-            unscaled = unscaled if convolution is None else convolution(unscaled)
-            return decode_tiled(self._model.decoder, unscaled, tiles.side, tiles.keep).float()
-        decoded: torch.Tensor = self._model.decode(unscaled).sample
-        return decoded.float()
-
-
-def _load_autoencoder(settings: AutoencoderSettings) -> AutoencoderKL | AutoencoderTiny:
-    import diffusers
-
-    kind = {
-        "autoencoder_kl": diffusers.AutoencoderKL,
-        "autoencoder_tiny": diffusers.AutoencoderTiny,
-    }[settings.kind]
-    folder = Path(settings.source, settings.subfolder or "")
-    try:
-        config = read_json(folder / "config.json")
-        found = config.get("_class_name", kind.__name__)
-        if found != kind.__name__:
-            raise ValueError(f"it is an {found}, which codec.kind={settings.kind} does not read")
-        model = kind.from_pretrained(
-            settings.source,
-            subfolder=settings.subfolder,
-            use_safetensors=True,
-            variant=checked_variant(folder, "diffusion_pytorch_model"),
-            torch_dtype=torch.float32,
-        )
-        # diffusers only warns, and leaves these without values.
-        missing = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-        if missing:
-            raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
-        check_finite(model.state_dict(), settings.source)
-    except (OSError, ValueError, FlowmapsrError) as error:
-        raise FlowmapsrError(
-            f"codec.source {settings.source!r} (subfolder {settings.subfolder!r}): no "
-            f"{kind.__name__} with safetensors weights could be loaded ({error}); "
-            "give a hub id or the folder that holds its config.json"
-        ) from error
-    model.eval().requires_grad_(False)
-    return model
-
-
-def _fingerprint(model: AutoencoderKL | AutoencoderTiny) -> str:
-    """SHA-256 of the weights as stored (float32) and of the config, without where it came from."""
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def decode_rows(
+        self, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[torch.Tensor]:
+        return in_rows(tiled_parts(self.decode, source, size, tiles.side, 0), size[1])

@@ -1,20 +1,23 @@
 """Encoders and decoders of autoencoders in tiles, equal to what they make of the whole picture.
 
 Where all are convolutions, as in diffusers' `AutoencoderTiny`, each tile sees all that decides
-about it. `AutoencoderKL` has attention in the middle and group norms everywhere: what works at the
-size of the latents runs on the whole picture, the rest in tiles that share exact norms.
+about it. `AutoencoderKL` has attention in the middle and group norms everywhere: its tiles share
+exact norms, and attention looks at the whole picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, nn
 
+from datagen.tiles.boxes import Box, Part, Source, assembled
 from datagen.tiles.chain import Chain
-from datagen.tiles.reach import growth_of, reach_of, tiled
+from datagen.tiles.reach import growth_of, reach_of, tiled_parts
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class CodecTiles:
     keep: int | None = None
     """Bytes of activations that `AutoencoderKL` may hold of the whole picture: more take less time.
     `KEPT_BYTES` for each pixel when None."""
+    on_host: bool = False
+    """Whether these are held in the memory of the CPU."""
 
 
 def encode_tiled(encoder: nn.Module, x: Tensor, tile: int, keep: int | None = None) -> Tensor:
@@ -41,24 +46,48 @@ def encode_tiled(encoder: nn.Module, x: Tensor, tile: int, keep: int | None = No
     side = int(1 / growth_of([encoder]))
     if x.shape[-2] % side or x.shape[-1] % side:
         raise ValueError(f"a picture of {x.shape[-1]}x{x.shape[-2]} has sides that {side} divides")
-    if not _is_kl(encoder):
-        return tiled(encoder, x, tile, reach=reach_of([encoder], side), inside=side)
-    layers = _layers_of_encoder(encoder)
-    end = max((at + 1 for at, layer in enumerate(layers) if _resizes(layer)), default=0)
-    end = min([end, *(at for at, layer in enumerate(layers) if _attends(layer))])
-    return Chain(layers[end:], 1)(Chain(layers[:end], side).tiled(x, tile, keep))
+    size = x.shape[-2] // side, x.shape[-1] // side
+    source = partial(Box.of, tensor=x, side=side)
+    return assembled(encode_parts(encoder, source, size, CodecTiles(tile, keep)), *size)
 
 
 def decode_tiled(decoder: nn.Module, z: Tensor, tile: int, keep: int | None = None) -> Tensor:
     """Latents (B, C, h, w) -> `decoder(z)`, in tiles; arguments as for `encode_tiled`."""
-    side = int(growth_of([decoder]))
-    if not _is_kl(decoder):
-        return tiled(decoder, z, tile, reach=reach_of([decoder], 1), outside=side)
-    layers = _layers_of_decoder(decoder)
-    start = min((at for at, layer in enumerate(layers) if _resizes(layer)), default=len(layers))
-    start = max([start, *(at + 1 for at, layer in enumerate(layers) if _attends(layer))])
-    parted = Chain(layers[start:], int(growth_of(layers[:start])))
-    return parted.tiled(Chain(layers[:start], 1)(z), tile, keep)
+    size, source = (z.shape[-2], z.shape[-1]), partial(Box.of, tensor=z)
+    return assembled(decode_parts(decoder, source, size, CodecTiles(tile, keep)), *size)
+
+
+def encode_parts(
+    encoder: nn.Module, source: Source, size: tuple[int, int], tiles: CodecTiles
+) -> Iterator[Part]:
+    """What an encoder makes of a picture of (height, width) latents, tile by tile; the picture need
+    not be whole."""
+    return _parts(encoder, _layers_of_encoder, source, size, tiles, int(1 / growth_of([encoder])))
+
+
+def decode_parts(
+    decoder: nn.Module, source: Source, size: tuple[int, int], tiles: CodecTiles
+) -> Iterator[Part]:
+    """As `encode_parts`, of latents."""
+    return _parts(decoder, _layers_of_decoder, source, size, tiles, 1)
+
+
+def _parts(
+    network: nn.Module,
+    layers_of: Callable[[Any], list[nn.Module]],
+    source: Source,
+    size: tuple[int, int],
+    tiles: CodecTiles,
+    side: int,
+) -> Iterator[Part]:
+    """
+    Args:
+        side: places along a latent in the network's input.
+    """
+    if not _is_kl(network):
+        return tiled_parts(network, source, size, tiles.side, reach_of([network], side))
+    chain = Chain(layers_of(network), side)
+    return chain.parts(source, size, tiles.side, tiles.keep, on_host=tiles.on_host)
 
 
 def _is_kl(network: nn.Module) -> bool:
@@ -66,29 +95,29 @@ def _is_kl(network: nn.Module) -> bool:
 
 
 def _layers_of_encoder(encoder: Any) -> list[nn.Module]:
-    blocks = [part for block in encoder.down_blocks for part in _parts(block)]
-    end = [encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out]
-    return [encoder.conv_in, *blocks, *end]
+    blocks = [part for block in encoder.down_blocks for part in _layers_of(block)]
+    end = [encoder.conv_norm_out, encoder.conv_act, encoder.conv_out]
+    return [encoder.conv_in, *blocks, *_layers_of_middle(encoder.mid_block), *end]
 
 
 def _layers_of_decoder(decoder: Any) -> list[nn.Module]:
-    blocks = [part for block in decoder.up_blocks for part in _parts(block)]
+    blocks = [part for block in decoder.up_blocks for part in _layers_of(block)]
     end = [decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
-    return [decoder.conv_in, decoder.mid_block, *blocks, *end]
+    return [decoder.conv_in, *_layers_of_middle(decoder.mid_block), *blocks, *end]
 
 
-def _parts(block: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a block; itself where it attends."""
-    if _attends(block):
-        yield block
-        return
-    for name in ("resnets", "downsamplers", "upsamplers"):
+def _layers_of(block: Any) -> Iterator[nn.Module]:
+    for resnet, attention in zip_longest(block.resnets, getattr(block, "attentions", None) or ()):
+        yield resnet
+        if attention is not None:
+            yield attention
+    for name in ("downsamplers", "upsamplers"):
         yield from getattr(block, name, None) or ()
 
 
-def _resizes(layer: nn.Module) -> bool:
-    return growth_of([layer]) != 1
-
-
-def _attends(layer: nn.Module) -> bool:
-    return any(type(part).__name__ == "Attention" for part in layer.modules())
+def _layers_of_middle(block: Any) -> Iterator[nn.Module]:
+    yield block.resnets[0]
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            yield attention
+        yield resnet

@@ -6,9 +6,10 @@ divides sides by 8, 1 for the latents themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,26 @@ class Box(NamedTuple):
         return Box(top, top + height, left, left + width).of(tensor, side)
 
 
+Source = Callable[[Box], Tensor]
+"""What a picture (B, C, H, W) shows of a rectangle of its latents."""
+
+
+class Part(NamedTuple):
+    """A tile, what was seen around it, and what came of that."""
+
+    box: Box
+    outer: Box
+    result: Tensor
+    """(B, C, h, w)."""
+
+    @property
+    def side(self) -> int:
+        return self.result.shape[-1] // (self.outer.right - self.outer.left)
+
+    def inside(self) -> Tensor:
+        return self.box.within(self.outer, self.result, self.side)
+
+
 def boxes(height: int, width: int, tile: int) -> Iterator[Box]:
     """Tiles of `tile` latents, row by row; the last ones are cut by the picture's border."""
     for top in range(0, height, tile):
@@ -48,16 +69,43 @@ def boxes(height: int, width: int, tile: int) -> Iterator[Box]:
             yield Box(top, min(height, top + tile), left, min(width, left + tile))
 
 
+def in_rows(parts: Iterable[Part], width: int) -> Iterator[Tensor]:
+    """Tiles of a picture of `width` latents, as `boxes` lists them, joined to all of its rows: (B,
+    C, rows, W) from top to bottom."""
+    line: list[Tensor] = []
+    for part in parts:
+        line.append(part.inside())
+        if part.box.right == width:
+            yield line[0] if len(line) == 1 else torch.cat(line, dim=-1)
+            line.clear()
+
+
 class Assembled:
     """A whole picture's tensor, made of the results of its tiles."""
 
-    def __init__(self, height: int, width: int, side: int) -> None:
-        """Of a picture of `height` x `width` latents."""
-        self._shape, self._side = (height * side, width * side), side
+    def __init__(self, height: int, width: int, *, on_host: bool = False) -> None:
+        """Of a picture of `height` x `width` latents.
+
+        Args:
+            on_host: it is held on the CPU, wherever its parts are.
+        """
+        self._shape, self._on_host = (height, width), on_host
         self.whole: Tensor | None = None
 
-    def put(self, box: Box, outer: Box, result: Tensor) -> None:
-        """Takes the inside of what was computed of `outer`."""
+    def put(self, part: Part) -> None:
+        """Takes the inside of what was computed."""
+        result, side = part.result, part.side
         if self.whole is None:
-            self.whole = result.new_empty(*result.shape[:-2], *self._shape)
-        box.of(self.whole, self._side).copy_(box.within(outer, result, self._side))
+            device = torch.device("cpu") if self._on_host else result.device
+            sides = [side * length for length in self._shape]
+            self.whole = result.new_empty(*result.shape[:-2], *sides, device=device)
+        part.box.of(self.whole, side).copy_(part.inside())
+
+
+def assembled(parts: Iterable[Part], height: int, width: int) -> Tensor:
+    """All of a picture of `height` x `width` latents."""
+    result = Assembled(height, width)
+    for part in parts:
+        result.put(part)
+    assert result.whole is not None, "a picture has tiles"
+    return result.whole

@@ -1,20 +1,23 @@
-"""A chain of layers with group norms in tiles, exactly.
+"""A chain of layers with group norms and attention in tiles, exactly.
 
-A group norm needs the whole picture's statistics, so each one costs a pass over the tiles, up to
-where it stands: those before it are known by then. A pass begins at the last place of the chain
-whose activations, of the whole picture, are few enough to be kept.
+A group norm needs the whole picture's statistics, and attention its keys and values, so each costs
+a pass over the tiles, up to where it stands: those before it are known by then. A pass begins at
+the last place of the chain whose activations, of the whole picture, were kept: where they are few
+enough, and always after attention, which takes the most time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datagen.tiles.boxes import Assembled, Box, boxes
+from datagen.tiles.attention import KeysAndValues
+from datagen.tiles.boxes import Assembled, Box, Part, Source, boxes
 from datagen.tiles.norm_sums import NormSums, release
 from datagen.tiles.reach import reach_of
 
@@ -34,92 +37,130 @@ class Chain:
         """
         self.layers, self.side = layers, side
 
-    def __call__(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = run(layer, x)
-        return x
-
-    def tiled(self, x: Tensor, tile: int, keep: int | None = None) -> Tensor:
-        """The same in tiles; no gradient.
+    @torch.no_grad()
+    def parts(
+        self,
+        source: Source,
+        size: tuple[int, int],
+        tile: int,
+        keep: int | None = None,
+        *,
+        on_host: bool = False,
+    ) -> Iterator[Part]:
+        """What the chain makes of a picture, tile by tile as `boxes` lists them; no gradient.
 
         Args:
-            x: (B, C, H, W), sides multiples of a latent's.
+            source: gives the picture, which need not be whole.
+            size: (height, width) in latents.
             tile: side of a tile, latents.
             keep: bytes of activations between two layers that may be held of the whole picture;
                 `KEPT_BYTES` a pixel when None.
+            on_host: activations are held in the memory of the CPU.
         """
-        work = _Tiling(self, x, tile, keep)
-        del x  # it is let go of as soon as later activations are kept
-        with torch.no_grad(), ExitStack() as undo:
+        work = _Tiling(self, source, size, tile, keep, on_host)
+        with ExitStack() as undo:
             for index, layer in enumerate(self.layers):
                 for norm in (part for part in layer.modules() if isinstance(part, nn.GroupNorm)):
-                    sums = work.measured(index, norm)
+                    sums = NormSums(norm)
+                    work.show(index, norm, _counted_by(sums))
                     undo.callback(release, norm)
                     sums.apply()
-            return work.result()
+                if attends(layer):
+                    seen = KeysAndValues(layer, *work.places(index))
+                    work.show(index, layer.to_k, seen.add)  # type: ignore[arg-type]
+                    for part in (layer.to_k, layer.to_v):
+                        undo.callback(release, part)  # type: ignore[arg-type]
+                    seen.apply()
+            yield from work.tiles(len(self.layers))
+
+
+def _counted_by(sums: NormSums) -> Callable[[Tensor, int, int], None]:
+    return lambda x, top, left: sums.add(x)
+
+
+def attends(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "Attention"
 
 
 def run(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer of a diffusers autoencoder makes of x (B, C, H, W)."""
-    result: Tensor = layer(x, None) if type(layer).__name__ == "ResnetBlock2D" else layer(x)
+    if type(layer).__name__ == "ResnetBlock2D":
+        result: Tensor = layer(x, None)
+    else:
+        result = layer(x.contiguous() if attends(layer) else x)  # it takes no view of a larger one
     return result
 
 
 class _Tiling:
     """One picture's way through the chain."""
 
-    def __init__(self, chain: Chain, x: Tensor, tile: int, keep: int | None) -> None:
-        self.layers, self.tile = chain.layers, tile
-        self.height, self.width = (length // chain.side for length in x.shape[-2:])
+    def __init__(
+        self,
+        chain: Chain,
+        source: Source,
+        size: tuple[int, int],
+        tile: int,
+        keep: int | None,
+        on_host: bool,
+    ) -> None:
+        self.layers, self.size, self.tile, self.on_host = chain.layers, size, tile, on_host
         # A layer's input, whole, and which layer it is.
-        self.x, self.first = x, 0
-        shapes = _shapes(chain, x)
+        self.source, self.first = source, 0
+        one = source(Box(0, 1, 0, 1))
+        self.device = one.device
+        shapes = _shapes(chain, one)
         self.sides = [shape[-1] // _PROBE for shape in shapes]
-        latents = len(x) * self.height * self.width
+        latents = len(one) * size[0] * size[1]
         if keep is None:
             keep = KEPT_BYTES * latents * max(self.sides) ** 2
-        per_latent = [x.element_size() * shape[1:].numel() / _PROBE**2 for shape in shapes]
-        self.kept = [at for at, size in enumerate(per_latent) if latents * size <= keep]
+        per_latent = [one.element_size() * shape[1:].numel() / _PROBE**2 for shape in shapes]
+        after = [False, *map(attends, chain.layers)]
+        self.kept = [
+            at for at, each in enumerate(per_latent) if after[at] or latents * each <= keep
+        ]
 
-    def measured(self, target: int, norm: nn.GroupNorm) -> NormSums:
-        """What a norm of a layer sees of the whole picture; those before it have been applied."""
+    def places(self, index: int) -> tuple[int, int]:
+        """(height, width) of a layer's input."""
+        height, width = (length * self.sides[index] for length in self.size)
+        return height, width
+
+    def show(self, target: int, part: nn.Module, take: Callable[[Tensor, int, int], None]) -> None:
+        """Gives what a part of a layer sees of the whole picture: (B, C, h, w) of each tile, and
+        where that begins. Norms and attention before it have been applied."""
         at = max((place for place in self.kept if self.first < place <= target), default=None)
-        kept = None if at is None else Assembled(self.height, self.width, self.sides[at])
-        sums = NormSums(norm)
-        for box, outer, part in self._tiles(target + 1):
-            for index in range(self.first, target):
-                part = run(self.layers[index], part)
+        kept = Assembled(*self.size, on_host=self.on_host)
+        side = self.sides[target]
+        for tile in self.tiles(target, at, kept):
+            seen = _input_of(part, self.layers[target], tile.result)
+            inside = tile.box.within(tile.outer, seen, side)
+            take(inside, tile.box.top * side, tile.box.left * side)
+        if at is not None and kept.whole is not None:
+            self.source = partial(self._kept, kept.whole, self.sides[at])
+            self.first = at
+
+    def tiles(
+        self, end: int, at: int | None = None, kept: Assembled | None = None
+    ) -> Iterator[Part]:
+        """What the layers before `end` make of each tile, with what the next one needs around it;
+        the input of layer `at` is kept."""
+        seen = self.layers[self.first : end + 1]
+        reach = reach_of(seen, self.sides[self.first])
+        for box in boxes(*self.size, self.tile):
+            outer = box.around(reach, *self.size)
+            x = self.source(outer)
+            for index in range(self.first, end):
+                x = run(self.layers[index], x)
                 if kept is not None and index + 1 == at:
-                    kept.put(box, outer, part)
-            seen = _input_of(norm, self.layers[target], part)
-            sums.add(box.within(outer, seen, seen.shape[-1] // (outer.right - outer.left)))
-        if at is not None and kept is not None and kept.whole is not None:
-            self.x, self.first = kept.whole, at
-        return sums
+                    kept.put(Part(box, outer, x))
+            yield Part(box, outer, x)
 
-    def result(self) -> Tensor:
-        """The chain's, when all norms have been applied."""
-        result = Assembled(self.height, self.width, self.sides[-1])
-        for box, outer, part in self._tiles(len(self.layers)):
-            for layer in self.layers[self.first :]:
-                part = run(layer, part)
-            result.put(box, outer, part)
-        assert result.whole is not None
-        return result.whole
-
-    def _tiles(self, end: int) -> Iterator[tuple[Box, Box, Tensor]]:
-        """Each tile, what the layers before `end` need around it, and their input there."""
-        side = self.sides[self.first]
-        reach = reach_of(self.layers[self.first : end], side)
-        for box in boxes(self.height, self.width, self.tile):
-            outer = box.around(reach, self.height, self.width)
-            yield box, outer, outer.of(self.x, side)
+    def _kept(self, whole: Tensor, side: int, box: Box) -> Tensor:
+        return box.of(whole, side).to(self.device)
 
 
-@torch.no_grad()
-def _shapes(chain: Chain, x: Tensor) -> list[torch.Size]:
+def _shapes(chain: Chain, one: Tensor) -> list[torch.Size]:
     """Of every layer's input and of the result, for one picture of _PROBE x _PROBE latents."""
-    small = x.new_zeros(1, x.shape[1], _PROBE * chain.side, _PROBE * chain.side)
+    small = one.new_zeros(1, one.shape[1], _PROBE * chain.side, _PROBE * chain.side)
     shapes = [small.shape]
     for layer in chain.layers:
         small = run(layer, small)
@@ -128,21 +169,24 @@ def _shapes(chain: Chain, x: Tensor) -> list[torch.Size]:
 
 
 class _Reached(Exception):
-    """Ends a layer's pass at the norm that is measured."""
+    """Ends a layer's pass at the part that is asked about."""
 
 
-def _input_of(norm: nn.GroupNorm, layer: nn.Module, x: Tensor) -> Tensor:
-    """What the norm sees when its layer works on x."""
+def _input_of(part: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """What a part sees when its layer works on x, (B, C, h, w)."""
 
     def stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise _Reached(inputs[0])
 
-    hook = norm.register_forward_pre_hook(stop)
+    hook = part.register_forward_pre_hook(stop)
     try:
         run(layer, x)
     except _Reached as reached:
         seen: Tensor = reached.args[0]
-        return seen
+    else:
+        raise AssertionError("the layer does not use the part")
     finally:
         hook.remove()
-    raise AssertionError("the layer does not use its norm")
+    if isinstance(part, nn.Linear):
+        seen = seen.transpose(1, 2)
+    return seen if seen.ndim == 4 else seen.unflatten(2, x.shape[-2:])  # inside of attention

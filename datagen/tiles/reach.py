@@ -5,40 +5,44 @@ is cut, not blended. For networks without global statistics, which group norms a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import partial
 
 from torch import Tensor, nn
 
-from datagen.tiles.boxes import Assembled, boxes
+from datagen.tiles.boxes import Box, Part, Source, assembled, boxes
 
 
 def tiled(
-    network: Callable[[Tensor], Tensor],
-    x: Tensor,
-    tile: int,
-    *,
-    reach: int,
-    inside: int = 1,
-    outside: int = 1,
+    network: Callable[[Tensor], Tensor], x: Tensor, tile: int, *, reach: int, inside: int = 1
 ) -> Tensor:
     """`network(x)`, in tiles.
 
     Args:
         tile: side of a tile in latents, 1 or more.
         reach: latents around one that decide about it.
-        inside, outside: side of a latent in the network's input and output.
+        inside: side of a latent in the network's input.
     """
     height, width = (length // inside for length in x.shape[-2:])
     if max(height, width) <= tile:
         return network(x)
-    result = Assembled(height, width, outside)
-    for box in boxes(height, width, tile):
+    source = partial(Box.of, tensor=x, side=inside)
+    return assembled(tiled_parts(network, source, (height, width), tile, reach), height, width)
+
+
+def tiled_parts(
+    network: Callable[[Tensor], Tensor],
+    source: Source,
+    size: tuple[int, int],
+    tile: int,
+    reach: int,
+) -> Iterator[Part]:
+    """The same of a picture of (height, width) latents that need not be whole."""
+    for box in boxes(*size, tile):
         # At the picture's own borders the network pads as it would there in one piece.
-        outer = box.around(reach, height, width)
-        result.put(box, outer, network(outer.of(x, inside)))
-    assert result.whole is not None
-    return result.whole
+        outer = box.around(reach, *size)
+        yield Part(box, outer, network(source(outer)))
 
 
 def reach_of(modules: Iterable[nn.Module], side: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import AutoencoderCodec
+from datagen.samples.autoencoder_codec import AutoencoderCodec
 from datagen.samples.weights import read_weights
 from datagen.settings import AutoencoderSettings
 from training.elir.codec import CodecNetworks, dct_codec, tiny_codec

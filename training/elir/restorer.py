@@ -4,52 +4,21 @@ changes nothing, and the field in one piece, as its group norms see all of it.""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from datagen.tiles.reach import tiled
 from training.elir.coarse_estimator import COARSE_REACH
-from training.elir.codec import TINY_REACH
 from training.elir.model_folder import PARTS, ElirConfig
 from training.elir.network import LATENT_MULTIPLE, Networks
-from training.elir.objective import OneArgument, Velocity
 from training.elir.picture_memory import PictureMemory
 from training.elir.sampler import restore
-from training.settings.elir import TinyAutoencoder
-from training.system_protocol import InTiles
-
-TILE_PIXELS = 1024
-"""Side of a tile; smaller pictures are one."""
+from training.elir.tiled_networks import TILE_PIXELS, RowNetworks, TiledNetworks
+from training.system_protocol import InTiles, LatentPass, Parts
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TiledNetworks:
-    """Those of `Networks` that restore, in tiles where that is exact."""
-
-    encoder: OneArgument
-    coarse: OneArgument
-    field: Velocity
-    decoder: OneArgument
-
-    @classmethod
-    def of(cls, networks: Networks, config: ElirConfig) -> TiledNetworks:
-        down = config.model.downsample
-        # The block transforms look at nothing beside their block.
-        reach = TINY_REACH if isinstance(config.model.codec, TinyAutoencoder) else 0
-        parted = partial(tiled, tile=TILE_PIXELS // down)
-        coarse = partial(parted, networks.coarse, reach=COARSE_REACH)
-        return cls(
-            encoder=partial(parted, networks.encoder, reach=reach, inside=down),
-            coarse=coarse if config.model.has_coarse else networks.coarse,
-            field=networks.field,
-            decoder=partial(parted, networks.decoder, reach=reach, outside=down),
-        )
 
 
 class ElirRestorer:
@@ -72,7 +41,7 @@ class ElirRestorer:
         """
         for part in PARTS:
             getattr(networks, part).to(dtype, memory_format=torch.channels_last)
-        self.networks = TiledNetworks.of(networks, config)
+        self._untiled, self.networks = networks, TiledNetworks.of(networks, config)
         self.config = config
         self.seed = seed
         self.device = next(networks.field.parameters()).device
@@ -85,6 +54,7 @@ class ElirRestorer:
             downsample=config.model.downsample,
             largest_tile=TILE_PIXELS + 2 * COARSE_REACH * config.model.downsample,
             max_memory=max_memory,
+            device=self.device,
         )
 
     def __call__(
@@ -103,12 +73,10 @@ class ElirRestorer:
         """
         self._warn(steps)
         down = self.config.model.downsample
-        shape = (self.config.latent_channels, *(side // down for side in lq.shape[2:]))
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(shape, generator=generator).to(lq).expand(len(lq), *shape)
-        objective = self.config.objective
+        height, width = lq.shape[2:]
+        noise = self._noise(height // down, width // down).to(lq)
         pixels = ((lq + 1) / 2).contiguous(memory_format=torch.channels_last)
-        self._memory.require(pixels)
+        self._memory.require((height, width), held=2 * pixels.numel() * pixels.element_size())
 
         def field(z: Tensor, t: Tensor) -> Tensor:
             velocity = self.networks.field(z, t)
@@ -118,14 +86,50 @@ class ElirRestorer:
         restored = restore(
             replace(self.networks, field=field),
             pixels,
-            noise,
-            objective.sigma_s if self.config.model.has_field else 0.0,
-            steps if self.config.model.has_field else 0,
+            noise.expand(len(lq), *noise.shape),
+            self._noise_level,
+            self._steps(steps),
         )
         return 2 * restored - 1
 
-    def parts(self) -> None:
-        """Its field sees a picture in one piece only."""
+    def parts(self) -> Parts:
+        """Its field sees all latents at once; everything else is exact in tiles."""
+        model = self.config.model
+        return Parts(
+            RowNetworks(self._untiled, self.config),
+            self.config.latent_channels,
+            model.downsample,
+            self._passes,
+            self._memory.require,
+        )
+
+    def _passes(self, steps: int) -> Iterator[LatentPass]:
+        """As `restore`, on latents that are there."""
+        self._warn(steps)
+        steps, nets = self._steps(steps), self.networks
+
+        def noised(_: Tensor, coarse: Tensor) -> Tensor:
+            return coarse.add_(self._noise_level * self._noise(*coarse.shape[-2:]))
+
+        yield LatentPass(nets.coarse, noised, None, is_step=False)
+        for step in range(steps):
+
+            def velocity(z: Tensor, t: float = step / steps) -> Tensor:
+                return nets.field(z, z.new_full((len(z),), t))
+
+            yield LatentPass(velocity, lambda z, v: z + v / steps, None)
+
+    @property
+    def _noise_level(self) -> float:
+        return self.config.objective.sigma_s if self.config.model.has_field else 0.0
+
+    def _steps(self, steps: int) -> int:
+        return steps if self.config.model.has_field else 0
+
+    def _noise(self, height: int, width: int) -> Tensor:
+        """(C, height, width) for an image of so many latents."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.config.latent_channels, height, width, generator=generator)
 
     def _warn(self, steps: int) -> None:
         """Says once what another number of steps than the trained one means."""

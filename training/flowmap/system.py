@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import Codec, CodecTiles
+from datagen.samples.codecs import Codec
 from training.data.loader import Batch
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
@@ -39,7 +38,6 @@ from training.settings.objective import FlowMatching, SelfDistillation
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.system_protocol import (
-    CodecPart,
     InTiles,
     LatentPass,
     LoadOptions,
@@ -201,10 +199,6 @@ class FlowMapStage:
         save_model(folder, net, config, prompts=self.initial.prompts)
 
 
-_WHOLE = 1 << 30
-"""Latents of a side that no tile has."""
-
-
 class FlowMapRestorer:
     """Encodes LQ, travels the flow map in a few steps, decodes HQ."""
 
@@ -255,14 +249,7 @@ class FlowMapRestorer:
         return self._fitting.decode(sample(blended, self._fitting.encode(lq), steps))
 
     def parts(self) -> Parts:
-        whole = CodecTiles(_WHOLE)  # no tiles of the codec's own inside those of the picture
-        return Parts(
-            encode=CodecPart(partial(self.codec.encode, tiles=whole), self.codec.encoder),
-            decode=CodecPart(self.codec.decode, self.codec.decoder),
-            channels=self.codec.channels,
-            downsample=self.codec.downsample,
-            passes=self._passes,
-        )
+        return Parts(self.codec, self.codec.channels, self.codec.downsample, self._passes)
 
     def _passes(self, steps: int) -> Iterator[LatentPass]:
         velocity = self.net.velocity(self.guidance)
@@ -274,7 +261,7 @@ class FlowMapRestorer:
             def of_tile(x: Tensor, t: float = t, s: float = s) -> Tensor:
                 return velocity(x, x.new_full((len(x),), t), x.new_full((len(x),), s))
 
-            yield LatentPass(self.net, of_tile, self.net.downsample, moved)
+            yield LatentPass(of_tile, moved, self.net, self.net.downsample)
 
 
 def check_lora(recipe: TrainingRecipe, net: FlowMapNet) -> None:

@@ -1,10 +1,10 @@
 """Restores a picture whose pixels are never whole in memory: they come and go in rows, and only its
-latents are held. Codec and network run on tiles, which share their group norms."""
+latents are held. Codec and network run in tiles: those of the codec change nothing, and those of
+the network share their group norms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 
 import numpy as np
 import psutil
@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
+from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Box
 from training.inference.rows import Rows
-from training.inference.shared_norms import SharedNorms
 from training.inference.tiler import Tiler
-from training.inference.tiling import Tile, blended_rows, tiles
 from training.inference.watch import Watch
-from training.system_protocol import CodecPart, LatentPass, Parts
+from training.monitoring.memory import free_bytes, used_bytes
+from training.system_protocol import LatentPass, Parts
 
 _TILE = 1024
 """Side of a codec's tile where none is asked for, pixels."""
-_REACH = 8
-"""Latents that a codec's network sees around a tile, and tiles share. AutoencoderKL needs more, but
-less than a millionth of the signal comes from there (112 dB)."""
 _SHARE = 0.7
 """Of the free memory that latents may take."""
+_KEPT_SHARE = 0.3
+"""Of what is free then, that activations of the codec may take; those kept next come
+beside them."""
 
 
 class BandRestorer:
@@ -47,41 +48,35 @@ class BandRestorer:
         Raises:
             FlowmapsrError: its latents do not fit into memory.
         """
+        self.parts.require(shape)
         watch.begin(steps)
         latents = self._encoded(lq, shape)
         for step in self.parts.passes(steps):
             self._pass(step, latents, watch)
-            watch.step()
-        down, decode = self.parts.downsample, self.parts.decode
-        overlap, reach = self._around(decode)
+            if step.is_step:
+                watch.step()
 
-        def decoded(place: Tile) -> Tensor:
-            rows, columns = (_divided(side, down) for side in (place.rows, place.columns))
-            seen = _grown(rows, reach, latents.shape[-2]), _grown(columns, reach, latents.shape[-1])
-            made = decode.fn(latents[..., seen[0], seen[1]].to(self.device))
-            return _inside(made, (rows, columns), seen, down)
+        def seen(box: Box) -> Tensor:
+            return box.of(latents).to(self.device)
 
-        plan = tiles(*shape, self._side(reach) * down, overlap * down, down)
-        for _, part in self._codec_rows(decode, decoded, plan):
-            yield part[0]
+        size = latents.shape[-2], latents.shape[-1]
+        for rows in self.parts.codec.decode_rows(seen, size, self._tiles()):
+            yield rows[0].float().cpu()
 
     def _encoded(self, lq: Rows, shape: tuple[int, int]) -> Tensor:
         """The latents (1, C, h, w), float32 on the CPU."""
-        down, encode = self.parts.downsample, self.parts.encode
-        height, width = (length // down for length in shape)
-        overlap, reach = self._around(encode)
-        latents = _held(self.parts.channels, height, width)
-        read = _remembered(lq)
+        down = self.parts.downsample
+        size = shape[0] // down, shape[1] // down
+        latents = _held(self.parts.channels, *size)
+        read, top = _remembered(lq), 0
 
-        def encoded(place: Tile) -> Tensor:
-            seen = _grown(place.rows, reach, height), _grown(place.columns, reach, width)
-            pixels = read(_times(seen[0], down))[:, _times(seen[1], down)]
-            made = encode.fn(_signal(pixels, self.device))
-            return _inside(made, (place.rows, place.columns), seen, 1)
+        def seen(box: Box) -> Tensor:
+            levels = read(slice(box.top * down, box.bottom * down))
+            return _signal(levels[:, box.left * down : box.right * down], self.device)
 
-        plan = tiles(height, width, self._side(reach), overlap)
-        for rows, part in self._codec_rows(encode, encoded, plan):
-            latents[..., rows, :] = part
+        for rows in self.parts.codec.encode_rows(seen, size, self._tiles()):
+            latents[..., top : top + rows.shape[-2], :] = rows
+            top += rows.shape[-2]
         return latents
 
     def _pass(self, step: LatentPass, latents: Tensor, watch: Watch) -> None:
@@ -90,32 +85,23 @@ class BandRestorer:
         def of_tile(x: Tensor) -> Tensor:
             return step.fn(x.to(self.device)).cpu()
 
+        if step.net is None:
+            latents.copy_(step.update(latents, of_tile(latents)))
+            return
         down = self.parts.downsample
         for rows, part in self.tiler.rows(
             step.net, of_tile, latents, pixels=down, multiple=step.multiple, on_part=watch.part
         ):
             latents[..., rows, :] = step.update(latents[..., rows, :], part)
 
-    def _codec_rows(
-        self, part: CodecPart, fn: Callable[[Tile], Tensor], plan: list[Tile]
-    ) -> Iterator[tuple[slice, Tensor]]:
-        norms = None if part.network is None else SharedNorms(part.network)
-        shared = norms is not None and bool(norms.norms) and len(plan) > 1
-        if norms is not None and shared:
-            with norms.measuring():
-                for place in plan:
-                    fn(place)
-        with norms.applied() if norms is not None and shared else nullcontext():
-            yield from blended_rows(lambda place: fn(place).float().cpu(), plan)
-
-    def _around(self, part: CodecPart) -> tuple[int, int]:
-        """Latents that tiles share, and that they see beyond their own."""
-        return (0, 0) if part.network is None else (_REACH, _REACH)
-
-    def _side(self, reach: int) -> int:
-        """Of a codec's tile, latents."""
-        seen = (self.tiler.tile or _TILE) // self.parts.downsample
-        return max(seen - 2 * reach, 2 * _REACH)
+    def _tiles(self) -> CodecTiles:
+        """Of the codec: as large as those of the network."""
+        cpu = torch.device("cpu")
+        free = free_bytes(cpu)
+        if self.tiler.max_memory is not None and self.device == cpu:
+            free = min(free, max(0, self.tiler.max_memory - used_bytes(cpu)))
+        side = max(1, (self.tiler.tile or _TILE) // self.parts.downsample)
+        return CodecTiles(side, keep=int(_KEPT_SHARE * free), on_host=True)
 
 
 def _held(channels: int, height: int, width: int) -> Tensor:
@@ -147,26 +133,3 @@ def _signal(levels: np.ndarray, device: torch.device) -> Tensor:
     top = np.iinfo(levels.dtype).max
     tensor = torch.from_numpy(np.ascontiguousarray(levels)).to(device)
     return tensor.permute(2, 0, 1)[None].float().div_(top / 2).sub_(1)
-
-
-def _inside(
-    made: Tensor, wanted: tuple[slice, slice], seen: tuple[slice, slice], side: int
-) -> Tensor:
-    """What was wanted of a result that shows what was seen, whose places have `side` results."""
-    rows, columns = (
-        slice((one.start - all.start) * side, (one.stop - all.start) * side)
-        for one, all in zip(wanted, seen, strict=True)
-    )
-    return made[..., rows, columns]
-
-
-def _grown(side: slice, reach: int, length: int) -> slice:
-    return slice(max(0, side.start - reach), min(length, side.stop + reach))
-
-
-def _times(side: slice, factor: int) -> slice:
-    return slice(side.start * factor, side.stop * factor)
-
-
-def _divided(side: slice, factor: int) -> slice:
-    return slice(side.start // factor, side.stop // factor)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from datagen.errors import FlowmapsrError
-from datagen.samples import codecs
+from datagen.samples import autoencoder_codec
 from datagen.samples.codecs import Codec, DctCodec, load_codec
 from datagen.settings import AutoencoderSettings, DctSettings
 from datagen.tiles.autoencoder import CodecTiles
@@ -153,7 +153,7 @@ def test_tiles_leave_latents_and_pictures_as_they_are(
     )
     settings = AutoencoderSettings(kind=kind, source=str(tmp_path))
     whole = load_codec(settings)
-    monkeypatch.setattr(codecs, "_TILE", 48)
+    monkeypatch.setattr(autoencoder_codec, "_TILE", 48)
     tiled = load_codec(settings.model_copy(update={"tiling": True}))
     pixels = 2 * torch.rand(2, 3, 128, 72, generator=torch.Generator().manual_seed(0)) - 1
     latents = tiled.encode(pixels)

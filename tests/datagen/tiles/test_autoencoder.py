@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datagen.tiles import attention
 from datagen.tiles.autoencoder import decode_tiled, encode_tiled
 from datagen.tiles.reach import growth_of, reach_of
 
@@ -119,3 +120,14 @@ def test_the_reach_of_the_public_tiny_autoencoder() -> None:
 def test_sides_that_latents_do_not_fill_are_refused() -> None:
     with pytest.raises(ValueError, match="30x16"):
         encode_tiled(tiny().encoder, torch.zeros(1, 3, 16, 30), 4)
+
+
+@torch.no_grad()
+def test_of_pictures_with_many_places_attention_looks_at_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, z = kl().double(), uneven(1, 4, 24, 31)
+    whole = model.decoder(z)
+    monkeypatch.setattr(attention, "MOST_PLACES", 24 * 31 // 4)
+    error = (decode_tiled(model.decoder, z, 8) - whole).abs().max() / whole.std()
+    assert 1e-6 < error < 0.05

@@ -6,18 +6,24 @@ import logging
 import re
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from skimage.data import astronaut
 from torch import Tensor
 
-import training.elir.restorer
+import training.elir.tiled_networks
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from tests.training.elir.small_networks import CHANNELS, pixels, small_networks
 from training.elir.model_folder import ElirConfig
+from training.elir.picture_memory import _ARRAYS
 from training.elir.restorer import ElirRestorer
 from training.elir.sampler import restore
+from training.inference.metadata import Metadata
+from training.inference.picture import Picture
+from training.inference.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.monitoring.memory import PeakBytes, used_bytes
 from training.settings.elir import ElirModelSettings, LatentConsistency
@@ -54,9 +60,28 @@ def test_a_large_picture_is_restored_in_tiles_as_in_one_piece(
     y = lq(8 * 60, 8 * 28)
     drawn = torch.randn(CHANNELS, 60, 28, generator=torch.Generator().manual_seed(4))
     whole = restore(small_networks(expand=None), (y + 1) / 2, drawn[None].double(), 0.5, 3)
-    monkeypatch.setattr(training.elir.restorer, "TILE_PIXELS", 8 * 20)
+    monkeypatch.setattr(training.elir.tiled_networks, "TILE_PIXELS", 8 * 20)
     tiles = restorer(seed=4)(y, steps=3)
     torch.testing.assert_close(tiles, 2 * whole - 1, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_bands_of_rows_are_the_whole_picture(steps: int) -> None:
+    upscaler = Upscaler(restorer(dtype=torch.float32), method="elir", tiler=Tiler(tile=160))
+    pixels = cv2.resize(astronaut(), (420, 500))
+    picture = Picture(pixels, None, False, Metadata())
+    whole = upscaler.upscale_picture(picture, scale=1, steps=steps)
+    bands = [band.rgb for band in upscaler.upscale_bands(picture, scale=1, steps=steps)]
+    assert len(bands) > 1
+    difference = np.abs(np.concatenate(bands).astype(int) - whole.rgb)
+    assert difference.max() <= 1 and difference.mean() < 0.01
+
+
+def test_bands_too_are_refused_where_memory_does_not_hold_the_field() -> None:
+    small = Upscaler(restorer(dtype=torch.float32, max_memory=1), method="elir")
+    picture = Picture(np.zeros((1024, 1024, 3), np.uint8), None, False, Metadata())
+    with pytest.raises(FlowmapsrError, match="sees all latents"):
+        next(small.upscale_bands(picture, scale=1))
 
 
 @torch.no_grad()
@@ -111,5 +136,5 @@ def test_what_is_told_of_memory_is_what_a_restoration_takes() -> None:
     y = lq(768, 768).float()
     with PeakBytes() as measured:
         own(y, steps=3)
-    told = own._memory._bytes(768 * 768)
+    told = own._memory._bytes(768 * 768, _ARRAYS)
     assert measured.peak < told < 2 * measured.peak

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-from datagen.samples.codecs import AutoencoderCodec, Codec, DctCodec
+from datagen.samples.autoencoder_codec import AutoencoderCodec
+from datagen.samples.codecs import Codec, DctCodec
 from datagen.settings import AutoencoderSettings
 from datagen.tiles.autoencoder import CodecTiles
 from training.flowmap import fitting_codec

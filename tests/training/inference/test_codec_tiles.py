@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from datagen.tiles.autoencoder import decode_tiled, encode_tiled
 from datagen.tiles.reach import tiled
 from tests.training.elir.small_networks import CHANNELS, double, pixels, small_networks
 from training.elir.coarse_estimator import COARSE_REACH
 from training.elir.codec import TINY_REACH
-from training.inference.codec_tiles import decode_tiled, encode_tiled
 
 NETS = small_networks()
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -29,7 +29,7 @@ def decode(tile: int, reach: int | None = None) -> tuple[Tensor, Tensor]:
     z, decoder = double(1, CHANNELS, 45, 24), NETS.decoder
     if reach is None:
         return decode_tiled(decoder, z, tile), decoder(z)
-    return tiled(decoder, z, tile, reach=reach, outside=8), decoder(z)
+    return tiled(decoder, z, tile, reach=reach), decoder(z)
 
 
 def estimate(tile: int, reach: int | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,68 @@
+"""Pictures in bands of rows through an autoencoder with attention: as the whole picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import diffusers
+import numpy as np
+import pytest
+from skimage.data import astronaut
+from skimage.metrics import peak_signal_noise_ratio
+
+from datagen.settings import AutoencoderSettings
+from tests.support.models import saved_model
+from training.inference.metadata import Metadata
+from training.inference.picture import Picture
+from training.inference.upscaler import Upscaler
+from training.settings.model import ModelSettings
+
+PHOTO = Picture(
+    cv2.resize(astronaut(), (112, 144), interpolation=cv2.INTER_AREA), None, False, Metadata()
+)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> AutoencoderSettings:
+    folder = tmp_path_factory.mktemp("vae")
+    diffusers.AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        latent_channels=4,
+    ).save_pretrained(folder)
+    return AutoencoderSettings(kind="autoencoder_kl", source=str(folder))
+
+
+@pytest.mark.parametrize("heads", [0, 1])
+def test_bands_are_what_tiles_of_the_whole_picture_are(
+    tmp_path: Path, codec: AutoencoderSettings, heads: int
+) -> None:
+    """With a network of convolutions, and with one that attends."""
+    settings = ModelSettings(
+        block_channels=(16, 16),
+        layers_per_block=1,
+        transformer_layers=(0, heads),
+        attention_heads=(2, 2),
+        norm_groups=4,
+    )
+    model = saved_model(tmp_path / "model", settings, trained=True, codec=codec)
+    upscaler = Upscaler.from_pretrained(model, device="cpu", tile=256)
+    whole = upscaler.upscale_picture(PHOTO, scale=4, steps=2)
+    bands = [band.rgb for band in upscaler.upscale_bands(PHOTO, scale=4, steps=2)]
+    assert len(bands) > 1
+    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(bands)) >= 60
+
+
+def test_the_codec_alone_gives_the_picture_in_one_piece(
+    tmp_path: Path, codec: AutoencoderSettings, tiny_model: ModelSettings
+) -> None:
+    model = saved_model(tmp_path / "model", tiny_model, trained=False, codec=codec)
+    whole = Upscaler.from_pretrained(model, device="cpu").upscale_picture(PHOTO, scale=4, steps=1)
+    tiled = Upscaler.from_pretrained(model, device="cpu", tile=256)
+    bands = [band.rgb for band in tiled.upscale_bands(PHOTO, scale=4, steps=1)]
+    assert len(bands) > 1
+    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(bands)) >= 60
