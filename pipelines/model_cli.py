@@ -44,7 +44,8 @@ def evaluate(
     baseline: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=DIR]", help="lanczos, or pictures that another system made of the LQ."
+            metavar="[KIND:]NAME[=PLACE]",
+            help="lanczos, another system's pictures of the LQ, spandrel:NAME=FILE, ncnn:NAME=DIR.",
         ),
     ] = None,
     metrics: Annotated[
@@ -80,6 +81,7 @@ def evaluate(
       flowmapsr evaluate /data/run --photos /held-out --metrics psnr_y,niqe
       flowmapsr evaluate /data/run --photos /held-out --report report.html
       flowmapsr evaluate /data/run --photos /held-out --baseline other=/their
+      flowmapsr evaluate /data/run --photos /held-out --baseline ncnn:x4plus=DIR
       flowmapsr evaluate /data/run --photos /held-out --track
       flowmapsr evaluate /data/run --pairs HQ=/set/HR LQ=/set/LR
     """

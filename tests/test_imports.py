@@ -24,6 +24,8 @@ HOMES = {
     "diffusers": ("training/flowmap/", "training/weights/", "datagen/samples/autoencoder_codec.py"),
     "torchvision": (),
     "pyiqa": ("training/evaluation/metrics/iqa.py",),
+    "spandrel": ("training/evaluation/other_networks/spandrel_network.py",),
+    "ncnn": ("training/evaluation/other_networks/ncnn_network.py",),
 }
 """The only files or folders that may import a library."""
 

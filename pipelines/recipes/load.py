@@ -21,6 +21,7 @@ from pipelines.recipes.files import SECTIONS, read_recipe
 from pipelines.recipes.full_recipe import AnyRecipe, FullRecipe, Section
 from pipelines.recipes.overrides import Overrides, RecipeError, merged, with_overrides
 from pipelines.terminal.text import counted
+from training.evaluation.other_networks.extras import require_extras
 from training.run_dir.paths import run_of
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -143,11 +144,15 @@ def _matching(text: str | None) -> dict[str, str]:
 
 
 def baseline_values(text: str) -> dict[str, str]:
-    """`lanczos`, or `NAME=FOLDER` of pictures, as a baseline of `EvaluationSettings`."""
-    name, given, folder = text.partition("=")
+    """`lanczos`, `NAME=FOLDER` of pictures, `spandrel:NAME=FILE` or `ncnn:NAME=FOLDER`, as a
+    baseline of `EvaluationSettings`."""
+    named, given, place = text.partition("=")
     if not given:
-        return {"kind": name}
-    return {"kind": "pictures", "name": name, "folder": folder}
+        return {"kind": named}
+    kind, typed, name = named.partition(":")
+    if not typed:
+        return {"kind": "pictures", "name": named, "folder": place}
+    return {"kind": kind, "name": name, "file" if kind == "spandrel" else "folder": place}
 
 
 def validated(model: type[Model], values: Mapping[str, Any], *, title: str) -> Model:
@@ -202,15 +207,22 @@ def require_photos(settings: EvaluationSettings) -> None:
 
     Raises:
         RecipeError: there are none.
+        FlowmapsrError: a package that a baseline needs is not installed.
     """
     if settings.photos is not None:
         _require(settings.photos, "evaluation.photos", "give a folder of photos")
     if settings.pairs is not None:
         _require_pairs(settings.pairs, "evaluation.pairs")
     for number, one in enumerate(settings.baselines):
-        if one.kind == "pictures":
-            field = f"evaluation.baselines.{number}.folder"
-            _require(one.folder, field, "give the folder of its pictures")
+        field = f"evaluation.baselines.{number}"
+        match one.kind:
+            case "pictures":
+                _require(one.folder, f"{field}.folder", "give the folder of its pictures")
+            case "ncnn":
+                _require(one.folder, f"{field}.folder", "give the folder of its .param and .bin")
+            case "spandrel":
+                _require(one.file, f"{field}.file", "give its weights as safetensors")
+    require_extras(settings.baselines)
 
 
 def _require(location: str, field: str, fix: str) -> None:

@@ -1,8 +1,9 @@
-"""What a model is compared with: interpolation, and pictures that another system made of the same
-LQ pictures, which an evaluation writes out."""
+"""What a model is compared with: interpolation, networks of others, and pictures that another
+system made of the same LQ pictures, which an evaluation writes out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,9 +16,18 @@ from datagen.photos.source_file import SourceFile, read_photo
 from datagen.photos.sources import list_sources
 from datagen.settings import ImageSettings
 from training.evaluation.measure import Flaw, Made, Method, NoResult
+from training.evaluation.other_networks.extras import require_extras
+from training.evaluation.other_networks.ncnn_network import ncnn_network
+from training.evaluation.other_networks.spandrel_network import spandrel_network
 from training.evaluation.photos import DegradedPhoto
 from training.inference.levels import bicubic
-from training.settings.evaluation import Baseline, Pictures
+from training.settings.evaluation import (
+    Baseline,
+    Interpolation,
+    NcnnNetwork,
+    Pictures,
+    SpandrelNetwork,
+)
 
 LQ = "lq"
 """Folder of a report, with a folder `x4` ... for each scale."""
@@ -26,15 +36,33 @@ LQ = "lq"
 def baseline_method(settings: Baseline, scale: float) -> Method:
     """
     Raises:
-        FlowmapsrError: there is no such folder of pictures, or none in it.
+        FlowmapsrError: there is no such folder of pictures, or none in it; or a package is missing.
     """
-    if isinstance(settings, Pictures):
-        return Method(settings.name, 0, MadePictures(settings, scale).restore)
-    match settings.kind:
-        case "bicubic":
+    match settings:
+        case Pictures():
+            return Method(settings.name, 0, MadePictures(settings, scale).restore)
+        case SpandrelNetwork() | NcnnNetwork():
+            require_extras([settings])
+            return Method(settings.name, 0, _network(settings))
+        case Interpolation(kind="bicubic"):
             return Method(settings.kind, 0, lambda photo: bicubic(photo.small, photo.size))
-        case "lanczos":
+        case Interpolation():
             return Method(settings.kind, 0, _lanczos)
+
+
+def _network(settings: SpandrelNetwork | NcnnNetwork) -> Callable[[DegradedPhoto], Made]:
+    """Of one that cannot be made there is no result."""
+    try:
+        if isinstance(settings, SpandrelNetwork):
+            return spandrel_network(settings.file).restore
+        return ncnn_network(settings.folder).restore
+    except FlowmapsrError as error:
+        why = str(error)
+
+    def none(photo: DegradedPhoto) -> Made:
+        raise NoResult(Flaw(f"{why}; no result for", photo.name))
+
+    return none
 
 
 def _lanczos(photo: DegradedPhoto) -> np.ndarray:

@@ -52,6 +52,15 @@ PRESETS: dict[Preset, Convention] = {
 }
 
 
+SystemName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _on_this_machine(place: str) -> str:
+    if "://" in place:
+        raise ValueError(f"{place} is not on this machine; copy it here")
+    return place
+
+
 class Interpolation(Settings):
     """LQ pictures enlarged without a network."""
 
@@ -62,17 +71,52 @@ class Interpolation(Settings):
         return self.kind
 
 
+class SpandrelNetwork(Settings):
+    """A checkpoint of any architecture that spandrel knows, such as ESRGAN, SwinIR, HAT or DAT."""
+
+    kind: Literal["spandrel"]
+    name: SystemName = Field(examples=["swinir"])
+    """Of the network, for the table."""
+    file: Location = Field(examples=["/weights/swinir-x4.safetensors"])
+    """Its weights on this machine, as safetensors."""
+
+    @field_validator("file")
+    @classmethod
+    def _no_pickle(cls, file: str) -> str:
+        if not file.endswith(".safetensors"):
+            raise ValueError(
+                f"{file} is no .safetensors file; .pth and .ckpt are pickles, which run whatever "
+                "is in them, and are never opened: convert one that you trust with "
+                "torch.load(FILE, weights_only=True) and safetensors.torch.save_file"
+            )
+        return _on_this_machine(file)
+
+
+class NcnnNetwork(Settings):
+    """A network of ncnn, as Real-ESRGAN's and upscayl's are published; runs on the CPU."""
+
+    kind: Literal["ncnn"]
+    name: SystemName = Field(examples=["real-esrgan"])
+    """Of the network, for the table."""
+    folder: Location = Field(examples=["/weights/realesrgan-x4plus"])
+    """On this machine, with one `.param` and its `.bin`; or one of several `.param`."""
+
+    _check = field_validator("folder")(_on_this_machine)
+
+
 class Pictures(Settings):
     """Pictures that another system made of the LQ pictures that `evaluate --output` writes."""
 
     kind: Literal["pictures"]
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["osediff"])
+    name: SystemName = Field(examples=["osediff"])
     """Of the system, for the table."""
     folder: Location = Field(examples=["/outputs/osediff"])
     """With a folder `x4` ... for each scale, or the pictures themselves; named as the LQ."""
 
 
-Baseline = Annotated[Interpolation | Pictures, Field(discriminator="kind")]
+Baseline = Annotated[
+    Interpolation | SpandrelNetwork | NcnnNetwork | Pictures, Field(discriminator="kind")
+]
 
 
 class EvaluationSettings(Settings):
@@ -124,7 +168,7 @@ class EvaluationSettings(Settings):
             if names.count(name) > 1:
                 raise ValueError(f"{name} is given twice; name each baseline differently")
         for one in baselines:
-            if one.kind == "pictures" and one.name in ("bicubic", "lanczos"):
+            if not isinstance(one, Interpolation) and one.name in ("bicubic", "lanczos"):
                 raise ValueError(f"{one.name} is the name of an interpolation; choose another one")
         return baselines
 
