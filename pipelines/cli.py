@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # brackets in the help are brackets
 )
 app.add_typer(dataset_app, help="Make and check datasets.")
-app.add_typer(benchmark_app, name="benchmark", help="Measure models.")
+app.add_typer(benchmark_app, name="benchmark", help="Compare models, as papers do.")
 app.add_typer(stack_app, help="Run MLflow, Prefect, Ray, S3 and Postgres here.")
 
 
@@ -134,7 +134,7 @@ def deploy(
     recipe: RecipeName,
     settings: Settings = None,
     flow: Annotated[
-        Flow, typer.Option(help="Part of the recipe to run; full is all of it.")
+        Flow, typer.Option(help="Part of the recipe to run; full is dataset, training, evaluation.")
     ] = "dataset",
     cron: Annotated[str | None, typer.Option(help="Schedule, such as '0 3 * * *'.")] = None,
     interval: Annotated[str | None, typer.Option(help="Time between runs, such as 6h.")] = None,
@@ -152,13 +152,14 @@ def deploy(
     Examples:
       flowmapsr deploy demo sources=[s3://b/in] output=s3://b/set --interval 6h
       flowmapsr deploy demo --flow training manifest=s3://b/set output=/runs/one
+      flowmapsr deploy table3 --flow benchmark models=[/r] photos=/p output=/b
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import RECIPE_OF_FLOW
 
         resolved = RECIPE_OF_FLOW[flow](recipe, settings or [])
         await_server = ask_servers(PREFECT, tracked=False)
-        from pipelines.flows.full import FLOWS
+        from pipelines.flows.deployable import FLOWS
         from pipelines.orchestration import deployments
 
         schedule = deployments.parse_schedule(cron, interval, timezone)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from datagen.errors import FlowmapsrError
 from pipelines import environment
 from pipelines.servers import check_servers
 from pipelines.terminal import reports
@@ -18,8 +19,9 @@ from pipelines.terminal.process_edge import process_edge
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Folder of a model or training run.")
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Folders of models or training runs, or NAME=DIR."),
     ],
     photos: Annotated[
         str | None, typer.Option(metavar="DIR", help="Photos that were not trained on.")
@@ -73,7 +75,8 @@ def evaluate(
 ) -> None:
     """Restore degraded photos and compare with the originals.
 
-    Bicubic interpolation is compared too. LQ of photos is made as in training.
+    Bicubic interpolation is compared too, and several models with each other. LQ of
+    photos is made as in the training of the first model.
 
     \b
     Examples:
@@ -83,12 +86,14 @@ def evaluate(
       flowmapsr evaluate /data/run --photos /held-out --baseline other=/their
       flowmapsr evaluate /data/run --photos /held-out --baseline ncnn:x4plus=DIR
       flowmapsr evaluate /data/run --photos /held-out --track
+      flowmapsr evaluate /data/a /data/b --photos /held-out --report ab.html
       flowmapsr evaluate /data/run --pairs HQ=/set/HR LQ=/set/LR
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import (
             absolute_location,
             baseline_values,
+            benchmark_models,
             evaluation_settings,
             pair_values,
             require_photos,
@@ -109,7 +114,12 @@ def evaluate(
         )
         folder = None if output is None else absolute_location(output, field="--output")
         page_at = None if report is None else absolute_location(report, field="--report")
-        location = absolute_location(model, field="MODEL")
+        chosen = benchmark_models(models)
+        location = chosen[0].folder
+        if track and len(chosen) > 1:
+            raise FlowmapsrError(
+                "--track logs to the run of one model; leave it out, or use flowmapsr benchmark"
+            )
         from training.evaluation.results import RESULTS, require_place, write_results
         from training.tracking.evaluation_log import finished_training, log_evaluation
 
@@ -131,17 +141,20 @@ def evaluate(
         examples = Examples(len(given.scales))
         wants_page = page_at is not None or training is not None
         found = evaluate_model(
-            location,
+            chosen,
             settings,
             given=given,
             lq_folder=None if folder is None else f"{folder}/lq",
             on_scale=examples.add if wants_page else None,
         )
-        page = report_page(location, settings, found, examples.found) if wants_page else None
+        page = None
+        if wants_page:
+            title = f"{', '.join(found.models)}: evaluation"
+            page = report_page(title, settings, found, examples.found)
         if page_at is not None and page is not None:
             storage.write_bytes(page_at, page)
         if folder is not None:
-            write_results(folder, location, settings, found)
+            write_results(folder, settings, found)
         result = reports.evaluated(location, found, folder, page_at)
         if training is not None:
             log_evaluation(training, settings, found.rows, page)

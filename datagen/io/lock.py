@@ -40,7 +40,8 @@ class LockKind:
 
 BUILD = LockKind("build", "Every finished shard is kept")
 TRAINING = LockKind("training", "Every checkpoint is kept")
-_NAME = re.compile(rf"({BUILD.name}|{TRAINING.name})-(\d{{6}})\.lock")
+BENCHMARK = LockKind("benchmark", "All that was measured is kept")
+_NAME = re.compile(rf"({BUILD.name}|{TRAINING.name}|{BENCHMARK.name})-(\d{{6}})\.lock")
 
 
 @dataclass(frozen=True)

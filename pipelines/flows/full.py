@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from prefect import Flow, flow
+from prefect import flow
 
 from datagen.io import storage
 from datagen.records import FrozenModel
@@ -80,10 +79,6 @@ def make_all(recipe: FullRecipe, *, newer_data: bool = False) -> FullRecord:
         task_step("compare", lambda: draw_comparison(recipe, picture, rows[0].scale))
     show_full(recipe, rows, seconds, picture)
     return FullRecord(rows=tuple(rows), seconds=seconds)
-
-
-FLOWS: dict[str, Flow[Any, Any]] = {"dataset": build_dataset, "training": train, "full": full}
-"""The flows that can be deployed, by the part of a recipe that they run."""
 
 
 def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:

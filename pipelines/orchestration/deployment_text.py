@@ -5,6 +5,7 @@ from __future__ import annotations
 from datagen.settings import DatasetRecipe
 from pipelines.recipes.full_recipe import AnyRecipe
 from pipelines.terminal.text import counted, yaml_lines
+from training.settings.benchmark import BenchmarkRecipe
 from training.settings.recipe import TrainingRecipe
 
 TEXT = """\
@@ -35,6 +36,10 @@ def description(recipe: AnyRecipe, deployment: str) -> str:
         what = "Trains a model. A run continues from the last checkpoint; one that is done stays."
         places = ", ".join(f"`{place}`" for place in recipe.places)
         parts = [f"from {places}", *_training(recipe)]
+    elif isinstance(recipe, BenchmarkRecipe):
+        what = "Compares models. A run measures what is new, and writes table and report."
+        parts = [f"model `{model.folder}`" for model in recipe.models]
+        parts += [f"photos `{recipe.place}`"] if recipe.measures_photos else []
     else:
         what = "Makes a dataset of photos, trains a model on it and evaluates the model."
         parts = [*_dataset(recipe.dataset), *_training(recipe.training)]

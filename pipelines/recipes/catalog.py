@@ -11,8 +11,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from datagen.records import FrozenModel, Group
+from pipelines.recipes.benchmark_names import bundled_benchmarks
 from pipelines.recipes.errors import models_in, on_one_line
-from pipelines.recipes.files import SECTIONS, bundled_recipes, purpose, read_recipe
+from pipelines.recipes.files import (
+    SECTIONS,
+    bundled_recipes,
+    purpose,
+    read_recipe,
+)
 from pipelines.recipes.full_recipe import Section
 from pipelines.recipes.load import unfinished_section
 from pipelines.recipes.settings_page import decides, meaning, type_words
@@ -69,7 +75,7 @@ def summary(name: str) -> RecipeSummary:
 
 def summaries() -> list[RecipeSummary]:
     """Of all recipes that come with the package."""
-    return [summary(name) for name in bundled_recipes()]
+    return [summary(name) for name in [*bundled_recipes(), *bundled_benchmarks()]]
 
 
 def settings_of(name: str) -> list[Setting]:

@@ -13,7 +13,7 @@ from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command
 
 NARROWEST, WIDEST = 40, 100
-MADE_BY = {"dataset": ("dataset", "build"), "training": ("train",)}
+MADE_BY = {"dataset": ("dataset", "build"), "training": ("train",), "benchmark": ("benchmark",)}
 """The command of a section of a recipe."""
 
 

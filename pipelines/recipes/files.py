@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 
 import yaml
 
+from pipelines.recipes.benchmark_names import BENCHMARKS, bundled_benchmarks
 from pipelines.recipes.full_recipe import Section
 from pipelines.recipes.overrides import RecipeError, did_you_mean, merged, nearest
 from training.settings.yaml_text import parse_yaml
@@ -18,7 +19,7 @@ TOP_KEYS = ("extends", "output", *SECTIONS)
 
 
 def bundled_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the recipes of datasets and trainings that come with the package."""
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
@@ -43,10 +44,10 @@ def purpose(name: str) -> str:
 
 def _find(name: str, *, beside: Path) -> Path:
     if "/" not in name and not name.endswith((".yaml", ".yml", ".json")):
-        path = BUNDLED / f"{name}.yaml"
-        if path.is_file():
-            return path
-        known = bundled_recipes()
+        for folder in (BUNDLED, BENCHMARKS):
+            if (path := folder / f"{name}.yaml").is_file():
+                return path
+        known = [*bundled_recipes(), *bundled_benchmarks()]
         raise RecipeError(
             f"there is no recipe {name!r}{did_you_mean(name, known) or '.'} Those that come with "
             f"flowmapsr: {', '.join(known)} (give your own by its path, such as ./{name}.yaml)"
@@ -104,11 +105,13 @@ def _parse(path: Path) -> dict[str, Any]:
     recipe = _mapping(content, path, what="the recipe")
     if "stages" in recipe:  # a training run's own recipe
         recipe = {"training": recipe}
+    elif "models" in recipe:  # as `flowmapsr benchmark --dry-run` prints one
+        recipe = {"benchmark": recipe}
     for key, value in recipe.items():
         if key not in TOP_KEYS:
             raise RecipeError(
                 f"{path}: unknown key {key!r}; {nearest(key, TOP_KEYS)} (settings go below "
-                "'dataset:', 'training:' or 'evaluation:')"
+                "'dataset:', 'training:', 'evaluation:' or 'benchmark:')"
             )
         if key in SECTIONS:
             recipe[key] = _mapping(value, path, what=key)

@@ -6,23 +6,26 @@ The paths of the parts follow from `output` and are never set twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from datagen.dataset.layout import MANIFEST
 from datagen.records import Execution, Location, Settings
 from datagen.settings import DatasetRecipe
+from training.settings.benchmark import BenchmarkRecipe
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
-Section = Literal["dataset", "training", "evaluation"]
+FullSection = Literal["dataset", "training", "evaluation"]
+Section = Literal[FullSection, "benchmark"]
+"""Part of a recipe's file."""
 
 COMPARISON = "comparison.png"
 """Held-out photos below the output of a full run: LQ, bicubic, restored, original."""
 
 
-def derived_paths(output: str) -> dict[Section, dict[str, str]]:
+def derived_paths(output: str) -> dict[FullSection, dict[str, str]]:
     """Paths of the parts of a full run below its `output`."""
     base = output.rstrip("/")
     return {
@@ -73,5 +76,12 @@ class FullRecipe(Settings):
         return self
 
 
-AnyRecipe = DatasetRecipe | TrainingRecipe | FullRecipe
+AnyRecipe = DatasetRecipe | TrainingRecipe | FullRecipe | BenchmarkRecipe
 """The recipe of a flow."""
+SECTION_MODELS: dict[Section, type[Settings]] = {
+    "dataset": DatasetRecipe,
+    "training": TrainingRecipe,
+    "evaluation": EvaluationSettings,
+    "benchmark": BenchmarkRecipe,
+}
+FULL_SECTIONS: tuple[FullSection, ...] = get_args(FullSection)

@@ -6,7 +6,7 @@ Validation boundary: everything past this point is trusted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,20 @@ from pydantic_core import to_jsonable_python
 from datagen.pair_settings import PairSettings
 from datagen.records import FROM_USER, absolute
 from datagen.settings import DatasetRecipe
-from pipelines.recipes.errors import describe, models_in
+from pipelines.recipes.errors import describe
 from pipelines.recipes.files import SECTIONS, read_recipe
-from pipelines.recipes.full_recipe import AnyRecipe, FullRecipe, Section
+from pipelines.recipes.full_recipe import (
+    FULL_SECTIONS,
+    SECTION_MODELS,
+    AnyRecipe,
+    FullRecipe,
+    Section,
+)
 from pipelines.recipes.overrides import Overrides, RecipeError, merged, with_overrides
 from pipelines.terminal.text import counted
 from training.evaluation.other_networks.extras import require_extras
 from training.run_dir.paths import run_of
+from training.settings.benchmark import BenchmarkModel, BenchmarkRecipe
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 
@@ -57,7 +64,7 @@ def _section(recipe: Mapping[str, Any], section: Section, name: str) -> dict[str
     if section not in recipe:
         held = ", ".join(key for key in SECTIONS if key in recipe) or "none"
         raise RecipeError(f"recipe {name!r} has no {section!r} section; its sections: {held}")
-    (model,) = models_in(FullRecipe.model_fields[section].annotation)
+    model = SECTION_MODELS[section]
     defaults = {
         field: to_jsonable_python(info.default)
         for field, info in model.model_fields.items()
@@ -73,7 +80,7 @@ def unfinished_section(name: str, section: Section) -> tuple[BaseModel, frozense
     Raises `RecipeError`.
     """
     values = _section(read_recipe(name), section, name)
-    (model,) = models_in(FullRecipe.model_fields[section].annotation)
+    model = SECTION_MODELS[section]
     examples = {
         key: field.examples[0]
         for key, field in model.model_fields.items()
@@ -85,15 +92,22 @@ def unfinished_section(name: str, section: Section) -> tuple[BaseModel, frozense
 def full_recipe(name: str, overrides: Overrides = ()) -> FullRecipe:
     """The checked recipe of a whole run; overrides start with a section. Raises `RecipeError`."""
     values = read_recipe(name)
-    for section in SECTIONS:
+    for section in FULL_SECTIONS:
         values[section] = _section(values, section, name)
     return validated(FullRecipe, with_overrides(values, overrides), title=name)
+
+
+def benchmark_recipe(name: str, overrides: Overrides = ()) -> BenchmarkRecipe:
+    """The checked recipe of `flowmapsr benchmark`. Raises `RecipeError`."""
+    values = _section(read_recipe(name), "benchmark", name)
+    return validated(BenchmarkRecipe, with_overrides(values, overrides), title=name)
 
 
 RECIPE_OF_FLOW: dict[str, Callable[..., AnyRecipe]] = {
     "dataset": dataset_recipe,
     "training": training_recipe,
     "full": full_recipe,
+    "benchmark": benchmark_recipe,
 }
 """Reads the recipe that a flow takes."""
 
@@ -141,6 +155,19 @@ def _matching(text: str | None) -> dict[str, str]:
     if not comma:
         raise RecipeError(f"--match {text}: write two ends of names as _HR,_LR4, or a .csv table")
     return {"match": "suffix", "hq_suffix": hq, "lq_suffix": lq}
+
+
+def benchmark_models(words: Sequence[str]) -> tuple[BenchmarkModel, ...]:
+    """Folders, or `NAME=FOLDER`, of the models of `flowmapsr evaluate`. Raises `RecipeError`."""
+    return tuple(
+        validated(BenchmarkModel, {"name": name, "folder": folder}, title="evaluate")
+        for name, folder in map(_named, words)
+    )
+
+
+def _named(word: str) -> tuple[str | None, str]:
+    name, given, folder = word.partition("=")
+    return (name, folder) if given and "/" not in name else (None, word)
 
 
 def baseline_values(text: str) -> dict[str, str]:

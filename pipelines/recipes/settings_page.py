@@ -17,16 +17,17 @@ from pydantic_core import to_jsonable_python
 
 from datagen.records import Group, group_of
 from pipelines.recipes.errors import models_in, on_one_line
-from pipelines.recipes.full_recipe import FullRecipe
+from pipelines.recipes.full_recipe import SECTION_MODELS
 
 HEAD = """# Settings
 
 Written by `python -m pipelines.recipes.settings_page > docs/settings.md` from the settings models;
 do not edit.
 
-A recipe file has up to three sections: `dataset`, `training` and `evaluation`. `flowmapsr dataset
-build RECIPE` and `flowmapsr train RECIPE` read one each, and on the command line its settings are
-named without it: `workers=2`, `stages.distill.steps=200`. What has the type *settings*
+A recipe file has some of these sections: `dataset`, `training`, `evaluation` and `benchmark`.
+`flowmapsr dataset build RECIPE`, `flowmapsr train RECIPE` and `flowmapsr benchmark RECIPE` read one
+each, and on the command line its settings are named without it: `workers=2`,
+`stages.distill.steps=200`. What has the type *settings*
 has a table further down. The last column says what a setting decides:
 
 - *content*: the result. It is part of the digest of a dataset or a run and stays as it is.
@@ -50,9 +51,8 @@ def page() -> str:
     """`docs/settings.md`."""
     parts = [HEAD]
     shown: set[type[BaseModel]] = set()
-    for section, field in FullRecipe.model_fields.items():
-        for model in models_in(field.annotation):
-            parts += _sections(section, model, Group.CONTENT, shown, level=2)
+    for section, model in SECTION_MODELS.items():
+        parts += _sections(section, model, Group.CONTENT, shown, level=2)
     return "\n".join(parts)
 
 

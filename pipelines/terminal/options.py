@@ -71,7 +71,7 @@ Preset = Annotated[
     Literal["faithful", "balanced", "detailed"] | None,
     typer.Option(help="Steps and strengths by the model's measured curve, where none are given."),
 ]
-Flow = Literal["dataset", "training", "full"]
+Flow = Literal["dataset", "training", "full", "benchmark"]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")
 ]

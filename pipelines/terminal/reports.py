@@ -15,6 +15,7 @@ from pipelines.terminal.process_edge import VerbResult
 from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
+    from training.evaluation.differences import Difference
     from training.inference.files import UpscaleReport
     from training.run_dir.records import Evaluation, EvaluationRow, StageRecord
     from training.settings.recipe import TrainingRecipe
@@ -96,7 +97,7 @@ def all_done(
         "model": model,
     }
     result["review"] = review_of(recipe.output)
-    return VerbResult({**result, **_rows(rows), "seconds": dict(seconds)}, lines)
+    return VerbResult({**result, **evaluation_rows(rows), "seconds": dict(seconds)}, lines)
 
 
 def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
@@ -109,11 +110,17 @@ def with_unsent(found: VerbResult, recipe: TrainingRecipe) -> VerbResult:
 
 
 def evaluated(model: str, found: Evaluation, output: str | None, page: str | None) -> VerbResult:
-    """The evaluation table of a model, what could not be measured, and where its files are."""
+    """The evaluation table of models, the first of them from folder `model`, what could not be
+    measured, and where its files are."""
+    from training.evaluation.differences import differences
+
     next_step = command("upscale", "PHOTO", "-o", "OUT.png", "--model", model)
+    compared = differences(found)
     result = {
         "model": model,
-        **_rows(found.rows),
+        "models": found.models,
+        "differences": [one.model_dump(mode="json") for one in compared],
+        **evaluation_rows(found.rows),
         "pictures": [row.model_dump(mode="json") for row in found.pictures],
         "notes": list(found.notes),
         "output": output,
@@ -121,6 +128,7 @@ def evaluated(model: str, found: Evaluation, output: str | None, page: str | Non
     }
     lines = [
         *evaluation_table(found.rows),
+        *difference_lines(compared),
         *(f"Note: {note}" for note in found.notes),
         *([f"Wrote {output}: results of each photo, and the LQ pictures"] if output else []),
         *([f"Wrote {page}: open it in a browser"] if page else []),
@@ -129,33 +137,18 @@ def evaluated(model: str, found: Evaluation, output: str | None, page: str | Non
     return VerbResult(result, lines)
 
 
-def elir_speed(
-    settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], logged: str | None
-) -> VerbResult:
-    """The table of ELIR's parts."""
-    cells = [
-        (
-            "field, a step" if row["part"] == "field" else row["part"],
-            f"{row['parameters']:,}",
-            f"{row['trained_parameters']:,}",
-            f"{row['gflop']:.1f}",
-            f"{row['images_per_second']:.2f}",
-        )
-        for row in rows
+def difference_lines(compared: Sequence[Difference]) -> list[str]:
+    """How models differ, photo by photo, with intervals."""
+    from training.evaluation.differences import told_differences
+
+    told = told_differences(compared)
+    return [
+        line for pair, lines in told.items() for line in (f"{pair}:", *(f"  {x}" for x in lines))
     ]
-    headings = ("part", "parameters", "in training", "GFLOP", "images/s")
-    precision = "bf16" if settings["bf16"] else "fp32"
-    how = (
-        f"{settings['side']}x{settings['side']} pixels, batches of {settings['batch']}, "
-        f"{settings['steps']} steps, {precision}, {settings['hardware']}, "
-        f"median of {settings['calls']} calls."
-    )
-    where = [f"Logged to MLflow: {logged}"] if logged else []
-    result = {"settings": dict(settings), "rows": list(rows), "mlflow": logged}
-    return VerbResult(result, [*table(headings, cells), how, *where])
 
 
-def _rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+def evaluation_rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    """For a program, with what the numbers mean."""
     from training.run_dir.records import CONVENTION
 
     return {"rows": [row.model_dump(mode="json") for row in rows], "convention": CONVENTION}

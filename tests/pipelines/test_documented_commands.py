@@ -59,8 +59,12 @@ def parse(words: list[str]) -> list[str]:
         typer.BadParameter: and other usage errors, for wrong words.
     """
     command, names = typer.main.get_command(app), list(words)
-    while isinstance(command, TyperGroup) and names and names[0] in command.commands:
-        command = command.commands[names.pop(0)]
+    while isinstance(command, TyperGroup) and names and names[0][:2] != "--":
+        found = command.get_command(None, names[0])
+        assert found is not None, words
+        if names[0] in command.commands:  # else it stands for a recipe, which is an argument
+            names.pop(0)
+        command = found
     assert not isinstance(command, TyperGroup) or names[:1] in (["--help"], ["--version"]), words
     if "--help" not in names and "--version" not in names:
         command.make_context(words[0], names)

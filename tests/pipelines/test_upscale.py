@@ -12,7 +12,6 @@ from tests.pipelines.conftest import Ended
 from tests.support.models import saved_model
 from tests.support.tiny import MODEL
 from training.inference.presets import Measure, Point, measured, write_curve
-from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
 Invoke = Callable[..., Ended]
@@ -34,10 +33,9 @@ def test_a_preset_needs_a_measured_curve(invoke: Invoke, words: list[str]) -> No
 def test_a_preset_chooses_what_is_not_given(
     invoke: Invoke, words: list[str], tmp_path: Path
 ) -> None:
-    config = Upscaler.from_pretrained(tmp_path / "model").config
     point = Point(scale=4, steps=3, color_strength=0.5, distortion=25, perception=0.3)
     psnr, lpips = Measure(metric="psnr_y", better="higher"), Measure(metric="l", better="lower")
-    curve = measured(config, [point], photos=5, distortion=psnr, perception=lpips)
+    curve = measured(tmp_path / "model", [point], photos=5, distortion=psnr, perception=lpips)
     write_curve(tmp_path / "model", curve)
     ended = invoke(*words, "--preset", "detailed", "--color-strength", "1")
     assert ended.code == 0, ended.err

@@ -10,7 +10,8 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.local import errors
 from datagen.records import FrozenModel
-from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow, PictureSeconds
+from training.evaluation.differences import Difference, differences
+from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow, PictureSeconds, Seconds
 from training.settings.evaluation import EvaluationSettings
 
 RESULTS, TIMINGS, SUMMARY = "results.jsonl", "timings.jsonl", "summary.json"
@@ -19,11 +20,16 @@ RESULTS, TIMINGS, SUMMARY = "results.jsonl", "timings.jsonl", "summary.json"
 class Summary(FrozenModel):
     """`summary.json`: the table, and how it was made."""
 
-    model: str
+    models: dict[str, str]
+    """Folder of each, by its name in the table."""
     settings: EvaluationSettings
     convention: str
     """Of the fields `psnr` and `ssim` of a row; the names of other metrics say theirs."""
     rows: tuple[EvaluationRow, ...]
+    differences: tuple[Difference, ...] = ()
+    """Of the models from the first one."""
+    timings: tuple[Seconds, ...] = ()
+    """Of a benchmark that times."""
     notes: tuple[str, ...]
 
 
@@ -44,7 +50,12 @@ def require_place(path: str) -> None:
         raise FlowmapsrError(f"{path} is a folder; name a file, such as {path}/report.html")
 
 
-def write_results(folder: str, model: str, settings: EvaluationSettings, found: Evaluation) -> None:
+def write_results(
+    folder: str,
+    settings: EvaluationSettings,
+    found: Evaluation,
+    timings: tuple[Seconds, ...] = (),
+) -> None:
     """Into a folder or `s3://` prefix; replaces those of an earlier evaluation, the summary last.
 
     Raises:
@@ -55,10 +66,12 @@ def write_results(folder: str, model: str, settings: EvaluationSettings, found: 
     storage.write_bytes(f"{base}/{RESULTS}", lines.encode())
     storage.write_bytes(f"{base}/{TIMINGS}", _timings(found).encode())
     summary = Summary(
-        model=model,
+        models=found.models,
         settings=settings,
         convention=CONVENTION,
         rows=found.rows,
+        differences=differences(found),
+        timings=timings,
         notes=found.notes,
     )
     storage.write_bytes(f"{base}/{SUMMARY}", summary.model_dump_json(indent=2).encode())

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, Unpack
 
 from datagen.errors import FlowmapsrError
-from datagen.photos.decode import MOST_PIXELS, TooManyPixels
 from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
 from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
@@ -67,8 +66,6 @@ class UpscaleSettings:
     quality: int | None = None
     """Of JPEG, WebP and AVIF, 1 to 100; that of `QUALITY` when None."""
     strip_gps: bool = False
-    max_megapixels: float = MOST_PIXELS / 1e6
-    """Of a photo; files with more may be made to fill memory."""
 
     def how(self) -> How:
         return {
@@ -146,8 +143,7 @@ def default_model() -> str:
 
 def settings_digest(upscaler: PictureUpscaler, settings: UpscaleSettings) -> str:
     """Of the model's files and all settings that a result depends on."""
-    decided = replace(_resolved(upscaler, settings), max_megapixels=0)  # decides about no pixel
-    return sha256(f"{upscaler.digest()} {decided}".encode())
+    return sha256(f"{upscaler.digest()} {_resolved(upscaler, settings)}".encode())
 
 
 def upscale_all(
@@ -221,7 +217,7 @@ def upscaled_file(
         FlowmapsrError: no picture, one too large, or one that the format cannot hold.
     """
     photo = read_photo(job.source)
-    picture = _read(photo, settings.max_megapixels)
+    picture = read_picture(photo)
     format = FORMATS[PurePosixPath(job.target).suffix.lower()]
     size = enlarged_size(picture.rgb, settings.scale)
     check_size(size, format)
@@ -242,17 +238,6 @@ def upscaled_file(
     large = upscaler.upscale_picture(picture, scale=scale, watch=watch, **how)
     data, lost = encode(large, format, settings.quality)
     return UpscaledFile(photo, partial(_write, data), [*notes, *lost], megapixels)
-
-
-def _read(photo: bytes, max_megapixels: float) -> Picture:
-    try:
-        return read_picture(photo, most_pixels=int(max_megapixels * 1e6))
-    except TooManyPixels as error:
-        raise FlowmapsrError(
-            f"too large: files of more than {max_megapixels:.0f} megapixels may be made to fill "
-            "memory; if it is a real photo, give a larger --max-megapixels, and have 10 bytes of "
-            "memory for each pixel"
-        ) from error
 
 
 def _write(data: bytes, stream: IO[bytes]) -> None:

@@ -15,11 +15,11 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.io.weight_files import read_json
 from datagen.records import FrozenModel, read_record, to_json
-from training.weights.model_folder import CONFIG, ModelConfig
+from training.weights.model_folder import CONFIG, CURVE
 
-CURVE = "quality_curve.json"
-"""Its name in a model folder."""
 Preset = Literal["faithful", "balanced", "detailed"]
+_OF_MODEL = ("recipe_digest", "stage", "step")
+"""What tells the model of a curve."""
 _CHOOSE = "leave --preset out and choose --steps, --lora-scale or --guidance"
 
 
@@ -116,7 +116,7 @@ def read_curve(folder: Path) -> QualityCurve:
             f"--preset: no quality curve was measured for this model ({path} is missing); {_CHOOSE}"
         )
     config = read_json(folder / CONFIG)
-    for name in ("recipe_digest", "stage", "step"):
+    for name in _OF_MODEL:
         if getattr(curve, name) != config.get(name):
             raise FlowmapsrError(
                 f"{path} was measured with another model ({name}={getattr(curve, name)}, and the "
@@ -126,18 +126,17 @@ def read_curve(folder: Path) -> QualityCurve:
 
 
 def measured(
-    config: ModelConfig,
+    folder: Path,
     points: Sequence[Point],
     *,
     photos: int,
     distortion: Measure,
     perception: Measure,
 ) -> QualityCurve:
-    """A curve of the model with this config."""
+    """A curve of the model in this folder."""
+    config = read_json(folder / CONFIG)
     return QualityCurve(
-        recipe_digest=config.recipe_digest,
-        stage=config.stage,
-        step=config.step,
+        **{name: config.get(name) for name in _OF_MODEL},
         photos=photos,
         distortion=distortion,
         perception=perception,

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datagen.photos.decode import MOST_PIXELS
 from training.inference.enlarger import Enlarger
 from training.inference.files import UpscaleSettings, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
@@ -23,13 +22,17 @@ from training.inference.how import How, Options
 from training.inference.jobs import plan_jobs
 from training.inference.made import publish, remove_leftovers
 from training.inference.precision import loaded
-from training.inference.presets import CURVE
 from training.inference.tiler import Tiler
 from training.inference.watch import OnProgress, Watch
 from training.settings.evaluation import Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
-from training.weights.model_folder import count_parameters, find_model, model_kind
+from training.weights.model_folder import (
+    count_parameters,
+    digest_of_files,
+    find_model,
+    model_kind,
+)
 
 
 class Upscaler(Enlarger):
@@ -108,13 +111,8 @@ class Upscaler(Enlarger):
         """Of the files of the model and of how it was loaded, by SHA-256."""
         assert self._folder is not None and self._options is not None, "of a loaded model only"
         options = replace(self._options, max_memory=None, same_everywhere=False)
-        total = hashlib.sha256(repr(options).encode())
-        for path in sorted(self._folder.iterdir()):
-            if path.name == CURVE or path.name.startswith("."):  # decides about no pixel
-                continue
-            with path.open("rb") as file:
-                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
+        of_files = digest_of_files(self._folder)
+        return hashlib.sha256(f"{options!r} {of_files}".encode()).hexdigest()
 
     @overload
     def upscale(self, image: Form, *, scale: float, **options: Unpack[Options]) -> Form: ...
@@ -163,7 +161,6 @@ class Upscaler(Enlarger):
         scale: float,
         quality: int | None = None,
         strip_gps: bool = False,
-        max_megapixels: float = MOST_PIXELS / 1e6,
         on_progress: OnProgress | None = None,
         cancel: Event | None = None,
         **how: Unpack[How],
@@ -175,7 +172,6 @@ class Upscaler(Enlarger):
         Args:
             quality: of JPEG, WebP and AVIF, 1 to 100.
             strip_gps: leaves out where the photo was taken.
-            max_megapixels: of the photo; files with more may be made to fill memory.
             on_progress, cancel, how: see `Options`.
 
         Returns:
@@ -191,7 +187,6 @@ class Upscaler(Enlarger):
             seed=self._options.seed if self._options else 0,
             quality=quality,
             strip_gps=strip_gps,
-            max_megapixels=max_megapixels,
             **how,
         )
         remove_leftovers(plan.jobs)

@@ -207,7 +207,39 @@ class Evaluation(FrozenModel):
     pictures: tuple[PictureRow, ...]
     seconds: tuple[float, ...] = ()
     """Of each of the pictures."""
+    models: dict[str, str] = {}
+    """Folder of each model, by its name in the table."""
     notes: tuple[str, ...] = ()
     """Everything that could not be measured, and why; and what was wrong with a baseline."""
     better: dict[str, Literal["higher", "lower"]] = {}
     """Which way is better, by the name of a metric."""
+
+
+class Seconds(FrozenModel):
+    """How long a model takes for one picture, timed apart."""
+
+    method: str
+    steps: int
+    side: int
+    """Of the restored picture, which is square, pixels."""
+    seconds: float
+    """Median."""
+    low: float
+    """The middle half of all calls lies between this and `high`."""
+    high: float
+    calls: int
+    hardware: str
+
+
+class BenchmarkRecord(FrozenModel):
+    """What a benchmark found, and where it is."""
+
+    found: Evaluation
+    timings: tuple[Seconds, ...]
+    chunks: int
+    measured: int
+    """Chunks that this run measured; the others were done before."""
+    curves: tuple[str, ...]
+    """Folders of the models whose quality curve was written."""
+    report: str | None
+    mlflow: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datagen.io.redaction import redacted
@@ -20,9 +20,18 @@ log = logging.getLogger(__name__)
 
 
 def log_benchmark(
-    name: str, settings: Mapping[str, Any], values: Mapping[str, float]
+    name: str,
+    settings: Mapping[str, Any],
+    values: Mapping[str, float],
+    *,
+    more: Sequence[Event] = (),
+    experiment: str = EXPERIMENT,
 ) -> str | None:
-    """Where the run is, as `log_run` tells it; None, with a warning, if it was not logged."""
+    """Where the run is, as `log_run` tells it; None, with a warning, if it was not logged.
+
+    Args:
+        more: tags, datasets and files, which must be on a disk.
+    """
     if not mlflow_installed():
         log.warning("MLflow is not installed: what was measured is not logged")
         return None
@@ -30,9 +39,10 @@ def log_benchmark(
         Params(values=flatten(settings)),
         Tags(values={"role": "benchmark"}),
         Metrics(step=0, time_ms=int(time.time() * 1000), values=dict(values)),
+        *more,
     ]
     try:
-        return log_run(events, experiment=EXPERIMENT, name=name)
+        return log_run(events, experiment=experiment, name=name)
     # Whatever MLflow raises, what was measured is printed.
     except Exception as error:
         message = "MLflow at %s rejects what was measured (%s): it is not logged"

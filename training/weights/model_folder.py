@@ -3,6 +3,7 @@ and read with checks."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from training.settings.model import DEFAULT_KIND, SystemSettings
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CURVE = "quality_curve.json"
+"""What was measured of a model, which decides about no pixel."""
 
 
 class ModelConfig(FrozenModel):
@@ -48,6 +51,16 @@ def count_parameters(folder: Path) -> int:
     with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
         shapes = [file.get_slice(name).get_shape() for name in list(file.keys())]
     return sum(map(math.prod, shapes))
+
+
+def digest_of_files(folder: Path) -> str:
+    """Of all that decides what a model makes of a picture, by SHA-256."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name != CURVE and not path.name.startswith("."):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 Config = TypeVar("Config", bound=ModelConfig)

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from datagen.dataset.manifest import load_manifest, open_state
 from datagen.review.verify import verify_dataset
-from pipelines.flows.full import FLOWS
+from pipelines.flows.deployable import FLOWS
 from pipelines.orchestration.deployment_text import description
 from pipelines.orchestration.guard import artifact_slug
 from pipelines.recipes.load import RECIPE_OF_FLOW, dataset_recipe

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from pipelines.recipes.benchmark_names import bundled_benchmarks
 from pipelines.recipes.catalog import Setting, settings_of, summaries, summary
 from pipelines.recipes.catalog_report import recipe_described, recipes_listed
 from pipelines.recipes.files import bundled_recipes
 from pipelines.recipes.overrides import RecipeError
 
 SMALL = "flowmapsr-small"
+NAMES = [*bundled_recipes(), *bundled_benchmarks()]
 
 
 def by_name(recipe: str, section: str) -> dict[str, Setting]:
@@ -27,7 +29,7 @@ def described(recipe: str) -> str:
 
 def test_each_bundled_recipe_says_in_one_line_what_it_is_for() -> None:
     found = summaries()
-    assert [one.name for one in found] == bundled_recipes()
+    assert [one.name for one in found] == NAMES
     for one in found:
         assert 20 < len(one.purpose) <= 80 and one.purpose.endswith("."), one.name
     lines = recipes_listed(found).lines
@@ -36,7 +38,7 @@ def test_each_bundled_recipe_says_in_one_line_what_it_is_for() -> None:
     assert "x4 super-resolution" in line and line.endswith("[dataset]")
 
 
-@pytest.mark.parametrize("name", bundled_recipes())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_a_type_and_a_meaning(name: str) -> None:
     found = settings_of(name)
     assert [one.name for one in found if not one.type or not one.meaning] == []

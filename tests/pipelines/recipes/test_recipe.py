@@ -11,8 +11,10 @@ from pydantic import BaseModel
 
 from datagen.build.memory import worker_memory
 from datagen.settings import DatasetRecipe
+from pipelines.recipes.benchmark_names import bundled_benchmarks
 from pipelines.recipes.files import BUNDLED, bundled_recipes, purpose
 from pipelines.recipes.load import (
+    benchmark_recipe,
     dataset_recipe,
     evaluation_settings,
     fitting_recipe,
@@ -23,6 +25,7 @@ from pipelines.recipes.load import (
     validated,
 )
 from pipelines.recipes.overrides import RecipeError, with_overrides
+from pipelines.terminal.text import yaml_lines
 
 Write = Callable[..., str]
 PATHS = ["sources=[/photos]", "output=/set"]
@@ -67,7 +70,9 @@ def test_bundled_recipes_are_valid(name: str) -> None:
 def test_each_ablation_of_elir_is_a_recipe_that_changes_the_training_of_the_demo() -> None:
     paths = ["manifest=/set", "output=/run"]
     demo, seen = training_recipe("elir-demo", paths), []
-    for name in sorted(f"elir-ablations/{path.stem}" for path in BUNDLED.glob("*/*.yaml")):
+    for name in sorted(
+        f"elir-ablations/{path.stem}" for path in BUNDLED.glob("elir-ablations/*.yaml")
+    ):
         seen.append(training_recipe(name, paths))
         assert seen[-1] not in (demo, *seen[:-1]), name
         assert 20 < len(purpose(name)) <= 80, name
@@ -480,3 +485,25 @@ def test_latents_of_every_codec_have_a_recipe_to_start_with(codec: str) -> None:
         fitting_recipe(recipe.codec.kind, preferred="realesrgan"), ["manifest=/a", "output=/b"]
     )
     assert worker_memory(recipe, threads=1) > 0
+
+
+@pytest.mark.parametrize("name", bundled_benchmarks())
+def test_bundled_benchmarks_are_valid_and_can_be_given_again(name: str, tmp_path: Path) -> None:
+    photos = [] if name == "table1" else ["photos=/held-out"]
+    recipe = benchmark_recipe(name, ["models=[w 2=/runs/a,/runs/b]", "output=/out", *photos])
+    models = [(one.name, one.folder) for one in recipe.models]
+    assert models == [("w 2", "/runs/a"), (None, "/runs/b")]
+    (tmp_path / "again.yaml").write_text("\n".join(yaml_lines(recipe.model_dump(mode="json"))))
+    assert benchmark_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+def test_benchmarks_that_cannot_be_are_refused() -> None:
+    paths = ["models=[/runs/a]", "output=/out"]
+    assert "photos: must be given" in refusal(benchmark_recipe, "table3", paths)
+    assert "'table1' has no 'training' section" in refusal(training_recipe, "table1")
+    both = [*paths, "photos=/p", "lora_scale=2"]
+    assert "lora_scale and lora_scales are both given" in refusal(benchmark_recipe, "table4", both)
+    twice = ["models=[/runs/a,/runs/a]", "output=/out", "photos=/p"]
+    assert "/runs/a is there twice" in refusal(benchmark_recipe, "table3", twice)
+    pairs = benchmark_recipe("table3", [*paths, "pairs={hq: /hq, lq: /lq}"])
+    assert pairs.scales is None and pairs.photos is None

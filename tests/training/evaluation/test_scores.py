@@ -57,7 +57,7 @@ def test_results_are_read_back_even_of_equal_pictures(tmp_path: Path) -> None:
     perfect = Method("perfect", 1, lambda photo: photo.original)
     scores = score([photo], [perfect], 2.0, find_metrics((), PRESETS["plain"]))
     found = Evaluation(rows=scores.rows, pictures=scores.pictures, seconds=scores.seconds)
-    write_results(str(tmp_path), "model", EvaluationSettings(photos="/photos"), found)
+    write_results(str(tmp_path), EvaluationSettings(photos="/photos"), found)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [PictureRow.model_validate_json(line) for line in lines] == list(scores.pictures)
     assert scores.pictures[0].values["psnr_rgb"] == float("inf")

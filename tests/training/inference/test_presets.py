@@ -42,8 +42,7 @@ def folder(tmp_path: Path, tiny_model: ModelSettings) -> Path:
 
 
 def curve_of(folder: Path, points: list[Point] = POINTS) -> QualityCurve:
-    config = Upscaler.from_pretrained(folder).config
-    return measured(config, points, photos=10, distortion=PSNR, perception=LPIPS)
+    return measured(folder, points, photos=10, distortion=PSNR, perception=LPIPS)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -14,12 +14,15 @@ from PIL import Image
 from training.evaluation.measure import Method
 from training.evaluation.photos import DegradedPhoto
 from training.evaluation.report.tables import method_label
+from training.evaluation.scores import MethodKey
 from training.run_dir.records import PSNR, PictureRow
 
 COUNT = 10
 """Photos of either kind, at most, over all scales."""
 CROP = 256
 """Side of the shown part of a photo, pixels."""
+MOST_METHODS = 8
+"""Above so many methods each model is shown in its best number of steps alone."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,23 @@ class Examples:
         """Restores once more what is shown of this scale: nothing else was kept."""
         by_name = {photo.name: photo for photo in photos}
         for why, name in chosen(rows, count=max(1, COUNT // self.scales)):
-            self.found.append(_example(by_name[name], scale, why, methods, rows))
+            photo = by_name[name]
+            of_photo = {(row.method, row.steps) for row in rows if row.photo == name}
+            results = {
+                (one.name, one.steps): one.make(photo).picture
+                for one in methods
+                if (one.name, one.steps) in of_photo & shown(rows)
+            }
+            self.found.append(example(photo, scale, why, results, rows))
+
+
+def shown(rows: Sequence[PictureRow]) -> set[MethodKey]:
+    """The methods whose pictures are shown: all, or the best of each model."""
+    keys = dict.fromkeys((row.method, row.steps) for row in rows)
+    if len(keys) <= MOST_METHODS:
+        return set(keys)
+    names = dict.fromkeys(name for name, _ in keys)
+    return {_best(rows, [key for key in keys if key[0] == name]) for name in names}
 
 
 def chosen(rows: Sequence[PictureRow], *, count: int) -> list[tuple[str, str]]:
@@ -81,35 +100,34 @@ def chosen(rows: Sequence[PictureRow], *, count: int) -> list[tuple[str, str]]:
     ]
 
 
-def judged(rows: Sequence[PictureRow]) -> tuple[str, int]:
-    """Method and steps of the model's highest mean PSNR."""
-    keys = dict.fromkeys((row.method, row.steps) for row in rows if row.steps)
-    return max(keys, key=lambda key: np.mean(list(_psnr(rows, key).values())))
+def judged(rows: Sequence[PictureRow]) -> MethodKey:
+    """Method and steps of the models' highest mean PSNR."""
+    return _best(rows, list(dict.fromkeys((one.method, one.steps) for one in rows if one.steps)))
 
 
-def _psnr(rows: Sequence[PictureRow], key: tuple[str, int]) -> dict[str, float]:
+def _best(rows: Sequence[PictureRow], keys: Sequence[MethodKey]) -> MethodKey:
+    return max(keys, key=lambda key: float(np.mean(list(_psnr(rows, key).values()))))
+
+
+def _psnr(rows: Sequence[PictureRow], key: MethodKey) -> dict[str, float]:
     return {row.photo: row.values[PSNR] for row in rows if (row.method, row.steps) == key}
 
 
-def _example(
+def example(
     photo: DegradedPhoto,
     scale: float,
     why: str,
-    methods: Sequence[Method],
+    results: Mapping[MethodKey, np.ndarray],
     rows: Sequence[PictureRow],
 ) -> Example:
+    """A photo with the results of some methods, the judged one among them."""
     psnr = {(row.method, row.steps): row.values[PSNR] for row in rows if row.photo == photo.name}
-    methods = [one for one in methods if (one.name, one.steps) in psnr]
-    results = [method.make(photo).picture for method in methods]
-    best = [(one.name, one.steps) for one in methods].index(judged(rows))
-    top, left = _farthest(results[best], photo.original)
+    best = list(results).index(judged(rows))
+    top, left = _farthest(results[judged(rows)], photo.original)
     lq = cv2.resize(photo.small, photo.size, interpolation=cv2.INTER_NEAREST)
     named = [
         ("LQ", None, lq),
-        *(
-            (method_label(one.name, one.steps), psnr[one.name, one.steps], result)
-            for one, result in zip(methods, results, strict=True)
-        ),
+        *((method_label(*key), psnr[key], result) for key, result in results.items()),
         ("original", None, photo.original),
     ]
     panels = [

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
-import torch
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from datagen.io.weight_files import read_json
+from training.evaluation.chunks import hardware
+from training.evaluation.differences import differences, told_differences
 from training.evaluation.report.charts import steps_chart, trade_chart
 from training.evaluation.report.examples import Example
 from training.evaluation.report.tables import Cell, MethodRow, table
 from training.evaluation.statistics import LEAST, Interval
-from training.run_dir.records import BICUBIC, CONVENTION, PSNR, Evaluation
+from training.run_dir.records import BICUBIC, CONVENTION, PSNR, Evaluation, Seconds
 from training.settings.evaluation import EvaluationSettings
 from training.tracking.provenance import code_tags
-from training.weights.model_folder import CONFIG, find_model
+from training.weights.model_folder import CONFIG
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,30 @@ def headline(part: ScalePart) -> str:
 
 
 def report_page(
-    model: str, settings: EvaluationSettings, found: Evaluation, examples: Sequence[Example]
+    title: str,
+    settings: EvaluationSettings,
+    found: Evaluation,
+    examples: Sequence[Example],
+    *,
+    timings: Sequence[Seconds] = (),
+    measured_on: str = "",
 ) -> bytes:
-    """The page of an evaluation of a model or run folder; the same evaluation on the same code
-    gives the same bytes."""
+    """The page of an evaluation; the same evaluation on the same code gives the same bytes.
+
+    Args:
+        timings: of a benchmark that times.
+        measured_on: what restored the photos; this machine where it is empty.
+    """
     scales = list(dict.fromkeys(row.scale for row in found.rows))
     parts = [_part(found, scale) for scale in scales]
     text = _template().render(
-        title=f"{model.rstrip('/').rpartition('/')[2]}: evaluation",
-        headlines=[headline(part) for part in parts],
+        title=title,
+        headlines=[headline(part) for part in parts] or ["Seconds of one picture."],
         parts=parts,
         examples=examples,
-        facts=_facts(model, settings),
+        differences=told_differences(differences(found)),
+        timings=timings,
+        facts=_facts(settings, found, measured_on or hardware()),
         notes=found.notes,
         better=found.better,
         convention=CONVENTION,
@@ -77,27 +90,27 @@ def report_page(
     return text.encode()
 
 
-def _facts(model: str, settings: EvaluationSettings) -> dict[str, str]:
+def _facts(settings: EvaluationSettings, found: Evaluation, measured_on: str) -> dict[str, str]:
     """What the page was made of, and how to make it again."""
-    config = read_json(find_model(model) / CONFIG)
     code = code_tags()
     at = f", commit {code['code.commit']}" if "code.commit" in code else ""
     changed = " and changes" if code.get("code.dirty") == "true" else ""
+    models = {name: _model_facts(folder) for name, folder in found.models.items()}
     return {
-        "model": f"{model}, stage {config['stage']}, step {config.get('step')}",
-        "recipe": str(config["recipe_digest"]),
-        "dataset": str(config["dataset_digest"]),
+        **(models if len(models) > 1 else {"model": ", ".join(models.values())}),
         "photos": settings.place,
         "settings": settings.model_dump_json(exclude={"photos", "pairs"}, exclude_none=True),
         "code": f"flowmapsr {code['code.version']}{at}{changed}",
-        "seconds": f"mean of a photo, alone in a batch, on {_hardware()}",
+        "seconds": f"mean of a photo, alone in a batch, on {measured_on}",
     }
 
 
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"a CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+def _model_facts(folder: str) -> str:
+    config = read_json(Path(folder) / CONFIG)
+    return (
+        f"{folder}, stage {config['stage']}, step {config.get('step')}; recipe "
+        f"{config['recipe_digest']}, dataset {config['dataset_digest']}"
+    )
 
 
 def _part(found: Evaluation, scale: float) -> ScalePart:

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from training.evaluation.differences import Verdict, values_by_method, verdict
 from training.evaluation.metrics.metric import Better
 from training.evaluation.statistics import Interval, mean_interval, paired_difference
 from training.run_dir.records import BICUBIC, EvaluationRow, PictureRow
-
-Verdict = Literal["better", "worse", "may be chance", ""]
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def table(
     Args:
         better: which way is better, by the name of a metric; others are compared with no verdict.
     """
-    by_method = _values(pictures, scale)
+    by_method = values_by_method(pictures, scale)
     of_baseline = by_method.get((baseline, 0), {})
     found = []
     for row in (row for row in rows if row.scale == scale):
@@ -77,19 +75,6 @@ def table(
     return found
 
 
-def _values(
-    pictures: Sequence[PictureRow], scale: float
-) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
-    """Method and steps -> metric -> photo -> value."""
-    found: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
-    for row in sorted(pictures, key=lambda one: one.photo):
-        if row.scale == scale:
-            metrics = found.setdefault((row.method, row.steps), {})
-            for name, value in row.values.items():
-                metrics.setdefault(name, {})[row.photo] = value
-    return found
-
-
 def _cell(
     name: str,
     mean: float,
@@ -100,12 +85,4 @@ def _cell(
     if own is None:  # of all pictures as a set
         return Cell(name, Interval(mean, float("nan"), float("nan"), 0), None, "")
     difference = None if others is None else paired_difference(own, others)
-    return Cell(name, mean_interval(own), difference, _verdict(difference, better))
-
-
-def _verdict(difference: Interval | None, better: Better | None) -> Verdict:
-    if difference is None or better is None:
-        return ""
-    if not difference.excludes_zero:
-        return "may be chance"
-    return "better" if (difference.mean > 0) == (better == "higher") else "worse"
+    return Cell(name, mean_interval(own), difference, verdict(difference, better))

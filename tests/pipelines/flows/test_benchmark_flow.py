@@ -1,0 +1,155 @@
+"""`flowmapsr benchmark` on a real Ray: kills, numbers of workers, what it writes and logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+from skimage.data import astronaut
+
+from datagen.errors import FlowmapsrError
+from pipelines.recipes.load import benchmark_recipe
+from tests.pipelines.conftest import Ended
+from tests.support.eventually import eventually
+from tests.support.models import saved_model
+from tests.support.tiny import MODEL
+from training.evaluation.benchmark import gathered, plan_benchmark
+from training.evaluation.results import write_results
+from training.settings.model import ModelSettings
+
+PHOTOS, CHUNKS = 5, 9
+MEASURE = """
+import sys
+from datagen.io.lock import BENCHMARK, output_lock
+from pipelines.cluster.ray_session import ray_cluster
+from pipelines.flows.benchmark import measure_step
+from pipelines.recipes.load import benchmark_recipe
+from training.evaluation.benchmark import plan_benchmark
+recipe = benchmark_recipe("quality-curve", sys.argv[1:])
+with output_lock(recipe.output, BENCHMARK) as lock, ray_cluster(cpus=1):
+    plan = plan_benchmark(recipe)
+    measure_step(plan, plan.pending(), lock)
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Settings of a benchmark of two tiny models."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(PHOTOS):
+        pixels = astronaut()[40 * index : 40 * index + 60, 100:180]
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    settings = ModelSettings.model_validate(MODEL)
+    for name, trained in (("a", False), ("b", True)):
+        saved_model(tmp_path / name, settings, trained=trained)
+    return [
+        *(f"models=[{tmp_path}/a,other={tmp_path}/b]", f"photos={photos}", "scales=[2]"),
+        *("steps=[1,2]", "photos_per_chunk=2", "curve.perception=[ssim_rgb]"),
+    ]
+
+
+def in_a_loop(words: list[str], output: Path) -> bytes:
+    """`results.jsonl` as one process makes it, with another size of chunks."""
+    recipe = benchmark_recipe("quality-curve", [*words, f"output={output}"])
+    recipe = recipe.model_copy(update={"photos_per_chunk": 4})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plan = plan_benchmark(recipe)
+    worker = plan.worker()
+    for chunk in plan.pending():
+        worker(chunk)
+    torch.set_num_threads(threads)
+    write_results(str(output), plan.settings, gathered(plan))
+    return (output / "results.jsonl").read_bytes()
+
+
+def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
+    words: list[str],
+    tmp_path: Path,
+    ray_cluster_address: str,
+    prefect_server: str,
+    mlflow_tables: Path,
+    invoke: Callable[..., Ended],
+) -> None:
+    store = f"sqlite:///{shutil.copy(mlflow_tables, tmp_path / 'mlflow.db')}"
+    env, out = {"RAY_ADDRESS": ray_cluster_address, "MLFLOW_TRACKING_URI": store}, tmp_path / "out"
+    words.append(f"output={out}")
+    killed = subprocess.Popen(
+        [sys.executable, "-c", MEASURE, *words, "workers=2"], env={**os.environ, **env}
+    )
+    measured = out / "measured"
+    eventually(lambda: killed.poll() is not None or any(measured.glob("*.json")), seconds=120)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = {path: path.stat().st_mtime_ns for path in measured.glob("*.json")}
+    assert 0 < len(before) < CHUNKS
+
+    servers = {**env, "PREFECT_API_URL": prefect_server}
+    ended = invoke("benchmark", "quality-curve", *words, "workers=1", "--json", env=servers)
+    assert ended.code == 0, ended.err
+    found = ended.json
+    done = CHUNKS - found["measured"]  # a worker may have ended a chunk after its command
+    assert found["chunks"] == CHUNKS and len(before) <= done <= len(before) + 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert not list(out.rglob(".*.tmp"))
+    assert (out / "results.jsonl").read_bytes() == in_a_loop(words[:-1], tmp_path / "loop")
+
+    (first, *_) = found["differences"]
+    assert (first["method"], first["against"], first["steps"]) == ("other", "a", 1)
+    assert first["mean"] < 0 and first["verdict"] == "worse" and first["photos"] == PHOTOS
+    page = (out / "report.html").read_text()
+    assert "other against a" in page and page.count("data-example>") >= 2
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["models"] == {"a": f"{tmp_path}/a", "other": f"{tmp_path}/b"}
+    assert len((out / "timings.jsonl").read_text().splitlines()) == len(found["rows"]) * PHOTOS
+    assert len(list((out / "lq/x2").glob("*.png"))) == PHOTOS
+
+    run = MlflowClient(store).get_run(found["mlflow"].partition(" in ")[0])
+    row = next(one for one in found["rows"] if (one["method"], one["steps"]) == ("other", 2))
+    assert run.data.metrics["psnr_rgb_x2_nfe2/other"] == pytest.approx(row["psnr"])
+    assert "| other | x2 | 2 |" in run.data.tags["mlflow.note.content"]
+
+    curve = json.loads((tmp_path / "b/quality_curve.json").read_text())
+    assert curve["perception"] == {"metric": "ssim_rgb", "better": "higher"}
+    assert [one["steps"] for one in curve["points"]] == [1, 2]
+    large = ("-o", str(tmp_path / "large.png"), "--scale", "2", "--model", str(tmp_path / "b"))
+    told = invoke("upscale", str(tmp_path / "photos/0.png"), *large, "--preset", "detailed")
+    assert told.code == 0 and "preset detailed: --steps" in told.err
+
+
+def test_what_decides_a_number_decides_which_chunks_are_measured_again(
+    words: list[str], tmp_path: Path
+) -> None:
+    def paths(*more: str) -> set[str]:
+        recipe = benchmark_recipe("quality-curve", [*words, f"output={tmp_path}/out", *more])
+        return {chunk.path for chunk in plan_benchmark(recipe).chunks}
+
+    all_chunks = paths()
+    assert len(all_chunks) == CHUNKS
+    elsewhere = ("workers=2", "report=false", "curve=null", "metrics=[psnr_y,ssim_rgb]")
+    assert paths(*elsewhere) == all_chunks
+    assert paths("seed=1").isdisjoint(all_chunks)
+    assert paths("precision=bf16").isdisjoint(all_chunks)
+    assert len(paths("baselines=[{kind: lanczos}]") & all_chunks) == CHUNKS - 3
+    Image.fromarray(astronaut()[:60, :80]).save(tmp_path / "photos/0.png")
+    assert len(paths() & all_chunks) == CHUNKS - 3
+    (tmp_path / "b/model.safetensors").write_bytes(b"other weights")
+    assert len(paths() & all_chunks) == CHUNKS - 3 - 2
+
+
+def test_missing_chunks_and_missing_metrics_are_named(words: list[str], tmp_path: Path) -> None:
+    recipe = benchmark_recipe("quality-curve", [*words, f"output={tmp_path}/out"])
+    plan = plan_benchmark(recipe)
+    with pytest.raises(FlowmapsrError, match="is missing or damaged: the output must be a folder"):
+        gathered(plan)

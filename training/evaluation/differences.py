@@ -1,0 +1,102 @@
+"""Two models of one evaluation compared photo by photo: which is better, and where that may be
+chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from datagen.records import FrozenModel
+from training.evaluation.metrics.metric import Better
+from training.evaluation.scores import MethodKey
+from training.evaluation.statistics import Interval, paired_difference
+from training.run_dir.records import Evaluation, PictureRow
+
+Verdict = Literal["better", "worse", "may be chance", ""]
+
+
+class Difference(FrozenModel):
+    """A model minus another one that restores in as many steps, as a mean over photos."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    method: str
+    against: str
+    scale: float
+    steps: int
+    metric: str
+    mean: float
+    low: float
+    """Of the 95 % interval; NaN for too few photos."""
+    high: float
+    photos: int
+    verdict: Verdict
+
+
+def differences(found: Evaluation) -> tuple[Difference, ...]:
+    """Of every model from the first one, at each scale and number of steps; none of a model that is
+    alone."""
+    return tuple(_each(found))
+
+
+def _each(found: Evaluation) -> Iterator[Difference]:
+    for scale in dict.fromkeys(row.scale for row in found.rows):
+        by_method = values_by_method(found.pictures, scale)
+        models = dict.fromkeys(name for name, steps in by_method if steps)
+        if len(models) < 2:
+            continue
+        first, *others = models
+        for name in others:
+            for steps in (steps for method, steps in by_method if method == name):
+                own, theirs = by_method[name, steps], by_method.get((first, steps), {})
+                for metric in (one for one in own if one in theirs):
+                    found_one = paired_difference(own[metric], theirs[metric])
+                    yield Difference(
+                        method=name,
+                        against=first,
+                        scale=scale,
+                        steps=steps,
+                        metric=metric,
+                        mean=found_one.mean,
+                        low=found_one.low,
+                        high=found_one.high,
+                        photos=found_one.count,
+                        verdict=verdict(found_one, found.better.get(metric)),
+                    )
+
+
+def values_by_method(
+    pictures: Sequence[PictureRow], scale: float
+) -> dict[MethodKey, dict[str, dict[str, float]]]:
+    """Method and steps -> metric -> photo -> value."""
+    found: dict[MethodKey, dict[str, dict[str, float]]] = {}
+    for row in sorted(pictures, key=lambda one: one.photo):
+        if row.scale == scale:
+            metrics = found.setdefault((row.method, row.steps), {})
+            for name, value in row.values.items():
+                metrics.setdefault(name, {})[row.photo] = value
+    return found
+
+
+def verdict(difference: Interval | None, better: Better | None) -> Verdict:
+    """What an interval says; nothing without a way that is better."""
+    if difference is None or better is None:
+        return ""
+    if not difference.excludes_zero:
+        return "may be chance"
+    return "better" if (difference.mean > 0) == (better == "higher") else "worse"
+
+
+def told_differences(found: Sequence[Difference]) -> Mapping[str, list[str]]:
+    """In words, by the two models: `x4, 2 steps: psnr_rgb +0.12 (+0.05 to +0.20), better`."""
+    lines: dict[str, list[str]] = {}
+    for one in found:
+        interval = f" ({one.low:+.3g} to {one.high:+.3g})" if one.low == one.low else ""
+        judged = f", {one.verdict}" if one.verdict else ""
+        lines.setdefault(f"{one.method} against {one.against}", []).append(
+            f"x{one.scale:g}, {one.steps} step{'s' if one.steps > 1 else ''}: "
+            f"{one.metric} {one.mean:+.3g}{interval}{judged}"
+        )
+    return lines
