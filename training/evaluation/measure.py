@@ -5,8 +5,10 @@ Needs no other photo, so that many machines can share the work; `scores.py` make
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,31 +106,61 @@ class Measurement:
     """(N, D) by the name of the features."""
 
 
-def measure(method: Method, photo: DegradedPhoto, scale: float, metrics: Metrics) -> Measurement:
-    """Restores a photo and measures the result; what it cannot be measured by is told in it."""
-    which = {
-        "photo": photo.name,
-        "method": method.name,
-        "scale": scale,
-        "steps": method.steps,
-        "lora_scale": method.lora_scale,
-        "guidance": method.guidance,
-    }
+def measure_all(
+    methods: Sequence[Method], photos: Sequence[DegradedPhoto], scale: float, metrics: Metrics
+) -> Iterator[Measurement]:
+    """Restores every photo by every method and measures the results, each beside the restoring of
+    the next; what one cannot be measured by is told in it."""
+    with ThreadPoolExecutor(1) as beside:
+        before: Future[Measurement] | None = None
+        for method, photo in itertools.product(methods, photos):
+            newest = beside.submit(_measured, _restored(method, photo, scale), metrics)
+            if before is not None:
+                yield before.result()
+            before = newest
+        if before is not None:
+            yield before.result()
+
+
+class _Result(NamedTuple):
+    photo: DegradedPhoto
+    measured: Measured
+    """Without values as yet."""
+    picture: np.ndarray | None
+    """None where the method has none."""
+
+
+def _restored(method: Method, photo: DegradedPhoto, scale: float) -> _Result:
+    measured = Measured(
+        photo=photo.name,
+        method=method.name,
+        scale=scale,
+        steps=method.steps,
+        lora_scale=method.lora_scale,
+        guidance=method.guidance,
+    )
     start = time.perf_counter()
     try:
         made = method.make(photo)
     except NoResult as none:
-        return Measurement(Measured(**which, flaw=none.flaw))
-    seconds = time.perf_counter() - start
-    features, missed = _features(made.picture, metrics)
+        return _Result(photo, measured.model_copy(update={"flaw": none.flaw}), None)
+    found = {"seconds": time.perf_counter() - start, "flaw": made.flaw}
+    return _Result(photo, measured.model_copy(update=found), made.picture)
+
+
+def _measured(result: _Result, metrics: Metrics) -> Measurement:
+    if result.picture is None:
+        return Measurement(result.measured)
+    features, missed = _features(result.picture, metrics)
+    original, scale = result.photo.original, result.measured.scale
     values: dict[str, float] = {}
     for metric in metrics.of_pictures:
         try:
-            values[metric.name] = metric.value(made.picture, photo.original, scale=scale)
+            values[metric.name] = metric.value(result.picture, original, scale=scale)
         except NotMeasurable as error:
             missed[metric.name] = str(error)
-    measured = Measured(**which, seconds=seconds, values=values, missed=missed, flaw=made.flaw)
-    return Measurement(measured, features)
+    found = {"values": values, "missed": missed}
+    return Measurement(result.measured.model_copy(update=found), features)
 
 
 def measure_original(photo: DegradedPhoto, scale: float, metrics: Metrics) -> Measurement:

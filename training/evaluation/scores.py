@@ -13,7 +13,7 @@ from training.evaluation.measure import (
     ORIGINAL,
     Measurement,
     Method,
-    measure,
+    measure_all,
     measure_original,
 )
 from training.evaluation.metrics.metric import Metrics, NotMeasurable
@@ -42,7 +42,7 @@ def score(
     """Measures every method on every photo, here."""
     originals = photos if metrics.of_sets else ()
     found = [
-        *(measure(method, photo, scale, metrics) for method in methods for photo in photos),
+        *measure_all(methods, photos, scale, metrics),
         *(measure_original(photo, scale, metrics) for photo in originals),
     ]
     costs = {(one.name, one.steps): one.cost for one in methods if one.cost is not None}

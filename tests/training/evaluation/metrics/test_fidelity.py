@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from training.evaluation.metrics.fidelity import psnr, ssim
+from training.evaluation.metrics.fidelity import _convolved, _filtered, psnr, ssim
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
@@ -31,3 +31,11 @@ def test_equal_images_have_no_error() -> None:
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     assert psnr(image, image).item() == float("inf")
     assert ssim(image, image).item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_window_of_a_gpu_and_that_of_a_cpu_give_the_same() -> None:
+    images = torch.from_numpy(np.random.default_rng(2).uniform(0, 255, (2, 3, 30, 17)))
+    weights = torch.arange(1.0, 12, dtype=torch.float64)
+    torch.testing.assert_close(
+        _filtered(images, weights), _convolved(images, weights), rtol=1e-12, atol=0
+    )
