@@ -26,7 +26,7 @@ from training.evaluation.measure import (
     Measured,
     Measurement,
     Method,
-    measure,
+    measure_all,
     measure_original,
 )
 from training.evaluation.metrics.catalog import find_metrics
@@ -98,7 +98,7 @@ class ChunkWorker:
         methods = self._methods(chunk.variant, scale)
         originals = photos if chunk.variant is None and metrics.of_sets else ()
         found = [
-            *(measure(method, photo, scale, metrics) for method in methods for photo in photos),
+            *measure_all(methods, photos, scale, metrics),
             *(measure_original(photo, scale, metrics) for photo in originals),
         ]
         record = ChunkRecord(
