@@ -130,12 +130,11 @@ def find_variants(
                     settings.guidance if w is None else w,
                 )
             )
-    taken = {one.name for one in settings.baselines} | {"bicubic", "original"}
     for one in found:
-        if one.name in taken:
-            raise FlowmapsrError(
-                f"a baseline has the name {one.name} of a model, or of bicubic; choose another"
-            )
+        if one.name in {"bicubic", "original"}:
+            raise FlowmapsrError(f"a model is called {one.name}, as another row; choose another")
+        if one.name in {baseline.name for baseline in settings.baselines}:
+            raise FlowmapsrError(f"baseline {one.name} has the name of the model; choose another")
     chains = [read_json(folder / CONFIG)["degradation"] for folder in folders]
     notes += [
         f"{name} was trained with another degradation than {names[0]}, whose is evaluated"
