@@ -96,6 +96,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.loading
 	$(BIN)/python -m tests.benchmarks.review
 	$(BIN)/python -m tests.benchmarks.elir_speed
+	[ -d $(DEMO_OUTPUT)/run ] || $(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
+	$(BIN)/python -m tests.benchmarks.tiles $(DEMO_OUTPUT)/run
 
 gpu-bundle: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.gpu.bundle $(if $(PHOTOS),--photos "$(PHOTOS)")

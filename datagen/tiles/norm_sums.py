@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class NormSums:
@@ -17,12 +18,29 @@ class NormSums:
 
     def add(self, x: Tensor) -> None:
         """Counts a tile's places: x is (B, C, ...)."""
-        groups = _precise(x).reshape(len(x), self.norm.num_groups, -1)
-        variance, mean = torch.var_mean(groups, dim=2, correction=0)
-        mean = mean.double()
-        squares = variance.double() + mean**2
-        sums = groups.shape[2] * torch.stack([torch.ones_like(mean), mean, squares])
+        self._normed(_precise(x), None, None)
+
+    def measure(self, x: Tensor) -> Tensor:
+        """Counts a tile's places, and gives what the norm by itself makes of them."""
+        norm = self.norm
+        if x.is_contiguous() and x.dtype == _precise(x).dtype:
+            return self._normed(x, norm.weight, norm.bias)
+        self.add(x)
+        return functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    def was_used(self) -> bool:
+        return self._sums is not None
+
+    def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        norm, places = self.norm, x[0, 0].numel()
+        # A twentieth of the time of `var_mean`; of another order in memory it rounds much more.
+        shape = len(x), norm.num_channels, places, norm.num_groups, norm.eps
+        result, mean, deviation = torch.native_group_norm(x.contiguous(), weight, bias, *shape)
+        mean, variance = mean.double(), deviation.double() ** -2 - norm.eps
+        count = places * norm.num_channels // norm.num_groups
+        sums = count * torch.stack([torch.ones_like(mean), mean, variance + mean**2])
         self._sums = sums if self._sums is None else self._sums + sums
+        return result
 
     def are_finite(self) -> bool:
         return self._sums is not None and bool(self._sums.isfinite().all())
@@ -54,10 +72,14 @@ def release(norm: nn.GroupNorm) -> None:
 
 
 def _scaled(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = scale.to(dtype), shift.to(dtype)
+    if x.is_contiguous():  # a quarter of the other way's time
+        flat, scale, shift = x.view(1, -1, *x.shape[2:]), scale.flatten(), shift.flatten()
+        nothing = torch.zeros_like(scale), torch.ones_like(scale)
+        return functional.batch_norm(flat, *nothing, scale, shift, eps=0.0).view(x.shape)
     places = (..., *(None for _ in range(x.ndim - 2)))
-    precise = _precise(x)
-    scale, shift = (values[places].to(precise.dtype) for values in (scale, shift))
-    return torch.addcmul(shift, precise, scale).to(x.dtype)
+    return torch.addcmul(shift[places], x.to(dtype), scale[places]).to(x.dtype)
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -20,18 +19,20 @@ class SharedNorms:
 
     def __init__(self, net: nn.Module) -> None:
         self.norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
-        self._sums: dict[nn.Module, NormSums] = {}
+        self._sums: dict[nn.GroupNorm, NormSums] = {}
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Inside, the network's passes are counted; what was measured before is forgotten."""
-        self._sums.clear()
-        hooks = [norm.register_forward_pre_hook(self._measure) for norm in self.norms]
+        sums = {norm: NormSums(norm) for norm in self.norms}
+        for norm, one in sums.items():
+            norm.forward = one.measure  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for norm in self.norms:
+                release(norm)
+            self._sums = {norm: one for norm, one in sums.items() if one.was_used()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -47,7 +48,3 @@ class SharedNorms:
     def are_finite(self) -> bool:
         """Whether everything that was measured is."""
         return all(sums.are_finite() for sums in self._sums.values())
-
-    def _measure(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(norm, nn.GroupNorm)
-        self._sums.setdefault(norm, NormSums(norm)).add(inputs[0])
