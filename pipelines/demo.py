@@ -23,7 +23,7 @@ from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
 from training.run_dir.paths import finished_stages
-from training.run_dir.records import BICUBIC, EvaluationRow
+from training.run_dir.records import BICUBIC, PSNR, EvaluationRow
 from training.tracking.parent_run import flush_pending
 from training.tracking.summary.ending import ending_lines
 
@@ -185,8 +185,8 @@ def copy_photos(photos: tuple[tuple[str, str], ...], folder: Path) -> None:
 
 def least_steps_gain(rows: tuple[EvaluationRow, ...]) -> float:
     """Mean over the scales of PSNR(fewest steps) - PSNR(bicubic), dB."""
-    bicubic = {row.scale: row.psnr for row in rows if row.method == BICUBIC}
+    bicubic = {row.scale: row.values[PSNR] for row in rows if row.method == BICUBIC}
     ours = [row for row in rows if row.steps]
     least = min(row.steps for row in ours)
-    gains = [row.psnr - bicubic[row.scale] for row in ours if row.steps == least]
+    gains = [row.values[PSNR] - bicubic[row.scale] for row in ours if row.steps == least]
     return sum(gains) / len(gains)

@@ -36,8 +36,12 @@ def evaluate(
             metavar="HOW", help="How pairs match: ends of names (_HR,_LR4) or a table (.csv)."
         ),
     ] = None,
+    no_reference: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Instead of --photos: LQ pictures without originals."),
+    ] = None,
     scales: Annotated[
-        str | None, typer.Option(help="Factors to downscale photos by.", show_default="4,8")
+        str | None, typer.Option(help="Factors to reduce and enlarge by.", show_default="4,8")
     ] = None,
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
@@ -88,6 +92,7 @@ def evaluate(
       flowmapsr evaluate /data/run --photos /held-out --track
       flowmapsr evaluate /data/a /data/b --photos /held-out --report ab.html
       flowmapsr evaluate /data/run --pairs HQ=/set/HR LQ=/set/LR
+      flowmapsr evaluate /data/run --no-reference /RealSet65 --scales 4
     """
     with process_edge(as_json=as_json) as out:
         from pipelines.recipes.load import (
@@ -102,6 +107,7 @@ def evaluate(
         settings = evaluation_settings(
             photos=photos,
             pairs=pair_values(pairs, match),
+            no_reference=no_reference,
             scales=None if scales is None else scales.split(","),
             steps=steps.split(","),
             lora_scale=lora_scale,

@@ -8,6 +8,7 @@ from pipelines.orchestration.run_page import show_end
 from pipelines.recipes.full_recipe import FullRecipe
 from pipelines.terminal.reports import evaluation_table
 from pipelines.terminal.text import duration
+from training.evaluation.main_metric import main_metric
 from training.run_dir.records import BICUBIC, EvaluationRow
 from training.tracking.summary.stage_table import Table
 
@@ -41,7 +42,14 @@ def show_full(
 def _best(rows: Sequence[EvaluationRow], scale: float) -> str:
     """`x4 27.10 dB in 1 step (bicubic 25.30)`."""
     here = [row for row in rows if row.scale == scale]
-    best = max((row for row in here if row.steps), key=lambda row: row.psnr)
-    base = next(row.psnr for row in here if row.method == BICUBIC)
-    steps = f"{best.steps} step{'s' if best.steps > 1 else ''}"
-    return f"x{scale:g} {best.psnr:.2f} dB in {steps} (bicubic {base:.2f})"
+    metric = main_metric(name for row in here for name in row.values)
+    if metric is None:
+        return f"x{scale:g} not measured"
+    by_method = {(row.method, row.steps): row.values.get(metric.name) for row in here}
+    found = {key: value for key, value in by_method.items() if value is not None}
+    ours = [(metric.rank(value), key) for key, value in found.items() if key[1]]
+    if not ours or (BICUBIC, 0) not in found:
+        return f"x{scale:g} not measured"
+    best = max(ours)[1]
+    steps = f"{best[1]} step{'s' if best[1] > 1 else ''}"
+    return f"x{scale:g} {metric.told(found[best])} in {steps} (bicubic {found[BICUBIC, 0]:.2f})"

@@ -240,6 +240,8 @@ def require_photos(settings: EvaluationSettings) -> None:
         _require(settings.photos, "evaluation.photos", "give a folder of photos")
     if settings.pairs is not None:
         _require_pairs(settings.pairs, "evaluation.pairs")
+    if settings.no_reference is not None:
+        _require(settings.no_reference, "evaluation.no_reference", "give a folder of pictures")
     for number, one in enumerate(settings.baselines):
         field = f"evaluation.baselines.{number}"
         match one.kind:

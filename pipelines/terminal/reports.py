@@ -149,15 +149,19 @@ def difference_lines(compared: Sequence[Difference]) -> list[str]:
 
 def evaluation_rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
     """For a program, with what the numbers mean."""
-    from training.run_dir.records import CONVENTION
+    from training.run_dir.records import convention_of
 
-    return {"rows": [row.model_dump(mode="json") for row in rows], "convention": CONVENTION}
+    return {
+        "rows": [row.model_dump(mode="json") for row in rows],
+        "convention": convention_of(rows),
+    }
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     """Lines of the table that compares methods, and what its numbers mean."""
-    from training.run_dir.records import CONVENTION
+    from training.run_dir.records import convention_of
 
+    convention = convention_of(rows)
     more = dict.fromkeys(name for row in rows for name in row.more)
     at_scale: dict[float, set[int | None]] = {}
     for row in rows:
@@ -168,13 +172,12 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
             row.method,
             f"x{row.scale:g}",
             str(row.steps) if row.steps else "-",
-            f"{row.psnr:.2f}",
-            f"{row.ssim:.4f}",
+            *([_digits(row.psnr, 2), _digits(row.ssim, 4)] if convention else []),
             f"{row.seconds:.2f}",
             "-" if row.parameters is None else f"{row.parameters / 1e6:.1f}",
             "-" if row.gflop is None else f"{row.gflop:.1f}",
             *([str(row.photos)] if unlike else []),
-            *(f"{row.more[name]:.4f}" if name in row.more else "-" for name in more),
+            *(_digits(row.more.get(name), 4) for name in more),
         )
         for row in rows
     ]
@@ -182,8 +185,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
         "method",
         "scale",
         "steps",
-        "PSNR dB",
-        "SSIM",
+        *(["PSNR dB", "SSIM"] if convention else []),
         "seconds",
         "M params",
         "GFLOP",
@@ -193,9 +195,13 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> list[str]:
     costs = "GFLOP: for a picture of 256x256"
     return [
         *table(headings, cells),
-        f"{CONVENTION}.",
+        *([f"{convention}."] if convention else []),
         *([costs] if any(row.gflop for row in rows) else []),
     ]
+
+
+def _digits(value: float | None, count: int) -> str:
+    return "-" if value is None else f"{value:.{count}f}"
 
 
 def upscaled(output: str, scale: float, report: UpscaleReport, *, unchanged: int) -> VerbResult:

@@ -19,7 +19,7 @@ from datagen.io import storage
 from training.evaluation.chunks import Chunk, ChunkRecord, ChunkWorker, read_chunk
 from training.evaluation.cost import Cost
 from training.evaluation.measure import Measurement
-from training.evaluation.metrics.catalog import find_metrics
+from training.evaluation.metrics.catalog import metrics_of
 from training.evaluation.metrics.metric import Metrics
 from training.evaluation.photo_list import PhotoFile, PhotoList, list_photos, told
 from training.evaluation.scores import MethodKey, summarize
@@ -27,7 +27,7 @@ from training.evaluation.speed import SpeedTask
 from training.evaluation.variants import Variant, Variants, find_variants
 from training.run_dir.records import Evaluation
 from training.settings.benchmark import BenchmarkRecipe
-from training.settings.evaluation import Baseline, EvaluationSettings
+from training.settings.evaluation import SOURCES, Baseline, EvaluationSettings
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import digest_of_files
@@ -79,9 +79,7 @@ def plan_benchmark(recipe: BenchmarkRecipe, *, system_of: SystemOf = default_sys
         system_of=system_of,
     )
     given = list_photos(settings) if recipe.measures_photos else PhotoList(())
-    metrics = find_metrics(
-        settings.metrics, settings.conventions(), weights=settings.metric_weights
-    )
+    metrics = metrics_of(settings)
     chunks = tuple(_chunks(recipe, settings, variants, given, metrics))
     return Plan(recipe, settings, variants, given, metrics, chunks)
 
@@ -95,7 +93,7 @@ def _chunks(
 ) -> Iterator[Chunk]:
     shared = {
         "format": _FORMAT,
-        "settings": settings.content() | dict.fromkeys(("baselines", "scales", "photos", "pairs")),
+        "settings": settings.content() | dict.fromkeys(("baselines", "scales", *SOURCES)),
         "metrics": sorted(metrics.better()),
         "degradation": variants.degradation.model_dump(mode="json"),
     }

@@ -29,7 +29,7 @@ from training.evaluation.measure import (
     measure_all,
     measure_original,
 )
-from training.evaluation.metrics.catalog import find_metrics
+from training.evaluation.metrics.catalog import metrics_of
 from training.evaluation.metrics.metric import Metrics
 from training.evaluation.photo_list import PhotoFile
 from training.evaluation.photos import read_photos
@@ -114,11 +114,7 @@ class ChunkWorker:
     @property
     def metrics(self) -> Metrics:
         if self._metrics is None:
-            self._metrics = find_metrics(
-                self.settings.metrics,
-                self.settings.conventions(),
-                weights=self.settings.metric_weights,
-            )
+            self._metrics = metrics_of(self.settings)
         return self._metrics
 
     def _methods(self, variant: Variant | None, scale: float) -> list[Method]:

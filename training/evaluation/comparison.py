@@ -22,14 +22,15 @@ CROP, ZOOM = 192, 2
 def comparison(
     upscaler: Upscaler, photos: Sequence[DegradedPhoto], steps: Sequence[int]
 ) -> Image.Image:
-    """A row for each photo; below every panel its name and its PSNR over the whole photo."""
+    """A row for each photo; below every panel its name and its PSNR over the whole photo, if there
+    is an original."""
     rows = [_panels(upscaler, photo, steps) for photo in photos]
     panels = [panel for row in rows for panel in row]
     return panel_grid(panels, columns=len(rows[0]), crop=CROP, zoom=ZOOM)
 
 
 def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> list[Panel]:
-    height, width = photo.original.shape[:2]
+    width, height = photo.size
     enlarged = bicubic(photo.small, (width, height))
     # Nearest repeats the LQ pixels as they are.
     repeated = Image.fromarray(photo.small).resize((width, height), Image.Resampling.NEAREST)
@@ -41,9 +42,12 @@ def _panels(upscaler: Upscaler, photo: DegradedPhoto, steps: Sequence[int]) -> l
         restored = upscaler.restore(upscaler.enlarge(photo.small, (width, height)), steps=count)
         label = f"{upscaler.method}, {count} step{'s' if count > 1 else ''}"
         panels.append(Panel(label, restored, _psnr(photo, restored)))
-    panels.append(Panel("original", photo.original, f"{width}x{height}"))
+    if photo.original is not None:
+        panels.append(Panel("original", photo.original, f"{width}x{height}"))
     return panels
 
 
 def _psnr(photo: DegradedPhoto, image: np.ndarray) -> str:
+    if photo.original is None:
+        return ""
     return f"{quality(photo.original, image).psnr:.2f} dB"

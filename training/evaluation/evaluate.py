@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method, write_lq
 from training.evaluation.measure import Method
-from training.evaluation.metrics.catalog import find_metrics
+from training.evaluation.metrics.catalog import metrics_of
 from training.evaluation.photo_list import PhotoList, list_photos, told
 from training.evaluation.photos import DegradedPhoto, read_photos
 from training.evaluation.scores import score
@@ -47,9 +47,7 @@ def evaluate(
     if isinstance(models, str):
         models = (BenchmarkModel(folder=models),)
     variants = find_variants(models, settings, system_of=system_of)
-    metrics = find_metrics(
-        settings.metrics, settings.conventions(), weights=settings.metric_weights
-    )
+    metrics = metrics_of(settings)
     ours: list[Method] = []
     for one in variants.each:
         upscaler = one.load(settings, system_of=system_of)

@@ -165,6 +165,7 @@ def _measured(result: _Result, metrics: Metrics) -> Measurement:
 
 def measure_original(photo: DegradedPhoto, scale: float, metrics: Metrics) -> Measurement:
     """What metrics of sets compare results with."""
+    assert photo.original is not None
     features, missed = _features(photo.original, metrics)
     measured = Measured(photo=photo.name, method=ORIGINAL, scale=scale, steps=0, missed=missed)
     return Measurement(measured, features)

@@ -1,5 +1,5 @@
-"""The photos of an evaluation by name and scale, not read yet: photos that are to be degraded, or
-pairs, whose scale their sizes say.
+"""The photos of an evaluation by name and scale, not read yet: photos that are to be degraded,
+pairs, whose scale their sizes say, or LQ pictures without originals.
 
 A list is cheap and picklable, so that parts of it can be read elsewhere.
 """
@@ -35,6 +35,8 @@ class PhotoFile(NamedTuple):
     """Of a pair, its HQ."""
     lq: SourceFile | None = None
     """Of a pair."""
+    has_original: bool = True
+    """False where the file is an LQ picture itself."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ def list_photos(settings: EvaluationSettings) -> PhotoList:
     """
     if settings.pairs is not None:
         return _pairs(settings.pairs)
-    assert settings.photos is not None
-    found = list_sources((settings.photos,))
+    folder = settings.photos or settings.no_reference
+    assert folder is not None
+    found = list_sources((folder,))
     photos = [
-        PhotoFile(_name(file.uri, settings.photos), scale, file)
+        PhotoFile(_name(file.uri, folder), scale, file, has_original=settings.has_originals)
         for scale in dict.fromkeys(settings.factors)
         for file in found.files
     ]

@@ -1,5 +1,5 @@
 """Reads the photos of an evaluation: an original and its small LQ, which is given, or made by the
-model's own chain at a fixed scale.
+model's own chain at a fixed scale; or an LQ alone.
 
 The degradation of a photo depends only on seed, photo and scale, so every model and every number
 of steps sees the same LQ image.
@@ -26,6 +26,7 @@ from datagen.settings import FilterSettings
 from training.data.seeded import seeded
 from training.evaluation.metrics.fidelity import WINDOW
 from training.evaluation.photo_list import IMAGES, PhotoFile, list_photos
+from training.inference.picture import enlarged_size
 from training.settings.evaluation import EvaluationSettings
 
 OnLeftOut = Callable[[Rejection], None]
@@ -33,21 +34,26 @@ OnLeftOut = Callable[[Rejection], None]
 
 @dataclass(frozen=True)
 class DegradedPhoto:
-    """An original (RGB uint8) and its small LQ image."""
+    """An original and its small LQ image, RGB uint8."""
 
     name: str
     """Its path below the folder of photos."""
-    original: np.ndarray
-    """Its sides are cut to what the LQ shows."""
+    original: np.ndarray | None
+    """Its sides are cut to what the LQ shows; None where there is none."""
     small: np.ndarray
     remarks: tuple[Rejection, ...] = ()
     """What a reader of its numbers should know, such as that it has 16 bits."""
+    enlarged: tuple[int, int] | None = None
+    """Width and height of a result, where there is no original."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the original."""
-        height, width = self.original.shape[:2]
-        return width, height
+        """Width and height of the original, and of every result."""
+        if self.original is not None:
+            height, width = self.original.shape[:2]
+            return width, height
+        assert self.enlarged is not None
+        return self.enlarged
 
 
 def degraded_photos(
@@ -82,12 +88,20 @@ def read_photos(
     """
     for file in files:
         try:
-            yield _pair(file, file.lq) if file.lq else _degraded(file, settings.seed, degradation)
+            yield _read(file, settings.seed, degradation)
         except (ImageRejected, storage.UnreadableError) as error:
             if on_left_out is None:
                 text = f"{file.file.uri}: {error.reason}; take it out of the folder"
                 raise FlowmapsrError(text) from error
             on_left_out(Rejection(file.file.uri, error.reason))
+
+
+def _read(photo: PhotoFile, seed: int, degradation: DegradationSettings) -> DegradedPhoto:
+    if not photo.has_original:
+        small, remarks = _decoded(photo.file, read_photo(photo.file))
+        size = enlarged_size(small, photo.scale)
+        return DegradedPhoto(photo.name, None, small, remarks, enlarged=size)
+    return _pair(photo, photo.lq) if photo.lq else _degraded(photo, seed, degradation)
 
 
 def _degraded(photo: PhotoFile, seed: int, degradation: DegradationSettings) -> DegradedPhoto:

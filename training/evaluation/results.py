@@ -11,7 +11,13 @@ from datagen.io import storage
 from datagen.io.local import errors
 from datagen.records import FrozenModel
 from training.evaluation.differences import Difference, differences
-from training.run_dir.records import CONVENTION, Evaluation, EvaluationRow, PictureSeconds, Seconds
+from training.run_dir.records import (
+    Evaluation,
+    EvaluationRow,
+    PictureSeconds,
+    Seconds,
+    convention_of,
+)
 from training.settings.evaluation import EvaluationSettings
 
 RESULTS, TIMINGS, SUMMARY = "results.jsonl", "timings.jsonl", "summary.json"
@@ -68,7 +74,7 @@ def write_results(
     summary = Summary(
         models=found.models,
         settings=settings,
-        convention=CONVENTION,
+        convention=convention_of(found.rows),
         rows=found.rows,
         differences=differences(found),
         timings=timings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict
@@ -11,7 +12,7 @@ from datagen.records import FrozenModel
 BICUBIC = "bicubic"
 """Method of the baseline rows of an evaluation."""
 PSNR, SSIM = "psnr_rgb", "ssim_rgb"
-"""Metrics of every evaluation; see `CONVENTION`."""
+"""Metrics of every evaluation with originals; see `CONVENTION`."""
 STILL_SECONDS = 30.0
 """A stage without a step for so long is said to stand still."""
 CONVENTION = (
@@ -152,9 +153,9 @@ class EvaluationRow(FrozenModel):
     lora_scale: float | None = None
     """As the evaluation set it; null is the model's own."""
     guidance: float | None = None
-    psnr: float
-    """dB against the original; see `CONVENTION`."""
-    ssim: float
+    psnr: float | None
+    """dB against the original; see `CONVENTION`. Null where there are no originals."""
+    ssim: float | None
     seconds: float
     """Mean seconds per photo."""
     parameters: int | None = None
@@ -170,6 +171,11 @@ class EvaluationRow(FrozenModel):
     def more(self) -> dict[str, float]:
         """The values that are not fields of their own."""
         return {name: one for name, one in self.values.items() if name not in (PSNR, SSIM)}
+
+
+def convention_of(rows: Iterable[EvaluationRow]) -> str:
+    """What PSNR and SSIM mean; nothing where they are not measured."""
+    return CONVENTION if any(row.psnr is not None for row in rows) else ""
 
 
 class PictureRow(FrozenModel):

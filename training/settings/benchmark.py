@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from datagen.records import Execution, Location, Settings
-from training.settings.evaluation import EvaluationSettings, MetricName
+from training.settings.evaluation import SOURCES, EvaluationSettings, MetricName
 
 Knob = Annotated[float, Field(ge=0)]
 
@@ -67,7 +67,7 @@ class BenchmarkRecipe(EvaluationSettings):
     """Guidance strengths, each a row of its own; empty takes `guidance`. Models that do not take it
     as an input have one row."""
     timing: TimingSettings | None = None
-    """Also time pictures of some sides; without `photos` and `pairs` nothing else is measured."""
+    """Also time pictures of some sides; without photos nothing else is measured."""
     curve: CurveSettings | None = None
     """Also write a quality curve into each model's folder."""
     photos_per_chunk: Execution[int] = Field(4, ge=1)
@@ -99,9 +99,17 @@ class BenchmarkRecipe(EvaluationSettings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.timing is not None and self.photos is None and self.pairs is None:
+        if self.timing is not None and not self.measures_photos:
             return self
         return super()._one_source()  # type: ignore[operator]
+
+    @model_validator(mode="after")
+    def _curve_has_originals(self) -> Self:
+        if self.curve is not None and not self.has_originals:
+            raise ValueError(
+                "a curve needs originals: give photos or pairs instead of no_reference"
+            )
+        return self
 
     @model_validator(mode="after")
     def _swept_or_set(self) -> Self:
@@ -112,7 +120,7 @@ class BenchmarkRecipe(EvaluationSettings):
 
     @property
     def measures_photos(self) -> bool:
-        return self.photos is not None or self.pairs is not None
+        return any(getattr(self, name) is not None for name in SOURCES)
 
     def evaluation(self) -> EvaluationSettings:
         """What is measured of each model, without its knobs."""

@@ -119,23 +119,29 @@ Baseline = Annotated[
 ]
 
 
+SOURCES = ("photos", "pairs", "no_reference")
+"""Fields that say what is evaluated; one of them is given."""
+
+
 class EvaluationSettings(Settings):
     """Held-out photos are degraded by the chain of the dataset at fixed scales, or come with their
-    LQ, and are restored."""
+    LQ, or are LQ without an original, and are restored."""
 
     photos: Location | None = Field(examples=["/path/to/held-out-photos"])
-    """Folder of held-out photos that are degraded; null, or left out, with `pairs`."""
+    """Folder of held-out photos that are degraded; null, or left out, with one of the next two."""
     pairs: PairSettings | None = None
     """Held-out photos whose LQ is given; nothing is degraded."""
+    no_reference: Location | None = Field(None, examples=["/path/to/RealSet65"])
+    """Folder of LQ pictures without originals: only metrics that need none are measured."""
     scales: Annotated[tuple[Annotated[float, Field(ge=1)], ...], Field(min_length=1)] | None = None
-    """Factors by which photos are reduced and enlarged again, 1 keeps their size; null takes 4 and
-    8. Those of pairs follow from their sizes."""
+    """Factors by which photos are reduced and enlarged again, or pictures without originals are
+    enlarged, 1 keeps their size; null takes 4 and 8. Those of pairs follow from their sizes."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4), min_length=1)
     """Numbers of network evaluations for each photo."""
     baselines: tuple[Baseline, ...] = ()
     """What the model is compared with beside bicubic interpolation."""
     metrics: tuple[MetricName, ...] = ()
-    """What is measured beside PSNR and SSIM on RGB."""
+    """What is measured beside PSNR and SSIM on RGB, or NIQE where there are no originals."""
     metric_weights: Execution[Location | None] = None
     """Folder of the networks that metrics need, as safetensors; null takes the downloads."""
     convention: Preset = "plain"
@@ -157,8 +163,10 @@ class EvaluationSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _no_photos(cls, values: Any) -> Any:
-        alone = isinstance(values, dict) and values.get("pairs") and "photos" not in values
-        return {**values, "photos": None} if alone else values
+        if not isinstance(values, dict) or "photos" in values:
+            return values
+        others = values.get("pairs") or values.get("no_reference")
+        return {**values, "photos": None} if others else values
 
     @field_validator("baselines")
     @classmethod
@@ -174,24 +182,31 @@ class EvaluationSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.photos is None and self.pairs is None:
-            raise ValueError("give photos or pairs: what is evaluated")
-        if self.pairs is not None:
-            for name in ("photos", "scales"):
-                if getattr(self, name) is not None:
-                    why = "these follow from their sizes" if name == "scales" else "give one"
-                    raise ValueError(f"pairs and {name} are both given, {why}; leave {name} out")
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"give one of {', '.join(SOURCES)}: what is evaluated")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; leave all but one out")
+        if self.pairs is not None and self.scales is not None:
+            raise ValueError("the scales of pairs follow from their sizes; leave scales out")
         return self
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """The scales of photos that are degraded."""
+        """The scales of photos that are degraded, and of pictures without originals."""
         return self.scales or (4.0, 8.0)
 
     @property
     def place(self) -> str:
         """Where the photos lie, for people."""
-        return self.photos or (f"{self.pairs.hq} and {self.pairs.lq}" if self.pairs else "")
+        if self.pairs is not None:
+            return f"{self.pairs.hq} and {self.pairs.lq}"
+        return self.photos or self.no_reference or ""
+
+    @property
+    def has_originals(self) -> bool:
+        """Whether results can be compared with what they should be."""
+        return self.no_reference is None
 
     def conventions(self) -> Convention:
         """Those of the preset, but for what is set beside it."""

@@ -11,7 +11,7 @@ from datagen.io import storage
 from datagen.records import flatten, read_record
 from training.run_dir.lock import run_lock
 from training.run_dir.paths import RunPaths, finished_stages
-from training.run_dir.records import CONVENTION, EvaluationRow
+from training.run_dir.records import EvaluationRow, convention_of
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
 from training.tracking.events import Artifact, Tags
@@ -61,7 +61,7 @@ def log_evaluation(
                 report = RunPaths(Path(recipe.output)).report
                 storage.write_bytes(str(report), page)
                 tracker.write(Artifact(path=str(report)))
-            tracker.write(Tags(values={**how, "eval.convention": CONVENTION}))
+            tracker.write(Tags(values={**how, "eval.convention": convention_of(rows)}))
             tracker.close("FINISHED")
     except FlowmapsrError as error:
         log.warning("the evaluation is not logged to MLflow: %s", error)
@@ -72,8 +72,8 @@ def evaluation_metrics(rows: Sequence[EvaluationRow]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for row in rows:
         method = f"nfe{row.steps}" if row.steps else row.method
-        metrics[f"{EVALUATION}psnr_x{row.scale:g}_{method}"] = row.psnr
-        metrics[f"{EVALUATION}ssim_x{row.scale:g}_{method}"] = row.ssim
-        for name, value in row.more.items():
-            metrics[f"{EVALUATION}{name}_x{row.scale:g}_{method}"] = value
+        values = {"psnr": row.psnr, "ssim": row.ssim, **row.more}
+        for name, value in values.items():
+            if value is not None:
+                metrics[f"{EVALUATION}{name}_x{row.scale:g}_{method}"] = value
     return metrics

@@ -406,14 +406,14 @@ def test_evaluation_arguments_are_checked() -> None:
     assert read("4, 8", "1,2").scales == (4.0, 8.0)
     assert "scales.1 = 'x'" in refusal(read, "4,x", "1")
     assert "steps.0 = '0'" in refusal(read, "4", "0")
-    assert "give photos or pairs" in refusal(evaluation_settings, photos=None)
+    assert "give one of photos, pairs, no_reference" in refusal(evaluation_settings, photos=None)
     pairs = pair_values(("LQ=/lr", "hq=/hr"), "_HR,_LR4")
     found = evaluation_settings(pairs=pairs).pairs
     assert found is not None and (found.hq, found.lq, found.match) == ("/hr", "/lr", "suffix")
     assert (found.hq_suffix, found.lq_suffix) == ("_HR", "_LR4")
     table = pair_values(("HQ=/hr", "LQ=/lr"), "/pairs.csv")
     assert table is not None and table["csv"] == "/pairs.csv"
-    assert "leave photos out" in refusal(evaluation_settings, photos="/photos", pairs=pairs)
+    assert "leave all but one out" in refusal(evaluation_settings, photos="/photos", pairs=pairs)
     assert "leave scales out" in refusal(evaluation_settings, scales=["4"], pairs=pairs)
     assert "write --pairs HQ=FOLDER LQ=FOLDER" in refusal(pair_values, ("HQ=/a", "/b"), None)
     assert "two ends of names" in refusal(pair_values, ("HQ=/a", "LQ=/b"), "_HR")

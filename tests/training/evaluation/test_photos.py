@@ -128,3 +128,31 @@ def test_a_photo_that_cannot_be_read_is_left_out_or_ends_it(tmp_path: Path) -> N
     with pytest.raises(FlowmapsrError, match=r"b\.png: not an image; take it out"):
         list(degraded_photos(settings, CHAIN, 4.0))
     assert told([Rejection("a", "x (1)"), Rejection("b", "x (2)")]) == ["a: x (1), and 1 more"]
+
+
+def test_pictures_without_originals_are_enlarged_at_each_scale(tmp_path: Path) -> None:
+    _save(tmp_path / "a.png", CAT)
+    _save(tmp_path / "deep/b.png", CAT[:101])
+    settings = EvaluationSettings.model_validate(
+        {"no_reference": str(tmp_path), "scales": [2, 1.5]}
+    )
+    photos, notes = _read(settings)
+    assert notes == [] and [photo.name for photo in photos] == ["a.png", "deep/b.png"] * 2
+    assert all(photo.original is None for photo in photos)
+    assert [photo.size for photo in photos] == [(600, 400), (600, 202), (450, 300), (450, 152)]
+    assert np.array_equal(photos[0].small, CAT)
+
+
+def test_one_kind_of_photos_is_given() -> None:
+    pairs = {"hq": "/a", "lq": "/b"}
+    for given, why in (
+        ({"photos": None}, "give one of photos, pairs, no_reference"),
+        (
+            {"photos": "/a", "no_reference": "/b"},
+            "photos and no_reference are given; leave all but",
+        ),
+        ({"pairs": pairs, "no_reference": "/b"}, "pairs and no_reference are given"),
+        ({"pairs": pairs, "scales": [4]}, "leave scales out"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            EvaluationSettings.model_validate(given)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from pipelines.terminal.reports import evaluation_table
 from tests.support.browser import browser
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
@@ -17,9 +18,11 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.report.examples import Examples, chosen
 from training.evaluation.report.page import report_page
 from training.evaluation.report.tables import table
+from training.evaluation.results import write_results
 from training.run_dir.records import EvaluationRow, PictureRow
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
+from training.tracking.evaluation_log import evaluation_metrics
 
 OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 SHOWN = "[...document.querySelectorAll('.compare img')].filter(i => i.naturalWidth > 0).length"
@@ -110,3 +113,50 @@ def test_a_report_opens_offline_on_a_desk_and_on_a_phone(
         eventually(lambda: chromium.evaluate("window.innerWidth") == 390)
         assert chromium.evaluate(OVERFLOW) <= 0
         chromium.screenshot(tmp_path / "phone.png")
+
+
+def test_without_originals_niqe_judges_and_nothing_is_compared(
+    tmp_path: Path, tiny_model: ModelSettings
+) -> None:
+    photos = tmp_path / "real"
+    photos.mkdir()
+    for i in range(6):
+        crop = data.astronaut()[60 * i : 60 * i + 100, 100 : 200 if i else 130]
+        Image.fromarray(crop).save(photos / f"{i}.png")
+    model = saved_model(tmp_path / "model", tiny_model, trained=True)
+    settings = EvaluationSettings.model_validate(
+        {
+            "no_reference": str(photos),
+            "scales": [2],
+            "steps": [1, 2],
+            "metrics": ["psnr_y", "dists"],
+        }
+    )
+    examples = Examples(scales=1)
+    found = evaluate(str(model), settings, on_scale=examples.add)
+    assert [list(row.values) for row in found.rows] == [["niqe"]] * 3
+    assert {(row.psnr, row.ssim) for row in found.rows} == {(None, None)}
+    assert found.notes == (
+        "psnr_y, dists: there are no originals to compare with",
+        "niqe at x2: 0.png: 60x200 holds fewer than two of its blocks of 96 pixels",
+    )
+    assert set(evaluation_metrics(found.rows)) == {
+        "eval/niqe_x2_bicubic", "eval/niqe_x2_nfe1", "eval/niqe_x2_nfe2"
+    }  # fmt: skip
+    head, *_, last = evaluation_table(found.rows)
+    assert "PSNR" not in head and "niqe" in head and last.startswith("GFLOP")
+    assert len(examples.found) == 5  # all that have a value
+    assert examples.found[0].why.startswith("restored worst: niqe ")
+    labels = [panel.label for panel in examples.found[0].panels]
+    assert labels[:2] == ["LQ", "bicubic"] and "original" not in labels
+    text = report_page("real: evaluation", settings, found, examples.found).decode()
+    headline = re.findall(r"<p>(x2: [^<]*)", text)[0]
+    assert "(lower is better) against bicubic (95 % interval" in headline
+    assert "psnr_rgb" not in text and "PSNR and SSIM on RGB" not in text
+    assert "farthest from the result of bicubic" in text
+    write_results(str(tmp_path / "out"), settings, found)
+    lines = (tmp_path / "out/results.jsonl").read_text().splitlines()
+    assert [list(PictureRow.model_validate_json(line).values) for line in lines[:2]] == [
+        [],
+        ["niqe"],
+    ]

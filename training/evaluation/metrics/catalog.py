@@ -18,23 +18,40 @@ from training.evaluation.metrics.metric import (
 )
 from training.evaluation.metrics.networks import Features, Networks
 from training.evaluation.metrics.weights import MetricWeights
-from training.settings.evaluation import Convention, MetricName
+from training.settings.evaluation import Convention, EvaluationSettings, MetricName
+
+ALONE: frozenset[MetricName] = frozenset(
+    ("niqe", "maniqa_koniq", "maniqa_pipal", "musiq_koniq", "clipiqa")
+)
+"""Metrics of a picture that need no original."""
 
 
 def find_metrics(
-    names: Sequence[MetricName], convention: Convention, *, weights: str | None = None
+    names: Sequence[MetricName],
+    convention: Convention,
+    *,
+    weights: str | None = None,
+    originals: bool = True,
 ) -> Metrics:
     """PSNR and SSIM on RGB, then the named metrics, each with its convention in its name.
 
     Args:
         weights: a folder of the networks; None takes the published downloads.
+        originals: whether there are any; without them NIQE comes first, and metrics that compare
+            are left out.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = Networks(MetricWeights(weights), device)
     always: tuple[MetricName, ...] = ("psnr_rgb", "ssim_rgb")
-    found: dict[str, Metric] = {}
+    wanted = [*((one, Convention()) for one in always), *((one, convention) for one in names)]
     left_out = []
-    for name, how in [*((one, Convention()) for one in always), *((n, convention) for n in names)]:
+    if not originals:
+        wanted = [(one, convention) for one in ("niqe", *names) if one in ALONE]
+        compared = [one for one in names if one not in ALONE]
+        if compared:
+            left_out.append(f"{', '.join(compared)}: there are no originals to compare with")
+    found: dict[str, Metric] = {}
+    for name, how in wanted:
         try:
             found |= {one.name: one for one in _metrics(name, how, networks)}
         except Unavailable as error:
@@ -43,6 +60,16 @@ def find_metrics(
         tuple(one for one in found.values() if isinstance(one, PictureMetric)),
         tuple(one for one in found.values() if isinstance(one, SetMetric)),
         tuple(left_out),
+    )
+
+
+def metrics_of(settings: EvaluationSettings) -> Metrics:
+    """What an evaluation measures."""
+    return find_metrics(
+        settings.metrics,
+        settings.conventions(),
+        weights=settings.metric_weights,
+        originals=settings.has_originals,
     )
 
 

@@ -4,6 +4,7 @@ metric."""
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from training.run_dir.records import PSNR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LINE, BASELINE = "#1f6feb", "#8b6f47"
+LINE = "#1f6feb"
+BASELINES = ("#8b6f47", "#b3372f", "#1a7f4b", "#7b4fb3", "#5b6675")
+"""Colors of methods without steps, in turn."""
 
 
 def steps_chart(rows: Sequence[MethodRow], metric: str, better: Better | None) -> str | None:
@@ -35,9 +38,9 @@ def steps_chart(rows: Sequence[MethodRow], metric: str, better: Better | None) -
         axes.fill_between(
             steps, [value.low for _, value in own], [value.high for _, value in own], alpha=0.15
         )
-    for row, cell in found:
-        if not row.steps:
-            axes.axhline(cell.value.mean, linestyle="--", color=BASELINE, label=row.method)
+    others = [(row, cell) for row, cell in found if not row.steps]
+    for (row, cell), color in zip(others, itertools.cycle(BASELINES), strict=False):
+        axes.axhline(cell.value.mean, linestyle="--", color=color, label=row.method)
     axes.set_xlabel("steps (network evaluations)")
     axes.set_ylabel(f"{metric}{f' ({better} is better)' if better else ''}")
     axes.set_xticks(sorted({row.steps for row, _ in found if row.steps}))

@@ -75,6 +75,8 @@ def example_tasks(rows: tuple[PictureRow, ...], photos: tuple[PhotoFile, ...]) -
         here = tuple(row for row in rows if row.scale == scale)
         files = {one.name: one for one in photos if one.scale == scale}
         named = chosen(here, count=max(1, COUNT // len(scales)))
+        if not named:
+            continue
         found = tuple(files[name] for _, name in named)
         tasks.append(ExampleTask(f"pictures x{scale:g}", found, tuple(w for w, _ in named), here))
     return tasks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +12,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from training.evaluation.main_metric import MainMetric, main_metric
 from training.evaluation.measure import Method
 from training.evaluation.photos import DegradedPhoto
 from training.evaluation.report.tables import method_label
 from training.evaluation.scores import MethodKey
-from training.run_dir.records import PSNR, PictureRow
+from training.run_dir.records import PictureRow
 
 COUNT = 10
 """Photos of either kind, at most, over all scales."""
@@ -30,8 +32,8 @@ class Panel:
     """One method's crop of a photo."""
 
     label: str
-    psnr: float | None
-    """Of the whole photo, dB; None for the original."""
+    value: str
+    """PSNR of the whole photo, or NIQE; empty for LQ and original."""
     uri: str
     """A `data:` URI of its pixels, lossless."""
 
@@ -44,7 +46,7 @@ class Example:
     scale: float
     why: str
     panels: tuple[Panel, ...]
-    """LQ enlarged by repetition, each method, original."""
+    """LQ enlarged by repetition, each method, original if there is one."""
     shown: Panel
     """Of the method that the photo was chosen by."""
 
@@ -87,30 +89,51 @@ def shown(rows: Sequence[PictureRow]) -> set[MethodKey]:
 
 
 def chosen(rows: Sequence[PictureRow], *, count: int) -> list[tuple[str, str]]:
-    """Why and which: photos by the judged method's PSNR, lowest first, then those where it differs
-    most from the first method's; none twice."""
+    """Why and which: photos by the judged method's PSNR, or NIQE, the worst first, then those where
+    it differs most from the first method's; none twice."""
+    metric = _metric(rows)
+    if metric is None:
+        return []
     baseline = rows[0].method
-    others, ours = _psnr(rows, (baseline, rows[0].steps)), _psnr(rows, judged(rows))
-    worst = sorted(ours, key=lambda photo: (ours[photo], photo))[:count]
-    gains = {photo: ours[photo] - others[photo] for photo in ours if photo not in worst}
+    others, ours = _values(rows, (baseline, rows[0].steps)), _values(rows, judged(rows))
+    worst = sorted(ours, key=lambda photo: (metric.rank(ours[photo]), photo))[:count]
+    gains = {
+        photo: ours[photo] - others[photo] for photo in ours.keys() & others if photo not in worst
+    }
     most = sorted(gains, key=lambda photo: (-abs(gains[photo]), photo))[:count]
     return [
-        *((f"restored worst: {ours[photo]:.2f} dB", photo) for photo in worst),
-        *((f"{gains[photo]:+.2f} dB over {baseline}", photo) for photo in most),
+        *((f"restored worst: {metric.told(ours[photo])}", photo) for photo in worst),
+        *((f"{metric.told_difference(gains[photo])} over {baseline}", photo) for photo in most),
     ]
 
 
 def judged(rows: Sequence[PictureRow]) -> MethodKey:
-    """Method and steps of the models' highest mean PSNR."""
+    """Method and steps of the models' best mean PSNR, or NIQE."""
     return _best(rows, list(dict.fromkeys((one.method, one.steps) for one in rows if one.steps)))
 
 
 def _best(rows: Sequence[PictureRow], keys: Sequence[MethodKey]) -> MethodKey:
-    return max(keys, key=lambda key: float(np.mean(list(_psnr(rows, key).values()))))
+    metric = _metric(rows)
+
+    def rank(key: MethodKey) -> float:
+        values = list(_values(rows, key).values())
+        return metric.rank(float(np.mean(values))) if metric and values else -math.inf
+
+    return max(keys, key=rank)
 
 
-def _psnr(rows: Sequence[PictureRow], key: MethodKey) -> dict[str, float]:
-    return {row.photo: row.values[PSNR] for row in rows if (row.method, row.steps) == key}
+def _metric(rows: Sequence[PictureRow]) -> MainMetric | None:
+    return main_metric(name for row in rows for name in row.values)
+
+
+def _values(rows: Sequence[PictureRow], key: MethodKey) -> dict[str, float]:
+    """Of the main metric, by photo."""
+    metric = _metric(rows)
+    return {
+        row.photo: row.values[metric.name]
+        for row in rows
+        if (row.method, row.steps) == key and metric and metric.name in row.values
+    }
 
 
 def example(
@@ -121,14 +144,16 @@ def example(
     rows: Sequence[PictureRow],
 ) -> Example:
     """A photo with the results of some methods, the judged one among them."""
-    psnr = {(row.method, row.steps): row.values[PSNR] for row in rows if row.photo == photo.name}
     best = list(results).index(judged(rows))
-    top, left = _farthest(results[judged(rows)], photo.original)
+    first = next(iter(results.values()))
+    top, left = _farthest(
+        results[judged(rows)], first if photo.original is None else photo.original
+    )
     lq = cv2.resize(photo.small, photo.size, interpolation=cv2.INTER_NEAREST)
     named = [
-        ("LQ", None, lq),
-        *((method_label(*key), psnr[key], result) for key, result in results.items()),
-        ("original", None, photo.original),
+        ("LQ", "", lq),
+        *((method_label(*key), _told(rows, key, photo), one) for key, one in results.items()),
+        *([] if photo.original is None else [("original", "", photo.original)]),
     ]
     panels = [
         Panel(label, value, data_uri(image[top : top + CROP, left : left + CROP]))
@@ -137,9 +162,15 @@ def example(
     return Example(photo.name, scale, why, tuple(panels), panels[1 + best])
 
 
-def _farthest(result: np.ndarray, original: np.ndarray) -> tuple[int, int]:
-    """Top and left of the crop where a result is farthest from the original."""
-    error = np.square(result.astype(np.float32) - original).mean(axis=2)
+def _told(rows: Sequence[PictureRow], key: MethodKey, photo: DegradedPhoto) -> str:
+    metric, value = _metric(rows), _values(rows, key).get(photo.name)
+    return "" if metric is None or value is None else metric.told(value)
+
+
+def _farthest(result: np.ndarray, other: np.ndarray) -> tuple[int, int]:
+    """Top and left of the crop where a result is farthest from the original, or from the first
+    method's where there is none."""
+    error = np.square(result.astype(np.float32) - other).mean(axis=2)
     height, width = (min(CROP, side) for side in error.shape)
     means = cv2.blur(error, (width, height), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     inside = means[: error.shape[0] - height + 1, : error.shape[1] - width + 1]

@@ -14,12 +14,13 @@ from markupsafe import Markup
 from datagen.io.weight_files import read_json
 from training.evaluation.chunks import hardware
 from training.evaluation.differences import differences, told_differences
+from training.evaluation.main_metric import main_metric
 from training.evaluation.report.charts import steps_chart, trade_chart
 from training.evaluation.report.examples import Example
 from training.evaluation.report.tables import Cell, MethodRow, table
 from training.evaluation.statistics import LEAST, Interval
-from training.run_dir.records import BICUBIC, CONVENTION, PSNR, Evaluation, Seconds
-from training.settings.evaluation import EvaluationSettings
+from training.run_dir.records import BICUBIC, PSNR, Evaluation, Seconds, convention_of
+from training.settings.evaluation import SOURCES, EvaluationSettings
 from training.tracking.provenance import code_tags
 from training.weights.model_folder import CONFIG
 
@@ -36,20 +37,23 @@ class ScalePart:
 
 
 def headline(part: ScalePart) -> str:
-    """The result at a scale in one sentence: the model's most exact number of steps, and whether
+    """The result at a scale in one sentence: the model's best number of steps, and whether
     its difference from the baseline is more than chance."""
+    metric = main_metric(part.metrics)
     compared = [
         (row, cell)
         for row in part.rows
-        if row.steps
+        if row.steps and metric is not None
         for cell in row.cells
-        if cell.metric == PSNR and cell.difference is not None and cell.difference.count
+        if cell.metric == metric.name and cell.difference is not None and cell.difference.count
     ]
-    if not compared:
+    if metric is None or not compared:
         return f"x{part.scale:g}: nothing to compare."
-    row, cell = max(compared, key=lambda one: one[1].value.mean)
+    row, cell = max(compared, key=lambda one: metric.rank(one[1].value.mean))
     assert cell.difference is not None
-    text = f"x{part.scale:g}: {row.label} {cell.difference.mean:+.2f} dB PSNR against {BICUBIC}"
+    by = metric.told_difference(cell.difference.mean)
+    kind = " PSNR" if metric.name == PSNR else f" ({metric.better} is better)"
+    text = f"x{part.scale:g}: {row.label} {by}{kind} against {BICUBIC}"
     if math.isnan(cell.difference.low):
         return f"{text} on {cell.difference.count} photos, too few to say more (from {LEAST} on)."
     bounds = f"95 % interval {cell.difference.low:+.2f} to {cell.difference.high:+.2f}"
@@ -84,7 +88,8 @@ def report_page(
         facts=_facts(settings, found, measured_on or hardware()),
         notes=found.notes,
         better=found.better,
-        convention=CONVENTION,
+        convention=convention_of(found.rows),
+        farthest_from="original" if settings.has_originals else f"result of {BICUBIC}",
         baseline=BICUBIC,
     )
     return text.encode()
@@ -99,7 +104,7 @@ def _facts(settings: EvaluationSettings, found: Evaluation, measured_on: str) ->
     return {
         **(models if len(models) > 1 else {"model": ", ".join(models.values())}),
         "photos": settings.place,
-        "settings": settings.model_dump_json(exclude={"photos", "pairs"}, exclude_none=True),
+        "settings": settings.model_dump_json(exclude=set(SOURCES), exclude_none=True),
         "code": f"flowmapsr {code['code.version']}{at}{changed}",
         "seconds": f"mean of a photo, alone in a batch, on {measured_on}",
     }
