@@ -18,10 +18,12 @@ from PIL import Image
 from skimage.data import astronaut
 
 from datagen.errors import FlowmapsrError
+from datagen.io import storage
 from pipelines.recipes.load import benchmark_recipe
 from tests.pipelines.conftest import Ended
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
+from tests.support.s3 import FaultyS3
 from tests.support.tiny import MODEL
 from training.evaluation.benchmark import gathered, plan_benchmark
 from training.evaluation.results import write_results
@@ -59,7 +61,7 @@ def words(tmp_path: Path) -> list[str]:
     ]
 
 
-def in_a_loop(words: list[str], output: Path) -> bytes:
+def in_a_loop(words: list[str], output: Path | str) -> bytes:
     """`results.jsonl` as one process makes it, with another size of chunks."""
     recipe = benchmark_recipe("quality-curve", [*words, f"output={output}"])
     recipe = recipe.model_copy(update={"photos_per_chunk": 4})
@@ -71,7 +73,7 @@ def in_a_loop(words: list[str], output: Path) -> bytes:
         worker(chunk)
     torch.set_num_threads(threads)
     write_results(str(output), plan.settings, gathered(plan))
-    return (output / "results.jsonl").read_bytes()
+    return storage.read_bytes(f"{output}/results.jsonl")
 
 
 def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
@@ -126,6 +128,14 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
     large = ("-o", str(tmp_path / "large.png"), "--scale", "2", "--model", str(tmp_path / "b"))
     told = invoke("upscale", str(tmp_path / "photos/0.png"), *large, "--preset", "detailed")
     assert told.code == 0 and "preset detailed: --steps" in told.err
+
+
+def test_results_may_be_in_s3(words: list[str], tmp_path: Path, faulty_s3: FaultyS3) -> None:
+    words = [*words, "metrics=[fid_patches]"]  # of which nothing is measured without weights
+    assert in_a_loop(words, f"s3://{faulty_s3.bucket}/out") == in_a_loop(words, tmp_path / "out")
+    recipe = benchmark_recipe("quality-curve", [*words, f"output=s3://{faulty_s3.bucket}/out"])
+    recipe = recipe.model_copy(update={"photos_per_chunk": 4})
+    assert plan_benchmark(recipe).pending() == []
 
 
 def test_what_decides_a_number_decides_which_chunks_are_measured_again(

@@ -26,6 +26,7 @@ from pipelines.recipes.load import RECIPE_OF_FLOW, dataset_recipe
 from pipelines.recipes.overrides import RecipeError
 from tests.pipelines.conftest import write_training
 from tests.support.eventually import eventually
+from tests.support.models import saved_model
 from tests.support.prefect_servers import Server, running_server, running_worker
 from tests.support.processes import kill_tree
 from tests.support.ray_processes import ray_actors
@@ -33,6 +34,7 @@ from tests.support.tiny import MODEL, WARMUP
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import StageRecord
 from training.run_dir.starts import read_starts
+from training.settings.model import ModelSettings
 
 Run = Callable[..., Any]
 POOL = "test pool"
@@ -323,3 +325,24 @@ def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
     recipe.write_text("training:\n  seed: 1\n")
     with pytest.raises(RecipeError, match="dataset"):
         dataset_recipe(str(recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_deployed_benchmark_writes_its_results(
+    server: Server, flowmapsr: Run, worker: object, photos: Path, tmp_path: Path
+) -> None:
+    model = saved_model(tmp_path / "m", ModelSettings.model_validate(MODEL), trained=True)
+    output = tmp_path / "out"
+    words = (f"models=[{model}]", f"photos={photos}", f"output={output}", "scales=[2]")
+    options = ("--flow", "benchmark", "metrics=[]", "--pool", POOL, "--json")
+    ended = flowmapsr("deploy", "table3", *words, *options, env=server.env)
+    assert ended.code == 0, ended.err
+    held = server.get(f"/deployments/{ended.json['id']}")
+    assert held["entrypoint"] == "pipelines.flows.benchmark.benchmark"
+    assert "Compares models." in held["description"] and f"`{photos}`" in held["description"]
+    run = server.start_run(ended.json["id"])
+    eventually(lambda: server.state(run) == "Completed")
+    assert len((output / "results.jsonl").read_text().splitlines()) == 6 * (1 + 3)
+    found = server.get(f"/flow_runs/{run}")
+    assert found["state"]["message"] == "1 model, 4 of 4 chunks measured"
