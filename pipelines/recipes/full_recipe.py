@@ -52,9 +52,13 @@ class FullRecipe(Settings):
         if not isinstance(data, Mapping) or not isinstance(data.get("output"), str):
             return data
         filled = dict(data)
+        evaluation = data.get("evaluation")
+        if isinstance(evaluation, Mapping) and evaluation.get("pairs") is not None:
+            # Recipes name scales, and pairs have theirs.
+            filled["evaluation"] = {**evaluation, "scales": None}
         for section, paths in derived_paths(data["output"]).items():
             if isinstance(data.get(section), Mapping):
-                filled[section] = {**paths, **data[section]}
+                filled[section] = {**paths, **filled[section]}
         return filled
 
     @model_validator(mode="after")

@@ -125,8 +125,10 @@ def _baselines(settings: EvaluationSettings, scale: float) -> dict[str, Any]:
 
 
 def _files(baseline: Baseline) -> Iterator[tuple[str, int, str]]:
-    for value in baseline.model_dump().values():
-        if isinstance(value, str) and "/" in value and storage.exists(value):
+    values = [one for one in baseline.model_dump().values() if isinstance(one, str) and "/" in one]
+    weights = [f"{one.removesuffix('.param')}.bin" for one in values if one.endswith(".param")]
+    for value in (*values, *weights):
+        if storage.exists(value):
             found = storage.scan(value)
             yield from sorted((one.uri, one.bytes, one.stamp) for one in found)
 

@@ -29,6 +29,8 @@ from training.evaluation.photo_list import IMAGES, PhotoFile, list_photos
 from training.inference.picture import enlarged_size
 from training.settings.evaluation import EvaluationSettings
 
+MIDDLE = 256
+"""Side of the part of an LQ that is looked at to tell whether a pair fits, pixels."""
 OnLeftOut = Callable[[Rejection], None]
 
 
@@ -119,12 +121,21 @@ def _pair(photo: PhotoFile, lq: SourceFile) -> DegradedPhoto:
     pixels, remarks = _decoded(photo.file, read_photo(photo.file))
     with reasons_of_lq(lq):
         small, _ = _decoded(lq, read_photo(lq))
-    found = register(pixels, small)
+    original = _large_enough(photo, _shown_by(small, pixels, photo.scale), pixels)
+    found = register(_middle(original, photo.scale * MIDDLE), _middle(small, MIDDLE))
     what = fault(found, largest_offset=FilterSettings().max_pair_offset)
     if what is not None:  # a strong degradation leaves as little in common: measured all the same
-        remarks = (*remarks, Rejection(photo.file.uri, f"measured, but {what}"))
-    original = _large_enough(photo, _shown_by(small, pixels, photo.scale), pixels)
+        remarks = (*remarks, Rejection(photo.file.uri, f"measured, but it may be a {what}"))
     return DegradedPhoto(photo.name, original, small, remarks)
+
+
+def _middle(picture: np.ndarray, side: float) -> np.ndarray:
+    """Enough of a pair to tell, at a tenth of the time that the whole would take."""
+    rows, columns = (
+        slice(max(0, round((length - side) / 2)), round((length + side) / 2))
+        for length in picture.shape[:2]
+    )
+    return picture[rows, columns]
 
 
 def _shown_by(small: np.ndarray, original: np.ndarray, scale: float) -> np.ndarray:

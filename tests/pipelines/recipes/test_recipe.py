@@ -507,3 +507,14 @@ def test_benchmarks_that_cannot_be_are_refused() -> None:
     assert "/runs/a is there twice" in refusal(benchmark_recipe, "table3", twice)
     pairs = benchmark_recipe("table3", [*paths, "pairs={hq: /hq, lq: /lq}"])
     assert pairs.scales is None and pairs.photos is None
+
+
+def test_a_whole_recipe_takes_pairs_with_their_own_scales() -> None:
+    given = {"output": "/out", "dataset.sources": ["/a"]}
+    pairs = {"evaluation.pairs.hq": "/hr", "evaluation.pairs.lq": "/lr"}
+    found = full_recipe("demo", {**given, **pairs}).evaluation
+    assert (found.place, found.scales) == ("/hr and /lr", None)
+    assert full_recipe("demo", {**given, "evaluation.no_reference": "/x"}).evaluation.factors == (
+        4,
+        8,
+    )

@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
 from datagen.photos.source_file import Rejection
+from tests.support.models import saved_model
+from training.evaluation.evaluate import evaluate
 from training.evaluation.photo_list import list_photos, scale_of, told
 from training.evaluation.photos import DegradedPhoto, degraded_photos, read_photos
+from training.inference.levels import bicubic
 from training.settings.evaluation import EvaluationSettings
+from training.settings.model import ModelSettings
 
 CHAIN = DegradationSettings(scale=(1, 8))
 CAT = data.chelsea()[40:240, 60:360]
@@ -92,7 +97,7 @@ def test_pairs_that_cannot_be_used_are_named_and_the_others_are_read(tmp_path: P
     assert nobody == f"{lr}/nobody.png: no HQ for this LQ"
     assert broken == f"{hr}/broken.png: corrupt (LQ {lr}/broken.png)"
     assert wide == f"{hr}/wide.png: sides of the pair differ beyond the scale (300x200 and 150x40)"
-    assert odd.startswith(f"{hr}/odd.png: measured, but pair of different pictures (")
+    assert odd.startswith(f"{hr}/odd.png: measured, but it may be a pair of different pictures (")
     with pytest.raises(FlowmapsrError, match=r"no file of .*HR \(5 photos\) matches"):
         list_photos(_settings(tmp_path, match="suffix", lq_suffix="_LR4"))
 
@@ -156,3 +161,28 @@ def test_one_kind_of_photos_is_given() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             EvaluationSettings.model_validate(given)
+
+
+def test_pairs_are_evaluated_scale_by_scale(tmp_path: Path, tiny_model: ModelSettings) -> None:
+    for name, scale in (("a", 2), ("b", 2), ("c", 4)):
+        _save(tmp_path / f"HR/{name}.png", CAT)
+        _save(tmp_path / f"LR/{name}.png", _small(CAT, scale))
+    _save(tmp_path / "HR/alone.png", CAT)
+    model = saved_model(tmp_path / "model", tiny_model)
+    settings = _settings(tmp_path).model_copy(update={"steps": (1,)})
+    found = evaluate(str(model), settings, lq_folder=str(tmp_path / "lq"))
+    assert [(row.method, row.scale, row.photos) for row in found.rows] == [
+        ("bicubic", 2, 2),
+        ("flowmapsr", 2, 2),
+        ("bicubic", 4, 1),
+        ("flowmapsr", 4, 1),
+    ]
+    assert found.notes == (f"{tmp_path}/HR/alone.png: no LQ for this HQ",)
+    enlarged = bicubic(_small(CAT, 4), (300, 200))
+    assert found.rows[2].psnr == pytest.approx(peak_signal_noise_ratio(CAT, enlarged))
+    written = (tmp_path / "lq").rglob("*.png")
+    assert sorted(str(one.relative_to(tmp_path / "lq")) for one in written) == [
+        "x2/a.png",
+        "x2/b.png",
+        "x4/c.png",
+    ]
