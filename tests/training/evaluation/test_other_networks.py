@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method
-from training.evaluation.measure import NoResult, measure
+from training.evaluation.measure import NoResult
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.other_networks import extras
 from training.evaluation.other_networks.enlarger import Enlarger
 from training.evaluation.other_networks.ncnn_network import Ends, find_ends, ncnn_network
 from training.evaluation.other_networks.spandrel_network import spandrel_network
 from training.evaluation.photos import DegradedPhoto
-from training.evaluation.scores import summarize
+from training.evaluation.scores import score
 from training.settings.evaluation import PRESETS, EvaluationSettings, NcnnNetwork, SpandrelNetwork
 
 SMALL = data.astronaut()[60:121, 180:250]  # 70x61
@@ -137,8 +137,7 @@ def test_a_wrong_folder_of_ncnn_is_named_and_other_rows_are_made(tmp_path: Path)
             ncnn_network(str(folder))
     metrics = find_metrics((), PRESETS["plain"])
     wrong = NcnnNetwork(kind="ncnn", name="wrong", folder=str(tmp_path))
-    found = measure(baseline_method(wrong, 2.0), PHOTO, 2.0, metrics)
-    scores = summarize([found], 2.0, metrics, {})
+    scores = score([PHOTO], [baseline_method(wrong, 2.0)], 2.0, metrics)
     assert scores.rows == ()
     (note,) = scores.notes
     assert note.startswith(f"wrong at x2: {tmp_path} must hold one .param")

@@ -168,7 +168,7 @@ def test_pairs_are_evaluated_scale_by_scale(tmp_path: Path, tiny_model: ModelSet
         _save(tmp_path / f"HR/{name}.png", CAT)
         _save(tmp_path / f"LR/{name}.png", _small(CAT, scale))
     _save(tmp_path / "HR/alone.png", CAT)
-    model = saved_model(tmp_path / "model", tiny_model)
+    model = saved_model(tmp_path / "model", tiny_model, trained=False)
     settings = _settings(tmp_path).model_copy(update={"steps": (1,)})
     found = evaluate(str(model), settings, lq_folder=str(tmp_path / "lq"))
     assert [(row.method, row.scale, row.photos) for row in found.rows] == [
