@@ -1,12 +1,12 @@
-"""Curves of a report as SVG: each metric over the number of steps, and PSNR against a perceptual
+"""Curves of a report as SVG: each metric over steps and strengths, and PSNR against a perceptual
 metric."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from training.evaluation.metrics.metric import Better
 from training.evaluation.report.tables import Cell, MethodRow
@@ -20,30 +20,74 @@ BASELINES = ("#8b6f47", "#b3372f", "#1a7f4b", "#7b4fb3", "#5b6675")
 """Colors of methods without steps, in turn."""
 
 
-def steps_chart(rows: Sequence[MethodRow], metric: str, better: Better | None) -> str | None:
-    """A metric with its intervals over the steps of each model, methods without steps as lines;
-    None where no model has two numbers of steps."""
+class Axis(NamedTuple):
+    """What the rows of a model differ in."""
+
+    label: str
+    value: Callable[[MethodRow], float | None]
+    """None for a row without it."""
+    text: str
+    """Of one value, such as `LoRA 2`."""
+
+
+AXES = (
+    Axis("steps (network evaluations)", lambda row: row.steps or None, "{:g} steps"),
+    Axis("LoRA scale", lambda row: row.lora_scale, "LoRA {:g}"),
+    Axis("guidance w", lambda row: row.guidance, "w {:g}"),
+)
+
+
+def curves(rows: Sequence[MethodRow], axis: Axis) -> dict[str, list[tuple[float, MethodRow]]]:
+    """Rows of models that differ in nothing but this, with its values and in their order, by what
+    they share; without those that have no second one beside them."""
+    found: dict[str, list[tuple[float, MethodRow]]] = {}
+    for row in rows:
+        place = axis.value(row)
+        if place is None:
+            continue
+        alike = [one for one in rows if one.model == row.model]
+        shared = [
+            one.text.format(value)
+            for one in AXES
+            if one is not axis
+            and (value := one.value(row)) is not None
+            and len({one.value(other) for other in alike}) > 1
+        ]
+        found.setdefault(", ".join([row.model, *shared]), []).append((place, row))
+    return {
+        name: sorted(own, key=lambda one: one[0]) for name, own in found.items() if len(own) > 1
+    }
+
+
+def metric_chart(
+    rows: Sequence[MethodRow], metric: str, better: Better | None, axis: Axis
+) -> str | None:
+    """A metric with its intervals over what rows differ in, methods without it as lines; None where
+    there is no such curve."""
     from matplotlib.figure import Figure  # 0.6 s, and needed for reports only
 
-    found = [(row, cell) for row in rows if (cell := _cell(row, metric)) is not None]
-    models = sorted({row.method for row, _ in found if row.steps})
-    if all(len([row for row, _ in found if row.method == name]) < 2 for name in models):
+    measured = [row for row in rows if _cell(row, metric) is not None]
+    found = curves(measured, axis)
+    if not found:
         return None
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.subplots()
-    for name in models:
-        own = [(row.steps, cell.value) for row, cell in found if row.method == name]
-        steps, means = [step for step, _ in own], [value.mean for _, value in own]
-        axes.plot(steps, means, "o-", label=name, color=LINE if len(models) == 1 else None)
+    for name, own in found.items():
+        places = [place for place, _ in own]
+        values = [cell.value for _, row in own if (cell := _cell(row, metric)) is not None]
+        color = LINE if len(found) == 1 else None
+        axes.plot(places, [one.mean for one in values], "o-", label=name, color=color)
         axes.fill_between(
-            steps, [value.low for _, value in own], [value.high for _, value in own], alpha=0.15
+            places, [one.low for one in values], [one.high for one in values], alpha=0.15
         )
-    others = [(row, cell) for row, cell in found if not row.steps]
-    for (row, cell), color in zip(others, itertools.cycle(BASELINES), strict=False):
+    others = [row for row in measured if not row.steps]
+    for row, color in zip(others, itertools.cycle(BASELINES), strict=False):
+        cell = _cell(row, metric)
+        assert cell is not None
         axes.axhline(cell.value.mean, linestyle="--", color=color, label=row.method)
-    axes.set_xlabel("steps (network evaluations)")
+    axes.set_xlabel(axis.label)
     axes.set_ylabel(f"{metric}{f' ({better} is better)' if better else ''}")
-    axes.set_xticks(sorted({row.steps for row, _ in found if row.steps}))
+    axes.set_xticks(sorted({place for own in found.values() for place, _ in own}))
     axes.legend(frameon=False)
     return svg(figure)
 
@@ -51,29 +95,35 @@ def steps_chart(rows: Sequence[MethodRow], metric: str, better: Better | None) -
 def trade_chart(
     rows: Sequence[MethodRow], perceptual: str, better: Mapping[str, Better]
 ) -> str | None:
-    """Distortion (PSNR) against perception: each method a point, a model's points joined."""
+    """Distortion (PSNR) against perception: each row a point, those of a curve joined."""
     from matplotlib.figure import Figure
 
-    points = [
-        (row, of_psnr.value.mean, of_other.value.mean)
-        for row in rows
-        if (of_psnr := _cell(row, PSNR)) is not None
-        and (of_other := _cell(row, perceptual)) is not None
-    ]
-    if len(points) < 2:
+    measured = [row for row in rows if _cell(row, PSNR) and _cell(row, perceptual)]
+    if len(measured) < 2:
         return None
+    # Over the steps where they differ; else over a strength.
+    axis = next((one for one in AXES if curves(measured, one)), AXES[0])
+    found = curves(measured, axis)
+    joined = {row.label for own in found.values() for _, row in own}
     figure = Figure(figsize=(4.6, 3.1), layout="constrained")
     axes = figure.subplots()
-    for name in sorted({row.method for row, _, _ in points}):
-        own = [(x, y) for row, x, y in points if row.method == name]
-        axes.plot([x for x, _ in own], [y for _, y in own], "o-", label=name)
-    for row, x, y in points:
-        if row.steps:
-            axes.annotate(str(row.steps), (x, y), xytext=(4, 4), textcoords="offset points")
+    for name, own in found.items():
+        points = [(_mean(row, PSNR), _mean(row, perceptual)) for _, row in own]
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=name)
+        for (value, _), point in zip(own, points, strict=True):
+            axes.annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points")
+    for row in (one for one in measured if one.label not in joined):
+        axes.plot(_mean(row, PSNR), _mean(row, perceptual), "s", label=row.label)
     axes.set_xlabel("psnr_rgb, dB (right is closer to the original)")
     axes.set_ylabel(f"{perceptual} ({better.get(perceptual, '')} is better)")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title=f"numbers: {axis.label}" if found else None)
     return svg(figure)
+
+
+def _mean(row: MethodRow, metric: str) -> float:
+    cell = _cell(row, metric)
+    assert cell is not None
+    return cell.value.mean
 
 
 def _cell(row: MethodRow, metric: str) -> Cell | None:

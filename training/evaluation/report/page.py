@@ -15,11 +15,13 @@ from datagen.io.weight_files import read_json
 from training.evaluation.chunks import hardware
 from training.evaluation.differences import differences, told_differences
 from training.evaluation.main_metric import main_metric
-from training.evaluation.report.charts import steps_chart, trade_chart
+from training.evaluation.report.charts import AXES, metric_chart, trade_chart
 from training.evaluation.report.examples import Example
 from training.evaluation.report.tables import Cell, MethodRow, table
 from training.evaluation.statistics import LEAST, Interval
+from training.run_dir.paths import StagePaths
 from training.run_dir.records import BICUBIC, PSNR, Evaluation, Seconds, convention_of
+from training.run_dir.starts import read_progress
 from training.settings.evaluation import SOURCES, EvaluationSettings
 from training.tracking.provenance import code_tags
 from training.weights.model_folder import CONFIG
@@ -114,16 +116,30 @@ def _model_facts(folder: str) -> str:
     config = read_json(Path(folder) / CONFIG)
     return (
         f"{folder}, stage {config['stage']}, step {config.get('step')}; recipe "
-        f"{config['recipe_digest']}, dataset {config['dataset_digest']}"
+        f"{config['recipe_digest']}, dataset {config['dataset_digest']}{_cost(Path(folder))}"
     )
 
 
+def _cost(model: Path) -> str:
+    """Of the training, where the model is still in its run's folder."""
+    run = model.parent.parent.parent
+    if StagePaths(run, model.parent.name).model != model:
+        return ""
+    found = [read_progress(StagePaths(run, one.name)) for one in model.parent.parent.iterdir()]
+    hours = sum(one.worker_hours for one in found if one is not None)
+    return f"; trained for {hours:.2g} worker hours, all stages"
+
+
 def _part(found: Evaluation, scale: float) -> ScalePart:
-    rows = table(found.rows, found.pictures, scale, found.better)
+    rows = table(found.rows, found.pictures, scale, found.better, models=tuple(found.models))
     metrics = list(dict.fromkeys(cell.metric for row in rows for cell in row.cells))
     perceptual = [name for name in metrics if found.better.get(name) == "lower"]
     charts = [
-        *(steps_chart(rows, name, found.better.get(name)) for name in metrics),
+        *(
+            metric_chart(rows, name, found.better.get(name), axis)
+            for axis in AXES
+            for name in metrics
+        ),
         *(trade_chart(rows, name, found.better) for name in perceptual),
     ]
     photos = {row.photo for row in found.pictures if row.scale == scale}

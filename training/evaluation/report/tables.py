@@ -29,7 +29,11 @@ class MethodRow:
     """A method at a scale."""
 
     method: str
+    model: str
+    """Without the strengths that a sweep sets."""
     steps: int
+    lora_scale: float | None
+    guidance: float | None
     seconds: float
     parameters: int | None
     gflop: float | None
@@ -51,12 +55,14 @@ def table(
     scale: float,
     better: Mapping[str, Better],
     *,
+    models: Sequence[str] = (),
     baseline: str = BICUBIC,
 ) -> list[MethodRow]:
     """All methods at a scale, compared with the baseline.
 
     Args:
         better: which way is better, by the name of a metric; others are compared with no verdict.
+        models: names of models without the strengths that a sweep sets.
     """
     by_method = values_by_method(pictures, scale)
     of_baseline = by_method.get((baseline, 0), {})
@@ -70,9 +76,25 @@ def table(
         if row.method == baseline:
             cells = [Cell(cell.metric, cell.value, None, "") for cell in cells]
         found.append(
-            MethodRow(row.method, row.steps, row.seconds, row.parameters, row.gflop, tuple(cells))
+            MethodRow(
+                method=row.method,
+                model=_model_of(row.method, models),
+                steps=row.steps,
+                lora_scale=row.lora_scale,
+                guidance=row.guidance,
+                seconds=row.seconds,
+                parameters=row.parameters,
+                gflop=row.gflop,
+                cells=tuple(cells),
+            )
         )
     return found
+
+
+def _model_of(method: str, models: Sequence[str]) -> str:
+    return max(
+        (one for one in models if f"{method} ".startswith(f"{one} ")), key=len, default=method
+    )
 
 
 def _cell(
