@@ -98,6 +98,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.elir_speed
 	[ -d $(DEMO_OUTPUT)/run ] || $(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 	$(BIN)/python -m tests.benchmarks.tiles $(DEMO_OUTPUT)/run
+	$(BIN)/python -m tests.benchmarks.upscale_speed $(DEMO_OUTPUT)/run
 
 gpu-bundle: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.gpu.bundle $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -14,7 +14,7 @@ from datagen.errors import FlowmapsrError
 from datagen.photos.color import composite
 from training.inference.metadata import Metadata, exif_of, xmp_packet
 from training.inference.picture import Picture
-from training.inference.png import PngRows
+from training.inference.png import LEVEL, PngRows
 from training.inference.profile import in_profile
 from training.inference.tiff import TiffRows, tiff_file
 
@@ -152,6 +152,7 @@ def _by_pillow(
     if format in QUALITY:
         options["quality"] = quality or QUALITY[format]
     if format == "PNG":
+        options["compress_level"] = LEVEL
         options["pnginfo"] = chunks = PngImagePlugin.PngInfo()
         if xmp is not None:
             chunks.add_itxt("XML:com.adobe.xmp", xmp.decode())

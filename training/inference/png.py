@@ -13,6 +13,8 @@ from training.inference.metadata import Metadata, exif_of, xmp_packet
 
 _COLORS = {1: 0, 2: 4, 3: 2, 4: 6}
 """The color type by the number of channels."""
+LEVEL = 4
+"""Of zlib, for filtered pixels: a third of the time of its usual 6, and 1 to 2 % more bytes."""
 _PIECE = 1 << 20
 """Bytes that are compressed at once."""
 
@@ -36,7 +38,7 @@ class PngRows:
         """
         self._stream, self._above = stream, np.zeros((1, 0), np.uint8)
         self._pixel = channels * dtype.itemsize
-        self._compressor = zlib.compressobj(strategy=zlib.Z_FILTERED)
+        self._compressor = zlib.compressobj(LEVEL, strategy=zlib.Z_FILTERED)
         header = struct.pack(">IIBBBBB", *size, 8 * dtype.itemsize, _COLORS[channels], 0, 0, 0)
         stream.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + metadata_chunks(metadata))
 

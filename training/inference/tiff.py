@@ -13,6 +13,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datagen.errors import FlowmapsrError
 from training.inference.metadata import Metadata, xmp_packet
+from training.inference.png import LEVEL
 
 _STRIP_BYTES = 1 << 20
 _LARGEST = 4 * 10**9
@@ -138,4 +139,5 @@ def _compressed(strip: np.ndarray) -> bytes:
     differences[:, 1:] -= strip[:, :-1]
     if sys.byteorder == "big":
         differences = differences.byteswap()
-    return zlib.compress(differences.tobytes())
+    compressor = zlib.compressobj(LEVEL, strategy=zlib.Z_FILTERED)
+    return compressor.compress(differences.tobytes()) + compressor.flush()

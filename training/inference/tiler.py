@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
+from training.inference.levels import is_finite
 from training.inference.shared_norms import SharedNorms
 from training.inference.tiling import blended_rows, tiles
 from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
@@ -161,7 +162,7 @@ class Tiler:
 
     def _finite(self, net: nn.Module, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         result = fn(x)
-        if result.isfinite().all():
+        if is_finite(result):
             return result
         self._tell()
         with _in_fp32(net):
