@@ -138,13 +138,29 @@ def evaluated(model: str, found: Evaluation, output: str | None, page: str | Non
 
 
 def difference_lines(compared: Sequence[Difference]) -> list[str]:
-    """How models differ, photo by photo, with intervals."""
-    from training.evaluation.differences import told_differences
+    """How models differ from the first one, photo by photo."""
+    from training.evaluation.differences import difference_rows
 
-    told = told_differences(compared)
-    return [
-        line for pair, lines in told.items() for line in (f"{pair}:", *(f"  {x}" for x in lines))
+    if not compared:
+        return []
+    metrics = list(dict.fromkeys(one.metric for one in compared))
+    cells = [
+        (
+            row.method,
+            f"x{row.scale:g}",
+            str(row.steps),
+            *(_difference(row.cells[name]) if name in row.cells else "-" for name in metrics),
+        )
+        for row in difference_rows(compared)
     ]
+    return [
+        *table((f"against {compared[0].against}", "scale", "steps", *metrics), cells),
+        "Better or worse: the 95 % interval of the differences of single photos excludes zero.",
+    ]
+
+
+def _difference(one: Difference) -> str:
+    return f"{one.mean:+.3g} {one.verdict}".rstrip()
 
 
 def evaluation_rows(rows: Sequence[EvaluationRow]) -> dict[str, Any]:

@@ -3,8 +3,8 @@ chance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict
 
@@ -89,14 +89,19 @@ def verdict(difference: Interval | None, better: Better | None) -> Verdict:
     return "better" if (difference.mean > 0) == (better == "higher") else "worse"
 
 
-def told_differences(found: Sequence[Difference]) -> Mapping[str, list[str]]:
-    """In words, by the two models: `x4, 2 steps: psnr_rgb +0.12 (+0.05 to +0.20), better`."""
-    lines: dict[str, list[str]] = {}
+class DifferenceRow(NamedTuple):
+    """A model at a scale in a number of steps, compared with the first one."""
+
+    method: str
+    scale: float
+    steps: int
+    cells: dict[str, Difference]
+    """By metric."""
+
+
+def difference_rows(found: Sequence[Difference]) -> list[DifferenceRow]:
+    """As a table has them."""
+    rows: dict[tuple[str, float, int], dict[str, Difference]] = {}
     for one in found:
-        interval = f" ({one.low:+.3g} to {one.high:+.3g})" if one.low == one.low else ""
-        judged = f", {one.verdict}" if one.verdict else ""
-        lines.setdefault(f"{one.method} against {one.against}", []).append(
-            f"x{one.scale:g}, {one.steps} step{'s' if one.steps > 1 else ''}: "
-            f"{one.metric} {one.mean:+.3g}{interval}{judged}"
-        )
-    return lines
+        rows.setdefault((one.method, one.scale, one.steps), {})[one.metric] = one
+    return [DifferenceRow(*key, cells) for key, cells in rows.items()]

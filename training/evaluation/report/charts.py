@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.evaluation.metrics.metric import Better
 from training.evaluation.report.tables import Cell, MethodRow
@@ -15,7 +15,9 @@ from training.run_dir.records import PSNR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LINE = "#1f6feb"
+LINE, UNNAMED = "#1f6feb", "#b7c0cc"
+MOST_NAMED = 6
+"""Above so many curves only the first and the last are told by name and color."""
 BASELINES = ("#8b6f47", "#b3372f", "#1a7f4b", "#7b4fb3", "#5b6675")
 """Colors of methods without steps, in turn."""
 
@@ -75,11 +77,11 @@ def metric_chart(
     for name, own in found.items():
         places = [place for place, _ in own]
         values = [cell.value for _, row in own if (cell := _cell(row, metric)) is not None]
-        color = LINE if len(found) == 1 else None
-        axes.plot(places, [one.mean for one in values], "o-", label=name, color=color)
-        axes.fill_between(
-            places, [one.low for one in values], [one.high for one in values], alpha=0.15
-        )
+        means = [one.mean for one in values]
+        axes.plot(places, means, "o-", **_look(found, name))
+        if len(found) == 1:  # those of several would hide each other
+            low, high = [one.low for one in values], [one.high for one in values]
+            axes.fill_between(places, low, high, alpha=0.15)
     others = [row for row in measured if not row.steps]
     for row, color in zip(others, itertools.cycle(BASELINES), strict=False):
         cell = _cell(row, metric)
@@ -109,7 +111,7 @@ def trade_chart(
     axes = figure.subplots()
     for name, own in found.items():
         points = [(_mean(row, PSNR), _mean(row, perceptual)) for _, row in own]
-        axes.plot([x for x, _ in points], [y for _, y in points], "o-", label=name)
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", **_look(found, name))
         for (value, _), point in zip(own, points, strict=True):
             axes.annotate(f"{value:g}", point, xytext=(4, 4), textcoords="offset points")
     for row in (one for one in measured if one.label not in joined):
@@ -118,6 +120,14 @@ def trade_chart(
     axes.set_ylabel(f"{perceptual} ({better.get(perceptual, '')} is better)")
     axes.legend(frameon=False, title=f"numbers: {axis.label}" if found else None)
     return svg(figure)
+
+
+def _look(curves: Mapping[str, object], name: str) -> dict[str, Any]:
+    """Name and color of a curve; of many only the first and the last have one."""
+    if len(curves) <= MOST_NAMED:
+        return {"label": name, "color": LINE if len(curves) == 1 else None}
+    ends = {next(iter(curves)): LINE, next(reversed(list(curves))): BASELINES[0]}
+    return {"label": name if name in ends else None, "color": ends.get(name, UNNAMED)}
 
 
 def _mean(row: MethodRow, metric: str) -> float:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from datagen.io.weight_files import read_json
 from training.evaluation.chunks import hardware
-from training.evaluation.differences import differences, told_differences
+from training.evaluation.differences import difference_rows, differences
 from training.evaluation.main_metric import main_metric
 from training.evaluation.report.charts import AXES, metric_chart, trade_chart
 from training.evaluation.report.examples import Example
@@ -80,12 +80,15 @@ def report_page(
     """
     scales = list(dict.fromkeys(row.scale for row in found.rows))
     parts = [_part(found, scale) for scale in scales]
+    compared = differences(found)
     text = _template().render(
         title=title,
         headlines=[headline(part) for part in parts] or ["Seconds of one picture."],
         parts=parts,
         examples=examples,
-        differences=told_differences(differences(found)),
+        differences=difference_rows(compared),
+        against=compared[0].against if compared else "",
+        differing=list(dict.fromkeys(one.metric for one in compared)),
         timings=timings,
         facts=_facts(settings, found, measured_on or hardware()),
         notes=found.notes,
