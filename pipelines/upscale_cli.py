@@ -5,7 +5,7 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -55,6 +55,10 @@ def upscale(
     strip_gps: Annotated[
         bool, typer.Option("--strip-gps", help="Leave out where photos were taken.")
     ] = False,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option(min=1, help="Of a photo; larger ones may be made to harm. [default: 179]"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files.")] = False,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Make only missing outputs.")
@@ -130,6 +134,8 @@ def upscale(
             quality=quality,
             strip_gps=strip_gps,
         )
+        if max_megapixels is not None:
+            settings = replace(settings, max_megapixels=max_megapixels)
         warn_of_scale(upscaler, scale)
         if any(job.record for job in jobs):
             digest = settings_digest(upscaler, settings)

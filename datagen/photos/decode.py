@@ -48,7 +48,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM",
 _MAGIC = 16  # bytes by which Pillow recognizes a format
 _BY_FIRST_BYTES = ("not an image", "too large", "heic without pillow-heif")
 _TIFF = (b"II", b"MM")
-_MAX_PIXELS = 178_956_970  # Pillow's limit for decompression bombs; 100 megapixels are real
+MOST_PIXELS = 178_956_970
+"""Of a picture: Pillow's limit for files that are made to fill memory; 100 megapixels are real."""
 _BACKGROUND = {"white": 255, "black": 0}
 _DEFAULTS = ImageSettings(damaged="accept")
 
@@ -65,6 +66,13 @@ class ImageRejected(FlowmapsrError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class TooManyPixels(ImageRejected):
+    """A picture of more pixels than are allowed."""
+
+    def __init__(self) -> None:
+        super().__init__("too large")
 
 
 class HeaderIncomplete(Exception):
@@ -138,13 +146,13 @@ def decode_photo(data: bytes, images: ImageSettings) -> np.ndarray:
     return upright_photo(load_image(data, images), images)
 
 
-def decode_image(data: bytes) -> DecodedImage:
+def decode_image(data: bytes, *, most_pixels: int = MOST_PIXELS) -> DecodedImage:
     """Pixels and transparency of an image file, whatever it is but an animation.
 
     Raises:
         ImageRejected: the reasons of `load_image`.
     """
-    image = load_image(data, _DEFAULTS)
+    image = load_image(data, _DEFAULTS, most_pixels=most_pixels)
     with _decoder_errors():
         rgb, lying = upright_canvas(image, 3)
         alpha = None
@@ -158,7 +166,9 @@ def decode_image(data: bytes) -> DecodedImage:
     return DecodedImage(rgb, None if alpha is None else alpha[..., 0], image)
 
 
-def load_image(data: bytes, images: ImageSettings) -> LoadedImage:
+def load_image(
+    data: bytes, images: ImageSettings, *, most_pixels: int = MOST_PIXELS
+) -> LoadedImage:
     """Decodes a file; afterwards its bytes are needed no longer.
 
     Raises:
@@ -167,7 +177,7 @@ def load_image(data: bytes, images: ImageSettings) -> LoadedImage:
             format".
     """
     with _decoder_errors(), _Head(data) as stream:
-        image = _open(stream)
+        image = _open(stream, most_pixels)
         header = header_of(image, data)
         _check_kind(header, images)
         turn = orientation(image)
@@ -244,7 +254,7 @@ def _header(head: bytes, complete: bool) -> ImageHeader:
     return header
 
 
-def _open(stream: _Head) -> ImageFile.ImageFile:
+def _open(stream: _Head, most_pixels: int = MOST_PIXELS) -> ImageFile.ImageFile:
     start = io.BytesIO.read(stream, _MAGIC)  # `getbuffer` would copy the whole file
     stream.seek(0)
     if not start:
@@ -254,22 +264,37 @@ def _open(stream: _Head) -> ImageFile.ImageFile:
     if not any(accept is not None and accept(start) is True for accept in accepting):
         raise ImageRejected("heic without pillow-heif" if is_heic(start) else "not an image")
     try:
-        image = Image.open(stream, formats=_FORMATS)
+        with _allowed(most_pixels):
+            image = Image.open(stream, formats=_FORMATS)
     except Image.UnidentifiedImageError as error:
         if not stream.cut and start[:2] in _TIFF and tiff_tags(stream.getvalue()):
             raise UnsupportedPixels from error
         raise ImageRejected("truncated" if stream.cut else "corrupt") from error
-    _check_size(*image.size)
+    _check_size(*image.size, most_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         check_tiff(image.tag_v2)
     return image
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, most_pixels: int = MOST_PIXELS) -> None:
     if width < 1 or height < 1:
         raise ImageRejected("corrupt")
-    if width * height > _MAX_PIXELS:
-        raise ImageRejected("too large")
+    if width * height > most_pixels:
+        raise TooManyPixels
+
+
+@contextmanager
+def _allowed(most_pixels: int) -> Iterator[None]:
+    """Pillow refuses pictures of twice its limit, which is one for the whole process."""
+    usual = Image.MAX_IMAGE_PIXELS
+    if most_pixels <= MOST_PIXELS:
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = most_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _check_kind(header: ImageHeader, images: ImageSettings) -> None:
@@ -308,7 +333,7 @@ def _decoder_errors() -> Iterator[None]:
     except UnsupportedPixels as error:
         raise ImageRejected("unsupported pixel format") from error
     except Image.DecompressionBombError as error:
-        raise ImageRejected("too large") from error
+        raise TooManyPixels from error
     except DECODER_ERRORS as error:
         message = str(error).lower()
         if "decompressed data too large" in message:  # a bomb in the text or profile of a PNG

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, Unpack
 
 from datagen.errors import FlowmapsrError
+from datagen.photos.decode import MOST_PIXELS, TooManyPixels
 from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
 from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
@@ -66,6 +67,8 @@ class UpscaleSettings:
     quality: int | None = None
     """Of JPEG, WebP and AVIF, 1 to 100; that of `QUALITY` when None."""
     strip_gps: bool = False
+    max_megapixels: float = MOST_PIXELS / 1e6
+    """Of a photo; files with more may be made to fill memory."""
 
     def how(self) -> How:
         return {
@@ -143,7 +146,8 @@ def default_model() -> str:
 
 def settings_digest(upscaler: PictureUpscaler, settings: UpscaleSettings) -> str:
     """Of the model's files and all settings that a result depends on."""
-    return sha256(f"{upscaler.digest()} {_resolved(upscaler, settings)}".encode())
+    decided = replace(_resolved(upscaler, settings), max_megapixels=0)  # decides about no pixel
+    return sha256(f"{upscaler.digest()} {decided}".encode())
 
 
 def upscale_all(
@@ -217,7 +221,7 @@ def upscaled_file(
         FlowmapsrError: no picture, one too large, or one that the format cannot hold.
     """
     photo = read_photo(job.source)
-    picture = read_picture(photo)
+    picture = _read(photo, settings.max_megapixels)
     format = FORMATS[PurePosixPath(job.target).suffix.lower()]
     size = enlarged_size(picture.rgb, settings.scale)
     check_size(size, format)
@@ -238,6 +242,17 @@ def upscaled_file(
     large = upscaler.upscale_picture(picture, scale=scale, watch=watch, **how)
     data, lost = encode(large, format, settings.quality)
     return UpscaledFile(photo, partial(_write, data), [*notes, *lost], megapixels)
+
+
+def _read(photo: bytes, max_megapixels: float) -> Picture:
+    try:
+        return read_picture(photo, most_pixels=int(max_megapixels * 1e6))
+    except TooManyPixels as error:
+        raise FlowmapsrError(
+            f"too large: files of more than {max_megapixels:.0f} megapixels may be made to fill "
+            "memory; if it is a real photo, give a larger --max-megapixels, and have 10 bytes of "
+            "memory for each pixel"
+        ) from error
 
 
 def _write(data: bytes, stream: IO[bytes]) -> None:

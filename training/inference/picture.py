@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datagen.photos.decode import LoadedImage, decode_image, upright_canvas
+from datagen.photos.decode import MOST_PIXELS, LoadedImage, decode_image, upright_canvas
 from training.inference.deep import deep_levels
 from training.inference.metadata import Metadata, read_metadata
 from training.inference.profile import WideProfile, converted, srgb
@@ -28,14 +28,17 @@ class Picture:
     """What was not kept, for the user."""
 
 
-def read_picture(data: bytes, *, deep: bool = True) -> Picture:
+def read_picture(data: bytes, *, deep: bool = True, most_pixels: int = MOST_PIXELS) -> Picture:
     """An image file of any format; more than 8 bits are kept of PNG, TIFF, AVIF and HEIC where
     `deep` asks for them.
+
+    Args:
+        most_pixels: of a picture that is no file made to fill memory.
 
     Raises:
         ImageRejected: the reasons of `load_image`.
     """
-    decoded = decode_image(data)
+    decoded = decode_image(data, most_pixels=most_pixels)
     header, notes = decoded.loaded.header, []
     metadata, left_out = read_metadata(decoded.loaded.pixels, cmyk=header.cmyk)
     notes += left_out

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datagen.photos.decode import MOST_PIXELS
 from training.inference.enlarger import Enlarger
 from training.inference.files import UpscaleSettings, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
@@ -161,6 +162,7 @@ class Upscaler(Enlarger):
         scale: float,
         quality: int | None = None,
         strip_gps: bool = False,
+        max_megapixels: float = MOST_PIXELS / 1e6,
         on_progress: OnProgress | None = None,
         cancel: Event | None = None,
         **how: Unpack[How],
@@ -172,6 +174,7 @@ class Upscaler(Enlarger):
         Args:
             quality: of JPEG, WebP and AVIF, 1 to 100.
             strip_gps: leaves out where the photo was taken.
+            max_megapixels: of the photo; files with more may be made to fill memory.
             on_progress, cancel, how: see `Options`.
 
         Returns:
@@ -187,6 +190,7 @@ class Upscaler(Enlarger):
             seed=self._options.seed if self._options else 0,
             quality=quality,
             strip_gps=strip_gps,
+            max_megapixels=max_megapixels,
             **how,
         )
         remove_leftovers(plan.jobs)

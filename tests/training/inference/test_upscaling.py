@@ -148,14 +148,30 @@ def test_a_bad_image_does_not_stop_the_others(
     (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
     report = upscale_all(jobs_of(folder, out), upscaler, UpscaleSettings(scale=2))
-    assert report.failed == [
-        (str(folder / "0.png"), "empty file"),
-        (str(folder / "1.png"), "too large"),
-        (str(folder / "2.jpg"), "truncated"),
-    ]
+    empty, bomb, torn = report.failed
+    assert empty == (str(folder / "0.png"), "empty file")
+    assert torn == (str(folder / "2.jpg"), "truncated")
+    assert bomb[0] == str(folder / "1.png")
+    assert re.search(r"too large.* 179 megapixels .*--max-megapixels", bomb[1])
     assert [Image.open(path).size for path in report.written] == [(16, 12), (16, 12)]
     assert sorted(path.name for path in out.rglob("[!.]*.???")) == ["a.jpg", "b.png"]
     assert report.megapixels == pytest.approx(2 * 16 * 12 / 1e6)
+
+
+def test_a_photo_larger_than_the_usual_limit_is_read_where_that_is_asked_for(
+    tmp_path: Path, upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    (tmp_path / "in.png").write_bytes(saved(Image.effect_noise((50, 50), 50)))
+
+    def failed(**settings: Any) -> list[tuple[str, str]]:
+        target = tmp_path / "out.png"
+        jobs = jobs_of(tmp_path / "in.png", target, overwrite=True)
+        return upscale_all(jobs, upscaler, UpscaleSettings(scale=1, **settings)).failed
+
+    assert "too large" in failed()[0][1]
+    assert failed(max_megapixels=200) == []
+    assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 def run(folder: Path | str, out: Path | str, upscaler: Upscaler, **options: Any) -> list[str]:
