@@ -167,12 +167,12 @@ def report_step(
 ) -> BenchmarkRecord:
     """Writes results, page and curves, and logs them to MLflow."""
     recipe, output = plan.recipe, plan.recipe.output
-    write_results(output, plan.settings, found, timings)
+    write_results(output, recipe, found, timings)
     report = storage.join(output, REPORT) if recipe.report else None
     if report is not None:
         page = report_page(
             f"{', '.join(found.models)}: benchmark",
-            plan.settings,
+            recipe,
             found,
             examples,
             timings=timings,

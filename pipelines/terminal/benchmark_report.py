@@ -33,6 +33,7 @@ def benchmarked(recipe: BenchmarkRecipe, record: BenchmarkRecord) -> VerbResult:
         "report": record.report,
         "mlflow": record.mlflow,
     }
+    chunks = counted(record.chunks, "chunk")
     next_step = command(
         "upscale", "PHOTO", "-o", "OUT.png", "--model", next(iter(found.models.values()))
     )
@@ -43,7 +44,7 @@ def benchmarked(recipe: BenchmarkRecipe, record: BenchmarkRecord) -> VerbResult:
         *difference_lines(compared),
         *_timing_table(record.timings),
         *(f"Note: {note}" for note in found.notes),
-        f"Measured {record.measured} of {counted(record.chunks, 'chunk')} of photos.",
+        *([f"Measured {record.measured} of {chunks} of photos."] if record.chunks else []),
         f"Wrote {recipe.output}: {RESULTS}, summary.json",
         *([f"Wrote {record.report}: open it in a browser"] if record.report else []),
         *(f"Wrote the quality curve of {folder}" for folder in record.curves),

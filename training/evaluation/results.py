@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
@@ -28,7 +29,8 @@ class Summary(FrozenModel):
 
     models: dict[str, str]
     """Folder of each, by its name in the table."""
-    settings: EvaluationSettings
+    settings: dict[str, Any]
+    """Of the evaluation, or the recipe of the benchmark."""
     convention: str
     """Of the fields `psnr` and `ssim` of a row; the names of other metrics say theirs."""
     rows: tuple[EvaluationRow, ...]
@@ -73,7 +75,7 @@ def write_results(
     storage.write_bytes(f"{base}/{TIMINGS}", _timings(found).encode())
     summary = Summary(
         models=found.models,
-        settings=settings,
+        settings=settings.model_dump(mode="json"),
         convention=convention_of(found.rows),
         rows=found.rows,
         differences=differences(found),

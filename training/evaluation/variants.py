@@ -176,10 +176,18 @@ def _names(
 
 
 def told_apart(places: Sequence[str]) -> list[str]:
-    """For each place the last part of its path that the others do not share: `/data/w2/run` and
-    `/data/w3/run` are `w2` and `w3`."""
-    parts = [PurePosixPath(place).parts for place in places]
+    """For each place the last part of its path that the others do not share, and that says more
+    than `run`: `/data/w2/run` and `/data/w3` are `w2` and `w3`."""
+    parts = [_telling(PurePosixPath(place).parts) for place in places]
     depth = 1
     while depth < min(map(len, parts)) and len({one[-depth] for one in parts}) == 1:
         depth += 1
+    if len(set(parts)) == 1:
+        depth = 1
     return [one[-min(depth, len(one))] for one in parts]
+
+
+def _telling(parts: tuple[str, ...]) -> tuple[str, ...]:
+    while len(parts) > 2 and parts[-1] in ("run", "model"):
+        parts = parts[:-1]
+    return parts

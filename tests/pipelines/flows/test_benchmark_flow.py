@@ -25,8 +25,10 @@ from tests.support.eventually import eventually
 from tests.support.models import saved_model
 from tests.support.s3 import FaultyS3
 from tests.support.tiny import MODEL
-from training.evaluation.benchmark import gathered, plan_benchmark
+from training.evaluation.benchmark import gathered, plan_benchmark, speed_tasks
+from training.evaluation.report.page import report_page
 from training.evaluation.results import write_results
+from training.evaluation.speed import SpeedWorker, read_seconds
 from training.settings.model import ModelSettings
 
 PHOTOS, CHUNKS = 5, 9
@@ -72,7 +74,7 @@ def in_a_loop(words: list[str], output: Path | str) -> bytes:
     for chunk in plan.pending():
         worker(chunk)
     torch.set_num_threads(threads)
-    write_results(str(output), plan.settings, gathered(plan))
+    write_results(str(output), recipe, gathered(plan))
     return storage.read_bytes(f"{output}/results.jsonl")
 
 
@@ -128,6 +130,30 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
     large = ("-o", str(tmp_path / "large.png"), "--scale", "2", "--model", str(tmp_path / "b"))
     told = invoke("upscale", str(tmp_path / "photos/0.png"), *large, "--preset", "detailed")
     assert told.code == 0 and "preset detailed: --steps" in told.err
+
+
+def test_models_are_timed_without_photos(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    timing = ("timing.sides=[32,64]", "timing.calls=3", "timing.warm_ups=1")
+    recipe = benchmark_recipe("table1", [words[0], *timing, f"output={out}"])
+    assert recipe.timing is not None
+    plan = plan_benchmark(recipe)
+    worker = SpeedWorker(plan.settings, recipe.timing)
+    for task in speed_tasks(plan):
+        assert read_seconds(task.path) is None
+        worker(task)
+    timings = tuple(row for task in speed_tasks(plan) for row in read_seconds(task.path) or ())
+    assert [(one.method, one.side, one.steps) for one in timings] == [
+        (name, side, steps) for name in ("a", "other") for side in (32, 64) for steps in (1, 2, 4)
+    ]
+    assert all(0 < one.low <= one.seconds <= one.high and one.calls == 3 for one in timings)
+    found = gathered(plan)
+    write_results(str(out), recipe, found, timings)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["timings"][0]["hardware"].startswith("a CPU") and summary["rows"] == []
+    assert summary["settings"]["timing"]["calls"] == 3
+    page = report_page("timed", recipe, found, [], timings=timings).decode()
+    assert "Seconds of one picture" in page and "64x64" in page
 
 
 def test_results_may_be_in_s3(words: list[str], tmp_path: Path, faulty_s3: FaultyS3) -> None:

@@ -86,4 +86,6 @@ def test_a_damaged_chunk_is_measured_again(tmp_path: Path, name: str) -> None:
 def test_models_are_named_by_what_their_folders_do_not_share() -> None:
     assert told_apart(["/data/w2/run", "/data/w3/run"]) == ["w2", "w3"]
     assert told_apart(["/data/a", "/data/b"]) == ["a", "b"]
-    assert told_apart(["/a/run", "/run"]) == ["a", "/"]
+    assert told_apart(["/a/run", "/data/b"]) == ["a", "b"]
+    assert told_apart(["/a/x/run", "/a/x"]) == ["x", "x"]  # which is refused
+    assert told_apart(["/run", "/a/run"]) == ["run", "a"]
