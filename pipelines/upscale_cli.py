@@ -16,6 +16,7 @@ from pipelines.terminal import reports
 from pipelines.terminal.doing import doing
 from pipelines.terminal.options import (
     AsJson,
+    Backend,
     ColorFix,
     ColorStrength,
     Guidance,
@@ -43,6 +44,7 @@ def upscale(
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
     precision: Precision = "auto",
+    backend: Backend = "torch",
     seed: Annotated[int, typer.Option(help="Of the noise that ELIR adds, for every photo.")] = 0,
     tile: Tile = None,
     max_memory: MaxMemory = None,
@@ -122,7 +124,13 @@ def upscale(
         from training.inference.upscaler import Upscaler
 
         options = LoadOptions(
-            knobs.lora_scale, knobs.guidance, precision, seed, tile=tile, max_memory=max_memory
+            knobs.lora_scale,
+            knobs.guidance,
+            precision,
+            seed,
+            tile=tile,
+            max_memory=max_memory,
+            backend=backend,
         )
         upscaler = Upscaler.from_pretrained(folder, **asdict(options))
         settings = UpscaleSettings(

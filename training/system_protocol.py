@@ -25,7 +25,7 @@ from training.engine.engine import Engine
 from training.run_dir.datasets import digest_of
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
-from training.settings.evaluation import Precision
+from training.settings.evaluation import Backend, Precision
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
 from training.trainer import Losses, Trainer
@@ -236,6 +236,8 @@ class LoadOptions:
     same_everywhere: bool = False
     """Whether memory decides about no tile, so that results are the same wherever they are made: a
     `tile` of None then is `EVERYWHERE`, and one that does not fit an error."""
+    backend: Backend = "torch"
+    """What runs the network."""
 
     @property
     def side(self) -> int | None:

@@ -33,6 +33,10 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
 ]
+Backend = Annotated[
+    Literal["torch", "openvino"],
+    typer.Option(help="What runs the network; openvino is faster on CPUs (an extra)."),
+]
 
 
 def _bytes(text: str) -> int:

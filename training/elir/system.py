@@ -65,6 +65,11 @@ class ElirSystem:
                 f"tile={options.tile}: the model in {folder} is of kind elir, which restores in "
                 "tiles of its own: leave it out"
             )
+        if options.backend != "torch":
+            raise FlowmapsrError(
+                f"backend={options.backend}: the model in {folder} is of kind elir, which PyTorch "
+                "runs: leave it out"
+            )
         networks = load_networks(folder, config, device)
         dtype = options.dtype(device)
         return ElirRestorer(networks, config, dtype, options.seed, options.max_memory)

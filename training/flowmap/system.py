@@ -29,6 +29,7 @@ from training.flowmap.lora import add_lora, check_targets
 from training.flowmap.model_folder import FlowMapConfig, load_matching_codec, load_net, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
+from training.flowmap.openvino_unet import run_by_openvino
 from training.flowmap.time_maps import draw_time_map, grid_times
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
@@ -81,6 +82,8 @@ class FlowMapSystem:
             )
         net = load_net(folder, config, device, lora_scale=options.lora_scale)
         net.to(options.dtype(device))
+        if options.backend == "openvino":
+            run_by_openvino(net.unet)
         if guidance is None:
             guidance = config.guidance_strength
         return FlowMapRestorer(

@@ -1,4 +1,4 @@
-"""Whether a model restores in bfloat16 what it restores in float32."""
+"""Whether a model restores in bfloat16, or by another backend, what it restores in float32."""
 
 from __future__ import annotations
 
@@ -24,15 +24,24 @@ def loaded(
     device: torch.device,
     in_tiles: InTiles,
 ) -> Restorer:
-    """The restorer, in the precision asked for. Where that is `auto` and the device computes in
-    bfloat16, it is compared with float32 on one picture, and that taken where they differ."""
+    """The restorer, in the precision and by the backend asked for. Where the precision is `auto`
+    and the device computes in bfloat16, or another backend than PyTorch runs it, it is compared
+    with PyTorch in float32 on one picture, and that taken where they differ."""
     restorer = load(options)
-    if options.precision != "auto" or options.dtype(device) != torch.bfloat16:
+    is_fast = options.precision == "auto" and options.dtype(device) == torch.bfloat16
+    if not is_fast and options.backend == "torch":
         return restorer
-    exact = load(replace(options, precision="fp32"))
+    exact = load(replace(options, precision="fp32", backend="torch"))
     found = agreement(restorer, exact, in_tiles)
     if found >= LEAST:
         return restorer
+    if options.backend != "torch":
+        log.warning(
+            "the model by %s is %.1f dB from itself by PyTorch in fp32, less than %g: PyTorch runs "
+            "it",
+            *(options.backend, found, LEAST),
+        )
+        return loaded(load, replace(options, backend="torch"), device, in_tiles)
     log.warning(
         "the model in bf16 is %.1f dB from itself in fp32, less than %g: it restores in fp32, "
         "which takes longer (precision=bf16 takes bf16 all the same)",

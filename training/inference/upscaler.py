@@ -25,7 +25,7 @@ from training.inference.made import publish, remove_leftovers
 from training.inference.precision import loaded
 from training.inference.tiler import Tiler
 from training.inference.watch import OnProgress, Watch
-from training.settings.evaluation import Precision
+from training.settings.evaluation import Backend, Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import (
@@ -66,6 +66,7 @@ class Upscaler(Enlarger):
         tile: int | None = None,
         max_memory: int | None = None,
         same_everywhere: bool = False,
+        backend: Backend = "torch",
         system_of: SystemOf = default_system_of,
     ) -> Upscaler:
         """Loads a model folder, or the last finished stage of a run folder.
@@ -83,6 +84,8 @@ class Upscaler(Enlarger):
                 None.
             same_everywhere: tiles do not depend on the memory of this machine, so that results are
                 the same wherever they are made.
+            backend: what runs the network; `openvino` takes less time on CPUs, for flow maps and
+                pictures without tiles, and needs the extra of that name.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
@@ -92,7 +95,7 @@ class Upscaler(Enlarger):
         system = system_of(model_kind(folder))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = LoadOptions(
-            lora_scale, guidance, precision, seed, tile, max_memory, same_everywhere
+            lora_scale, guidance, precision, seed, tile, max_memory, same_everywhere, backend
         )
         tiler = Tiler(tile=options.side, max_memory=max_memory, fixed=same_everywhere)
         return cls(

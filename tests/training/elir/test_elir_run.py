@@ -157,6 +157,8 @@ def test_the_model_folder_holds_collapsed_weights_and_restores(
     assert np.array_equal(restored, upscaler.upscale(image, scale=1.5, steps=3))
     with pytest.raises(FlowmapsrError, match="tile=512: .* of kind elir, which restores in tiles"):
         Upscaler.from_pretrained(alone.output, tile=512)
+    with pytest.raises(FlowmapsrError, match="backend=openvino: .* of kind elir, which PyTorch"):
+        Upscaler.from_pretrained(alone.output, device="cpu", backend="openvino")
     with pytest.raises(FlowmapsrError, match="guidance=2: .* of kind elir, which has none"):
         Upscaler.from_pretrained(alone.output, guidance=2.0)
     pictures = sorted(path.name for path in stage_of(alone).root.glob("images/pictures-*"))

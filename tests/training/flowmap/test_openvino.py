@@ -1,0 +1,54 @@
+"""OpenVINO gives the pictures of PyTorch, and leaves to it what it cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datagen.errors import FlowmapsrError
+from tests.support.models import saved_model
+from training.flowmap.openvino_unet import run_by_openvino
+from training.inference.upscaler import Upscaler
+from training.settings.model import ModelSettings
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: ModelSettings) -> Path:
+    return saved_model(tmp_path / "model", tiny_model, trained=True)
+
+
+def _both(folder: Path, **options: object) -> tuple[Upscaler, Upscaler]:
+    plain = Upscaler.from_pretrained(folder, device="cpu", **options)  # type: ignore[arg-type]
+    fast = Upscaler.from_pretrained(folder, device="cpu", backend="openvino", **options)  # type: ignore[arg-type]
+    return plain, fast
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 104), (131, 90)])
+def test_pictures_of_any_size_differ_by_a_level_at_most(
+    size: tuple[int, int], folder: Path
+) -> None:
+    plain, fast = _both(folder)
+    assert plain.digest() != fast.digest()
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected, found = (one.upscale(image, scale=2, steps=2) for one in (plain, fast))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(expected.astype(int) - plain.enlarge(image, expected.shape[1::-1])).max() > 1
+
+
+def test_tiles_with_shared_norms_are_pytorchs(folder: Path) -> None:
+    plain, fast = _both(folder, tile=256)
+    image = np.random.default_rng(1).integers(0, 256, (400, 300, 3), dtype=np.uint8)
+    expected, found = (one.upscale(image, scale=1, steps=1) for one in (plain, fast))
+    assert np.array_equal(found, expected)
+
+
+def test_it_is_for_cpus(tiny_model: ModelSettings) -> None:
+    from training.flowmap.network import FlowMapNet
+
+    with torch.device("meta"):
+        net = FlowMapNet(tiny_model, latent_channels=4)
+    with pytest.raises(FlowmapsrError, match="backend=openvino is for CPUs.*leave it out"):
+        run_by_openvino(net.unet)

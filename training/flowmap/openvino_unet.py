@@ -1,0 +1,105 @@
+"""A U-Net's passes by OpenVINO, which takes less time than PyTorch on a CPU.
+
+Passes that measure or replace group norms stay PyTorch's: those of pictures in tiles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor, nn
+
+from datagen.errors import FlowmapsrError
+
+_SIDE = 2
+"""Of the smallest latents inside the network when it is converted; it takes any size afterwards."""
+
+
+def run_by_openvino(unet: UNet2DConditionModel) -> None:
+    """From now on its whole passes are OpenVINO's, in the type of its weights.
+
+    Raises:
+        FlowmapsrError: the package is missing, or the network is not on the CPU.
+    """
+    if find_spec("openvino") is None:
+        raise FlowmapsrError(
+            "backend=openvino needs the package openvino: pip install 'flowmapsr[openvino]'"
+        )
+    if unet.device.type != "cpu":
+        raise FlowmapsrError(
+            f"backend=openvino is for CPUs, and the model is on {unet.device}: leave it out"
+        )
+    by_torch, dtype, norms = unet.forward, unet.dtype, _norms(unet)
+    by_openvino = _compiled(unet, bf16=dtype == torch.bfloat16)
+
+    def forward(
+        sample: Tensor, timestep: Tensor, *, class_labels: Tensor, **others: Any
+    ) -> UNet2DConditionOutput:
+        replaced = any("forward" in vars(norm) for norm in norms)
+        if replaced or unet.dtype != dtype:  # changed where a result was not finite
+            result: UNet2DConditionOutput = by_torch(
+                sample, timestep, class_labels=class_labels, **others
+            )
+            return result
+        return UNet2DConditionOutput(sample=by_openvino(sample, timestep, class_labels))
+
+    unet.forward = forward
+
+
+def _norms(unet: nn.Module) -> list[nn.Module]:
+    return [module for module in unet.modules() if isinstance(module, nn.GroupNorm)]
+
+
+class _Inputs(nn.Module):
+    """The network as a function of its three inputs."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        found: Tensor = self.unet(
+            sample, timestep, encoder_hidden_states=None, class_labels=class_labels
+        ).sample
+        return found
+
+
+def _compiled(
+    unet: UNet2DConditionModel, *, bf16: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    import openvino
+
+    side = _SIDE * 2 ** len(unet.config.block_out_channels)
+    labels = unet.config.projection_class_embeddings_input_dim
+    example = (
+        torch.zeros(1, unet.config.in_channels, side, side),
+        torch.zeros(1),
+        torch.zeros(1, labels),
+    )
+    dtype = unet.dtype
+    with warnings.catch_warnings(), torch.no_grad():
+        for kind in (torch.jit.TracerWarning, DeprecationWarning):  # of tracing, for developers
+            warnings.simplefilter("ignore", kind)
+        # `Module`'s own, as diffusers' functions of these names say something on every call.
+        converted = openvino.convert_model(_Inputs(nn.Module.float(unet)), example_input=example)
+        nn.Module.to(unet, dtype)
+    model = openvino.Core().compile_model(
+        converted,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        },
+    )
+
+    def run(*inputs: Tensor) -> Tensor:
+        found = model([one.float().contiguous().numpy() for one in inputs])[0]
+        return torch.from_numpy(found.copy())
+
+    return run
