@@ -164,6 +164,7 @@ def elir_speed(
 
         from pipelines.terminal.benchmark_report import elir_speed as shown
         from training.elir.speed import SpeedSettings, measure_speed
+        from training.evaluation.hardware import hardware
         from training.system_protocol import LoadOptions
         from training.tracking.benchmark_run import log_benchmark
 
@@ -173,16 +174,11 @@ def elir_speed(
         settings = SpeedSettings(width, middle_blocks, steps, side, batch, bf16, calls)
         doing("timing ELIR")
         rows = measure_speed(settings, device)
-        hardware = (
-            torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
-        )
         values = {
             f"{row.part}/{name}": float(getattr(row, name))
             for row in rows
             for name in ("parameters", "trained_parameters", "gflop", "images_per_second")
         }
-        described = {**asdict(settings), "hardware": hardware}
+        described = {**asdict(settings), "hardware": hardware()}
         logged = log_benchmark("elir-speed", described, values)
         out.say(shown(described, [asdict(row) for row in rows], logged))

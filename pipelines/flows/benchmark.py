@@ -14,6 +14,7 @@ from prefect import flow
 
 from datagen.io import storage
 from datagen.io.lock import BENCHMARK, OutputLock, output_lock
+from datagen.io.weight_files import read_json
 from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.ray_session import cluster_nodes, ray_cluster
 from pipelines.cluster.upscale import plan_photo_workers
@@ -44,6 +45,7 @@ from training.settings.benchmark import BenchmarkRecipe
 from training.tracking.benchmark_run import log_benchmark
 from training.tracking.benchmark_table import links, table_of, values_of
 from training.tracking.events import Artifact
+from training.weights.model_folder import CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +178,6 @@ def report_step(
             found,
             examples,
             timings=timings,
-            measured_on=plan.hardware(),
         )
         storage.write_bytes(report, page)
     curves = [] if recipe.curve is None else write_curves(found, plan.variants.each, recipe.curve)
@@ -194,6 +195,10 @@ def report_step(
 
 def _track(recipe: BenchmarkRecipe, found: Evaluation, timings: tuple[Seconds, ...]) -> str | None:
     """Logs the table, its files and where the models are from; where, or None."""
+    trained_on = {
+        name: str(read_json(Path(folder) / CONFIG)["dataset_digest"])
+        for name, folder in found.models.items()
+    }
     with TemporaryDirectory(prefix="flowmapsr-") as folder:
         files = []
         for name in (RESULTS, TIMINGS, SUMMARY, REPORT):
@@ -206,6 +211,6 @@ def _track(recipe: BenchmarkRecipe, found: Evaluation, timings: tuple[Seconds, .
             recipe.output.rstrip("/").rpartition("/")[2],
             recipe.model_dump(mode="json", exclude_none=True),
             values_of(found.rows, timings),
-            more=[*links(found.models, table_of(found.rows, timings)), *files],
+            more=[*links(found.models, trained_on, table_of(found.rows, timings)), *files],
             experiment=recipe.mlflow_experiment,
         )

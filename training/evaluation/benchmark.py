@@ -58,11 +58,6 @@ class Plan:
         lq = storage.join(self.recipe.output, "lq")
         return ChunkWorker(self.settings, self.variants.degradation, lq)
 
-    def hardware(self) -> str:
-        """What the chunks were measured on."""
-        found = (read_chunk(one.path) for one in self.chunks if one.variant is not None)
-        return ", ".join(sorted({one[0].hardware for one in found if one is not None}))
-
 
 def plan_benchmark(recipe: BenchmarkRecipe, *, system_of: SystemOf = default_system_of) -> Plan:
     """Lists photos, models and metrics.
@@ -174,6 +169,7 @@ def gathered(plan: Plan) -> Evaluation:
     """
     records, found = [], []
     costs: dict[MethodKey, Cost] = {}
+    hardware: set[str] = set()
     for chunk in plan.chunks:
         one = read_chunk(chunk.path)
         if one is None:
@@ -184,6 +180,7 @@ def gathered(plan: Plan) -> Evaluation:
         records.append(one[0])
         found += one[1]
         if chunk.variant is not None:
+            hardware.add(one[0].hardware)
             costs |= {(chunk.variant.name, n): cost for n, cost in one[0].costs.items()}
     faults = [*plan.given.left_out, *(fault for one in records for fault in one.faults)]
     scores = [
@@ -198,6 +195,7 @@ def gathered(plan: Plan) -> Evaluation:
         pictures=tuple(row for each in scores for row in each.pictures),
         seconds=tuple(one for each in scores for one in each.seconds),
         models=plan.variants.models,
+        hardware=", ".join(sorted(hardware)),
         notes=(
             *plan.variants.notes,
             *told(faults),

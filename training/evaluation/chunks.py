@@ -7,13 +7,11 @@ written after it, is the commit.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import safetensors.numpy
-import torch
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.io import storage
@@ -22,6 +20,7 @@ from datagen.records import FrozenModel, UnreadableRecord, read_record, to_compa
 from training.evaluation.baselines import write_lq
 from training.evaluation.cost import Cost
 from training.evaluation.evaluate import baseline_methods
+from training.evaluation.hardware import hardware
 from training.evaluation.measure import (
     Measured,
     Measurement,
@@ -127,14 +126,6 @@ class ChunkWorker:
         if variant not in self._costs:
             self._costs[variant] = costs_of(upscaler, self.settings.steps)
         return variant.methods(upscaler, self.settings.steps, self._costs[variant])
-
-
-def hardware() -> str:
-    """What restores pictures here."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"a CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
 
 
 def write_chunk(path: str, record: ChunkRecord, found: Sequence[Measurement]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method, write_lq
+from training.evaluation.hardware import hardware
 from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import metrics_of
 from training.evaluation.photo_list import PhotoList, list_photos, told
@@ -76,6 +77,7 @@ def evaluate(
         pictures=tuple(row for each in scores for row in each.pictures),
         seconds=tuple(one for each in scores for one in each.seconds),
         models=variants.models,
+        hardware=hardware(),
         notes=(*variants.notes, *told(faults), *notes),
         better=metrics.better(),
     )

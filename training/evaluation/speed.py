@@ -11,7 +11,7 @@ import numpy as np
 
 from datagen.io import storage
 from datagen.records import FrozenModel, UnreadableRecord, read_record, to_json
-from training.evaluation.chunks import hardware
+from training.evaluation.hardware import hardware
 from training.evaluation.variants import Variant
 from training.run_dir.records import Seconds
 from training.settings.benchmark import TimingSettings

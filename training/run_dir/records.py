@@ -215,6 +215,8 @@ class Evaluation(FrozenModel):
     """Of each of the pictures."""
     models: dict[str, str] = {}
     """Folder of each model, by its name in the table."""
+    hardware: str = ""
+    """What restored the photos."""
     notes: tuple[str, ...] = ()
     """Everything that could not be measured, and why; and what was wrong with a baseline."""
     better: dict[str, Literal["higher", "lower"]] = {}

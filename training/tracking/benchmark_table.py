@@ -13,7 +13,7 @@ from training.run_dir.datasets import read_datasets
 from training.run_dir.paths import RunPaths
 from training.run_dir.records import EvaluationRow, Seconds
 from training.settings.recipe import TrainingRecipe
-from training.tracking.events import NOTE, DatasetInput, Event, Tags, digest_tag
+from training.tracking.events import NOTE, DatasetInput, Event, Tags
 from training.tracking.store.run_names import read_names, where_tracked
 from training.tracking.summary.stage_table import Table
 
@@ -56,9 +56,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w. -]", "-", name)
 
 
-def links(models: Mapping[str, str], table: Table) -> Iterator[Event]:
-    """The table and the trainings as the run's text, trainings and datasets as tags and inputs."""
+def links(
+    models: Mapping[str, str], trained_on: Mapping[str, str], table: Table
+) -> Iterator[Event]:
+    """The table and the trainings as the run's text, trainings and datasets as tags and inputs.
+
+    Args:
+        models: folder of each, by name.
+        trained_on: digest of the dataset of each, as its config says.
+    """
     datasets: dict[str, DatasetInput] = {}
+    digests: dict[str, None] = {}
     tags, lines = {}, []
     for name, folder in models.items():
         run = _run_of(Path(folder))
@@ -68,10 +76,11 @@ def links(models: Mapping[str, str], table: Table) -> Iterator[Event]:
             lines.append(f"- {name}: `{folder}`, trained in {where_tracked(run)}")
         else:
             lines.append(f"- {name}: `{folder}`")
-        datasets |= {one.digest: one for one in _datasets(run)}
+        own = _datasets(run)
+        datasets |= {one.digest: one for one in own}
+        digests |= dict.fromkeys([one.digest for one in own] or [trained_on[name]])
     tags[NOTE] = f"{table.to_markdown()}\n" + "\n".join(lines)
-    if datasets:
-        tags["dataset.digest"] = digest_tag(list(datasets.values()))
+    tags["dataset.digest"] = ", ".join(digests)  # as `digest_tag` of trainings
     yield Tags(values=tags)
     yield from datasets.values()
 

@@ -109,6 +109,7 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
     assert not list(out.rglob(".*.tmp"))
     assert (out / "results.jsonl").read_bytes() == in_a_loop(words[:-1], tmp_path / "loop")
 
+    assert "a: its LoRA scale is not swept, as it has none" in found["notes"]
     (first, *_) = found["differences"]
     assert (first["method"], first["against"], first["steps"]) == ("other", "a", 1)
     assert first["mean"] < 0 and first["verdict"] == "worse" and first["photos"] == PHOTOS

@@ -12,7 +12,6 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from datagen.io.weight_files import read_json
-from training.evaluation.chunks import hardware
 from training.evaluation.differences import difference_rows, differences
 from training.evaluation.main_metric import main_metric
 from training.evaluation.report.charts import AXES, metric_chart, trade_chart
@@ -70,13 +69,11 @@ def report_page(
     examples: Sequence[Example],
     *,
     timings: Sequence[Seconds] = (),
-    measured_on: str = "",
 ) -> bytes:
     """The page of an evaluation; the same evaluation on the same code gives the same bytes.
 
     Args:
         timings: of a benchmark that times.
-        measured_on: what restored the photos; this machine where it is empty.
     """
     scales = list(dict.fromkeys(row.scale for row in found.rows))
     parts = [_part(found, scale) for scale in scales]
@@ -90,7 +87,7 @@ def report_page(
         against=compared[0].against if compared else "",
         differing=list(dict.fromkeys(one.metric for one in compared)),
         timings=timings,
-        facts=_facts(settings, found, measured_on or hardware()),
+        facts=_facts(settings, found),
         notes=found.notes,
         better=found.better,
         convention=convention_of(found.rows),
@@ -100,7 +97,7 @@ def report_page(
     return text.encode()
 
 
-def _facts(settings: EvaluationSettings, found: Evaluation, measured_on: str) -> dict[str, str]:
+def _facts(settings: EvaluationSettings, found: Evaluation) -> dict[str, str]:
     """What the page was made of, and how to make it again."""
     code = code_tags()
     at = f", commit {code['code.commit']}" if "code.commit" in code else ""
@@ -108,10 +105,14 @@ def _facts(settings: EvaluationSettings, found: Evaluation, measured_on: str) ->
     models = {name: _model_facts(folder) for name, folder in found.models.items()}
     return {
         **(models if len(models) > 1 else {"model": ", ".join(models.values())}),
-        "photos": settings.place,
+        **({"photos": settings.place} if found.rows else {}),
         "settings": settings.model_dump_json(exclude=set(SOURCES), exclude_none=True),
         "code": f"flowmapsr {code['code.version']}{at}{changed}",
-        "seconds": f"mean of a photo, alone in a batch, on {measured_on}",
+        **(
+            {"seconds": f"mean of a photo, alone in a batch, on {found.hardware}"}
+            if found.rows
+            else {}
+        ),
     }
 
 
