@@ -94,12 +94,11 @@ def upscale(
             raise FlowmapsrError("--workers is for --cluster: give that too, or leave it out")
         from pipelines.recipes.load import absolute_location, at_home
         from pipelines.terminal.progress import show_progress
+        from training.inference.batch import UpscaleReport, upscale_all
         from training.inference.files import (
-            UpscaleReport,
             UpscaleSettings,
             default_model,
             settings_digest,
-            upscale_all,
             warn_of_scale,
         )
         from training.inference.jobs import plan_jobs

@@ -22,12 +22,8 @@ from datagen.photos.source_file import SourceFile
 from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.ray_session import cluster_nodes
 from pipelines.cluster.workers import Resources, WorkerPlan, WorkerRequest, describe_nodes
-from training.inference.files import (
-    Outcome,
-    UpscaleReport,
-    UpscaleSettings,
-    upscale_job,
-)
+from training.inference.batch import Outcome, UpscaleReport, upscale_job
+from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job
 from training.inference.made import SIGN, sha256
 from training.inference.upscaler import Upscaler

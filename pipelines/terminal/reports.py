@@ -16,7 +16,7 @@ from pipelines.terminal.text import command, counted, duration, table
 
 if TYPE_CHECKING:
     from training.evaluation.differences import Difference
-    from training.inference.files import UpscaleReport
+    from training.inference.batch import UpscaleReport
     from training.run_dir.records import Evaluation, EvaluationRow, StageRecord
     from training.settings.recipe import TrainingRecipe
 

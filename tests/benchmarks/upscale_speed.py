@@ -27,7 +27,8 @@ from torch import Tensor
 
 from training.flowmap.interpolant import sample
 from training.flowmap.system import FlowMapRestorer
-from training.inference.files import UpscaleSettings, default_model, upscale_all
+from training.inference.batch import upscale_all
+from training.inference.files import UpscaleSettings, default_model
 from training.inference.jobs import plan_jobs
 from training.inference.upscaler import Upscaler
 

@@ -1,13 +1,11 @@
-"""Upscales files: reads each, runs the model, and writes the result with what it was made by."""
+"""Upscales a file: reads it, runs the model, and writes the result with what it was made by."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, Unpack
@@ -19,7 +17,7 @@ from training.inference.color import ColorFix
 from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
 from training.inference.how import How
 from training.inference.jobs import Job
-from training.inference.made import publish, sha256
+from training.inference.made import sha256
 from training.inference.metadata import made_by, without_gps
 from training.inference.picture import Picture, enlarged_size, read_picture
 from training.inference.watch import UpscalingStopped, Watch
@@ -79,15 +77,11 @@ class UpscaleSettings:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one photo ended."""
+class ReadPhoto:
+    """A photo's file, and what it shows."""
 
-    failed: str = ""
-    """Why nothing was made of it."""
-    notes: tuple[str, ...] = ()
-    """What of it was not kept."""
-    megapixels: float = 0.0
-    """Of the result."""
+    file: bytes
+    picture: Picture
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,9 @@ class UpscaledFile:
 
     photo: bytes
     write: Callable[[IO[bytes]], None]
-    """Writes it to a seekable stream. A large picture is made meanwhile, and may raise
-    `PhotoFailed`."""
+    """Writes it to a seekable stream, or raises `PhotoFailed`."""
+    is_streamed: bool
+    """Whether the model makes it while it is written."""
     notes: list[str]
     """What of the photo could not be kept; all of it is known when the file is written."""
     megapixels: float
@@ -105,33 +100,6 @@ class UpscaledFile:
 
 class PhotoFailed(FlowmapsrError):
     """Nothing can be made of one photo; those after it are not concerned."""
-
-
-@dataclass
-class UpscaleReport:
-    """How each photo ended."""
-
-    written: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    """Photo and reason."""
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    """Photo and what of it was not kept."""
-    megapixels: float = 0.0
-    """Of the results."""
-    seconds: float = 0.0
-
-    def add(self, job: Job, outcome: Outcome) -> None:
-        if outcome.failed:
-            self.failed.append((job.source.uri, outcome.failed))
-            return
-        self.written.append(job.target)
-        self.notes += [(job.source.uri, note) for note in outcome.notes]
-        self.megapixels += outcome.megapixels
-
-    @property
-    def speed(self) -> float:
-        """Megapixels of results in a second."""
-        return self.megapixels / self.seconds if self.seconds else 0.0
 
 
 def default_model() -> str:
@@ -150,30 +118,6 @@ def settings_digest(upscaler: PictureUpscaler, settings: UpscaleSettings) -> str
     return sha256(f"{upscaler.digest()} {decided}".encode())
 
 
-def upscale_all(
-    jobs: Sequence[Job],
-    upscaler: PictureUpscaler,
-    settings: UpscaleSettings,
-    *,
-    digest: str = "",
-    on_done: Callable[[str, UpscaleReport], None] = lambda photo, report: None,
-) -> UpscaleReport:
-    """Runs every job; a photo that cannot be upscaled is reported and the others are done.
-
-    Args:
-        digest: that of `settings_digest`, for the records of a folder's results.
-
-    Raises:
-        FlowmapsrError: a result cannot be written, so the others could not be either.
-    """
-    report, start = UpscaleReport(), time.monotonic()
-    for job in jobs:
-        report.add(job, upscale_job(job, upscaler, settings, digest=digest))
-        report.seconds = time.monotonic() - start
-        on_done(job.source.uri, report)
-    return report
-
-
 def warn_of_scale(upscaler: PictureUpscaler, scale: float) -> None:
     """Says so where the model did not see the scale in training."""
     least, most = upscaler.config.degradation.scale
@@ -182,23 +126,6 @@ def warn_of_scale(upscaler: PictureUpscaler, scale: float) -> None:
             "the model was trained for scales from %g to %g, not for %g: results may be worse",
             *(least, most, scale),
         )
-
-
-def upscale_job(
-    job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings, *, digest: str = ""
-) -> Outcome:
-    """Makes and writes the result of one photo.
-
-    Raises:
-        FlowmapsrError: it cannot be written, so that of others could not be either.
-    """
-    try:
-        with _photo_errors():
-            made = upscaled_file(job, upscaler, settings)
-        publish(job, made.photo, made.write, digest)
-    except PhotoFailed as error:
-        return Outcome(failed=str(error))
-    return Outcome(notes=tuple(made.notes), megapixels=made.megapixels)
 
 
 @contextmanager
@@ -212,36 +139,65 @@ def _photo_errors() -> Iterator[None]:
         raise PhotoFailed(str(error)) from error
 
 
+def read_file(job: Job, settings: UpscaleSettings) -> ReadPhoto:
+    """
+    Raises:
+        PhotoFailed: no picture, or one too large.
+    """
+    with _photo_errors():
+        file = read_photo(job.source)
+        return ReadPhoto(file, _read(file, settings.max_megapixels))
+
+
 def upscaled_file(
-    job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings, *, watch: Watch | None = None
+    photo: ReadPhoto,
+    job: Job,
+    upscaler: PictureUpscaler,
+    settings: UpscaleSettings,
+    *,
+    watch: Watch | None = None,
 ) -> UpscaledFile:
-    """Reads a photo and makes the file that it becomes; writes nothing.
+    """Makes the file that a photo becomes; writes nothing.
 
     Raises:
-        FlowmapsrError: no picture, one too large, or one that the format cannot hold.
+        PhotoFailed: it is too large for the memory, or for the format.
     """
-    photo = read_photo(job.source)
-    picture = _read(photo, settings.max_megapixels)
-    format = FORMATS[PurePosixPath(job.target).suffix.lower()]
+    with _photo_errors():
+        return _upscaled(photo, job, upscaler, settings, watch)
+
+
+def _upscaled(
+    photo: ReadPhoto,
+    job: Job,
+    upscaler: PictureUpscaler,
+    settings: UpscaleSettings,
+    watch: Watch | None,
+) -> UpscaledFile:
+    picture, format = photo.picture, FORMATS[PurePosixPath(job.target).suffix.lower()]
     size = enlarged_size(picture.rgb, settings.scale)
     check_size(size, format)
     settings = _resolved(upscaler, settings)
     metadata = without_gps(picture.metadata) if settings.strip_gps else picture.metadata
     described = made_by(metadata, _how_made(upscaler, settings))
-    notes, megapixels = list(picture.notes), size[0] * size[1] / 1e6
-    picture = replace(picture, metadata=described)
+    picture, notes = replace(picture, metadata=described), list(picture.notes)
     scale, how = settings.scale, settings.how()
-    if upscaler.is_streamed(size):
+    if is_streamed := upscaler.is_streamed(size):
         check_streamed(size, format)
 
         def write(stream: IO[bytes]) -> None:
             bands = _failing(upscaler.upscale_bands(picture, scale=scale, watch=watch, **how))
             notes.extend(write_bands(stream, bands, size, format))
 
-        return UpscaledFile(photo, write, notes, megapixels)
-    large = upscaler.upscale_picture(picture, scale=scale, watch=watch, **how)
-    data, lost = encode(large, format, settings.quality)
-    return UpscaledFile(photo, partial(_write, data), [*notes, *lost], megapixels)
+    else:
+        large = upscaler.upscale_picture(picture, scale=scale, watch=watch, **how)
+
+        def write(stream: IO[bytes]) -> None:
+            with _photo_errors():
+                data, lost = encode(large, format, settings.quality)
+            notes.extend(lost)
+            stream.write(data)
+
+    return UpscaledFile(photo.file, write, is_streamed, notes, size[0] * size[1] / 1e6)
 
 
 def _read(photo: bytes, max_megapixels: float) -> Picture:
@@ -253,10 +209,6 @@ def _read(photo: bytes, max_megapixels: float) -> Picture:
             "memory; if it is a real photo, give a larger --max-megapixels, and have 10 bytes of "
             "memory for each pixel"
         ) from error
-
-
-def _write(data: bytes, stream: IO[bytes]) -> None:
-    stream.write(data)
 
 
 def _failing(bands: Iterator[Picture]) -> Iterator[Picture]:

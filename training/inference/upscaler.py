@@ -17,7 +17,7 @@ from PIL import Image
 
 from datagen.photos.decode import MOST_PIXELS
 from training.inference.enlarger import Enlarger
-from training.inference.files import UpscaleSettings, upscaled_file
+from training.inference.files import UpscaleSettings, read_file, upscaled_file
 from training.inference.forms import Form, in_form_of, picture_of
 from training.inference.how import How, Options
 from training.inference.jobs import plan_jobs
@@ -198,7 +198,8 @@ class Upscaler(Enlarger):
         )
         remove_leftovers(plan.jobs)
         watch = Watch(on_progress, cancel)
-        made = upscaled_file(plan.jobs[0], self, settings, watch=watch)
+        photo = read_file(plan.jobs[0], settings)
+        made = upscaled_file(photo, plan.jobs[0], self, settings, watch=watch)
         publish(plan.jobs[0], made.photo, made.write, "")
         watch.end()
         return list(made.notes)

@@ -20,7 +20,8 @@ from tests.pipelines.conftest import Ended
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
 from tests.support.tiny import MODEL
-from training.inference.files import UpscaleSettings, upscale_all
+from training.inference.batch import upscale_all
+from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
 from training.inference.made import sha256
 from training.inference.upscaler import Upscaler

@@ -21,8 +21,9 @@ from tests.support.models import saved_model
 from tests.support.small_disk import DiskMaker
 from training.flowmap.system import FlowMapRestorer
 from training.inference import enlarger
+from training.inference.batch import UpscaleReport, upscale_all
 from training.inference.color import ColorFix
-from training.inference.files import UpscaleReport, UpscaleSettings, upscale_all
+from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
 from training.inference.metadata import Metadata
 from training.inference.picture import Picture, read_picture

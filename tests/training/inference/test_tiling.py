@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from tests.support.networks import ATTENTION, tiny_net
+from training.inference import tiler as tiler_module
 from training.inference.shared_norms import SharedNorms
 from training.inference.tiler import Tiler
 from training.inference.tiling import blend, tile_plan, tiles
@@ -150,7 +151,7 @@ def test_memory_too_small_for_any_tile_is_told() -> None:
 
 
 @torch.no_grad()
-def test_a_picture_is_tiled_only_where_it_does_not_fit() -> None:
+def test_a_picture_is_tiled_only_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x, sizes = tiny_net(), torch.randn(1, 12, 160, 160), list[tuple[int, int]]()
     t = torch.ones(1)
 
@@ -169,6 +170,11 @@ def test_a_picture_is_tiled_only_where_it_does_not_fit() -> None:
     sizes.clear()
     Tiler(max_memory=1)(net, fn, x, pixels=8, multiple=net.downsample)
     assert set(sizes[2:]) == {(32, 32)}
+    sizes.clear()
+    monkeypatch.setattr(tiler_module, "used_bytes", lambda device: 0)
+    most = int(memory.bytes(150**2)) + 12 * x.numel()
+    Tiler(max_memory=most)(net, fn, x, pixels=8, multiple=net.downsample)
+    assert set(sizes[2:]) == {(128, 128)}, "larger ones take longer on a CPU"
 
 
 class _Overflowing(nn.Module):

@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any
 
 import pytest
@@ -23,15 +24,18 @@ from tests.support.models import saved_model
 from tests.support.picture_files import png_bomb, saved
 from tests.support.s3 import FaultyS3
 from tests.support.small_disk import DiskMaker
+from training.inference import batch
+from training.inference.batch import upscale_all
 from training.inference.files import (
+    ReadPhoto,
     UpscaleSettings,
     default_model,
     settings_digest,
-    upscale_all,
     warn_of_scale,
 )
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import remove_leftovers, unfinished
+from training.inference.picture import Picture
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -172,6 +176,31 @@ def test_a_photo_larger_than_the_usual_limit_is_read_where_that_is_asked_for(
     assert "too large" in failed()[0][1]
     assert failed(max_megapixels=200) == []
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_the_next_photo_is_read_while_the_model_works(
+    folder: Path, tmp_path: Path, upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, read, told = batch.read_file, Event(), []
+
+    def noted(job: Job, settings: UpscaleSettings) -> ReadPhoto:
+        photo = plain(job, settings)
+        if job is jobs[1]:
+            read.set()
+        return photo
+
+    def waiting(*args: Any, **options: Any) -> Picture:
+        assert read.wait(60)
+        return Upscaler.upscale_picture(upscaler, *args, **options)
+
+    monkeypatch.setattr(batch, "read_file", noted)
+    monkeypatch.setattr(upscaler, "upscale_picture", waiting)
+    jobs = jobs_of(folder, tmp_path / "out")
+    report = upscale_all(
+        jobs, upscaler, UpscaleSettings(scale=2), on_done=lambda photo, _: told.append(photo)
+    )
+    assert told == [job.source.uri for job in jobs]
+    assert report.written == [job.target for job in jobs] and not report.failed
 
 
 def run(folder: Path | str, out: Path | str, upscaler: Upscaler, **options: Any) -> list[str]:

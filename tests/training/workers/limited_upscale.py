@@ -14,7 +14,8 @@ import psutil
 import torch
 
 from training.inference import enlarger
-from training.inference.files import UpscaleSettings, upscale_all
+from training.inference.batch import upscale_all
+from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
 from training.inference.upscaler import Upscaler
 
