@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from datagen.errors import FlowmapsrError
 
@@ -42,7 +43,8 @@ def run_by_openvino(unet: UNet2DConditionModel) -> None:
         sample: Tensor, timestep: Tensor, *, class_labels: Tensor, **others: Any
     ) -> UNet2DConditionOutput:
         replaced = any("forward" in vars(norm) for norm in norms)
-        if replaced or unet.dtype != dtype:  # changed where a result was not finite
+        counted = _get_current_dispatch_mode() is not None  # memory or operations, by PyTorch's
+        if replaced or counted or unet.dtype != dtype:  # changed where a result was not finite
             result: UNet2DConditionOutput = by_torch(
                 sample, timestep, class_labels=class_labels, **others
             )

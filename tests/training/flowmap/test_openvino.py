@@ -12,6 +12,7 @@ from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
 from training.flowmap.openvino_unet import run_by_openvino
 from training.inference.upscaler import Upscaler
+from training.monitoring.memory import PeakBytes
 from training.settings.model import ModelSettings
 
 
@@ -43,6 +44,17 @@ def test_tiles_with_shared_norms_are_pytorchs(folder: Path) -> None:
     image = np.random.default_rng(1).integers(0, 256, (400, 300, 3), dtype=np.uint8)
     expected, found = (one.upscale(image, scale=1, steps=1) for one in (plain, fast))
     assert np.array_equal(found, expected)
+
+
+def test_memory_is_foretold_as_of_pytorch(folder: Path) -> None:
+    peaks = []
+    for upscaler in _both(folder):
+        image = np.zeros((256, 256, 3), np.uint8)
+        upscaler.restore(image[:64, :64], steps=1)
+        with PeakBytes() as measured:
+            upscaler.restore(image, steps=1)
+        peaks.append(measured.peak)
+    assert peaks[0] == peaks[1]
 
 
 def test_it_is_for_cpus(tiny_model: ModelSettings) -> None:
