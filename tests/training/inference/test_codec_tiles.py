@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from datagen.tiles.autoencoder import decode_tiled, encode_tiled
 from datagen.tiles.reach import tiled
 from tests.training.elir.small_networks import CHANNELS, double, pixels, small_networks
 from training.elir.coarse_estimator import COARSE_REACH
 from training.elir.codec import TINY_REACH
+from training.inference.codec_tiles import decode_tiled, encode_tiled
 
 NETS = small_networks()
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
