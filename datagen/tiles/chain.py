@@ -3,7 +3,7 @@
 A group norm needs the whole picture's statistics, and attention its keys and values, so each costs
 a pass over the tiles, up to where it stands: those before it are known by then. A pass begins at
 the last place of the chain whose activations, of the whole picture, were kept: where they are few
-enough, and always after attention, which takes the most time.
+enough, and always after attention, which takes the most time, and where latents begin.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ class _Tiling:
         if keep is None:
             keep = KEPT_BYTES * latents * max(self.sides) ** 2
         per_latent = [one.element_size() * shape[1:].numel() / _PROBE**2 for shape in shapes]
-        after = [False, *map(attends, chain.layers)]
+        always = {at + 1 for at, layer in enumerate(chain.layers) if attends(layer)}
+        always.add(self.sides.index(1))
         self.kept = [
-            at for at, each in enumerate(per_latent) if after[at] or latents * each <= keep
+            at for at, each in enumerate(per_latent) if at in always or latents * each <= keep
         ]
 
     def places(self, index: int) -> tuple[int, int]:
