@@ -106,7 +106,7 @@ def _benchmark(
         if dry_run:
             return out.say_recipe(resolved)
         await_servers = ask_servers(RAY, PREFECT)
-        require_photos(resolved)
+        require_photos(resolved, section="")
         from pipelines.preflight import check_surroundings
         from training.evaluation.results import RESULTS, require_place
         from training.weights.model_folder import find_model

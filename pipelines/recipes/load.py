@@ -229,21 +229,22 @@ def _require_pairs(pairs: PairSettings, field: str) -> None:
         _require(pairs.csv, f"{field}.csv", "give the table of the pairs")
 
 
-def require_photos(settings: EvaluationSettings) -> None:
-    """Checks the held-out photos, and those of baselines, before anything is made.
+def require_photos(settings: EvaluationSettings, *, section: str = "evaluation.") -> None:
+    """Checks the held-out photos, and those of baselines, before anything is made; `section` is
+    what the names of settings begin with.
 
     Raises:
         RecipeError: there are none.
         FlowmapsrError: a package that a baseline needs is not installed.
     """
     if settings.photos is not None:
-        _require(settings.photos, "evaluation.photos", "give a folder of photos")
+        _require(settings.photos, f"{section}photos", "give a folder of photos")
     if settings.pairs is not None:
-        _require_pairs(settings.pairs, "evaluation.pairs")
+        _require_pairs(settings.pairs, f"{section}pairs")
     if settings.no_reference is not None:
-        _require(settings.no_reference, "evaluation.no_reference", "give a folder of pictures")
+        _require(settings.no_reference, f"{section}no_reference", "give a folder of pictures")
     for number, one in enumerate(settings.baselines):
-        field = f"evaluation.baselines.{number}"
+        field = f"{section}baselines.{number}"
         match one.kind:
             case "pictures":
                 _require(one.folder, f"{field}.folder", "give the folder of its pictures")

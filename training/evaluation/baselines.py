@@ -3,7 +3,7 @@ system made of the same LQ pictures, which an evaluation writes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -124,13 +124,22 @@ def write_lq(folder: str, scale: float, photos: list[DegradedPhoto]) -> None:
     Raises:
         FlowmapsrError: two photos differ in their suffix only, or a file cannot be written.
     """
-    names: dict[str, str] = {}
+    require_own_lq([photo.name for photo in photos])
     for photo in photos:
-        stem = _stem(photo.name)
-        if stem in names:
-            raise FlowmapsrError(
-                f"{names[stem]} and {photo.name} would get one LQ picture, {stem}.png; rename one"
-            )
-        names[stem] = photo.name
-        with storage.open_atomic(f"{scale_folder(folder, scale)}/{stem}.png") as file:
+        path = f"{scale_folder(folder, scale)}/{_stem(photo.name)}.png"
+        with storage.open_atomic(path) as file:
             Image.fromarray(photo.small).save(file, format="PNG")
+
+
+def require_own_lq(photos: Sequence[str]) -> None:
+    """
+    Raises:
+        FlowmapsrError: two of the names differ in their suffix only.
+    """
+    names: dict[str, str] = {}
+    for name in photos:
+        other = names.setdefault(_stem(name), name)
+        if other != name:
+            raise FlowmapsrError(
+                f"{other} and {name} would get one LQ picture, {_stem(name)}.png; rename one"
+            )

@@ -16,6 +16,7 @@ from typing import Any
 
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
+from training.evaluation.baselines import require_own_lq
 from training.evaluation.chunks import Chunk, ChunkRecord, ChunkWorker, read_chunk
 from training.evaluation.cost import Cost
 from training.evaluation.measure import Measurement
@@ -47,6 +48,8 @@ class Plan:
     variants: Variants
     given: PhotoList
     metrics: Metrics
+    digests: dict[str, str]
+    """Of each model's files, by its folder."""
     chunks: tuple[Chunk, ...]
     """Baselines first, then model by model, as a worker keeps the last one loaded."""
 
@@ -63,7 +66,8 @@ def plan_benchmark(recipe: BenchmarkRecipe, *, system_of: SystemOf = default_sys
     """Lists photos, models and metrics.
 
     Raises:
-        FlowmapsrError: no model, no photo or no pictures of a baseline there.
+        FlowmapsrError: no model, no photo or no pictures of a baseline there, or two photos that
+            differ in their suffix only.
     """
     settings = recipe.evaluation()
     variants = find_variants(
@@ -74,9 +78,13 @@ def plan_benchmark(recipe: BenchmarkRecipe, *, system_of: SystemOf = default_sys
         system_of=system_of,
     )
     given = list_photos(settings) if recipe.measures_photos else PhotoList(())
+    for scale in given.scales:
+        require_own_lq([photo.name for photo in given.at(scale)])
     metrics = metrics_of(settings)
-    chunks = tuple(_chunks(recipe, settings, variants, given, metrics))
-    return Plan(recipe, settings, variants, given, metrics, chunks)
+    folders = dict.fromkeys(each.folder for each in variants.each)
+    digests = {folder: digest_of_files(Path(folder)) for folder in folders}
+    chunks = tuple(_chunks(recipe, settings, variants, given, metrics, digests))
+    return Plan(recipe, settings, variants, given, metrics, digests, chunks)
 
 
 def _chunks(
@@ -85,6 +93,7 @@ def _chunks(
     variants: Variants,
     given: PhotoList,
     metrics: Metrics,
+    digests: dict[str, str],
 ) -> Iterator[Chunk]:
     shared = {
         "format": _FORMAT,
@@ -92,10 +101,9 @@ def _chunks(
         "metrics": sorted(metrics.better()),
         "degradation": variants.degradation.model_dump(mode="json"),
     }
-    models = {one: digest_of_files(Path(one)) for one in {each.folder for each in variants.each}}
     for variant in (None, *variants.each):
         for scale in given.scales:
-            whose = _baselines(settings, scale) if variant is None else _model(variant, models)
+            whose = _baselines(settings, scale) if variant is None else _model(variant, digests)
             for photos in _in_parts(given.at(scale), recipe.photos_per_chunk):
                 digest = _digest({**shared, **whose, "photos": [_photo(one) for one in photos]})
                 path = storage.join(recipe.output, MEASURED, f"{digest[:32]}.json")
@@ -151,7 +159,7 @@ def speed_tasks(plan: Plan) -> list[SpeedTask]:
     tasks = []
     for variant in plan.variants.each:
         content = {
-            **_model(variant, {variant.folder: digest_of_files(Path(variant.folder))}),
+            **_model(variant, plan.digests),
             "timing": timing.model_dump(mode="json"),
             "steps": plan.settings.steps,
             "precision": plan.settings.precision,

@@ -190,3 +190,6 @@ def test_missing_chunks_and_missing_metrics_are_named(words: list[str], tmp_path
     plan = plan_benchmark(recipe)
     with pytest.raises(FlowmapsrError, match="is missing or damaged: the output must be a folder"):
         gathered(plan)
+    (tmp_path / "photos/0.jpg").write_bytes((tmp_path / "photos/0.png").read_bytes())
+    with pytest.raises(FlowmapsrError, match=r"0\.jpg and 0\.png would get one LQ picture"):
+        plan_benchmark(recipe)
