@@ -221,7 +221,7 @@ def test_other_baselines_stand_beside_bicubic_and_the_lq_is_written(
     assert np.array_equal(written, first.small)
     named = {"kind": "pictures", "name": "flowmapsr", "folder": str(tmp_path / "lq/x4")}
     clash = settings.model_validate({**settings.model_dump(), "baselines": [named]})
-    with pytest.raises(FlowmapsrError, match="has the name flowmapsr of a model"):
+    with pytest.raises(FlowmapsrError, match="flowmapsr has the name of the model"):
         evaluate(str(untrained), clash)
     other = {**named, "name": "theirs"}
     again = settings.model_validate({**settings.model_dump(), "baselines": [other]})
