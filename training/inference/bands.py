@@ -22,6 +22,10 @@ from training.system_protocol import LatentPass, Parts
 
 _TILE = 1024
 """Side of a codec's tile where none is asked for, pixels."""
+_SMALLEST = 256
+"""The same where memory is scarce, at least."""
+_BAND_BYTES = 100
+"""For each pixel of a row of tiles: what is made of it until it is written (measured)."""
 _SHARE = 0.7
 """Of the free memory that latents may take."""
 _KEPT_SHARE = 0.3
@@ -60,7 +64,7 @@ class BandRestorer:
             return box.of(latents).to(self.device)
 
         size = latents.shape[-2], latents.shape[-1]
-        for rows in self.parts.codec.decode_rows(seen, size, self._tiles()):
+        for rows in self.parts.codec.decode_rows(seen, size, self._tiles(shape[1])):
             yield rows[0].float().cpu()
 
     def _encoded(self, lq: Rows, shape: tuple[int, int]) -> Tensor:
@@ -74,7 +78,7 @@ class BandRestorer:
             levels = read(slice(box.top * down, box.bottom * down))
             return _signal(levels[:, box.left * down : box.right * down], self.device)
 
-        for rows in self.parts.codec.encode_rows(seen, size, self._tiles()):
+        for rows in self.parts.codec.encode_rows(seen, size, self._tiles(shape[1])):
             latents[..., top : top + rows.shape[-2], :] = rows
             top += rows.shape[-2]
         return latents
@@ -89,18 +93,29 @@ class BandRestorer:
             latents.copy_(step.update(latents, of_tile(latents)))
             return
         down = self.parts.downsample
+        # A row of tiles is held four times while it is blended and becomes the next latents.
+        row = 4 * latents[0, :, 0].numel() * _TILE // down
+        held = 4 * row if self.device.type == "cpu" else 0
         for rows, part in self.tiler.rows(
-            step.net, of_tile, latents, pixels=down, multiple=step.multiple, on_part=watch.part
+            step.net,
+            of_tile,
+            latents,
+            pixels=down,
+            multiple=step.multiple,
+            held=held,
+            on_part=watch.part,
         ):
             latents[..., rows, :] = step.update(latents[..., rows, :], part)
 
-    def _tiles(self) -> CodecTiles:
-        """Of the codec: as large as those of the network."""
+    def _tiles(self, width: int) -> CodecTiles:
+        """Of the codec, in a picture of `width` pixels: as large as those of the network, where a
+        row of them takes no more than half of the memory."""
         cpu = torch.device("cpu")
         free = free_bytes(cpu)
         if self.tiler.max_memory is not None and self.device == cpu:
             free = min(free, max(0, self.tiler.max_memory - used_bytes(cpu)))
-        side = max(1, (self.tiler.tile or _TILE) // self.parts.downsample)
+        fitting = max(_SMALLEST, int(free / 2 / (_BAND_BYTES * width)))
+        side = max(1, min(self.tiler.tile or _TILE, fitting) // self.parts.downsample)
         return CodecTiles(side, keep=int(_KEPT_SHARE * free), on_host=True)
 
 

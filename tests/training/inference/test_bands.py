@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import diffusers
@@ -13,8 +14,11 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.settings import AutoencoderSettings
 from tests.support.models import saved_model
+from training.inference import bands
+from training.inference.bands import BandRestorer
 from training.inference.metadata import Metadata
 from training.inference.picture import Picture
+from training.inference.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -52,9 +56,9 @@ def test_bands_are_what_tiles_of_the_whole_picture_are(
     model = saved_model(tmp_path / "model", settings, trained=True, codec=codec)
     upscaler = Upscaler.from_pretrained(model, device="cpu", tile=256)
     whole = upscaler.upscale_picture(PHOTO, scale=4, steps=2)
-    bands = [band.rgb for band in upscaler.upscale_bands(PHOTO, scale=4, steps=2)]
-    assert len(bands) > 1
-    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(bands)) >= 60
+    found = [band.rgb for band in upscaler.upscale_bands(PHOTO, scale=4, steps=2)]
+    assert len(found) > 1
+    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(found)) >= 60
 
 
 def test_the_codec_alone_gives_the_picture_in_one_piece(
@@ -63,6 +67,20 @@ def test_the_codec_alone_gives_the_picture_in_one_piece(
     model = saved_model(tmp_path / "model", tiny_model, trained=False, codec=codec)
     whole = Upscaler.from_pretrained(model, device="cpu").upscale_picture(PHOTO, scale=4, steps=1)
     tiled = Upscaler.from_pretrained(model, device="cpu", tile=256)
-    bands = [band.rgb for band in tiled.upscale_bands(PHOTO, scale=4, steps=1)]
-    assert len(bands) > 1
-    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(bands)) >= 60
+    found = [band.rgb for band in tiled.upscale_bands(PHOTO, scale=4, steps=1)]
+    assert len(found) > 1
+    assert peak_signal_noise_ratio(whole.rgb, np.concatenate(found)) >= 60
+
+
+@pytest.mark.parametrize(("memory", "pixels"), [(8e9, 1024), (1.2e9, 600), (1e8, 256)])
+def test_a_row_of_the_codecs_tiles_takes_half_of_the_memory_at_most(
+    tmp_path: Path, tiny_model: ModelSettings, memory: float, pixels: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(bands, "used_bytes", lambda device: 0)
+    monkeypatch.setattr(bands, "free_bytes", lambda device: 10**12)
+    restorer = Upscaler.from_pretrained(
+        saved_model(tmp_path / "model", tiny_model, trained=False), device="cpu"
+    ).restorer
+    parts, tiler = restorer.parts(), Tiler(max_memory=int(memory))
+    assert parts is not None
+    assert BandRestorer(parts, restorer.device, tiler)._tiles(10_000).side == pixels // 8
