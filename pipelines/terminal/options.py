@@ -34,8 +34,8 @@ Precision = Annotated[
     typer.Option(help="Of the network; auto is bf16 on GPUs that compute in it."),
 ]
 Backend = Annotated[
-    Literal["torch", "openvino"],
-    typer.Option(help="What runs the network; openvino is faster on CPUs (an extra)."),
+    Literal["torch", "compile", "openvino"],
+    typer.Option(help="Of the network; openvino (an extra) is faster on CPUs."),
 ]
 
 

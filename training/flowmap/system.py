@@ -29,8 +29,8 @@ from training.flowmap.lora import add_lora, check_targets
 from training.flowmap.model_folder import FlowMapConfig, load_matching_codec, load_net, save_model
 from training.flowmap.network import FlowMapNet
 from training.flowmap.objective import DynamicWeighting, FlowMapObjective, FlowMapStageModel
-from training.flowmap.openvino_unet import run_by_openvino
 from training.flowmap.time_maps import draw_time_map, grid_times
+from training.flowmap.unet_backends import run_by
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
@@ -82,8 +82,7 @@ class FlowMapSystem:
             )
         net = load_net(folder, config, device, lora_scale=options.lora_scale)
         net.to(options.dtype(device))
-        if options.backend == "openvino":
-            run_by_openvino(net.unet)
+        run_by(net.unet, options.backend)
         if guidance is None:
             guidance = config.guidance_strength
         return FlowMapRestorer(

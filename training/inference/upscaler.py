@@ -84,8 +84,9 @@ class Upscaler(Enlarger):
                 None.
             same_everywhere: tiles do not depend on the memory of this machine, so that results are
                 the same wherever they are made.
-            backend: what runs the network; `openvino` takes less time on CPUs, for flow maps and
-                pictures without tiles, and needs the extra of that name.
+            backend: what runs the network of flow maps on pictures without tiles; `compile` is
+                torch.compile, which takes minutes for the first pictures; `openvino` takes less
+                time on CPUs, and needs the extra of that name.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a

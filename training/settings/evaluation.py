@@ -11,7 +11,7 @@ from datagen.pair_settings import PairSettings
 from datagen.records import Execution, Location, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
-Backend = Literal["torch", "openvino"]
+Backend = Literal["torch", "compile", "openvino"]
 PictureMetricName = Literal[
     "psnr_rgb",
     "psnr_y",

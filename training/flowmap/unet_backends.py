@@ -1,4 +1,4 @@
-"""A U-Net's passes by OpenVINO, which takes less time than PyTorch on a CPU.
+"""A U-Net's passes by OpenVINO, which takes less time on a CPU, or as torch.compile makes them.
 
 Passes that measure or replace group norms stay PyTorch's: those of pictures in tiles.
 """
@@ -17,27 +17,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from datagen.errors import FlowmapsrError
+from training.settings.evaluation import Backend
 
+Pass = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Latents, times and class labels to the network's output."""
 _SIDE = 2
 """Of the smallest latents inside the network when it is converted; it takes any size afterwards."""
 
 
-def run_by_openvino(unet: UNet2DConditionModel) -> None:
-    """From now on its whole passes are OpenVINO's, in the type of its weights.
+def run_by(unet: UNet2DConditionModel, backend: Backend) -> None:
+    """From now on its whole passes are those of a backend, in the type of its weights.
 
     Raises:
-        FlowmapsrError: the package is missing, or the network is not on the CPU.
+        FlowmapsrError: the backend is not installed, or the network is on another device than it
+            is for.
     """
-    if find_spec("openvino") is None:
-        raise FlowmapsrError(
-            "backend=openvino needs the package openvino: pip install 'flowmapsr[openvino]'"
-        )
-    if unet.device.type != "cpu":
-        raise FlowmapsrError(
-            f"backend=openvino is for CPUs, and the model is on {unet.device}: leave it out"
-        )
+    if backend == "torch":
+        return
     by_torch, dtype, norms = unet.forward, unet.dtype, _norms(unet)
-    by_openvino = _compiled(unet, bf16=dtype == torch.bfloat16)
+    run = _by_openvino(unet) if backend == "openvino" else _compiled(unet)
 
     def forward(
         sample: Tensor, timestep: Tensor, *, class_labels: Tensor, **others: Any
@@ -49,13 +47,26 @@ def run_by_openvino(unet: UNet2DConditionModel) -> None:
                 sample, timestep, class_labels=class_labels, **others
             )
             return result
-        return UNet2DConditionOutput(sample=by_openvino(sample, timestep, class_labels))
+        return UNet2DConditionOutput(sample=run(sample, timestep, class_labels))
 
     unet.forward = forward
 
 
 def _norms(unet: nn.Module) -> list[nn.Module]:
     return [module for module in unet.modules() if isinstance(module, nn.GroupNorm)]
+
+
+def _compiled(unet: UNet2DConditionModel) -> Pass:
+    """By torch.compile, when it is first called, and once more when sides change."""
+    compiled = torch.compile(unet.forward)
+
+    def run(sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        found: Tensor = compiled(
+            sample, timestep, encoder_hidden_states=None, class_labels=class_labels
+        ).sample
+        return found
+
+    return run
 
 
 class _Inputs(nn.Module):
@@ -72,9 +83,15 @@ class _Inputs(nn.Module):
         return found
 
 
-def _compiled(
-    unet: UNet2DConditionModel, *, bf16: bool
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _by_openvino(unet: UNet2DConditionModel) -> Pass:
+    if find_spec("openvino") is None:
+        raise FlowmapsrError(
+            "backend=openvino needs the package openvino: pip install 'flowmapsr[openvino]'"
+        )
+    if unet.device.type != "cpu":
+        raise FlowmapsrError(
+            f"backend=openvino is for CPUs, and the model is on {unet.device}: leave it out"
+        )
     import openvino
 
     side = _SIDE * 2 ** len(unet.config.block_out_channels)
@@ -95,7 +112,7 @@ def _compiled(
         converted,
         "CPU",
         {
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         },
     )

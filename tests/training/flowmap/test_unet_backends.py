@@ -1,4 +1,4 @@
-"""OpenVINO gives the pictures of PyTorch, and leaves to it what it cannot do."""
+"""Other backends give the pictures of PyTorch, and leave to it what they cannot do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
-from training.flowmap.openvino_unet import run_by_openvino
+from training.flowmap.unet_backends import run_by
 from training.inference.upscaler import Upscaler
 from training.monitoring.memory import PeakBytes
+from training.settings.evaluation import Backend
 from training.settings.model import ModelSettings
 
 
@@ -21,17 +22,19 @@ def folder(tmp_path: Path, tiny_model: ModelSettings) -> Path:
     return saved_model(tmp_path / "model", tiny_model, trained=True)
 
 
-def _both(folder: Path, **options: object) -> tuple[Upscaler, Upscaler]:
-    plain = Upscaler.from_pretrained(folder, device="cpu", **options)  # type: ignore[arg-type]
-    fast = Upscaler.from_pretrained(folder, device="cpu", backend="openvino", **options)  # type: ignore[arg-type]
-    return plain, fast
+def _both(
+    folder: Path, *, tile: int | None = None, backend: Backend = "openvino"
+) -> tuple[Upscaler, Upscaler]:
+    plain = Upscaler.from_pretrained(folder, device="cpu", tile=tile)
+    return plain, Upscaler.from_pretrained(folder, device="cpu", tile=tile, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["openvino", pytest.param("compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [(64, 64), (40, 104), (131, 90)])
 def test_pictures_of_any_size_differ_by_a_level_at_most(
-    size: tuple[int, int], folder: Path
+    size: tuple[int, int], backend: Backend, folder: Path
 ) -> None:
-    plain, fast = _both(folder)
+    plain, fast = _both(folder, backend=backend)
     assert plain.digest() != fast.digest()
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     expected, found = (one.upscale(image, scale=2, steps=2) for one in (plain, fast))
@@ -63,4 +66,4 @@ def test_it_is_for_cpus(tiny_model: ModelSettings) -> None:
     with torch.device("meta"):
         net = FlowMapNet(tiny_model, latent_channels=4)
     with pytest.raises(FlowmapsrError, match="backend=openvino is for CPUs.*leave it out"):
-        run_by_openvino(net.unet)
+        run_by(net.unet, "openvino")
