@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -48,8 +49,14 @@ def test_a_run_whose_dataset_grows_is_that_of_one_that_never_grew_until_it_takes
         ShardBuilder(build)(task)  # the extension is open when the training begins
     process = start_workers(recipe, tmp_path)
     eventually((warmup.checkpoints / "step-000010" / COMMIT).exists, process)
+    launcher = psutil.Process(process.pid)
+    processes = [launcher, *launcher.children(recursive=True)]
+    for one in processes:  # else the stage may end before the extension does
+        one.suspend()
     second = finish_build(plan)
     process.send_signal(signal.SIGTERM)
+    for one in processes:
+        one.resume()
     output, _ = process.communicate(timeout=100)
     assert process.returncode != 0 and not distill.done.exists() and "samples more" not in output
 
