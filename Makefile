@@ -98,6 +98,8 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.elir_speed
 	[ -d $(DEMO_OUTPUT)/run ] || $(BIN)/flowmapsr demo --output $(DEMO_OUTPUT)
 	$(BIN)/python -m tests.benchmarks.tiles $(DEMO_OUTPUT)/run
+	$(BIN)/python -m tests.benchmarks.evaluation $(DEMO_OUTPUT)/run $(DEMO_OUTPUT)/photos/held-out
+	$(BIN)/python -m tests.benchmarks.backends
 	$(BIN)/python -m tests.benchmarks.upscale_speed $(DEMO_OUTPUT)/run
 
 gpu-bundle: $(INSTALLED)
