@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from training.evaluation.baselines import baseline_method
-from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
-from training.evaluation.photos import DegradedPhoto, degraded_photos
+from training.evaluation.photos import degraded_photos
 from training.evaluation.scores import score
+from training.evaluation.variants import Variant
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings, Interpolation
 
@@ -36,7 +35,7 @@ def main() -> None:
     settings = EvaluationSettings(photos=options.photos, scales=SCALES, metrics=options.metrics)
     upscaler = Upscaler.from_pretrained(options.model)
     metrics = find_metrics(settings.metrics, settings.conventions())
-    ours = [Method(upscaler.method, steps, partial(_restored, upscaler, steps)) for steps in STEPS]
+    ours = Variant(upscaler.method, options.model).methods(upscaler, STEPS)
     bicubic = baseline_method(Interpolation(kind="bicubic"), SCALES[0])
     network = evaluation = 0.0
     for scale in SCALES:
@@ -56,10 +55,6 @@ def main() -> None:
             evaluation += time.perf_counter() - middle
         print(f"x{scale:g}: {len(photos)} photos", flush=True)
     print(f"network {network:.1f} s, evaluation {evaluation:.1f} s: {evaluation / network:.3f}")
-
-
-def _restored(upscaler: Upscaler, steps: int, photo: DegradedPhoto) -> np.ndarray:
-    return upscaler.restore(upscaler.enlarge(photo.small, photo.size), steps=steps)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict
 
-from datagen.records import FrozenModel
 from training.evaluation.cost import Cost
 from training.evaluation.metrics.metric import Metrics, NotMeasurable
 from training.evaluation.photos import DegradedPhoto
@@ -73,20 +71,12 @@ class Method:
         return made if isinstance(made, Made) else Made(made)
 
 
-class Measured(FrozenModel):
-    """What was measured of one result, as a file holds it."""
+class Measured(PictureRow):
+    """What was measured of one result, as a file holds it: its row, and more."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # PSNR of equal pictures is infinite
-
-    photo: str
-    method: str
-    scale: float
-    steps: int
-    lora_scale: float | None = None
-    guidance: float | None = None
+    values: dict[str, float] = {}
     seconds: float | None = None
     """Of restoring; None where there is no result."""
-    values: dict[str, float] = {}
     missed: dict[str, str] = {}
     """Why there is no value, by metric."""
     flaw: Flaw | None = None
