@@ -32,7 +32,8 @@ HOMES = {
 TORCH_FREE = (
     *(f"datagen/{name}" for name in ("settings", "io/", "photos/", "degradation/", "dataset/")),
     *(f"datagen/{name}" for name in ("build/plan", "build/survey", "review/")),
-    *("training/settings/", "training/run_dir/", "pipelines/terminal/", "pipelines/recipes/"),
+    *("training/settings/", "training/run_dir/", "training/inference/pictures/"),
+    *("pipelines/terminal/", "pipelines/recipes/"),
 )
 """Files and folders that a launcher imports, which must not wait for torch."""
 

@@ -28,7 +28,7 @@ from pipelines.recipes.load import dataset_recipe, training_recipe
 from tests.support.launch import finish, start_torchrun
 from training.evaluation.metrics.fidelity import quality
 from training.evaluation.photos import degraded_photos
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 

@@ -20,7 +20,7 @@ from pipelines.recipes.load import dataset_recipe, training_recipe
 from training.evaluation.comparison import comparison
 from training.evaluation.metrics.fidelity import quality
 from training.evaluation.photos import DegradedPhoto, degraded_photos
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe

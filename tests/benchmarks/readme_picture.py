@@ -18,7 +18,7 @@ from PIL import Image
 from training.evaluation.comparison import comparison
 from training.evaluation.metrics.fidelity import quality
 from training.evaluation.photos import DegradedPhoto, degraded_photos
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 

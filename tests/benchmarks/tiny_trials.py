@@ -34,7 +34,7 @@ from tests.benchmarks.gpu.photos import middles, smallest_first
 from training.evaluation.photos import degraded_photos
 from training.flowmap.interpolant import interpolate
 from training.flowmap.network import FlowMapNet
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 

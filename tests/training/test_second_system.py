@@ -25,7 +25,7 @@ from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
 from training.data.loader import Batch
 from training.evaluation.evaluate import evaluate
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.run import main
 from training.run_dir.paths import StagePaths

@@ -20,7 +20,7 @@ from training.evaluation.other_networks.extras import require_extras
 from training.evaluation.other_networks.ncnn_network import ncnn_network
 from training.evaluation.other_networks.spandrel_network import spandrel_network
 from training.evaluation.photos import DegradedPhoto
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.settings.evaluation import (
     Baseline,
     Interpolation,

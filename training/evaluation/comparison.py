@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.evaluation.metrics.fidelity import quality
 from training.evaluation.photos import DegradedPhoto
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.tracking.pictures import Panel, panel_grid
 

@@ -26,7 +26,7 @@ from datagen.settings import FilterSettings
 from training.data.seeded import seeded
 from training.evaluation.metrics.fidelity import WINDOW
 from training.evaluation.photo_list import IMAGES, PhotoFile, list_photos
-from training.inference.picture import enlarged_size
+from training.inference.pictures.pixels import enlarged_size
 from training.settings.evaluation import EvaluationSettings
 
 MIDDLE = 256

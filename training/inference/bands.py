@@ -14,7 +14,7 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from datagen.tiles.autoencoder import CodecTiles
 from datagen.tiles.boxes import Box
-from training.inference.rows import Rows
+from training.inference.pictures.rows import Rows
 from training.inference.tiler import Tiler
 from training.inference.watch import Watch
 from training.monitoring.memory import free_bytes, used_bytes

@@ -17,8 +17,15 @@ from datagen.degradation.resample import resized
 from datagen.errors import FlowmapsrError
 from training.inference.color import fix_colors
 from training.inference.how import Decided, How
-from training.inference.levels import bicubic, shares_of, to_levels, top_level
-from training.inference.picture import Picture, colors_everywhere, enlarged_size
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.pixels import (
+    bicubic,
+    colors_everywhere,
+    enlarged_size,
+    to_levels,
+    top_level,
+)
+from training.inference.restored import shares_of
 from training.inference.streaming import BandUpscaler
 from training.inference.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix

@@ -14,12 +14,19 @@ from datagen.errors import FlowmapsrError
 from datagen.photos.decode import MOST_PIXELS, TooManyPixels
 from datagen.photos.source_file import read_photo
 from training.inference.color import ColorFix
-from training.inference.encode import FORMATS, check_size, check_streamed, encode, write_bands
 from training.inference.how import How
 from training.inference.jobs import Job
 from training.inference.made import sha256
-from training.inference.metadata import made_by, without_gps
-from training.inference.picture import Picture, enlarged_size, read_picture
+from training.inference.pictures.decode import Picture, read_picture
+from training.inference.pictures.encode import (
+    FORMATS,
+    check_size,
+    check_streamed,
+    encode,
+    write_bands,
+)
+from training.inference.pictures.metadata import made_by, without_gps
+from training.inference.pictures.pixels import enlarged_size
 from training.inference.watch import UpscalingStopped, Watch
 from training.system_protocol import Restorer
 from training.weights.model_folder import ModelConfig

@@ -11,7 +11,7 @@ from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from datagen.photos.source_file import SourceFile
 from datagen.photos.sources import ARCHIVE, LIST, list_sources
-from training.inference.encode import FORMATS
+from training.inference.pictures.encode import FORMATS
 
 RECORDS = ".flowmapsr"
 """Folder in an output folder with a record of each result."""

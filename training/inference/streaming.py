@@ -13,9 +13,10 @@ from datagen.errors import FlowmapsrError
 from training.inference.bands import BandRestorer
 from training.inference.color import ColorFix, color_reach, fix_colors
 from training.inference.how import Decided
-from training.inference.levels import shares_of, to_levels
-from training.inference.picture import Picture, colors_everywhere, enlarged_size
-from training.inference.rows import Rows, enlarged_rows, padded_rows, with_rows_around
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.pixels import colors_everywhere, enlarged_size, to_levels
+from training.inference.pictures.rows import Rows, enlarged_rows, padded_rows, with_rows_around
+from training.inference.restored import shares_of
 from training.inference.tiler import Tiler
 from training.inference.watch import Watch
 from training.system_protocol import Restorer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
-from training.inference.levels import is_finite
+from training.inference.restored import is_finite
 from training.inference.shared_norms import SharedNorms
 from training.inference.tiling import blended_rows, tiles
 from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes

@@ -18,10 +18,10 @@ from PIL import Image
 from datagen.photos.decode import MOST_PIXELS
 from training.inference.enlarger import Enlarger
 from training.inference.files import UpscaleSettings, read_file, upscaled_file
-from training.inference.forms import Form, in_form_of, picture_of
 from training.inference.how import How, Options
 from training.inference.jobs import plan_jobs
 from training.inference.made import publish, remove_leftovers
+from training.inference.pictures.forms import Form, in_form_of, picture_of
 from training.inference.precision import loaded
 from training.inference.tiler import Tiler
 from training.inference.watch import OnProgress, Watch

@@ -16,7 +16,7 @@ from datagen.degradation.apply import degrade_small, small_size
 from datagen.samples.codecs import Codec
 from training.data.loader import Batch, BatchReader
 from training.data.planned import PlannedBatch, source_of
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.tracking.pictures import to_pixels
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from training.elir.model_folder import ElirConfig
 from training.elir.picture_memory import _ARRAYS
 from training.elir.restorer import ElirRestorer
 from training.elir.sampler import restore
-from training.inference.metadata import Metadata
-from training.inference.picture import Picture
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.metadata import Metadata
 from training.inference.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.monitoring.memory import PeakBytes, used_bytes

@@ -18,7 +18,7 @@ from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
 from training.evaluation.photo_list import list_photos, scale_of, told
 from training.evaluation.photos import DegradedPhoto, degraded_photos, read_photos
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.settings.evaluation import EvaluationSettings
 from training.settings.model import ModelSettings
 

@@ -17,8 +17,8 @@ from datagen.settings import AutoencoderSettings
 from tests.support.models import saved_model
 from training.inference import bands
 from training.inference.bands import BandRestorer
-from training.inference.metadata import Metadata
-from training.inference.picture import Picture
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.metadata import Metadata
 from training.inference.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings

@@ -14,7 +14,7 @@ from skimage.data import astronaut
 
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
 from training.inference.watch import UpscalingStopped, Watch
 from training.settings.model import ModelSettings

@@ -25,9 +25,9 @@ from training.inference.batch import UpscaleReport, upscale_all
 from training.inference.color import ColorFix
 from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
-from training.inference.metadata import Metadata
-from training.inference.picture import Picture, read_picture
-from training.inference.rows import enlarged_rows, padded_rows, with_rows_around
+from training.inference.pictures.decode import Picture, read_picture
+from training.inference.pictures.metadata import Metadata
+from training.inference.pictures.rows import enlarged_rows, padded_rows, with_rows_around
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 

@@ -17,7 +17,7 @@ from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
 from training.evaluation.photos import degraded_photos
-from training.inference.levels import bicubic
+from training.inference.pictures.pixels import bicubic
 from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings

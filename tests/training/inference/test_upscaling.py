@@ -35,7 +35,7 @@ from training.inference.files import (
 )
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import remove_leftovers, unfinished
-from training.inference.picture import Picture
+from training.inference.pictures.decode import Picture
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from training.inference.metadata import Metadata, exif_of, xmp_packet
+from training.inference.pictures.metadata import Metadata, exif_of, xmp_packet
 
 _COLORS = {1: 0, 2: 4, 3: 2, 4: 6}
 """The color type by the number of channels."""

@@ -1,16 +1,15 @@
-"""A picture on its way from a file through the network to another file."""
+"""Reads a picture from a file of any format, with what that says beside the pixels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from datagen.photos.decode import MOST_PIXELS, LoadedImage, decode_image, upright_canvas
-from training.inference.deep import deep_levels
-from training.inference.metadata import Metadata, read_metadata
-from training.inference.profile import WideProfile, converted, srgb
+from training.inference.pictures.deep import deep_levels
+from training.inference.pictures.metadata import Metadata, read_metadata
+from training.inference.pictures.profile import WideProfile, converted, srgb
 
 
 @dataclass(frozen=True)
@@ -51,34 +50,6 @@ def read_picture(data: bytes, *, deep: bool = True, most_pixels: int = MOST_PIXE
             rgb, alpha = levels[..., :3], _deep_alpha(levels, alpha)
     gray = header.gray or bool((rgb == rgb[..., :1]).all())
     return Picture(rgb, alpha, gray, metadata, tuple(notes))
-
-
-def enlarged_size(image: np.ndarray, scale: float) -> tuple[int, int]:
-    """(width, height) of the image enlarged, each 1 or more."""
-    height, width = image.shape[:2]
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def colors_everywhere(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The picture with colors where nothing is seen of it, grown from what is seen: enlarging mixes
-    neighbors, and whatever a file has there would show as a halo."""
-    seen = alpha > 0
-    if seen.all():
-        return rgb
-    weight = seen.astype(np.float32)
-    grown = _grown(rgb * weight[..., None], weight)
-    return np.where(seen[..., None], rgb, grown.round().astype(rgb.dtype))
-
-
-def _grown(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Colors (H, W, 3), times their weights (H, W), filled from pictures of half the size."""
-    height, width = weight.shape
-    if max(height, width) == 1:
-        return weighted / np.maximum(weight, 1e-6)[..., None]
-    half = ((width + 1) // 2, (height + 1) // 2)
-    small = [cv2.resize(one, half, interpolation=cv2.INTER_AREA) for one in (weighted, weight)]
-    below = cv2.resize(_grown(*small), (width, height), interpolation=cv2.INTER_LINEAR)
-    return weighted + (1 - weight)[..., None] * below
 
 
 def _sixteen_bits(data: bytes, loaded: LoadedImage, profile: bytes | None) -> np.ndarray | str:

@@ -12,11 +12,11 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import composite
-from training.inference.metadata import Metadata, exif_of, xmp_packet
-from training.inference.picture import Picture
-from training.inference.png import LEVEL, PngRows
-from training.inference.profile import in_profile
-from training.inference.tiff import TiffRows, tiff_file
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.metadata import Metadata, exif_of, xmp_packet
+from training.inference.pictures.png import LEVEL, PngRows
+from training.inference.pictures.profile import in_profile
+from training.inference.pictures.tiff import TiffRows, tiff_file
 
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF",

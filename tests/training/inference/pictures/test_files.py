@@ -23,10 +23,11 @@ from tests.support.picture_files import (
     sixteen_bit_tiff,
     turned,
 )
-from training.inference.encode import encode
-from training.inference.metadata import Metadata, made_by, without_gps
-from training.inference.picture import Picture, colors_everywhere, read_picture
-from training.inference.profile import WideProfile, converted, srgb, srgb_profile
+from training.inference.pictures.decode import Picture, read_picture
+from training.inference.pictures.encode import encode
+from training.inference.pictures.metadata import Metadata, made_by, without_gps
+from training.inference.pictures.pixels import colors_everywhere
+from training.inference.pictures.profile import WideProfile, converted, srgb, srgb_profile
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 

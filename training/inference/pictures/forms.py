@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.color import UnsupportedPixels, strips
-from training.inference.metadata import Metadata
-from training.inference.picture import Picture
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.metadata import Metadata
 
 Form = TypeVar("Form", np.ndarray, Image.Image)
 """An array is uint8 or uint16 in sRGB: gray (H, W), RGB (H, W, 3), or with alpha (H, W, 4)."""

@@ -1,24 +1,11 @@
-"""Pixels as levels of 8 or 16 bits: their range, rounding to them, and plain enlarging."""
+"""What a network made of a picture: whether it is finite, and as shares of full levels."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from torch import Tensor
 
 from datagen.errors import FlowmapsrError
-
-
-def top_level(image: np.ndarray) -> int:
-    return int(np.iinfo(image.dtype).max)
-
-
-def to_levels(picture: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Float in [0, 1], and somewhat beyond, to the nearest levels of uint8 or uint16."""
-    top = np.iinfo(dtype).max
-    levels = top * picture
-    np.rint(levels, out=levels)
-    return np.clip(levels, 0, top, out=levels).astype(dtype)
 
 
 def is_finite(x: Tensor) -> bool:
@@ -40,8 +27,3 @@ def shares_of(restored: Tensor) -> np.ndarray:
         )
     shares = restored.add(1).div_(2).clamp_(0, 1)
     return shares.permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 or uint16 (h, w[, 3]) at (width, height): the baseline, and most models' input."""
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)

@@ -12,8 +12,8 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datagen.errors import FlowmapsrError
-from training.inference.metadata import Metadata, xmp_packet
-from training.inference.png import LEVEL
+from training.inference.pictures.metadata import Metadata, xmp_packet
+from training.inference.pictures.png import LEVEL
 
 _STRIP_BYTES = 1 << 20
 _LARGEST = 4 * 10**9
