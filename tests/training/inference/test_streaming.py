@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from datagen.degradation.resample import resized
 from datagen.errors import FlowmapsrError
 from tests.support.launch import ForkedLauncher, found_by
 from tests.support.models import saved_model
@@ -27,7 +26,6 @@ from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
 from training.inference.pictures.decode import Picture, read_picture
 from training.inference.pictures.metadata import Metadata
-from training.inference.pictures.rows import enlarged_rows, padded_rows, with_rows_around
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -56,38 +54,6 @@ def photo(height: int, width: int, channels: int = 3, dtype: Any = np.uint8) -> 
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, channels), dtype=np.uint8)
     fine = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return fine.reshape(height, width, channels).astype(dtype) * (np.iinfo(dtype).max // 255)
-
-
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest", "bicubic_antialiased", "area"])
-@pytest.mark.parametrize("size", [(101, 75), (50, 31), (20, 9)])
-def test_rows_are_enlarged_as_the_whole(mode: Any, size: tuple[int, int]) -> None:
-    image = photo(9, 20)
-    rows = enlarged_rows(lambda wanted: image[wanted], (9, 20), size, mode)
-    parts = [rows(slice(top, min(size[1], top + 7))) for top in range(0, size[1], 7)]
-    whole = resized(image.astype(np.float32), size, mode).round().clip(0, 255)
-    assert np.abs(np.concatenate(parts) - whole).max() <= 1
-
-
-@pytest.mark.parametrize(("margin", "mode"), [(8, "reflect"), (0, "edge")])
-@pytest.mark.parametrize("height", [1, 5, 40])
-def test_rows_are_padded_as_by_numpy(margin: int, mode: Any, height: int) -> None:
-    image, around = photo(height, 30), ((margin, margin + 3), (margin, margin + 2))
-    whole = np.pad(image, [*around, (0, 0)], mode=mode)
-    rows = padded_rows(lambda wanted: image[wanted], (height, 30), around)
-    parts = [rows(slice(top, min(len(whole), top + 4))) for top in range(0, len(whole), 4)]
-    assert np.array_equal(np.concatenate(parts), whole)
-
-
-@pytest.mark.parametrize("reach", [0, 3, 30])
-def test_rows_come_with_those_around_them(reach: int) -> None:
-    image, done = photo(50, 4), 0
-    parts = (image[top : min(50, top + 8)] for top in range(0, 50, 8))
-    for rows, around, held in with_rows_around(parts, 50, reach):
-        assert np.array_equal(held, image[around]) and rows.start == done
-        assert around.start <= max(0, rows.start - reach)
-        assert around.stop >= min(50, rows.stop + reach)
-        done = rows.stop
-    assert done == 50
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
 from training.evaluation.photos import degraded_photos
+from training.inference.pictures.decode import Picture
+from training.inference.pictures.metadata import Metadata
 from training.inference.pictures.pixels import bicubic
 from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
@@ -106,6 +108,29 @@ def test_gray_stays_gray_and_alpha_is_kept(trained: Path) -> None:
     assert (result.mode, result.size) == ("RGBA", (24, 20))
     kept = np.asarray(result)[..., 3]
     assert kept[:, :8].max() == 0 and kept[:, 16:].min() == 255
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_is_hidden_does_not_shine_through(untrained: Path, deep: bool) -> None:
+    """An opaque disc on nothing, enlarged, over black and over white: no seam of what a file has
+    where nothing is seen."""
+    y, x = np.mgrid[:40, :40]
+    alpha = np.where((x - 19.5) ** 2 + (y - 19.5) ** 2 < 150, 255, 0).astype(np.uint8)
+    disc = np.where(alpha[..., None] > 0, np.uint8([200, 120, 40]), np.uint8([0, 255, 0]))
+    picture = Picture(disc, alpha, False, Metadata())
+    if deep:
+        levels = (one.astype(np.uint16) * np.uint16(257) for one in (disc, alpha))
+        picture = Picture(*levels, False, Metadata())
+    large = Upscaler.from_pretrained(untrained).upscale_picture(picture, scale=4)
+    assert large.alpha is not None and large.rgb.dtype == picture.rgb.dtype
+    unit = 257 if deep else 1
+    weight = large.alpha[..., None] / (255 * unit)
+    for background in (0, 255):
+        over = large.rgb / unit * weight + background * (1 - weight)
+        small = np.where(alpha[..., None] > 0, disc, background).astype(np.uint8)
+        expected = cv2.resize(small, (160, 160), interpolation=cv2.INTER_CUBIC)
+        edge = (weight > 0) & (weight < 1)  # beyond, the interpolation of `small` overshoots
+        assert np.abs(over - expected)[edge[..., 0]].max() <= 2
 
 
 def test_colors_are_the_networks_where_it_learned_to_make_them() -> None:
