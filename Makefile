@@ -15,8 +15,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_OUTPUT ?= demo-output
-# tests/conftest.py says which tests stay together, and which come first.
-TESTS := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# tests/conftest.py says which tests stay together, and which come first. A process that crashed is
+# not replaced, as xdist then waits for ever.
+TESTS := $(BIN)/python -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadgroup --no-loadscope-reorder
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # uv does not read pip's variable, and fails on a folder that is not there.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -108,7 +109,7 @@ def _by_openvino(unet: UNet2DConditionModel) -> Pass:
         # `Module`'s own, as diffusers' functions of these names say something on every call.
         converted = openvino.convert_model(_Inputs(nn.Module.float(unet)), example_input=example)
         nn.Module.to(unet, dtype)
-    model = openvino.Core().compile_model(
+    model = _openvino_core().compile_model(
         converted,
         "CPU",
         {
@@ -122,3 +123,13 @@ def _by_openvino(unet: UNet2DConditionModel) -> Pass:
         return torch.from_numpy(found.copy())
 
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for the process, which is never freed: each gives the thread another stack for signals,
+    and two that are freed in the order they came leave one that is unmapped. The next signal, as
+    Ctrl-C or a child's end, then crashes the process."""
+    import openvino
+
+    return openvino.Core()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,12 @@ def test_memory_is_foretold_as_of_pytorch(folder: Path) -> None:
             upscaler.restore(image, steps=1)
         peaks.append(measured.peak)
     assert peaks[0] == peaks[1]
+
+
+def test_a_process_that_let_go_of_two_models_outlives_a_signal(folder: Path) -> None:
+    program = [sys.executable, "-m", "tests.training.workers.two_openvino_models", str(folder)]
+    ended = subprocess.run(program, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_it_is_for_cpus(tiny_model: ModelSettings) -> None:
