@@ -102,9 +102,11 @@ class AutoencoderCodec:
     def encode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
     ) -> Iterator[torch.Tensor]:
-        parts = encode_parts(
-            self._model.encoder, lambda box: source(box).to(self._dtype), size, tiles
-        )
+        def seen(box: Box) -> torch.Tensor:
+            return source(box).to(self._dtype)
+
+        tiles = tiles.on_network(self, "encoder")
+        parts = encode_parts(self._model.encoder, seen, size, tiles)
         for rows in in_rows(parts, size[1]):
             yield self._scaled(self._mode(rows))
 
@@ -115,6 +117,7 @@ class AutoencoderCodec:
         def unscaled(box: Box) -> torch.Tensor:
             return self._before_decoder(self._unscaled(source(box)))
 
+        tiles = tiles.on_network(self, "decoder")
         for rows in in_rows(decode_parts(self._model.decoder, unscaled, size, tiles), size[1]):
             yield rows.float()
 

@@ -157,9 +157,11 @@ class DctCodec:
     def encode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
     ) -> Iterator[torch.Tensor]:
-        return in_rows(tiled_parts(self.encode, source, size, tiles.side, 0), size[1])
+        tiles = tiles.on_network(self, "encode")
+        return in_rows(tiled_parts(self.encode, source, size, tiles.side, 0, tiles.run), size[1])
 
     def decode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
     ) -> Iterator[torch.Tensor]:
-        return in_rows(tiled_parts(self.decode, source, size, tiles.side, 0), size[1])
+        tiles = tiles.on_network(self, "decode")
+        return in_rows(tiled_parts(self.decode, source, size, tiles.side, 0, tiles.run), size[1])

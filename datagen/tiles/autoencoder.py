@@ -7,8 +7,8 @@ exact norms, and attention looks at the whole picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from datagen.tiles.boxes import Box, Part, Source, assembled
 from datagen.tiles.chain import Chain
 from datagen.tiles.reach import growth_of, reach_of, tiled_parts
+from datagen.tiles.run import N, Run, X, Y, here
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,22 @@ class CodecTiles:
     `KEPT_BYTES` for each pixel when None."""
     on_host: bool = False
     """Whether these are held in the memory of the CPU."""
+    run: Run = here
+    """Does the work on tiles, with the codec that was asked to."""
+
+    def on_network(self, codec: Any, name: str) -> CodecTiles:
+        """The same for one of the codec's networks, by its attribute's name."""
+        return replace(self, run=partial(_run_on, self.run, codec, name))
+
+
+def _run_on(
+    run: Run, codec: Any, name: str, _: N, work: Callable[[N, X], Y], tiles: Iterable[X]
+) -> Iterator[Y]:
+    return run(codec, partial(_with, name, work), tiles)
+
+
+def _with(name: str, work: Callable[[Any, X], Y], codec: Any, tile: X) -> Y:
+    return work(getattr(codec, name), tile)
 
 
 def encode_tiled(encoder: nn.Module, x: Tensor, tile: int, keep: int | None = None) -> Tensor:
@@ -85,9 +102,10 @@ def _parts(
         side: places along a latent in the network's input.
     """
     if not _is_kl(network):
-        return tiled_parts(network, source, size, tiles.side, reach_of([network], side))
-    chain = Chain(layers_of(network), side)
-    return chain.parts(source, size, tiles.side, tiles.keep, on_host=tiles.on_host)
+        reach = reach_of([network], side)
+        return tiled_parts(network, source, size, tiles.side, reach, tiles.run)
+    chain = Chain(network, layers_of, side)
+    return chain.parts(source, size, tiles.side, tiles.keep, on_host=tiles.on_host, run=tiles.run)
 
 
 def _is_kl(network: nn.Module) -> bool:

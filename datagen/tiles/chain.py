@@ -8,9 +8,10 @@ enough, and always after attention, which takes the most time, and where latents
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -18,24 +19,30 @@ from torch import Tensor, nn
 
 from datagen.tiles.attention import KeysAndValues
 from datagen.tiles.boxes import Assembled, Box, Part, Source, boxes
-from datagen.tiles.norm_sums import NormSums, release
+from datagen.tiles.norm_sums import NormSums, apply, release
 from datagen.tiles.reach import reach_of
+from datagen.tiles.run import Run, here
 
 KEPT_BYTES = 128
 """For each pixel of the picture, of activations that are kept where nothing else is said."""
 _PROBE = 2
 """Side of a small picture that tells the sizes of activations, latents."""
 
+Scales = dict[tuple[int, str], tuple[Tensor, Tensor]]
+"""Scale and shift of group norms by their layer's index and their name in it."""
+LayersOf = Callable[[Any], list[nn.Module]]
+
 
 class Chain:
-    """Layers one after another, each a function of the result of the one before."""
+    """A network's layers one after another, each a function of the result of the one before."""
 
-    def __init__(self, layers: Sequence[nn.Module], side: int) -> None:
+    def __init__(self, network: Any, layers_of: LayersOf, side: int) -> None:
         """
         Args:
             side: places along a latent in the first layer's input.
         """
-        self.layers, self.side = layers, side
+        self.network, self.layers_of, self.side = network, layers_of, side
+        self.layers = layers_of(network)
 
     @torch.no_grad()
     def parts(
@@ -46,6 +53,7 @@ class Chain:
         keep: int | None = None,
         *,
         on_host: bool = False,
+        run: Run = here,
     ) -> Iterator[Part]:
         """What the chain makes of a picture, tile by tile as `boxes` lists them; no gradient.
 
@@ -56,39 +64,100 @@ class Chain:
             keep: bytes of activations between two layers that may be held of the whole picture;
                 `KEPT_BYTES` a pixel when None.
             on_host: activations are held in the memory of the CPU.
+            run: does the work on tiles, but for attention, which needs what all have given.
         """
-        work = _Tiling(self, source, size, tile, keep, on_host)
+        work = _Tiling(self, source, size, tile, keep, on_host, run)
         with ExitStack() as undo:
             for index, layer in enumerate(self.layers):
-                for norm in (part for part in layer.modules() if isinstance(part, nn.GroupNorm)):
-                    sums = NormSums(norm)
-                    work.show(index, norm, _counted_by(sums))
-                    undo.callback(release, norm)
-                    sums.apply()
+                for name, norm in _norms(layer):
+                    sums = reduce(torch.add, (part.result for part in work.seen_by(name, index)))
+                    work.scales[index, name] = NormSums(norm, sums).scale_and_shift()
                 if attends(layer):
-                    seen = KeysAndValues(layer, *work.places(index))
-                    work.show(index, layer.to_k, seen.add)  # type: ignore[arg-type]
-                    for part in (layer.to_k, layer.to_v):
-                        undo.callback(release, part)  # type: ignore[arg-type]
-                    seen.apply()
+                    asked = KeysAndValues(layer, *work.places(index))
+                    for part in work.seen_by("to_k", index):
+                        top, left = (each * part.side for each in (part.box.top, part.box.left))
+                        asked.add(part.result.to(work.device), top, left)
+                    for each in (layer.to_k, layer.to_v):
+                        undo.callback(release, each)  # type: ignore[arg-type]
+                    asked.apply()
             yield from work.tiles(len(self.layers))
 
 
-def _counted_by(sums: NormSums) -> Callable[[Tensor, int, int], None]:
-    return lambda x, top, left: sums.add(x)
+def _norms(layer: nn.Module) -> list[tuple[str, nn.GroupNorm]]:
+    named = layer.named_modules()
+    return [(name, part) for name, part in named if isinstance(part, nn.GroupNorm)]
 
 
 def attends(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Attention"
 
 
-def run(layer: nn.Module, x: Tensor) -> Tensor:
+def forward(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer of a diffusers autoencoder makes of x (B, C, H, W)."""
     if type(layer).__name__ == "ResnetBlock2D":
         result: Tensor = layer(x, None)
     else:
         result = layer(x.contiguous() if attends(layer) else x)  # it takes no view of a larger one
     return result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with a tile: layers one after another, and one more up to a part of it."""
+
+    layers_of: LayersOf
+    first: int
+    end: int
+    """The layer after the last one."""
+    sides: list[int]
+    """Of a latent, in the input of every layer."""
+    scales: Scales
+    at: int | None = None
+    """The layer whose input is kept."""
+    part: str | None = None
+    """Name in layer `end` of what is asked what it sees; None where the layer's input is wanted."""
+
+    def __call__(self, network: Any, tile: tuple[Tensor, Box, Box]) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            tile: its pixels or activations (B, C, h, w), where it lies, and where they do.
+
+        Returns:
+            The inside of what comes of it, or the sums of a norm that sees it; what is kept.
+        """
+        x, box, outer = tile
+        kept, layers = None, self.layers_of(network)
+        with self._applied(layers):
+            for index in range(self.first, self.end):
+                x = forward(layers[index], x)
+                if index + 1 == self.at:
+                    kept = box.within(outer, x, self.sides[self.at])
+            if self.part is None:
+                return box.within(outer, x, self.sides[self.end]), kept
+            layer = layers[self.end]
+            part = layer.get_submodule(self.part)
+            seen = box.within(outer, _input_of(part, layer, x), self.sides[self.end])
+        if not isinstance(part, nn.GroupNorm):
+            return seen, kept
+        sums = NormSums(part)
+        sums.add(seen)
+        assert sums.sums is not None
+        return sums.sums.cpu(), kept
+
+    @contextmanager
+    def _applied(self, layers: list[nn.Module]) -> Iterator[None]:
+        norms = {
+            layers[index].get_submodule(name): scale
+            for (index, name), scale in self.scales.items()
+            if self.first <= index <= self.end
+        }
+        try:
+            for norm, scale in norms.items():
+                apply(norm, *scale)  # type: ignore[arg-type]
+            yield
+        finally:
+            for norm in norms:
+                release(norm)  # type: ignore[arg-type]
 
 
 class _Tiling:
@@ -102,10 +171,13 @@ class _Tiling:
         tile: int,
         keep: int | None,
         on_host: bool,
+        run: Run,
     ) -> None:
-        self.layers, self.size, self.tile, self.on_host = chain.layers, size, tile, on_host
+        self.chain, self.size, self.tile, self.on_host = chain, size, tile, on_host
+        self.run = run
         # A layer's input, whole, and which layer it is.
         self.source, self.first = source, 0
+        self.scales: Scales = {}
         one = source(Box(0, 1, 0, 1))
         self.device = one.device
         shapes = _shapes(chain, one)
@@ -125,35 +197,36 @@ class _Tiling:
         height, width = (length * self.sides[index] for length in self.size)
         return height, width
 
-    def show(self, target: int, part: nn.Module, take: Callable[[Tensor, int, int], None]) -> None:
-        """Gives what a part of a layer sees of the whole picture: (B, C, h, w) of each tile, and
-        where that begins. Norms and attention before it have been applied."""
+    def seen_by(self, name: str, target: int) -> Iterator[Part]:
+        """What a part of a layer sees of each tile, or its sums if it is a norm. Norms and
+        attention before it have been applied."""
         at = max((place for place in self.kept if self.first < place <= target), default=None)
         kept = Assembled(*self.size, on_host=self.on_host)
-        side = self.sides[target]
-        for tile in self.tiles(target, at, kept):
-            seen = _input_of(part, self.layers[target], tile.result)
-            inside = tile.box.within(tile.outer, seen, side)
-            take(inside, tile.box.top * side, tile.box.left * side)
+        yield from self.tiles(target, name, at, kept)
         if at is not None and kept.whole is not None:
             self.source = partial(self._kept, kept.whole, self.sides[at])
             self.first = at
 
     def tiles(
-        self, end: int, at: int | None = None, kept: Assembled | None = None
+        self,
+        end: int,
+        name: str | None = None,
+        at: int | None = None,
+        kept: Assembled | None = None,
     ) -> Iterator[Part]:
-        """What the layers before `end` make of each tile, with what the next one needs around it;
-        the input of layer `at` is kept."""
-        seen = self.layers[self.first : end + 1]
-        reach = reach_of(seen, self.sides[self.first])
-        for box in boxes(*self.size, self.tile):
-            outer = box.around(reach, *self.size)
-            x = self.source(outer)
-            for index in range(self.first, end):
-                x = run(self.layers[index], x)
-                if kept is not None and index + 1 == at:
-                    kept.put(Part(box, outer, x))
-            yield Part(box, outer, x)
+        """What the layers before `end` make of each tile, or a part of that one sees then; the
+        input of layer `at` is kept."""
+        layers = self.chain.layers[self.first : end + 1]
+        reach = reach_of(layers, self.sides[self.first])
+        places = [(box, box.around(reach, *self.size)) for box in boxes(*self.size, self.tile)]
+        seen = ((self.source(outer).contiguous(), box, outer) for box, outer in places)
+        work = _Work(self.chain.layers_of, self.first, end, self.sides, dict(self.scales), at, name)
+        asks = any(attends(layer) for layer in self.chain.layers[self.first : end])
+        results = (here if asks else self.run)(self.chain.network, work, seen)
+        for (box, _), (result, inside) in zip(places, results, strict=True):
+            if kept is not None and inside is not None:
+                kept.put(Part(box, box, inside))
+            yield Part(box, box, result)
 
     def _kept(self, whole: Tensor, side: int, box: Box) -> Tensor:
         return box.of(whole, side).to(self.device)
@@ -164,7 +237,7 @@ def _shapes(chain: Chain, one: Tensor) -> list[torch.Size]:
     small = one.new_zeros(1, one.shape[1], _PROBE * chain.side, _PROBE * chain.side)
     shapes = [small.shape]
     for layer in chain.layers:
-        small = run(layer, small)
+        small = forward(layer, small)
         shapes.append(small.shape)
     return shapes
 
@@ -181,7 +254,7 @@ def _input_of(part: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
 
     hook = part.register_forward_pre_hook(stop)
     try:
-        run(layer, x)
+        forward(layer, x)
     except _Reached as reached:
         seen: Tensor = reached.args[0]
     else:

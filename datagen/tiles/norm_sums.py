@@ -12,9 +12,10 @@ from torch.nn import functional
 class NormSums:
     """Count, sum and sum of squares of what a group norm sees, of each sample and group."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, sums: Tensor | None = None) -> None:
         self.norm = norm
-        self._sums: Tensor | None = None
+        self.sums = sums
+        """(3, B, groups), float64; None while nothing was counted."""
 
     def add(self, x: Tensor) -> None:
         """Counts a tile's places: x is (B, C, ...)."""
@@ -28,9 +29,6 @@ class NormSums:
         self.add(x)
         return functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
-    def was_used(self) -> bool:
-        return self._sums is not None
-
     def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         norm, places = self.norm, x[0, 0].numel()
         # A twentieth of the time of `var_mean`; of another order in memory it rounds much more.
@@ -39,41 +37,42 @@ class NormSums:
         mean, variance = mean.double(), deviation.double() ** -2 - norm.eps
         count = places * norm.num_channels // norm.num_groups
         sums = count * torch.stack([torch.ones_like(mean), mean, variance + mean**2])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self.sums = sums if self.sums is None else self.sums + sums
         return result
-
-    def are_finite(self) -> bool:
-        return self._sums is not None and bool(self._sums.isfinite().all())
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What the norm does to each sample and channel: two of (B, C), float64."""
-        assert self._sums is not None, "nothing was counted"
+        assert self.sums is not None, "nothing was counted"
         norm = self.norm
-        count, total, squares = self._sums
+        count, total, squares = self.sums
         mean = total / count
         variance = (squares / count - mean**2).clamp(min=0)
         repeats = norm.num_channels // norm.num_groups
         scale = (variance + norm.eps).rsqrt().repeat_interleave(repeats, dim=1)
         shift = -mean.repeat_interleave(repeats, dim=1) * scale
         if norm.affine:
-            scale = scale * norm.weight.double()
-            shift = shift * norm.weight.double() + norm.bias.double()
+            weight, bias = (each.detach().to(scale) for each in (norm.weight, norm.bias))
+            scale, shift = scale * weight, shift * weight + bias
         return scale, shift
 
     def apply(self) -> None:
         """From now on the norm uses what was counted in place of its input's own values."""
-        scale, shift = self.scale_and_shift()
-        self.norm.forward = partial(_scaled, scale, shift)  # type: ignore[method-assign]
+        apply(self.norm, *self.scale_and_shift())
+
+
+def apply(norm: nn.GroupNorm, scale: Tensor, shift: Tensor) -> None:
+    """From now on the norm does this to its input's samples and channels, (B, C) each."""
+    norm.forward = partial(_scaled, scale, shift)  # type: ignore[method-assign]
 
 
 def release(norm: nn.GroupNorm) -> None:
-    """Undoes `NormSums.apply`, where it was called."""
+    """Undoes `apply`, where it was called."""
     norm.__dict__.pop("forward", None)
 
 
 def _scaled(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
-    scale, shift = scale.to(dtype), shift.to(dtype)
+    scale, shift = scale.to(x.device, dtype), shift.to(x.device, dtype)
     if x.is_contiguous():  # a quarter of the other way's time
         flat, scale, shift = x.view(1, -1, *x.shape[2:]), scale.flatten(), shift.flatten()
         nothing = torch.zeros_like(scale), torch.ones_like(scale)

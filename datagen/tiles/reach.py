@@ -12,6 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from datagen.tiles.boxes import Box, Part, Source, assembled, boxes
+from datagen.tiles.run import Run, here
 
 
 def tiled(
@@ -37,12 +38,18 @@ def tiled_parts(
     size: tuple[int, int],
     tile: int,
     reach: int,
+    run: Run = here,
 ) -> Iterator[Part]:
     """The same of a picture of (height, width) latents that need not be whole."""
-    for box in boxes(*size, tile):
-        # At the picture's own borders the network pads as it would there in one piece.
-        outer = box.around(reach, *size)
-        yield Part(box, outer, network(source(outer)))
+    # At the picture's own borders the network pads as it would there in one piece.
+    places = [(box, box.around(reach, *size)) for box in boxes(*size, tile)]
+    seen = (source(outer).contiguous() for _, outer in places)
+    for (box, outer), result in zip(places, run(network, called, seen), strict=True):
+        yield Part(box, outer, result)
+
+
+def called(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return network(x)
 
 
 def reach_of(modules: Iterable[nn.Module], side: int) -> int:

@@ -1,4 +1,5 @@
-"""Upscales files on the connected Ray cluster: a photo is a task, and a worker holds the model.
+"""Upscales files on the connected Ray cluster: a photo is a task, and a worker holds the model. The
+largest photos come last, one at a time, and all workers share their tiles.
 
 Every result has the bytes that any other number of workers would give it: tiles have a fixed side,
 and a worker without a GPU computes on one thread.
@@ -10,25 +11,24 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-
-import ray
 
 from datagen.errors import FlowmapsrError
 from datagen.io import local, storage
 from datagen.photos.source_file import SourceFile
 from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.ray_session import cluster_nodes
+from pipelines.cluster.shared_model import SharedModel, this_node
+from pipelines.cluster.tile_helpers import TileHelpers
 from pipelines.cluster.workers import Resources, WorkerPlan, WorkerRequest, describe_nodes
 from training.inference.batch import Outcome, UpscaleReport, upscale_job
 from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job
-from training.inference.made import SIGN, sha256
+from training.inference.made import SIGN
 from training.inference.upscaler import Upscaler
 from training.system_protocol import LoadOptions
-from training.weights.model_folder import CONFIG
 
 _WORKER_BYTES = 3_000_000_000
 """Of a worker beside the model: libraries, a tile, and a result of 20 megapixels."""
@@ -59,16 +59,16 @@ class Elsewhere:
 class PhotoWorker:
     """Upscales photos on a node; loads the model for the first one."""
 
-    model: str
-    """Absolute path of a model folder."""
-    model_digest: str
-    """Of its config."""
+    model: SharedModel
     sign: str | None
     """A file in the output that the command has put there; None in S3."""
-    options: LoadOptions
     settings: UpscaleSettings
     digest: str
     """For the records of results."""
+    put_off_large: bool = False
+    """Whether it leaves photos whose results come in rows."""
+    helpers: WorkerPlan | None = None
+    """Others that share the tiles of such results."""
 
     def __call__(self, task: PhotoTask) -> Elsewhere:
         """
@@ -78,20 +78,27 @@ class PhotoWorker:
         """
         upscaler = self._upscaler
         if _bytes_of(task.job.source) != task.bytes:
-            return Elsewhere(Outcome(failed="it was changed or removed"), _node())
-        return Elsewhere(upscale_job(task.job, upscaler, self.settings, digest=self.digest))
+            return Elsewhere(Outcome(failed="it was changed or removed"), this_node())
+        outcome = upscale_job(
+            task.job,
+            upscaler,
+            self.settings,
+            digest=self.digest,
+            put_off_large=self.put_off_large,
+        )
+        return Elsewhere(outcome)
 
     @cached_property
     def _upscaler(self) -> Upscaler:
         if self.sign is not None and not os.path.isfile(self.sign):
             folder = os.path.dirname(self.sign)
-            raise FlowmapsrError(f"{_node()} does not see the output's folder {folder}: {_SHARED}")
-        if _digest_of(self.model) != self.model_digest:
             raise FlowmapsrError(
-                f"{_node()} does not see the model {self.model}, or sees another one there: "
-                "with --cluster it must be in a folder that all nodes share"
+                f"{this_node()} does not see the output's folder {folder}: {_SHARED}"
             )
-        return Upscaler.from_pretrained(self.model, **asdict(self.options))
+        upscaler = self.model.load()
+        if self.helpers is not None:
+            upscaler.tiler.runs = TileHelpers(self.model, self.helpers).runs
+        return upscaler
 
 
 def upscale_on_cluster(
@@ -115,27 +122,57 @@ def upscale_on_cluster(
     """
     if not jobs:
         return UpscaleReport()
-    plan = plan_photo_workers(cluster_nodes(), _bytes_below(model), options.max_memory, workers)
+    shared = SharedModel.at(model, replace(options, same_everywhere=True))
+    plan = plan_photo_workers(cluster_nodes(), shared.bytes(), options.max_memory, workers)
     so_far, start = UpscaleReport(), time.monotonic()
 
     def note(task: PhotoTask, record: Elsewhere) -> None:
         require_seen(task, record)
-        so_far.add(task.job, record.outcome)
-        so_far.seconds = time.monotonic() - start
-        on_done(task.path, so_far)
+        if not record.outcome.put_off:
+            so_far.add(task.job, record.outcome)
+            so_far.seconds = time.monotonic() - start
+            on_done(task.path, so_far)
 
-    def given_up(_: PhotoTask, why: str) -> Elsewhere:
-        return Elsewhere(Outcome(failed=why))
+    def run(worker: PhotoWorker, tasks: Sequence[PhotoTask], count: int) -> list[Elsewhere]:
+        each = WorkerPlan(count, plan.each)
+        return run_tasks(worker, tasks, workers=each, on_done=note, given_up=_given_up)
 
     with _sign(jobs[0].target, jobs[0].record) as sign:
-        same = replace(options, same_everywhere=True)
-        worker = PhotoWorker(str(model), _digest_of(model), sign, same, settings, digest)
+        worker = PhotoWorker(shared, sign, settings, digest)
         tasks = [PhotoTask(job, _bytes_of(job.source)) for job in jobs]
-        records = run_tasks(worker, tasks, workers=plan, on_done=note, given_up=given_up)
+        records = _in_rounds(run, worker, tasks, plan)
     report = UpscaleReport(seconds=so_far.seconds)
-    for job, record in zip(jobs, records, strict=True):  # in the order of the photos
-        report.add(job, record.outcome)
+    for task in tasks:  # in the order of the photos
+        report.add(task.job, records[task.path].outcome)
     return report
+
+
+Round = Callable[[PhotoWorker, Sequence[PhotoTask], int], list[Elsewhere]]
+"""Runs tasks on so many copies of a worker."""
+
+
+def _in_rounds(
+    run: Round, worker: PhotoWorker, tasks: Sequence[PhotoTask], plan: WorkerPlan
+) -> dict[str, Elsewhere]:
+    """Small photos first, each on a worker. Then as many of the large ones as keep all workers
+    busy, and those left over one at a time, with all workers for their tiles."""
+    records: dict[str, Elsewhere] = {}
+
+    def round_of(worker: PhotoWorker, tasks: Sequence[PhotoTask], count: int) -> None:
+        found = run(worker, tasks, count) if tasks else []
+        records.update((task.path, one) for task, one in zip(tasks, found, strict=True))
+
+    round_of(replace(worker, put_off_large=plan.count > 1), tasks, plan.count)
+    large = [task for task in tasks if records[task.path].outcome.put_off]
+    alone = len(large) // plan.count * plan.count
+    round_of(worker, large[:alone], plan.count)
+    helpers = WorkerPlan(plan.count - 1, plan.each)
+    round_of(replace(worker, helpers=helpers), large[alone:], 1)
+    return records
+
+
+def _given_up(_: PhotoTask, why: str) -> Elsewhere:
+    return Elsewhere(Outcome(failed=why))
 
 
 def plan_photo_workers(
@@ -185,16 +222,3 @@ def _bytes_of(source: SourceFile) -> int | None:
     """Of a local file, or of the archive that the photo is in; None where there is none."""
     uri = source.container or source.uri
     return None if storage.is_remote(uri) else storage.size(uri)
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-
-
-def _digest_of(model: str | Path) -> str:
-    path = Path(model, CONFIG)
-    return sha256(path.read_bytes()) if path.is_file() else ""
-
-
-def _node() -> str:
-    return f"node {ray.util.get_node_ip_address()}"

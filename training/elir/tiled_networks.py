@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from datagen.tiles.autoencoder import CodecTiles
-from datagen.tiles.boxes import Source, in_rows
+from datagen.tiles.boxes import Part, Source, in_rows
 from datagen.tiles.reach import tiled, tiled_parts
 from training.elir.coarse_estimator import COARSE_REACH
 from training.elir.codec import TINY_REACH
@@ -56,20 +56,26 @@ class RowNetworks:
     def encode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
     ) -> Iterator[Tensor]:
-        def encoded(x: Tensor) -> Tensor:
-            return self.networks.encoder((x + 1) / 2)
-
-        reach = _codec_reach(self.config)
-        return in_rows(tiled_parts(encoded, source, size, tiles.side, reach), size[1])
+        return in_rows(self._parts("encoded", source, size, tiles), size[1])
 
     def decode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
     ) -> Iterator[Tensor]:
-        def decoded(z: Tensor) -> Tensor:
-            return 2 * self.networks.decoder(z) - 1
+        return in_rows(self._parts("decoded", source, size, tiles), size[1])
 
-        reach = _codec_reach(self.config)
-        return in_rows(tiled_parts(decoded, source, size, tiles.side, reach), size[1])
+    def encoded(self, x: Tensor) -> Tensor:
+        """Pixels (1, 3, H, W) in [-1, 1] -> latents (1, C, h, w)."""
+        return self.networks.encoder((x + 1) / 2)
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """The other way."""
+        return 2 * self.networks.decoder(z) - 1
+
+    def _parts(
+        self, name: str, source: Source, size: tuple[int, int], tiles: CodecTiles
+    ) -> Iterator[Part]:
+        reach, run = _codec_reach(self.config), tiles.on_network(self, name).run
+        return tiled_parts(getattr(self, name), source, size, tiles.side, reach, run)
 
 
 def _codec_reach(config: ElirConfig) -> int:

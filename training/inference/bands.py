@@ -4,7 +4,9 @@ the network share their group norms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import psutil
@@ -14,8 +16,10 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from datagen.tiles.autoencoder import CodecTiles
 from datagen.tiles.boxes import Box
+from datagen.tiles.run import Run
 from training.inference.pictures.rows import Rows
-from training.inference.tiler import Tiler
+from training.inference.tile_pass import TilePass
+from training.inference.tiler import Key, PassKey, Tiler
 from training.inference.watch import Watch
 from training.monitoring.memory import free_bytes, used_bytes
 from training.system_protocol import LatentPass, Parts
@@ -55,8 +59,8 @@ class BandRestorer:
         self.parts.require(shape)
         watch.begin(steps)
         latents = self._encoded(lq, shape)
-        for step in self.parts.passes(steps):
-            self._pass(step, latents, watch)
+        for number, step in enumerate(self.parts.passes(steps)):
+            self._pass(step, latents, watch, self.tiler.runs(PassKey(steps, number)))
             if step.is_step:
                 watch.step()
 
@@ -83,12 +87,9 @@ class BandRestorer:
             top += rows.shape[-2]
         return latents
 
-    def _pass(self, step: LatentPass, latents: Tensor, watch: Watch) -> None:
+    def _pass(self, step: LatentPass, latents: Tensor, watch: Watch, run: Run) -> None:
         """Replaces the latents by the next ones."""
-
-        def of_tile(x: Tensor) -> Tensor:
-            return step.fn(x.to(self.device)).cpu()
-
+        of_tile = _on_device(step, self.device)
         if step.net is None:
             latents.copy_(step.update(latents, of_tile(latents)))
             return
@@ -104,19 +105,37 @@ class BandRestorer:
             multiple=step.multiple,
             held=held,
             on_part=watch.part,
+            run=run,
         ):
             latents[..., rows, :] = step.update(latents[..., rows, :], part)
 
     def _tiles(self, width: int) -> CodecTiles:
-        """Of the codec, in a picture of `width` pixels: as large as those of the network, where a
-        row of them takes no more than half of the memory."""
+        """Of the codec, in a picture of `width` pixels: as large as those of the network, and where
+        memory may decide, so small that a row of them takes no more than half of it."""
+        run, down = self.tiler.runs(None), self.parts.downsample
+        if self.tiler.fixed:
+            keep = int(_KEPT_SHARE * (self.tiler.max_memory or 0))
+            return CodecTiles((self.tiler.tile or _TILE) // down, keep, on_host=True, run=run)
         cpu = torch.device("cpu")
         free = free_bytes(cpu)
         if self.tiler.max_memory is not None and self.device == cpu:
             free = min(free, max(0, self.tiler.max_memory - used_bytes(cpu)))
         fitting = max(_SMALLEST, int(free / 2 / (_BAND_BYTES * width)))
-        side = max(1, min(self.tiler.tile or _TILE, fitting) // self.parts.downsample)
-        return CodecTiles(side, keep=int(_KEPT_SHARE * free), on_host=True)
+        side = max(1, min(self.tiler.tile or _TILE, fitting) // down)
+        return CodecTiles(side, keep=int(_KEPT_SHARE * free), on_host=True, run=run)
+
+
+def network_for(key: Key, parts: Parts, device: torch.device) -> Any:
+    """What does the work on tiles that a `BandRestorer` of the same model has for this key."""
+    if key is None:
+        return parts.codec
+    step = next(islice(parts.passes(key.steps), key.number, None))
+    assert step.net is not None, "it works on no tiles"
+    return TilePass(step.net, _on_device(step, device))
+
+
+def _on_device(step: LatentPass, device: torch.device) -> Callable[[Tensor], Tensor]:
+    return lambda x: step.fn(x.to(device)).cpu()
 
 
 def _held(channels: int, height: int, width: int) -> Tensor:

@@ -34,6 +34,8 @@ class Outcome:
     """What of it was not kept."""
     megapixels: float = 0.0
     """Of the result."""
+    put_off: bool = False
+    """Its result is so large that it comes in rows, and nothing was made yet."""
 
 
 @dataclass
@@ -104,15 +106,27 @@ def upscale_all(
 
 
 def upscale_job(
-    job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings, *, digest: str = ""
+    job: Job,
+    upscaler: PictureUpscaler,
+    settings: UpscaleSettings,
+    *,
+    digest: str = "",
+    put_off_large: bool = False,
 ) -> Outcome:
     """Makes and writes the result of one photo.
+
+    Args:
+        put_off_large: makes nothing whose result comes in rows.
 
     Raises:
         FlowmapsrError: it cannot be written, so that of others could not be either.
     """
     made = _made(lambda: read_file(job, settings), job, upscaler, settings)
-    return made if isinstance(made, Outcome) else _published(job, made, digest)
+    if isinstance(made, Outcome):
+        return made
+    if put_off_large and made.is_streamed:
+        return Outcome(put_off=True)
+    return _published(job, made, digest)
 
 
 def _read_ahead(

@@ -6,12 +6,19 @@ So every evaluation passes over the tiles twice: once to measure, once with what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 
-from torch import nn
+from torch import Tensor, nn
 
-from datagen.tiles.norm_sums import NormSums, release
+from datagen.tiles.norm_sums import NormSums, apply, release
+
+Sums = list[Tensor | None]
+"""Of every group norm of a network in order, as `NormSums.sums`, on the CPU."""
+Scales = list[tuple[Tensor, Tensor] | None]
+"""Scale and shift of every group norm, as `NormSums.scale_and_shift` gives them, on the CPU; None
+of norms that saw nothing."""
 
 
 class SharedNorms:
@@ -19,32 +26,54 @@ class SharedNorms:
 
     def __init__(self, net: nn.Module) -> None:
         self.norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
-        self._sums: dict[nn.GroupNorm, NormSums] = {}
 
     @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Inside, the network's passes are counted; what was measured before is forgotten."""
-        sums = {norm: NormSums(norm) for norm in self.norms}
-        for norm, one in sums.items():
-            norm.forward = one.measure  # type: ignore[method-assign,assignment]
+    def measuring(self) -> Iterator[Sums]:
+        """Inside, what the norms see is counted; at its end the list holds their sums."""
+        counts, sums = [NormSums(norm) for norm in self.norms], Sums()
         try:
-            yield
+            for count in counts:
+                count.norm.forward = count.measure  # type: ignore[method-assign,assignment]
+            yield sums
         finally:
-            for norm in self.norms:
-                release(norm)
-            self._sums = {norm: one for norm, one in sums.items() if one.was_used()}
+            self._release()
+        sums += [None if count.sums is None else count.sums.cpu() for count in counts]
+
+    def scales(self, sums: Sums) -> Scales:
+        """What the norms do to a picture of which all tiles have these sums together."""
+        return [
+            None if one is None else NormSums(norm, one).scale_and_shift()
+            for norm, one in zip(self.norms, sums, strict=True)
+        ]
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside, the norms use what was measured in place of their input's own values."""
+    def applied(self, scales: Scales) -> Iterator[None]:
+        """Inside, the norms use these in place of their input's own mean and variance."""
         try:
-            for sums in self._sums.values():
-                sums.apply()
+            for norm, one in zip(self.norms, scales, strict=True):
+                if one is not None:
+                    apply(norm, *one)
             yield
         finally:
-            for norm in self.norms:
-                release(norm)
+            self._release()
 
-    def are_finite(self) -> bool:
-        """Whether everything that was measured is."""
-        return all(sums.are_finite() for sums in self._sums.values())
+    def _release(self) -> None:
+        for norm in self.norms:
+            release(norm)
+
+
+def added(parts: Iterable[Sums]) -> Sums:
+    """The sums of one tile or more together, added in their order."""
+    return reduce(_both, parts)
+
+
+def _both(first: Sums, second: Sums) -> Sums:
+    return [
+        one if other is None else other if one is None else one + other
+        for one, other in zip(first, second, strict=True)
+    ]
+
+
+def are_finite(sums: Sums) -> bool:
+    """Whether everything that was measured is."""
+    return all(one is None or bool(one.isfinite().all()) for one in sums)

@@ -6,17 +6,19 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
-from training.inference.restored import is_finite
-from training.inference.shared_norms import SharedNorms
+from datagen.tiles.run import Run, here
+from training.inference.shared_norms import Sums, added
+from training.inference.tile_pass import Made, Measured, TilePass
 from training.inference.tiling import blended_rows, tiles
 from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
 
+Done = TypeVar("Done", Made, Measured)
 log = logging.getLogger(__name__)
 
 OVERLAP = 64
@@ -32,11 +34,29 @@ _SHARE = 0.7
 """Of the free memory that a pass may take."""
 
 
+class PassKey(NamedTuple):
+    """Which of a restorer's passes some work on tiles is part of."""
+
+    steps: int
+    """Network evaluations of the picture."""
+    number: int
+    """Of the pass, from 0."""
+
+
+Key = PassKey | None
+"""Whose network some work on tiles is for; None is the codec."""
+
+
 class Tiler:
     """Decides on tiles for one model, and runs them."""
 
     def __init__(
-        self, *, tile: int | None = None, max_memory: int | None = None, fixed: bool = False
+        self,
+        *,
+        tile: int | None = None,
+        max_memory: int | None = None,
+        fixed: bool = False,
+        runs: Callable[[Key], Run] = lambda key: here,
     ) -> None:
         """
         Args:
@@ -45,8 +65,9 @@ class Tiler:
             max_memory: what this process may hold on the device, bytes; None takes most of what is
                 free.
             fixed: a tile that does not fit is an error.
+            runs: what does the work on the tiles of a picture in bands.
         """
-        self.tile, self.max_memory, self.fixed = tile, max_memory, fixed
+        self.tile, self.max_memory, self.fixed, self.runs = tile, max_memory, fixed, runs
         self._memory: MemoryModel | None = None
         self._told = False
 
@@ -90,6 +111,7 @@ class Tiler:
         multiple: int,
         held: int = 0,
         on_part: Callable[[float], None] = lambda share: None,
+        run: Run = here,
     ) -> Iterator[tuple[slice, Tensor]]:
         """As a call, but the result comes in rows from top to bottom, with their numbers; x may be
         replaced in rows that were given.
@@ -98,6 +120,7 @@ class Tiler:
             x: on any device; `fn` takes its tiles to that of the network.
             held: bytes that will be needed beside the network's.
             on_part: as of a call.
+            run: does the work on the tiles, whose network is a `TilePass`.
         """
         shown = ATTENTION_OVERLAP if _attends(net) else OVERLAP
         overlap = multiple * math.ceil(shown / pixels / multiple)
@@ -107,7 +130,8 @@ class Tiler:
         while True:
             side = max(smallest, side // multiple * multiple)
             try:
-                for rows, part in self._rows(net, fn, x, side, overlap, multiple, on_part):
+                work = TilePass(net, fn)
+                for rows, part in self._rows(work, x, side, overlap, multiple, on_part, run):
                     given = True
                     yield rows, part
                 return
@@ -130,43 +154,42 @@ class Tiler:
 
     def _rows(
         self,
-        net: nn.Module,
-        fn: Callable[[Tensor], Tensor],
+        tile_pass: TilePass,
         x: Tensor,
         tile: int,
         overlap: int,
         multiple: int,
         on_part: Callable[[float], None],
+        run: Run,
     ) -> Iterator[tuple[slice, Tensor]]:
         height, width = x.shape[-2:]
         if max(height, width) <= tile:
-            yield slice(0, height), self._finite(net, fn, x)
+            yield slice(0, height), self._result(tile_pass.made(x))
             return
         places = tiles(height, width, tile, overlap, multiple)
-        norms = SharedNorms(net)
-        fn = _counted(fn, on_part, len(places) * (2 if norms.norms else 1))
+        measures = bool(tile_pass.norms.norms)
+        done, passes = itertools.count(1), len(places) * (2 if measures else 1)
 
-        def measure() -> None:
-            with norms.measuring():
-                for place in places:
-                    fn(place.of(x))
+        def each(work: Callable[[TilePass, Tensor], Done]) -> Iterator[Done]:
+            for one in run(tile_pass, work, (place.of(x).contiguous() for place in places)):
+                on_part(next(done) / passes)
+                yield one
 
-        if norms.norms:
-            measure()
-        if not norms.are_finite():
+        work = TilePass.made
+        if measures:
+            sums = added(self._sums(one) for one in each(TilePass.measured))
+            work = partial(TilePass.made, scales=tile_pass.norms.scales(sums))
+        yield from blended_rows((self._result(one) for one in each(work)), places)
+
+    def _result(self, made: Made) -> Tensor:
+        if made.again:
             self._tell()
-            with _in_fp32(net):
-                measure()
-        with norms.applied():
-            yield from blended_rows(lambda place: self._finite(net, fn, place.of(x)), places)
+        return made.result
 
-    def _finite(self, net: nn.Module, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        result = fn(x)
-        if is_finite(result):
-            return result
-        self._tell()
-        with _in_fp32(net):
-            return fn(x)
+    def _sums(self, measured: Measured) -> Sums:
+        if measured.again:
+            self._tell()
+        return measured.sums
 
     def _tell(self) -> None:
         if not self._told:
@@ -203,27 +226,3 @@ class Tiler:
 
 def _attends(net: nn.Module) -> bool:
     return any(type(module).__name__ == "Attention" for module in net.modules())
-
-
-def _counted(
-    fn: Callable[[Tensor], Tensor], on_part: Callable[[float], None], passes: int
-) -> Callable[[Tensor], Tensor]:
-    """The function, telling after each call the share of the passes that are done."""
-    calls = itertools.count(1)
-
-    def counted(x: Tensor) -> Tensor:
-        result = fn(x)
-        on_part(min(1.0, next(calls) / passes))  # a tile may be done again
-        return result
-
-    return counted
-
-
-@contextmanager
-def _in_fp32(net: nn.Module) -> Iterator[None]:
-    dtype = next((weight.dtype for weight in net.parameters()), torch.float32)
-    net.float()
-    try:
-        yield
-    finally:
-        net.to(dtype)

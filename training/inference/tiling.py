@@ -82,10 +82,8 @@ def blend(
         fn: a tile (B, C, h, w) to its result of the same sides (B, C', h, w).
     """
     height, width = x.shape[-2:]
-    total = None
-    for rows, part in blended_rows(
-        lambda place: fn(place.of(x)), tiles(height, width, tile, overlap, multiple)
-    ):
+    total, places = None, tiles(height, width, tile, overlap, multiple)
+    for rows, part in blended_rows((fn(place.of(x)) for place in places), places):
         if total is None:
             total = part.new_empty(*part.shape[:2], height, width)
         total[..., rows, :] = part
@@ -94,7 +92,7 @@ def blend(
 
 
 def blended_rows(
-    fn: Callable[[Tile], Tensor], places: Sequence[Tile]
+    results: Iterator[Tensor], places: Sequence[Tile]
 ) -> Iterator[tuple[slice, Tensor]]:
     """The results of tiles, blended: rows from top to bottom, each as soon as no later tile has a
     part in them, and those rows of the result, float32 (B, C, rows, W).
@@ -103,7 +101,7 @@ def blended_rows(
     replaced there.
 
     Args:
-        fn: a tile to its result (B, C, h, w), of the tile's sides.
+        results: (B, C, h, w) of each tile in order, of its sides.
         places: those of `tiles`.
     """
     width = max(place.columns.stop for place in places)
@@ -114,7 +112,7 @@ def blended_rows(
         top, bottom = line[0].rows.start, line[0].rows.stop
         total, weights = torch.empty(0), torch.empty(0)
         for number, place in enumerate(line):
-            result = fn(place).float()
+            result = next(results).float()
             if number == 0:
                 total = result.new_zeros(*result.shape[:2], bottom - top, width)
                 weights = result.new_zeros(bottom - top, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,20 +15,32 @@ from PIL import Image
 from skimage.data import astronaut
 
 from datagen.errors import FlowmapsrError
-from pipelines.cluster.upscale import PhotoTask, PhotoWorker, plan_photo_workers, require_seen
+from datagen.photos.source_file import SourceFile
+from pipelines.cluster.shared_model import SharedModel
+from pipelines.cluster.upscale import (
+    Elsewhere,
+    PhotoTask,
+    PhotoWorker,
+    _in_rounds,
+    plan_photo_workers,
+    require_seen,
+)
+from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 from tests.pipelines.conftest import Ended
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
 from tests.support.tiny import MODEL
-from training.inference.batch import upscale_all
+from training.inference import enlarger
+from training.inference.batch import Outcome, upscale_all
 from training.inference.files import UpscaleSettings
-from training.inference.jobs import plan_jobs
+from training.inference.jobs import Job, plan_jobs
 from training.inference.made import sha256
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 from training.system_protocol import LoadOptions
 
 Invoke = Callable[..., Ended]
+SAME = LoadOptions(same_everywhere=True)
 PHOTOS = 4
 
 
@@ -104,9 +116,8 @@ def worker(model: Path, tmp_path: Path) -> PhotoWorker:
     """As on a node that sees all that the command does."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sign").touch()
-    config = sha256((model / "config.json").read_bytes())
     sign = str(tmp_path / "out" / "sign")
-    return PhotoWorker(str(model), config, sign, LoadOptions(), UpscaleSettings(scale=2), "")
+    return PhotoWorker(SharedModel.at(model, LoadOptions()), sign, UpscaleSettings(scale=2), "")
 
 
 def task_of(folder: Path, out: Path) -> PhotoTask:
@@ -138,9 +149,41 @@ def test_a_node_that_sees_another_output_or_model_is_named(
     task = task_of(folder, tmp_path / "out")
     with pytest.raises(FlowmapsrError, match=rf"node \S+ does not see .* {tmp_path}/elsewhere:"):
         replace(worker, sign=str(tmp_path / "elsewhere" / "sign"))(task)
-    for other in (replace(worker, model="/nowhere"), replace(worker, model_digest="of another")):
+    seen = worker.model
+    for model in (replace(seen, folder="/nowhere"), replace(seen, digest="of another")):
         with pytest.raises(FlowmapsrError, match=r"node \S+ does not see the model .*or sees an"):
-            other(task)
+            replace(worker, model=model)(task)
+
+
+def test_large_photos_come_last_and_share_all_workers(worker: PhotoWorker) -> None:
+    """Of three large ones and two workers, two keep them busy, and the third one's tiles do."""
+    jobs = [Job(SourceFile(str(n), n, ""), f"{n}.png") for n in range(4)]
+    tasks, rounds = [PhotoTask(job, 0) for job in jobs], list[tuple[list[str], int, int]]()
+
+    def run(worker: PhotoWorker, tasks: Sequence[PhotoTask], count: int) -> list[Elsewhere]:
+        helpers = worker.helpers.count if worker.helpers else 0
+        rounds.append(([task.path for task in tasks], count, helpers))
+        off = [worker.put_off_large and task.path != "2" for task in tasks]
+        return [Elsewhere(Outcome(put_off=one)) for one in off]
+
+    records = _in_rounds(run, worker, tasks, WorkerPlan(2, WorkerRequest(1)))
+    assert rounds == [(["0", "1", "2", "3"], 2, 0), (["0", "1"], 2, 0), (["3"], 1, 1)]
+    assert list(records) == ["0", "1", "2", "3"]
+    assert not any(record.outcome.put_off for record in records.values())
+    rounds.clear()
+    _in_rounds(run, worker, tasks, WorkerPlan(1, WorkerRequest(1)))
+    assert rounds == [(["0", "1", "2", "3"], 1, 0)]
+
+
+def test_what_is_large_is_put_off_if_that_is_asked_for(
+    worker: PhotoWorker, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enlarger, "LARGEST_WHOLE", 100)
+    large = replace(worker, model=SharedModel.at(Path(worker.model.folder), SAME))
+    task = task_of(folder, tmp_path / "out")
+    assert replace(large, put_off_large=True)(task).outcome == Outcome(put_off=True)
+    assert not (tmp_path / "out" / "0.png").exists()
+    assert large(task).outcome.megapixels > 0
 
 
 def test_workers_get_a_gpu_each_where_there_are_any() -> None:

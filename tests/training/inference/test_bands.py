@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import diffusers
 import numpy as np
 import pytest
-import torch
 from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.settings import AutoencoderSettings
-from tests.support.models import saved_model
+from tests.support.models import saved_model, tiny_autoencoder
 from training.inference import bands
 from training.inference.bands import BandRestorer
 from training.inference.pictures.decode import Picture
@@ -30,17 +28,7 @@ PHOTO = Picture(
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> AutoencoderSettings:
-    folder = tmp_path_factory.mktemp("vae")
-    torch.manual_seed(0)
-    diffusers.AutoencoderKL(
-        block_out_channels=(4, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        latent_channels=4,
-    ).save_pretrained(folder)
-    return AutoencoderSettings(kind="autoencoder_kl", source=str(folder))
+    return tiny_autoencoder(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.mark.parametrize("heads", [0, 1])

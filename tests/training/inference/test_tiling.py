@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datagen.errors import FlowmapsrError
 from tests.support.networks import ATTENTION, tiny_net
 from training.inference import tiler as tiler_module
-from training.inference.shared_norms import SharedNorms
+from training.inference.shared_norms import SharedNorms, added
 from training.inference.tiler import Tiler
 from training.inference.tiling import blend, tile_plan, tiles
 from training.monitoring.memory import MemoryModel, PeakBytes
@@ -87,10 +87,12 @@ def test_shared_norms_are_those_of_the_whole_picture() -> None:
     with torch.no_grad():
         whole = net(x)
         own = blend(net, x, 8, 0)
-        with norms.measuring():
-            for part in tiles(24, 32, 8, 0):
+        found = []
+        for part in tiles(24, 32, 8, 0):
+            with norms.measuring() as sums:
                 net(part.of(x))
-        with norms.applied():
+            found.append(sums)
+        with norms.applied(norms.scales(added(found))):
             shared = blend(net, x, 8, 0)
         assert torch.equal(net(x), whole)  # nothing is left behind
     torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-5)
