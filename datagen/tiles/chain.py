@@ -70,13 +70,14 @@ class Chain:
         with ExitStack() as undo:
             for index, layer in enumerate(self.layers):
                 for name, norm in _norms(layer):
-                    sums = reduce(torch.add, (part.result for part in work.seen_by(name, index)))
+                    seen = work.seen_by(name, index)
+                    sums = reduce(torch.add, (part.result.cpu() for part in seen))
                     work.scales[index, name] = NormSums(norm, sums).scale_and_shift()
                 if attends(layer):
                     asked = KeysAndValues(layer, *work.places(index))
                     for part in work.seen_by("to_k", index):
                         top, left = (each * part.side for each in (part.box.top, part.box.left))
-                        asked.add(part.result.to(work.device), top, left)
+                        asked.add(part.result, top, left)
                     for each in (layer.to_k, layer.to_v):
                         undo.callback(release, each)  # type: ignore[arg-type]
                     asked.apply()
@@ -142,7 +143,7 @@ class _Work:
         sums = NormSums(part)
         sums.add(seen)
         assert sums.sums is not None
-        return sums.sums.cpu(), kept
+        return sums.sums, kept
 
     @contextmanager
     def _applied(self, layers: list[nn.Module]) -> Iterator[None]:

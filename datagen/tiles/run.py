@@ -19,8 +19,11 @@ class Run(Protocol):
         Args:
             network: that of this process; another process has its own of the same model.
             work: can be pickled.
-            tiles: each a contiguous tensor (B, C, h, w), or a tuple with one. Some may be taken
-                before the results of those before them are asked for.
+            tiles: each a contiguous tensor (B, C, h, w), or a tuple that begins with one. Some may
+                be taken before the results of those before them are asked for.
+
+        Returns:
+            What has tensors has them on the device of the tile's.
         """
 
 

@@ -142,7 +142,7 @@ class TileHelpers:
             done: Y = tile.result
             return done
         try:
-            result: Y = ray.get(tile.result)
+            result: Y = _on(_device(tile.tile), ray.get(tile.result))
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
@@ -159,6 +159,13 @@ class TileHelpers:
         ray.kill(helper.actor)  # it may be cut off but alive
         log.warning("a worker that helped with tiles was lost: %s", first_line(error))
         self._start()
+
+
+def _device(tile: Any) -> torch.device:
+    """Where this process would have left what it makes of a tile."""
+    tensor = tile if isinstance(tile, Tensor) else tile[0]
+    assert isinstance(tensor, Tensor)
+    return tensor.device
 
 
 def _on(device: torch.device | str, value: Any) -> Any:
