@@ -88,3 +88,20 @@ def test_coarse_is_the_product_of_its_kernels() -> None:
     gain = np.prod([np.cos(2**n * frequency / 2) ** 2 for n in range(4)])
     inside = slice(60, -60)
     np.testing.assert_allclose(coarse(image, 4)[4, inside, 0], gain * wave[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(260, 248, 3), (250, 400), (100, 260, 3)])
+def test_coarse_is_the_same_in_few_operations(shape: tuple[int, ...]) -> None:
+    """As level by level, borders included, for sides that are large enough and that are not."""
+    image = expected = np.random.default_rng(0).random(shape, np.float32)
+    for level in range(4):
+        for axis in (0, 1):
+            rolled = [_shifted(expected, axis, by) for by in (-(2**level), 2**level)]
+            expected = expected / 2 + sum(rolled) / 4
+    np.testing.assert_allclose(coarse(image, 4), expected, atol=1e-6)
+
+
+def _shifted(image: np.ndarray, axis: int, by: int) -> np.ndarray:
+    """Moved by some pixels, with the outermost ones repeated."""
+    places = (np.arange(image.shape[axis]) + by).clip(0, image.shape[axis] - 1)
+    return image.take(places, axis)
