@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from datagen.tiles.norm_sums import NormSums, apply, release
@@ -37,7 +38,7 @@ class SharedNorms:
             yield sums
         finally:
             self._release()
-        sums += [None if count.sums is None else count.sums.cpu() for count in counts]
+        sums += _on_cpu([count.sums for count in counts])
 
     def scales(self, sums: Sums) -> Scales:
         """What the norms do to a picture of which all tiles have these sums together."""
@@ -77,3 +78,13 @@ def _both(first: Sums, second: Sums) -> Sums:
 def are_finite(sums: Sums) -> bool:
     """Whether everything that was measured is."""
     return all(one is None or bool(one.isfinite().all()) for one in sums)
+
+
+def _on_cpu(sums: Sums) -> Sums:
+    """In one transfer: a GPU's work is waited for at each."""
+    seen = [one for one in sums if one is not None]
+    if not seen:
+        return sums
+    flat = torch.cat([one.flatten() for one in seen]).cpu()
+    parts = iter(flat.split([one.numel() for one in seen]))
+    return [None if one is None else next(parts).view(one.shape) for one in sums]
