@@ -134,6 +134,7 @@ class InTiles(Protocol):
 
         Args:
             net: the network that `fn` runs; all tiles share its group norms.
+            fn: of one tile, or of several (N, C, h, w).
             pixels: side of what one latent shows.
             multiple: sides of tiles must be multiples of this.
         """
@@ -144,7 +145,7 @@ class LatentPass:
     """A network's pass over latents, and what becomes of them."""
 
     fn: Callable[[Tensor], Tensor]
-    """Of a tile of latents on the device, or of all of them."""
+    """Of tiles of latents (N, C, h, w) on the device, or of all latents."""
     update: Callable[[Tensor, Tensor], Tensor]
     """Latents and what `fn` made of them -> the next ones, each from its own place."""
     net: nn.Module | None

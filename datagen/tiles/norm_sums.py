@@ -61,7 +61,8 @@ class NormSums:
 
 
 def apply(norm: nn.GroupNorm, scale: Tensor, shift: Tensor) -> None:
-    """From now on the norm does this to its input's samples and channels, (B, C) each."""
+    """From now on the norm does this to its input's samples and channels, (B, C) each, or to each
+    of its samples the same, (1, C)."""
     norm.forward = partial(_scaled, scale, shift)  # type: ignore[method-assign]
 
 
@@ -74,7 +75,8 @@ def _scaled(scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     scale, shift = scale.to(x.device, dtype), shift.to(x.device, dtype)
     if x.is_contiguous():  # a quarter of the other way's time
-        flat, scale, shift = x.view(1, -1, *x.shape[2:]), scale.flatten(), shift.flatten()
+        flat = x.view(1, -1, *x.shape[2:])
+        scale, shift = (each.expand(len(x), -1).flatten() for each in (scale, shift))
         nothing = torch.zeros_like(scale), torch.ones_like(scale)
         return functional.batch_norm(flat, *nothing, scale, shift, eps=0.0).view(x.shape)
     places = (..., *(None for _ in range(x.ndim - 2)))

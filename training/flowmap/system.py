@@ -240,7 +240,7 @@ class FlowMapRestorer:
         def blended(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             result = in_tiles(
                 self.net,
-                lambda part: velocity(part, t, s),
+                lambda part: velocity(part, t.expand(len(part)), s.expand(len(part))),
                 x,
                 pixels=self.codec.downsample,
                 multiple=self.net.downsample,

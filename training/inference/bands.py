@@ -20,6 +20,7 @@ from datagen.tiles.run import Run
 from training.inference.pictures.rows import Rows
 from training.inference.tile_pass import TilePass
 from training.inference.tiler import Key, PassKey, Tiler
+from training.inference.transfers import to_host
 from training.inference.watch import Watch
 from training.monitoring.memory import free_bytes, used_bytes
 from training.system_protocol import LatentPass, Parts
@@ -135,7 +136,7 @@ def network_for(key: Key, parts: Parts, device: torch.device) -> Any:
 
 
 def _on_device(step: LatentPass, device: torch.device) -> Callable[[Tensor], Tensor]:
-    return lambda x: step.fn(x.to(device)).cpu()
+    return lambda x: to_host(step.fn(x.to(device)))
 
 
 def _held(channels: int, height: int, width: int) -> Tensor:

@@ -63,6 +63,11 @@ class SharedNorms:
             release(norm)
 
 
+def sums_of_each(sums: Sums, count: int) -> list[Sums]:
+    """Those of a batch of tiles, for each of them."""
+    return [[None if one is None else one[:, n : n + 1] for one in sums] for n in range(count)]
+
+
 def added(parts: Iterable[Sums]) -> Sums:
     """The sums of one tile or more together, added in their order."""
     return reduce(_both, parts)

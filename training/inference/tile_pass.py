@@ -1,4 +1,4 @@
-"""What a network does with one tile of a picture, by itself and with what all tiles share."""
+"""What a network does with tiles of a picture, by themselves and with what all tiles share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from training.inference.restored import is_finite
-from training.inference.shared_norms import Scales, SharedNorms, Sums, are_finite
+from training.inference.shared_norms import (
+    Scales,
+    SharedNorms,
+    Sums,
+    are_finite,
+    sums_of_each,
+)
+from training.inference.tile_batches import TileBatches
 
 
 class Measured(NamedTuple):
@@ -32,38 +39,53 @@ class Made(NamedTuple):
 class TilePass:
     """One evaluation of a network, on tiles. What is not finite is done again in fp32."""
 
-    def __init__(self, net: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, net: nn.Module, fn: Callable[[Tensor], Tensor], batches: TileBatches | None = None
+    ) -> None:
         """
         Args:
-            fn: runs the network on a tile of latents.
+            fn: runs the network on tiles of latents (N, C, h, w).
+            batches: what earlier passes found about batches of tiles.
         """
         self.net, self.fn, self.norms = net, fn, SharedNorms(net)
+        self._batches = batches or TileBatches()
 
-    def measured(self, x: Tensor) -> Measured:
-        """What the group norms see of a tile."""
-        sums = self._sums(x)
-        if are_finite(sums):
-            return Measured(sums, again=False)
-        with _in_fp32(self.net):
-            return Measured(self._sums(x), again=True)
+    def measured(self, x: Tensor) -> list[Measured]:
+        """What the group norms see of each tile."""
+        found = self._batches(self.net, "measure", self._sums, x)
+        return [
+            Measured(sums, again=False) if are_finite(sums) else self._measured_again(one)
+            for sums, one in zip(found, x.split(1), strict=True)
+        ]
 
-    def made(self, x: Tensor, scales: Scales | None = None) -> Made:
-        """What comes of a tile.
+    def made(self, x: Tensor, scales: Scales | None = None) -> list[Made]:
+        """What comes of each tile.
 
         Args:
             scales: of the group norms; the tile's own when None.
         """
         with self.norms.applied(scales or [None] * len(self.norms.norms)):
-            result = self.fn(x)
-            if is_finite(result):
-                return Made(result, again=False)
-            with _in_fp32(self.net):
-                return Made(self.fn(x), again=True)
+            found = self._batches(self.net, "own" if scales is None else "shared", self._results, x)
+            return [
+                Made(result, again=False) if is_finite(result) else self._made_again(one)
+                for result, one in zip(found, x.split(1), strict=True)
+            ]
 
-    def _sums(self, x: Tensor) -> Sums:
+    def _results(self, x: Tensor) -> list[Tensor]:
+        return list(self.fn(x).split(1))
+
+    def _sums(self, x: Tensor) -> list[Sums]:
         with self.norms.measuring() as sums:
             self.fn(x)
-        return sums
+        return sums_of_each(sums, len(x))
+
+    def _measured_again(self, x: Tensor) -> Measured:
+        with _in_fp32(self.net):
+            return Measured(self._sums(x)[0], again=True)
+
+    def _made_again(self, x: Tensor) -> Made:
+        with _in_fp32(self.net):
+            return Made(self.fn(x), again=True)
 
 
 @contextmanager

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.tiles.run import Run, here
 from training.inference.shared_norms import Sums, added
+from training.inference.tile_batches import TileBatches
+from training.inference.tile_memory import TileMemory, TileWork
 from training.inference.tile_pass import Made, Measured, TilePass
-from training.inference.tiling import blended_rows, tiles
-from training.monitoring.memory import MemoryModel, free_bytes, is_out_of_memory, used_bytes
+from training.inference.tiling import Tile, blended_rows, tiles
+from training.inference.transfers import ahead
+from training.monitoring.memory import is_out_of_memory
 
 Done = TypeVar("Done", Made, Measured)
 log = logging.getLogger(__name__)
@@ -25,13 +29,8 @@ OVERLAP = 64
 """Least overlap of tiles, pixels."""
 ATTENTION_OVERLAP = 128
 """The same of networks with attention, whose results depend more on what a tile shows."""
-_LARGEST_ON_CPU = 1024
-"""Side of the largest tile that is chosen on a CPU, pixels: what does not fit into its caches takes
-longer (measured: 2.3 times at 2500)."""
 _SMALLEST = 256
 """Side of the smallest tile that is tried, pixels."""
-_SHARE = 0.7
-"""Of the free memory that a pass may take."""
 
 
 class PassKey(NamedTuple):
@@ -57,6 +56,7 @@ class Tiler:
         max_memory: int | None = None,
         fixed: bool = False,
         runs: Callable[[Key], Run] = lambda key: here,
+        batch: int | None = None,
     ) -> None:
         """
         Args:
@@ -66,9 +66,12 @@ class Tiler:
                 free.
             fixed: a tile that does not fit is an error.
             runs: what does the work on the tiles of a picture in bands.
+            batch: tiles at a time, which changes no bit; None takes those that fit on a GPU, and
+                one on a CPU, where more save no time.
         """
         self.tile, self.max_memory, self.fixed, self.runs = tile, max_memory, fixed, runs
-        self._memory: MemoryModel | None = None
+        self.batch, self.batches = batch, TileBatches()
+        self._memory = TileMemory(max_memory)
         self._told = False
 
     def __call__(
@@ -125,13 +128,15 @@ class Tiler:
         shown = ATTENTION_OVERLAP if _attends(net) else OVERLAP
         overlap = multiple * math.ceil(shown / pixels / multiple)
         smallest = max(multiple * math.ceil(_SMALLEST / pixels / multiple), overlap + multiple)
-        side = self.tile // pixels if self.tile else self._side(net, fn, x, smallest, held, pixels)
+        work = TileWork(net, fn, x, pixels, smallest, held)
+        side = self.tile // pixels if self.tile else self._memory.side(work)
         given = False
         while True:
             side = max(smallest, side // multiple * multiple)
             try:
-                work = TilePass(net, fn)
-                for rows, part in self._rows(work, x, side, overlap, multiple, on_part, run):
+                places = tiles(x.shape[-2], x.shape[-1], side, overlap, multiple)
+                batches = self._batches_of(work, places, side, run)
+                for rows, part in self._rows(work, places, batches, on_part, run):
                     given = True
                     yield rows, part
                 return
@@ -152,34 +157,47 @@ class Tiler:
             log.warning("memory was full: going on with tiles of %d pixels", side * pixels)
             self.tile = side * pixels
 
+    def _batches_of(
+        self, work: TileWork, places: list[Tile], side: int, run: Run
+    ) -> list[list[Tile]]:
+        """The places in order, as many together as are worked on at a time. Those that are left
+        over stay alone, as batches of another size would have to be tried too."""
+        count = 1
+        if run is here:  # others may have less memory
+            count = min(len(places), self.batch or self._memory.at_a_time(work, side))
+        whole = len(places) // count * count
+        starts = range(0, whole, count)
+        return [*(places[at : at + count] for at in starts), *([one] for one in places[whole:])]
+
     def _rows(
         self,
-        tile_pass: TilePass,
-        x: Tensor,
-        tile: int,
-        overlap: int,
-        multiple: int,
+        work: TileWork,
+        places: list[Tile],
+        batches: list[list[Tile]],
         on_part: Callable[[float], None],
         run: Run,
     ) -> Iterator[tuple[slice, Tensor]]:
-        height, width = x.shape[-2:]
-        if max(height, width) <= tile:
-            yield slice(0, height), self._result(tile_pass.made(x))
+        x, tile_pass = work.x, TilePass(work.net, work.fn, self.batches)
+        if len(places) == 1:
+            (made,) = tile_pass.made(x)
+            yield slice(0, x.shape[-2]), self._result(made)
             return
-        places = tiles(height, width, tile, overlap, multiple)
         measures = bool(tile_pass.norms.norms)
         done, passes = itertools.count(1), len(places) * (2 if measures else 1)
+        device = work.device if run is here else x.device
 
-        def each(work: Callable[[TilePass, Tensor], Done]) -> Iterator[Done]:
-            for one in run(tile_pass, work, (place.of(x).contiguous() for place in places)):
-                on_part(next(done) / passes)
-                yield one
+        def each(of_batch: Callable[[TilePass, Tensor], list[Done]]) -> Iterator[Done]:
+            seen = (torch.cat([place.of(x) for place in batch]) for batch in batches)
+            for found in run(tile_pass, of_batch, ahead(seen, device)):
+                for one in found:
+                    on_part(next(done) / passes)
+                    yield one
 
-        work = TilePass.made
+        made_of = TilePass.made
         if measures:
             sums = added(self._sums(one) for one in each(TilePass.measured))
-            work = partial(TilePass.made, scales=tile_pass.norms.scales(sums))
-        yield from blended_rows((self._result(one) for one in each(work)), places)
+            made_of = partial(TilePass.made, scales=tile_pass.norms.scales(sums))
+        yield from blended_rows((self._result(one) for one in each(made_of)), places)
 
     def _result(self, made: Made) -> Tensor:
         if made.again:
@@ -195,33 +213,6 @@ class Tiler:
         if not self._told:
             self._told = True
             log.warning("the network gave values that are not finite: such tiles are done in fp32")
-
-    def _side(
-        self,
-        net: nn.Module,
-        fn: Callable[[Tensor], Tensor],
-        x: Tensor,
-        smallest: int,
-        held: int,
-        pixels: int,
-    ) -> int:
-        """Side of the largest tile that fits, latents; a picture that fits is one tile."""
-        height, width = x.shape[-2:]
-        if height * width <= (2 * smallest) ** 2:
-            return max(height, width)
-        if self._memory is None:
-            small, large = (x[..., :side, :side] for side in (smallest, 2 * smallest))
-            self._memory = MemoryModel(fn, small, large)
-        device = next((weight.device for weight in net.parameters()), x.device)
-        if self.max_memory is None:
-            budget = _SHARE * free_bytes(device)
-        else:
-            budget = self.max_memory - used_bytes(device)
-        places = self._memory.places(budget - held)
-        if height * width <= places:
-            return max(height, width)
-        largest = _LARGEST_ON_CPU // pixels if device.type == "cpu" else math.isqrt(places)
-        return min(math.isqrt(places), largest)
 
 
 def _attends(net: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from tests.support.networks import ATTENTION, tiny_net
-from training.inference import tiler as tiler_module
+from training.inference import tile_memory
 from training.inference.shared_norms import SharedNorms, added
 from training.inference.tiler import Tiler
 from training.inference.tiling import blend, tile_plan, tiles
@@ -173,7 +173,7 @@ def test_a_picture_is_tiled_only_where_it_does_not_fit(monkeypatch: pytest.Monke
     Tiler(max_memory=1)(net, fn, x, pixels=8, multiple=net.downsample)
     assert set(sizes[2:]) == {(32, 32)}
     sizes.clear()
-    monkeypatch.setattr(tiler_module, "used_bytes", lambda device: 0)
+    monkeypatch.setattr(tile_memory, "used_bytes", lambda device: 0)
     most = int(memory.bytes(150**2)) + 12 * x.numel()
     Tiler(max_memory=most)(net, fn, x, pixels=8, multiple=net.downsample)
     assert set(sizes[2:]) == {(128, 128)}, "larger ones take longer on a CPU"
