@@ -58,14 +58,18 @@ def _norms(unet: nn.Module) -> list[nn.Module]:
 
 
 def _compiled(unet: UNet2DConditionModel) -> Pass:
-    """By torch.compile, when it is first called, and once more when sides change."""
-    compiled = torch.compile(unet.forward)
+    """By torch.compile, when it is first called, and once more when sides change. On a CUDA device
+    all kernels of a pass are one CUDA graph, recorded once for each size."""
+    is_graph = unet.device.type == "cuda"
+    compiled = torch.compile(unet.forward, mode="reduce-overhead" if is_graph else None)
 
     def run(sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        if is_graph:
+            torch.compiler.cudagraph_mark_step_begin()
         found: Tensor = compiled(
             sample, timestep, encoder_hidden_states=None, class_labels=class_labels
         ).sample
-        return found
+        return found.clone() if is_graph else found  # the next pass writes over a graph's result
 
     return run
 

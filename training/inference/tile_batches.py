@@ -36,7 +36,9 @@ class TileBatches:
     def __init__(self) -> None:
         self.most = MOST
         """Tiles at a time, which memory may lower."""
-        self._alone: dict[tuple[nn.Module, str, torch.Size], set[nn.Module] | None] = {}
+        self.alone: dict[tuple[nn.Module, str, torch.Size], set[nn.Module] | None] = {}
+        """Layers of a network that see one tile at a time, by the kind of work and the shape of a
+        batch; None where the whole network does."""
 
     def __call__(self, net: nn.Module, kind: str, work: Work[Result], x: Tensor) -> list[Result]:
         """What comes of each tile, with the same bits as `work` of one after the other.
@@ -58,17 +60,13 @@ class TileBatches:
         log.warning("memory was full: going on with %d tiles at a time", self.most)
         return self(net, kind, work, x)
 
-    def sees_batches(self, net: nn.Module, kind: str, shape: torch.Size) -> bool:
-        """Whether batches of that shape were found to have the bits of tiles alone."""
-        return self._alone.get((net, kind, shape)) is not None
-
     def _together(self, net: nn.Module, kind: str, work: Work[Result], x: Tensor) -> list[Result]:
         if len(x) == 1:
             return work(x)
         key = net, kind, x.shape
-        if key not in self._alone:
-            self._alone[key] = _layers_alone(net, work, x)
-        alone = self._alone[key]
+        if key not in self.alone:
+            self.alone[key] = _layers_alone(net, work, x)
+        alone = self.alone[key]
         if alone is None:
             return _one_by_one(work, x)
         with _replaced(alone, _one_at_a_time):

@@ -184,11 +184,14 @@ class Tiler:
             return
         measures = bool(tile_pass.norms.norms)
         done, passes = itertools.count(1), len(places) * (2 if measures else 1)
-        device = work.device if run is here else x.device
 
         def each(of_batch: Callable[[TilePass, Tensor], list[Done]]) -> Iterator[Done]:
-            seen = (torch.cat([place.of(x) for place in batch]) for batch in batches)
-            for found in run(tile_pass, of_batch, ahead(seen, device)):
+            seen: Iterator[Tensor] = (
+                torch.cat([place.of(x) for place in batch]) for batch in batches
+            )
+            if run is here and x.device.type == "cpu":
+                seen = ahead(seen, work.device)
+            for found in run(tile_pass, of_batch, seen):
                 for one in found:
                     on_part(next(done) / passes)
                     yield one

@@ -6,26 +6,25 @@ Pinned memory is copied at the full speed of the bus, and beside work on the dev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
 import torch
 from torch import Tensor
 
 
 def ahead(tiles: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The tiles on a CUDA device; each is copied while the one before is worked on. On a CPU, and
-    where they are on the device already, the tiles as they are."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    before: tuple[Tensor, torch.cuda.Event] | None = None
-    for tile in chain(tiles, [None]):
-        if tile is not None and (stream is None or tile.device.type != "cpu"):
-            yield tile
-            continue
-        # The next one's copy begins before this one is given.
-        upcoming = None if tile is None or stream is None else _sent(tile, device, stream)
+    """Tiles in the memory of the CPU, on a CUDA device: each is copied while the one before is
+    worked on. For another device, the tiles as they are."""
+    if device.type != "cuda":
+        yield from tiles
+        return
+    stream, before = torch.cuda.Stream(device), None
+    for tile in tiles:
+        upcoming = _sent(tile, device, stream)  # on its way before the one before is given
         if before is not None:
             yield _arrived(*before)
         before = upcoming
+    if before is not None:
+        yield _arrived(*before)
 
 
 def to_host(x: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class Upscaler(Enlarger):
             same_everywhere: tiles do not depend on the memory of this machine, so that results are
                 the same wherever they are made.
             backend: what runs the network of flow maps on pictures without tiles; `compile` is
-                torch.compile, which takes minutes for the first pictures; `openvino` takes less
+                torch.compile, which takes minutes for the first pictures, and on a GPU CUDA graphs,
+                for calls from one thread; `openvino` takes less
                 time on CPUs, and needs the extra of that name.
 
         Raises:

@@ -2,8 +2,9 @@
 
 steps: the 2.43 B network's training step by objective, size and micro batch; adversarial: both
 turns of that stage; vae: encoding and decoding; inference: pictures in 1, 2 and 4 evaluations
-beside UNet and VAE alone; compiled: what torch.compile gains. A row that does not fit into memory
-or time is named, and the next one comes.
+beside UNet and VAE alone; tiles: what batches of them and CUDA graphs gain; compiled: what
+torch.compile gains in training. A row that does not fit into memory or time is named, and the next
+one comes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import torch
 from tests.benchmarks.gpu.clock import Clock
 from tests.benchmarks.gpu.measure_pictures import PictureParts
 from tests.benchmarks.gpu.measure_steps import StepParts
+from tests.benchmarks.gpu.measure_tiles import TileParts
 from tests.benchmarks.gpu.options import Options, device
 from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.one_step import free_memory, join_as_only_worker
 
-PARTS = ("steps", "adversarial", "vae", "inference", "compiled")
+PARTS = ("steps", "adversarial", "vae", "inference", "tiles", "compiled")
 
 
 def measure(options: Options, parts: Sequence[str], *, limit: float) -> int:
@@ -37,6 +39,7 @@ def measure(options: Options, parts: Sequence[str], *, limit: float) -> int:
         "adversarial": of_steps.adversarial,
         "vae": of_pictures.vae,
         "inference": of_pictures.inference,
+        "tiles": TileParts(results, clock, options.tiny).tiles,
         "compiled": of_steps.compiled,
     }
     for name in parts:

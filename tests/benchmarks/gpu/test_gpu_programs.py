@@ -74,6 +74,7 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     rows = [
         *("| FM | 64 | 2 | yes |", "| LSD guided | 64 | 2 | yes |", "| generator | 64 | 2 |"),
         *("| encode | 64 | 1 |", "| bf16 | 64 | 4 |", "| FM, SSD | 64 | 2 | True | not measured"),
+        *("| 256 | 2 |", "| 64 | torch |"),
     ]
     assert all(row in table for row in rows), table
     assert "Nothing failed." in table

@@ -86,7 +86,7 @@ def test_a_layer_that_rounds_by_their_number_sees_one_tile_at_a_time() -> None:
     expected = _tiled(Tiler(tile=TILE), net, X)
     for _ in range(2):
         assert torch.equal(_tiled(tiler, net, X), expected)
-    assert tiler.batches.sees_batches(net, "shared", SHAPE)
+    assert tiler.batches.alone[net, "shared", SHAPE] == {net.layer}
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def test_a_network_that_rounds_by_their_number_sees_one_tile_at_a_time() -> None
     expected = _tiled(Tiler(tile=TILE), net, X)
     assert torch.equal(_tiled(tiler, net, X), expected)
     assert torch.equal(_tiled(tiler, net, X, seen), expected)
-    assert not tiler.batches.sees_batches(net, "shared", SHAPE)
+    assert tiler.batches.alone[net, "shared", SHAPE] is None
     assert 4 in seen, "what its norms see is the same"
 
 
