@@ -19,7 +19,7 @@ from datagen.dataset.manifest import Dataset, Manifest
 from datagen.samples.codecs import Codec
 from datagen.settings import DatasetRecipe
 from datagen.tiles.autoencoder import CodecTiles
-from datagen.tiles.boxes import Source
+from datagen.tiles.boxes import Box, Source
 from training.data.loader import Batch
 from training.engine.engine import Engine
 from training.run_dir.datasets import digest_of
@@ -206,11 +206,17 @@ class Restorer(Protocol):
         """Pixels that it needs around an image; they mirror what is inside."""
 
     def __call__(
-        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+        self,
+        lq: Tensor,
+        *,
+        steps: int,
+        in_tiles: InTiles,
+        on_step: Callable[[], None],
+        inside: Box | None = None,
     ) -> Tensor:
         """An LQ image at its target size (1, 3, H, W) in [-1, 1] -> its HQ estimate, alike, by
         `steps` network evaluations, 1 or more. `on_step` is called after each; what it raises ends
-        the work."""
+        the work. Of the estimate only the pixels of `inside` are given; all when None."""
 
     def parts(self) -> Parts | None:
         """The same taken apart; None where it cannot be."""

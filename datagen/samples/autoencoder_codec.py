@@ -23,8 +23,10 @@ from datagen.tiles.autoencoder import (
     decode_tiled,
     encode_parts,
     encode_tiled,
+    sees_everything,
 )
 from datagen.tiles.boxes import Box, Source, in_rows
+from datagen.tiles.inside import decode_inside
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
@@ -90,13 +92,15 @@ class AutoencoderCodec:
             found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         )
 
-    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
-        unscaled = self._unscaled(latents)
-        if tiles is not None:
-            unscaled = self._before_decoder(unscaled)
-            return decode_tiled(self._model.decoder, unscaled, tiles.side, tiles.keep).float()
-        decoded: torch.Tensor = self._model.decode(unscaled).sample
-        return decoded.float()
+    def decode(
+        self, latents: torch.Tensor, tiles: CodecTiles | None = None, inside: Box | None = None
+    ) -> torch.Tensor:
+        if inside is None:
+            return self._decoded(latents, tiles).float()
+        if tiles is None and not sees_everything(self._model.decoder):
+            unscaled = self._before_decoder(self._unscaled(latents))
+            return decode_inside(self._model.decoder, unscaled, inside).float()
+        return inside.of(self._decoded(latents, tiles), self.downsample).float()
 
     @torch.no_grad()
     def encode_rows(
@@ -120,6 +124,14 @@ class AutoencoderCodec:
         tiles = tiles.on_network(self, "decoder")
         for rows in in_rows(decode_parts(self._model.decoder, unscaled, size, tiles), size[1]):
             yield rows.float()
+
+    def _decoded(self, latents: torch.Tensor, tiles: CodecTiles | None) -> torch.Tensor:
+        unscaled = self._unscaled(latents)
+        if tiles is not None:
+            unscaled = self._before_decoder(unscaled)
+            return decode_tiled(self._model.decoder, unscaled, tiles.side, tiles.keep)
+        decoded: torch.Tensor = self._model.decode(unscaled).sample
+        return decoded
 
     def _scaled(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents.float() - self._shift) * self._scale

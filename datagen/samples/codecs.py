@@ -18,7 +18,7 @@ from datagen.dataset.shards import Latents
 from datagen.samples.autoencoder_codec import AutoencoderCodec
 from datagen.settings import AutoencoderSettings, CodecSettings, DatasetRecipe
 from datagen.tiles.autoencoder import CodecTiles
-from datagen.tiles.boxes import Source, in_rows
+from datagen.tiles.boxes import Box, Source, in_rows
 from datagen.tiles.reach import tiled, tiled_parts
 
 
@@ -45,8 +45,14 @@ class Codec(Protocol):
     def encode(self, pixels: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to float32 (B, C, h, w); no gradient."""
 
-    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
-        """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable where not in tiles."""
+    def decode(
+        self, latents: torch.Tensor, tiles: CodecTiles | None = None, inside: Box | None = None
+    ) -> torch.Tensor:
+        """(B, C, h, w) to float32 (B, 3, H, W), not clamped; differentiable where not in tiles.
+
+        Args:
+            inside: the latents whose pixels are wanted, which may take less time; all when None.
+        """
 
     def encode_rows(
         self, source: Source, size: tuple[int, int], tiles: CodecTiles
@@ -145,7 +151,11 @@ class DctCodec:
         blocks = blocks.permute(0, 1, 3, 5, 2, 4).reshape(batch, colors, n**2, -1)
         return (self._basis @ blocks).reshape(batch, -1, rows, columns)
 
-    def decode(self, latents: torch.Tensor, tiles: CodecTiles | None = None) -> torch.Tensor:
+    def decode(
+        self, latents: torch.Tensor, tiles: CodecTiles | None = None, inside: Box | None = None
+    ) -> torch.Tensor:
+        if inside is not None:
+            latents = inside.of(latents)
         if tiles is not None:
             return tiled(self.decode, latents, tiles.side, reach=0)
         batch, _, rows, columns = latents.shape

@@ -101,14 +101,15 @@ def _parts(
     Args:
         side: places along a latent in the network's input.
     """
-    if not _is_kl(network):
+    if not sees_everything(network):
         reach = reach_of([network], side)
         return tiled_parts(network, source, size, tiles.side, reach, tiles.run)
     chain = Chain(network, layers_of, side)
     return chain.parts(source, size, tiles.side, tiles.keep, on_host=tiles.on_host, run=tiles.run)
 
 
-def _is_kl(network: nn.Module) -> bool:
+def sees_everything(network: nn.Module) -> bool:
+    """Whether all of a picture decides about each place, as in `AutoencoderKL`."""
     return hasattr(network, "mid_block")
 
 

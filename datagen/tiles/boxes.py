@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Box(NamedTuple):
-    """A rectangle of latents."""
+    """A rectangle of latents, or of pixels where that is said."""
 
     top: int
     bottom: int
@@ -34,6 +34,16 @@ class Box(NamedTuple):
             max(0, self.left - reach),
             min(width, self.right + reach),
         )
+
+    def latents(self, side: int) -> Box:
+        """Those that show a box of pixels, `side` of them along a latent."""
+        return Box(
+            self.top // side, -(-self.bottom // side), self.left // side, -(-self.right // side)
+        )
+
+    def pixels(self, side: int) -> Box:
+        """Those that a box of latents shows."""
+        return Box(*(side * place for place in self))
 
     def within(self, outer: Box, tensor: Tensor, side: int = 1) -> Tensor:
         """The part of a tensor (..., H, W) that shows `outer`."""

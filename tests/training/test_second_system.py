@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from datagen.errors import FlowmapsrError
 from datagen.records import Settings
 from datagen.samples.weights import read_weights
+from datagen.tiles.boxes import Box
 from tests.support.eventually import eventually
 from tests.support.launch import start_workers
 from tests.support.tiny import STAGE, write_photos
@@ -142,9 +143,16 @@ class ConvRestorer:
         self.net.load_state_dict(read_weights(folder / WEIGHTS))
 
     def __call__(
-        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+        self,
+        lq: Tensor,
+        *,
+        steps: int,
+        in_tiles: InTiles,
+        on_step: Callable[[], None],
+        inside: Box | None = None,
     ) -> Tensor:
-        return self.net(lq)
+        restored = self.net(lq)
+        return restored if inside is None else inside.of(restored)
 
     def parts(self) -> None:
         """It has no latents."""

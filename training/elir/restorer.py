@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from datagen.tiles.boxes import Box
 from training.elir.coarse_estimator import COARSE_REACH
 from training.elir.model_folder import PARTS, ElirConfig
 from training.elir.network import LATENT_MULTIPLE, Networks
@@ -64,6 +65,7 @@ class ElirRestorer:
         steps: int,
         in_tiles: InTiles | None = None,
         on_step: Callable[[], None] = lambda: None,
+        inside: Box | None = None,
     ) -> Tensor:
         """As `Restorer`; the noise of an image depends on the seed and its size alone. Its own
         tiles change nothing, so that it needs none of `in_tiles`.
@@ -90,7 +92,7 @@ class ElirRestorer:
             self._noise_level,
             self._steps(steps),
         )
-        return 2 * restored - 1
+        return 2 * (restored if inside is None else inside.of(restored)) - 1
 
     def parts(self) -> Parts:
         """Its field sees all latents at once; everything else is exact in tiles."""

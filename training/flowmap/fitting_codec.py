@@ -13,6 +13,7 @@ from torch import Tensor
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Codec
 from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Box
 from training.monitoring.memory import foretold_bytes, free_bytes, is_out_of_memory, used_bytes
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,21 @@ class FittingCodec:
         """
         return self._run(self._codec.encode, pixels, self._codec.downsample)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, inside: Box | None = None) -> Tensor:
         """As `Codec.decode`; raises as `encode`."""
-        return self._run(self._codec.decode, latents, 1)
 
-    def _run(self, work: Pass, x: Tensor, side: int) -> Tensor:
+        def decoded(x: Tensor, tiles: CodecTiles | None) -> Tensor:
+            return self._codec.decode(x, tiles, inside)
+
+        return self._run(decoded, latents, 1, self._codec.decode)
+
+    def _run(self, work: Pass, x: Tensor, side: int, like: Pass | None = None) -> Tensor:
         """
         Args:
             side: places of x along a latent.
+            like: takes no less memory than the work, and is the same in every call.
         """
-        tiles = self._tiles(work, x, side)
+        tiles = self._tiles(like or work, x, side)
         while True:
             try:
                 return work(x, tiles)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datagen.errors import FlowmapsrError
 from datagen.samples.codecs import Codec
+from datagen.tiles.boxes import Box
 from training.data.loader import Batch
 from training.flowmap.adversarial import Discriminator
 from training.flowmap.adversarial_trainer import AdversarialTrainer, discriminator_settings
@@ -233,7 +234,13 @@ class FlowMapRestorer:
         )
 
     def __call__(
-        self, lq: Tensor, *, steps: int, in_tiles: InTiles, on_step: Callable[[], None]
+        self,
+        lq: Tensor,
+        *,
+        steps: int,
+        in_tiles: InTiles,
+        on_step: Callable[[], None],
+        inside: Box | None = None,
     ) -> Tensor:
         velocity = self.net.velocity(self.guidance)
 
@@ -248,7 +255,12 @@ class FlowMapRestorer:
             on_step()
             return result
 
-        return self._fitting.decode(sample(blended, self._fitting.encode(lq), steps))
+        latents = sample(blended, self._fitting.encode(lq), steps)
+        if inside is None:
+            return self._fitting.decode(latents)
+        down = self.codec.downsample
+        seen = inside.latents(down)
+        return inside.within(seen.pixels(down), self._fitting.decode(latents, seen))
 
     def parts(self) -> Parts:
         return Parts(self.codec, self.codec.channels, self.codec.downsample, self._passes)

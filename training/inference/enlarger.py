@@ -15,6 +15,7 @@ import torch
 
 from datagen.degradation.resample import resized
 from datagen.errors import FlowmapsrError
+from datagen.tiles.boxes import Box
 from training.inference.color import fix_colors
 from training.inference.how import Decided, How
 from training.inference.pictures.decode import Picture
@@ -154,5 +155,6 @@ class Enlarger:
             steps=steps,
             in_tiles=partial(self.tiler, on_part=watch.part),
             on_step=watch.step,
+            inside=Box(margin, margin + height, margin, margin + width),
         )
-        return shares_of(restored[0, :, margin : margin + height, margin : margin + width])
+        return shares_of(restored[0])

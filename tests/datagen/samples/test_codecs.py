@@ -19,6 +19,7 @@ from datagen.samples import autoencoder_codec
 from datagen.samples.codecs import Codec, DctCodec, load_codec
 from datagen.settings import AutoencoderSettings, DctSettings
 from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Box
 
 
 @pytest.fixture
@@ -162,6 +163,11 @@ def test_tiles_leave_latents_and_pictures_as_they_are(
     assert torch.equal(tiled.encode(pixels[1:]), latents[1:])
     decoded = whole.decode(latents, CodecTiles(11))
     torch.testing.assert_close(decoded, whole.decode(latents), rtol=1e-4, atol=1e-5)
+    inside = Box(5, 20, 3, 9)
+    for tiles in (None, CodecTiles(11)):
+        expected = inside.of(whole.decode(latents, tiles), whole.downsample)
+        made = whole.decode(latents, tiles, inside)
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_dct_in_tiles_is_the_same() -> None:
@@ -169,6 +175,10 @@ def test_the_dct_in_tiles_is_the_same() -> None:
     latents = codec.encode(pixels, CodecTiles(4))
     torch.testing.assert_close(latents, codec.encode(pixels))
     torch.testing.assert_close(codec.decode(latents, CodecTiles(3)), codec.decode(latents))
+    inside = Box(2, 9, 1, 6)
+    torch.testing.assert_close(
+        codec.decode(latents, None, inside), inside.of(codec.decode(latents), 8)
+    )
 
 
 def test_fingerprint_follows_the_weights(tmp_path: Path) -> None:

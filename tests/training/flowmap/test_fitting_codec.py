@@ -15,6 +15,7 @@ from datagen.samples.autoencoder_codec import AutoencoderCodec
 from datagen.samples.codecs import Codec, DctCodec
 from datagen.settings import AutoencoderSettings
 from datagen.tiles.autoencoder import CodecTiles
+from datagen.tiles.boxes import Box
 from training.flowmap import fitting_codec
 from training.flowmap.fitting_codec import FittingCodec
 from training.monitoring.memory import PeakBytes, foretold_bytes
@@ -76,10 +77,12 @@ class _Full(DctCodec):
 
     largest = 0
 
-    def decode(self, latents: Tensor, tiles: CodecTiles | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, tiles: CodecTiles | None = None, inside: Box | None = None
+    ) -> Tensor:
         if (max(latents.shape[-2:]) if tiles is None else tiles.side) > self.largest:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return super().decode(latents, tiles)
+        return super().decode(latents, tiles, inside)
 
 
 @pytest.fixture

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from datagen.degradation.settings import DegradationSettings
 from datagen.errors import FlowmapsrError
+from datagen.tiles.boxes import Box
 from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
 from training.evaluation.photos import degraded_photos
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
 from training.inference.pictures.pixels import bicubic
+from training.inference.tiler import Tiler
 from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
@@ -64,6 +68,19 @@ def test_a_model_folder_gives_back_the_same_network(
     second = Upscaler.from_pretrained(trained).upscale(image, scale=2, steps=2)
     assert np.array_equal(first, second)
     assert not np.array_equal(first, bicubic(image, (24, 24)))
+
+
+def test_what_is_decoded_of_a_picture_has_the_bits_of_the_whole(trained: Path) -> None:
+    """Neither the margin around it, nor what fills its sides up, is decoded."""
+    restorer = Upscaler.from_pretrained(trained, device="cpu").restorer
+    pixels = 2 * torch.rand(1, 3, 256, 224, generator=torch.Generator().manual_seed(0)) - 1
+    inside, restored = (
+        Box(64, 183, 64, 145),
+        partial(restorer, pixels, steps=2, on_step=lambda: None),
+    )
+    with torch.inference_mode():
+        whole, part = (restored(in_tiles=Tiler(), inside=box) for box in (None, inside))
+    assert torch.equal(part, inside.of(whole))
 
 
 def test_bf16_changes_a_picture_by_rounding_only(trained: Path) -> None:
