@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from tests.support.models import saved_model
@@ -18,6 +18,7 @@ from training.data.loader import Batch
 from training.data.planned import Position
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
+from training.inference.shared_norms import SharedNorms
 from training.inference.tile_batches import MOST
 from training.inference.tiler import Tiler
 from training.inference.transfers import ahead, to_host
@@ -106,6 +107,15 @@ def test_tiles_reach_the_device_and_come_back_in_order(device: torch.device) -> 
         arrived.append(to_host(tile @ torch.eye(64, device=device)))
     torch.testing.assert_close(torch.cat(arrived), torch.cat(tiles), rtol=1e-6, atol=1e-6)
     assert all(one.device.type == "cpu" for one in arrived)
+
+
+def test_sums_of_norms_leave_the_device_by_themselves(device: torch.device) -> None:
+    norms = nn.Sequential(*(nn.GroupNorm(2, 4) for _ in range(3))).to(device)
+    with SharedNorms(norms).measuring() as sums:
+        norms(torch.randn(1, 4, 8, 8, device=device))
+    for one in sums:
+        assert one is not None and one.device.type == "cpu"
+        assert one.untyped_storage().nbytes() == 8 * one.numel(), "another process gets all of it"
 
 
 def test_bands_on_the_device_are_the_cpus_picture(device: torch.device, folder: Path) -> None:

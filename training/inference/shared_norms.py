@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from datagen.tiles.norm_sums import NormSums, apply, release
 
+_CPU = torch.device("cpu")
+
 Sums = list[Tensor | None]
 """Of every group norm of a network in order, as `NormSums.sums`, on the CPU."""
 Scales = list[tuple[Tensor, Tensor] | None]
@@ -26,6 +28,7 @@ class SharedNorms:
     """Mean and variance of every group norm of a network, over all tiles of one picture."""
 
     def __init__(self, net: nn.Module) -> None:
+        self._device = next((weight.device for weight in net.parameters()), _CPU)
         self.norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
 
     @contextmanager
@@ -38,7 +41,8 @@ class SharedNorms:
             yield sums
         finally:
             self._release()
-        sums += _on_cpu([count.sums for count in counts])
+        seen = iter(_moved([count.sums for count in counts if count.sums is not None], _CPU))
+        sums += [None if count.sums is None else next(seen) for count in counts]
 
     def scales(self, sums: Sums) -> Scales:
         """What the norms do to a picture of which all tiles have these sums together."""
@@ -50,10 +54,13 @@ class SharedNorms:
     @contextmanager
     def applied(self, scales: Scales) -> Iterator[None]:
         """Inside, the norms use these in place of their input's own mean and variance."""
+        given = [
+            (norm, one) for norm, one in zip(self.norms, scales, strict=True) if one is not None
+        ]
+        there = iter(_moved([each for _, one in given for each in one], self._device))
         try:
-            for norm, one in zip(self.norms, scales, strict=True):
-                if one is not None:
-                    apply(norm, *one)
+            for norm, _ in given:
+                apply(norm, next(there), next(there))
             yield
         finally:
             self._release()
@@ -85,11 +92,11 @@ def are_finite(sums: Sums) -> bool:
     return all(one is None or bool(one.isfinite().all()) for one in sums)
 
 
-def _on_cpu(sums: Sums) -> Sums:
-    """In one transfer: a GPU's work is waited for at each."""
-    seen = [one for one in sums if one is not None]
-    if not seen:
-        return sums
-    flat = torch.cat([one.flatten() for one in seen]).cpu()
-    parts = iter(flat.split([one.numel() for one in seen]))
-    return [None if one is None else next(parts).view(one.shape) for one in sums]
+def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """On a device, in one transfer: a GPU's work is waited for at each."""
+    if not tensors or tensors[0].device == device:
+        return tensors
+    flat = torch.cat([one.flatten() for one in tensors]).to(device)
+    parts = flat.split([one.numel() for one in tensors])
+    # Copies: where a view is sent to another process, all that it is a view of goes with it.
+    return [part.view(one.shape).clone() for part, one in zip(parts, tensors, strict=True)]

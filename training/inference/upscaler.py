@@ -86,8 +86,8 @@ class Upscaler(Enlarger):
                 the same wherever they are made.
             backend: what runs the network of flow maps on pictures without tiles; `compile` is
                 torch.compile, which takes minutes for the first pictures, and on a GPU CUDA graphs,
-                for calls from one thread; `openvino` takes less
-                time on CPUs, and needs the extra of that name.
+                for calls from one thread; `openvino` takes less time on CPUs, and needs the extra
+                of that name.
 
         Raises:
             FlowmapsrError: no model there, another format version, weights that do not fit, or a
