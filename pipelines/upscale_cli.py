@@ -5,8 +5,10 @@ Imports nothing heavy at the top, like `cli.py`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +30,10 @@ from pipelines.terminal.options import (
 )
 from pipelines.terminal.process_edge import process_edge
 from training.monitoring.json_log import tell
+
+if TYPE_CHECKING:
+    from training.inference.presets import Knobs
+    from training.inference.presets import Preset as PresetName
 
 
 def upscale(
@@ -93,8 +99,9 @@ def upscale(
         if workers is not None and not cluster:
             raise FlowmapsrError("--workers is for --cluster: give that too, or leave it out")
         from pipelines.recipes.load import absolute_location, at_home
+        from pipelines.terminal.photo_progress import PhotoProgress
         from pipelines.terminal.progress import show_progress
-        from training.inference.batch import UpscaleReport, upscale_all
+        from training.inference.batch import upscale_all
         from training.inference.files import (
             UpscaleSettings,
             default_model,
@@ -103,7 +110,7 @@ def upscale(
         )
         from training.inference.jobs import plan_jobs
         from training.inference.made import remove_leftovers, unfinished
-        from training.inference.presets import Knobs, read_curve
+        from training.inference.presets import Knobs
         from training.system_protocol import LoadOptions
         from training.weights.model_folder import find_model
 
@@ -115,10 +122,7 @@ def upscale(
         folder = find_model(located(model or default_model(), field="--model"))
         knobs = Knobs(steps, lora_scale, guidance, color_strength)
         if preset is not None:
-            curve = read_curve(folder)
-            point = curve.point(preset, scale)
-            tell(knobs.described(preset, point, curve))
-            knobs = knobs.filled(point)
+            knobs = _filled(knobs, preset, folder, scale)
         doing("loading the model")
         from training.inference.upscaler import Upscaler
 
@@ -149,24 +153,38 @@ def upscale(
             jobs = unfinished(jobs, digest, overwrite=overwrite)
         total, done = len(plan.jobs), len(plan.jobs) - len(jobs)
 
-        def note(photo: str, report: UpscaleReport) -> None:
-            speed = f"{report.speed:.2f} megapixels/s"
-            progress.advance(note=f"{speed}  {photo.rpartition('/')[2]}")
-
+        place: AbstractContextManager[object] = nullcontext()
         if cluster:
             del upscaler  # the workers have their own
             from pipelines.cluster.ray_session import ray_cluster
             from pipelines.cluster.upscale import upscale_on_cluster
 
-            with (
-                ray_cluster(cpus=1),
-                show_progress("upscale", total=total, unit="images", done=done) as progress,
-            ):
+            place = ray_cluster(cpus=1)
+        with place, show_progress("upscale", total=total, unit="images", done=done) as progress:
+            shown = PhotoProgress(progress, done=done)
+            if cluster:
                 report = upscale_on_cluster(
-                    jobs, folder, options, settings, digest=digest, workers=workers, on_done=note
+                    *(jobs, folder, options, settings),
+                    digest=digest,
+                    workers=workers,
+                    on_done=shown.ended,
                 )
-        else:
-            with show_progress("upscale", total=total, unit="images", done=done) as progress:
-                report = upscale_all(jobs, upscaler, settings, digest=digest, on_done=note)
+            else:
+                report = upscale_all(
+                    *(jobs, upscaler, settings),
+                    digest=digest,
+                    on_done=shown.ended,
+                    on_progress=shown.under_way,
+                )
         report.failed += plan.unreadable
         out.say(reports.upscaled(output, scale, report, unchanged=done))
+
+
+def _filled(knobs: Knobs, preset: PresetName, folder: Path, scale: float) -> Knobs:
+    """With what a preset says where nothing is given, by the curve that was measured of a model."""
+    from training.inference.presets import read_curve
+
+    curve = read_curve(folder)
+    point = curve.point(preset, scale)
+    tell(knobs.described(preset, point, curve))
+    return knobs.filled(point)

@@ -14,23 +14,25 @@ from pipelines.terminal.text import duration
 from training.monitoring.json_log import tell
 
 SECONDS_BETWEEN_LINES = 9.0
+_SPEED_OVER = 300.0
+"""Seconds that a bar's time left looks back: a large picture's tiles take many."""
 Clock = Callable[[], float]
-Show = Callable[[int, str], None]
-"""Called with the number that are done and a note."""
+Show = Callable[[float, str], None]
+"""Called with the number that are done, which may have a share of the next one, and a note."""
 
 
 class Progress:
     """Passed to the work, which reports its progress here."""
 
     def __init__(self, show: Show, *, done: int) -> None:
-        self._show, self._done = show, done
+        self._show, self._done = show, float(done)
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         """Adds `count` to those that are done."""
         self.reach(self._done + count, note=note)
 
-    def reach(self, done: int, *, note: str = "") -> None:
-        """Sets the number that are done."""
+    def reach(self, done: float, *, note: str = "") -> None:
+        """Sets the number that are done, with the share of one under way."""
         self._done = done
         self._show(done, note)
 
@@ -51,12 +53,12 @@ def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterat
 class _Lines:
     def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._done, self._note = done, ""
-        self._done_before, self._start = done, 0.0
-        self._printed = -1
+        self._done, self._note = float(done), ""
+        self._done_before, self._start = float(done), 0.0
+        self._printed = -1.0
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def show(self, done: int, note: str) -> None:
+    def show(self, done: float, note: str) -> None:
         if not self._start and done > self._done_before:
             # The first one waits for workers to start, so it says nothing about the speed.
             self._done_before, self._start = done, time.monotonic()
@@ -70,13 +72,13 @@ class _Lines:
 
     def _print(self) -> None:
         left = self._seconds_left()
-        parts = [f"{self._title}: {self._done}/{self._total} {self._unit}"]
+        parts = [f"{self._title}: {int(self._done)}/{self._total} {self._unit}"]
         parts += [f"{duration(left)} left"] if left is not None else []
         tell(
             "  ".join(filter(None, [*parts, self._note])),
             event="progress",
             what=self._title,
-            done=self._done,
+            done=int(self._done),
             total=self._total,
             unit=self._unit,
             seconds_left=left,
@@ -101,15 +103,18 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Show]:
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
-        bars.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        bars.TextColumn("{task.fields[whole]}/{task.total:.0f} {task.fields[unit]}"),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
         bars.TextColumn("{task.fields[note]}"),
     )
-    with says_nothing(), bars.Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(title, total=total, completed=done, unit=unit, note="")
-        yield lambda done, note: display.update(task, completed=done, note=note)
+    display = bars.Progress(
+        *columns, console=Console(stderr=True), speed_estimate_period=_SPEED_OVER
+    )
+    with says_nothing(), display:
+        task = display.add_task(title, total=total, completed=done, unit=unit, note="", whole=done)
+        yield lambda done, note: display.update(task, completed=done, note=note, whole=int(done))
 
 
 class BuildMeter:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from training.inference.files import (
     PhotoFailed,
@@ -19,6 +20,8 @@ from training.inference.files import (
 )
 from training.inference.jobs import Job
 from training.inference.made import publish
+from training.inference.pictures.pixels import enlarged_size
+from training.inference.watch import Watch
 
 _READ_AHEAD = 32_000_000
 """Bytes of the largest file that is read while another one is upscaled: it takes memory."""
@@ -65,6 +68,18 @@ class UpscaleReport:
         return self.megapixels / self.seconds if self.seconds else 0.0
 
 
+class UnderWay(NamedTuple):
+    """How far an upscaling of many photos is."""
+
+    photo: str
+    share: float
+    """Of this photo's work that is done."""
+    done: float
+    """Photos that are done, and that share; the last one may still be written."""
+    speed: float
+    """Megapixels of results in a second."""
+
+
 def upscale_all(
     jobs: Sequence[Job],
     upscaler: PictureUpscaler,
@@ -72,12 +87,14 @@ def upscale_all(
     *,
     digest: str = "",
     on_done: Callable[[str, UpscaleReport], None] = lambda photo, report: None,
+    on_progress: Callable[[UnderWay], None] = lambda under_way: None,
 ) -> UpscaleReport:
     """Runs every job; a photo that cannot be upscaled is reported and the others are done.
 
     Args:
         digest: that of `settings_digest`, for the records of a folder's results.
         on_done: called in the order of the jobs.
+        on_progress: called as the work on a photo goes on.
 
     Raises:
         FlowmapsrError: a result cannot be written, so the others could not be either.
@@ -89,10 +106,11 @@ def upscale_all(
         report.seconds = time.monotonic() - began
         on_done(job.source.uri, report)
 
+    meter = _Meter(on_progress)
     written: tuple[Job, Future[Outcome]] | None = None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         for job, photo in _read_ahead(reader, jobs, settings):
-            made = _made(photo, job, upscaler, settings)
+            made = _made(photo, job, upscaler, settings, partial(meter.watch, job))
             if written is not None:  # one result at a time waits in memory
                 tell(written[0], written[1].result())
                 written = None
@@ -100,6 +118,7 @@ def upscale_all(
                 written = job, writer.submit(_published, job, made, digest)
             else:
                 tell(job, made if isinstance(made, Outcome) else _published(job, made, digest))
+            meter.end(made)
         if written is not None:
             tell(written[0], written[1].result())
     return report
@@ -143,10 +162,21 @@ def _read_ahead(
 
 
 def _made(
-    photo: Callable[[], ReadPhoto], job: Job, upscaler: PictureUpscaler, settings: UpscaleSettings
+    photo: Callable[[], ReadPhoto],
+    job: Job,
+    upscaler: PictureUpscaler,
+    settings: UpscaleSettings,
+    watch_of: Callable[[float], Watch] = lambda megapixels: Watch(),
 ) -> UpscaledFile | Outcome:
+    """
+    Args:
+        watch_of: what watches over a result of so many megapixels.
+    """
     try:
-        return upscaled_file(photo(), job, upscaler, settings)
+        read = photo()
+        width, height = enlarged_size(read.picture.rgb, settings.scale)
+        watch = watch_of(width * height / 1e6)
+        return upscaled_file(read, job, upscaler, settings, watch=watch)
     except PhotoFailed as error:
         return Outcome(failed=str(error))
 
@@ -157,3 +187,26 @@ def _published(job: Job, made: UpscaledFile, digest: str) -> Outcome:
     except PhotoFailed as error:
         return Outcome(failed=str(error))
     return Outcome(notes=tuple(made.notes), megapixels=made.megapixels)
+
+
+class _Meter:
+    """Sums over the photos that are done."""
+
+    def __init__(self, tell: Callable[[UnderWay], None]) -> None:
+        self._tell, self._began = tell, time.monotonic()
+        self._photos, self._megapixels = 0, 0.0
+
+    def watch(self, job: Job, megapixels: float) -> Watch:
+        """Over one photo, whose result has so many megapixels."""
+
+        def told(share: float) -> None:
+            seconds = max(time.monotonic() - self._began, 1e-3)
+            speed = (self._megapixels + share * megapixels) / seconds
+            self._tell(UnderWay(job.source.uri, share, self._photos + share, speed))
+
+        return Watch(told)
+
+    def end(self, made: UpscaledFile | Outcome) -> None:
+        """The photo is done."""
+        self._photos += 1
+        self._megapixels += made.megapixels

@@ -72,6 +72,7 @@ class BandUpscaler:
             if first < last:
                 yield shares_of(part[:, first - top : last - top, margin : margin + width])
             top += part.shape[1]
+            watch.part(min(max(top, 0), height) / height)
 
 
 class _Enlarged:

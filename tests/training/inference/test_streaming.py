@@ -27,6 +27,7 @@ from training.inference.jobs import plan_jobs
 from training.inference.pictures.decode import Picture, read_picture
 from training.inference.pictures.metadata import Metadata
 from training.inference.upscaler import Upscaler
+from training.inference.watch import Watch
 from training.settings.model import ModelSettings
 
 STREAMED = 20_000
@@ -75,11 +76,14 @@ def test_bands_are_the_whole_picture(
     picture = Picture(np.ascontiguousarray(rgb), alpha, channels == 1, Metadata())
     upscaler = Upscaler.from_pretrained(model, device="cpu", tile=256)
     whole = upscaler.upscale_picture(picture, scale=scale, color_fix=color_fix)
-    bands = list(upscaler.upscale_bands(picture, scale=scale, color_fix=color_fix))
+    told: list[float] = []
+    watch = Watch(told.append)
+    bands = list(upscaler.upscale_bands(picture, scale=scale, watch=watch, color_fix=color_fix))
     difference = np.concatenate([band.rgb for band in bands]).astype(int) - whole.rgb
     assert np.abs(difference).max() <= 2 * (np.iinfo(dtype).max // 255)
     assert np.abs(difference).mean() < 0.02 * (np.iinfo(dtype).max // 255)
     assert len(bands) > 1
+    assert told == sorted(told) and len([share for share in told if share > 2 / 3]) > 1
     if alpha is not None:
         assert whole.alpha is not None
         alphas = [band.alpha for band in bands if band.alpha is not None]

@@ -25,7 +25,7 @@ from tests.support.picture_files import png_bomb, saved
 from tests.support.s3 import FaultyS3
 from tests.support.small_disk import DiskMaker
 from training.inference import batch
-from training.inference.batch import upscale_all
+from training.inference.batch import UnderWay, upscale_all
 from training.inference.files import (
     ReadPhoto,
     UpscaleSettings,
@@ -201,6 +201,20 @@ def test_the_next_photo_is_read_while_the_model_works(
     )
     assert told == [job.source.uri for job in jobs]
     assert report.written == [job.target for job in jobs] and not report.failed
+
+
+def test_files_tell_the_share_of_the_one_under_way(
+    folder: Path, upscaler: Upscaler, tmp_path: Path
+) -> None:
+    told: list[UnderWay] = []
+    jobs = jobs_of(folder, tmp_path / "out")
+    upscale_all(jobs, upscaler, UpscaleSettings(scale=2, steps=3), on_progress=told.append)
+    for number, job in enumerate(jobs):
+        of_photo = [at for at in told if at.photo == job.source.uri]
+        assert [at.share for at in of_photo] == [0, 0.25, 0.5, 0.75]  # three steps and the rest
+        assert [at.done for at in of_photo] == [number + at.share for at in of_photo]
+    speeds = [at.speed for at in told]
+    assert speeds[0] == 0 and min(speeds[1:]) > 0
 
 
 def run(folder: Path | str, out: Path | str, upscaler: Upscaler, **options: Any) -> list[str]:
