@@ -121,6 +121,10 @@ class ShardCache:
                 if not _is_named(stream, partial):
                     continue  # another process finished or abandoned the download
                 try:
+                    if os.path.exists(self.path(shard)):
+                        # Finished after we looked: opening `partial` made a new, empty file.
+                        partial.unlink(missing_ok=True)
+                        continue
                     index = self._copy(uri, shard, stream)
                     _note_use(partial)
                     if not _is_named(stream, partial):

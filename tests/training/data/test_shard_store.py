@@ -12,8 +12,9 @@ import sys
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -94,6 +95,28 @@ def test_concurrent_readers_download_each_shard_once(
     assert faulty_s3.requests["GET"] == len(manifest.shards) + 1
     cache = ShardCache(tmp_path / "cache", limit=10**9)
     assert _copies(cache) == {f"{shard.sha256}.tar" for shard in manifest.shards}
+
+
+def test_a_download_that_ends_between_look_and_lock_is_not_made_again(
+    manifest: Manifest,
+    remote: str,
+    faulty_s3: FaultyS3,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = manifest.shards[0]
+    uri = f"{remote}/{shard.path}"
+    late, other = (ShardCache(tmp_path, limit=10**9) for _ in range(2))
+    lock = late._locked
+
+    def lock_late(path: Path) -> AbstractContextManager[IO[bytes]]:
+        other.add(uri, shard)
+        return lock(path)
+
+    monkeypatch.setattr(late, "_locked", lock_late)
+    assert late.add(uri, shard) is None
+    assert faulty_s3.requests["GET"] == 1
+    assert _copies(late) == {f"{shard.sha256}.tar"}
 
 
 def test_the_least_recently_used_copies_are_evicted(
