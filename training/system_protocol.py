@@ -119,7 +119,7 @@ class SystemStage(Protocol):
 
 
 class InTiles(Protocol):
-    """Runs a network on latents of any size (`training/inference/tiler.py`)."""
+    """Runs a network on latents of any size (`training/inference/tiles/tiler.py`)."""
 
     def __call__(
         self,

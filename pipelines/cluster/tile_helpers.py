@@ -25,7 +25,7 @@ from pipelines.cluster.node_check import HERE
 from pipelines.cluster.shared_model import SharedModel, this_node
 from pipelines.cluster.workers import WorkerPlan
 from training.inference.bands import network_for
-from training.inference.tiler import Key
+from training.inference.tiles.tiler import Key
 from training.machines import code_version, require_same_code
 
 log = logging.getLogger(__name__)

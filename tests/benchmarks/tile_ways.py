@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from training.flowmap.interpolant import sample
 from training.flowmap.system import FlowMapRestorer
-from training.inference.tiler import OVERLAP, Tiler
+from training.inference.tiles.tiler import OVERLAP, Tiler
 from training.inference.tiling import blend, tile_plan
 
 STEPS = 2

@@ -18,10 +18,10 @@ from training.data.loader import Batch
 from training.data.planned import Position
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
-from training.inference.shared_norms import SharedNorms
-from training.inference.tile_batches import MOST
-from training.inference.tiler import Tiler
-from training.inference.transfers import ahead, to_host
+from training.inference.tiles.batches import MOST
+from training.inference.tiles.shared_norms import SharedNorms
+from training.inference.tiles.tiler import Tiler
+from training.inference.tiles.transfers import ahead, to_host
 from training.inference.upscaler import Upscaler
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.settings.evaluation import Precision

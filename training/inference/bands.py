@@ -18,9 +18,9 @@ from datagen.tiles.autoencoder import CodecTiles
 from datagen.tiles.boxes import Box
 from datagen.tiles.run import Run
 from training.inference.pictures.rows import Rows
-from training.inference.tile_pass import TilePass
-from training.inference.tiler import Key, PassKey, Tiler
-from training.inference.transfers import to_host
+from training.inference.tiles.network_pass import TilePass
+from training.inference.tiles.tiler import Key, PassKey, Tiler
+from training.inference.tiles.transfers import to_host
 from training.inference.watch import Watch
 from training.monitoring.memory import free_bytes, used_bytes
 from training.system_protocol import LatentPass, Parts

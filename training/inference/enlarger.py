@@ -28,7 +28,7 @@ from training.inference.pictures.pixels import (
 )
 from training.inference.restored import shares_of
 from training.inference.streaming import BandUpscaler
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import Watch
 from training.monitoring.memory import is_out_of_memory

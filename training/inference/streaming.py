@@ -17,7 +17,7 @@ from training.inference.pictures.decode import Picture
 from training.inference.pictures.pixels import colors_everywhere, enlarged_size, to_levels
 from training.inference.pictures.rows import Rows, enlarged_rows, padded_rows, with_rows_around
 from training.inference.restored import shares_of
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.watch import Watch
 from training.system_protocol import Restorer
 

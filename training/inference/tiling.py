@@ -1,6 +1,6 @@
 """A function of pictures or latents, run on overlapping tiles and blended to one result.
 
-Nothing here knows a network: `training/inference/shared_norms.py` makes tiles of one agree.
+Nothing here knows a network: `training/inference/tiles/shared_norms.py` makes tiles of one agree.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from training.inference.jobs import plan_jobs
 from training.inference.made import publish, remove_leftovers
 from training.inference.pictures.forms import Form, in_form_of, picture_of
 from training.inference.precision import loaded
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.watch import OnProgress, Watch
 from training.settings.evaluation import Backend, Precision
 from training.system_protocol import LoadOptions, Restorer, SystemOf

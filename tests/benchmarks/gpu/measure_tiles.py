@@ -15,7 +15,7 @@ from tests.benchmarks.gpu.results import Results
 from tests.benchmarks.one_step import free_memory, median_seconds, new_network, peak_memory
 from training.flowmap.network import FlowMapNet
 from training.flowmap.unet_backends import run_by
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.settings.evaluation import Backend
 from training.settings.model import ModelSettings
 

@@ -23,7 +23,7 @@ from training.elir.restorer import ElirRestorer
 from training.elir.sampler import restore
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.monitoring.memory import PeakBytes, used_bytes
 from training.settings.elir import ElirModelSettings, LatentConsistency

@@ -17,7 +17,7 @@ from training.inference import bands
 from training.inference.bands import BandRestorer
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from tests.support.networks import ATTENTION, tiny_net
-from training.inference import tile_memory
-from training.inference.shared_norms import SharedNorms, added
-from training.inference.tiler import Tiler
+from training.inference.tiles import memory as tile_memory
+from training.inference.tiles.shared_norms import SharedNorms, added
+from training.inference.tiles.tiler import Tiler
 from training.inference.tiling import blend, tile_plan, tiles
 from training.monitoring.memory import MemoryModel, PeakBytes
 

@@ -23,7 +23,7 @@ from training.evaluation.photos import degraded_photos
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
 from training.inference.pictures.pixels import bicubic
-from training.inference.tiler import Tiler
+from training.inference.tiles.tiler import Tiler
 from training.inference.trained import usual_color_fix
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from training.inference.restored import is_finite
-from training.inference.shared_norms import (
+from training.inference.tiles.batches import TileBatches
+from training.inference.tiles.shared_norms import (
     Scales,
     SharedNorms,
     Sums,
     are_finite,
     sums_of_each,
 )
-from training.inference.tile_batches import TileBatches
 
 
 class Measured(NamedTuple):

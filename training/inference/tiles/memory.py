@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.inference.tile_batches import MOST
+from training.inference.tiles.batches import MOST
 from training.monitoring.memory import MemoryModel, free_bytes, used_bytes
 
 _LARGEST_ON_CPU = 1024

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from datagen.errors import FlowmapsrError
 from datagen.tiles.run import Run, here
-from training.inference.shared_norms import Sums, added
-from training.inference.tile_batches import TileBatches
-from training.inference.tile_memory import TileMemory, TileWork
-from training.inference.tile_pass import Made, Measured, TilePass
+from training.inference.tiles.batches import TileBatches
+from training.inference.tiles.memory import TileMemory, TileWork
+from training.inference.tiles.network_pass import Made, Measured, TilePass
+from training.inference.tiles.shared_norms import Sums, added
+from training.inference.tiles.transfers import ahead
 from training.inference.tiling import Tile, blended_rows, tiles
-from training.inference.transfers import ahead
 from training.monitoring.memory import is_out_of_memory
 
 Done = TypeVar("Done", Made, Measured)

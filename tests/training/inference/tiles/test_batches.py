@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.networks import ATTENTION, tiny_net
-from training.inference.tiler import Tiler
-from training.inference.transfers import ahead, to_host
+from training.inference.tiles.tiler import Tiler
+from training.inference.tiles.transfers import ahead, to_host
 
 TILE = 256
 """Pixels: 32 latents."""
