@@ -46,6 +46,10 @@ def evaluate(
     steps: Annotated[str, typer.Option(help="Numbers of network evaluations.")] = "1,2,4",
     lora_scale: LoraScale = None,
     guidance: Guidance = None,
+    color_fix: Annotated[
+        Literal["wavelet", "lab", "off"],
+        typer.Option(help="How results get the colors of their LQ, as upscale does; off: not."),
+    ] = "off",
     precision: Precision = "auto",
     baseline: Annotated[
         list[str] | None,
@@ -112,6 +116,7 @@ def evaluate(
             steps=steps.split(","),
             lora_scale=lora_scale,
             guidance=guidance,
+            color_fix=color_fix,
             precision=precision,
             baselines=[baseline_values(text) for text in baseline or ()],
             metrics=[name.strip() for name in metrics.split(",") if name.strip()],

@@ -113,6 +113,7 @@ def draw_comparison(recipe: FullRecipe, path: str, scale: float) -> None:
         upscaler.config.degradation,
         on_left_out=lambda _: None,  # the evaluation has told
     )
-    picture = comparison(upscaler, list(islice(photos, COMPARED_PHOTOS)), settings.steps)
+    shown = list(islice(photos, COMPARED_PHOTOS))
+    picture = comparison(upscaler, shown, settings.steps, color_fix=settings.color_fix)
     with storage.open_atomic(path) as file:
         picture.save(file, format="PNG")

@@ -19,7 +19,7 @@ from training.evaluation.measure import Method
 from training.evaluation.photos import DegradedPhoto
 from training.inference.upscaler import Upscaler
 from training.settings.benchmark import BenchmarkModel
-from training.settings.evaluation import EvaluationSettings
+from training.settings.evaluation import ColorFix, EvaluationSettings
 from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import CONFIG, find_model, model_kind
@@ -35,6 +35,7 @@ class Variant:
     """Of the model itself."""
     lora_scale: float | None = None
     guidance: float | None = None
+    color_fix: ColorFix = "off"
 
     def load(
         self,
@@ -66,7 +67,7 @@ class Variant:
             Method(
                 name=self.name,
                 steps=n,
-                restore=partial(_restored, upscaler, n),
+                restore=partial(restored, upscaler, steps=n, color_fix=self.color_fix),
                 cost=known.get(n),
                 lora_scale=self.lora_scale,
                 guidance=self.guidance,
@@ -80,8 +81,12 @@ def costs_of(upscaler: Upscaler, steps: Sequence[int]) -> dict[int, Cost]:
     return {n: cost_of(upscaler, n) for n in steps}
 
 
-def _restored(upscaler: Upscaler, steps: int, photo: DegradedPhoto) -> np.ndarray:
-    return upscaler.restore(upscaler.enlarge(photo.small, photo.size), steps=steps)
+def restored(
+    upscaler: Upscaler, photo: DegradedPhoto, *, steps: int, color_fix: ColorFix
+) -> np.ndarray:
+    """RGB uint8 of the original's size."""
+    lq, scale = upscaler.enlarge(photo.small, photo.size), photo.size[0] / photo.small.shape[1]
+    return upscaler.restore(lq, steps=steps, color_fix=color_fix, scale=scale)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def find_variants(
                     str(folder),
                     settings.lora_scale if lora is None else lora,
                     settings.guidance if w is None else w,
+                    settings.color_fix,
                 )
             )
     for one in found:

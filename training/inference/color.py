@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import cv2
 import numpy as np
 
 from training.inference.coarse import coarse
-
-ColorFix = Literal["wavelet", "lab", "off"]
-"""What is taken from the LQ: `wavelet` everything coarse, `lab` the coarse hues, and of the
-lightness only what is coarser still, `off` nothing."""
+from training.settings.evaluation import ColorFix
 
 _COARSER = 2
 """Levels of `lab` that the lightness is coarser by."""

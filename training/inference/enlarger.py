@@ -32,6 +32,7 @@ from training.inference.tiles.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import Watch
 from training.monitoring.memory import is_out_of_memory
+from training.settings.evaluation import ColorFix
 from training.system_protocol import Restorer
 
 _BYTES_PER_PIXEL = 60
@@ -59,12 +60,22 @@ class Enlarger:
         result = resized(image.astype(np.float32), size, self._resize)
         return result.round().clip(0, top_level(image)).astype(image.dtype)
 
-    def restore(self, image: np.ndarray, *, steps: int | None = None) -> np.ndarray:
-        """An LQ image already at its target size, RGB uint8 or uint16 (H, W, 3) -> its HQ estimate,
-        whose colors are the network's."""
-        return to_levels(
-            self._restored(image, steps or self.restorer.usual_steps, Watch()), image.dtype
-        )
+    def restore(
+        self,
+        image: np.ndarray,
+        *,
+        steps: int | None = None,
+        color_fix: ColorFix = "off",
+        scale: float = 1,
+    ) -> np.ndarray:
+        """An LQ image already at its target size, RGB uint8 or uint16 (H, W, 3) -> its HQ estimate.
+
+        Args:
+            color_fix: `off` leaves the colors of the network.
+            scale: by which the LQ was enlarged, for the color fix.
+        """
+        how = Decided(steps or self.restorer.usual_steps, color_fix, color_strength=1)
+        return self._finished(image, scale, how, Watch())
 
     def upscale_picture(
         self, picture: Picture, *, scale: float, watch: Watch | None = None, **how: Unpack[How]
@@ -129,6 +140,10 @@ class Enlarger:
     def _upscaled(self, image: np.ndarray, scale: float, how: Decided, watch: Watch) -> np.ndarray:
         """RGB uint8 or uint16 (h, w, 3) -> (round(h * scale), round(w * scale), 3)."""
         lq = self.enlarge(image, enlarged_size(image, scale))
+        return self._finished(lq, scale, how, watch)
+
+    def _finished(self, lq: np.ndarray, scale: float, how: Decided, watch: Watch) -> np.ndarray:
+        """RGB uint8 or uint16 (H, W, 3), enlarged by `scale` -> restored, in its colors."""
         fixed = fix_colors(  # holds the one copy of either picture
             self._restored(lq, how.steps, watch),
             np.divide(lq, top_level(lq), dtype=np.float32),
@@ -136,7 +151,7 @@ class Enlarger:
             scale=scale,
             strength=how.color_strength,
         )
-        return to_levels(fixed, image.dtype)
+        return to_levels(fixed, lq.dtype)
 
     @torch.inference_mode()
     def _restored(self, image: np.ndarray, steps: int, watch: Watch) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import IO, Protocol, Unpack
 from datagen.errors import FlowmapsrError
 from datagen.photos.decode import MOST_PIXELS, TooManyPixels
 from datagen.photos.source_file import read_photo
-from training.inference.color import ColorFix
 from training.inference.how import How
 from training.inference.jobs import Job
 from training.inference.made import sha256
@@ -28,6 +27,7 @@ from training.inference.pictures.encode import (
 from training.inference.pictures.metadata import made_by, without_gps
 from training.inference.pictures.pixels import enlarged_size
 from training.inference.watch import UpscalingStopped, Watch
+from training.settings.evaluation import ColorFix
 from training.system_protocol import Restorer
 from training.weights.model_folder import ModelConfig
 

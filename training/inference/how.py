@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from threading import Event
 from typing import TypedDict
 
-from training.inference.color import ColorFix
 from training.inference.watch import OnProgress
+from training.settings.evaluation import ColorFix
 
 
 class How(TypedDict, total=False):

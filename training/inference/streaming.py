@@ -11,7 +11,7 @@ import numpy as np
 from datagen.degradation.settings import Interpolation
 from datagen.errors import FlowmapsrError
 from training.inference.bands import BandRestorer
-from training.inference.color import ColorFix, color_reach, fix_colors
+from training.inference.color import color_reach, fix_colors
 from training.inference.how import Decided
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.pixels import colors_everywhere, enlarged_size, to_levels
@@ -19,6 +19,7 @@ from training.inference.pictures.rows import Rows, enlarged_rows, padded_rows, w
 from training.inference.restored import shares_of
 from training.inference.tiles.tiler import Tiler
 from training.inference.watch import Watch
+from training.settings.evaluation import ColorFix
 from training.system_protocol import Restorer
 
 

@@ -12,7 +12,7 @@ from datagen.degradation.settings import (
     ResizeBack,
     paths,
 )
-from training.inference.color import ColorFix
+from training.settings.evaluation import ColorFix
 
 _ALL_NOISE = 20
 """Least sigma, levels, of noise whose coarse part is seen in flat regions."""

@@ -12,6 +12,9 @@ from datagen.records import Execution, Location, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
 Backend = Literal["torch", "compile", "openvino"]
+ColorFix = Literal["wavelet", "lab", "off"]
+"""What a result takes from its LQ: `wavelet` everything coarse, `lab` the coarse hues, and of the
+lightness only what is coarser still, `off` nothing."""
 PictureMetricName = Literal[
     "psnr_rgb",
     "psnr_y",
@@ -158,6 +161,9 @@ class EvaluationSettings(Settings):
     """Strength of the LoRA of an adversarial model; null takes the model's default."""
     guidance: float | None = Field(None, ge=0)
     """Guidance strength w of a model that takes it as an input; null takes the model's default."""
+    color_fix: ColorFix = "off"
+    """How results get the colors of their LQ, as `upscale` does it; `off` measures the network's
+    own, as papers do."""
     precision: Precision = "auto"
     """Of the network; `auto` is bf16 on a GPU that computes in it, else fp32."""
 

@@ -12,7 +12,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
 from training.inference.coarse import coarse
-from training.inference.color import ColorFix, fix_colors
+from training.inference.color import fix_colors
+from training.settings.evaluation import ColorFix
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,13 @@ from tests.support.small_disk import DiskMaker
 from training.flowmap.system import FlowMapRestorer
 from training.inference import enlarger
 from training.inference.batch import UpscaleReport, upscale_all
-from training.inference.color import ColorFix
 from training.inference.files import UpscaleSettings
 from training.inference.jobs import plan_jobs
 from training.inference.pictures.decode import Picture, read_picture
 from training.inference.pictures.metadata import Metadata
 from training.inference.upscaler import Upscaler
 from training.inference.watch import Watch
+from training.settings.evaluation import ColorFix
 from training.settings.model import ModelSettings
 
 STREAMED = 20_000

@@ -271,6 +271,28 @@ def test_other_baselines_stand_beside_bicubic_and_the_lq_is_written(
     assert {"eval/psnr_x4_bicubic", "eval/psnr_x4_theirs", "eval/psnr_x4_nfe1"} < set(logged)
 
 
+def test_an_evaluation_with_a_color_fix_measures_what_upscaling_makes(
+    trained: Path, photos: Path
+) -> None:
+    base = {"photos": str(photos), "scales": [4], "steps": [1]}
+    fixed, plain = (
+        evaluate(str(trained), EvaluationSettings.model_validate({**base, "color_fix": how})).rows
+        for how in ("wavelet", "off")
+    )
+    shown = degraded_photos(
+        EvaluationSettings.model_validate(base), DegradationSettings(scale=(1, 8)), 4.0
+    )
+    upscaler = Upscaler.from_pretrained(trained, device="cpu")
+    by_hand = []
+    for photo in shown:
+        assert photo.original is not None
+        made = upscaler.upscale(photo.small, scale=4, steps=1, color_fix="wavelet")
+        by_hand.append(peak_signal_noise_ratio(photo.original, made))
+    assert fixed[1].psnr == pytest.approx(np.mean(by_hand), abs=1e-9)
+    assert fixed[1].psnr != plain[1].psnr
+    assert fixed[0].psnr == plain[0].psnr, "bicubic has no colors to give back"
+
+
 def test_every_evaluation_degrades_alike(untrained: Path, photos: Path) -> None:
     settings = EvaluationSettings(photos=str(photos), scales=(4.0,), steps=(1,))
     chain = DegradationSettings(scale=(1, 8))
