@@ -165,7 +165,7 @@ def elir_speed(
         from pipelines.terminal.benchmark_report import elir_speed as shown
         from training.elir.speed import SpeedSettings, measure_speed
         from training.evaluation.hardware import hardware
-        from training.system_protocol import LoadOptions
+        from training.restorer_protocol import LoadOptions
         from training.tracking.benchmark_run import log_benchmark
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

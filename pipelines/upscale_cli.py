@@ -111,7 +111,7 @@ def upscale(
         from training.inference.jobs import plan_jobs
         from training.inference.made import remove_leftovers, unfinished
         from training.inference.presets import Knobs
-        from training.system_protocol import LoadOptions
+        from training.restorer_protocol import LoadOptions
         from training.weights.model_folder import find_model
 
         located = absolute_location if cluster else at_home  # nodes have other working folders

@@ -10,7 +10,7 @@ import ray
 from datagen.errors import FlowmapsrError
 from training.inference.made import sha256
 from training.inference.upscaler import Upscaler
-from training.system_protocol import LoadOptions
+from training.restorer_protocol import LoadOptions
 from training.weights.model_folder import CONFIG
 
 

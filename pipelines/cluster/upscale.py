@@ -28,7 +28,7 @@ from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job
 from training.inference.made import SIGN
 from training.inference.upscaler import Upscaler
-from training.system_protocol import LoadOptions
+from training.restorer_protocol import LoadOptions
 
 _WORKER_BYTES = 3_000_000_000
 """Of a worker beside the model: libraries, a tile, and a result of 20 megapixels."""

@@ -28,6 +28,7 @@ from training.data.loader import Batch
 from training.evaluation.evaluate import evaluate
 from training.inference.pictures.pixels import bicubic
 from training.inference.upscaler import Upscaler
+from training.restorer_protocol import InTiles, LoadOptions
 from training.run import main
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
@@ -36,7 +37,7 @@ from training.settings.evaluation import EvaluationSettings
 from training.settings.model import SystemSettings
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import InTiles, LoadOptions, StageInputs, System
+from training.system_protocol import StageInputs, System
 from training.tracking.journal import read_metrics
 from training.trainer import Losses, ObjectiveTrainer, StageModel, Term
 from training.weights.model_folder import (

@@ -17,7 +17,7 @@ from training.elir.network import LATENT_MULTIPLE, Networks
 from training.elir.picture_memory import PictureMemory
 from training.elir.sampler import restore
 from training.elir.tiled_networks import TILE_PIXELS, RowNetworks, TiledNetworks
-from training.system_protocol import InTiles, LatentPass, Parts
+from training.restorer_protocol import InTiles, LatentPass, Parts
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ from training.elir.sampler import euler_states
 from training.elir.stage_objective import ElirNet, ElirObjective, ElirStageModel, pixels_of
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
+from training.restorer_protocol import LoadOptions
 from training.run_dir.paths import StagePaths
 from training.run_dir.records import ChosenStep
 from training.settings.elir import ElirModelSettings, LatentConsistency, TinyAutoencoder
 from training.settings.initial_weights import is_stage
-from training.system_protocol import LoadOptions, StageInputs
+from training.system_protocol import StageInputs
 from training.trainer import Losses, ObjectiveTrainer
 from training.weights.initialize import LoadReport, fetch_weights
 from training.weights.model_folder import load_config

@@ -35,17 +35,12 @@ from training.flowmap.unet_backends import run_by
 from training.losses.perceptual import load_perceptual_loss
 from training.monitoring.out_of_memory import explain_out_of_memory
 from training.monitoring.startup_timer import startup
+from training.restorer_protocol import InTiles, LatentPass, LoadOptions, Parts
 from training.run_dir.records import ChosenStep
 from training.settings.objective import FlowMatching, SelfDistillation
 from training.settings.recipe import TrainingRecipe
 from training.settings.stage import StageSettings
-from training.system_protocol import (
-    InTiles,
-    LatentPass,
-    LoadOptions,
-    Parts,
-    StageInputs,
-)
+from training.system_protocol import StageInputs
 from training.trainer import Losses, ObjectiveTrainer, Trainer
 from training.weights.model_folder import load_config
 

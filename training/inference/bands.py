@@ -23,7 +23,7 @@ from training.inference.tiles.tiler import Key, PassKey, Tiler
 from training.inference.tiles.transfers import to_host
 from training.inference.watch import Watch
 from training.monitoring.memory import free_bytes, used_bytes
-from training.system_protocol import LatentPass, Parts
+from training.restorer_protocol import LatentPass, Parts
 
 _TILE = 1024
 """Side of a codec's tile where none is asked for, pixels."""

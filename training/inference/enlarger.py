@@ -32,8 +32,8 @@ from training.inference.tiles.tiler import Tiler
 from training.inference.trained import trained_resize, usual_color_fix
 from training.inference.watch import Watch
 from training.monitoring.memory import is_out_of_memory
+from training.restorer_protocol import Restorer
 from training.settings.evaluation import ColorFix
-from training.system_protocol import Restorer
 
 _BYTES_PER_PIXEL = 60
 """Of a result: what is held of it at once beside the work of the network (measured: 52 to 57)."""

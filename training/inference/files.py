@@ -27,8 +27,8 @@ from training.inference.pictures.encode import (
 from training.inference.pictures.metadata import made_by, without_gps
 from training.inference.pictures.pixels import enlarged_size
 from training.inference.watch import UpscalingStopped, Watch
+from training.restorer_protocol import Restorer
 from training.settings.evaluation import ColorFix
-from training.system_protocol import Restorer
 from training.weights.model_folder import ModelConfig
 
 log = logging.getLogger(__name__)

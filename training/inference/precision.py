@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from training.system_protocol import InTiles, LoadOptions, Restorer
+from training.restorer_protocol import InTiles, LoadOptions, Restorer
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from training.inference.pictures.rows import Rows, enlarged_rows, padded_rows, w
 from training.inference.restored import shares_of
 from training.inference.tiles.tiler import Tiler
 from training.inference.watch import Watch
+from training.restorer_protocol import Restorer
 from training.settings.evaluation import ColorFix
-from training.system_protocol import Restorer
 
 
 @dataclass(frozen=True)

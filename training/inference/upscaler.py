@@ -25,8 +25,9 @@ from training.inference.pictures.forms import Form, in_form_of, picture_of
 from training.inference.precision import loaded
 from training.inference.tiles.tiler import Tiler
 from training.inference.watch import OnProgress, Watch
+from training.restorer_protocol import LoadOptions, Restorer
 from training.settings.evaluation import Backend, Precision
-from training.system_protocol import LoadOptions, Restorer, SystemOf
+from training.system_protocol import SystemOf
 from training.systems import system_of as default_system_of
 from training.weights.model_folder import (
     count_parameters,

@@ -22,8 +22,8 @@ from tests.support.tiny import MODEL
 from training.inference.pictures.decode import Picture
 from training.inference.pictures.metadata import Metadata
 from training.inference.upscaler import Upscaler
+from training.restorer_protocol import LoadOptions
 from training.settings.model import ModelSettings
-from training.system_protocol import LoadOptions
 
 PHOTO = Picture(
     cv2.resize(astronaut(), (112, 144), interpolation=cv2.INTER_AREA), None, False, Metadata()

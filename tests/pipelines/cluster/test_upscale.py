@@ -36,8 +36,8 @@ from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import sha256
 from training.inference.upscaler import Upscaler
+from training.restorer_protocol import LoadOptions
 from training.settings.model import ModelSettings
-from training.system_protocol import LoadOptions
 
 Invoke = Callable[..., Ended]
 SAME = LoadOptions(same_everywhere=True)

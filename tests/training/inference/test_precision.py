@@ -12,8 +12,8 @@ import torch
 from tests.support.models import saved_model
 from training.inference.precision import agreement, loaded
 from training.inference.tiles.tiler import Tiler
+from training.restorer_protocol import LoadOptions, Restorer
 from training.settings.model import ModelSettings
-from training.system_protocol import LoadOptions, Restorer
 from training.systems import system_of
 
 CPU = torch.device("cpu")
