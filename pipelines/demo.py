@@ -22,7 +22,7 @@ from pipelines.recipes.load import absolute_location, full_recipe
 from pipelines.terminal.doing import doing
 from pipelines.terminal.reports import evaluation_table, review_of
 from pipelines.terminal.text import command
-from training.run_dir.paths import finished_stages
+from training.run_dir.paths import REPORT, finished_stages
 from training.run_dir.records import BICUBIC, PSNR, EvaluationRow
 from training.tracking.parent_run import flush_pending
 from training.tracking.summary.ending import ending_lines
@@ -42,7 +42,7 @@ HELD_OUT_PHOTOS = (("skimage", "data/astronaut.png"), ("skimage", "data/coffee.p
 """Never trained on."""
 DEMOS = {"flowmapsr": "demo", "elir": "elir-demo"}
 """The recipe of each system."""
-REPORT = "report.json"
+NUMBERS = "report.json"
 
 
 class DemoReport(FrozenModel):
@@ -76,6 +76,7 @@ class DemoReport(FrozenModel):
             f"Dataset   {base / 'dataset'}",
             f"Run       {base / 'run'}",
             f"Report    {base / REPORT}",
+            f"Numbers   {base / NUMBERS}",
             f"Review    {review_of(str(base / 'run'))}",
             f"Prefect   {_prefect_page()}",
             f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', str(base / 'run'))}",
@@ -132,8 +133,8 @@ def use_local_services(base: Path) -> None:
 
 def finished_report(base: Path, recipe: FullRecipe) -> DemoReport | None:
     """The report of an earlier demo of the same recipe, if everything it names is still there."""
-    path = base / REPORT
-    files = (path, base / COMPARISON, Path(recipe.training.manifest))
+    path = base / NUMBERS
+    files = (path, base / COMPARISON, base / REPORT, Path(recipe.training.manifest))
     if not all(file.is_file() for file in files) or finished_stages(recipe.training) is None:
         return None
     report = DemoReport.model_validate_json(path.read_bytes())
@@ -166,7 +167,7 @@ def _run(base: Path, recipe: FullRecipe, check_servers: Callable[[], None]) -> D
         gain_db=least_steps_gain(record.rows),
         steps=min(recipe.evaluation.steps),
     )
-    storage.write_bytes(str(base / REPORT), report.model_dump_json(indent=2).encode())
+    storage.write_bytes(str(base / NUMBERS), report.model_dump_json(indent=2).encode())
     return report
 
 

@@ -143,25 +143,15 @@ def evaluate(
             require_place(path)
         doing("evaluating")
         from datagen.io import storage
-        from training.evaluation.evaluate import evaluate as evaluate_model
-        from training.evaluation.photo_list import list_photos
-        from training.evaluation.report.examples import Examples
-        from training.evaluation.report.page import report_page
+        from training.evaluation.evaluate import evaluate as evaluate_alone
+        from training.evaluation.report.evaluation_page import evaluate_with_page
 
-        given = list_photos(settings)
-        examples = Examples(len(given.scales))
-        wants_page = page_at is not None or training is not None
-        found = evaluate_model(
-            chosen,
-            settings,
-            given=given,
-            lq_folder=None if folder is None else f"{folder}/lq",
-            on_scale=examples.add if wants_page else None,
-        )
+        lq_folder = None if folder is None else f"{folder}/lq"
         page = None
-        if wants_page:
-            title = f"{', '.join(found.models)}: evaluation"
-            page = report_page(title, settings, found, examples.found)
+        if page_at is not None or training is not None:
+            found, page = evaluate_with_page(chosen, settings, lq_folder=lq_folder)
+        else:
+            found = evaluate_alone(chosen, settings, lq_folder=lq_folder)
         if page_at is not None and page is not None:
             storage.write_bytes(page_at, page)
         if folder is not None:

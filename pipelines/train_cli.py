@@ -139,5 +139,5 @@ def run(
         from pipelines.orchestration.guard import guarded
 
         record = guarded(full, resolved, partial(make_all, resolved, newer_data=newer_data))
-        result = reports.all_done(resolved.training, record.rows, record.seconds)
+        result = reports.all_done(resolved.training, record.rows, record.seconds, resolved.report)
         out.say(reports.with_unsent(result, resolved.training))

@@ -40,6 +40,7 @@ from training.evaluation.report.examples import Example
 from training.evaluation.report.page import report_page
 from training.evaluation.results import RESULTS, SUMMARY, TIMINGS, write_results
 from training.evaluation.speed import SpeedTask, SpeedWorker, read_seconds
+from training.run_dir.paths import REPORT
 from training.run_dir.records import BenchmarkRecord, Evaluation, Seconds
 from training.settings.benchmark import BenchmarkRecipe
 from training.tracking.benchmark_run import log_benchmark
@@ -48,8 +49,6 @@ from training.tracking.events import Artifact
 from training.weights.model_folder import CONFIG
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
 
 
 @flow(name="benchmark", flow_run_name="{recipe.output}")

@@ -24,8 +24,6 @@ from pipelines.orchestration.run_report import reported
 from pipelines.recipes.full_recipe import COMPARISON, FullRecipe
 from pipelines.terminal.doing import doing
 from training.run_dir.records import EvaluationRow
-from training.settings.evaluation import EvaluationSettings
-from training.settings.recipe import TrainingRecipe
 from training.tracking.evaluation_log import log_evaluation
 
 log = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ def make_all(recipe: FullRecipe, *, newer_data: bool = False) -> FullRecord:
             guarded(train, recipe.training, work)
     doing("evaluating")
     with _timed(seconds, "evaluation"):
-        rows = task_step("evaluate", lambda: evaluate_run(recipe.training, recipe.evaluation))
+        rows = task_step("evaluate", lambda: evaluate_run(recipe))
     picture = str(Path(recipe.output) / COMPARISON)
     doing("drawing the comparison")
     with _timed(seconds, "comparison"):
@@ -81,14 +79,18 @@ def make_all(recipe: FullRecipe, *, newer_data: bool = False) -> FullRecord:
     return FullRecord(rows=tuple(rows), seconds=seconds)
 
 
-def evaluate_run(training: TrainingRecipe, settings: EvaluationSettings) -> list[EvaluationRow]:
-    """The last stage's model on held-out photos, as a table and as metrics of the run in MLflow."""
-    from training.evaluation.evaluate import evaluate  # heavy: not before it is needed
+def evaluate_run(recipe: FullRecipe) -> list[EvaluationRow]:
+    """The last stage's model on held-out photos, as a table, as a page below the output, and as
+    both in the run in MLflow."""
+    # heavy: not before it is needed
+    from training.evaluation.report.evaluation_page import evaluate_with_page
 
-    found = evaluate(training.output, settings)
+    training, settings = recipe.training, recipe.evaluation
+    found, page = evaluate_with_page(training.output, settings)
     for note in found.notes:
         log.warning("evaluation: %s", note)
-    log_evaluation(training, settings, found.rows)
+    storage.write_bytes(recipe.report, page)
+    log_evaluation(training, settings, found.rows, page)
     return list(found.rows)
 
 

@@ -26,6 +26,7 @@ def show_full(
         ("dataset", f"`{recipe.dataset.output}`"),
         ("training", f"`{recipe.training.output}`"),
         ("held-out photos", f"`{recipe.evaluation.place}`"),
+        ("report", f"`{recipe.report}`"),
         *((f"time of {part}", duration(value)) for part, value in seconds.items()),
     )
     summary = [

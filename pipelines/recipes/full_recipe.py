@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from datagen.dataset.layout import MANIFEST
 from datagen.records import Execution, Location, Settings
 from datagen.settings import DatasetRecipe
+from training.run_dir.paths import REPORT
 from training.settings.benchmark import BenchmarkRecipe
 from training.settings.evaluation import EvaluationSettings
 from training.settings.recipe import TrainingRecipe
@@ -45,6 +46,11 @@ class FullRecipe(Settings):
     """How the model is trained."""
     evaluation: EvaluationSettings
     """How the model is compared with others."""
+
+    @property
+    def report(self) -> str:
+        """Where the page of the evaluation is."""
+        return f"{self.output.rstrip('/')}/{REPORT}"
 
     @model_validator(mode="before")
     @classmethod

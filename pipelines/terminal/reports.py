@@ -73,8 +73,10 @@ def all_done(
     recipe: TrainingRecipe,
     rows: Sequence[EvaluationRow],
     seconds: Mapping[str, float],
+    page: str,
 ) -> VerbResult:
-    """A whole run, the `seconds` that its parts took, and where to review it."""
+    """A whole run, the `seconds` that its parts took, the `page` of its evaluation, and where to
+    review it."""
     from training.run_dir.paths import stage_paths
     from training.tracking.summary.ending import ending_lines
 
@@ -86,6 +88,7 @@ def all_done(
         f"  manifest  {recipe.manifest}",
         f"  run       {recipe.output}",
         f"  model     {model}",
+        f"  report    {page}",
         f"  review    {review_of(recipe.output)}",
         *([f"  newer     {newer}"] if newer else []),
         f"Next: {command('upscale', 'PHOTO', '-o', 'OUT.png', '--model', recipe.output)}",
@@ -95,8 +98,9 @@ def all_done(
         "manifest": recipe.manifest,
         "run": recipe.output,
         "model": model,
+        "report": page,
+        "review": review_of(recipe.output),
     }
-    result["review"] = review_of(recipe.output)
     return VerbResult({**result, **evaluation_rows(rows), "seconds": dict(seconds)}, lines)
 
 

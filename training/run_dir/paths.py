@@ -9,6 +9,8 @@ from datagen.records import read_record
 from training.run_dir.records import StageRecord
 from training.settings.recipe import TrainingRecipe
 
+REPORT = "report.html"
+"""The page of an evaluation, here and below the output of a full run or a benchmark."""
 RECIPE, STAGE_TABLE = "recipe.json", "stages.json"
 METRICS_JOURNAL, FILES_JOURNAL = "tracking.jsonl", "files.jsonl"
 """Events for MLflow, in the folder of a run and of each of its stages."""
@@ -33,7 +35,7 @@ class RunPaths:
         self.mlflow = root / "mlflow.json"
         self.mlflow_lock = root / ".mlflow.lock"
         self.folder_id = root / "folder_id"
-        self.report = root / "report.html"
+        self.report = root / REPORT
         self.set_aside = root / "set_aside.jsonl"
         self.stages = root / "stages"
 

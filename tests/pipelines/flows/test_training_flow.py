@@ -213,7 +213,12 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert parent.data.metrics["eval/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
     logged = {item.path for item in client.list_artifacts(names.parent)}
-    assert {"recipe.json", "stages.json", "stages.md", "starts"} <= logged
+    assert {"recipe.json", "stages.json", "stages.md", "starts", "report.html"} <= logged
+    page = (base / "report.html").read_text()
+    assert page.count("data-example>") == 2 and "x2: flowmapsr" in page
+    assert all(photo.name in page for photo in photos.iterdir())
+    in_mlflow = client.download_artifacts(names.parent, "report.html", str(tmp_path))
+    assert Path(in_mlflow).read_text() == page
     tags = parent.data.tags
     assert "1 of 1 stages done" in tags["mlflow.note.content"]
     assert "On photos: psnr_x2_bicubic" in tags["mlflow.note.content"]

@@ -32,11 +32,12 @@ def test_a_whole_run_ends_with_table_times_places_and_the_next_command(tmp_path:
         recipe_digest="", dataset_digest="", model="",
     )  # fmt: skip
     done.write_text(record.model_dump_json())
-    ended = all_done(recipe, rows, seconds)
+    ended = all_done(recipe, rows, seconds, "/out/report.html")
     text = "\n".join(ended.lines)
     assert "26.50" in text and "30 s (dataset), 2.0 h (training), 2 min (evaluation)" in text
     assert "\n  warmup: stopped early at step 30 of 90: why\n" in text
     assert f"\n  logs     {run}/logs\n" in text
+    assert "\n  report    /out/report.html\n" in text
     assert f"review    flowmapsr review {run}" in text
     assert ended.lines[-1] == f"Next: flowmapsr upscale PHOTO -o OUT.png --model {run}"
     assert ended.result["manifest"] == "/out/dataset/manifest.json"
@@ -50,11 +51,11 @@ def test_a_whole_run_says_what_its_dataset_holds_that_it_was_not_trained_on(
     recipe = training_recipe("demo", [f"manifest={dataset}", f"output={tmp_path}/run"])
     write_datasets(recipe, plan_datasets(recipe))
     (tmp_path / "run" / "recipe.json").write_text(recipe.model_dump_json())
-    assert all_done(recipe, [], {}).result["newer_data"] == ""
+    assert all_done(recipe, [], {}, "/out/report.html").result["newer_data"] == ""
     now = plan_datasets(recipe)
     less = {name: one.model_copy(update={"digest": "0"}) for name, one in now.stages.items()}
     write_datasets(recipe, now.model_copy(update={"stages": less}))
-    ended = all_done(recipe, [], {})
+    ended = all_done(recipe, [], {}, "/out/report.html")
     assert f"newer     {dataset} has other samples than" in "\n".join(ended.lines)
 
 

@@ -15,6 +15,7 @@ from tests.support.browser import browser
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
+from training.evaluation.report.evaluation_page import evaluate_with_page
 from training.evaluation.report.examples import Examples, chosen
 from training.evaluation.report.page import report_page
 from training.evaluation.report.tables import table
@@ -88,12 +89,10 @@ def test_a_report_opens_offline_on_a_desk_and_on_a_phone(
         Image.fromarray(crop).save(photos / f"{i}.png")
     model = saved_model(tmp_path / "model", tiny_model, trained=True)
     settings = EvaluationSettings(photos=str(photos), scales=(2.0,), steps=(1, 2))
-    examples = Examples(scales=1)
-    found = evaluate(str(model), settings, on_scale=examples.add)
-    page = report_page("tiny", settings, found, examples.found)
+    found, page = evaluate_with_page(str(model), settings)
     again = Examples(scales=1)
     evaluate(str(model), settings, on_scale=again.add)
-    assert page == report_page("tiny", settings, found, again.found)
+    assert page == report_page("flowmapsr: evaluation", settings, found, again.found)
 
     text = page.decode()
     assert "<photos>" not in text and "&lt;photos&gt;" in text
@@ -104,7 +103,7 @@ def test_a_report_opens_offline_on_a_desk_and_on_a_phone(
         chromium.open(f"file://{tmp_path}/report.html")
         shown = chromium.wait_for("x2: flowmapsr", "95 % interval", "restored worst", "psnr_rgb")
         assert "not measured" not in shown
-        eventually(lambda: chromium.evaluate(SHOWN) == 2 * len(examples.found) == 12)
+        eventually(lambda: chromium.evaluate(SHOWN) == 2 * len(again.found) == 12)
         assert chromium.evaluate("document.querySelectorAll('.charts svg').length") == 2
         chromium.evaluate(DRAG)
         assert chromium.evaluate(CUT) == "25%"
