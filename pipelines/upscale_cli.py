@@ -168,6 +168,7 @@ def upscale(
                     digest=digest,
                     workers=workers,
                     on_done=shown.ended,
+                    on_progress=shown.under_way,
                 )
             else:
                 report = upscale_all(

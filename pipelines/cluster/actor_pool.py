@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
@@ -24,6 +25,8 @@ ATTEMPTS = 3
 """Times one task may lose its worker before the run fails."""
 PATIENCE_SECONDS = 30.0
 """Seconds without a first worker before a warning."""
+TELL_SECONDS = 0.5
+"""Seconds, at least, between what a worker tells about its task."""
 
 
 class Task(Protocol):
@@ -33,15 +36,17 @@ class Task(Protocol):
 
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")
+OnTold = Callable[[Mapping[str, Any]], None]
 
 
 def run_tasks(
-    builder: Callable[[T], R],
+    builder: Callable[..., R],
     tasks: Sequence[T],
     *,
     workers: WorkerPlan,
     on_done: Callable[[T, R], None],
     given_up: Callable[[T, str], R] | None = None,
+    on_told: OnTold | None = None,
 ) -> list[R]:
     """Runs every task on up to `workers.count` actors of the connected Ray cluster.
 
@@ -49,12 +54,15 @@ def run_tasks(
     the running tasks have ended.
 
     Args:
-        builder: picklable; every actor holds a copy of it.
+        builder: picklable; every actor holds a copy of it. Called with a task, and with `on_told`
+            also with what it may tell anything about the task, at any time and without waiting.
         workers: how many actors, and what each asks for.
         on_done: called here with each task and its record as they arrive; what it raises stops the
             run like a task that raises.
         given_up: the record of a task that lost its worker too often, and why; such a task stops
             the run when None.
+        on_told: called here with what was last told about each task under way, by its path; not
+            about those whose worker is lost.
 
     Returns:
         One record for each task, in the order of `tasks`.
@@ -62,7 +70,7 @@ def run_tasks(
     Raises:
         FlowmapsrError: a task raised one, lost its worker too often, or left no record.
     """
-    run = _Run(builder, waiting=deque(tasks), workers=workers, given_up=given_up)
+    run = _Run(builder, deque(tasks), workers, given_up, on_told)
     try:
         while run.unfinished():
             run.assign()
@@ -81,27 +89,56 @@ class _PoolWorker:
     """The actor: one copy of the builder. Its node may have come after all were asked for their
     version (`node_check.py`)."""
 
-    def __init__(self, builder: Callable[[Any], Any], version: str) -> None:
-        self._builder, self._version = builder, version
+    def __init__(self, builder: Callable[..., Any], version: str, tell_seconds: float) -> None:
+        self._builder, self._version, self._tell_seconds = builder, version, tell_seconds
+        self._thread = ThreadPoolExecutor(1)
 
     def build(self, task: Any) -> Any:
+        self._require_same_code()
+        return self._builder(task)
+
+    def build_telling(self, task: Any) -> Iterator[Any]:
+        """What the builder tells as it works in its thread, then the record."""
+        self._require_same_code()
+        last = deque[Any](maxlen=1)
+        work = self._thread.submit(self._builder, task, last.append)
+        while not wait([work], timeout=self._tell_seconds).done:
+            if last:
+                yield _Told(last.pop())
+        yield work.result()
+
+    def _require_same_code(self) -> None:
         node = f"node {ray.util.get_node_ip_address()}"
         require_same_code({HERE: self._version, node: code_version()}, here=HERE)
-        return self._builder(task)
+
+
+@dataclass(frozen=True)
+class _Told:
+    what: Any
+
+
+@dataclass(frozen=True)
+class _Busy(Generic[T]):
+    """An actor at work on its task."""
+
+    actor: Any
+    task: T
+    told: Any = None
 
 
 @dataclass
 class _Run(Generic[T, R]):
     """State of every task and actor."""
 
-    builder: Callable[[T], R]
+    builder: Callable[..., R]
     waiting: deque[T]
     workers: WorkerPlan
     given_up: Callable[[T, str], R] | None
+    on_told: OnTold | None
     starting: dict[Any, Any] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
-    busy: dict[Any, tuple[Any, T]] = field(default_factory=dict)
-    """The actor and its task, by the reference of the record to come."""
+    busy: dict[Any, _Busy[T]] = field(default_factory=dict)
+    """By the reference of the record to come, or the generator that ends with it."""
     records: dict[str, R] = field(default_factory=dict)
     losses: Counter[str] = field(default_factory=Counter)
     failed_starts: int = 0
@@ -116,13 +153,14 @@ class _Run(Generic[T, R]):
             return
         while self.waiting and self.idle:
             actor, task = self.idle.pop(), self.waiting.popleft()
-            self.busy[actor.build.remote(task)] = (actor, task)
+            call = actor.build_telling if self.on_told else actor.build
+            self.busy[call.remote(task)] = _Busy(actor, task)
         free = self.workers.count - len(self.busy) - len(self.starting) - len(self.idle)
         each = self.workers.each
         # Ray sets OMP_NUM_THREADS to the CPUs asked for, so workers do not slow each other down.
         remote: Any = ray.remote(num_cpus=each.cpus, num_gpus=each.gpus, memory=each.memory)
         for _ in range(min(free, len(self.waiting) - len(self.starting))):
-            started = remote(_PoolWorker).remote(self.builder, code_version())
+            started = remote(_PoolWorker).remote(self.builder, code_version(), TELL_SECONDS)
             # Only a started actor gets a task: one that waits for a CPU could hold it forever.
             self.starting[started.__ray_ready__.remote()] = started
 
@@ -142,11 +180,11 @@ class _Run(Generic[T, R]):
             if ref in self.starting:
                 self._note_start(ref)
             else:
-                self._note_end(ref, on_done)
+                self._note_busy(ref, on_done)
 
     def stop(self) -> None:
         """Kills every actor; commits are atomic, so a running one leaves nothing half-written."""
-        working = [actor for actor, _ in self.busy.values()]
+        working = [one.actor for one in self.busy.values()]
         for actor in [*self.starting.values(), *self.idle, *working]:
             ray.kill(actor)
 
@@ -162,17 +200,26 @@ class _Run(Generic[T, R]):
             self.failed_starts = 0  # only consecutive failures mean that none can start
             self.idle.append(actor)
 
-    def _note_end(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
-        actor, task = self.busy.pop(ref)
+    def _note_busy(self, ref: Any, on_done: Callable[[T, R], None]) -> None:
+        one = self.busy.pop(ref)
         try:
-            record = ray.get(ref)
-            self.idle.append(actor)
-            self._note_record(task, record, on_done)
+            found = ray.get(next(ref) if self.on_told else ref)
+            if isinstance(found, _Told):
+                self.busy[ref] = replace(one, told=found.what)
+                self._tell()
+                return
+            self.idle.append(one.actor)
+            self._note_record(one.task, found, on_done)
         except RayTaskError as error:
-            self.idle.append(actor)
+            self.idle.append(one.actor)
             self._fail(error.cause if isinstance(error.cause, FlowmapsrError) else error)
         except RayError as error:
-            self._note_loss(actor, task, error, on_done)
+            self._note_loss(one, error, on_done)
+
+    def _tell(self) -> None:
+        told = {one.task.path: one.told for one in self.busy.values() if one.told is not None}
+        if self.on_told is not None:
+            self.on_told(told)
 
     def _note_record(self, task: T, record: R, on_done: Callable[[T, R], None]) -> None:
         try:
@@ -181,13 +228,12 @@ class _Run(Generic[T, R]):
         except FlowmapsrError as error:
             self._fail(error)
 
-    def _note_loss(
-        self, actor: Any, task: T, error: RayError, on_done: Callable[[T, R], None]
-    ) -> None:
-        ray.kill(actor)  # it may be cut off but alive, and must not write any more
-        path = task.path
+    def _note_loss(self, one: _Busy[T], error: RayError, on_done: Callable[[T, R], None]) -> None:
+        ray.kill(one.actor)  # it may be cut off but alive, and must not write any more
+        task, path = one.task, one.task.path
         self.losses[path] += 1
         log.warning("worker lost at %s: %s", path, first_line(error))
+        self._tell()
         if self.losses[path] < ATTEMPTS:
             self.waiting.appendleft(task)
             return

@@ -27,6 +27,7 @@ from training.inference.batch import Outcome, UpscaleReport, upscale_job
 from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job
 from training.inference.made import SIGN
+from training.inference.under_way import Meter, PhotoShare, UnderWay, watch_over
 from training.inference.upscaler import Upscaler
 from training.restorer_protocol import LoadOptions
 
@@ -70,8 +71,13 @@ class PhotoWorker:
     helpers: WorkerPlan | None = None
     """Others that share the tiles of such results."""
 
-    def __call__(self, task: PhotoTask) -> Elsewhere:
+    def __call__(
+        self, task: PhotoTask, tell: Callable[[PhotoShare], None] = lambda share: None
+    ) -> Elsewhere:
         """
+        Args:
+            tell: called as the work goes on.
+
         Raises:
             FlowmapsrError: this node does not see the model or the output, or a result cannot be
                 written.
@@ -85,6 +91,7 @@ class PhotoWorker:
             self.settings,
             digest=self.digest,
             put_off_large=self.put_off_large,
+            watch_of=lambda megapixels: watch_over(megapixels, tell),
         )
         return Elsewhere(outcome)
 
@@ -110,11 +117,13 @@ def upscale_on_cluster(
     digest: str,
     workers: int | None,
     on_done: Callable[[str, UpscaleReport], None],
+    on_progress: Callable[[UnderWay], None],
 ) -> UpscaleReport:
     """As `upscale_all`, on the connected Ray cluster; paths are absolute.
 
     Args:
         workers: how many at most; as many as fit when None.
+        on_progress: called as the work goes on, some times a second.
 
     Raises:
         FlowmapsrError: a node does not see the files that this one does, a result cannot be
@@ -124,18 +133,25 @@ def upscale_on_cluster(
         return UpscaleReport()
     shared = SharedModel.at(model, replace(options, same_everywhere=True))
     plan = plan_photo_workers(cluster_nodes(), shared.bytes(), options.max_memory, workers)
-    so_far, start = UpscaleReport(), time.monotonic()
+    so_far, start, meter = UpscaleReport(), time.monotonic(), Meter(on_progress)
 
     def note(task: PhotoTask, record: Elsewhere) -> None:
         require_seen(task, record)
         if not record.outcome.put_off:
             so_far.add(task.job, record.outcome)
             so_far.seconds = time.monotonic() - start
+            meter.end(record.outcome.megapixels)
             on_done(task.path, so_far)
 
     def run(worker: PhotoWorker, tasks: Sequence[PhotoTask], count: int) -> list[Elsewhere]:
         each = WorkerPlan(count, plan.each)
-        return run_tasks(worker, tasks, workers=each, on_done=note, given_up=_given_up)
+        return run_tasks(
+            *(worker, tasks),
+            workers=each,
+            on_done=note,
+            given_up=_given_up,
+            on_told=meter.reached,
+        )
 
     with _sign(jobs[0].target, jobs[0].record) as sign:
         worker = PhotoWorker(shared, sign, settings, digest)

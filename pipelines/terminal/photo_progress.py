@@ -1,13 +1,16 @@
-"""Shows how an upscaling goes on: photos that are done, and the share of the one under way."""
+"""Shows how an upscaling goes on: photos that are done, and the share of those under way."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.terminal.progress import Progress
-from training.inference.batch import UnderWay, UpscaleReport
+from training.inference.batch import UpscaleReport
+from training.inference.under_way import UnderWay
 
 
 class PhotoProgress:
-    """What `upscale_all` tells, on a bar or in lines."""
+    """What `upscale_all` and `upscale_on_cluster` tell, on a bar or in lines."""
 
     def __init__(self, progress: Progress, *, done: int) -> None:
         """
@@ -18,19 +21,24 @@ class PhotoProgress:
         self._ended, self._reached = 0, 0.0
 
     def under_way(self, at: UnderWay) -> None:
-        """Work on a photo goes on."""
-        self._show(at.done, at.speed, f"{at.share:.0%} of {_name(at.photo)}")
+        """Work on photos goes on, or those of a lost worker begin again."""
+        self._reached = at.done
+        self._show(at.speed, f"{at.share:.0%} of {_names(at.photos)}" if at.photos else "")
 
     def ended(self, photo: str, report: UpscaleReport) -> None:
         """A photo is done."""
         self._ended += 1
-        self._show(self._ended, report.speed, _name(photo))
+        # It may be told when the next one is under way already.
+        self._reached = max(self._reached, self._ended)
+        self._show(report.speed, _name(photo))
 
-    def _show(self, done: float, speed: float, photo: str) -> None:
-        # A photo is told to have ended when the next one is under way already.
-        self._reached = max(self._reached, done)
-        note = f"{speed:.2f} megapixels/s  {photo}" if speed else photo
-        self._progress.reach(self._before + self._reached, note=note)
+    def _show(self, speed: float, photos: str) -> None:
+        parts = [f"{speed:.2f} megapixels/s" if speed else "", photos]
+        self._progress.reach(self._before + self._reached, note="  ".join(filter(None, parts)))
+
+
+def _names(photos: Sequence[str]) -> str:
+    return _name(photos[0]) if len(photos) == 1 else f"{len(photos)} photos"
 
 
 def _name(photo: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 from training.inference.files import (
     PhotoFailed,
@@ -21,6 +20,7 @@ from training.inference.files import (
 from training.inference.jobs import Job
 from training.inference.made import publish
 from training.inference.pictures.pixels import enlarged_size
+from training.inference.under_way import Meter, UnderWay, watch_over
 from training.inference.watch import Watch
 
 _READ_AHEAD = 32_000_000
@@ -68,18 +68,6 @@ class UpscaleReport:
         return self.megapixels / self.seconds if self.seconds else 0.0
 
 
-class UnderWay(NamedTuple):
-    """How far an upscaling of many photos is."""
-
-    photo: str
-    share: float
-    """Of this photo's work that is done."""
-    done: float
-    """Photos that are done, and that share; the last one may still be written."""
-    speed: float
-    """Megapixels of results in a second."""
-
-
 def upscale_all(
     jobs: Sequence[Job],
     upscaler: PictureUpscaler,
@@ -106,11 +94,15 @@ def upscale_all(
         report.seconds = time.monotonic() - began
         on_done(job.source.uri, report)
 
-    meter = _Meter(on_progress)
+    meter = Meter(on_progress)
+
+    def watch_of(job: Job, megapixels: float) -> Watch:
+        return watch_over(megapixels, lambda share: meter.reached({job.source.uri: share}))
+
     written: tuple[Job, Future[Outcome]] | None = None
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         for job, photo in _read_ahead(reader, jobs, settings):
-            made = _made(photo, job, upscaler, settings, partial(meter.watch, job))
+            made = _made(photo, job, upscaler, settings, partial(watch_of, job))
             if written is not None:  # one result at a time waits in memory
                 tell(written[0], written[1].result())
                 written = None
@@ -118,7 +110,7 @@ def upscale_all(
                 written = job, writer.submit(_published, job, made, digest)
             else:
                 tell(job, made if isinstance(made, Outcome) else _published(job, made, digest))
-            meter.end(made)
+            meter.end(made.megapixels)
         if written is not None:
             tell(written[0], written[1].result())
     return report
@@ -131,16 +123,18 @@ def upscale_job(
     *,
     digest: str = "",
     put_off_large: bool = False,
+    watch_of: Callable[[float], Watch] = lambda megapixels: Watch(),
 ) -> Outcome:
     """Makes and writes the result of one photo.
 
     Args:
         put_off_large: makes nothing whose result comes in rows.
+        watch_of: what watches over a result of so many megapixels.
 
     Raises:
         FlowmapsrError: it cannot be written, so that of others could not be either.
     """
-    made = _made(lambda: read_file(job, settings), job, upscaler, settings)
+    made = _made(lambda: read_file(job, settings), job, upscaler, settings, watch_of)
     if isinstance(made, Outcome):
         return made
     if put_off_large and made.is_streamed:
@@ -166,12 +160,8 @@ def _made(
     job: Job,
     upscaler: PictureUpscaler,
     settings: UpscaleSettings,
-    watch_of: Callable[[float], Watch] = lambda megapixels: Watch(),
+    watch_of: Callable[[float], Watch],
 ) -> UpscaledFile | Outcome:
-    """
-    Args:
-        watch_of: what watches over a result of so many megapixels.
-    """
     try:
         read = photo()
         width, height = enlarged_size(read.picture.rgb, settings.scale)
@@ -187,26 +177,3 @@ def _published(job: Job, made: UpscaledFile, digest: str) -> Outcome:
     except PhotoFailed as error:
         return Outcome(failed=str(error))
     return Outcome(notes=tuple(made.notes), megapixels=made.megapixels)
-
-
-class _Meter:
-    """Sums over the photos that are done."""
-
-    def __init__(self, tell: Callable[[UnderWay], None]) -> None:
-        self._tell, self._began = tell, time.monotonic()
-        self._photos, self._megapixels = 0, 0.0
-
-    def watch(self, job: Job, megapixels: float) -> Watch:
-        """Over one photo, whose result has so many megapixels."""
-
-        def told(share: float) -> None:
-            seconds = max(time.monotonic() - self._began, 1e-3)
-            speed = (self._megapixels + share * megapixels) / seconds
-            self._tell(UnderWay(job.source.uri, share, self._photos + share, speed))
-
-        return Watch(told)
-
-    def end(self, made: UpscaledFile | Outcome) -> None:
-        """The photo is done."""
-        self._photos += 1
-        self._megapixels += made.megapixels

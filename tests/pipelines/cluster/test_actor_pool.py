@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from datagen.errors import FlowmapsrError
 from pipelines.cluster import actor_pool
 from pipelines.cluster.actor_pool import run_tasks
 from pipelines.cluster.workers import WorkerPlan, WorkerRequest
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.usefixtures("ray_cluster_address")
 
@@ -166,3 +168,39 @@ def test_an_error_of_on_done_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(FlowmapsrError, match="left out"):
         run_tasks(builder, TASKS, workers=of_one_cpu(1), on_done=object_to_second)
     assert builder.made() == {"0.tar", "1.tar"}
+
+
+class Telling(Builder):
+    """Waits, after it has told something, until that was heard."""
+
+    def __call__(self, task: Task, tell: Callable[[str], None] = print) -> Record:
+        tell(f"half of {task.path}")
+        eventually((self.folder / "heard").exists, seconds=30)
+        return super().__call__(task)
+
+
+def run_telling(builder: Telling) -> list[dict[str, str]]:
+    """What was told of the third task each time."""
+    told: list[dict[str, str]] = []
+
+    def heard(of_tasks: Mapping[str, str]) -> None:
+        told.append(dict(of_tasks))
+        (builder.folder / "heard").touch()
+
+    run_tasks(builder, TASKS[2:3], workers=of_one_cpu(1), on_done=lambda *_: None, on_told=heard)
+    return told
+
+
+def test_what_was_told_of_a_task_goes_with_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_pool, "TELL_SECONDS", 0.01)
+    told = run_telling(Telling(tmp_path, accident="killed once"))
+    once = {"shards/2.tar": "half of shards/2.tar"}
+    assert told[:2] == [once, {}] and all(each == once for each in told[2:])
+
+
+def test_a_task_that_tells_may_fail(tmp_path: Path) -> None:
+    (tmp_path / "heard").touch()
+    with pytest.raises(FlowmapsrError, match="^the disk is full; make room$"):
+        run_telling(Telling(tmp_path, accident="refused"))

@@ -16,6 +16,7 @@ from skimage.data import astronaut
 
 from datagen.errors import FlowmapsrError
 from datagen.photos.source_file import SourceFile
+from pipelines.cluster import actor_pool
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.upscale import (
     Elsewhere,
@@ -24,6 +25,7 @@ from pipelines.cluster.upscale import (
     _in_rounds,
     plan_photo_workers,
     require_seen,
+    upscale_on_cluster,
 )
 from pipelines.cluster.workers import WorkerPlan, WorkerRequest
 from tests.pipelines.conftest import Ended
@@ -35,6 +37,7 @@ from training.inference.batch import Outcome, upscale_all
 from training.inference.files import UpscaleSettings
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import sha256
+from training.inference.under_way import UnderWay
 from training.inference.upscaler import Upscaler
 from training.restorer_protocol import LoadOptions
 from training.settings.model import ModelSettings
@@ -102,6 +105,30 @@ def test_any_number_of_workers_and_a_kill_give_the_same_bytes(
     assert digests(out) == digests(tmp_path / "alone") and len(digests(out)) == PHOTOS
     assert Image.open(out / "1.png").size == (320, 160)
     assert not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.usefixtures("ray_cluster_address")
+def test_workers_tell_the_shares_of_their_photos(
+    folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actor_pool, "TELL_SECONDS", 0.01)
+    jobs = plan_jobs(str(folder), str(tmp_path / "out"), overwrite=False, skip_existing=False).jobs
+    told: list[UnderWay] = []
+    report = upscale_on_cluster(
+        *(jobs, model, LoadOptions(tile=256, max_memory=100_000_000)),
+        UpscaleSettings(scale=4, steps=20),
+        digest="",
+        workers=None,
+        on_done=lambda *_: None,
+        on_progress=told.append,
+    )
+    assert len(report.written) == PHOTOS
+    uris = {job.source.uri for job in jobs}
+    assert all(at.photos and len(at.photos) <= 2 and set(at.photos) < uris for at in told)
+    assert len({at.share for at in told}) > PHOTOS and all(0 <= at.share <= 1 for at in told)
+    done = [at.done for at in told]
+    assert done == sorted(done) and PHOTOS - 2 < done[-1] <= PHOTOS + 1
+    assert told[-1].speed > 0
 
 
 def test_the_address_of_a_cluster_is_needed(invoke: Invoke, folder: Path, model: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support.picture_files import png_bomb, saved
 from tests.support.s3 import FaultyS3
 from tests.support.small_disk import DiskMaker
 from training.inference import batch
-from training.inference.batch import UnderWay, upscale_all
+from training.inference.batch import upscale_all
 from training.inference.files import (
     ReadPhoto,
     UpscaleSettings,
@@ -36,6 +36,7 @@ from training.inference.files import (
 from training.inference.jobs import Job, plan_jobs
 from training.inference.made import remove_leftovers, unfinished
 from training.inference.pictures.decode import Picture
+from training.inference.under_way import UnderWay
 from training.inference.upscaler import Upscaler
 from training.settings.model import ModelSettings
 
@@ -210,7 +211,7 @@ def test_files_tell_the_share_of_the_one_under_way(
     jobs = jobs_of(folder, tmp_path / "out")
     upscale_all(jobs, upscaler, UpscaleSettings(scale=2, steps=3), on_progress=told.append)
     for number, job in enumerate(jobs):
-        of_photo = [at for at in told if at.photo == job.source.uri]
+        of_photo = [at for at in told if at.photos == (job.source.uri,)]
         assert [at.share for at in of_photo] == [0, 0.25, 0.5, 0.75]  # three steps and the rest
         assert [at.done for at in of_photo] == [number + at.share for at in of_photo]
     speeds = [at.speed for at in told]
