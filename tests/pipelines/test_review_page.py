@@ -12,10 +12,11 @@ from typing import NamedTuple
 import psutil
 import pytest
 from mlflow import MlflowClient
+from playwright.sync_api import Page
 
 from pipelines.terminal.reports import review_of
 from tests.pipelines.conftest import Ended, start_command
-from tests.support.browser import CHROMIUM, Browser, browser
+from tests.support.browser import CHROMIUM, browser, text_with
 from tests.support.eventually import eventually
 from tests.support.logged_trainings import log_training
 from tests.support.ports import free_port
@@ -81,18 +82,19 @@ def served(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("chromium"), width=2600, height=1400) as found:
+def chromium() -> Iterator[Page]:
+    with browser(width=2600, height=1400) as found:
         yield found
 
 
 def test_the_address_opens_a_table_of_the_trainings_alone(
-    served: Served, invoke: Invoke, chromium: Browser
+    served: Served, invoke: Invoke, chromium: Page
 ) -> None:
     found = invoke("review", "--json", env={"MLFLOW_TRACKING_URI": served.uri}).json
     assert [run["name"] for run in found["runs"]] == ["runs/second", "runs/first", "runs/third"]
-    chromium.open(found["table"])
-    shown = chromium.wait_for(
+    chromium.goto(found["table"])
+    shown = text_with(
+        chromium,
         *("3 matching runs", "Dataset", "best/psnr_nfe1", "last/psnr_nfe1", "best/gain_nfe1"),
         *("cost/worker_hours", "cost/images_seen", "model.width", "warmup.learning_rate"),
     )
@@ -102,26 +104,26 @@ def test_the_address_opens_a_table_of_the_trainings_alone(
 
 
 def test_its_charts_show_quality_first_and_pictures_by_step(
-    served: Served, invoke: Invoke, chromium: Browser
+    served: Served, invoke: Invoke, chromium: Page
 ) -> None:
     found = invoke("review", "photos", "--json", env={"MLFLOW_TRACKING_URI": served.uri}).json
-    chromium.open(found["charts"])
+    chromium.goto(found["charts"])
     sections = ["Quality on held-out photos", "Pictures by step", "Losses", "Speed", "Settings (3)"]
-    shown = chromium.wait_for(*sections, "val/psnr_nfe1", "pictures/photo_2")
+    shown = text_with(chromium, *sections, "val/psnr_nfe1", "pictures/photo_2")
     assert sorted(sections, key=shown.index) == sections
     eventually(lambda: chromium.evaluate(LOADED) == 6, seconds=30)  # of two photos of three runs
 
 
 def test_some_trainings_alone_are_shown(
-    served: Served, invoke: Invoke, chromium: Browser, tmp_path: Path
+    served: Served, invoke: Invoke, chromium: Page, tmp_path: Path
 ) -> None:
     for run_id in served.runs[:2]:
         names = RunNames(tracking_uri=served.uri, experiment="photos", parent=run_id)
         (tmp_path / run_id).mkdir()
         (tmp_path / run_id / "mlflow.json").write_text(names.model_dump_json())
     words = [str(tmp_path / run_id) for run_id in served.runs[:2]]
-    chromium.open(invoke("review", *words, "--json").json["table"])
-    assert "runs/third" not in chromium.wait_for("2 matching runs", "runs/first", "runs/second")
+    chromium.goto(invoke("review", *words, "--json").json["table"])
+    assert "runs/third" not in text_with(chromium, "2 matching runs", "runs/first", "runs/second")
 
 
 def test_the_page_is_made_anew_at_the_end_of_a_training(
@@ -138,7 +140,7 @@ def test_the_page_is_made_anew_at_the_end_of_a_training(
 
 
 def test_a_stages_page_begins_with_its_description(
-    served: Served, undisturbed: TrainingRecipe, chromium: Browser
+    served: Served, undisturbed: TrainingRecipe, chromium: Page
 ) -> None:
     facts = stage_facts(undisturbed, StagePaths(Path(undisturbed.output), "distill"))
     client = MlflowClient(served.uri)
@@ -147,8 +149,8 @@ def test_a_stages_page_begins_with_its_description(
     text = stage_page_text(undisturbed, facts, pictures="`phi` is the weighting.")
     client.set_tag(stage.info.run_id, NOTE, text)
     page = f"{served.uri}/#/experiments/{experiment}/runs/{stage.info.run_id}"
-    chromium.open(f"{page}?workflowType=machine_learning")
-    chromium.wait_for("Description", "Stage 2 of 2", "60 steps", "phi is the weighting")
+    chromium.goto(f"{page}?workflowType=machine_learning")
+    text_with(chromium, "Description", "Stage 2 of 2", "60 steps", "phi is the weighting")
 
 
 def test_ctrl_c_ends_the_page_and_all_that_serves_it(served: Served) -> None:

@@ -26,7 +26,7 @@ import pytest
 from botocore.config import Config
 from PIL import Image
 
-from tests.support.browser import CHROMIUM, browser
+from tests.support.browser import CHROMIUM, browser, text_with
 from tests.support.eventually import eventually
 from tests.support.picture_files import saved
 from tests.support.ports import free_port
@@ -265,16 +265,16 @@ def test_a_training_goes_on_through_restarts_of_each_part(
     password, login = (
         (containers.secrets / name).read_text() for name in ("mlflow_password", "prefect_login")
     )
-    with browser(tmp_path / "browser") as tab:
-        tab.open(f"http://flowmapsr:{password}@{pages['MLFLOW']}/")  # Chromium keeps the password
-        tab.wait_for("Experiments")
-        tab.open(f"http://{pages['MLFLOW']}/#/experiments")
-        tab.wait_for("datasets", "flowmapsr-demo")
-        tab.open(f"http://{pages['PREFECT']}/")
-        tab.wait_for("Login")
+    with browser() as tab:
+        tab.goto(f"http://flowmapsr:{password}@{pages['MLFLOW']}/")  # Chromium keeps the password
+        text_with(tab, "Experiments")
+        tab.goto(f"http://{pages['MLFLOW']}/#/experiments")
+        text_with(tab, "datasets", "flowmapsr-demo")
+        tab.goto(f"http://{pages['PREFECT']}/")
+        text_with(tab, "Login")
         tab.evaluate(f"localStorage.setItem('prefect-password', btoa({login!r}))")
-        tab.open(f"http://{pages['PREFECT']}/runs")
-        tab.wait_for("/runs/one", "s3://flowmapsr/set", "Completed")
+        tab.goto(f"http://{pages['PREFECT']}/runs")
+        text_with(tab, "/runs/one", "s3://flowmapsr/set", "Completed")
 
 
 def disturb(containers: Containers, deployment: str, progress: Any) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from pipelines.terminal.reports import evaluation_table
-from tests.support.browser import browser
+from tests.support.browser import browser, text_with
 from tests.support.eventually import eventually
 from tests.support.models import saved_model
 from training.evaluation.evaluate import evaluate
@@ -28,11 +28,6 @@ from training.tracking.evaluation_log import evaluation_metrics
 OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 SHOWN = "[...document.querySelectorAll('.compare img')].filter(i => i.naturalWidth > 0).length"
 CUT = "document.querySelector('.compare').style.getPropertyValue('--cut')"
-DRAG = """(() => {
-  const box = document.querySelector('.compare'), frame = box.getBoundingClientRect();
-  const place = {clientX: frame.left + frame.width / 4, clientY: frame.top + 5};
-  box.dispatchEvent(new PointerEvent('pointermove', place));
-})()"""
 
 
 def rows_of(method: str, steps: int, values: list[float]) -> list[PictureRow]:
@@ -99,19 +94,21 @@ def test_a_report_opens_offline_on_a_desk_and_on_a_phone(
     fetched = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']+|@import|url\((?!#)""", text)
     assert fetched == []
     (tmp_path / "report.html").write_bytes(page)
-    with browser(tmp_path / "chromium", width=1200, height=900) as chromium:
-        chromium.open(f"file://{tmp_path}/report.html")
-        shown = chromium.wait_for("x2: flowmapsr", "95 % interval", "restored worst", "psnr_rgb")
+    with browser(width=1200, height=900) as chromium:
+        chromium.goto(f"file://{tmp_path}/report.html")
+        shown = text_with(chromium, "x2: flowmapsr", "95 % interval", "restored worst", "psnr_rgb")
         assert "not measured" not in shown
         eventually(lambda: chromium.evaluate(SHOWN) == 2 * len(again.found) == 12)
-        assert chromium.evaluate("document.querySelectorAll('.charts svg').length") == 2
-        chromium.evaluate(DRAG)
+        assert chromium.locator(".charts svg").count() == 2
+        slider = chromium.locator(".compare").first
+        frame = slider.bounding_box()
+        assert frame is not None
+        slider.hover(position={"x": frame["width"] / 4, "y": 5})
         assert chromium.evaluate(CUT) == "25%"
         assert chromium.evaluate(OVERFLOW) <= 0
-        chromium.resize(390, 800)
-        eventually(lambda: chromium.evaluate("window.innerWidth") == 390)
+        chromium.set_viewport_size({"width": 390, "height": 800})
         assert chromium.evaluate(OVERFLOW) <= 0
-        chromium.screenshot(tmp_path / "phone.png")
+        chromium.screenshot(path=tmp_path / "phone.png")
 
 
 def test_without_originals_niqe_judges_and_nothing_is_compared(

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from datagen.errors import FlowmapsrError
-from tests.support.browser import CHROMIUM, browser
+from tests.support.browser import CHROMIUM, browser, text_with
 from tests.support.mlflow_runs import mlflow_names
 from tests.support.mlflow_server import mlflow_server
 from tests.support.ports import free_port
@@ -111,12 +111,12 @@ def test_a_trained_model_is_registered_and_another_training_starts_from_it(
         source = f"models:/photos-to-photos/{version.version}"
         later, folder = _init(recipe, source, tmp_path / "later")
         if CHROMIUM is not None:
-            with browser(tmp_path / "chromium", width=2600) as page:
+            with browser(width=2600) as page:
                 experiment = client.get_run(names.parent).info.experiment_id
-                page.open(f"http://127.0.0.1:{port}/#/experiments/{experiment}/models")
-                page.wait_for(*models, "· 1 warmup", "photos-to-photos v1")
-                page.open(f"http://127.0.0.1:{port}/#/models/{version.name}/versions/1")
-                page.wait_for("run · 1 warmup Source Model : warmup")
+                page.goto(f"http://127.0.0.1:{port}/#/experiments/{experiment}/models")
+                text_with(page, *models, "· 1 warmup", "photos-to-photos v1")
+                page.goto(f"http://127.0.0.1:{port}/#/models/{version.name}/versions/1")
+                text_with(page, "run · 1 warmup Source Model : warmup")
     channels = json.loads((folder.inputs / "config.json").read_text())["latent_channels"]
     net = initial_network(later, folder, latent_channels=channels).net.state_dict()
     for name, trained in weights(undisturbed, "warmup").items():
