@@ -13,8 +13,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), 
 
 @contextmanager
 def browser(*, width: int = 1600, height: int = 1000) -> Iterator[Page]:
-    """An empty tab of a new browser."""
-    assert CHROMIUM is not None
+    """An empty tab of a new browser; of Playwright's own, which it says how to install, where this
+    machine has none."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium.new_page(viewport={"width": width, "height": height})
