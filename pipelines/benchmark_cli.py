@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from datagen.io import storage
 from pipelines import environment
 from pipelines.recipes.benchmark_names import bundled_benchmarks
 from pipelines.servers import PREFECT, RAY, ask_servers, require_cluster_address
@@ -108,19 +109,27 @@ def _benchmark(
         await_servers = ask_servers(RAY, PREFECT)
         require_photos(resolved, section="")
         from pipelines.preflight import check_surroundings
-        from training.evaluation.results import RESULTS, require_place
+        from training.evaluation.results import RESULTS, SUMMARY, require_place
         from training.weights.model_folder import find_model
 
         for one in resolved.models:
             find_model(one.folder)
         require_place(f"{resolved.output}/{RESULTS}")
         environment.default_tracking_uri(resolved.output)
+        from pipelines.terminal.benchmark_report import benchmarked
+
+        # It is written last: without one something is left to do.
+        if storage.exists(storage.join(resolved.output, SUMMARY)):
+            doing("looking for what is left to do")
+            from training.evaluation.report.benchmark_results import finished_benchmark
+
+            if (record := finished_benchmark(resolved)) is not None:
+                return out.say(benchmarked(resolved, record))
         await_servers()
         check_surroundings()
         doing("loading the libraries")
         from pipelines.flows.benchmark import benchmark
         from pipelines.orchestration.guard import guarded
-        from pipelines.terminal.benchmark_report import benchmarked
 
         out.say(benchmarked(resolved, guarded(benchmark, resolved)))
 

@@ -85,11 +85,14 @@ def leave_run_logs_to_prefect() -> None:
 
 
 def default_tracking_uri(folder: str, *, worker: bool = False) -> None:
-    """Tracks runs in `folder` if no MLflow server is named and the working folder is unsuitable.
+    """Tracks runs in `folder` if no MLflow server is named and the working folder is unsuitable;
+    not in a bucket, where no database can be.
 
     On a cluster each node has its own working folder, and that of a Prefect `worker` is deleted.
     """
-    if os.environ.get("MLFLOW_TRACKING_URI") or not (worker or os.environ.get("RAY_ADDRESS")):
+    if "://" in folder or os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    if not (worker or os.environ.get("RAY_ADDRESS")):
         return
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     log.warning("MLFLOW_TRACKING_URI is not set: runs are tracked in %s/mlflow.db", folder)

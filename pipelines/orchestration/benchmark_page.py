@@ -16,6 +16,8 @@ def show_benchmark(recipe: BenchmarkRecipe, record: BenchmarkRecord, *, seconds:
     models = counted(len(record.found.models), "model")
     new = f"{record.measured} of {counted(record.chunks, 'chunk')} measured"
     message = f"{models}, {new}" if record.chunks else f"{models} timed"
+    if record.nothing_left:
+        message = f"{models}, nothing new"
     facts = (
         ("time", duration(seconds)),
         ("results", f"`{recipe.output}`"),

@@ -29,11 +29,11 @@ def benchmarked(recipe: BenchmarkRecipe, record: BenchmarkRecord) -> VerbResult:
         "notes": list(found.notes),
         "chunks": record.chunks,
         "measured": record.measured,
+        "nothing_left": record.nothing_left,
         "curves": list(record.curves),
         "report": record.report,
         "mlflow": record.mlflow,
     }
-    chunks = counted(record.chunks, "chunk")
     next_step = command(
         "upscale", "PHOTO", "-o", "OUT.png", "--model", next(iter(found.models.values()))
     )
@@ -44,7 +44,7 @@ def benchmarked(recipe: BenchmarkRecipe, record: BenchmarkRecord) -> VerbResult:
         *difference_lines(compared),
         *_timing_table(record.timings),
         *(f"Note: {note}" for note in found.notes),
-        *([f"Measured {record.measured} of {chunks} of photos."] if record.chunks else []),
+        *_work_lines(record),
         f"Wrote {recipe.output}: {RESULTS}, summary.json",
         *([f"Wrote {record.report}: open it in a browser"] if record.report else []),
         *(f"Wrote the quality curve of {folder}" for folder in record.curves),
@@ -52,6 +52,15 @@ def benchmarked(recipe: BenchmarkRecipe, record: BenchmarkRecord) -> VerbResult:
         f"Next: {next_step}",
     ]
     return VerbResult(result, lines)
+
+
+def _work_lines(record: BenchmarkRecord) -> list[str]:
+    """What was new in it."""
+    chunks = f"{counted(record.chunks, 'chunk')} of photos"
+    if record.nothing_left:
+        before = f"all {chunks} were measured" if record.chunks else "all models were timed"
+        return [f"Nothing was left to do: {before} before."]
+    return [f"Measured {record.measured} of {chunks}."] if record.chunks else []
 
 
 def _timing_table(timings: Sequence[Seconds]) -> list[str]:

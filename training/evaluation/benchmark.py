@@ -17,7 +17,7 @@ from typing import Any
 from datagen.errors import FlowmapsrError
 from datagen.io import storage
 from training.evaluation.baselines import require_own_lq
-from training.evaluation.chunks import Chunk, ChunkRecord, ChunkWorker, read_chunk
+from training.evaluation.chunks import NOT_SHARED, Chunk, ChunkRecord, ChunkWorker, read_chunk
 from training.evaluation.cost import Cost
 from training.evaluation.measure import Measurement
 from training.evaluation.metrics.catalog import metrics_of
@@ -105,7 +105,8 @@ def _chunks(
         for scale in given.scales:
             whose = _baselines(settings, scale) if variant is None else _model(variant, digests)
             for photos in _in_parts(given.at(scale), recipe.photos_per_chunk):
-                digest = _digest({**shared, **whose, "photos": [_photo(one) for one in photos]})
+                content = {**shared, **whose, "photos": [_photo(one) for one in photos]}
+                digest = content_digest(content)
                 path = storage.join(recipe.output, MEASURED, f"{digest[:32]}.json")
                 yield Chunk(path, variant, photos)
 
@@ -141,7 +142,8 @@ def _photo(photo: PhotoFile) -> list[Any]:
     return [photo.name, photo.scale, *((one.bytes, one.stamp) for one in files)]
 
 
-def _digest(content: dict[str, Any]) -> str:
+def content_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of all that decides what a file of a benchmark holds."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -153,9 +155,10 @@ def _in_parts(photos: Sequence[PhotoFile], size: int) -> Iterator[tuple[PhotoFil
 
 
 def speed_tasks(plan: Plan) -> list[SpeedTask]:
-    """The models that are timed, each in all sides and numbers of steps."""
+    """The models that are timed, each in all sides and numbers of steps; none where nothing is."""
     timing = plan.recipe.timing
-    assert timing is not None
+    if timing is None:
+        return []
     tasks = []
     for variant in plan.variants.each:
         content = {
@@ -164,7 +167,7 @@ def speed_tasks(plan: Plan) -> list[SpeedTask]:
             "steps": plan.settings.steps,
             "precision": plan.settings.precision,
         }
-        name = f"seconds-{_digest(content)[:32]}.json"
+        name = f"seconds-{content_digest(content)[:32]}.json"
         tasks.append(SpeedTask(storage.join(plan.recipe.output, MEASURED, name), variant))
     return tasks
 
@@ -181,10 +184,7 @@ def gathered(plan: Plan) -> Evaluation:
     for chunk in plan.chunks:
         one = read_chunk(chunk.path)
         if one is None:
-            raise FlowmapsrError(
-                f"{chunk.path} is missing or damaged: the output must be a folder that all nodes "
-                "of the Ray cluster share, or in s3://; run the same command again"
-            )
+            raise FlowmapsrError(f"{chunk.path} {NOT_SHARED}")
         records.append(one[0])
         found += one[1]
         if chunk.variant is not None:

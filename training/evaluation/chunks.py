@@ -36,6 +36,12 @@ from training.evaluation.variants import Variant, costs_of
 from training.inference.upscaler import Upscaler
 from training.settings.evaluation import EvaluationSettings
 
+NOT_SHARED = (
+    "is missing or damaged: the output must be a folder that all nodes of the Ray cluster share, "
+    "or in s3://; run the same command again"
+)
+"""Said of a file that a worker has written, and that is not here."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -46,6 +52,11 @@ class Chunk:
     variant: Variant | None
     """A model; None for all baselines, and the photos themselves."""
     photos: tuple[PhotoFile, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its record, without the folder."""
+        return self.path.rpartition("/")[2]
 
     @property
     def results(self) -> int:

@@ -247,6 +247,8 @@ class BenchmarkRecord(FrozenModel):
     chunks: int
     measured: int
     """Chunks that this run measured; the others were done before."""
+    nothing_left: bool
+    """Whether every chunk, timing and picture was done before."""
     curves: tuple[str, ...]
     """Folders of the models whose quality curve was written."""
     report: str | None

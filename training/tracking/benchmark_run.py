@@ -26,11 +26,13 @@ def log_benchmark(
     *,
     more: Sequence[Event] = (),
     experiment: str = EXPERIMENT,
+    results: str | None = None,
 ) -> str | None:
     """Where the run is, as `log_run` tells it; None, with a warning, if it was not logged.
 
     Args:
         more: tags, datasets and files, which must be on a disk.
+        results: a digest of them: where the experiment has a run of it, there is no other one.
     """
     if not mlflow_installed():
         log.warning("MLflow is not installed: what was measured is not logged")
@@ -42,7 +44,7 @@ def log_benchmark(
         *more,
     ]
     try:
-        return log_run(events, experiment=experiment, name=name)
+        return log_run(events, experiment=experiment, name=name, content=results)
     # Whatever MLflow raises, what was measured is printed.
     except Exception as error:
         message = "MLflow at %s rejects what was measured (%s): it is not logged"

@@ -104,6 +104,7 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
     assert ended.code == 0, ended.err
     found = ended.json
     done = CHUNKS - found["measured"]  # a worker may have ended a chunk after its command
+    assert not found["nothing_left"]
     assert found["chunks"] == CHUNKS and len(before) <= done <= len(before) + 2
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert not list(out.rglob(".*.tmp"))
@@ -124,6 +125,32 @@ def test_kills_and_workers_change_no_byte_and_nothing_is_measured_twice(
     row = next(one for one in found["rows"] if (one["method"], one["steps"]) == ("other", 2))
     assert run.data.metrics["psnr_rgb_x2_nfe2/other"] == pytest.approx(row["psnr"])
     assert "| other | x2 | 2 |" in run.data.tags["mlflow.note.content"]
+
+    made = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / "report.html").unlink()
+    # Neither Ray nor Prefect answers there: a command that needs one of them fails.
+    dead = {
+        "RAY_ADDRESS": "127.0.0.1:9",
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "MLFLOW_TRACKING_URI": store,
+    }
+    again = invoke("benchmark", "quality-curve", *words, "workers=1", "--json", env=dead)
+    assert again.code == 0, again.err
+    assert again.json == {**found, "measured": 0, "nothing_left": True}
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == made
+    MlflowClient(store).delete_run(run.info.run_id)
+    told = invoke("benchmark", "quality-curve", *words, "workers=1", env=dead).out
+    assert f"Nothing was left to do: all {CHUNKS} chunks of photos were measured before." in told
+    (newer,) = MlflowClient(store).search_runs([run.info.experiment_id])
+    assert f"Logged to MLflow: {newer.info.run_id} in " in told
+    assert newer.data.metrics == run.data.metrics
+    for kind in ("pictures-*.json", "[!p]*.json"):
+        kept = next(measured.glob(kind))
+        data = kept.read_bytes()
+        kept.unlink()
+        refused = invoke("benchmark", "quality-curve", *words, "workers=1", env=dead)
+        assert refused.code == 1 and "RAY_ADDRESS=127.0.0.1:9" in refused.err
+        kept.write_bytes(data)
 
     curve = json.loads((tmp_path / "b/quality_curve.json").read_text())
     assert curve["perception"] == {"metric": "ssim_rgb", "better": "higher"}

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from datagen.records import FrozenModel
 from training.evaluation.main_metric import MainMetric, main_metric
 from training.evaluation.measure import Method
 from training.evaluation.photos import DegradedPhoto
@@ -27,8 +28,7 @@ MOST_METHODS = 8
 """Above so many methods each model is shown in its best number of steps alone."""
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(FrozenModel):
     """One method's crop of a photo."""
 
     label: str
@@ -38,8 +38,7 @@ class Panel:
     """A `data:` URI of its pixels, lossless."""
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(FrozenModel):
     """A photo that the report shows."""
 
     photo: str
@@ -156,10 +155,12 @@ def example(
         *([] if photo.original is None else [("original", "", photo.original)]),
     ]
     panels = [
-        Panel(label, value, data_uri(image[top : top + CROP, left : left + CROP]))
+        Panel(label=label, value=value, uri=data_uri(image[top : top + CROP, left : left + CROP]))
         for label, value, image in named
     ]
-    return Example(photo.name, scale, why, tuple(panels), panels[1 + best])
+    return Example(
+        photo=photo.name, scale=scale, why=why, panels=tuple(panels), shown=panels[1 + best]
+    )
 
 
 def _told(rows: Sequence[PictureRow], key: MethodKey, photo: DegradedPhoto) -> str:

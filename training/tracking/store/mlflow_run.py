@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
 FOLDER = "folder"
 """The tag with the path of a training's folder, the only one that sends to its run."""
+CONTENT = "content.digest"
+"""The tag of a run that was logged at once, with the digest of what it holds."""
 DELETED = "the MLflow run of %s was deleted there: a new one is made and gets all that was logged"
 
 
@@ -183,13 +185,27 @@ def _free_name(client: MlflowClient, experiment_id: str, name: str) -> str:
     return next(one for one in itertools.chain([name], numbered) if one not in taken)
 
 
-def log_run(events: list[Event], *, experiment: str, name: str) -> str:
+def log_run(events: list[Event], *, experiment: str, name: str, content: str | None = None) -> str:
     """Logs a complete MLflow run at once; raises what MLflow raises, within seconds when the server
-    is down. Returns the address of its page, or where there is no server its ID and store."""
+    is down. Returns the address of its page, or where there is no server its ID and store.
+
+    Args:
+        content: a digest of the events, by which an earlier run of them is found and kept.
+    """
     client = new_client()
-    run = client.create_run(experiment_id_of(client, experiment), run_name=name)
-    run_id, uri = run.info.run_id, tracking_uri()
-    send_events(client, run_id, [*events, End(status="FINISHED")])
+    experiment_id, uri = experiment_id_of(client, experiment), tracking_uri()
+    run_id = None if content is None else _run_of(client, experiment_id, content)
+    if run_id is None:
+        tags = None if content is None else {CONTENT: content}
+        run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+        send_events(client, run_id, [*events, End(status="FINISHED")])
     if is_server(uri):
         return page_of(uri, run_id)
     return f"{run_id} in {redacted(uri)}"
+
+
+def _run_of(client: MlflowClient, experiment_id: str, content: str) -> str | None:
+    """The run that has all of it: one whose sending was cut short never ended."""
+    wanted = f"tags.`{CONTENT}` = '{content}' AND attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment_id], wanted, max_results=1)
+    return found[0].info.run_id if found else None
