@@ -161,7 +161,7 @@ def upscale(
 
             place = ray_cluster(cpus=1)
         with place, show_progress("upscale", total=total, unit="images", done=done) as progress:
-            shown = PhotoProgress(progress, done=done)
+            shown = PhotoProgress(progress, total=total, done=done)
             if cluster:
                 report = upscale_on_cluster(
                     *(jobs, folder, options, settings),

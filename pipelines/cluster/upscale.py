@@ -133,14 +133,14 @@ def upscale_on_cluster(
         return UpscaleReport()
     shared = SharedModel.at(model, replace(options, same_everywhere=True))
     plan = plan_photo_workers(cluster_nodes(), shared.bytes(), options.max_memory, workers)
-    so_far, start, meter = UpscaleReport(), time.monotonic(), Meter(on_progress)
+    so_far, start, meter = UpscaleReport(), time.monotonic(), Meter(jobs, on_progress)
 
     def note(task: PhotoTask, record: Elsewhere) -> None:
         require_seen(task, record)
         if not record.outcome.put_off:
             so_far.add(task.job, record.outcome)
             so_far.seconds = time.monotonic() - start
-            meter.end(record.outcome.megapixels)
+            meter.end(task.path, record.outcome.megapixels)
             on_done(task.path, so_far)
 
     def run(worker: PhotoWorker, tasks: Sequence[PhotoTask], count: int) -> list[Elsewhere]:

@@ -12,29 +12,32 @@ from training.inference.under_way import UnderWay
 class PhotoProgress:
     """What `upscale_all` and `upscale_on_cluster` tell, on a bar or in lines."""
 
-    def __init__(self, progress: Progress, *, done: int) -> None:
+    def __init__(self, progress: Progress, *, total: int, done: int) -> None:
         """
         Args:
-            done: photos that earlier runs have made.
+            total: photos.
+            done: those that earlier runs have made.
         """
-        self._progress, self._before = progress, done
-        self._ended, self._reached = 0, 0.0
+        self._progress, self._before, self._here = progress, done, total - done
+        self._ended, self._share = 0, 0.0
 
     def under_way(self, at: UnderWay) -> None:
         """Work on photos goes on, or those of a lost worker begin again."""
-        self._reached = at.done
+        self._share = at.done
         self._show(at.speed, f"{at.share:.0%} of {_names(at.photos)}" if at.photos else "")
 
     def ended(self, photo: str, report: UpscaleReport) -> None:
         """A photo is done."""
         self._ended += 1
-        # It may be told when the next one is under way already.
-        self._reached = max(self._reached, self._ended)
         self._show(report.speed, _name(photo))
 
     def _show(self, speed: float, photos: str) -> None:
         parts = [f"{speed:.2f} megapixels/s" if speed else "", photos]
-        self._progress.reach(self._before + self._reached, note="  ".join(filter(None, parts)))
+        self._progress.reach(
+            self._before + self._share * self._here,
+            whole=self._before + self._ended,
+            note="  ".join(filter(None, parts)),
+        )
 
 
 def _names(photos: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ SECONDS_BETWEEN_LINES = 9.0
 _SPEED_OVER = 300.0
 """Seconds that a bar's time left looks back: a large picture's tiles take many."""
 Clock = Callable[[], float]
-Show = Callable[[float, str], None]
-"""Called with the number that are done, which may have a share of the next one, and a note."""
+Show = Callable[[float, int, str], None]
+"""Called as `Progress.reach`."""
 
 
 class Progress:
@@ -31,10 +31,15 @@ class Progress:
         """Adds `count` to those that are done."""
         self.reach(self._done + count, note=note)
 
-    def reach(self, done: float, *, note: str = "") -> None:
-        """Sets the number that are done, with the share of one under way."""
+    def reach(self, done: float, *, whole: int | None = None, note: str = "") -> None:
+        """Sets how much is done, by which the time left is estimated.
+
+        Args:
+            done: of the total; with shares of what is under way, or weighed by its work.
+            whole: how many are done, to be shown; `done` rounded down when None.
+        """
         self._done = done
-        self._show(done, note)
+        self._show(done, int(done) if whole is None else whole, note)
 
 
 @contextmanager
@@ -53,16 +58,16 @@ def show_progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterat
 class _Lines:
     def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
         self._title, self._total, self._unit = title, total, unit
-        self._done, self._note = float(done), ""
+        self._done, self._whole, self._note = float(done), done, ""
         self._done_before, self._start = float(done), 0.0
         self._printed = -1.0
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def show(self, done: float, note: str) -> None:
+    def show(self, done: float, whole: int, note: str) -> None:
         if not self._start and done > self._done_before:
             # The first one waits for workers to start, so it says nothing about the speed.
             self._done_before, self._start = done, time.monotonic()
-        self._done, self._note = done, note
+        self._done, self._whole, self._note = done, whole, note
         if time.monotonic() >= self._next_line:
             self._print()
 
@@ -72,13 +77,13 @@ class _Lines:
 
     def _print(self) -> None:
         left = self._seconds_left()
-        parts = [f"{self._title}: {int(self._done)}/{self._total} {self._unit}"]
+        parts = [f"{self._title}: {self._whole}/{self._total} {self._unit}"]
         parts += [f"{duration(left)} left"] if left is not None else []
         tell(
             "  ".join(filter(None, [*parts, self._note])),
             event="progress",
             what=self._title,
-            done=int(self._done),
+            done=self._whole,
             total=self._total,
             unit=self._unit,
             seconds_left=left,
@@ -114,7 +119,7 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Show]:
     )
     with says_nothing(), display:
         task = display.add_task(title, total=total, completed=done, unit=unit, note="", whole=done)
-        yield lambda done, note: display.update(task, completed=done, note=note, whole=int(done))
+        yield lambda done, whole, note: display.update(task, completed=done, whole=whole, note=note)
 
 
 class BuildMeter:

@@ -94,7 +94,7 @@ def upscale_all(
         report.seconds = time.monotonic() - began
         on_done(job.source.uri, report)
 
-    meter = Meter(on_progress)
+    meter = Meter(jobs, on_progress)
 
     def watch_of(job: Job, megapixels: float) -> Watch:
         return watch_over(megapixels, lambda share: meter.reached({job.source.uri: share}))
@@ -108,9 +108,11 @@ def upscale_all(
                 written = None
             if isinstance(made, UpscaledFile) and not made.is_streamed:
                 written = job, writer.submit(_published, job, made, digest)
+                meter.end(job.source.uri, made.megapixels)
             else:
-                tell(job, made if isinstance(made, Outcome) else _published(job, made, digest))
-            meter.end(made.megapixels)
+                ended = made if isinstance(made, Outcome) else _published(job, made, digest)
+                meter.end(job.source.uri, ended.megapixels)
+                tell(job, ended)
         if written is not None:
             tell(written[0], written[1].result())
     return report

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from training.inference.jobs import Job
 from training.inference.watch import Watch
 
 
@@ -20,12 +21,11 @@ class PhotoShare(NamedTuple):
 
 class UnderWay(NamedTuple):
     photos: tuple[str, ...]
-    """Those under way; none where the only one was lost with its worker."""
+    """Those under way; none between two, and where the only one was lost with its worker."""
     share: float
     """Of their work that is done, by megapixels."""
     done: float
-    """Photos that are done, and the shares of those under way; the last one may still be
-    written."""
+    """Share of the work on all photos that is done, by the bytes of their files."""
     speed: float
     """Megapixels of results in a second."""
 
@@ -36,14 +36,17 @@ def watch_over(megapixels: float, tell: Callable[[PhotoShare], None]) -> Watch:
 
 
 class Meter:
-    """Sums over the photos that are done."""
+    """Sums over the photos that are done and those under way."""
 
-    def __init__(self, tell: Callable[[UnderWay], None]) -> None:
+    def __init__(self, jobs: Sequence[Job], tell: Callable[[UnderWay], None]) -> None:
         self._tell, self._began = tell, time.monotonic()
-        self._photos, self._megapixels = 0, 0.0
+        self._bytes = {job.source.uri: job.source.bytes for job in jobs}
+        self._done_bytes, self._megapixels = 0, 0.0
+        self._shares: dict[str, PhotoShare] = {}
 
     def reached(self, shares: Mapping[str, PhotoShare]) -> None:
-        """Tells about these, which are all that are under way."""
+        """These are all that are under way."""
+        self._shares = dict(shares)
         part = sum(one.share * one.megapixels for one in shares.values())
         whole = sum(one.megapixels for one in shares.values())
         seconds = max(time.monotonic() - self._began, 1e-3)
@@ -51,12 +54,17 @@ class Meter:
             UnderWay(
                 tuple(shares),
                 part / whole if whole else 0.0,
-                self._photos + sum(one.share for one in shares.values()),
+                self._done(),
                 (self._megapixels + part) / seconds,
             )
         )
 
-    def end(self, megapixels: float) -> None:
-        """A photo is done, with a result of so many."""
-        self._photos += 1
+    def end(self, photo: str, megapixels: float) -> None:
+        """This photo is done, with a result of so many."""
+        self._done_bytes += self._bytes[photo]
         self._megapixels += megapixels
+        self.reached({uri: one for uri, one in self._shares.items() if uri != photo})
+
+    def _done(self) -> float:
+        parts = [one.share * self._bytes[uri] for uri, one in self._shares.items()]
+        return (self._done_bytes + sum(parts)) / max(1, sum(self._bytes.values()))

@@ -210,10 +210,14 @@ def test_files_tell_the_share_of_the_one_under_way(
     told: list[UnderWay] = []
     jobs = jobs_of(folder, tmp_path / "out")
     upscale_all(jobs, upscaler, UpscaleSettings(scale=2, steps=3), on_progress=told.append)
-    for number, job in enumerate(jobs):
+    whole, before = sum(job.source.bytes for job in jobs), 0
+    for job in jobs:
         of_photo = [at for at in told if at.photos == (job.source.uri,)]
         assert [at.share for at in of_photo] == [0, 0.25, 0.5, 0.75]  # three steps and the rest
-        assert [at.done for at in of_photo] == [number + at.share for at in of_photo]
+        done = [(before + at.share * job.source.bytes) / whole for at in of_photo]
+        assert [at.done for at in of_photo] == done
+        before += job.source.bytes
+    assert told[-1].photos == () and told[-1].done == 1
     speeds = [at.speed for at in told]
     assert speeds[0] == 0 and min(speeds[1:]) > 0
 
