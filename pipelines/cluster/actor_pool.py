@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -98,7 +98,8 @@ class _PoolWorker:
         return self._builder(task)
 
     def build_telling(self, task: Any) -> Iterator[Any]:
-        """What the builder tells as it works in its thread, then the record."""
+        """What the builder tells, then the record. It always works in the same other thread, as
+        CUDA graphs need."""
         self._require_same_code()
         last = deque[Any](maxlen=1)
         work = self._thread.submit(self._builder, task, last.append)
@@ -112,8 +113,7 @@ class _PoolWorker:
         require_same_code({HERE: self._version, node: code_version()}, here=HERE)
 
 
-@dataclass(frozen=True)
-class _Told:
+class _Told(NamedTuple):
     what: Any
 
 
@@ -217,8 +217,8 @@ class _Run(Generic[T, R]):
             self._note_loss(one, error, on_done)
 
     def _tell(self) -> None:
-        told = {one.task.path: one.told for one in self.busy.values() if one.told is not None}
-        if self.on_told is not None:
+        if self.on_told:
+            told = {one.task.path: one.told for one in self.busy.values() if one.told is not None}
             self.on_told(told)
 
     def _note_record(self, task: T, record: R, on_done: Callable[[T, R], None]) -> None:
