@@ -57,4 +57,4 @@ def test_an_s3_server_that_never_answered_is_given_seconds(monkeypatch: pytest.M
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         with pytest.raises(NoServerError, match=f"AWS_ENDPOINT_URL_S3={address} .it is silent.; "):
             storage.read_bytes("s3://bucket/key")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30, "PATIENCE is 120"
