@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datagen.errors import FlowmapsrError
 from training.evaluation.baselines import baseline_method, write_lq
 from training.evaluation.hardware import hardware
+from training.evaluation.kept_pictures import KeptPictures
 from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import metrics_of
 from training.evaluation.photo_list import PhotoList, list_photos, told
@@ -65,6 +66,8 @@ def evaluate(
         if lq_folder is not None:
             write_lq(lq_folder, scale, photos)
         methods = [*baseline_methods(settings, scale), *ours]
+        if on_scale is not None:
+            methods = list(map(KeptPictures().of, methods))
         at_scale = score(photos, methods, scale, metrics)
         if on_scale is not None:
             on_scale(scale, photos, methods, at_scale.pictures)

@@ -216,6 +216,7 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     assert {"recipe.json", "stages.json", "stages.md", "starts", "report.html"} <= logged
     page = (base / "report.html").read_text()
     assert page.count("data-example>") == 2 and "x2: flowmapsr" in page
+    assert "95 % intervals" not in page  # two photos have none
     assert all(photo.name in page for photo in photos.iterdir())
     in_mlflow = client.download_artifacts(names.parent, "report.html", str(tmp_path))
     assert Path(in_mlflow).read_text() == page

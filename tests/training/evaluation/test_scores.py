@@ -11,6 +11,7 @@ from PIL import Image
 from skimage import data
 
 from datagen.errors import FlowmapsrError
+from training.evaluation.kept_pictures import KeptPictures
 from training.evaluation.measure import Method
 from training.evaluation.metrics.catalog import find_metrics
 from training.evaluation.photos import DegradedPhoto
@@ -68,6 +69,26 @@ def test_results_are_read_back_even_of_equal_pictures(tmp_path: Path) -> None:
     }  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rows"][0]["ssim"] == pytest.approx(1)
+
+
+def test_results_are_kept_up_to_a_limit_and_restored_once_more_above_it() -> None:
+    cat = data.chelsea()
+    photos = [_photo("a.png", cat[:64, :64]), _photo("b.png", cat[64:128, :64])]
+    restored = []
+
+    def restore(photo: DegradedPhoto) -> np.ndarray:
+        restored.append(photo.name)
+        return _repeated(photo)
+
+    method = KeptPictures(most_bytes=photos[0].original.nbytes).of(Method("ours", 1, restore))
+    pictures = [method.make(photo).picture for photo in (*photos, *photos)]
+    assert restored == ["a.png", "b.png", "b.png"]
+    for again, photo in zip(pictures[2:], photos, strict=True):
+        assert np.array_equal(again, _repeated(photo))
+    other = KeptPictures().of(Method("ours", 2, restore))
+    other.make(photos[0])
+    other.make(photos[0])
+    assert len(restored) == 4
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ def evaluate_with_page(
     *,
     lq_folder: str | None = None,
 ) -> tuple[Evaluation, bytes]:
-    """What `evaluate` finds and its `report.html`, for which up to `COUNT` photos of either kind
-    are restored once more.
+    """What `evaluate` finds, and its `report.html`.
 
     Raises:
         FlowmapsrError: as `evaluate`.

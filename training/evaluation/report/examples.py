@@ -65,7 +65,7 @@ class Examples:
         methods: Sequence[Method],
         rows: Sequence[PictureRow],
     ) -> None:
-        """Restores once more what is shown of this scale: nothing else was kept."""
+        """Takes what is shown of this scale; methods may have kept it, or restore it once more."""
         by_name = {photo.name: photo for photo in photos}
         for why, name in chosen(rows, count=max(1, COUNT // self.scales)):
             photo = by_name[name]

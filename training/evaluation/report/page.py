@@ -93,6 +93,7 @@ def report_page(
         convention=convention_of(found.rows),
         farthest_from="original" if settings.has_originals else f"result of {BICUBIC}",
         baseline=BICUBIC,
+        least=LEAST,
     )
     return text.encode()
 
