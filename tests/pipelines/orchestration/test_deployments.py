@@ -217,6 +217,31 @@ def test_a_cancelled_training_saves_and_the_next_run_continues(
     assert [start.step for start in read_starts(StagePaths(run, "warmup"))] == [0, step]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_deployed_benchmark_writes_its_results(
+    server: Server, flowmapsr: Run, worker: object, photos: Path, tmp_path: Path
+) -> None:
+    model = saved_model(tmp_path / "m", ModelSettings.model_validate(MODEL), trained=True)
+    output = tmp_path / "out"
+    words = (f"models=[{model}]", f"photos={photos}", f"output={output}", "scales=[2]")
+    options = ("--flow", "benchmark", "metrics=[]", "--pool", POOL, "--json")
+    ended = flowmapsr("deploy", "table3", *words, *options, env=server.env)
+    assert ended.code == 0, ended.err
+    held = server.get(f"/deployments/{ended.json['id']}")
+    assert held["entrypoint"] == "pipelines.flows.benchmark.benchmark"
+    assert "Compares models." in held["description"] and f"`{photos}`" in held["description"]
+    run = server.start_run(ended.json["id"])
+    eventually(lambda: server.state(run) == "Completed")
+    assert len((output / "results.jsonl").read_text().splitlines()) == 6 * (1 + 3)
+    found = server.get(f"/flow_runs/{run}")
+    assert found["state"]["message"] == "1 model, 4 of 4 chunks measured"
+    again = server.start_run(ended.json["id"])
+    eventually(lambda: server.state(again) == "Completed")
+    said = server.get(f"/flow_runs/{again}")["state"]["message"]
+    assert said == "1 model, nothing new"
+
+
 @pytest.mark.timeout(600)
 def test_a_server_killed_in_the_middle_costs_a_warning(
     server: Server,
@@ -325,24 +350,3 @@ def test_a_recipe_without_a_dataset_is_refused(tmp_path: Path) -> None:
     recipe.write_text("training:\n  seed: 1\n")
     with pytest.raises(RecipeError, match="dataset"):
         dataset_recipe(str(recipe))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_deployed_benchmark_writes_its_results(
-    server: Server, flowmapsr: Run, worker: object, photos: Path, tmp_path: Path
-) -> None:
-    model = saved_model(tmp_path / "m", ModelSettings.model_validate(MODEL), trained=True)
-    output = tmp_path / "out"
-    words = (f"models=[{model}]", f"photos={photos}", f"output={output}", "scales=[2]")
-    options = ("--flow", "benchmark", "metrics=[]", "--pool", POOL, "--json")
-    ended = flowmapsr("deploy", "table3", *words, *options, env=server.env)
-    assert ended.code == 0, ended.err
-    held = server.get(f"/deployments/{ended.json['id']}")
-    assert held["entrypoint"] == "pipelines.flows.benchmark.benchmark"
-    assert "Compares models." in held["description"] and f"`{photos}`" in held["description"]
-    run = server.start_run(ended.json["id"])
-    eventually(lambda: server.state(run) == "Completed")
-    assert len((output / "results.jsonl").read_text().splitlines()) == 6 * (1 + 3)
-    found = server.get(f"/flow_runs/{run}")
-    assert found["state"]["message"] == "1 model, 4 of 4 chunks measured"
