@@ -244,7 +244,7 @@ def test_a_stage_without_steps_says_so_instead_of_its_last_speed(tmp_path: Path)
     )  # fmt: skip
     now = 0.0
     watch = StageWatch(
-        Progress(lambda done, note: shown.append((done, note)), done=0),
+        Progress(lambda done, _, note: shown.append((int(done), note)), done=0),
         folder,
         lambda: "starting",
         clock=lambda: now,
