@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from datagen.io import storage
 from pipelines import environment
 from pipelines.recipes.benchmark_names import bundled_benchmarks
 from pipelines.servers import PREFECT, RAY, ask_servers, require_cluster_address
@@ -108,6 +107,7 @@ def _benchmark(
             return out.say_recipe(resolved)
         await_servers = ask_servers(RAY, PREFECT)
         require_photos(resolved, section="")
+        from datagen.io import storage
         from pipelines.preflight import check_surroundings
         from training.evaluation.results import RESULTS, SUMMARY, require_place
         from training.weights.model_folder import find_model

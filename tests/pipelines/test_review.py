@@ -198,4 +198,4 @@ def test_a_server_that_is_down_costs_seconds(invoke: Invoke) -> None:
     begun = time.monotonic()
     ended = invoke("review", env={"MLFLOW_TRACKING_URI": uri})
     assert ended.code == 1 and "does not answer" in ended.err and "secret" not in ended.err
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 10

@@ -46,7 +46,7 @@ def test_all_dead_servers_are_named_at_once(
     begun = time.monotonic()
     with pytest.raises(NoServerError) as refused:
         check_servers(RAY, PREFECT)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 3
     ray, prefect = str(refused.value).splitlines()
     assert f"no Ray cluster answers at RAY_ADDRESS={dead[RAY]} (it is silent); start it" in ray
     assert f"PREFECT_API_URL={dead[PREFECT]}" in prefect and "or unset it" in prefect
@@ -114,7 +114,7 @@ def test_commands_ask_before_they_load_their_libraries(
         begun = time.monotonic()
         env = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
         ended = flowmapsr(*build_words(tmp_path / "set"), env=env)
-        assert time.monotonic() - begun < 60 and ended.code == 1
+        assert time.monotonic() - begun < 15 and ended.code == 1
     assert f"RAY_ADDRESS=127.0.0.1:{port} (it is silent)" in ended.err
     assert not (tmp_path / "set").exists()
 

@@ -144,6 +144,8 @@ class Enlarger:
 
     def _finished(self, lq: np.ndarray, scale: float, how: Decided, watch: Watch) -> np.ndarray:
         """RGB uint8 or uint16 (H, W, 3), enlarged by `scale` -> restored, in its colors."""
+        if how.color_fix == "off":
+            return to_levels(self._restored(lq, how.steps, watch), lq.dtype)
         fixed = fix_colors(  # holds the one copy of either picture
             self._restored(lq, how.steps, watch),
             np.divide(lq, top_level(lq), dtype=np.float32),

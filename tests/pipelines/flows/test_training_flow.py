@@ -33,6 +33,7 @@ from training.checkpoints.records import COMMIT
 from training.run_dir.paths import StagePaths
 from training.run_dir.starts import read_failures, read_seconds, read_starts
 from training.settings.recipe import TrainingRecipe
+from training.tracking.store.run_names import RunNames
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server", "ray_cluster_address"),
@@ -169,6 +170,41 @@ def test_a_corrupt_shard_ends_training_with_its_name_and_without_retries(
         train(recipe)
 
 
+def _assert_page_shows(path: Path, photos: Path) -> None:
+    page = path.read_text()
+    assert page.count("data-example>") == 2 and "x2: flowmapsr" in page
+    assert "95 % intervals" not in page  # two photos have none
+    assert all(photo.name in page for photo in photos.iterdir())
+
+
+def _assert_all_is_in_mlflow(
+    client: MlflowClient, names: RunNames, base: Path, psnr: float | None
+) -> None:
+    """The training, its one stage and the evaluation."""
+    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.metrics["eval/psnr_x2_nfe1"] == pytest.approx(psnr)
+    logged = {item.path for item in client.list_artifacts(names.parent)}
+    assert {"recipe.json", "stages.json", "stages.md", "starts", "report.html"} <= logged
+    tags = parent.data.tags
+    assert "1 of 1 stages done" in tags["mlflow.note.content"]
+    assert "On photos: psnr_x2_bicubic" in tags["mlflow.note.content"]
+    assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
+    assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
+    assert child.data.tags["command"] == tags["command"]
+    assert parent.data.metrics["cost/worker_hours"] > 0 == parent.data.metrics["cost/restarts"]
+    assert {"perf/tflops", "system/cpu_utilization_percentage"} <= set(child.data.metrics)
+    assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
+    assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
+        child.data.metrics
+    )
+    digest = load_manifest(str(base / "dataset")).digest
+    assert parent.inputs.dataset_inputs[0].dataset.digest == digest[:36]
+    assert child.data.tags["dataset.digest"] == digest
+    assert child.inputs.dataset_inputs[0].dataset.digest == digest[:36]
+    assert "images" in {item.path for item in client.list_artifacts(child.info.run_id)}
+
+
 def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
     run_recipe: RunMaker,
     prefect_server: str,
@@ -209,34 +245,10 @@ def test_the_full_flow_goes_from_photos_to_an_evaluated_model(
 
     client = MlflowClient(uri)
     names = mlflow_names(base / "run")
-    parent, child = client.get_run(names.parent), client.get_run(names.stages["warmup"])
-    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
-    assert parent.data.metrics["eval/psnr_x2_nfe1"] == pytest.approx(record.rows[1].psnr)
-    logged = {item.path for item in client.list_artifacts(names.parent)}
-    assert {"recipe.json", "stages.json", "stages.md", "starts", "report.html"} <= logged
-    page = (base / "report.html").read_text()
-    assert page.count("data-example>") == 2 and "x2: flowmapsr" in page
-    assert "95 % intervals" not in page  # two photos have none
-    assert all(photo.name in page for photo in photos.iterdir())
+    _assert_all_is_in_mlflow(client, names, base, record.rows[1].psnr)
+    _assert_page_shows(base / "report.html", photos)
     in_mlflow = client.download_artifacts(names.parent, "report.html", str(tmp_path))
-    assert Path(in_mlflow).read_text() == page
-    tags = parent.data.tags
-    assert "1 of 1 stages done" in tags["mlflow.note.content"]
-    assert "On photos: psnr_x2_bicubic" in tags["mlflow.note.content"]
-    assert tags["mlflow.user"] and tags["command"] and tags["code.version"]
-    assert tags["version.ray"] and tags["world_size"] == "2" and tags["hosts"] and tags["devices"]
-    assert child.data.tags["command"] == tags["command"]
-    assert parent.data.metrics["cost/worker_hours"] > 0 == parent.data.metrics["cost/restarts"]
-    assert {"perf/tflops", "system/cpu_utilization_percentage"} <= set(child.data.metrics)
-    assert "loss/perceptual" not in child.data.metrics  # the recipe leaves it out
-    assert {"loss/total", "loss/fm", "perf/images_per_second", "perf/data_wait_fraction"} <= set(
-        child.data.metrics
-    )
-    digest = load_manifest(str(base / "dataset")).digest
-    assert parent.inputs.dataset_inputs[0].dataset.digest == digest[:36]
-    assert child.data.tags["dataset.digest"] == digest
-    assert child.inputs.dataset_inputs[0].dataset.digest == digest[:36]
-    assert "images" in {item.path for item in client.list_artifacts(child.info.run_id)}
+    assert Path(in_mlflow).read_bytes() == (base / "report.html").read_bytes()
 
     done = base / "run" / "stages" / "warmup" / "done.json"
     before = done.stat().st_mtime_ns
